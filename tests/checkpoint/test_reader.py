@@ -1,6 +1,7 @@
 """Opening model folders: what is whole is read exactly, what is not is refused in one line."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -127,8 +128,40 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
     refused(empty, "is not a model", "config.json")
     (empty / "config.json").write_text("{}")
     refused(empty, "has no model.safetensors")
-    (empty / "pytorch_model.bin").touch()
-    refused(empty, ".bin", "safetensors")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_what_is_no_ordinary_file_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    refused(folder, "not a model" if name == "config.json" else f"{name}: is not an ordinary file")
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    refused(folder, "not a model" if name == "config.json" else f"{name}: is not an ordinary file")
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    refused(folder, "not a model" if name == "config.json" else f"{name}: is not an ordinary file")
+
+
+def test_a_link_to_nothing_is_named(folder: Path) -> None:
+    """As in the hub's cache, when a blob was removed."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../blobs/abc")
+    refused(folder, "model.safetensors: cannot be read (No such file or directory)")
+
+
+def test_links_into_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    (folder / "model.safetensors").rename(blob)
+    (folder / "model.safetensors").symlink_to(blob)
+    with open_checkpoint(folder) as model:
+        check_tensors(model)
+
+
+def test_a_large_header_of_small_pieces_is_refused_before_it_is_parsed(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(raw(b"[%s]" % (b"[]," * 2_000_000)))
+    refused(folder, "far too large")
 
 
 @pytest.mark.parametrize(("text", "word"), [("{", "config.json:1"), ("[]", "not a mapping"), ("\xff", "not JSON")])
@@ -140,6 +173,37 @@ def test_bad_config(folder: Path, text: str, word: str) -> None:
 def test_quantized(folder: Path) -> None:
     (folder / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
     refused(folder, "is quantized (awq)")
+    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "a\\nb"}}')
+    refused(folder, "is quantized (unknown method)")
+
+
+CODES = torch.zeros(2, 2, dtype=torch.int32)
+SCALES = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "word"),
+    [
+        ({"m.qweight": CODES, "m.scales": SCALES}, "m.scales"),
+        ({"m.weight_packed": CODES}, "m.weight_packed"),
+        ({"m.weight": CODES.to(torch.int8), "m.SCB": SCALES}, "m.SCB"),
+        ({"m.weight": CODES.to(torch.uint8), "m.weight.absmax": SCALES}, "m.weight.absmax"),
+        ({"m.weight": torch.ones(2).to(torch.float8_e4m3fn), "m.weight_scale_inv": SCALES}, "m.weight_scale_inv"),
+        ({"up_blocks": CODES.to(torch.uint8), "up_scales": CODES.to(torch.uint8)}, "up_scales"),
+        ({"qweight": CODES}, "qweight"),
+    ],
+)
+def test_quantized_though_no_config_says_so(folder: Path, tensors: dict[str, torch.Tensor], word: str) -> None:
+    save_file(tensors | {"norm.weight": SCALES.clone()}, folder / "model.safetensors")
+    refused(folder, f"model.safetensors: is quantized, as {word} shows", "before quantization")
+
+
+def test_names_alone_do_not_make_it_quantized(folder: Path) -> None:
+    plain = {"m.weight": SCALES, "m.weight_scale": SCALES, "m.scales": SCALES, "absmax": SCALES, "n.weight": CODES}
+    save_file({k: v.clone() for k, v in plain.items()} | {"qweight": SCALES.clone()}, folder / "model.safetensors")
+    with open_checkpoint(folder) as model:
+        assert len(model.tensors) == 6
+        assert model.output_shards == {"model.safetensors": "model.safetensors"}
 
 
 def test_adapter_is_not_a_model(tmp_path: Path) -> None:
@@ -165,9 +229,13 @@ def change_index(change: Callable[[dict[str, str]], object]) -> Callable[[Path],
             "00002-of-00002.safetensors: the shard is missing",
         ),
         (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "weight_map"),
-        (change_index(lambda m: m.update(b="../model.safetensors")), "not a file of this folder"),
-        (change_index(lambda m: m.update(b="/etc/passwd")), "not a file of this folder"),
-        (change_index(lambda m: m.update(b="..")), "missing"),
+        (change_index(lambda m: m.update(b="../model.safetensors")), "not a .safetensors file of this folder"),
+        (change_index(lambda m: m.update(b="/etc/passwd.safetensors")), "not a .safetensors file of this folder"),
+        (change_index(lambda m: m.update(b="..")), "not a .safetensors file of this folder"),
+        (change_index(lambda m: m.update(b="mooring.json")), "not a .safetensors file of this folder"),
+        (change_index(lambda m: m.update(b="a\nb.safetensors")), r"a\nb.safetensors"),
+        (change_index(lambda m: m.update(b="x" * 5000 + ".safetensors")), "missing"),
+        (change_index(lambda m: m.update({"z\n": "c.safetensors"})), r"the name 'z\n' is not one of a tensor"),
         (change_index(lambda m: m.update(b=3)), "weight_map"),  # type: ignore[call-overload]
         (change_index(lambda m: m.update(z=m["b"])), "z is in the index but not in the file"),
         (change_index(lambda m: m.pop("b")), "b is in the file but not in the index"),
@@ -203,7 +271,19 @@ ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (raw({"x": ONE | {"shape": [True, 2]}}, b"12345678"), "whole numbers"),
         (raw({"x": ONE | {"data_offsets": [0]}}, b"12345678"), "whole numbers"),
         (raw({"x": ONE | {"shape": [3]}}, b"12345678"), "8 bytes where its shape takes 12"),
-        (raw({"x": ONE | {"shape": [2**61, 2**61]}}, b"12345678"), "8 bytes where its shape takes"),
+        (raw({"x": ONE | {"shape": [2**61, 2**61]}}, b"12345678"), "larger than any tensor's"),
+        (raw({"x": ONE | {"shape": [0, 2**61, 2**61], "data_offsets": [0, 0]}}), "larger than any tensor's"),
+        (raw({"x": ONE | {"shape": [10**30]}}, b"12345678"), "whole numbers"),
+        (raw(b'{"x": %s}' % (b"9" * 5000)), "whole numbers"),
+        (raw(b'{"x": NaN}'), "'NaN' is not one of the whole numbers"),
+        (raw(b'{"x": 1e999}'), "'1e999' is not one of the whole numbers"),
+        (raw(json.dumps({"x": ONE}).encode("utf-16"), b"12345678"), "not JSON"),
+        (raw(json.dumps({"x": ONE}).encode() + b"\0\0", b"12345678"), "not JSON"),
+        (raw({"a\nb": ONE}, b"12345678"), r"the name 'a\nb'"),
+        (raw({"": ONE}, b"12345678"), "the name '' is not one of a tensor"),
+        (raw({"\ud800": ONE}, b"12345678"), r"the name '\ud800'"),
+        (raw({"x" * 1001: ONE}, b"12345678"), "is not one of a tensor"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git-lfs pointer"),
         (raw({"x": ONE, "y": ONE | {"data_offsets": [4, 12]}}, b"x" * 12), "'y' overlaps"),
         (raw({"x": ONE, "y": ONE | {"data_offsets": [12, 20]}}, b"x" * 20), "gap"),
         (raw({"x": ONE | {"data_offsets": [8, 16]}}, b"x" * 16), "gap"),

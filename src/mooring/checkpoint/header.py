@@ -8,10 +8,11 @@ import dataclasses
 import json
 import math
 import os
+import stat
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -39,8 +40,14 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
-LONGEST_HEADER = 100_000_000
-"""Bytes; the limit that the safetensors library sets too."""
+LONGEST_HEADER = 2**25
+"""Bytes, enough for 300,000 tensors in one file; the library allows 100 MB, which can take gigabytes to parse."""
+
+_MOST_MARKS = 4_000_000
+"""Brackets, commas and colons in a header, of which a tensor takes a dozen: they bound the memory of parsing."""
+
+_LONGEST_NAME = 1000
+"""Characters."""
 
 _MEND = "fetch the file again"
 
@@ -71,6 +78,44 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+def open_regular(file: Path) -> int:
+    """A descriptor for reading an ordinary file; the caller closes it.
+
+    Raises:
+        ModelError: It cannot be opened, or is a folder, a pipe or a device, which could make the reader wait for ever.
+    """
+    try:
+        regular = stat.S_ISREG(file.stat().st_mode)  # before opening, which acts on some devices
+        if regular:
+            handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                return handle
+            os.close(handle)
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror})", "name a file that can") from None
+    raise ModelError(f"{file}: is not an ordinary file", "put the file itself there")
+
+
+def refuse_pointer(file: Path, head: bytes) -> None:
+    """Say it where git-lfs left its note in place of the file.
+
+    Args:
+        file: Its path.
+        head: The first 8 bytes.
+
+    Raises:
+        ModelError: It is such a note.
+    """
+    if head.startswith(b"version "):
+        raise ModelError(f"{file}: is a git-lfs pointer, not the weights", "run `git lfs pull`")
+
+
+def check_name(name: str) -> None:
+    """Hold that a tensor's name can be printed in a line and written in UTF-8. Raises ValueError."""
+    if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"the name {name[:60]!a} is not one of a tensor")
+
+
 def read_header(file: Path) -> list[TensorInfo]:
     """Read and check a header; the tensors come in the order of their bytes.
 
@@ -78,9 +123,11 @@ def read_header(file: Path) -> list[TensorInfo]:
         ModelError: The file cannot be read, is cut short, or its header is not one or lies about the file.
     """
     try:
-        with file.open("rb") as stream:
+        with os.fdopen(open_regular(file), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            (length,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))
+            head = stream.read(8)
+            refuse_pointer(file, head)
+            (length,) = struct.unpack("<Q", head.ljust(8, b"\0"))
             if size < 8 or length > size - 8:
                 raise ModelError(f"{file}: is cut short or not a safetensors file", _MEND)
             if length > LONGEST_HEADER:
@@ -89,17 +136,39 @@ def read_header(file: Path) -> list[TensorInfo]:
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})", "name a file that can") from None
     try:
-        header = json.loads(text, object_pairs_hook=_no_twins)
-        if not isinstance(header, dict):
-            raise ValueError("it is not a mapping")
-        header.pop("__metadata__", None)
-        infos = [_entry(name, entry, file, 8 + length) for name, entry in header.items()]
+        infos = [_entry(name, entry, file, 8 + length) for name, entry in _parse(text).items()]
     except (ValueError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "it is not JSON"
         raise ModelError(f"{file}: its header is corrupt: {reason}", _MEND) from None
     infos.sort(key=lambda info: (info.offset, info.nbytes))
     _check_layout(infos, file, 8 + length, size)
     return infos
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    """The entries of a header by name, without its metadata. Raises ValueError or RecursionError."""
+    if sum(map(text.count, (b"[", b"{", b",", b":"))) > _MOST_MARKS:
+        raise ValueError("it is far too large")
+    header = json.loads(
+        text.decode("utf-8"),  # json alone would take UTF-16 too
+        object_pairs_hook=_no_twins,
+        parse_int=_integer,
+        parse_float=_no_number,
+        parse_constant=_no_number,
+    )
+    if not isinstance(header, dict):
+        raise ValueError("it is not a mapping")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _integer(digits: str) -> int:
+    """A whole number of a size that a file can have; Python would spend long on a thousand digits."""
+    return int(digits) if len(digits) < 20 else _no_number(digits)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:40]!r} is not one of the whole numbers that a header is made of")
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -112,16 +181,19 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(name: str, entry: Any, file: Path, start: int) -> TensorInfo:
     """One tensor of a header. Raises ValueError where the entry does not hold together."""
+    check_name(name)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"the entry of {name[:200]!r} is not a tensor's")
+        raise ValueError(f"the entry of {name!r} is not a tensor's")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{name[:200]!r} has the unknown type {str(dtype)[:40]!r}")
+        raise ValueError(f"{name!r} has the unknown type {str(dtype)[:40]!r}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"the shape or the offsets of {name[:200]!r} are not whole numbers")
+        raise ValueError(f"the shape or the offsets of {name!r} are not whole numbers")
+    if math.prod(size or 1 for size in shape) >= 2**62:  # an axis of 0 must not hide others that overflow
+        raise ValueError(f"the shape of {name!r} is larger than any tensor's")
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != nbytes:
-        raise ValueError(f"{name[:200]!r} has {offsets[1] - offsets[0]} bytes where its shape takes {nbytes}")
+        raise ValueError(f"{name!r} has {offsets[1] - offsets[0]} bytes where its shape takes {nbytes}")
     return TensorInfo(name, DTYPES[dtype], tuple(shape), file, start + offsets[0], nbytes)
 
 
@@ -136,7 +208,7 @@ def _check_layout(infos: list[TensorInfo], file: Path, start: int, size: int) ->
     for info in infos:
         if info.offset != end:
             fault = "overlaps the one before it" if info.offset < end else "leaves a gap before it"
-            raise ModelError(f"{file}: its header is corrupt: {info.name[:200]!r} {fault}", _MEND)
+            raise ModelError(f"{file}: its header is corrupt: {info.name!r} {fault}", _MEND)
         end += info.nbytes
     if end > size:
         raise ModelError(f"{file}: is cut short: {size} bytes where its header takes {end}", _MEND)

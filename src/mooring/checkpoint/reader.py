@@ -4,22 +4,31 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from mooring.checkpoint.header import TensorInfo, read_header
+from mooring.checkpoint.header import TensorInfo, check_name, open_regular, read_header
+from mooring.checkpoint.pickled import read_pickled
+from mooring.checkpoint.quantized import betrayed
 from mooring.errors import ModelError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+
+_LARGEST_JSON = 2**28
+"""Bytes."""
+
+_UNQUANTIZED = "name the model as it was before quantization"
 
 
 class TensorFiles:
-    """Tensors in safetensors files, read by position; any number of threads may read at once.
+    """Tensors in files, read by position; any number of threads may read at once.
 
     Args:
         infos: What the files hold.
@@ -52,16 +61,16 @@ class TensorFiles:
         size = info.dtype.itemsize
         count = (stop - start) * size
         buffer = torch.empty(count, dtype=torch.uint8) if out is None else out[:count]
-        view = buffer.numpy().data
+        rest = buffer.numpy().data
         position = info.offset + start * size
         try:
-            handle = self._handle(info.file)
-            done = 0
-            while done < count:
-                got = os.preadv(handle, [view[done:]], position + done)
+            handle = self._handles.get(info.file) or self._open(info.file)
+            while rest:
+                got = os.preadv(handle, (rest,), position)
                 if got == 0:
                     raise ModelError(f"{info.file}: ends within {name}", "fetch the file again")
-                done += got
+                rest = rest[got:]
+                position += got
         except OSError as error:
             raise ModelError(f"{info.file}: cannot be read ({error.strerror})", "name a file that can") from None
         return buffer.view(info.dtype)
@@ -70,10 +79,10 @@ class TensorFiles:
         """A whole tensor, in its shape."""
         return self.read(name).view(self.tensors[name].shape)
 
-    def _handle(self, file: Path) -> int:
+    def _open(self, file: Path) -> int:
         with self._lock:
             if file not in self._handles:
-                self._handles[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                self._handles[file] = open_regular(file)
             return self._handles[file]
 
     def close(self) -> None:
@@ -117,9 +126,27 @@ class Checkpoint(TensorFiles):
         return groups
 
     @property
+    def output_shards(self) -> dict[str, str]:
+        """File name to the name of a safetensors file for the same tensors, in the order of `shards`.
+
+        `pytorch_model-00001-of-00002.bin` becomes `model-00001-of-00002.safetensors`; safetensors keep their names.
+        """
+        shards = self.shards
+        names = {name: _as_safetensors(name) for name in shards}
+        if len(set(names.values())) < len(names):  # an index may name anything
+            names = {name: f"model-{k:05}-of-{len(names):05}.safetensors" for k, name in enumerate(shards, 1)}
+        return names
+
+    @property
     def nbytes(self) -> int:
         """Size of all tensors, in bytes."""
         return sum(info.nbytes for info in self.tensors.values())
+
+
+def _as_safetensors(name: str) -> str:
+    if not name.endswith(".bin"):
+        return name
+    return name.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -130,26 +157,36 @@ def is_adapter(folder: str | Path) -> bool:
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a whole model: `config.json` with `model.safetensors`, or shards and their index.
 
-    Only headers are read. Close it when done, or use it in a `with`.
+    Where there are no safetensors, `pytorch_model.bin` or its shards, of which no pickled code is run. Only headers are
+    read. Close it when done, or use it in a `with`.
 
     Raises:
         ModelError: The folder is missing, empty, an adapter, quantized or not a model, or a file in it is corrupt.
     """
     folder = Path(folder)
     config = read_config(folder)
-    if config.get("quantization_config"):
-        method = config["quantization_config"]
-        method = method.get("quant_method", "unknown method") if isinstance(method, dict) else method
-        raise ModelError(f"{folder}: is quantized ({method})", "name the model as it was before quantization")
-    if (folder / WEIGHTS).is_file():
-        infos = read_header(folder / WEIGHTS)
-    elif (folder / INDEX).is_file():
-        infos = list(_read_shards(folder))
-    else:
-        raise _no_weights(folder)
+    for key in ("quantization_config", "compression_config"):
+        if method := config.get(key):
+            method = method.get("quant_method") if isinstance(method, dict) else method
+            named = method if isinstance(method, str) and method.isprintable() else "unknown method"
+            raise ModelError(f"{folder}: is quantized ({named[:80]})", _UNQUANTIZED)
+    infos = _find(folder)
     if not infos:
         raise ModelError(f"{folder}: holds no tensors", "name a folder with a model's weights")
-    return Checkpoint(folder, config, infos)
+    checkpoint = Checkpoint(folder, config, infos)
+    if info := betrayed(checkpoint.tensors):
+        raise ModelError(f"{info.file}: is quantized, as {info.name} shows", _UNQUANTIZED)
+    return checkpoint
+
+
+def _find(folder: Path) -> list[TensorInfo]:
+    """The tensors of the first form that is there, in the order in which transformers looks for them."""
+    for weights, index, read in ((WEIGHTS, INDEX, read_header), (PICKLED, PICKLED_INDEX, read_pickled)):
+        if os.path.lexists(folder / weights):  # a link to nothing, or a folder, is named by `read`
+            return read(folder / weights)
+        if os.path.lexists(folder / index):
+            return list(_read_shards(folder / index, read))
+    raise ModelError(f"{folder}: has no {WEIGHTS} and no {INDEX}", "fetch the model's weights")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -177,7 +214,9 @@ def read_json(file: Path) -> dict[str, Any]:
         ModelError: It cannot be read, or is not a mapping.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        with os.fdopen(open_regular(file), "rb") as stream:
+            text = stream.read(_LARGEST_JSON)
+        data = json.loads(text.decode("utf-8"))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})", "name a file that can") from None
     except (ValueError, RecursionError) as error:
@@ -188,28 +227,30 @@ def read_json(file: Path) -> dict[str, Any]:
     return data
 
 
-def _read_shards(folder: Path) -> Iterator[TensorInfo]:
+def _read_shards(index: Path, read: Callable[[Path], list[TensorInfo]]) -> Iterator[TensorInfo]:
     """The tensors of a sharded model, by its index."""
-    index = folder / INDEX
+    folder, suffix = index.parent, index.name.split(".")[1]
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise ModelError(f"{index}: has no weight_map from names to files", "fetch the file again")
-    for shard in sorted(set(places.values())):
-        if Path(shard).name != shard or "\0" in shard:  # a path could lead anywhere on the disk
-            raise ModelError(f"{index}: names {shard!r}, which is not a file of this folder", "fetch the model again")
-        if not (folder / shard).is_file():
+    names: dict[str, set[str]] = {}
+    try:
+        for name, shard in places.items():
+            check_name(name)
+            names.setdefault(shard, set()).add(name)
+    except ValueError as error:
+        raise ModelError(f"{index}: is corrupt: {error}", "fetch the file again") from None
+    for shard in names:
+        # a path could lead anywhere on the disk, and another suffix to a side file of the output
+        if Path(shard).name != shard or not shard.isprintable() or not shard.endswith(f".{suffix}"):
+            what = f"{index}: names {shard[:200]!a}, which is not a .{suffix} file of this folder"
+            raise ModelError(what, "fetch the model again")
+    for shard in sorted(names):
+        if not os.path.lexists(folder / shard):
             raise ModelError(f"{folder / shard}: the shard is missing", "fetch the model again")
-        infos = read_header(folder / shard)
-        held, named = {info.name for info in infos}, {name for name, place in places.items() if place == shard}
-        for name in sorted(held ^ named):
-            where = "is in the index but not in the file" if name in named else "is in the file but not in the index"
+        infos = read(folder / shard)
+        held = {info.name for info in infos}
+        for name in sorted(held ^ names[shard]):
+            where = "is in the file but not in the index" if name in held else "is in the index but not in the file"
             raise ModelError(f"{folder / shard}: {name} {where}", "fetch the model again")
         yield from infos
-
-
-def _no_weights(folder: Path) -> ModelError:
-    """Why a folder with a config has nothing that can be opened."""
-    if any(folder.glob("*.bin")):
-        mend = "load it in transformers and save_pretrained it, which writes safetensors"
-        return ModelError(f"{folder}: has its weights as .bin, which is not read yet", mend)
-    return ModelError(f"{folder}: has no {WEIGHTS} and no {INDEX}", "fetch the model's weights")
