@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -9,23 +10,53 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mooring.errors import OutputError
+from mooring.errors import OutputError, UserError
 
 PARTIAL = ".partial-"
 """Prefix of what is still being written; whatever bears it after a crash is rubbish."""
 
 
+_FAULTS = {
+    errno.ENOSPC: ("no room left on the disk", "free some, or choose another folder"),
+    errno.EDQUOT: ("no room left on the disk", "free some, or choose another folder"),
+    errno.EFBIG: ("a file is too large for this disk", "choose a folder on another disk, or smaller shards"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ELOOP: ("is a link that leads back to itself", "name another folder"),
+}
+_FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
+
+_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system says that cannot lock a folder (NFS, some that run in user space)."""
+
+
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into one clear line."""
+    """Turn a full disk, a forbidden folder, or an input that may not be read or has vanished into one clear line.
+
+    Raises:
+        OutputError: Any of these happened while `path` was written.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"{path}: no room left on the disk", "free some, or choose another folder") from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        other = _other(error, path)
+        if other and error.errno in (*_FORBIDDEN, errno.ENOENT):
+            raise OutputError(f"{other}: cannot be used ({error.strerror})", "see that it is there") from None
+        if error.errno in _FAULTS:
+            what, mend = _FAULTS[error.errno]
+            raise OutputError(f"{path}: {what}", mend) from None
+        if error.errno in _FORBIDDEN:
             raise OutputError(f"{path}: may not be written ({error.strerror})", "choose another folder") from None
         raise
+
+
+def _other(error: OSError, path: Path) -> Path | None:
+    """The file that an error is about, where it is neither `path`, nor around it, nor in it, nor half-written."""
+    if not isinstance(error.filename, str):
+        return None
+    file, own = Path(error.filename).absolute(), path.absolute()
+    ours = file.is_relative_to(own) or own.is_relative_to(file) or any(p.startswith(PARTIAL) for p in file.parts)
+    return None if ours else Path(error.filename)
 
 
 def atomic_text(path: Path, text: str) -> None:
@@ -59,40 +90,145 @@ def atomic_bytes(path: Path, data: bytes) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a fresh folder to fill, beside `path`; rename it to `path` when the block ends well, else remove it.
 
+    One process at a time writes a path; what one that was killed left is removed. Where `path` is a link, the folder
+    that it leads to is written.
+
     Raises:
-        OutputError: `path` exists and is not an empty folder, the disk is full, or it may not be written.
+        OutputError: `path` exists and is not an empty folder, another process is writing it, the disk is full, or it
+            may not be written.
     """
     with explained(path):
         free_for_output(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        clear_partial(path)
-        scratch = path.parent / f"{PARTIAL}{path.name}"
-        scratch.mkdir()
+        target = _target(path)
+        _make_parent(target)
+        scratch, lock = _claim(target)
         try:
+            free_for_output(path)  # another process may have finished it since
             yield scratch
-            if path.is_dir():
-                path.rmdir()
-            os.replace(scratch, path)
+            _rename(scratch, target)
+        except UserError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if str(scratch) not in error.what:
+                raise
+            error.what = error.what.replace(str(scratch), str(path))
+            error.args = (f"{error.what}; {error.mend}" if error.mend else error.what,)
+            raise
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
+        finally:
+            os.close(lock)
 
 
 def clear_partial(path: Path) -> None:
-    """Remove what a killed writer of `path` left beside it."""
-    shutil.rmtree(path.parent / f"{PARTIAL}{path.name}", ignore_errors=True)
+    """Remove what a killed writer of `path` left beside it; what a living one is at work on stays."""
+    scratch = _scratch(path)
+    with contextlib.suppress(OSError, OutputError):
+        handle = _locked(scratch, path)
+        if handle is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.close(handle)
+
+
+def _scratch(path: Path) -> Path:
+    return path.parent / f"{PARTIAL}{path.name}"
+
+
+def _target(path: Path) -> Path:
+    """The folder itself, where `path` is a link to one."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except RuntimeError:  # what Python up to 3.12 raises for ELOOP
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise OutputError(f"{path}: lies in a file, not in a folder", "choose another folder") from None
+
+
+def _claim(path: Path) -> tuple[Path, int]:
+    """Make the folder that becomes `path`, empty, and lock it; the kernel unlocks it when this process ends.
+
+    Returns:
+        The folder, and the descriptor that holds the lock.
+
+    Raises:
+        OutputError: A living process is writing the same path.
+    """
+    scratch = _scratch(path)
+    while True:
+        if scratch.is_symlink() or scratch.is_file():
+            scratch.unlink()
+        with contextlib.suppress(FileExistsError):
+            scratch.mkdir()
+        handle = _locked(scratch, path)
+        if handle is None:  # another writer ended in between
+            continue
+        try:
+            for left in scratch.iterdir():
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            return scratch, handle
+        except BaseException:
+            os.close(handle)
+            raise
+
+
+def _locked(scratch: Path, path: Path) -> int | None:
+    """A descriptor that locks a folder, or `None` where the folder is gone.
+
+    Raises:
+        OutputError: Another process has locked it.
+    """
+    handle = None
+    try:
+        handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mend = "wait for it to end, or choose another folder"
+            raise OutputError(f"{path}: is being written by another process", mend) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        if not os.path.samestat(os.fstat(handle), scratch.lstat()):  # it was renamed before it was locked
+            raise FileNotFoundError
+        return handle
+    except BaseException as error:
+        if handle is not None:
+            os.close(handle)
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
+
+
+def _rename(scratch: Path, path: Path) -> None:
+    """Put the whole folder in its place, over an empty one."""
+    try:
+        os.replace(scratch, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            mend = "name another folder"
+            raise OutputError(f"{path}: was filled by something else in the meantime", mend) from None
+        raise
 
 
 def free_for_output(path: Path) -> None:
     """Refuse an output path that holds something already.
 
     Raises:
-        OutputError: It is a file, or a folder that is not empty.
+        OutputError: It is a file, or a folder that is not empty or may not be read.
     """
-    if path.is_file():
-        raise OutputError(f"{path}: is a file", "name a folder that does not exist yet")
-    if path.is_dir() and any(path.iterdir()):
-        raise OutputError(f"{path}: holds something already", "name another folder, or empty this one")
+    with explained(path):
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path}: is a file", "name a folder that does not exist yet")
+        if path.is_dir() and any(path.iterdir()):
+            raise OutputError(f"{path}: holds something already", "name another folder, or empty this one")
 
 
 def need_room(path: Path, wanted: int) -> None:
