@@ -15,6 +15,7 @@ from mooring.errors import MismatchError, ModelError
 
 PREFIX = "base_model.model.model.layers.0.mlp.up_proj"
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
+PAIR = {"x.lora_A.weight": (2, 3), "x.lora_B.weight": (4, 2)}
 
 
 def adapter(folder: Path, rows: int = 10, columns: int = 7, rank: int = 2, **config: Any) -> Path:
@@ -59,8 +60,9 @@ def expected(folder: Path, scale: float) -> torch.Tensor:
 )
 def test_scale(tmp_path: Path, config: dict[str, Any], scale: float) -> None:
     folder = adapter(tmp_path / "a", **config)
-    with open_adapter(folder) as opened:
-        delta = opened.delta(WEIGHT, 0, 70).view(10, 7)
+    with open_adapter(folder) as opened, open_checkpoint(base(tmp_path / "b")) as model:
+        opened.bind(model)
+        delta = opened.read_tuned(WEIGHT, 0, 70, torch.zeros(70)).view(10, 7)
     torch.testing.assert_close(delta.double(), expected(folder, scale), rtol=1e-6, atol=1e-6)
 
 
@@ -69,12 +71,19 @@ def test_scale(tmp_path: Path, config: dict[str, Any], scale: float) -> None:
 def test_any_slice_is_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, cut: tuple[int, int], block: int
 ) -> None:
-    folder = adapter(tmp_path_factory.mktemp("adapter"))
+    here = tmp_path_factory.mktemp("adapter")
+    folder = adapter(here / "a")
     start, stop = sorted(cut)
-    with pytest.MonkeyPatch.context() as patch, open_adapter(folder) as opened:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open_adapter(folder) as opened,
+        open_checkpoint(base(here / "b")) as model,
+    ):
         patch.setattr(lora, "BLOCK", block)
-        whole = opened.delta(WEIGHT, 0, 70)
-        assert torch.equal(opened.delta(WEIGHT, start, stop), whole[start:stop])
+        opened.bind(model)
+        whole = opened.read_tuned(WEIGHT, 0, 70, torch.zeros(70))
+        part = opened.read_tuned(WEIGHT, start, stop, torch.zeros(stop - start))
+        assert torch.equal(part, whole[start:stop])
     torch.testing.assert_close(whole.view(10, 7).double(), expected(folder, 3.0), rtol=1e-6, atol=1e-6)
 
 
@@ -83,7 +92,7 @@ def test_named_adapter_keys(tmp_path: Path) -> None:
     pair = {"x.lora_A.default.weight": torch.ones(2, 3), "x.lora_B.default.weight": torch.ones(4, 2)}
     save_file(pair, folder / "adapter_model.safetensors")
     with open_adapter(folder) as opened:
-        assert list(opened.updates) == ["x.weight"]
+        assert list(opened.changes) == ["x.weight"]
         assert opened.base_name == "org/some-base"
 
 
@@ -91,10 +100,11 @@ def test_named_adapter_keys(tmp_path: Path) -> None:
     ("config", "word"),
     [
         ({"peft_type": "IA3"}, "type IA3, not LoRA"),
-        ({"use_dora": True}, "DoRA"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "biases"),
+        ({"use_dora": True}, "has no DoRA magnitude"),
+        ({"use_dora": True, "lora_bias": True}, "DoRA with lora_bias"),
+        ({"use_qalora": True}, "QALoRA"),
+        ({"target_parameters": ["experts.up_proj"]}, "target_parameters"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"r": 4}, "rank 4"),
@@ -115,10 +125,16 @@ def test_refused_by_name(tmp_path: Path, config: dict[str, Any], word: str) -> N
     ("tensors", "word"),
     [
         ({"x.lora_A.weight": (2, 3)}, "A or B alone"),
-        ({"x.lora_embedding_A": (2, 3)}, "not a plain LoRA weight"),
-        ({"x.lora_magnitude_vector": (2,)}, "not a plain LoRA weight"),
+        ({"x.lora_embedding_A": (2, 3)}, "A or B alone"),
+        ({"x.lora_magnitude_vector": (2,)}, "A or B alone"),
+        (PAIR | {"x.lora_magnitude_vector": (4,)}, "has a DoRA magnitude"),
+        (PAIR | {"x.lora_A.bias": (2,)}, "not a LoRA weight of a known kind"),
+        (PAIR | {"x.lora_embedding_A": (2, 3)}, "not a LoRA weight of a known kind"),
+        (PAIR | {"x.lora_diag": (2,)}, "not a LoRA weight of a known kind"),
+        (PAIR | {"y.base_layer.lora_A.weight": (2, 3)}, "not a LoRA weight of a known kind"),
+        (PAIR | {"z.base_layer.weight": (2, 3), "z.weight": (2, 3)}, r"z\.weight twice"),
         ({"x.lora_A.weight": (2, 3), "x.lora_B.weight": (4, 3)}, "rank 2"),
-        ({"x.lora_A.weight": (2, 3, 1, 1), "x.lora_B.weight": (4, 2, 1, 1)}, "rank 2"),
+        ({"x.lora_A.weight": (2, 3, 1, 1), "x.lora_B.weight": (4, 2, 1, 1)}, "a convolution"),
         ({"x.lora_A.a.weight": (2, 3), "x.lora_A.b.weight": (2, 3)}, "more than one adapter"),
         ({}, "no LoRA weights"),
     ],
@@ -159,10 +175,45 @@ def test_does_not_fit(tmp_path: Path) -> None:
             check_fits(opened, model)
 
 
-def test_tied_head_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["x.weight", "x.base_layer.weight", "x.modules_to_save.weight"])
+def test_a_whole_tensor_under_any_of_its_names(tmp_path: Path, key: str) -> None:
+    """As PEFT has saved them over time; it comes back in its storage type, and in the base's shape."""
     folder = adapter(tmp_path / "a")
-    pair = {"lm_head.lora_A.weight": torch.ones(2, 7), "lm_head.lora_B.weight": torch.ones(10, 2)}
-    save_file(pair, folder / "adapter_model.safetensors")
-    model = base(tmp_path / "b", tie_word_embeddings=True)
-    with open_adapter(folder) as opened, open_checkpoint(model) as whole, pytest.raises(MismatchError, match="ties"):
-        check_fits(opened, whole)
+    stored = torch.arange(70).half().view(10, 7)
+    key = f"base_model.model.{key}".replace("x", WEIGHT.removesuffix(".weight"))
+    save_file({key: stored, f"{WEIGHT}.original_module.weight": torch.zeros(2)}, folder / "adapter_model.safetensors")
+    with open_adapter(folder) as opened, open_checkpoint(base(tmp_path / "b")) as model:
+        opened.bind(model)
+        assert torch.equal(opened.read_tuned(WEIGHT, 7, 21, torch.zeros(14)), stored.view(-1)[7:21])
+    with (
+        open_adapter(folder) as opened,
+        open_checkpoint(base(tmp_path / "c", (12, 7))) as model,
+        pytest.raises(MismatchError, match=r"of shape \[10, 7\]"),
+    ):
+        opened.bind(model)
+
+
+def test_a_square_weight_lies_as_the_others_do(tmp_path: Path) -> None:
+    """PEFT writes `fan_in_fan_out` for the last module only: the weights beside it decide where they can."""
+    folder = adapter(tmp_path / "a", 7, 7)
+    whole = expected(folder, 3.0)
+    for number, (flag, shape, transposed) in enumerate(
+        [(False, (7, 9), True), (True, (9, 7), False), (True, (9, 9), True), (False, (9, 9), False)]
+    ):
+        (folder / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 6, "fan_in_fan_out": flag})
+        )
+        where = tmp_path / f"base{number}"
+        where.mkdir()
+        beside = {WEIGHT: torch.zeros(7, 7), "other.weight": torch.zeros(shape), "other.bias": torch.zeros(9)}
+        save_file(beside, where / "model.safetensors")
+        (where / "config.json").write_text("{}")
+        with open_adapter(folder) as opened, open_checkpoint(where) as model:
+            opened.bind(model)
+            change = opened.read_tuned(WEIGHT, 0, 49, torch.zeros(49)).view(7, 7).double()
+        torch.testing.assert_close(change, whole.T if transposed else whole, rtol=1e-6, atol=1e-6)
+
+
+def test_tuned_values_need_a_base(tmp_path: Path) -> None:
+    with open_adapter(adapter(tmp_path / "a")) as opened, pytest.raises(ValueError, match="not bound"):
+        opened.read_tuned(WEIGHT, 0, 1, torch.zeros(1))
