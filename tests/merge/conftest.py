@@ -1,6 +1,7 @@
 """Model folders made of any tensors, for tests of merging."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+# `--import-mode=importlib` puts no test folder on the path; `reference` is shared.
+sys.path.insert(0, str(Path(__file__).parent))
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -1,62 +1,603 @@
-"""The rules of merging: pure functions from tensors and λ to a tensor.
+"""The methods of merging: pure functions from slices of tensors and a few numbers to the merged slice.
 
-λ is the weight of the tuned model, everywhere: 0 is the base, 1 the tuned model.
+λ is the weight of the tuned models, everywhere: 0 is the base, 1 the tuned model.
 
-A rule sees one slice of a tensor at a time. Linear needs no more than that. A rule that must know something of the
-whole tensor first (an angle for SLERP, norms for Model Stock, a threshold for TIES) gets it from a `sweep` of its own
-over the same slices, and takes the number as one more argument.
+A method is a generator, a *plan* for one tensor. It yields passes that it needs over the tensor (an angle for SLERP,
+ranks for TIES), gets back what they found, and returns how a slice is merged. So no tensor is ever whole in memory,
+and a method reads as its formula does. `stream` drives the plans; nothing here reads or writes a file.
+
+All arithmetic is in float32, or float64 where an input has it; sums over a tensor are in float64, a number a cell of a
+fixed grid, added exactly: the result does not hang on how the tensor was cut or on threads.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mooring.errors import UserError
-
-Rule = Callable[[Tensor, Tensor, float], Tensor]
-"""(base, tuned, λ) to merged: same shape, the base's type."""
+from mooring.merge import sphere, sweep
+from mooring.merge.sparsify import Sparsifier, grid_of, sparsifiers
 
 
-def linear(base: Tensor, tuned: Tensor, lam: float) -> Tensor:
-    """Weighted mean of base and tuned: (1−λ)·base + λ·tuned.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Site:
+    """A tensor that is to be merged, with its own numbers.
 
-    Computed as base + λ·(tuned−base), or from the other end where λ is at least a half: so an element that the tuning
-    left alone keeps its value exactly. In float32, or float64 where an input has it; rounded once. λ = 0 gives the
-    base's bytes and λ = 1 the tuned model's, in the base's type.
+    Attributes:
+        name: Its name.
+        shape: The sizes of its axes.
+        dtype: The type of the merged tensor.
+        numel: How many entries are merged (fewer than the shape's where one side has more vocabulary rows).
+        lams: λ, one an output.
+        base_weight: The base's own coefficient, or None for 1−λ.
+        weights: One a tuned model; empty for the method's default.
+        density: The share of entries kept, one a tuned model.
+        gamma: The share of largest entries dropped (Breadcrumbs), one a tuned model.
+        epsilon: Half the width of the keep probability (DELLA), one a tuned model.
+        normalize: Whether to divide by the sum of weights.
+        rescale: What makes up for dropped entries.
+        seed: Seed of what is drawn.
+        note: Told, in a sentence, what was decided for this tensor alone.
+    """
 
-    Source: Farn et al. 2024, Safeguard Fine-Tuned LLMs Through Pre- and Post-Tuning Model Merging, arXiv:2412.19512;
-    Wortsman et al. 2022, Model soups, arXiv:2203.05482. In mergekit: `merge_method: linear` with the weights 1−λ for
-    the base and λ for the tuned model.
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    numel: int
+    lams: tuple[float, ...]
+    base_weight: float | None
+    weights: tuple[float, ...]
+    density: tuple[float, ...]
+    gamma: tuple[float, ...]
+    epsilon: tuple[float, ...]
+    normalize: bool
+    rescale: Literal["inverse", "l1", "none"]
+    seed: int
+    note: Callable[[str], None]
+
+
+Work: TypeAlias = Callable[[int, Tensor, Sequence[Tensor]], Any]
+"""(start, base, tuned) to what a slice says; the slice begins at entry `start`, a multiple of the grid's cell."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pass:
+    """Something to be found out over a whole tensor.
+
+    Attributes:
+        work: Called on every slice, on any thread.
+        join: Puts what two neighbouring parts found together.
+        broken: Whether what was found in a slice shows that an input is NaN or Inf there; where it cannot tell, it is
+            None, and the slice itself is looked at.
+    """
+
+    work: Work
+    join: Callable[[Any, Any], Any]
+    broken: Callable[[Any], bool] | None = None
+
+
+class Apply(Protocol):
+    """Merges a slice."""
+
+    def __call__(self, start: int, base: Tensor, tuned: Sequence[Tensor], output: int) -> Tensor:
+        """The merged slice for λ number `output`, in the site's type, rounded once; or an input as it is.
+
+        It may lie in memory that the next call on the same thread uses again.
+        """
+        ...
+
+
+Plan: TypeAlias = Generator[Pass, Any, Apply]
+
+
+# Methods that are a weighted sum of their inputs, with weights that may hang on the tensor's angles.
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Coefficients:
+    """θ = base·c₀ + Σ tunedᵢ·cᵢ.
+
+    Attributes:
+        base: c₀; where `affine`, it is 1 − Σ cᵢ.
+        tuned: cᵢ, one a tuned model.
+        affine: Whether they sum to 1 by definition.
+    """
+
+    base: float
+    tuned: tuple[float, ...]
+    affine: bool = True
+
+
+_NEARLY_ONE = 1 - 2.0**-20
+"""Above it a weight may become 1 in float32, and then lerp loses −0."""
+
+
+def combine(
+    coefficients: Sequence[Coefficients],
+    dtype: torch.dtype,
+    start: int,
+    base: Tensor,
+    tuned: Sequence[Tensor],
+    k: int,
+) -> Tensor:
+    """The weighted sum c₀·base + Σ cᵢ·tunedᵢ; where the coefficients sum to 1, as base − Σ cᵢ·(base − tunedᵢ).
+
+    So there an entry that tuning left alone keeps its value exactly, −0 too: −0 − 0 is −0, but −0 + 0 is 0. A sum of
+    one input alone is that input, byte for byte.
 
     Args:
-        base: Any shape, a floating-point type.
-        tuned: The same shape; its type may differ.
-        lam: From 0 to 1. It never takes a tensor's type.
+        coefficients: One set an output.
+        dtype: The type of the result.
+        start: Not used.
+        base: Any length, a floating-point type.
+        tuned: The same length; types may differ.
+        k: Which output.
 
     Returns:
-        The base's shape and type.
+        The base's length, rounded once; an input itself where it is the result.
     """
-    if lam == 0:
+    c = coefficients[k]
+    active = [(values, weight) for values, weight in zip(tuned, c.tuned, strict=True) if weight != 0]
+    if not active and c.base == 1:
         return base
-    if lam == 1:
-        return tuned.to(base.dtype)
-    wide = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)
-    return torch.lerp(base.to(wide), tuned.to(wide), lam).to(base.dtype)
+    if len(active) == 1 and c.base == 0 and active[0][1] == 1:
+        return active[0][0]
+    out = sweep.scratch("out", base.numel(), dtype)
+    if len(active) == 1 and c.affine and base.dtype == active[0][0].dtype == dtype:
+        ((other, weight),) = active  # lerp works in float32 or better, rounds once, and keeps −0 from a weight of ½ on
+        if 0.5 <= weight < _NEARLY_ONE:
+            return torch.lerp(base, other, weight, out=out)
+        if 0.5 < 1 - weight < _NEARLY_ONE and dtype.itemsize == 2:  # what 1 − weight loses in float32 is not seen
+            return torch.lerp(other, base, 1 - weight, out=out)
+    ground = _widened("ground", base, wide_type([base, *(values for values, _ in active)]))
+    if not c.affine:
+        ground.mul_(c.base)
+        for values, weight in active:
+            ground.add_(_widened("change", values, ground.dtype), alpha=weight)
+        return out.copy_(ground)
+    less = any(weight > 0 for _, weight in active)  # which differences sum to 0, and not to −0, where nothing changed
+    total = None
+    for values, weight in active:
+        change = _widened("sum" if total is None else "change", values, ground.dtype)
+        torch.sub(ground, change, out=change) if less else change.sub_(ground)
+        signed = weight if less else -weight
+        if total is not None:
+            total.add_(change, alpha=signed)
+        else:
+            total = change if len(active) == 1 else change.mul_(signed)
+    if total is not None:
+        ground.sub_(total, alpha=signed if len(active) == 1 else 1)
+    return out.copy_(ground)
 
 
-RULES: Mapping[str, Rule] = {"linear": linear}
-"""Every method by its name in recipes and on the command line."""
+def wide_type(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float32, or float64 where one is that."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def rule_for(method: str, lam: float) -> Rule:
-    """Look a rule up.
+def _widened(slot: str, values: Tensor, kind: torch.dtype) -> Tensor:
+    """A copy in a wider type, in a thread's own memory."""
+    return sweep.scratch(slot, values.numel(), kind).copy_(values)
 
-    Raises:
-        UserError: The method is unknown, or λ lies outside [0, 1].
+
+def _shares(site: Site, models: int) -> tuple[float, ...]:
+    """The weights of the tuned models, summing to 1."""
+    given = site.weights or (1.0,) * models
+    total = math.fsum(given)
+    return tuple(w / total for w in given)
+
+
+def linear(site: Site, models: int) -> Plan:
+    """Weighted mean: θ = (1−λ)·base + λ·Σ wᵢ·tunedᵢ, the wᵢ summing to 1.
+
+    With `base_weight` b: θ = (b·base + Σ wᵢ·tunedᵢ) / (b + Σ wᵢ), the division only where `normalize`.
+
+    λ = 0 gives the base's bytes and λ = 1 the tuned model's.
+
+    Source: Farn et al. 2024, arXiv:2412.19512; Wortsman et al. 2022, Model soups, arXiv:2203.05482. In mergekit:
+    `linear` with the weights 1−λ for the base and λ·wᵢ for the tuned models.
     """
-    if method not in RULES:
-        raise UserError(f"method {method!r} is unknown", f"known: {', '.join(RULES)}")
-    if not 0 <= lam <= 1:  # refuses NaN as well
-        raise UserError(f"λ is {lam}", "give a number from 0 (the base) to 1 (the tuned model)")
-    return RULES[method]
+    if site.base_weight is not None:
+        weights = site.weights or (1.0,) * models
+        total = site.base_weight + math.fsum(weights) if site.normalize else 1.0
+        c = Coefficients(site.base_weight / total, tuple(w / total for w in weights), affine=site.normalize)
+        return functools.partial(combine, [c] * len(site.lams), site.dtype)
+    shares = _shares(site, models)
+    sets = [Coefficients(1 - lam, tuple(lam * w for w in shares)) for lam in site.lams]
+    return functools.partial(combine, sets, site.dtype)
+    yield
+
+
+def task_arithmetic(site: Site, models: int) -> Plan:
+    """Sum of task vectors: θ = base + λ·Σ wᵢ·(tunedᵢ − base); divided by Σ wᵢ where `normalize`.
+
+    Source: Ilharco et al. 2022, Editing models with task arithmetic, arXiv:2212.04089. In mergekit: `task_arithmetic`,
+    λ as `lambda`, wᵢ as `weight`.
+    """
+    weights = site.weights or (1.0,) * models
+    total = _divisor(weights) if site.normalize else 1.0
+    sets = [tuple(lam * w / total for w in weights) for lam in site.lams]
+    return functools.partial(combine, [Coefficients(1 - math.fsum(c), c) for c in sets], site.dtype)
+    yield
+
+
+def lines(site: Site, models: int) -> Plan:
+    """LiNeS: task arithmetic with λ rising linearly with depth, λ_l = α + β·l/(L−1) for layer l of L.
+
+    The ramp comes as the λ of each tensor: `--lam 0.2..0.8`; one number λ is the ramp from 0 to λ. Tensors before the
+    layers take the ramp's beginning, those after them its end.
+
+    Source: Wang et al. 2024, LiNeS: Post-training layer scaling prevents forgetting and enhances model merging,
+    arXiv:2410.17146, eq. 2. In mergekit: `task_arithmetic` with a gradient for `weight`.
+    """
+    return (yield from task_arithmetic(site, models))
+
+
+def slerp(site: Site, models: int) -> Plan:
+    """Spherical interpolation: θ = sin((1−λ)ω)/sin ω · base + sin(λω)/sin ω · tuned, ω the angle between the two.
+
+    ω comes from ‖δ‖ and not from a cosine, so that the formula holds for small angles and no threshold turns it into
+    Linear (mergekit's falls back above a cosine of 0.9995). A tensor without an angle (one side zero, or the two
+    opposite) is merged as Linear, and said so.
+
+    Source: Shoemake 1985, Animating rotation with quaternion curves. In mergekit: `slerp`, λ as `t`.
+    """
+    gram = yield Pass(gram_matrices, _concatenate, _not_finite)
+    angle, reason = sphere.angle(_total(gram))
+    if reason:
+        site.note(f"slerp: {reason}; merged as linear")
+    return functools.partial(combine, [sphere_pair(lam, angle) for lam in site.lams], site.dtype)
+
+
+def sphere_pair(lam: float, angle: float | None) -> Coefficients:
+    """SLERP's two coefficients at an angle in radians; Linear's where there is none."""
+    if angle is None or lam in (0, 1) or angle == 0:
+        return Coefficients(1 - lam, (lam,))
+    return Coefficients(
+        math.sin((1 - lam) * angle) / math.sin(angle), (math.sin(lam * angle) / math.sin(angle),), False
+    )
+
+
+def model_stock(site: Site, models: int) -> Plan:
+    """Model Stock: θ = base + λ·t·(mean of tuned − base), t = N·cos / (1 + (N−1)·cos), with N ≥ 2 tuned models.
+
+    cos is the mean pairwise cosine of the changes tunedᵢ − base, for each tensor. t is clamped to [0, 1], and where it
+    was, the manifest says so. λ = 1 is the published method.
+
+    Source: Jang et al. 2024, Model Stock: All we need is just a few fine-tuned models, arXiv:2403.19522, eq. 1 and 7.
+    In mergekit: `model_stock` (which does not clamp to [0, 1]).
+    """
+    gram = yield Pass(gram_matrices, _concatenate, _not_finite)
+    ratio, reason = sphere.model_stock_ratio(_total(gram)[1:, 1:])
+    if reason:
+        site.note(f"model_stock: {reason}")
+    sets = [(lam * ratio / models,) * models for lam in site.lams]
+    return functools.partial(combine, [Coefficients(1 - math.fsum(c), c) for c in sets], site.dtype)
+
+
+def karcher(site: Site, models: int) -> Plan:
+    """Karcher mean: the point on the sphere with the least weighted sum of squared arcs to the inputs' directions.
+
+    The inputs weigh 1−λ (the base) and λ·wᵢ; with `base_weight` b, b and wᵢ, over their sum. The result's norm is the
+    weighted mean of norms. Found in the space of coefficients, from the Gram matrix alone. With one tuned model it is
+    SLERP of the two directions.
+
+    Source: Karcher 1977, Riemannian center of mass and mollifier smoothing; mergekit's `karcher` (equal weights for all
+    models) for language models.
+    """
+    gram = _total((yield Pass(gram_matrices, _concatenate, _not_finite)))
+    sets = []
+    for lam in site.lams:
+        if not gram[1:, 1:].any():  # the same in all
+            sets.append(Coefficients(1.0, (0.0,) * models))
+            continue
+        if site.base_weight is not None:
+            given = (site.base_weight, *(site.weights or (1.0,) * models))
+        else:
+            given = (1 - lam, *(lam * w for w in _shares(site, models)))
+        total = math.fsum(given)
+        coefficients, reason = sphere.karcher_coefficients(gram, [w / total for w in given])
+        if reason:
+            site.note(f"karcher: {reason}")
+        sets.append(Coefficients(coefficients[0], tuple(coefficients[1:]), affine=False))
+    return functools.partial(combine, sets, site.dtype)
+
+
+def gram_matrices(start: int, base: Tensor, tuned: Sequence[Tensor]) -> np.ndarray[Any, Any]:
+    """Inner products of base, tuned₁ − base, tuned₂ − base … in float64: shape (cells, 1 + models, 1 + models)."""
+    products = []
+    for first, *others in sweep.cells(sweep.CELL, base, *tuned):
+        ground = _widened("ground", first, torch.float64)
+        vectors = [ground]
+        vectors += [_widened(f"change {m}", t, torch.float64).sub_(ground) for m, t in enumerate(others)]
+        products += [torch.dot(vectors[i], vectors[j]) for i in range(len(vectors)) for j in range(i + 1)]
+    size = 1 + len(tuned)
+    lower = torch.stack(products).view(-1, size * (size + 1) // 2).numpy()
+    rows, columns = np.tril_indices(size)
+    found = np.empty((len(lower), size, size))
+    found[:, rows, columns] = found[:, columns, rows] = lower
+    return found
+
+
+def _not_finite(found: np.ndarray[Any, Any]) -> bool:
+    return not np.isfinite(found).all()
+
+
+def _concatenate(a: Any, b: Any) -> Any:
+    return np.concatenate([a, b])
+
+
+def _total(cells: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The sum over cells, exact and so the same in any order."""
+    size = cells.shape[1]
+    return np.array([[math.fsum(cells[:, i, j]) for j in range(size)] for i in range(size)])
+
+
+# Methods that thin the changes out first.
+
+_ZERO = torch.zeros(())
+
+
+def _thinned(site: Site, models: int, kind: str, consensus: bool) -> Plan:
+    """θ = base + λ · combination of wᵢ·thinned(tunedᵢ − base); what `kind` means is in `sparsify`."""
+    thin = yield from sparsifiers(kind, site, models)
+    weights = site.weights or (1.0,) * models
+    add = elect if consensus else add_up
+    return functools.partial(
+        _add_thinned, site, grid_of(kind, site), thin, functools.partial(add, weights=weights, normalize=site.normalize)
+    )
+
+
+def _add_thinned(
+    site: Site,
+    grid: int,
+    thin: Sequence[Sparsifier],
+    mix: Callable[[Sequence[Tensor]], Tensor],
+    start: int,
+    base: Tensor,
+    tuned: Sequence[Tensor],
+    k: int,
+) -> Tensor:
+    if site.lams[k] == 0:
+        return base
+    kind = wide_type([base, *tuned])
+    out = sweep.scratch("out", base.numel(), site.dtype)
+    for number, (place, first, *others) in enumerate(sweep.cells(grid, out, base, *tuned)):  # a cell stays in the cache
+        ground = _widened("ground", first, kind)
+        changes = [
+            keep(start + number * grid, _widened(f"change {m}", t, kind).sub_(ground))
+            for m, (keep, t) in enumerate(zip(thin, others, strict=True))
+        ]
+        mixed = mix(changes)
+        # λ·mixed with its zeros made +0 or −0, so that a base of −0 stays that, as in a slice that no model changed
+        mixed = torch.sub(_ZERO, mixed, out=mixed) if site.lams[k] > 0 else mixed.add_(0)
+        place.copy_(ground.sub_(mixed, alpha=abs(site.lams[k])))
+    return out
+
+
+def add_up(changes: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
+    """Σ wᵢ·δᵢ, divided by Σ wᵢ where asked. May change its inputs."""
+    divisor = _divisor(weights) if normalize else 1.0
+    total = changes[0].mul_(weights[0] / divisor) if weights[0] != divisor else changes[0]
+    for change, weight in zip(changes[1:], weights[1:], strict=True):
+        total.add_(change, alpha=weight / divisor)
+    return total
+
+
+def _divisor(weights: Sequence[float]) -> float:
+    """The sum of weights, or 1 where it is next to nothing, so that weights which cancel divide by no zero."""
+    total = math.fsum(weights)
+    return total if abs(total) >= 1e-8 else 1.0
+
+
+def elect(changes: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
+    """TIES's election and disjoint merge: for each entry, the sum of those wᵢ·δᵢ that have the sign of Σ wᵢ·δᵢ.
+
+    Where asked it is divided by the sum of the weights that took part. A sum of 0 counts as positive. May change its
+    inputs.
+
+    Source: Yadav et al. 2023, arXiv:2306.01708, section 3.
+    """
+    if len(changes) == 1:  # one voice elects itself
+        factor = weights[0] if not normalize or weights[0] == 0 else 1.0
+        return changes[0].mul_(factor) if factor != 1 else changes[0]
+    votes = [change.mul_(weight) for change, weight in zip(changes, weights, strict=True)]
+    sign = torch.zeros_like(votes[0])
+    for vote in votes:
+        sign.add_(vote)
+    sign.ge_(0).mul_(2).sub_(1)
+    total, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
+    for vote, weight in zip(votes, weights, strict=True):
+        agrees = torch.sign(vote).eq_(sign)
+        total.addcmul_(vote, agrees)
+        divisor.add_(agrees, alpha=weight)
+    if not normalize:
+        return total
+    # weights of both signs may cancel to a rounding error
+    near = 1e-6 * math.fsum(map(abs, weights)) if min(weights) < 0 else 0.0
+    return total.div_(divisor.masked_fill_(divisor.abs().le_(near).bool(), 1))
+
+
+def ties(site: Site, models: int) -> Plan:
+    """TIES: keep the `density` largest entries of each change, elect a sign for each entry, and take the disjoint mean.
+
+    Of the n entries of a tensor exactly max(1, ⌊density·n⌋) are kept; of equal ones the first. The threshold is exact,
+    from two histograms over the bit pattern of |δ| in float32.
+
+    Source: Yadav et al. 2023, TIES-Merging, arXiv:2306.01708. In mergekit: `ties`, λ as `lambda`.
+    """
+    return (yield from _thinned(site, models, "magnitude", consensus=True))
+
+
+def dare_linear(site: Site, models: int) -> Plan:
+    """DARE: drop each entry of a change with probability p = 1 − density, rescale the others by 1/(1−p), add up.
+
+    Which entries go is a function of (seed, tensor, position). `rescale: l1` restores the sum of magnitudes instead.
+
+    Source: Yu et al. 2023, Language models are Super Mario, arXiv:2311.03099, eq. 2. In mergekit: `dare_linear`, whose
+    `rescale` is the l1 one.
+    """
+    return (yield from _thinned(site, models, "random", consensus=False))
+
+
+def dare_ties(site: Site, models: int) -> Plan:
+    """DARE's drop and rescale, then TIES's election and disjoint merge.
+
+    Source: Yu et al. 2023, arXiv:2311.03099; Yadav et al. 2023, arXiv:2306.01708. In mergekit: `dare_ties`.
+    """
+    return (yield from _thinned(site, models, "random", consensus=True))
+
+
+def della(site: Site, models: int) -> Plan:
+    """DELLA: drop entries at random, small ones more often (MagPrune), rescale, elect a sign, take the disjoint mean.
+
+    In each row the keep probability rises with the rank of |δ| from density − ε to density + ε; a kept entry is divided
+    by its probability (`rescale: l1` restores the sum of magnitudes instead, as mergekit does).
+
+    Source: Deep et al. 2024, DELLA-Merging, arXiv:2406.11617, section 3. In mergekit: `della`, with the same ε.
+    """
+    return (yield from _thinned(site, models, "magprune", consensus=True))
+
+
+def della_linear(site: Site, models: int) -> Plan:
+    """DELLA's dropping, then the plain sum of changes.
+
+    Source: Deep et al. 2024, arXiv:2406.11617. In mergekit: `della_linear`.
+    """
+    return (yield from _thinned(site, models, "magprune", consensus=False))
+
+
+def breadcrumbs(site: Site, models: int) -> Plan:
+    """Model Breadcrumbs: drop the `gamma` largest entries of each change and the smallest, so that `density` stay.
+
+    Of n entries ⌊density·n⌋ stay: those below the ⌊gamma·n⌋ largest; of equal ones the first count as smaller.
+
+    Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv:2312.06795. In mergekit: `breadcrumbs`.
+    """
+    return (yield from _thinned(site, models, "outliers", consensus=False))
+
+
+def breadcrumbs_ties(site: Site, models: int) -> Plan:
+    """Model Breadcrumbs's thinning, then TIES's election and disjoint merge.
+
+    Source: Davari and Belilovsky 2023, arXiv:2312.06795; Yadav et al. 2023, arXiv:2306.01708. In mergekit:
+    `breadcrumbs_ties`.
+    """
+    return (yield from _thinned(site, models, "outliers", consensus=True))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """What there is to know about a method besides its formula.
+
+    Attributes:
+        plan: The formula.
+        formula: In a line, for tables.
+        options: Which of `Options` mean something to it, besides λ.
+        least: The fewest tuned models.
+        most: The most.
+        normalize: The default.
+        rescale: The default.
+        keeps: Whether an entry that no tuned model changed keeps the base's value.
+        sums: Whether every entry of the result is a sum of all inputs' entries there, so that NaN and Inf pass on.
+        kind: How it thins changes out (`sparsify`), if it does.
+        passes: How often it reads its inputs, the writing pass included, at most.
+    """
+
+    plan: Callable[[Site, int], Plan]
+    formula: str
+    options: frozenset[str]
+    least: int = 1
+    most: int | None = None
+    normalize: bool = False
+    rescale: Literal["inverse", "l1", "none"] = "none"
+    keeps: bool = True
+    sums: bool = False
+    kind: str = ""
+    passes: int = 1
+
+
+_WEIGHED = frozenset({"weights", "normalize"})
+_THIN = _WEIGHED | {"density", "rescale"}
+_MIX = _WEIGHED | {"base_weight"}
+
+METHODS: Mapping[str, Method] = {
+    "linear": Method(plan=linear, formula="(1−λ)·base + λ·Σ wᵢ·tunedᵢ", options=_MIX, normalize=True, sums=True),
+    "slerp": Method(
+        plan=slerp,
+        formula="sin((1−λ)ω)/sin ω · base + sin(λω)/sin ω · tuned",
+        options=frozenset(),
+        most=1,
+        keeps=False,
+        passes=2,
+    ),
+    "task_arithmetic": Method(plan=task_arithmetic, formula="base + λ·Σ wᵢ·δᵢ", options=_WEIGHED, sums=True),
+    "lines": Method(plan=lines, formula="base + λ(depth)·Σ wᵢ·δᵢ", options=_WEIGHED, sums=True),
+    "ties": Method(
+        plan=ties,
+        kind="magnitude",
+        formula="base + λ·mean of the agreeing largest δᵢ",
+        options=_THIN,
+        normalize=True,
+        passes=4,
+    ),
+    "dare_linear": Method(
+        plan=dare_linear,
+        kind="random",
+        formula="base + λ·Σ wᵢ·δᵢ·mask/density",
+        options=_THIN | {"seed"},
+        rescale="inverse",
+    ),
+    "dare_ties": Method(
+        plan=dare_ties,
+        kind="random",
+        formula="base + λ·sum of the agreeing δᵢ·mask/density",
+        options=_THIN | {"seed"},
+        rescale="inverse",
+    ),
+    "della": Method(
+        plan=della,
+        kind="magprune",
+        formula="base + λ·mean of the agreeing δᵢ·mask/p(rank)",
+        options=_THIN | {"seed", "epsilon"},
+        normalize=True,
+        rescale="inverse",
+    ),
+    "della_linear": Method(
+        plan=della_linear,
+        kind="magprune",
+        formula="base + λ·Σ wᵢ·δᵢ·mask/p(rank)",
+        options=_THIN | {"seed", "epsilon"},
+        rescale="inverse",
+    ),
+    "breadcrumbs": Method(
+        plan=breadcrumbs,
+        kind="outliers",
+        formula="base + λ·Σ wᵢ·δᵢ, largest and smallest dropped",
+        options=_THIN | {"gamma"},
+        passes=4,
+    ),
+    "breadcrumbs_ties": Method(
+        plan=breadcrumbs_ties,
+        kind="outliers",
+        formula="base + λ·sum of the agreeing δᵢ, largest and smallest dropped",
+        options=_THIN | {"gamma"},
+        passes=4,
+    ),
+    "model_stock": Method(
+        plan=model_stock, formula="base + λ·t·(mean of tuned − base)", options=frozenset(), least=2, passes=2
+    ),
+    "karcher": Method(
+        plan=karcher,
+        formula="Riemannian mean on the sphere, weights 1−λ and λ·wᵢ",
+        options=_MIX - {"normalize"},
+        keeps=False,
+        passes=2,
+    ),
+}
+"""Every method by its name in recipes and on the command line."""

@@ -1,20 +1,55 @@
 """Go over tensors slice by slice, on a few threads, in bounded memory."""
 
 import dataclasses
+import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from mooring.checkpoint import TensorInfo
 
-SLICE = 8 * 2**20
-"""Bytes of one input that a thread holds at a time: large enough to read at the disk's speed, small enough for many."""
+SLICE = 2**20
+"""Bytes of one input that a thread holds at a time: enough to read at the disk's speed, few enough for a cache."""
+
+CELL = 2**17
+"""Entries of the grid that sums, draws and digests hang on. It is part of what a seed means: never change it."""
 
 R = TypeVar("R")
+
+_own = threading.local()
+
+
+def scratch(slot: str, count: int, dtype: torch.dtype) -> Tensor:
+    """Memory that a thread keeps and uses again, since fresh memory costs more than the arithmetic done in it.
+
+    Args:
+        slot: Its use; what was got under the same name before is overwritten.
+        count: Entries.
+        dtype: Their type.
+    """
+    kept: dict[str, tuple[Tensor, Tensor]] = _own.__dict__
+    memory, view = kept.get(slot, (_NOTHING, _NOTHING))
+    if view.numel() == count and view.dtype == dtype:
+        return view  # as it is: making even a view gives up the interpreter to the other threads for a moment
+    size = count * dtype.itemsize
+    if memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.uint8)
+    kept[slot] = memory, memory[:size].view(dtype)
+    return kept[slot][1]
+
+
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+
+
+def cells(grid: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one length, cut at a grid together."""
+    return zip(*(tensor.split(grid) for tensor in tensors), strict=True)  # type: ignore[no-untyped-call]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +76,7 @@ def cut(tensors: Iterable[TensorInfo], slice_bytes: int = SLICE, grid: int = 1) 
 
 
 def sweep(
-    slices: Iterable[Slice], work: Callable[[Slice], R], threads: int | None = None
+    slices: Iterable[Slice], work: Callable[[Slice], R], threads: int | None = None, *, batch: int = 1
 ) -> Generator[tuple[Slice, R], None, None]:
     """Do some work on every slice.
 
@@ -49,6 +84,7 @@ def sweep(
         slices: What to go over.
         work: Called on a worker thread; what it returns must be small.
         threads: How many workers; as many as cores, up to 4, where it is not given.
+        batch: How many slices a worker takes at a time; more than one saves some waiting for each other.
 
     Yields:
         Every slice with its result, in the order of `slices`, whatever the threads.
@@ -59,16 +95,24 @@ def sweep(
     threads = threads or min(4, os.cpu_count() or 1)
     own = torch.get_num_threads()
     pool = ThreadPoolExecutor(max_workers=threads, initializer=torch.set_num_threads, initargs=(1,))
-    waiting: deque[tuple[Slice, Future[R]]] = deque()
+    waiting: deque[tuple[list[Slice], Future[list[R]]]] = deque()
+    source = iter(slices)
     try:
-        for item in slices:
-            waiting.append((item, pool.submit(work, item)))
+        while items := list(itertools.islice(source, batch)):
+            waiting.append((items, pool.submit(_work_on, work, items)))
             if len(waiting) >= 4 * threads:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                yield from _results(waiting)
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            yield from _results(waiting)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(own)  # the workers' setting would be the default of every later thread
+
+
+def _work_on(work: Callable[[Slice], R], items: list[Slice]) -> list[R]:
+    return [work(item) for item in items]
+
+
+def _results(waiting: "deque[tuple[list[Slice], Future[list[R]]]]") -> Iterator[tuple[Slice, R]]:
+    items, future = waiting.popleft()
+    return zip(items, future.result(), strict=True)
