@@ -57,7 +57,7 @@ def test_adapter_as_peft_merges_it(tmp_path: Path, tiny_model_folder: Path, conf
         moved += not torch.equal(merged[name], value)
     assert moved == 14
     record = json.loads((tmp_path / "out" / "mooring.json").read_text())
-    assert record["tuned"]["kind"] == "lora"
+    assert record["tuned"][0]["kind"] == "lora"
     assert record["tensors"]["changed"] == 14
 
 

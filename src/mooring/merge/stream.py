@@ -1,20 +1,25 @@
-"""The engine: read two models a slice at a time, apply a rule, write the third."""
+"""Merge models from folder to folder: the one function that opens, checks, writes and verifies."""
 
 import contextlib
-import importlib.metadata
-import json
-from collections.abc import Callable
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mooring.checkpoint import MANIFEST, Checkpoint, Writer, combine, copy_side_files, file_digests, open_checkpoint
-from mooring.errors import MismatchError, OutputError
-from mooring.files import atomic_folder, free_for_output, need_room
-from mooring.merge.pair import Pair, check_finite, open_pair, same
-from mooring.merge.rules import Rule, rule_for
-from mooring.merge.sweep import SLICE, Slice, cut, sweep
+from mooring.checkpoint import Writer, open_checkpoint
+from mooring.errors import MismatchError, OutputError, UserError
+from mooring.files import PARTIAL, atomic_folder, free_for_output, need_room
+from mooring.merge.engine import Engine
+from mooring.merge.inputs import Inputs, open_inputs
+from mooring.merge.job import Options
+from mooring.merge.layout import lay_out
+from mooring.merge.manifest import Record, manifest, write_manifest, write_side_files
+from mooring.merge.sites import method_named, options_of, sites
+from mooring.merge.sweep import SLICE
+from mooring.merge.verify import compare
 
 Progress = Callable[[int, int], None]
 """Called now and then with bytes written and bytes to write."""
@@ -22,150 +27,189 @@ Progress = Callable[[int, int], None]
 _ROOM_FOR_SIDE_FILES = 64 * 2**20
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """How the merged model is to lie on the disk.
+
+    Attributes:
+        dtype: Type of its floating-point tensors; the base's own without.
+        max_shard_size: Bytes of a file at most (a larger tensor has one of its own); the base's files without.
+        tokenizer: Whose tokenizer goes along where vocabularies differ: `larger` or `base`.
+        allow_nonfinite: Go on where an input, or a merged value, is NaN or Inf.
+        verify: Read the result again and compare it with what was written.
+    """
+
+    dtype: torch.dtype | None = None
+    max_shard_size: int | None = None
+    tokenizer: str = "larger"
+    allow_nonfinite: bool = False
+    verify: bool = True
+
+
+PLAIN = Output()
+
+
 def merge(
     base: str | Path,
-    tuned: str | Path,
+    tuned: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    lam: float,
+    lam: Any = None,
     method: str = "linear",
+    lambdas: Sequence[float] = (),
+    options: Options | None = None,
+    output: Output = PLAIN,
     slice_bytes: int = SLICE,
     threads: int | None = None,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Path:
-    """Merge a tuned model into its base, and write the result as an ordinary model folder.
+    """Merge tuned models into their base, and write the result as an ordinary model folder.
 
     Memory stays bounded: a few slices a thread, whatever the size of the models and of their tensors. The output has
     the base's shards, types, configuration and tokenizer, and a manifest, `mooring.json`; the same inputs give the
-    same bytes, whatever the slices and the threads. It appears under its name when it is whole.
+    same bytes, whatever the slices, the threads and the shards. It appears under its name when it is whole and has been
+    read again and compared with what was written.
 
     Args:
         base: Folder of the aligned model.
-        tuned: Folder of the tuned model, or of a LoRA adapter on the base.
+        tuned: Folder of the tuned model, or of a LoRA adapter on the base; or several of them.
         out: A folder that does not exist yet, or is empty.
-        lam: λ, the weight of the tuned model, from 0 to 1.
-        method: A name in `rules.RULES`.
-        slice_bytes: Bytes of the base that a thread holds at a time.
+        lam: λ, the weight of the tuned models: a number, a ramp over depth `(0.2, 0.8)`, patterns of names to either,
+            or a `Setting`.
+        method: A name in `rules.METHODS`.
+        lambdas: Several λ at once: every input is read once, and `out` gets a folder such as `lam-0.4` for each.
+        options: All settings of the method at once, in place of `lam` and `settings`.
+        output: How the result is to lie on the disk.
+        slice_bytes: Bytes of the base that a thread holds at a time, at least a cell of the grid.
         threads: How many work at once; as many as cores, up to 4, where it is not given.
         progress: Told how far it is.
+        settings: Other fields of `job.Options`: `weights`, `density`, `gamma`, `epsilon`, `normalize`, `rescale`,
+            `seed`, `base_weight`.
 
     Returns:
         The output folder.
 
     Raises:
-        UserError: The method is unknown or λ lies outside [0, 1].
+        UserError: The method or an option is unknown, or λ or another number is out of range.
         ModelError: An input is missing, corrupt, not supported, or holds NaN or Inf.
         MismatchError: The inputs do not belong together, or are equal, so that a merge would change nothing.
-        OutputError: `out` holds something, lies in an input, or does not fit on the disk.
+        OutputError: `out` holds something, lies in an input, is being written by another process, or does not fit on
+            the disk.
     """
-    rule = rule_for(method, lam)
-    base, tuned, out = Path(base), Path(tuned), Path(out)
-    check_output(out, base, tuned)
-    with open_pair(base, tuned) as pair:
-        need_room(out, pair.base.nbytes + _ROOM_FOR_SIDE_FILES)
+    folders = [Path(tuned)] if isinstance(tuned, (str, Path)) else [Path(folder) for folder in tuned]
+    base, out = Path(base), Path(out)
+    if not folders:
+        raise UserError("there is no tuned model", "name at least one")
+    method_named(method)
+    _check_settings(output, threads)
+    options = options or options_of(method, lambdas[0] if lambdas else lam, **settings)
+    lams = {f"lam-{lam:g}": options_of(method, lam).lam for lam in lambdas} or {"": options.lam}
+    if len(lams) < len(lambdas):
+        raise UserError("two of the λ are the same", "give each once")
+    check_output(out, base, *folders)
+    with open_inputs(base, folders, tokenizer=output.tokenizer) as inputs:
+        decisions = {name: [said] for name, said in inputs.decisions.items()}
+
+        def note(name: str, sentence: str) -> None:
+            if sentence not in decisions.setdefault(name, []):
+                decisions[name].append(sentence)
+
+        engine = Engine(
+            inputs,
+            method,
+            sites(method, options, inputs.targets, len(folders), list(lams.values()), note, output.dtype),
+            # Where coefficients sum to 1 by definition, entries that no tuned model changed are the base's.
+            keeps=method_named(method).keeps and (options.base_weight is None or options.normalize is not False),
+            dtype=output.dtype,
+            check=not output.allow_nonfinite,
+            slice_bytes=slice_bytes,
+            threads=threads,
+            progress=progress,
+        )
+        need_room(out, engine.nbytes * len(lams) + _ROOM_FOR_SIDE_FILES)
         with atomic_folder(out) as scratch:
-            changed = _write(pair, rule, lam, scratch, slice_bytes, threads, progress)
-            if not changed:
-                raise MismatchError(f"{tuned}: equals {base}, so the merge would change nothing", "name a tuned model")
-            copy_side_files(base, scratch)
-            record = manifest(pair, method, lam, changed)
-            (scratch / MANIFEST).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            open_checkpoint(scratch).close()
+            places = [scratch / name for name in lams]
+            _write_tensors(engine, inputs, places, output)
+            for model, equal in zip(inputs.tuned, engine.equal, strict=True):
+                if equal:
+                    note("", f"{model.folder.resolve().name} equals the base")
+            record = Record(
+                inputs, method, options, list(engine.changed), decisions, engine.read, output.allow_nonfinite
+            )
+            for place, lam, digests in zip(places, lams.values(), engine.written, strict=True):
+                write_side_files(place, record, output.dtype)
+                targets = inputs.targets
+                tensors = {n: (engine.dtype(targets[n]), targets[n].shape, d) for n, d in digests.items()}
+                content = manifest(record, lam, tensors)
+                write_manifest(place, content)
+                with open_checkpoint(place) as written:
+                    if output.verify:
+                        finite = not output.allow_nonfinite
+                        compare(
+                            place, written, content["digests"], finite=finite, threads=threads, slice_bytes=slice_bytes
+                        )
     return out
+
+
+def _write_tensors(engine: Engine, inputs: Inputs, places: Sequence[Path], output: Output) -> None:
+    """Merge all tensors into new folders.
+
+    Raises:
+        MismatchError: No tuned model differs from the base.
+    """
+    layout = lay_out(inputs.targets.values(), engine.dtype, output.max_shard_size)
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for place in places:
+            place.mkdir(exist_ok=True)
+            writers.append(stack.enter_context(Writer(place, layout)))
+        engine.run(writers)
+    if all(engine.equal):
+        names = " and ".join(str(model.folder) for model in inputs.tuned)
+        verb = "equal" if len(inputs.tuned) > 1 else "equals"
+        what = f"{names}: {verb} {inputs.base.folder}, so the merge would change nothing"
+        raise MismatchError(what, "name a tuned model")
+
+
+def _check_settings(output: Output, threads: int | None) -> None:
+    """Refuse what a caller in Python may give, and the command line does not.
+
+    Raises:
+        UserError: A number is too small, or a word unknown.
+    """
+    for name, count in (("threads", threads), ("max_shard_size", output.max_shard_size)):
+        if count is not None and count < 1:
+            raise UserError(f"{name}: {count} is too few", "give 1 or more, or leave it out")
+    if output.tokenizer not in ("larger", "base"):
+        raise UserError(f"tokenizer: {output.tokenizer!r} is unknown", "give larger or base")
 
 
 def check_output(out: Path, *inputs: Path) -> None:
     """Refuse an output folder that is in use.
 
     Raises:
-        OutputError: It holds something, or is or lies in an input.
+        OutputError: It holds something, or is or lies in an input, or an input lies where it is made.
     """
+    whole = Path(os.path.realpath(out))  # `resolve` fails where a link leads back to itself
+    scratch = whole.with_name(PARTIAL + whole.name)  # `atomic_folder` empties it
     for folder in inputs:
-        if out.resolve().is_relative_to(folder.resolve()):
+        if whole.is_relative_to(folder.resolve()):
             raise OutputError(f"{out}: lies inside the input {folder}", "name a folder outside it")
+        if folder.resolve().is_relative_to(scratch):
+            raise OutputError(f"{out}: would be made in the input {folder}", "choose another name for it")
     free_for_output(out)
 
 
-def _write(
-    pair: Pair,
-    rule: Rule,
-    lam: float,
-    folder: Path,
-    slice_bytes: int,
-    threads: int | None,
-    progress: Progress | None,
-) -> list[str]:
-    """Write the merged tensors; returns the names of those in which the tuned model differs from the base."""
-    shards = {file: [(info.name, info.dtype, info.shape) for info in infos] for file, infos in pair.base.shards.items()}
-    changed: dict[str, None] = {}
-    done, total = 0, pair.base.nbytes
-    with Writer(folder, shards) as writer:
-
-        def work(piece: Slice) -> bool:
-            return merge_slice(pair, rule, lam, piece, writer)
-
-        pieces = cut(pair.base.tensors.values(), slice_bytes)
-        with contextlib.closing(sweep(pieces, work, threads)) as results:  # no worker may outlive the writer
-            for piece, differs in results:
-                if differs:
-                    changed[piece.name] = None
-                done += (piece.stop - piece.start) * pair.base.tensors[piece.name].dtype.itemsize
-                if progress:
-                    progress(done, total)
-    return list(changed)
-
-
-def merge_slice(pair: Pair, rule: Rule, lam: float, piece: Slice, writer: Writer) -> bool:
-    """Merge one slice and write it; whether the tuned model differs from the base there.
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """A floating-point type by torch's name for it.
 
     Raises:
-        ModelError: An input holds NaN or Inf.
-        MismatchError: Whole numbers or booleans differ.
+        UserError: It is no type that a merged model can have.
     """
-    base = pair.base.read(piece.name, piece.start, piece.stop)
-    tuned = pair.read_tuned(piece, base)
-    differs = not same(base, tuned)
-    if not base.dtype.is_floating_point:
-        if differs:
-            what = f"{pair.tuned.folder}: {piece.name} ({base.dtype}) differs from {pair.base.folder}"
-            raise MismatchError(what, "whole numbers cannot be merged; name the base that the model was tuned from")
-        writer.write(piece.name, piece.start, base)
-        return False
-    check_finite(base, pair.base.folder, piece.name)
-    merged = base
-    if differs:
-        check_finite(tuned, pair.tuned.folder, piece.name)
-        merged = rule(base, tuned, lam)
-        check_finite(merged, pair.tuned.folder, f"{piece.name}, once merged,")  # float16 ends at 65504
-    writer.write(piece.name, piece.start, merged)
-    return differs
-
-
-def manifest(pair: Pair, method: str, lam: float, changed: list[str]) -> dict[str, Any]:
-    """How the output was made, as plain values. No dates and no paths: the same inputs give the same manifest."""
-
-    def source(model: Any) -> dict[str, Any]:
-        files = file_digests(model.folder)
-        kind = "checkpoint" if isinstance(model, Checkpoint) else "lora"
-        return {"name": model.folder.resolve().name, "kind": kind, "digest": combine(files), "files": files}
-
-    whole = [info.name for info in pair.base.tensors.values() if not info.dtype.is_floating_point]
-    decisions = dict(pair.decisions) | dict.fromkeys(whole, "copied: equal in both, and not floating-point")
-    return {
-        "format": 1,
-        "method": method,
-        "lambda": float(lam),
-        "base": source(pair.base),
-        "tuned": source(pair.tuned),
-        "tensors": {"all": len(pair.base.tensors), "changed": len(changed)},
-        "decisions": dict(sorted(decisions.items())),
-        "made_with": {"mooring": _version(), "torch": torch.__version__},
-    }
-
-
-def _version() -> str:
-    """Mooring's own version; a source tree that is not installed has none."""
-    try:
-        return importlib.metadata.version("mooring")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
+    if name is None:
+        return None
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if found not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise UserError(f"--dtype: {name!r} is unknown", "give bfloat16, float16, float32 or float64")
+    return found  # type: ignore[no-any-return]
