@@ -32,7 +32,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,peers]'
 	touch $@
 
 clean:
