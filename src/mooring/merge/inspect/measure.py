@@ -1,0 +1,251 @@
+"""Measure a change in one pass over two models, in bounded memory; the numbers do not hang on threads or shards."""
+
+import contextlib
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mooring.merge.inputs import same
+from mooring.merge.inspect.change import Change, Histogram
+from mooring.merge.inspect.sketch import PROBES, Sketch
+from mooring.merge.sweep import Slice, sweep
+
+BLOCK = 2**20
+"""Entries that a thread takes at a time: about so many, in whole rows. Sums are made on this grid."""
+WIDEST = 2**16
+"""Columns of the widest matrix whose rank is measured: what the probes take in memory grows with it."""
+
+_CHUNK = 2**16
+"""Entries that are summed in float64 at a time: they stay in a core's cache."""
+_BINS = 2**10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Extent:
+    """What two models share of a tensor.
+
+    Attributes:
+        name: Its name.
+        dtype: The base's type.
+        shape: Its shape; where one side has more vocabulary rows, without those.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many entries it has."""
+        return math.prod(self.shape)
+
+
+Read = Callable[[Slice, Sequence[Tensor]], tuple[Tensor, Tensor]]
+"""A slice, and two buffers of bytes to read into, to the base's values and the tuned model's, flat; the same tensor
+twice where nothing changes it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """What a pass over two models found.
+
+    Attributes:
+        changes: Every tensor, in the base's order.
+        broken: Tensors with NaN or Inf to whose they are, `base` or `tuned`; `changes` leaves them out.
+        equal: Whether the two are the same, byte by byte where they have the same type.
+        read_seconds: How long reading took, as if threads did nothing else.
+    """
+
+    changes: tuple[Change, ...]
+    broken: Mapping[str, str]
+    equal: bool
+    read_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Part:
+    """What a slice has to say."""
+
+    base_square: float
+    change_square: float
+    along: float
+    counts: Tensor | None
+    """None where base and tuned are the same."""
+    seconds: float
+
+
+def measure(
+    tensors: Mapping[str, Extent],
+    read: Read,
+    *,
+    ranks: bool = True,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Measure how every tensor changed.
+
+    Args:
+        tensors: What the two share, in the base's order.
+        read: Reads the two.
+        ranks: Whether to measure the effective rank of each matrix's change: about half of the arithmetic.
+        threads: How many work at once.
+        progress: Told (bytes of the base done, bytes of the base).
+
+    Raises:
+        ModelError: A file ends early or cannot be read.
+    """
+    own = Buffers()
+    sketches: dict[str, Sketch] = {}
+    parts: dict[str, list[_Part]] = {name: [] for name in tensors}
+    changes: dict[str, Change] = {}
+    read_seconds, equal = 0.0, True
+    done, total = 0, sum(info.numel * info.dtype.itemsize for info in tensors.values())
+
+    def pieces() -> Iterator[Slice]:
+        for info in tensors.values():
+            if ranks and sketchable(info):
+                sketches[info.name] = Sketch(info.shape[1])
+            step = block(info)
+            for start in range(0, info.numel, step):
+                yield Slice(info.name, start, min(start + step, info.numel))
+
+    def work(piece: Slice) -> _Part:
+        sketch, projected = sketches.get(piece.name), None
+        try:
+            begun = time.perf_counter()
+            base, tuned = read(piece, own.bytes(piece.stop - piece.start))
+            seconds = time.perf_counter() - begun
+            squares, delta, counts = sums(base, tuned, own.get("delta", base.numel()))
+            if sketch and delta is not None:
+                projected = sketch.project(delta, own.get("projected", sketch.size))
+            return _Part(*squares, counts, seconds)
+        finally:  # the next slice waits for this one, whatever became of it
+            if sketch:
+                sketch.add(piece, projected)
+
+    with _single_threaded(), contextlib.closing(sweep(pieces(), work, threads)) as results:
+        for piece, part in results:
+            info = tensors[piece.name]
+            parts[piece.name].append(part)
+            read_seconds += part.seconds
+            equal = equal and part.counts is None
+            done += (piece.stop - piece.start) * info.dtype.itemsize
+            if progress:
+                progress(done, total)
+            if piece.stop == info.numel:
+                changes[info.name] = _change(info, parts[info.name], sketches.pop(info.name, None))
+                parts[info.name].clear()
+    for name, info in tensors.items():
+        if info.numel == 0:
+            changes[name] = _change(info, [], None)
+    broken = {
+        name: "tuned" if math.isfinite(changes[name].base_square) else "base"
+        for name in tensors
+        if not math.isfinite(changes[name].base_square + changes[name].change_square)
+    }
+    return Measured(
+        changes=tuple(changes[name] for name in tensors if name not in broken),
+        broken=broken,
+        equal=equal,
+        read_seconds=read_seconds,
+    )
+
+
+class Buffers(threading.local):
+    """A thread's own tensors, used again and again: large ones that come and go would leave holes in the memory."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def get(self, name: str, count: int) -> Tensor:
+        """So many float32 numbers, not set."""
+        if name not in self._held or len(self._held[name]) < count:
+            self._held.pop(name, None)
+            self._held[name] = torch.empty(count)
+        return self._held[name][:count]
+
+    def bytes(self, count: int) -> tuple[Tensor, Tensor]:
+        """Two buffers with room for so many numbers of any type."""
+        ours, theirs = (self.get(name, 2 * count).view(torch.uint8) for name in ("base", "tuned"))
+        return ours, theirs
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """This thread's own arithmetic on one core: the others are at work, and waiting for them burns time."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
+
+
+def sketchable(info: Extent) -> bool:
+    """Whether the effective rank of a tensor's change is measured: a matrix of numbers, not too wide."""
+    return len(info.shape) == 2 and 0 < info.shape[1] <= WIDEST and info.dtype.is_floating_point
+
+
+def block(info: Extent) -> int:
+    """Entries of a tensor that are worked on together: whole rows, as many as there are probes at least."""
+    if not sketchable(info):
+        return BLOCK
+    return max(BLOCK // info.shape[1], PROBES) * info.shape[1]
+
+
+def sums(base: Tensor, tuned: Tensor, out: Tensor) -> tuple[tuple[float, float, float], Tensor | None, Tensor | None]:
+    """(‖base‖², ‖δ‖², ⟨base, δ⟩), δ in float32, and its counts by bin; the last two None where nothing differs.
+
+    Args:
+        base: Flat, any type.
+        tuned: As long, any type.
+        out: As long, in float32: becomes δ.
+    """
+    differs = not same(base, tuned)
+    delta = out if differs else None
+    counts = torch.zeros(_BINS, dtype=torch.int64) if differs else None
+    found: list[tuple[float, float, float]] = []
+    for start in range(0, base.numel(), _CHUNK):
+        ours = base[start : start + _CHUNK].double()
+        square = ours.dot(ours).item()
+        if delta is None or counts is None:
+            found.append((square, 0.0, 0.0))
+            continue
+        change = tuned[start : start + _CHUNK].to(torch.float64, copy=True).sub_(ours)
+        found.append((square, change.dot(change).item(), ours.dot(change).item()))
+        here = delta[start : start + _CHUNK].copy_(change)
+        counts += torch.bincount((here.view(torch.int32) >> 21) & (_BINS - 1), minlength=_BINS)
+    return (_sum(a for a, _, _ in found), _sum(b for _, b, _ in found), _sum(c for _, _, c in found)), delta, counts
+
+
+def _sum(values: Iterable[float]) -> float:
+    """The exact sum, rounded once; NaN where it has none, as with infinite values of both signs."""
+    values = list(values)
+    return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def _change(info: Extent, parts: list[_Part], sketch: Sketch | None) -> Change:
+    counted = [part.counts for part in parts if part.counts is not None]
+    histogram: Histogram = ()
+    if counted:
+        total = torch.stack(counted).sum(0)
+        bins = total.nonzero().flatten().tolist()
+        unchanged = info.numel - int(total.sum())
+        merged = dict(zip(bins, total[bins].tolist(), strict=True))
+        histogram = tuple(sorted((merged | {0: merged.get(0, 0) + unchanged}).items()))
+    square = _sum(part.change_square for part in parts)
+    return Change(
+        name=info.name,
+        shape=tuple(info.shape),
+        base_square=_sum(part.base_square for part in parts),
+        change_square=square,
+        along=_sum(part.along for part in parts),
+        floating=info.dtype.is_floating_point,
+        histogram=histogram,
+        rank=sketch.rank(square) if sketch and 0 < square < math.inf else None,
+    )
