@@ -81,10 +81,9 @@ def test_the_ground_loads_no_torch() -> None:
 
 def test_merge_select_and_report_work_without_transformers_peft_and_trl() -> None:
     code = "\n".join(
-        f"import mooring.{part}.{path.stem}"
+        f"import mooring.{'.'.join(path.relative_to(SOURCE).with_suffix('').parts).removesuffix('.__init__')}"
         for part in ("merge", "select", "report")
-        for path in sorted((SOURCE / part).glob("*.py"))
-        if path.stem != "__init__"
+        for path in sorted((SOURCE / part).rglob("*.py"))
     )
     assert not loaded(code) & {"transformers", "peft", "trl", "datasets", "accelerate"}
 

@@ -53,7 +53,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"merge": {"lambdas": [0.5, 1.5]}}, "`merge.lambdas.1` is 1.5; input should be less than or equal to 1"),
         ({"merge": {"lambdas": [-0.1]}}, "`merge.lambdas.0` is -0.1; input should be greater than or equal to 0"),
         ({"merge": {"lambdas": [0, 1]}}, "give a λ between 0"),
-        ({"merge": {"method": "magic"}}, "`merge.method` is 'magic'; input should be 'linear'"),
+        ({"merge": {"method": "magic"}}, "`merge.method` is 'magic'; input should be 'linear', 'slerp'"),
         ({"select": {"margin": "much"}}, "`select.margin` is 'much'"),
         ({"tune": {"data": ["x"]}}, "either `tune`"),
         ({"tuned": None}, "either `tune`"),

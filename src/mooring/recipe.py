@@ -14,7 +14,20 @@ from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import RecipeError
 
 Lambda = Annotated[float, Field(ge=0, le=1)]
-Method = Literal["linear"]
+Method = Literal[
+    "linear",
+    "slerp",
+    "task_arithmetic",
+    "lines",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "karcher",
+]
 Metric = Literal["call_match", "exact_match", "response_loss"]
 GRID = (0.2, 0.4, 0.6, 0.8)
 """The paper's grid of λ."""
@@ -67,7 +80,15 @@ class Merge(Section):
     """θ = (1−λ)·base + λ·tuned, and its kin."""
 
     method: Method = "linear"
-    """The merging rule."""
+    """The merging rule (docs/methods.md)."""
+    density: float | None = Field(None, ge=0, le=1)
+    """The share of the change's entries that is kept (ties, dare, della, breadcrumbs); 1 without."""
+    gamma: float | None = Field(None, ge=0, le=1)
+    """The share of the largest entries that is dropped (breadcrumbs); 0.01 without."""
+    epsilon: float | None = Field(None, gt=0, lt=0.5)
+    """Half the width of the keep probability (della); 0.15 without."""
+    rescale: Literal["inverse", "l1", "none"] | None = None
+    """What makes up for dropped entries: 1/density, the sum of magnitudes, or nothing; the method's own without."""
     lambdas: tuple[Lambda, ...] = Field(GRID, min_length=1)
     """The λ to try. λ is the weight of the tuned model: 0 is the base, 1 the tuned model, and both are always tried."""
 

@@ -89,7 +89,8 @@ def test_a_damaged_shard(run: Run, tmp_path: Path, tiny_model_folder: Path, tune
 
 @pytest.mark.parametrize("lam", ["1.5", "-0.1", "nan"])
 def test_lambda_out_of_range(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, lam: str) -> None:
-    check_refused(run("merge", tiny_model_folder, tuned, "--lam", lam, "--out", "out"), "0", "1")
+    said = "not a number" if lam == "nan" else "from 0 (the base) to 1"
+    check_refused(run("merge", tiny_model_folder, tuned, "--lam", lam, "--out", "out"), said)
     check_refused(run("safeguard", tiny_model_folder, tuned, "--lambdas", f"0.5,{lam}", "--out", "out"), "lambdas")
     assert not (tmp_path / "out").exists()
 

@@ -4,7 +4,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from mooring.run.pipeline import Outcome
     from mooring.run.plan import Plan
     from mooring.run.store import Event
+
+_BLINK = 0.05
+"""Seconds between two steps of a bar, at least."""
+
+_DECISIONS = 6
+"""How many of a merge's decisions the terminal shows."""
 
 Tick = Callable[..., None]
 """Called with (done, total, note, tokens generated)."""
@@ -53,20 +60,28 @@ def resumable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bar(label: str) -> Iterator[Tick]:
-    """A progress bar for one verb."""
-    with resumable(), _progress(Console(stderr=True)) as progress:
+def bar(label: str, *, resumes: bool = True) -> Iterator[Tick]:
+    """A progress bar for one verb, on a terminal; a verb that resumes says so on Ctrl-C."""
+    out = Console(stderr=True)
+    progress = _progress(out)
+    progress.disable = not out.is_terminal  # it would write an empty line into a log
+    with resumable() if resumes else contextlib.nullcontext(), progress:
         yield _tick(progress, label)
 
 
 def _tick(progress: Progress, label: str) -> Tick:
     """What moves a bar; it shows tokens a second where tokens are told."""
     task = progress.add_task(escape(label), total=None, note="")
-    begun = time.monotonic()
+    begun = last = time.monotonic()
 
     def tick(done: int, total: int, note: str = "", tokens: int = 0) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _BLINK and done < total:  # a merge tells of every slice
+            return
+        last = now
         if tokens:
-            note = f"{tokens / max(time.monotonic() - begun, 1e-9):.0f} tokens/s"
+            note = f"{tokens / max(now - begun, 1e-9):.0f} tokens/s"
         progress.update(task, completed=done, total=total, note=escape(note))
 
     return tick
@@ -142,12 +157,15 @@ def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
     console().print(table)
 
 
-def inspection(found: "Inspection") -> None:
-    """What `mooring inspect` says."""
+def inspection(found: "Inspection", *, as_json: bool = False) -> None:
+    """What `mooring inspect` says: a verdict, what changed, what each method would do, what a merge costs."""
     from mooring.merge.inspect import as_table
 
-    out = console()
     facts = as_table(found)
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, indent=1))
+        return
+    out = console()
     pair = escape(f"{found.tuned} ({found.kind}) into {found.base}")
     out.print(f"[bold]{escape(facts['verdict'])}[/bold]: {pair}")
     for problem in found.problems:
@@ -156,18 +174,58 @@ def inspection(found: "Inspection") -> None:
         out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     for name, decision in found.decisions.items():
         out.print(f"{escape(name)}: {escape(decision)}")
-    if found.problems:
+    if not facts["changed"]:
         return
-    out.print(f"{facts['changed']} of {facts['tensors']} tensors changed, by {found.relative:.2%} of the base's norm")
-    for title, groups in (("module", found.by_module()), ("layer", found.by_layer())):
-        table = Table(title, "change", "", box=None, pad_edge=False)
-        most = max(groups.values(), default=0) or 1
-        for name, change in groups.items():
-            table.add_row(escape(name), f"{change:.2%}", "█" * round(24 * min(change / most, 1)))
+
+    def percent(share: float | None) -> str:
+        return "from zero" if share is None else f"{100 * share:.3g} %" if share else "unchanged"
+
+    def degrees(angle: float | None) -> str:
+        return f"{angle:.3g}°" if angle else ""
+
+    whole = facts["whole"]
+    out.print(
+        f"{facts['changed']} of {facts['tensors']} tensors changed, by {percent(whole['relative_change'])} of the "
+        f"base's norm; {whole['entries_changed']:.1%} of the entries; "
+        f"largest angle {degrees(whole['largest_angle_degrees'])}"
+    )
+    for title, groups in (("module", facts["by_module"]), ("layer", facts["by_layer"])):
+        table = Table(box=None, pad_edge=False)
+        for heading in (title, "change", "", "angle", "entries", "directions"):
+            table.add_column(heading, overflow="fold")
+        most = max((group["relative_change"] or 0 for group in groups.values()), default=0) or 1
+        for name, group in groups.items():
+            change, directions = group["relative_change"], group["directions"]
+            bar = "█" * round(12 * (1 if change is None else change / most))
+            entries = f"{group['entries_changed']:.1%}" if group["entries_changed"] else ""
+            row = (percent(change), bar, degrees(group["largest_angle_degrees"]), entries)
+            table.add_row(escape(name.removesuffix(".weight")), *row, "" if directions is None else str(directions))
         out.print()
         out.print(table)
     out.print()
-    out.print(f"A merge writes {facts['writes']} and holds about {facts['memory']} in memory.")
+    out.print("[dim]angle: the largest; directions: the most that a weight's change needs for 90 % of its square[/dim]")
+    table = Table(box=None, pad_edge=False)
+    for heading in (f"at λ = {found.lam:g}", "from base", "from tuned", ""):
+        table.add_column(heading, overflow="fold")
+    for method in found.methods:
+        sizes = [f"{d:.2f}" if d is not None else "" for d in (method.from_base, method.from_tuned)]
+        table.add_row(", ".join(method.methods), *sizes, escape(method.remark))
+    out.print()
+    out.print(table)
+    out.print(
+        "[dim]distances in ‖δ‖, the norm of the whole change; what is drawn by lot is the expected distance[/dim]"
+    )
+    if found.cost:
+        cost = facts["cost"]
+        seconds = cost["seconds"]
+        took = (
+            ""
+            if seconds is None
+            else f", and takes about {max(seconds, 0.1):.1f} s a pass at the speed of this reading"
+        )
+        out.print()
+        out.print(f"A merge reads {cost['read']}, writes {cost['write']} ({cost['free']} free here){took}.")
+        out.print(f"It holds about {cost['memory']} in memory.")
 
 
 def plan(planned: "Plan") -> None:
@@ -184,3 +242,22 @@ def plan(planned: "Plan") -> None:
     table.add_row("disk", f"{sizes[0]} at the fullest")
     table.add_row("memory", f"about {sizes[1]}")
     out.print(table)
+
+
+def merged(folder: Path, names: Sequence[str]) -> None:
+    """Where the merged model is, and what had to be decided on the way."""
+    from mooring.checkpoint import MANIFEST, read_json
+
+    out = console()
+    record = read_json(folder / (names[0] if names else "") / MANIFEST)
+    for note in record["notes"]:
+        out.print(f"[yellow]note:[/yellow] {escape(note)}")
+    said = record["decisions"]
+    for name, decision in list(said.items())[:_DECISIONS]:
+        out.print(f"[dim]{escape(name)}: {escape(decision)}[/dim]")
+    if len(said) > _DECISIONS:
+        out.print(f"[dim]… and {len(said) - _DECISIONS} more such decisions, all in {MANIFEST}[/dim]")
+    if names:
+        out.print(f"The merged models are in {escape(str(folder))}: {', '.join(names)}.")
+    else:
+        out.print(f"The merged model is in {escape(str(folder))}.")

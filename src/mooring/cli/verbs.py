@@ -7,6 +7,7 @@ import typer
 
 import mooring
 from mooring.cli import show
+from mooring.cli.merging import merge
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -187,23 +188,7 @@ def tune(
     typer.echo(f"The adapter is in {made}.")
 
 
-@app.command()
-def merge(
-    base: Base,
-    tuned: Tuned,
-    lam: Annotated[float, typer.Option(help="λ, the weight of the tuned model: 0 is BASE, 1 is TUNED.")],
-    out: Annotated[Path, typer.Option(help="Folder for the merged model.")],
-    method: Annotated[str, typer.Option(help="Merging rule.")] = "linear",
-) -> None:
-    """Merge TUNED into BASE: (1−λ)·BASE + λ·TUNED.
-
-    \b
-    Examples:
-      mooring merge base/ tuned/ --method linear --lam 0.6 --out merged
-      mooring merge meta-llama/Llama-3.1-8B-Instruct adapter/ --lam 0.5 --out merged
-    """
-    made = mooring.merge(base, tuned, lam=lam, out=out, method=method)
-    typer.echo(f"The merged model is in {made}.")
+app.command()(merge)
 
 
 @app.command()
@@ -316,15 +301,34 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 
 
 @app.command()
-def inspect(base: Base, tuned: Tuned) -> None:
-    """Say whether BASE and TUNED belong together, and what changed between them.
+def inspect(
+    base: Base,
+    tuned: Tuned,
+    lam: Annotated[float, typer.Option(help="λ for which to say what each method would do.")] = 0.5,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the effective ranks, half of the work.")] = False,
+    heatmap: Annotated[Path | None, typer.Option(help="Draw the change by layer and module as a PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say whether BASE and TUNED belong together, what changed between them, and what a merge would do and cost.
 
     \b
     Examples:
       mooring inspect base/ tuned/
-      mooring inspect meta-llama/Llama-3.1-8B-Instruct adapter/
+      mooring inspect base/ tuned/ --heatmap change.png
+      mooring inspect meta-llama/Llama-3.1-8B-Instruct adapter/ --lam 0.6 --json
     """
-    show.inspection(mooring.inspect(base, tuned))
+    with show.bar("inspect", resumes=False) as tick:
+        found = mooring.inspect(
+            base,
+            tuned,
+            lam=lam,
+            quick=quick,
+            heatmap=heatmap,
+            on_progress=lambda done, total: tick(done >> 20, total >> 20, "MiB"),
+        )
+    show.inspection(found, as_json=as_json)
+    if heatmap and not as_json and found.whole().relative:
+        typer.echo(f"The heat map is in {heatmap}.")
 
 
 def start(recipe: Any, dry_run: bool) -> None:

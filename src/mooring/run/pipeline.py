@@ -31,7 +31,7 @@ from mooring.records import (
 from mooring.report.results import dumps
 from mooring.report.write import write
 from mooring.run.assemble import assemble
-from mooring.run.plan import disk
+from mooring.run.plan import disk, merge_settings
 from mooring.run.sets import CHOOSING, Name, Sets, evaluation_sets, task_metrics
 from mooring.run.store import Event, OnEvent, Store, key_of, remove
 from mooring.score.refusal import JUDGE, judge_all
@@ -110,6 +110,7 @@ class _Run:
 
     def go(self) -> Outcome:
         """All stages, in order."""
+        merge_settings(self.recipe)
         sets = evaluation_sets(self.recipe)
         metrics = task_metrics(self.recipe, sets)
         self.base = self._base()
@@ -186,10 +187,13 @@ class _Run:
         """What the model at λ depends on, known before it is made."""
         if lam == 0:
             return self.base.key
-        return key_of([self.base.key, self.tuned.key, self.recipe.merge.method if lam < 1 else "", lam])
+        rule = [self.recipe.merge.method, *merge_settings(self.recipe).items()] if lam < 1 else [""]
+        return key_of([self.base.key, self.tuned.key, *rule, lam])
 
     def _merge(self, lam: float, out: Path) -> Path:
-        return merge(self.base.folder, self.tuned.folder, out, method=self.recipe.merge.method, lam=lam)
+        """The merged model; at λ = 1 the tuned one itself, whatever the rule would drop."""
+        rule = {"method": "linear"} if lam == 1 else {"method": self.recipe.merge.method} | merge_settings(self.recipe)
+        return merge(self.base.folder, self.tuned.folder, out, lam=lam, **rule)
 
     def _write_model(self, lam: float) -> None:
         self.store.once("write the model", self._merge_key(lam), [self.model], lambda: self._merge(lam, self.model))

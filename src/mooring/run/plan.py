@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mooring import sources
 from mooring.checkpoint import open_checkpoint
@@ -40,6 +41,7 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         UserError: A data set or a local model cannot be read.
     """
+    merge_settings(recipe)
     sets = evaluation_sets(recipe)
     size, config = _base(recipe.base)
     facts = {"run folder": f"{recipe.folder}, {_state(recipe.folder)}"}
@@ -51,6 +53,22 @@ def plan(recipe: Recipe) -> Plan:
         disk=None if size is None else disk(recipe, size),
         memory=None if size is None else _memory(recipe, size, config),
     )
+
+
+def merge_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says to the merging rule besides λ; what is drawn is drawn by the run's seed.
+
+    Raises:
+        UserError: The rule takes no such setting, or it is out of range.
+    """
+    from mooring.merge.rules import METHODS
+    from mooring.merge.sites import options_of
+
+    method = recipe.merge.method
+    given = recipe.merge.model_dump(exclude_none=True, exclude={"lambdas", "method"})
+    settings = given | ({"seed": recipe.seed} if "seed" in METHODS[method].options else {})
+    options_of(method, recipe.merge.lambdas[0], **settings)
+    return settings
 
 
 def disk(recipe: Recipe, size: int) -> int:

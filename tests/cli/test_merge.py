@@ -1,0 +1,508 @@
+"""`mooring merge`: every option does what it says, and a bad one gets one line that names it and the mend."""
+
+import importlib
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi, errors
+from safetensors.torch import load_file, save_file
+
+from mooring.merge.rules import METHODS
+
+from .conftest import Run  # type: ignore[import-not-found]
+
+Tensors = dict[str, torch.Tensor]
+
+EMBED, NORM = "model.embed_tokens.weight", "model.norm.weight"
+SHAPES = {EMBED: (10, 8), NORM: (8,)} | {f"model.layers.{k}.mlp.up_proj.weight": (6, 8) for k in range(3)}
+UP = "model.layers.0.mlp.up_proj"
+
+
+def tensors(seed: int, rows: int = 10) -> Tensors:
+    """A small language model of three layers."""
+    random = torch.Generator().manual_seed(seed)
+    shapes: dict[str, tuple[int, ...]] = SHAPES | {EMBED: (rows, 8)}
+    return {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+
+
+def write(folder: Path, held: Tensors) -> Path:
+    """A model folder."""
+    folder.mkdir()
+    rows, layers = held[EMBED].shape[0], len(SHAPES) - 2
+    config = {"model_type": "llama", "torch_dtype": "float32", "vocab_size": rows, "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps({"of": folder.name}))
+    save_file(held, folder / "model.safetensors")
+    return folder
+
+
+def lora(folder: Path, seed: int) -> Path:
+    """A LoRA adapter on one module, as PEFT lays it out."""
+    random = torch.Generator().manual_seed(seed)
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    parts = {"lora_A": torch.randn(2, 8, generator=random), "lora_B": torch.randn(6, 2, generator=random)}
+    named = {f"base_model.model.{UP}.{name}.weight": value for name, value in parts.items()}
+    save_file(named, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, `tuned`, `second`, `larger` (more vocabulary), `broken` (NaN), and two adapters."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "tuned", "second")):
+        write(folder / name, tensors(seed))
+    write(folder / "larger", tensors(3, rows=12))
+    broken = tensors(4)
+    broken[NORM][0] = torch.nan
+    write(folder / "broken", broken)
+    lora(folder / "lora", 5)
+    lora(folder / "lora2", 6)
+    return folder
+
+
+@pytest.fixture
+def models(made: Path, tmp_path: Path) -> Path:
+    """The same, in the folder where commands run, as links: a command names them shortly."""
+    for source in made.iterdir():
+        (tmp_path / source.name).symlink_to(source)
+    return tmp_path
+
+
+def ok(answer: tuple[int, str, str]) -> str:
+    """The standard output of a command that did well."""
+    code, out, err = answer
+    assert code == 0, err
+    return out
+
+
+def merged(folder: str | Path = "out") -> Tensors:
+    """All tensors of an output."""
+    return {k: v for file in sorted(Path(folder).glob("*.safetensors")) for k, v in load_file(file).items()}
+
+
+def record(folder: str | Path = "out") -> dict[str, Any]:
+    """Its manifest."""
+    return json.loads((Path(folder) / "mooring.json").read_text())  # type: ignore[no-any-return]
+
+
+def mix(lams: dict[str, float] | float, tuned: Tensors | None = None) -> Tensors:
+    """(1−λ)·base + λ·tuned in float64, λ by name."""
+    base, tuned = tensors(0), tuned or tensors(1)
+    lam = lams if isinstance(lams, dict) else dict.fromkeys(base, lams)
+    return {name: (1 - lam[name]) * base[name].double() + lam[name] * tuned[name].double() for name in base}
+
+
+def check(found: Tensors, wanted: Tensors) -> None:
+    """Equal, as far as float32 goes."""
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-6, atol=1e-6)
+
+
+def refused(answer: tuple[int, str, str], *words: str) -> None:
+    """Exit 2, one line with the words, and nothing written."""
+    code, _, err = answer
+    assert code == 2, err
+    assert err.startswith("mooring: ")
+    assert err.count("\n") == 1
+    assert ";" in err  # what is wrong; what to do
+    for word in words:
+        assert word in err, err
+    assert not Path("out").exists()
+    assert not list(Path().glob(".partial*"))
+
+
+# λ
+
+
+@pytest.mark.usefixtures("models")
+def test_lam(run: Run) -> None:
+    said = ok(run("merge", "base", "tuned", "--lam", 0.25, "--out", "out"))
+    assert "out" in said
+    check(merged(), mix(0.25))
+
+
+@pytest.mark.usefixtures("models")
+def test_a_ramp(run: Run) -> None:
+    ok(run("merge", "base", "tuned", "--lam", "0.2..0.8", "--out", "out"))
+    lams = {EMBED: 0.2, NORM: 0.8} | {f"model.layers.{k}.mlp.up_proj.weight": 0.2 + 0.3 * k for k in range(3)}
+    check(merged(), mix(lams))
+    assert record()["lambda"] == [0.2, 0.8]
+
+
+@pytest.mark.usefixtures("models")
+def test_lam_for(run: Run) -> None:
+    rules = ("--lam-for", "layers.{0-1}.mlp.*=0.3", "--lam-for", "norm.weight = 0..1")
+    ok(run("merge", "base", "tuned", "--lam", 0.6, *rules, "--out", "out"))
+    lams = dict.fromkeys(SHAPES, 0.6) | {f"model.layers.{k}.mlp.up_proj.weight": 0.3 for k in range(2)} | {NORM: 1.0}
+    check(merged(), mix(lams))
+    assert record()["lambda"]["*"] == 0.6
+    # without --lam, every tensor must have a rule
+    ok(run("merge", "base", "tuned", "--lam-for", "*=0.5", "--out", "other"))
+    check(merged("other"), mix(0.5))
+
+
+@pytest.mark.usefixtures("models")
+def test_lambdas(run: Run) -> None:
+    said = ok(run("merge", "base", "tuned", "--lambdas", "0, 0.5,1", "--out", "out"))
+    assert sorted(path.name for path in Path("out").iterdir()) == ["lam-0", "lam-0.5", "lam-1"]
+    for lam in (0, 0.5, 1):
+        check(merged(f"out/lam-{lam:g}"), mix(lam))
+        assert record(f"out/lam-{lam:g}")["lambda"] == lam
+        assert f"lam-{lam:g}" in said
+    ok(run("merge", "base", "tuned", "--lam", 0.5, "--out", "one"))
+    assert record("one")["digest"] == record("out/lam-0.5")["digest"]
+
+
+# Methods and their options
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method(run: Run, method: str) -> None:
+    tuned = ["tuned", "second"][: METHODS[method].most or 2]
+    lam = [] if method == "model_stock" else ["--lam", 0.5]
+    said = ok(run("merge", "base", *tuned, "--method", method, *lam, "--out", "out"))
+    assert method in said or "out" in said
+    assert record()["method"] == method
+    assert record()["lambda"] == {"model_stock": 1.0, "lines": [0.0, 0.5]}.get(method, 0.5)
+    assert record()["tensors"]["changed"] == len(SHAPES)
+    assert [t["name"] for t in record()["tuned"]] == tuned
+
+
+@pytest.mark.usefixtures("models")
+def test_weights(run: Run) -> None:
+    ok(run("merge", "base", "tuned", "second", "--lam", 1, "--weights", "3, 1", "--out", "out"))
+    check(merged(), {k: 0.75 * tensors(1)[k].double() + 0.25 * tensors(2)[k].double() for k in SHAPES})
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(
+    ("method", "option", "value", "key", "kept"),
+    [
+        ("ties", "--density", "0.5", "density", [0.5]),
+        ("ties", "--density", "0.5,0.25", "density", [0.5, 0.25]),
+        ("dare_linear", "--density", "0.3..0.6", "density", [[0.3, 0.6]]),
+        ("breadcrumbs", "--gamma", "0.2", "gamma", [0.2]),
+        ("della", "--epsilon", "0.1", "epsilon", [0.1]),
+        ("ties", "--no-normalize", None, "normalize", False),
+        ("task_arithmetic", "--normalize", None, "normalize", True),
+        ("dare_linear", "--rescale", "none", "rescale", "none"),
+        ("dare_linear", "--rescale", "l1", "rescale", "l1"),
+        ("dare_linear", "--seed", "7", "seed", 7),
+        ("dare_linear", "--seed", "0", "seed", 0),
+    ],
+)
+def test_an_option_of_a_method(run: Run, method: str, option: str, value: str | None, key: str, kept: Any) -> None:
+    """It reaches the formula, and the manifest."""
+    given = [option] if value is None else [option, value]
+    call = ("merge", "base", "tuned", "second", "--method", method, "--lam", 0.7)
+    rest = [] if option == "--density" else ["--density", "0.5"]
+    rest = [] if method == "task_arithmetic" else rest
+    ok(run(*call, *given, *rest, "--out", "out"))
+    ok(run(*call, *rest, "--out", "without"))
+    assert record()["options"][key] == kept
+    assert record("without")["options"][key] != kept
+    assert record("without")["digest"] != record()["digest"]
+
+
+# The output
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "torch.bfloat16"])
+def test_dtype(run: Run, dtype: str) -> None:
+    ok(run("merge", "base", "tuned", "--lam", 0.5, "--dtype", dtype, "--out", "out"))
+    kind = getattr(torch, dtype.removeprefix("torch."))
+    assert {value.dtype for value in merged().values()} == {kind}
+    assert json.loads(Path("out/config.json").read_text())["torch_dtype"] == dtype.removeprefix("torch.")
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(("size", "count"), [("200B", 4), ("0.2KB", 4), ("1KiB", 1), ("1 GB", 1), ("384", 3)])
+def test_max_shard_size(run: Run, size: str, count: int) -> None:
+    ok(run("merge", "base", "tuned", "--lam", 0.5, "--max-shard-size", size, "--out", "out"))
+    files = sorted(path.name for path in Path("out").glob("*.safetensors"))
+    assert len(files) >= count
+    assert Path("out/model.safetensors.index.json").exists() == (len(files) > 1)
+    check(merged(), mix(0.5))
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(("option", "whose"), [([], "larger"), (["larger"], "larger"), (["base"], "base")])
+def test_tokenizer(run: Run, option: list[str], whose: str) -> None:
+    more = ["--tokenizer", *option] if option else []
+    ok(run("merge", "base", "larger", "--lam", 0.5, *more, "--out", "out"))
+    assert json.loads(Path("out/tokenizer.json").read_text())["of"] == whose
+    assert json.loads(Path("out/config.json").read_text())["vocab_size"] == 12
+    assert torch.equal(merged()[EMBED][10:], tensors(3, 12)[EMBED][10:])
+
+
+@pytest.mark.usefixtures("models")
+def test_as_adapter(run: Run) -> None:
+    ok(run("merge", "base", "lora", "--lam", 0.5, "--as-adapter", "--out", "out"))
+    config = json.loads(Path("out/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (2, 2)  # half of 4
+    assert not Path("out/config.json").exists()
+    ok(run("merge", "base", "out", "--lam", 1, "--out", "whole"))
+    ok(run("merge", "base", "lora", "--lam", 0.5, "--out", "direct"))
+    check(merged("whole"), {k: v.double() for k, v in merged("direct").items()})
+    said = ok(run("merge", "--verify", "out"))
+    assert "2 tensors" in said
+
+
+@pytest.mark.usefixtures("models")
+def test_adapters_of_several_lambdas_and_types(run: Run) -> None:
+    args = ("--as-adapter", "--lambdas", "0.2,1", "--dtype", "torch.bfloat16")
+    ok(run("merge", "base", "lora", "lora2", *args, "--out", "out"))
+    for name in ("lam-0.2", "lam-1"):
+        assert {v.dtype for v in merged(f"out/{name}").values()} == {torch.bfloat16}
+
+
+@pytest.mark.usefixtures("models")
+def test_allow_nonfinite(run: Run) -> None:
+    call = ("merge", "base", "broken", "--lam", 0.5, "--out", "out")
+    refused(run(*call), "broken", f"{NORM} holds NaN", "--allow-nonfinite")
+    ok(run(*call, "--allow-nonfinite"))
+    assert "NaN and Inf were let through" in record()["notes"]
+    assert merged()[NORM].isnan().sum() == 1
+    ok(run("merge", "--verify", "out"))
+
+
+@pytest.mark.usefixtures("models")
+def test_threads(run: Run) -> None:
+    for count in (1, 3):
+        ok(run("merge", "base", "tuned", "--lam", 0.5, "--threads", count, "--out", f"t{count}"))
+    assert record("t1") == record("t3")
+
+
+# mergekit
+
+
+@pytest.mark.usefixtures("models")
+def test_a_mergekit_configuration(run: Run) -> None:
+    document = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": [{"model": "tuned", "parameters": {"weight": 0.3}}, {"model": "second", "parameters": {"weight": 1}}],
+        "dtype": "float32",
+        "out_dtype": "bfloat16",
+    }
+    Path("m.yml").write_text(yaml.safe_dump(document))
+    ok(run("merge", "--config", "m.yml", "--out", "out"))
+    base, one, two = (tensors(k) for k in range(3))
+    found = merged()
+    for name in SHAPES:
+        wanted = base[name] + 0.3 * (one[name] - base[name]) + (two[name] - base[name])
+        assert found[name].dtype == torch.bfloat16
+        torch.testing.assert_close(found[name].float(), wanted, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("tuned", "--lam", "0.3"),
+        ("tuned", "--lam", "0.2..0.8", "--method", "slerp"),
+        ("tuned", "second", "--lam", "0.5", "--weights", "0.7,0.3", "--dtype", "bfloat16"),
+        ("tuned", "second", "--method", "ties", "--density", "0.5,0.25", "--lam", "0.8"),
+        ("tuned", "second", "--method", "model_stock"),
+        ("tuned", "second", "--method", "task_arithmetic", "--lam", "1", "--lam-for", "mlp.up_proj.weight=0.4"),
+        ("lora", "--lam", "0.5", "--method", "task_arithmetic"),
+    ],
+)
+def test_an_exported_configuration_gives_the_same_bytes(run: Run, args: tuple[str, ...]) -> None:
+    ok(run("merge", "base", *args, "--out", "direct"))
+    text = ok(run("merge", "base", *args, "--export-mergekit"))
+    Path("m.yml").write_text(text)
+    ok(run("merge", "--config", "m.yml", "--out", "out"))
+    direct, again = merged("direct"), merged()
+    assert all(torch.equal(value, again[name]) for name, value in direct.items())
+    assert {value.dtype for value in direct.values()} == {value.dtype for value in again.values()}
+
+
+# Verify
+
+
+@pytest.mark.usefixtures("models")
+def test_verify(run: Run) -> None:
+    ok(run("merge", "base", "tuned", "--lam", 0.5, "--out", "good"))
+    said = ok(run("merge", "--verify", "good"))
+    assert said == f"good is what was written: {len(SHAPES)} tensors, digest {record('good')['digest']}.\n"
+    file = Path("good/model.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    refused(run("merge", "--verify", "good"), "good: the content of", "merge again")
+    refused(run("merge", "--verify", "base"), "base: has no mooring.json", "merged model")
+    refused(run("merge", "--verify", "none"), "none: there is no such folder")
+
+
+# The hub
+
+
+class FakeHub:
+    """The parts of `HfApi` that a push to a new repository uses."""
+
+    endpoint = "https://huggingface.co"
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.calls: list[str] = []
+        self.private: Any = None
+        client = importlib.import_module(errors.Response.__module__.partition(".")[0])  # httpx or httpx2
+        answer = client.Response(404, request=client.Request("GET", self.endpoint))
+        self.missing = errors.RepositoryNotFoundError("none", response=answer)
+
+    def model_info(self, repo_id: str, **kwargs: Any) -> Any:
+        raise self.missing
+
+    def create_repo(self, repo_id: str, **kwargs: Any) -> None:
+        inspect.signature(HfApi.create_repo).bind(None, repo_id, **kwargs)
+        self.calls.append(repo_id)
+        self.private = kwargs["private"]
+
+    def upload_folder(self, **kwargs: Any) -> None:
+        inspect.signature(HfApi.upload_folder).bind(None, **kwargs)
+        self.files = {path.name: path.read_bytes() for path in Path(kwargs["folder_path"]).iterdir()}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """A hub with a user who is logged in, and no repository."""
+    fake = FakeHub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return fake
+
+
+@pytest.mark.usefixtures("models")
+def test_push(run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = ["merge", "base", "tuned", "--lam", "0.5", "--out", "out", "--push", "me/merged", "--private"]
+    monkeypatch.setattr("sys.argv", ["mooring", *call])
+    said = ok(run(*call))
+    assert "https://huggingface.co/me/merged" in said
+    assert hub.calls == ["me/merged"]
+    assert hub.private is True
+    assert hub.files["model.safetensors"] == Path("out/model.safetensors").read_bytes()
+    card = hub.files["README.md"].decode()
+    assert "merge" in card
+    assert "0.5" in card
+    assert str(Path.cwd()) not in card
+    assert hub.files.keys() == {p.name for p in Path("out").iterdir()}
+
+
+@pytest.mark.usefixtures("models")
+def test_a_push_that_cannot_begin_is_told_before_the_merge(run: Run, hub: FakeHub) -> None:
+    call = ("merge", "base", "tuned", "--lam", 0.5, "--out", "out")
+    refused(run(*call, "--push", "no-owner"), "no-owner", "owner/name")
+    refused(run(*call[:3], "--lambdas", "0.2,0.4", "--out", "out", "--push", "me/x"), "--push", "several λ")
+    refused(run(*call, "--private"), "--private", "--push")
+    refused(run(*call, "--overwrite"), "--overwrite", "--push")
+    assert hub.calls == []
+
+
+# Bad input
+
+OUT = ("--out", "out")
+PAIR = ("base", "tuned")
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((*PAIR, "--lam", "0.5"), ["--out is missing"]),
+        ((*OUT,), ["BASE and TUNED"]),
+        (("base", "--lam", "0.5", *OUT), ["BASE and TUNED"]),
+        ((*PAIR, *OUT), ["wants λ"]),
+        ((*PAIR, "--lam", "x", *OUT), ["--lam: 'x' is not a number", "0.2..0.8"]),
+        ((*PAIR, "--lam", "", *OUT), ["--lam", "not a number"]),
+        ((*PAIR, "--lam", "0.2..", *OUT), ["--lam: '0.2..'"]),
+        ((*PAIR, "--lam", "1.5", *OUT), ["λ is 1.5", "from 0"]),
+        ((*PAIR, "--lam", "0.5..1.5", *OUT), ["λ is 1."]),
+        ((*PAIR, "--lam", "0.5", "--lam-for", "mlp", *OUT), ["--lam-for: 'mlp' is not PATTERN=VALUE"]),
+        ((*PAIR, "--lam", "0.5", "--lam-for", "mlp=x", *OUT), ["--lam-for", "'x' is not a number"]),
+        ((*PAIR, "--lam", "0.5", "--lam-for", "layers.{0-=1", *OUT), ["--lam-for: pattern", "braces"]),
+        ((*PAIR, "--lam", "0.5", "--lam-for", "mpl.*=1", *OUT), ["pattern 'mpl.*' matches no tensor"]),
+        ((*PAIR, "--lam", "0.5", "--lam-for", "*=0.1", *OUT), ["--lam", "--lam-for", "the same"]),
+        ((*PAIR, "--lam-for", "norm.weight=0.1", *OUT), ["none of the patterns", "add the pattern `*`"]),
+        ((*PAIR, "--lambdas", "", *OUT), ["--lambdas", "not a number"]),
+        ((*PAIR, "--lambdas", "0.1,", *OUT), ["--lambdas", "not a number"]),
+        ((*PAIR, "--lambdas", "0.1..0.2", *OUT), ["--lambdas", "ramp"]),
+        ((*PAIR, "--lambdas", "0.1,0.10", *OUT), ["two of the λ are the same"]),
+        ((*PAIR, "--lambdas", "0.1,1.1", *OUT), ["λ is 1.1"]),
+        ((*PAIR, "--lambdas", "0.1", "--lam", "0.5", *OUT), ["--lambdas goes with neither"]),
+        ((*PAIR, "--lambdas", "0.1", "--lam-for", "*=1", *OUT), ["--lambdas goes with neither"]),
+        ((*PAIR, "--lam", "0.5", "--method", "magic", *OUT), ["'magic' is unknown", "slerp"]),
+        ((*PAIR, "second", "--lam", "0.5", "--method", "slerp", *OUT), ["slerp merges 1", "karcher"]),
+        ((*PAIR, "--method", "model_stock", *OUT), ["model_stock merges at least 2"]),
+        ((*PAIR, "--lam", "0.5", "--weights", "a", *OUT), ["--weights: 'a' is not a number"]),
+        ((*PAIR, "--lam", "0.5", "--weights", ",", *OUT), ["--weights: '' is not a number"]),
+        ((*PAIR, "--lam", "0.5", "--weights", "1,2", *OUT), ["weights: 2 values for 1 tuned"]),
+        ((*PAIR, "second", "--lam", "0.5", "--weights", "1,-1", *OUT), ["weights sum to 0"]),
+        ((*PAIR, "--lam", "0.5", "--density", "0.5", *OUT), ["linear takes no density"]),
+        ((*PAIR, "--lam", "1", "--method", "ties", "--density", "1.5", *OUT), ["density is 1.5", "from 0 to 1"]),
+        ((*PAIR, "--lam", "1", "--method", "ties", "--density", "x", *OUT), ["--density: 'x'"]),
+        ((*PAIR, "--lam", "1", "--method", "breadcrumbs", "--gamma", "2", *OUT), ["gamma is 2"]),
+        ((*PAIR, "--lam", "1", "--method", "della", "--density", "0.1", "--epsilon", "0.5", *OUT), ["epsilon 0.5"]),
+        ((*PAIR, "--lam", "0.5", "--no-normalize", *OUT), ["normalize"]),
+        ((*PAIR, "--lam", "0.5", "--rescale", "l1", *OUT), ["linear takes no rescale"]),
+        ((*PAIR, "--lam", "0.5", "--seed", "1", *OUT), ["linear takes no seed"]),
+        ((*PAIR, "--lam", "0.5", "--dtype", "int8", *OUT), ["--dtype: 'int8' is unknown", "bfloat16"]),
+        ((*PAIR, "--lam", "0.5", "--dtype", "int8", "--export-mergekit"), ["--dtype: 'int8' is unknown"]),
+        *(
+            ((*PAIR, "--lam", "0.5", "--max-shard-size", size, *OUT), ["--max-shard-size", "5GB"])
+            for size in ("big", "", "0", "-1GB", "5XB", "nan", "inf", "GB")
+        ),
+        ((*PAIR, "--lam", "0.5", "--as-adapter", *OUT), ["tuned: is not a LoRA adapter", "--as-adapter"]),
+        (("base", "lora", "--lam", "1", "--method", "ties", "--as-adapter", *OUT), ["ties does not give an adapter"]),
+        (("base", "lora", "--lam", "1", "--as-adapter", "--max-shard-size", "1GB", *OUT), ["--max-shard-size"]),
+        (("base", "lora", "--lam", "1", "--as-adapter", "--allow-nonfinite", *OUT), ["--allow-nonfinite"]),
+        (("lora", "tuned", "--lam", "1", *OUT), ["lora: is a LoRA adapter", "base first"]),
+        (("--config", "none.yml", *OUT), ["none.yml"]),
+        (("--config", "base/config.json", *OUT), ["base/config.json", "model_type"]),
+        ((*PAIR, "--lambdas", "0.1,0.2", "--export-mergekit"), ["--export-mergekit does not go with --lambdas"]),
+        (("base", "lora", "--lam", "1", "--as-adapter", "--export-mergekit"), ["--as-adapter"]),
+        ((*PAIR, "--lam", "0.5", "--verify", "base", *OUT), ["--verify does not go with", "--lam", "--out"]),
+    ],
+)
+def test_bad_input(run: Run, args: tuple[str, ...], words: list[str]) -> None:
+    refused(run("merge", *args), *words)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("base", "--method linear", "--lam 0", "--lambdas 0.1", "--lam-for *=1", "--weights 1", "--no-normalize"),
+        *("--seed 0", "--dtype float16", "--tokenizer base"),
+    ],
+)
+def test_what_a_configuration_says_already(run: Run, option: str) -> None:
+    """Even where the value is the default, or false."""
+    named = "BASE, TUNED" if option == "base" else option.split()[0].replace("--no-", "--")
+    answer = run("merge", "--config", "none.yml", *option.split(), "--out", "out")
+    refused(answer, f"--config does not go with {named}", "in the configuration")
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--threads", "0"), ("--threads", "x"), ("--rescale", "l2"), ("--tokenizer", "x"), ("--seed", "x")],
+)
+def test_a_value_that_is_none_of_an_option_s(run: Run, option: str, value: str) -> None:
+    code, _, err = run("merge", "base", "tuned", "--lam", 0.5, option, value, "--out", "out")
+    assert code == 2
+    assert re.search(rf"Invalid value for '{option}'", err)
+    assert not Path("out").exists()
