@@ -1,5 +1,6 @@
-"""Build the docs that come from the code, `recipes.md` and `cli.md`; with `--check`, say whether they are current."""
+"""Build the docs that come from the code (recipes, commands, methods); with `--check`, say if they are current."""
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import typer.main
 from pydantic import BaseModel
 
 from mooring.cli.verbs import app
+from mooring.merge.rules import METHODS
 from mooring.recipe import Generate, Merge, Recipe, Report, Score, Section, Select, Tune
 
 DOCS = Path(__file__).parent
@@ -80,9 +82,52 @@ def commands() -> str:
     return "\n".join(parts)
 
 
+METHODS_INTRO = """# Methods
+
+Built from `mooring/merge/rules.py` by `make docs`.
+
+**λ is the weight of the tuned models, everywhere**: 0 is the base, 1 the tuned model. Other tools turn it round:
+mergekit's `t` (SLERP) is λ with the base as `base_model`, its `lambda` (task vectors) is λ; SafeTune's α is 1−λ.
+
+δᵢ = tunedᵢ − base. Arithmetic is in float32, or float64 where an input has it, and rounded once; λ is never rounded to
+the type of a tensor. Dot products and norms are summed in float64. The same inputs and settings give the same bytes,
+whatever the number of threads, the slices and the shards; what is drawn at random is a function of (seed, tensor,
+position).
+
+λ, weights, densities and the like are a number, a ramp over depth (`0.2..0.8`: from the first layer to the last), or
+patterns of names to either (`--lam-for 'layers.{0-9}.mlp.*=0.3'`). A pattern matches a name from its start or from
+some dot on to its end; the first one that matches decides; `*` stands for anything, `{0-9}` for the whole numbers,
+`{q,k,v}` for one of these. A pattern that matches no tensor is refused, since it is likely mistyped.
+
+Every method also works on one tuned model alone, Model Stock aside. Where a tensor is an exception (no angle, a ratio
+that was clamped, more vocabulary rows), the manifest `mooring.json` says so under `decisions`.
+"""
+
+
+def methods() -> str:
+    """Every merging rule: a table, then each with its formula, source and mergekit's name for it."""
+    lines = [METHODS_INTRO, "| method | θ = | tuned models | besides λ | reads its inputs |", "|---|---|---|---|---|"]
+    for name, method in METHODS.items():
+        most = "" if method.most is None else f" to {method.most}"
+        count = "1" if method.least == method.most else f"{method.least}{most or ' or more'}"
+        options = ", ".join(f"`{option}`" for option in sorted(method.options)) or "–"
+        times = {1: "once", 2: "twice"}.get(method.passes, f"up to {method.passes} times")
+        lines.append(f"| [`{name}`](#{name}) | {method.formula} | {count} | {options} | {times} |")
+    parts = ["\n".join(lines) + "\n"]
+    for name, method in METHODS.items():
+        defaults = []
+        if "normalize" in method.options:
+            defaults.append(f"`normalize` {'on' if method.normalize else 'off'}")
+        if "rescale" in method.options:
+            defaults.append(f"`rescale` `{method.rescale}`")
+        tail = f"\nDefaults: {', '.join(defaults)}.\n" if defaults else ""
+        parts.append(f"## `{name}`\n{inspect.getdoc(method.plan)}\n{tail}")
+    return "\n".join(parts)
+
+
 def main() -> None:
     """Write the pages, or say which is out of date."""
-    pages = {DOCS / "recipes.md": recipes(), DOCS / "cli.md": commands()}
+    pages = {DOCS / "recipes.md": recipes(), DOCS / "cli.md": commands(), DOCS / "methods.md": methods()}
     stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text() != text]
     if "--check" in sys.argv:
         if stale:
