@@ -154,7 +154,7 @@ def _check_same(found: Any, folder: Path, hub_id: str) -> None:
     if other:
         more = f" and {len(other) - 1} more" if len(other) > 1 else ""
         what = f"{hub_id}: holds other weights on the hub ({other[0]}{more})"
-        raise OutputError(what, "name another repository, or ask for it to be overwritten")
+        raise OutputError(what, "name another repository, or give --overwrite")
 
 
 def _same(theirs: Any, ours: Path) -> bool:
