@@ -98,7 +98,7 @@ def windows(spans: Sequence[Span | None]) -> "Generator[Pass, Any, list[Window |
     ]
     before: dict[tuple[int, int], Array] = {}
     if ties:
-        counts = yield Pass(functools.partial(_ties, ties), _concatenate)
+        counts = yield Pass(functools.partial(_ties, ties), sweep.concatenate)
         before = {tie: np.concatenate([[0], np.cumsum(counts[:, row])]) for row, tie in enumerate(ties)}
     for m, _ in wanted:
         low, high = (
@@ -142,10 +142,6 @@ def _locate(histogram: Array, rank: int) -> tuple[int, int]:
     ends = np.cumsum(histogram)
     found = int(np.searchsorted(ends, rank, side="right"))
     return found, int(ends[found - 1]) if found else 0
-
-
-def _concatenate(a: Array, b: Array) -> Array:
-    return np.concatenate([a, b])
 
 
 def change_of(base: Tensor, tuned: Tensor) -> Tensor:

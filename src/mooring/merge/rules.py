@@ -4,7 +4,7 @@
 
 A method is a generator, a *plan* for one tensor. It yields passes that it needs over the tensor (an angle for SLERP,
 ranks for TIES), gets back what they found, and returns how a slice is merged. So no tensor is ever whole in memory,
-and a method reads as its formula does. `stream` drives the plans; nothing here reads or writes a file.
+and a method reads as its formula does. `engine` drives the plans; nothing here reads or writes a file.
 
 All arithmetic is in float32, or float64 where an input has it; sums over a tensor are in float64, a number a cell of a
 fixed grid, added exactly: the result does not hang on how the tensor was cut or on threads.
@@ -247,7 +247,7 @@ def slerp(site: Site, models: int) -> Plan:
 
     Source: Shoemake 1985, Animating rotation with quaternion curves. In mergekit: `slerp`, λ as `t`.
     """
-    gram = yield Pass(gram_matrices, _concatenate, _not_finite)
+    gram = yield Pass(gram_matrices, sweep.concatenate, _not_finite)
     angle, reason = sphere.angle(_total(gram))
     if reason:
         site.note(f"slerp: {reason}; merged as linear")
@@ -272,7 +272,7 @@ def model_stock(site: Site, models: int) -> Plan:
     Source: Jang et al. 2024, Model Stock: All we need is just a few fine-tuned models, arXiv:2403.19522, eq. 1 and 7.
     In mergekit: `model_stock` (which does not clamp to [0, 1]).
     """
-    gram = yield Pass(gram_matrices, _concatenate, _not_finite)
+    gram = yield Pass(gram_matrices, sweep.concatenate, _not_finite)
     ratio, reason = sphere.model_stock_ratio(_total(gram)[1:, 1:])
     if reason:
         site.note(f"model_stock: {reason}")
@@ -290,7 +290,7 @@ def karcher(site: Site, models: int) -> Plan:
     Source: Karcher 1977, Riemannian center of mass and mollifier smoothing; mergekit's `karcher` (equal weights for all
     models) for language models.
     """
-    gram = _total((yield Pass(gram_matrices, _concatenate, _not_finite)))
+    gram = _total((yield Pass(gram_matrices, sweep.concatenate, _not_finite)))
     sets = []
     for lam in site.lams:
         if not gram[1:, 1:].any():  # the same in all
@@ -328,13 +328,11 @@ def _not_finite(found: np.ndarray[Any, Any]) -> bool:
     return not np.isfinite(found).all()
 
 
-def _concatenate(a: Any, b: Any) -> Any:
-    return np.concatenate([a, b])
-
-
 def _total(cells: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The sum over cells, exact and so the same in any order."""
     size = cells.shape[1]
+    if not np.isfinite(cells).all():  # let through on request; an exact sum of +Inf and −Inf would be an error
+        return np.full((size, size), np.nan)
     return np.array([[math.fsum(cells[:, i, j]) for j in range(size)] for i in range(size)])
 
 

@@ -67,7 +67,7 @@ def sparsifiers(kind: str, site: "Site", models: int) -> "Generator[Pass, Any, l
             for m in range(models)
         ]
     if site.rescale == "l1":
-        sums = yield Pass(functools.partial(_sums, grid_of(kind, site), found), _concatenate)
+        sums = yield Pass(functools.partial(_sums, grid_of(kind, site), found), sweep.concatenate)
         return [
             functools.partial(_scaled, keep, _ratio(sums[:, m])) if keep is not _untouched else keep
             for m, keep in enumerate(found)
@@ -86,10 +86,6 @@ def _untouched(start: int, change: Tensor) -> Tensor:
 
 def _scaled(keep: Sparsifier, factor: float, start: int, change: Tensor) -> Tensor:
     return keep(start, change).mul_(factor)
-
-
-def _concatenate(a: Array, b: Array) -> Array:
-    return np.concatenate([a, b])
 
 
 def _sums(grid: int, found: Sequence[Sparsifier], start: int, base: Tensor, tuned: Sequence[Tensor]) -> Array:

@@ -1,5 +1,6 @@
 """Go over tensors slice by slice, on a few threads, in bounded memory."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -7,8 +8,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +52,22 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 def cells(grid: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one length, cut at a grid together."""
     return zip(*(tensor.split(grid) for tensor in tensors), strict=True)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch's own arithmetic on one thread: for small tensors, or beside workers, more would wait for each other."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
+
+
+def concatenate(a: Any, b: Any) -> Any:
+    """Two neighbouring parts of what a pass found, end to end: numpy arrays."""
+    return np.concatenate([a, b])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

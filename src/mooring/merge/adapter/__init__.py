@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,6 +36,7 @@ from mooring.merge.job import Job
 from mooring.merge.settings import Setting, as_plain
 from mooring.merge.sites import plain, sites
 from mooring.merge.stream import check_output, dtype_named
+from mooring.merge.sweep import one_thread
 from mooring.merge.verify import verify
 
 METHODS = ("linear", "task_arithmetic", "model_stock")
@@ -78,7 +79,7 @@ def merge_adapters(base: Path, adapters: Sequence[Path], out: Path, job: Job) ->
             raise UserError(f"{folder}: is not a LoRA adapter", LEAVE_OUT)
     check_output(out, base, *adapters)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_one_thread())
+        stack.enter_context(one_thread())
         inputs = Inputs(stack.enter_context(open_checkpoint(base)), [])
         for folder in adapters:
             adapter = stack.enter_context(open_adapter(folder))
@@ -129,17 +130,6 @@ def merge_all_adapters(
         for name, each in jobs.items():
             merge_adapters(base, adapters, scratch / name, each)
     return out
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch work on one thread: the tensors are so small that threads would mostly wait for each other."""
-    own = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(own)
 
 
 def _changes_nothing(adapter: Adapter) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mooring.merge.inputs import same
 from mooring.merge.inspect.change import Change, Histogram
 from mooring.merge.inspect.sketch import PROBES, Sketch
-from mooring.merge.sweep import Slice, sweep
+from mooring.merge.sweep import Slice, one_thread, sweep
 
 BLOCK = 2**20
 """Entries that a thread takes at a time: about so many, in whole rows. Sums are made on this grid."""
@@ -128,7 +128,7 @@ def measure(
             if sketch:
                 sketch.add(piece, projected)
 
-    with _single_threaded(), contextlib.closing(sweep(pieces(), work, threads)) as results:
+    with one_thread(), contextlib.closing(sweep(pieces(), work, threads)) as results:
         for piece, part in results:
             info = tensors[piece.name]
             parts[piece.name].append(part)
@@ -173,17 +173,6 @@ class Buffers(threading.local):
         """Two buffers with room for so many numbers of any type."""
         ours, theirs = (self.get(name, 2 * count).view(torch.uint8) for name in ("base", "tuned"))
         return ours, theirs
-
-
-@contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    """This thread's own arithmetic on one core: the others are at work, and waiting for them burns time."""
-    own = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(own)
 
 
 def sketchable(info: Extent) -> bool:
