@@ -591,3 +591,14 @@ def test_the_ids_of_special_tokens_go_with_the_tokenizer(tmp_path: Path, write: 
         assert json.loads((out / "config.json").read_text())["eos_token_id"] == end
         generation = json.loads((out / "generation_config.json").read_text())
         assert generation == {"eos_token_id": end, "top_k": 2}  # how to draw stays the base's
+
+
+@pytest.mark.parametrize("method", ["slerp", "karcher", "linear", "ties", "dare_linear", "della"])
+def test_infinities_of_both_signs_go_through_on_request(tmp_path: Path, write: Write, read: Read, method: str) -> None:
+    """Exact sums over them would fail; the merge goes on, and only says so."""
+    base, tuned = torch.ones(40, 4), torch.full((40, 4), 2.0)
+    tuned[0, 0], tuned[39, 3] = torch.inf, -torch.inf
+    folders = write(tmp_path / "b", {"w": base, "v": base.clone()}), write(tmp_path / "t", {"w": tuned, "v": base + 1})
+    out = merge(*folders, tmp_path / "out", lam=0.5, method=method, slice_bytes=16, output=Output(allow_nonfinite=True))
+    assert torch.isfinite(read(out)["v"]).all()
+    assert "NaN and Inf were let through" in record(out)["notes"]
