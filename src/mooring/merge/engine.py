@@ -237,7 +237,7 @@ class Engine:
     def _cut(self, target: Target, times: int = 1) -> Iterator[Slice]:
         """Slices of what is merged, so many times the usual size; they begin at the grid of the tensor's method."""
         site = self._sites.get(target.name)
-        cell = grid_of(self._method.kind, site) if site else grid.CELL
+        cell = grid_of(site.kind, site) if site else grid.CELL
         step = max(1, times * self._slice_bytes // target.dtype.itemsize // cell) * cell
         for start in range(0, target.shared, step):
             yield Slice(target.name, start, min(start + step, target.shared))

@@ -43,6 +43,7 @@ class Site:
         rescale: What makes up for dropped entries.
         seed: Seed of what is drawn.
         note: Told, in a sentence, what was decided for this tensor alone.
+        kind: How the method thins changes out (`sparsify`), if it does.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Site:
     rescale: Literal["inverse", "l1", "none"]
     seed: int
     note: Callable[[str], None]
+    kind: str = ""
 
 
 Work: TypeAlias = Callable[[int, Tensor, Sequence[Tensor]], Any]
@@ -341,13 +343,17 @@ def _total(cells: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 _ZERO = torch.zeros(())
 
 
-def _thinned(site: Site, models: int, kind: str, consensus: bool) -> Plan:
-    """θ = base + λ · combination of wᵢ·thinned(tunedᵢ − base); what `kind` means is in `sparsify`."""
-    thin = yield from sparsifiers(kind, site, models)
+def _thinned(site: Site, models: int, consensus: bool) -> Plan:
+    """θ = base + λ · combination of wᵢ·thinned(tunedᵢ − base); what `site.kind` means is in `sparsify`."""
+    thin = yield from sparsifiers(site.kind, site, models)
     weights = site.weights or (1.0,) * models
     add = elect if consensus else add_up
     return functools.partial(
-        _add_thinned, site, grid_of(kind, site), thin, functools.partial(add, weights=weights, normalize=site.normalize)
+        _add_thinned,
+        site,
+        grid_of(site.kind, site),
+        thin,
+        functools.partial(add, weights=weights, normalize=site.normalize),
     )
 
 
@@ -429,7 +435,7 @@ def ties(site: Site, models: int) -> Plan:
 
     Source: Yadav et al. 2023, TIES-Merging, arXiv:2306.01708. In mergekit: `ties`, λ as `lambda`.
     """
-    return (yield from _thinned(site, models, "magnitude", consensus=True))
+    return (yield from _thinned(site, models, consensus=True))
 
 
 def dare_linear(site: Site, models: int) -> Plan:
@@ -440,7 +446,7 @@ def dare_linear(site: Site, models: int) -> Plan:
     Source: Yu et al. 2023, Language models are Super Mario, arXiv:2311.03099, eq. 2. In mergekit: `dare_linear`, whose
     `rescale` is the l1 one.
     """
-    return (yield from _thinned(site, models, "random", consensus=False))
+    return (yield from _thinned(site, models, consensus=False))
 
 
 def dare_ties(site: Site, models: int) -> Plan:
@@ -448,7 +454,7 @@ def dare_ties(site: Site, models: int) -> Plan:
 
     Source: Yu et al. 2023, arXiv:2311.03099; Yadav et al. 2023, arXiv:2306.01708. In mergekit: `dare_ties`.
     """
-    return (yield from _thinned(site, models, "random", consensus=True))
+    return (yield from _thinned(site, models, consensus=True))
 
 
 def della(site: Site, models: int) -> Plan:
@@ -459,7 +465,7 @@ def della(site: Site, models: int) -> Plan:
 
     Source: Deep et al. 2024, DELLA-Merging, arXiv:2406.11617, section 3. In mergekit: `della`, with the same ε.
     """
-    return (yield from _thinned(site, models, "magprune", consensus=True))
+    return (yield from _thinned(site, models, consensus=True))
 
 
 def della_linear(site: Site, models: int) -> Plan:
@@ -467,7 +473,7 @@ def della_linear(site: Site, models: int) -> Plan:
 
     Source: Deep et al. 2024, arXiv:2406.11617. In mergekit: `della_linear`.
     """
-    return (yield from _thinned(site, models, "magprune", consensus=False))
+    return (yield from _thinned(site, models, consensus=False))
 
 
 def breadcrumbs(site: Site, models: int) -> Plan:
@@ -477,7 +483,7 @@ def breadcrumbs(site: Site, models: int) -> Plan:
 
     Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv:2312.06795. In mergekit: `breadcrumbs`.
     """
-    return (yield from _thinned(site, models, "outliers", consensus=False))
+    return (yield from _thinned(site, models, consensus=False))
 
 
 def breadcrumbs_ties(site: Site, models: int) -> Plan:
@@ -486,7 +492,7 @@ def breadcrumbs_ties(site: Site, models: int) -> Plan:
     Source: Davari and Belilovsky 2023, arXiv:2312.06795; Yadav et al. 2023, arXiv:2306.01708. In mergekit:
     `breadcrumbs_ties`.
     """
-    return (yield from _thinned(site, models, "outliers", consensus=True))
+    return (yield from _thinned(site, models, consensus=True))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

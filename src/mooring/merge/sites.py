@@ -132,6 +132,7 @@ def sites(
             rescale=known.rescale if options.rescale is None else options.rescale,
             seed=options.seed,
             note=_noter(note, name),
+            kind=known.kind,
         )
         _check(method, known, site)
         made[name] = site
