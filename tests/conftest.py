@@ -1,8 +1,12 @@
 """Fixtures that every folder of tests may use: a real small tokenizer, and a tiny random model that bears it."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
+
+# `--import-mode=importlib` puts no test folder on the path; `lora_models` is shared.
+sys.path.insert(0, str(Path(__file__).parent))
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -101,3 +105,26 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_tiny_model() -> Any:
     """`save_tiny_model(folder, seed=0, **config)` writes another tiny model with the same tokenizer."""
     return save_model
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny models: a tied Llama, an untied one with biases, and a GPT-2, whose weights lie (inputs, outputs)."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("bases")
+    biased = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=2, initializer_range=0.1)
+    gpt2 = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for name, value in gpt2.named_parameters():
+            if name.endswith("bias"):
+                value.normal_(std=0.1)
+    gpt2.save_pretrained(folder / "gpt2")
+    return {
+        "tied": save_model(folder / "tied"),
+        "biased": save_model(folder / "biased", **biased),
+        "gpt2": folder / "gpt2",
+    }

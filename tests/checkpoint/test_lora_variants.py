@@ -1,7 +1,6 @@
 """Every kind of LoRA: the tuned weights are what PEFT computes, whatever the slices."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -12,67 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_models import load, peft, tune  # type: ignore[import-not-found]
 from mooring.checkpoint import Adapter, Checkpoint, lora, open_adapter, open_checkpoint
 from mooring.errors import MismatchError
 
 Save = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Save) -> Mapping[str, Path]:
-    """Tiny models: a tied Llama, an untied one with biases, and a GPT-2, whose weights lie (inputs, outputs)."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    folder = tmp_path_factory.mktemp("bases")
-    biased = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=2, initializer_range=0.1)
-    gpt2 = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for name, value in gpt2.named_parameters():
-            if name.endswith("bias"):
-                value.normal_(std=0.1)
-    gpt2.save_pretrained(folder / "gpt2")
-    return {
-        "tied": save_tiny_model(folder / "tied"),
-        "biased": save_tiny_model(folder / "biased", **biased),
-        "gpt2": folder / "gpt2",
-    }
-
-
-def load(folder: Path, rows: int = 0) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    if rows:
-        model.resize_token_embeddings(model.config.vocab_size + rows, mean_resizing=False)
-    return model
-
-
-def tune(base: Path, out: Path, rows: int = 0, **config: Any) -> Path:
-    """Save an adapter whose every trained number differs from where it began."""
-    from peft import LoraConfig, get_peft_model
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        settings: dict[str, Any] = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"}
-        model = get_peft_model(load(base, rows), LoraConfig(**settings | config))
-        random = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for value in model.parameters():
-                if value.requires_grad:
-                    value.add_(0.1 * torch.randn(value.shape, generator=random))
-        model.save_pretrained(out)
-    return out
-
-
-def peft(base: Path, adapter: Path, rows: int = 0) -> Any:
-    """The tuned model, as PEFT loads it."""
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(load(base, rows), adapter).eval()
 
 
 def tuned(adapter: Adapter, base: Checkpoint) -> dict[str, Tensor]:
@@ -183,7 +126,7 @@ def test_a_tied_head_parts_where_it_does_in_pefts_forward_pass(
 def test_a_resized_vocabulary(
     bases: Mapping[str, Path], tmp_path: Path, model: str, rows: int, config: dict[str, Any]
 ) -> None:
-    folder = tune(bases[model], tmp_path / "a", rows, **config)
+    folder = tune(bases[model], tmp_path / "a", rows=rows, **config)
     with open_adapter(folder) as adapter, open_checkpoint(bases[model]) as base:
         adapter.bind(base)
         old = base.tensors["model.embed_tokens.weight"].shape
@@ -280,7 +223,7 @@ def test_weights_as_bin(bases: Mapping[str, Path], tmp_path: Path) -> None:
 def test_what_contradicts_itself_is_refused(bases: Mapping[str, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = tune(bases["tied"], tmp_path / "a", 3, target_modules=["q_proj"])
+    folder = tune(bases["tied"], tmp_path / "a", rows=3, target_modules=["q_proj"])
     weights = load_file(folder / "adapter_model.safetensors")
     weights["base_model.model.lm_head.weight"] = weights["base_model.model.lm_head.weight"] + 1
     save_file(weights, folder / "adapter_model.safetensors")

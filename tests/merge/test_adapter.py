@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lora_models import load, peft, tune  # type: ignore[import-not-found]
 from mooring.checkpoint import open_adapter, open_checkpoint
 from mooring.errors import MismatchError, ModelError, OutputError, UserError
 from mooring.merge.adapter import merge_adapters, merge_all_adapters
@@ -23,59 +23,6 @@ from mooring.merge.verify import verify
 
 ALL = ["q_proj", "o_proj", "up_proj"]
 HEAD = "lm_head.weight"
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Callable[..., Path]) -> Mapping[str, Path]:
-    """Tiny models: a tied Llama, an untied one with biases, and a GPT-2, whose weights lie (inputs, outputs)."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    folder = tmp_path_factory.mktemp("bases")
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=2, initializer_range=0.1)
-    GPT2LMHeadModel(config).save_pretrained(folder / "gpt2")
-    biased = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
-    return {
-        "tied": save_tiny_model(folder / "tied"),
-        "biased": save_tiny_model(folder / "biased", **biased),
-        "gpt2": folder / "gpt2",
-    }
-
-
-def load(base: Path, rows: int = 0) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base)
-    if rows:
-        model.resize_token_embeddings(model.config.vocab_size + rows, mean_resizing=False)
-    return model
-
-
-def tune(base: Path, out: Path, seed: int = 1, rows: int = 0, **config: Any) -> Path:
-    """Save an adapter; two of one kind share half of their change, so that they have an angle."""
-    from peft import LoraConfig, get_peft_model
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        settings: dict[str, Any] = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"}
-        torch.manual_seed(0)
-        model = get_peft_model(load(base, rows), LoraConfig(**settings | config))
-        common, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for value in model.parameters():
-                if value.requires_grad:
-                    value.add_(0.1 * torch.randn(value.shape, generator=common))
-                    value.add_(0.05 * torch.randn(value.shape, generator=own))
-        model.save_pretrained(out)
-    return out
-
-
-def peft(base: Path, adapter: Path, rows: int = 0) -> Any:
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(load(base, rows), adapter).eval()
 
 
 def say(model: Any) -> Tensor:
@@ -140,7 +87,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("model", "config"), KINDS)
 def test_one_and_two_adapters(bases: Mapping[str, Path], tmp_path: Path, model: str, config: dict[str, Any]) -> None:
     base = bases[model]
-    one, two = tune(base, tmp_path / "one", **config), tune(base, tmp_path / "two", 2, **config)
+    one, two = tune(base, tmp_path / "one", **config), tune(base, tmp_path / "two", seed=2, **config)
     out = merge_adapters(base, [one], tmp_path / "linear", job("linear", 0.3))
     check(out, base, formula(base, [one], lambda _, b, t: 0.7 * b + 0.3 * t[0]))
 
@@ -192,7 +139,7 @@ def test_a_number_for_every_module(bases: Mapping[str, Path], tmp_path: Path) ->
 def test_adapters_on_different_modules(bases: Mapping[str, Path], tmp_path: Path) -> None:
     base = bases["tied"]
     one = tune(base, tmp_path / "one", target_modules=["lm_head", "q_proj"])
-    two = tune(base, tmp_path / "two", 2, target_modules=["embed_tokens", "q_proj", "up_proj"], r=2)
+    two = tune(base, tmp_path / "two", seed=2, target_modules=["embed_tokens", "q_proj", "up_proj"], r=2)
     out = merge_adapters(base, [one, two], tmp_path / "out", job("linear", 0.8))
     check(out, base, formula(base, [one, two], lambda _, b, t: 0.2 * b + 0.4 * t[0] + 0.4 * t[1]))
     keys = load_file(out / "adapter_model.safetensors")
@@ -224,7 +171,7 @@ def test_gram_matrix_of_changes(bases: Mapping[str, Path], tmp_path: Path, kind:
     """Found without multiplying the changes out: against dense ones in float64."""
     base, names = bases["biased"], ["model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"]
     folders = [
-        tune(base, tmp_path / str(n), n, target_modules=["q_proj", "embed_tokens"], r=r, lora_alpha=n + 1)
+        tune(base, tmp_path / str(n), seed=n, target_modules=["q_proj", "embed_tokens"], r=r, lora_alpha=n + 1)
         for n, r in enumerate([2, 5, 3])
     ]
     for folder in folders:
