@@ -4,25 +4,30 @@
     python benchmarks/merge_speed.py --big                      # peak memory with one tensor of 4 GiB
 
 Needs 18 GiB of disk (30 with --big) and 12 GiB of free memory, so that all is read from the page cache. The rows are
-run in turn, `--repeat` times; the median counts. Every output is removed before the next. What was asked for, with the
-ratios reached, comes last. The time of `in one process` leaves out Python's start and imports.
+run in turn, `--repeat` times, each of ours right after the `cat` that it is held against; the median counts. Every
+output is removed before the next. What was asked for, with the ratios reached, comes last. The time of `in one process`
+leaves out Python's start and imports.
 """
 
 import argparse
 import os
 import platform
 import shutil
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import mergekit_env
-from timing import Run, Summary, run, run_inside, summary, table
+from timing import Run, run, run_inside, summary, table
 
 HERE = Path(__file__).parent
 LAMBDAS = (0.2, 0.4, 0.6, 0.8)
+SETTLE = 2
+"""Seconds between one run's removal and the next run: a disk mounted with `discard` goes on working after a sync."""
 MEMORY = 600
 """MiB: the most that any merge may hold."""
 
@@ -88,12 +93,14 @@ def theirs(program: Path, models: Path, out: Path, method: str) -> Run:
 def rows(models: Path, out: Path, program: Path | None, methods: list[str]) -> Rows:
     """Everything to measure, the limits first."""
     pair, three = [models / "base", models / "tuned"], [models / "base", models / "tuned", models / "other"]
-    found: Rows = {
+    limits: Rows = {
         "cat: 2 inputs once": lambda: cat(pair, 1, out),
         "cat: 2 inputs twice": lambda: cat(pair, 2, out),
         "cat: 3 inputs twice": lambda: cat(three, 2, out),
     }
+    found: Rows = {}
     for method in methods:
+        found[f"{limit_of(method)}, before {method}"] = limits[limit_of(method)]
         found[f"{method}: in one process"] = lambda method=method: inside(models, out, method)  # type: ignore[misc]
         if method == "linear":
             found["linear: in one process, not read again"] = lambda: inside(models, out, "linear", verify=False)
@@ -110,18 +117,24 @@ def rows(models: Path, out: Path, program: Path | None, methods: list[str]) -> R
     return found
 
 
-def measure(found: Rows, out: Path, repeat: int) -> dict[str, Summary]:
+def measure(found: Rows, out: Path, repeat: int) -> dict[str, list[Run]]:
     """Run every row in turn, so often, with nothing of the last one left; each line is printed as it comes."""
     runs: dict[str, list[Run]] = {name: [] for name in found}
     for number in range(repeat):
         for name, start in found.items():
             shutil.rmtree(out, ignore_errors=True)
             os.sync()
+            time.sleep(SETTLE)
             runs[name].append(start())
             last = runs[name][-1]
             print(f"{number + 1}/{repeat} {name}: {last.seconds:.2f} s, {last.peak:.0f} MiB", flush=True)
     shutil.rmtree(out, ignore_errors=True)
-    return {name: summary(each) for name, each in runs.items()}
+    return runs
+
+
+def ratio(ours: list[Run], limit: list[Run]) -> float:
+    """The median over the turns of what a run took in times of the `cat` before it."""
+    return statistics.median(own.seconds / each.seconds for own, each in zip(ours, limit, strict=True))
 
 
 def limit_of(method: str) -> str:
@@ -129,9 +142,10 @@ def limit_of(method: str) -> str:
     return f"cat: {len(METHODS[method][0]) + 1} inputs {'twice' if method in TWICE else 'once'}"
 
 
-def verdicts(seen: Mapping[str, Summary]) -> list[list[str]]:
+def verdicts(runs: Mapping[str, list[Run]]) -> list[list[str]]:
     """What was asked for, what came out, and whether it is met. A row that was not run is left out."""
     found = [["what", "reached", "asked for", "met"]]
+    seen = {name: summary(each) for name, each in runs.items()}
 
     def add(what: str, value: float, asked: float, unit: str = "×", least: bool = False) -> None:
         met = value >= asked if least else value <= asked
@@ -141,11 +155,11 @@ def verdicts(seen: Mapping[str, Summary]) -> list[list[str]]:
 
     for method in METHODS:
         own, other = seen.get(f"{method}: in one process"), seen.get(f"{method}: mergekit")
-        if own and method in LIMITS and limit_of(method) in seen:
-            limit = seen[limit_of(method)].seconds
-            add(f"{method}, of `{limit_of(method)}`", own.seconds / limit, LIMITS[method])
-            if bare := seen.get(f"{method}: in one process, not read again"):
-                add(f"{method}, not read again, of `{limit_of(method)}`", bare.seconds / limit, LIMITS[method])
+        limit = runs.get(f"{limit_of(method)}, before {method}")
+        if own and method in LIMITS and limit:
+            for what in ("in one process", "in one process, not read again"):
+                if each := runs.get(f"{method}: {what}"):
+                    add(f"{method}: {what}, of `{limit_of(method)}`", ratio(each, limit), LIMITS[method])
         if own and other:
             whole = seen["linear: whole command"].whole if method == "linear" else own.whole
             asked = {"linear": 6, "della": 3}.get(method, 1)
@@ -160,15 +174,12 @@ def verdicts(seen: Mapping[str, Summary]) -> list[list[str]]:
     return found
 
 
-def report(seen: Mapping[str, Summary]) -> str:
+def report(runs: Mapping[str, list[Run]]) -> str:
     """Both tables."""
-    once = seen["cat: 2 inputs once"].seconds if "cat: 2 inputs once" in seen else None
-    times = [["what", "median", "least–most", "of `cat`", "peak memory"]]
-    for name, each in seen.items():
-        ratio = f"{each.seconds / once:.2f}" if once else "–"
-        spread = f"{each.least:.2f}–{each.most:.2f}"
-        times.append([name, f"{each.seconds:.2f} s", spread, ratio, f"{each.peak:.0f} MiB"])
-    return f"\n{table(times)}\n\n{table(verdicts(seen))}"
+    times = [["what", "median", "least–most", "peak memory"]]
+    for name, each in ((name, summary(own)) for name, own in runs.items()):
+        times.append([name, f"{each.seconds:.2f} s", f"{each.least:.2f}–{each.most:.2f}", f"{each.peak:.0f} MiB"])
+    return f"\n{table(times)}\n\n{table(verdicts(runs))}"
 
 
 def main() -> None:
