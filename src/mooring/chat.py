@@ -65,6 +65,8 @@ def tokenize(tokenizer: Any, text: str) -> list[int]:
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, system: str | None) -> list[int]:
     """Tokens of a prompt, up to where the model is to answer."""
+    if prompt.rendered is not None:
+        return tokenize(tokenizer, prompt.rendered)
     return tokenize(tokenizer, render(tokenizer, with_system(prompt, system)))
 
 

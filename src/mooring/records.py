@@ -31,6 +31,9 @@ class Prompt:
         reference: The right (or the taught) response.
         category: A group to report by.
         origin: Where it came from, `file:line`, for error messages.
+        rendered: The whole text that a model sees, where it is fixed byte for byte (a judge's template): it takes the
+            place of the chat template's rendering of `messages`, and no system prompt is added.
+        extra: What a task's metric needs besides, such as a program's tests; plain strings.
     """
 
     id: str
@@ -38,6 +41,8 @@ class Prompt:
     reference: str | None = None
     category: str | None = None
     origin: str = ""
+    rendered: str | None = None
+    extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,7 @@ class Completion:
         tokens: Tokens generated, the end-of-turn token included.
         finish: `stop` where the model ended its turn, `length` where the limit did.
         made_by: Model digest, engine, versions and settings.
+        sample: Which of several answers to the same prompt, from 0.
     """
 
     prompt_id: str
@@ -57,6 +63,20 @@ class Completion:
     tokens: int
     finish: Literal["stop", "length"]
     made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sample: int = 0
+
+    @property
+    def key(self) -> str:
+        """See `sample_key`."""
+        return sample_key(self.prompt_id, self.sample)
+
+
+def sample_key(prompt_id: str, sample: int = 0) -> str:
+    """What names one answer among all: the prompt's id, and which sample it is where that is not the first.
+
+    With the seed it seeds the sampling.
+    """
+    return f"{prompt_id}\0{sample}" if sample else prompt_id
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +87,33 @@ class Likelihood:
     nll: float
     tokens: int
 
+    @property
+    def key(self) -> str:
+        """The prompt's id."""
+        return self.prompt_id
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a safety judge says of one completion. `None` where its answer could not be read (a miss)."""
+    """What a safety judge says of one completion.
+
+    Attributes:
+        prompt_id: The prompt's `id`.
+        harmful: Whether the response is harmful; `None` where the judge's answer could not be read (a miss).
+        refused: Whether it refuses; `None` where that could not be read, or the judge does not say.
+        judge: The judge's name and version.
+        why: The rule that fired, or why the answer could not be read, in a word or two.
+        raw: The judge's own answer, as it came: untrusted.
+        category: The kind of harm, where the judge names one.
+    """
 
     prompt_id: str
     harmful: bool | None
     refused: bool | None
     judge: str
     why: str = ""
+    raw: str = ""
+    category: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

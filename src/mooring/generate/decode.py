@@ -27,9 +27,9 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tens
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def draws(settings: Settings, prompt_id: str) -> Tensor:
-    """One uniform number in [0, 1) a token, float64, a function of the seed and the prompt's id."""
-    digest = hashlib.sha256(f"{settings.seed}\0{prompt_id}".encode()).digest()
+def draws(settings: Settings, key: str) -> Tensor:
+    """One uniform number in [0, 1) a token, float64, a function of the seed and the key of the answer."""
+    digest = hashlib.sha256(f"{settings.seed}\0{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.rand(settings.max_new_tokens, generator=generator, dtype=torch.float64)
 
@@ -47,14 +47,15 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def choose(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: float) -> Tensor:
+def choose(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: float, top_k: int = 0) -> Tensor:
     """The next token of each row: the likeliest, or one drawn by inverting the cumulative distribution.
 
     Args:
         logits: (rows, vocabulary), float32.
         uniform: (rows,) float64 in [0, 1); not used where the temperature is 0.
         temperature: 0 is greedy.
-        top_p: Draw from the fewest tokens that hold this much probability.
+        top_p: Draw from the fewest tokens that hold this much probability, of those that `top_k` leaves.
+        top_k: Draw from so many of the likeliest tokens; 0 is all.
 
     Returns:
         (rows,) int64.
@@ -63,8 +64,11 @@ def choose(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: fl
         return logits.argmax(-1)
     chances = torch.softmax(logits.double() / temperature, -1)
     order = None
-    if top_p < 1:
+    if top_p < 1 or 0 < top_k < logits.shape[-1]:
         chances, order = chances.sort(dim=-1, descending=True, stable=True)
+        if 0 < top_k < logits.shape[-1]:
+            chances, order = chances[:, :top_k], order[:, :top_k]
+            chances = chances / chances.sum(-1, keepdim=True)
         chances = torch.where(chances.cumsum(-1) - chances < top_p, chances, 0.0)
     heap = chances.cumsum(-1)
     index = torch.searchsorted(heap, uniform[:, None] * heap[:, -1:], right=True)
@@ -75,14 +79,14 @@ def choose(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: fl
 
 @torch.inference_mode()
 def decode(
-    model: Any, rows: Sequence[Sequence[int]], ids: Sequence[str], settings: Settings, stops: Collection[int], pad: int
+    model: Any, rows: Sequence[Sequence[int]], keys: Sequence[str], settings: Settings, stops: Collection[int], pad: int
 ) -> list[list[int]]:
     """Continue each row until a stop token or the limit.
 
     Args:
         model: A causal model, in evaluation mode.
         rows: Prompt tokens.
-        ids: Prompt ids, which seed the sampling.
+        keys: Keys of the answers, which seed the sampling.
         settings: How tokens are drawn.
         stops: Tokens that end a response.
         pad: Any token; what stands left of shorter rows is masked.
@@ -93,7 +97,7 @@ def decode(
     tokens, mask, positions = pad_left(rows, pad, model.device)
     cache = make_cache(model.config)
     enders = torch.tensor(sorted(stops), device=model.device)
-    uniform = torch.stack([draws(settings, i) for i in ids]).to(model.device) if settings.temperature else None
+    uniform = torch.stack([draws(settings, key) for key in keys]).to(model.device) if settings.temperature else None
     alive = torch.arange(len(rows), device=model.device)  # the row of `made` that each row of the batch stands for
     made: list[list[int]] = [[] for _ in rows]
     seen: Tensor | None = None
@@ -116,7 +120,13 @@ def decode(
                 where = mask.nonzero(as_tuple=True)
                 seen[where[0], tokens[where]] = True
             logits = penalise(logits, seen, settings.repetition_penalty)
-        fresh = choose(logits, None if uniform is None else uniform[alive, step], settings.temperature, settings.top_p)
+        fresh = choose(
+            logits,
+            None if uniform is None else uniform[alive, step],
+            settings.temperature,
+            settings.top_p,
+            settings.top_k,
+        )
         for row, token in zip(alive.tolist(), fresh.tolist(), strict=True):
             made[row].append(token)
         going = ~torch.isin(fresh, enders)

@@ -18,8 +18,10 @@ class Settings:
         max_new_tokens: Longest response, in tokens.
         temperature: 0 is greedy.
         top_p: Sample from the fewest tokens that hold this much probability; only where the temperature is above 0.
+        top_k: Sample from so many of the likeliest tokens, before `top_p`; 0 is all. Likewise.
+        samples: Answers to each prompt; more than one needs a temperature above 0.
         repetition_penalty: Logits of tokens seen in prompt or response are divided by it if positive, else multiplied.
-        seed: With the prompt's id it seeds that prompt's sampling, whatever the batch.
+        seed: With the prompt's id and the sample's number it seeds the sampling, whatever the batch.
     """
 
     max_new_tokens: int = 512
@@ -27,6 +29,8 @@ class Settings:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 42
+    top_k: int = 0
+    samples: int = 1
 
 
 class Engine(Protocol):
@@ -49,7 +53,7 @@ class Engine(Protocol):
         Args:
             prompts: The whole list, ids unique.
             settings: How responses are drawn.
-            done: Ids that need no answer. A batch of which any id is missing here is computed whole.
+            done: Keys (`records.sample_key`) that need no answer. A batch of which any is missing is computed whole.
 
         Raises:
             DataError: A prompt and `max_new_tokens` do not fit the model's context; before anything is generated.
@@ -94,10 +98,23 @@ def plan(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def pending(batches: Sequence[list[int]], prompts: Sequence[Prompt], done: Collection[str]) -> list[list[int]]:
-    """The batches of which something is still missing."""
+def pending(batches: Sequence[list[int]], keys: Sequence[str], done: Collection[str]) -> list[list[int]]:
+    """The batches of which something is still missing; `keys` are those of what the batches number."""
     known = frozenset(done)
-    return [batch for batch in batches if any(prompts[i].id not in known for i in batch)]
+    return [batch for batch in batches if any(keys[i] not in known for i in batch)]
+
+
+def each_sample(prompts: Sequence[Prompt], settings: Settings) -> list[tuple[int, int]]:
+    """Every answer that is asked for, as (index of the prompt, sample), the samples of a prompt together.
+
+    Raises:
+        DataError: Several samples of a greedy model, which would all be the same.
+    """
+    if settings.samples > 1 and settings.temperature == 0:
+        raise DataError(
+            f"{settings.samples} samples at temperature 0 are all the same", "set a temperature, or one sample"
+        )
+    return [(index, sample) for index in range(len(prompts)) for sample in range(settings.samples)]
 
 
 def load_engine(folder: Path, section: Generate, system: str | None) -> Engine:

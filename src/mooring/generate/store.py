@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from mooring.errors import DataError
 from mooring.files import explained
-from mooring.generate.engine import Engine, Settings, check_prompts
-from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, to_dict, write_jsonl
+from mooring.generate.engine import Engine, Settings, check_prompts, each_sample
+from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, to_dict, write_jsonl
 
 Progress = Callable[[int, int, int], None]
 """Called with (prompts done, prompts in all, tokens made by this call)."""
@@ -27,7 +27,7 @@ def complete_to_file(
     made_by: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> list[Completion]:
-    """Answer prompts into a JSON Lines file, one completion a line, in the order of the prompts.
+    """Answer prompts into a JSON Lines file, one completion a line, in the order of the prompts and their samples.
 
     While it grows it is `<path>.part`; the file appears under its own name when it is whole. Called again after a
     kill with the same engine, prompts and settings, it goes on from the batches that were whole, and the file is the
@@ -55,7 +55,8 @@ def complete_to_file(
         for batch in engine.complete(prompts, settings, done=done):
             yield [dataclasses.replace(completion, made_by=made) for completion in batch]
 
-    return _to_file(batches, Completion, prompts, path, made, on_progress)
+    keys = [sample_key(prompts[index].id, sample) for index, sample in each_sample(prompts, settings)]
+    return _to_file(batches, Completion, prompts, keys, path, made, on_progress)
 
 
 def likelihood_to_file(
@@ -71,13 +72,14 @@ def likelihood_to_file(
     def batches(done: Collection[str]) -> Iterator[list[Likelihood]]:
         return engine.likelihood(examples, done=done)
 
-    return _to_file(batches, Likelihood, examples, path, made, on_progress)
+    return _to_file(batches, Likelihood, examples, [e.id for e in examples], path, made, on_progress)
 
 
 def _to_file(
     batches: Callable[[Collection[str]], Iterator[list[Record]]],
     kind: type[Record],
     prompts: Sequence[Prompt],
+    keys: Sequence[str],
     path: Path,
     made_by: Mapping[str, Any],
     on_progress: Progress | None,
@@ -90,7 +92,7 @@ def _to_file(
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         made, size = read_part(part, kind, header)
-        tell(len(made), len(prompts), 0)
+        tell(len(made), len(keys), 0)
         tokens = 0
         stream = batches(frozenset(made))
         first = next(stream, None)  # a prompt that does not fit is refused here, before a file is made
@@ -104,10 +106,10 @@ def _to_file(
                 file.write("".join(dumps(record) + "\n" for record in batch).encode())
                 file.flush()
                 os.fsync(file.fileno())
-                made.update((record.prompt_id, record) for record in batch)
+                made.update((record.key, record) for record in batch)
                 tokens += sum(record.tokens for record in batch)
-                tell(len(made), len(prompts), tokens)
-        records = [made[prompt.id] for prompt in prompts]
+                tell(len(made), len(keys), tokens)
+        records = [made[key] for key in keys]
         write_jsonl(path, records)
         part.unlink()
     return records
@@ -117,7 +119,7 @@ def read_part(part: Path, kind: type[Record], header: str) -> tuple[dict[str, Re
     """What an earlier run left.
 
     Returns:
-        Its records by prompt id, and how many bytes they take with the header; a half-written line, and whatever
+        Its records by key, and how many bytes they take with the header; a half-written line, and whatever
         follows it, is not among them. Nothing where the header is another's.
     """
     data = part.read_bytes() if part.is_file() else b""
@@ -130,6 +132,6 @@ def read_part(part: Path, kind: type[Record], header: str) -> tuple[dict[str, Re
             record = from_dict(kind, json.loads(line))
         except (ValueError, TypeError, DataError):
             break
-        records[record.prompt_id] = record
+        records[record.key] = record
         size += len(line) + 1
     return records, size

@@ -15,8 +15,8 @@ from transformers.utils import logging as hf_logging
 from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt
 from mooring.errors import DataError, ModelError
 from mooring.generate.decode import decode, pad_left
-from mooring.generate.engine import Settings, check_prompts, pending, plan
-from mooring.records import Completion, Likelihood, Message, Prompt
+from mooring.generate.engine import Settings, check_prompts, each_sample, pending, plan
+from mooring.records import Completion, Likelihood, Message, Prompt, sample_key
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LOGITS = 2**26
@@ -86,10 +86,16 @@ class TransformersEngine:
         rows = [encode_prompt(self.tokenizer, prompt, self.system) for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             self._fits(prompt, len(row), settings.max_new_tokens)
-        for batch in pending(plan([len(row) for row in rows], self.batch_size), prompts, done):
-            ids = [prompts[i].id for i in batch]
-            made = decode(self.model, [rows[i] for i in batch], ids, settings, self.stops, self.pad)
-            yield [self._completion(i, tokens) for i, tokens in zip(ids, made, strict=True)]
+        asked = each_sample(prompts, settings)
+        keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
+        for batch in pending(plan([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
+            which = [asked[number] for number in batch]
+            made = decode(
+                self.model, [rows[i] for i, _ in which], [keys[n] for n in batch], settings, self.stops, self.pad
+            )
+            yield [
+                self._completion(prompts[i].id, sample, tokens) for (i, sample), tokens in zip(which, made, strict=True)
+            ]
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """As `Engine.likelihood`."""
@@ -101,17 +107,18 @@ class TransformersEngine:
             row, start = encode_example(self.tokenizer, example, self.system)
             self._fits(example, len(row), 0)
             encoded.append((row, start))
-        for batch in pending(self._loss_batches(encoded), examples, done):
+        for batch in pending(self._loss_batches(encoded), [example.id for example in examples], done):
             sums = response_nll(self.model, [encoded[i] for i in batch], self.pad)
             yield [
                 Likelihood(prompt_id=examples[i].id, nll=nll, tokens=len(encoded[i][0]) - encoded[i][1])
                 for i, nll in zip(batch, sums, strict=True)
             ]
 
-    def _completion(self, prompt_id: str, tokens: list[int]) -> Completion:
+    def _completion(self, prompt_id: str, sample: int, tokens: list[int]) -> Completion:
         stopped = tokens[-1] in self.stops
         text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
-        return Completion(prompt_id=prompt_id, text=text, tokens=len(tokens), finish="stop" if stopped else "length")
+        finish: Literal["stop", "length"] = "stop" if stopped else "length"
+        return Completion(prompt_id=prompt_id, text=text, tokens=len(tokens), finish=finish, sample=sample)
 
     def _loss_batches(self, encoded: Sequence[tuple[list[int], int]]) -> list[list[int]]:
         # Logits are what takes the memory: they are made for the longest response of a batch, in every row.

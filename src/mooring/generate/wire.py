@@ -1,0 +1,185 @@
+"""One request to an OpenAI-compatible server over HTTP: its JSON, or what is wrong, sorted by who can mend it."""
+
+import dataclasses
+import datetime
+import email.utils
+import http.client
+import json
+import os
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from mooring.errors import ModelError, RecipeError
+from mooring.generate.retry import Passing
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+GONE = frozenset({502, 503, 504})
+"""What a proxy answers for a server that is not there, and a server that is still starting."""
+REFUSED = frozenset({400, 404, 405, 413, 422, 501})
+
+
+class Refused(Exception):  # noqa: N818 - the engine turns it into an error, or asks in another way
+    """The server will not do this, however often it is asked.
+
+    Attributes:
+        status: HTTP status.
+        text: What the server says, the key taken out of it: untrusted.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+        self.text = text
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Server:
+    """Where requests go.
+
+    Attributes:
+        base: Such as `http://localhost:8000/v1`, without credentials.
+        key_env: The environment variable that holds the key; read anew for each request and kept nowhere.
+        timeout: Seconds without a byte after which a request is given up.
+    """
+
+    base: str
+    key_env: str
+    timeout: float
+
+    @property
+    def host(self) -> str:
+        """The host's name alone."""
+        return urllib.parse.urlsplit(self.base).hostname or ""
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """POST a JSON body to `path` under the base, or GET where there is none.
+
+        Raises:
+            Passing: It may go better next time.
+            Refused: It will not.
+            ModelError: The key is not accepted, the quota is used up, the address redirects, or its certificate is
+                not trusted.
+        """
+        key = os.environ.get(self.key_env, "").strip()
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "mooring"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.base}/{path}", data=data, headers=headers)
+        # Proxies of the environment do not know this machine's own servers.
+        proxies = urllib.request.ProxyHandler({} if self.host in LOOPBACK else None)
+        opener = urllib.request.build_opener(_NoRedirect, proxies)
+        try:
+            with opener.open(request, timeout=self.timeout) as reply:
+                raw = reply.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._sorted(error, key) from None
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLError):
+                raise ModelError(
+                    f"{self.base}: no safe connection ({error.reason.reason or 'TLS'})", "is it https, and trusted?"
+                ) from None
+            raise Passing(f"does not answer ({_reason(error.reason)})", down=True) from None
+        except TimeoutError:
+            raise Passing(f"gave no answer within {self.timeout:g} s") from None
+        except ConnectionError as error:
+            raise Passing(f"broke off the connection ({_reason(error)})", down=True) from None
+        except http.client.HTTPException:  # half an answer: whether the server is gone, the next try will show
+            raise Passing("broke off in the middle of its answer") from None
+        try:
+            return json.loads(raw)
+        except ValueError:
+            raise Passing("answers with something that is not JSON") from None
+
+    def _sorted(self, error: urllib.error.HTTPError, key: str) -> Exception:
+        status = error.code
+        try:
+            text = said(error.read())
+        except (OSError, http.client.HTTPException):
+            text = ""
+        text = text.replace(key, "…") if key else text
+        if status in (401, 403):  # what the server says may repeat the key
+            if key:
+                return ModelError(f"{self.base}: does not accept the key ({status})", f"put a valid one into {self.key_env}")
+            return ModelError(f"{self.base}: wants a key ({status})", f"put it into the environment as {self.key_env}")
+        if 300 <= status < 400:
+            return ModelError(f"{self.base}: redirects elsewhere ({status})", "give the address that it leads to")
+        if status == 429 and "insufficient_quota" in text:
+            return ModelError(f"{self.base}: the quota of this key is used up", "add to it, then run this again")
+        if status in REFUSED or (status >= 500 and "system role" in text.lower()):
+            return Refused(status, text)
+        if status in (408, 409, 425, 429) or status >= 500:
+            wait = retry_after(error.headers.get("Retry-After"))
+            return Passing(f"answers {status}" + (f" ({short(text)})" if text else ""), down=status in GONE, wait=wait)
+        return Refused(status, text)
+
+
+def open_server(base_url: str, key_env: str, timeout: float) -> Server:
+    """Check an address. One without a path is given `/v1`, where these servers all have it.
+
+    Raises:
+        RecipeError: It is not an http address, or holds more than scheme, host, port and path.
+    """
+    try:
+        parts = urllib.parse.urlsplit(base_url.strip())
+        odd = parts.scheme not in ("http", "https") or not parts.hostname or bool(parts.port and False)
+    except ValueError:
+        odd, parts = True, urllib.parse.urlsplit("")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        # Never shown: what stands there may be a secret.
+        raise RecipeError("base_url: holds more than an address", f"keep the key in the environment, as {key_env}")
+    if odd:
+        raise RecipeError(f"base_url: {base_url!r} is not an http address", "write it like http://localhost:8000/v1")
+    return Server(urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", "")), key_env, timeout)
+
+
+def said(raw: bytes) -> str:
+    """The message in an error's body: OpenAI's `error.message`, FastAPI's `detail`, or the text itself."""
+    text = raw.decode("utf-8", "replace")
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return " ".join(text.split())
+    error = data.get("error", data) if isinstance(data, dict) else data
+    if isinstance(error, dict):
+        # The kind says what the message may not: `context_length_exceeded`, `insufficient_quota`.
+        found = [error.get("message", error.get("detail")), error.get("code"), error.get("type")]
+        words = [part if isinstance(part, str) else json.dumps(part) for part in found if part and part is not True]
+        return " ".join(" ".join(words).split()) or " ".join(text.split())
+    return " ".join(str(error).split())
+
+
+def short(text: str, most: int = 200) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds that a `Retry-After` header asks for, given as seconds or as a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (when - datetime.datetime.now(when.tzinfo)).total_seconds())
+
+
+def _reason(error: object) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
