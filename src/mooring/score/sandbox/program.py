@@ -1,0 +1,62 @@
+"""What goes into the sandbox and what comes out."""
+
+import dataclasses
+from typing import Literal
+
+Status = Literal["passed", "failed", "timed out", "killed"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """A program that a model wrote, and the checks that it has to pass.
+
+    Attributes:
+        code: Python source, untrusted.
+        checks: Python source, trusted. It runs in a process of its own, in which `entry_point` (and `candidate`) is a
+            function that asks the program's process: arguments and results pass as plain values (`wire.encode`), and a
+            change of an argument in place is not seen. The program passed if the checks ran to their end.
+        entry_point: The function that the program is asked for.
+        setup: Trusted source that runs before `checks`, such as definitions that they call.
+    """
+
+    code: str
+    checks: str
+    entry_point: str
+    setup: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What one program may use.
+
+    Attributes:
+        seconds: Wall-clock time, start-up left out; as much processor time and one second more.
+        memory: Bytes: of address space for each of its processes, and of resident memory for all of them together.
+        processes: Processes and threads besides its own.
+        output: Bytes that it may print.
+        files: Bytes in its private /tmp, and in any one file.
+    """
+
+    seconds: float = 3.0
+    memory: int = 512 * 2**20
+    processes: int = 16
+    output: int = 2**20
+    files: int = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program fared.
+
+    Attributes:
+        status: `passed`; `failed`: a check did not hold, it raised, or it ended early; `timed out`; `killed`: by a
+            signal, or for going over a limit.
+        why: In a line: the exception or the limit; empty where it passed. Untrusted.
+        output: The end of what it printed. Untrusted.
+        seconds: Wall-clock time, start-up left out; 0 where it was stopped from outside.
+    """
+
+    status: Status
+    why: str = ""
+    output: str = ""
+    seconds: float = 0.0
