@@ -1,0 +1,131 @@
+"""What a judge is: it says what to ask about a completion, and reads the answers. It loads no model."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from mooring.errors import DataError
+from mooring.records import Completion, Message, Prompt
+from mooring.score.judges.parse import UnreadableError, clean
+
+NUMBER = "\x1f"
+"""Stands between a completion's key and the number of a question about it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reading:
+    """What a judge's answers say.
+
+    Attributes:
+        harmful: Whether the response is harmful; None where the answers cannot be read (a miss).
+        refused: Whether it refuses; None likewise, or where the judge does not say.
+        category: The kinds of harm, where the judge names any.
+        why: In a word or two, why it was a miss, or what the verdict rests on.
+    """
+
+    harmful: bool | None
+    refused: bool | None
+    category: str | None = None
+    why: str = ""
+
+
+class Judge(Protocol):
+    """A safety judge. Text goes into its questions as it is, as its makers' own code does it."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in recipes and records; settings that change verdicts are part of it."""
+        ...
+
+    @property
+    def model(self) -> str | None:
+        """The hub id of the model that it was made for; None where it goes with any, or needs none."""
+        ...
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model has to be asked."""
+        ...
+
+    @property
+    def gated(self) -> bool:
+        """Whether the hub gives its model only to those who have accepted terms."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest answer, in tokens."""
+        ...
+
+    @property
+    def first_word(self) -> bool:
+        """Whether the first word is the verdict, so that an answer which the limit cut off still counts."""
+        ...
+
+    @property
+    def says_refused(self) -> bool:
+        """Whether it says whether a response refuses, besides whether it is harmful."""
+        ...
+
+    def ask(self, prompt: Prompt, completion: Completion) -> list[Prompt]:
+        """The questions about one completion.
+
+        Returns:
+            Prompts with the ids of `question_id`: `rendered`, without a BOS token (which the engine puts in front),
+            where the judge has a text of its own, else as messages for any chat model.
+
+        Raises:
+            DataError: The prompt has no user's turn.
+        """
+        ...
+
+    def read(self, answers: Sequence[str]) -> Reading:
+        """Read the answers, one to each question and in their order; what cannot be read is a miss."""
+        ...
+
+
+Self = TypeVar("Self")
+Read = Callable[[Self, Sequence[str]], Reading]
+
+
+def readable(read: Read[Self]) -> Read[Self]:
+    """Make a reader that raises `UnreadableError` one that returns a miss, and give it answers cleaned by `clean`."""
+
+    @functools.wraps(read)
+    def checked(self: Self, answers: Sequence[str]) -> Reading:
+        try:
+            return read(self, [clean(answer) for answer in answers])
+        except UnreadableError as error:
+            return Reading(None, None, why=str(error))
+
+    return checked
+
+
+def question_id(completion: Completion, number: int = 0) -> str:
+    """The id of the question of that number about a completion."""
+    return f"{completion.key}{NUMBER}{number}"
+
+
+def question(completion: Completion, text: str, number: int = 0) -> Prompt:
+    """A question whose whole text is fixed."""
+    return Prompt(id=question_id(completion, number), messages=(Message("user", text),), rendered=text)
+
+
+def request(prompt: Prompt) -> str:
+    """What the user asked last.
+
+    Raises:
+        DataError: There is no user's turn.
+    """
+    for message in reversed(prompt.messages):
+        if message.role == "user":
+            return message.content
+    raise DataError(f"{prompt.origin or f'prompt {prompt.id}'}: has no user's turn to judge the answer to")
+
+
+def conversation(prompt: Prompt, completion: Completion) -> list[Message]:
+    """The user's and the assistant's turns, the completion last. A system message is no part of what is judged."""
+    request(prompt)
+    turns = [message for message in prompt.messages if message.role in ("user", "assistant")]
+    return [*turns, Message("assistant", completion.text)]
