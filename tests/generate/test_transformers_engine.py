@@ -156,6 +156,7 @@ def test_a_generation_config_does_not_leak_in(tmp_path: Path, save_tiny_model: A
 def test_loading_and_generating_print_nothing(tiny_model_folder: Path) -> None:
     code = (
         "from pathlib import Path; from mooring.generate.engine import *; from mooring.records import *\n"
+        "from mooring.recipe import Generate\n"
         f"e = load_engine(Path({str(tiny_model_folder)!r}), Generate(), None)\n"
         "list(e.complete([Prompt(id='a', messages=(Message('user', 'Hi'),))], Settings(max_new_tokens=3)))"
     )

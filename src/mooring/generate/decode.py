@@ -5,7 +5,7 @@ count padding as seen, a row's sampling does not depend on its batch, and rows t
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +79,13 @@ def choose(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: fl
 
 @torch.inference_mode()
 def decode(
-    model: Any, rows: Sequence[Sequence[int]], keys: Sequence[str], settings: Settings, stops: Collection[int], pad: int
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    settings: Settings,
+    stops: Collection[int],
+    pad: int,
+    ended: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Continue each row until a stop token or the limit.
 
@@ -90,6 +96,7 @@ def decode(
         settings: How tokens are drawn.
         stops: Tokens that end a response.
         pad: Any token; what stands left of shorter rows is masked.
+        ended: Whether the new tokens of a row are enough, such as where they spell a stop string.
 
     Returns:
         New tokens of each row, the stop token included.
@@ -130,6 +137,8 @@ def decode(
         for row, token in zip(alive.tolist(), fresh.tolist(), strict=True):
             made[row].append(token)
         going = ~torch.isin(fresh, enders)
+        if ended is not None:
+            going &= torch.tensor([not ended(made[row]) for row in alive.tolist()], device=going.device)
         if not going.any():
             break
         if seen is not None:

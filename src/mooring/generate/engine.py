@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mooring.errors import DataError
-from mooring.recipe import Generate
+from mooring.recipe import Runner
 from mooring.records import Completion, Likelihood, Prompt
 
 
@@ -117,19 +117,37 @@ def each_sample(prompts: Sequence[Prompt], settings: Settings) -> list[tuple[int
     return [(index, sample) for index in range(len(prompts)) for sample in range(settings.samples)]
 
 
-def load_engine(folder: Path, section: Generate, system: str | None) -> Engine:
-    """Open a model folder with the engine that the recipe names.
+def load_engine(model: Path | str | None, section: Runner, system: str | None) -> Engine:
+    """Open a model with the engine that the recipe names.
 
     Args:
-        folder: A full checkpoint, or a LoRA adapter whose base is on this machine.
-        section: The recipe's `generate` section.
+        model: Folder of a full checkpoint, or of a LoRA adapter whose base is on this machine; for `openai` the
+            model's name on the server, or `None` for the only one there.
+        section: The recipe's `generate` section, or a judge's.
         system: System prompt for prompts that bring none.
 
     Raises:
-        ModelError: The folder is not a model that can be loaded.
+        ModelError: The folder is not a model that can be loaded, or the server has no such model.
+        MissingExtraError: The engine's package is not installed.
     """
+    if section.engine == "openai":
+        from mooring.generate.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(
+            str(section.base_url),
+            None if model is None else str(model),
+            system=system,
+            key_env=section.key_env,
+            concurrency=section.concurrency,
+            requests_per_minute=section.requests_per_minute,
+        )
+    assert model is not None
+    if section.engine == "vllm":
+        from mooring.generate.vllm_engine import VLLMEngine
+
+        return VLLMEngine.load(Path(model), system=system, dtype=section.dtype, tensor_parallel=section.tensor_parallel)
     from mooring.generate.transformers_engine import TransformersEngine
 
     return TransformersEngine.load(
-        folder, system=system, batch_size=section.batch_size, dtype=section.dtype, device=section.device
+        Path(model), system=system, batch_size=section.batch_size, dtype=section.dtype, device=section.device
     )

@@ -18,6 +18,8 @@ FIRST_WAIT = 0.5
 """Seconds before the second try; each later wait is twice as long."""
 LONGEST_WAIT = 30.0
 """Most seconds between two tries."""
+WORKER = "mooring-request"
+"""The name of the threads that make requests."""
 KNOCK = 5.0
 """Most seconds between two looks at whether a server that went away is back."""
 
@@ -29,12 +31,14 @@ class Passing(Exception):  # noqa: N818 - it is not yet an error
         what: What happened, in a few words.
         down: Whether the server is not there at all, rather than there and in trouble.
         wait: Seconds that the server asks to be left alone.
+        status: HTTP status, where there was one.
     """
 
-    def __init__(self, what: str, *, down: bool = False, wait: float | None = None) -> None:
+    def __init__(self, what: str, *, down: bool = False, wait: float | None = None, status: int | None = None) -> None:
         super().__init__(what)
         self.down = down
         self.wait = wait
+        self.status = status
 
 
 class Stopped(Exception):  # noqa: N818 - nothing is wrong
@@ -150,13 +154,11 @@ class Persistence:
 
 
 def wait_before(retry: int, jitter: float) -> float:
-    """Seconds before a retry (0 is the first): doubled each time, up to a limit, the later half of it left to chance."""
+    """Seconds before a retry (0 is the first): doubled each time up to a limit, the later half of it left to chance."""
     return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(retry, 16)) * (0.5 + jitter / 2)
 
 
-def in_parallel(
-    work: Callable[[T, threading.Event], R], items: Sequence[T], workers: int
-) -> Iterator[R]:
+def in_parallel(work: Callable[[T, threading.Event], R], items: Sequence[T], workers: int) -> Iterator[R]:
     """Results of `work(item, stop)` as they are made, in no order, items begun in theirs.
 
     After a failure nothing new is begun; what was under way is still waited for and yielded, and then the failure is
@@ -185,7 +187,7 @@ def in_parallel(
     running = max(1, min(workers, len(items)))
     # Daemons: a request under way must not keep a program alive that was told to end.
     for _ in range(running):
-        threading.Thread(target=run, daemon=True).start()
+        threading.Thread(target=run, name=WORKER, daemon=True).start()
     failure: BaseException | None = None
     try:
         while running:

@@ -72,6 +72,8 @@ class Server:
                 not trusted.
         """
         key = os.environ.get(self.key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ModelError(f"{self.key_env}: holds characters that no key has", "set it anew")
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "mooring"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -112,7 +114,9 @@ class Server:
         text = text.replace(key, "…") if key else text
         if status in (401, 403):  # what the server says may repeat the key
             if key:
-                return ModelError(f"{self.base}: does not accept the key ({status})", f"put a valid one into {self.key_env}")
+                return ModelError(
+                    f"{self.base}: does not accept the key ({status})", f"put a valid one into {self.key_env}"
+                )
             return ModelError(f"{self.base}: wants a key ({status})", f"put it into the environment as {self.key_env}")
         if 300 <= status < 400:
             return ModelError(f"{self.base}: redirects elsewhere ({status})", "give the address that it leads to")
@@ -122,7 +126,8 @@ class Server:
             return Refused(status, text)
         if status in (408, 409, 425, 429) or status >= 500:
             wait = retry_after(error.headers.get("Retry-After"))
-            return Passing(f"answers {status}" + (f" ({short(text)})" if text else ""), down=status in GONE, wait=wait)
+            what = f"answers {status}" + (f" ({short(text)})" if text else "")
+            return Passing(what, down=status in GONE, wait=wait, status=status)
         return Refused(status, text)
 
 
@@ -134,7 +139,7 @@ def open_server(base_url: str, key_env: str, timeout: float) -> Server:
     """
     try:
         parts = urllib.parse.urlsplit(base_url.strip())
-        odd = parts.scheme not in ("http", "https") or not parts.hostname or bool(parts.port and False)
+        odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
     except ValueError:
         odd, parts = True, urllib.parse.urlsplit("")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
@@ -142,7 +147,9 @@ def open_server(base_url: str, key_env: str, timeout: float) -> Server:
         raise RecipeError("base_url: holds more than an address", f"keep the key in the environment, as {key_env}")
     if odd:
         raise RecipeError(f"base_url: {base_url!r} is not an http address", "write it like http://localhost:8000/v1")
-    return Server(urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", "")), key_env, timeout)
+    return Server(
+        urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", "")), key_env, timeout
+    )
 
 
 def said(raw: bytes) -> str:
@@ -154,10 +161,10 @@ def said(raw: bytes) -> str:
         return " ".join(text.split())
     error = data.get("error", data) if isinstance(data, dict) else data
     if isinstance(error, dict):
+        message = error.get("message", error.get("detail"))
         # The kind says what the message may not: `context_length_exceeded`, `insufficient_quota`.
-        found = [error.get("message", error.get("detail")), error.get("code"), error.get("type")]
-        words = [part if isinstance(part, str) else json.dumps(part) for part in found if part and part is not True]
-        return " ".join(" ".join(words).split()) or " ".join(text.split())
+        found = [message if isinstance(message, str) else json.dumps(message), error.get("code"), error.get("type")]
+        return " ".join(" ".join(part for part in found if isinstance(part, str) and part != "null").split())
     return " ".join(str(error).split())
 
 

@@ -1,0 +1,232 @@
+"""The engine on vLLM, in this process: tokens go in, and text comes out, as with the engine on transformers."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt
+from mooring.errors import DataError, MissingExtraError, ModelError
+from mooring.generate.dialect import answer_seed
+from mooring.generate.engine import Settings, check_prompts, each_sample, pending, plan
+from mooring.generate.refusals import name
+from mooring.generate.vllm_folder import ends, find_base, load_tokenizer, lora_room, weight_type
+from mooring.records import Completion, Likelihood, Prompt, sample_key
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class VLLMEngine:
+    """A model in vLLM.
+
+    vLLM's own scheduler batches requests; `batch_size` only says after how many of them answers are handed over.
+    The checkpoint's generation config is left aside, but for the tokens that end a response.
+
+    Args:
+        llm: A `vllm.LLM`.
+        tokenizer: The model's tokenizer, from transformers, with a chat template.
+        stops: Tokens that end a response.
+        system: System prompt for prompts that bring none.
+        batch_size: Answers a batch.
+        adapter: A `LoRARequest` for every request; `None` asks the model as it is.
+        options: What it was opened with, for the record.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        tokenizer: Any,
+        stops: Collection[int],
+        *,
+        system: str | None = DEFAULT_SYSTEM,
+        batch_size: int = 256,
+        adapter: Any = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.llm = llm
+        self.tokenizer = tokenizer
+        self.stops = frozenset(stops)
+        self.system = system
+        self.batch_size = batch_size
+        self.adapter = adapter
+        self.options = dict(options or {})
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        system: str | None = DEFAULT_SYSTEM,
+        dtype: Dtype = "auto",
+        tensor_parallel: int = 1,
+        max_model_len: int | None = None,
+        gpu_memory: float = 0.9,
+        batch_size: int = 256,
+    ) -> "VLLMEngine":
+        """Open a full checkpoint, or a LoRA adapter on the base that it names. No code of the folder is run.
+
+        Args:
+            folder: Where the model is.
+            system: System prompt for prompts that bring none.
+            dtype: Type of the weights in memory; `auto` is the checkpoint's own, float32 too, which vLLM by itself
+                would make a half.
+            tensor_parallel: GPUs that share the model.
+            max_model_len: Longest prompt and response together, in tokens; the model's own where it is not given.
+            gpu_memory: Share of each GPU's memory that vLLM may take.
+            batch_size: Answers a batch.
+
+        Raises:
+            MissingExtraError: vLLM is not installed.
+            ModelError: The folder is no model, or one that vLLM cannot load.
+        """
+        try:
+            import transformers
+            import vllm
+            from vllm.lora.request import LoRARequest
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "vllm":
+                raise
+            raise MissingExtraError("vllm", "pip install 'mooring[vllm]'") from None
+
+        folder = Path(folder)
+        base, lora = find_base(folder)
+        adapter, options = None, {}
+        if lora is not None:
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_room(folder, lora)}
+            adapter = LoRARequest(folder.name or "adapter", 1, str(folder.resolve()))
+        own = lora is None or (folder / "tokenizer_config.json").is_file()
+        try:
+            tokenizer = load_tokenizer(folder if own else base)
+            stops = ends(base, tokenizer)
+            llm = vllm.LLM(
+                model=str(base),
+                tokenizer=str(folder if own else base),
+                trust_remote_code=False,
+                generation_config="vllm",
+                dtype=weight_type(base) if dtype == "auto" else dtype,
+                tensor_parallel_size=tensor_parallel,
+                max_model_len=max_model_len,
+                gpu_memory_utilization=gpu_memory,
+                **options,
+            )
+        except Exception as error:  # whatever a loader meets in a broken folder, in one line
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise ModelError(f"{folder}: vLLM cannot load it ({reason})", "does engine transformers?") from error
+        made_with = {
+            "vllm": vllm.__version__,
+            "transformers": transformers.__version__,
+            "tensor_parallel": tensor_parallel,
+        }
+        return cls(llm, tokenizer, stops, system=system, batch_size=batch_size, adapter=adapter, options=made_with)
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its response together."""
+        return int(self.llm.llm_engine.model_config.max_model_len)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """As `Engine.about`."""
+        return {
+            "engine": "vllm",
+            **self.options,
+            "dtype": str(self.llm.llm_engine.model_config.dtype).removeprefix("torch."),
+            "max_model_len": self.context,
+            "adapter": self.adapter is not None,
+            "batch_size": self.batch_size,
+            "system": self.system,
+        }
+
+    def complete(
+        self, prompts: Sequence[Prompt], settings: Settings, *, done: Collection[str] = ()
+    ) -> Iterator[list[Completion]]:
+        """As `Engine.complete`. Sampling is seeded for each answer; vLLM draws its own numbers from the seed."""
+        check_prompts(prompts)
+        rows = [encode_prompt(self.tokenizer, prompt, self.system) for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            self._fits(prompt, len(row), settings.max_new_tokens)
+        asked = each_sample(prompts, settings)
+        keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
+        for batch in pending(plan([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
+            which = [asked[number] for number in batch]
+            answers = self._generate(
+                [rows[i] for i, _ in which], [self._params(settings, keys[number]) for number in batch]
+            )
+            yield [
+                self._completion(prompts[i].id, sample, list(answer.outputs[0].token_ids))
+                for (i, sample), answer in zip(which, answers, strict=True)
+            ]
+
+    def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
+        """As `Engine.likelihood`, by vLLM's log-probabilities of prompt tokens; it writes one token more, unused."""
+        check_prompts(examples)
+        encoded = []
+        for example in examples:
+            if example.reference is None:
+                raise DataError(f"{name(example)}: has no reference", "the response loss needs one for each prompt")
+            row, start = encode_example(self.tokenizer, example, self.system)
+            self._fits(example, len(row), 1)
+            encoded.append((row, start))
+        batches = plan([len(row) for row, _ in encoded], self.batch_size)
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        for batch in pending(batches, [example.id for example in examples], done):
+            answers = self._generate([encoded[i][0] for i in batch], [params] * len(batch))
+            yield [
+                Likelihood(
+                    prompt_id=examples[i].id,
+                    nll=response_nll(answer.prompt_logprobs, *encoded[i]),
+                    tokens=len(encoded[i][0]) - encoded[i][1],
+                )
+                for i, answer in zip(batch, answers, strict=True)
+            ]
+
+    def _generate(self, rows: Sequence[list[int]], params: Sequence[Any]) -> list[Any]:
+        asked = [{"prompt_token_ids": row} for row in rows]
+        answers: list[Any] = self.llm.generate(asked, list(params), use_tqdm=False, lora_request=self.adapter)
+        return answers
+
+    def _params(self, settings: Settings, key: str) -> Any:
+        from vllm import SamplingParams
+
+        common: dict[str, Any] = {
+            "n": 1,
+            "max_tokens": settings.max_new_tokens,
+            "repetition_penalty": settings.repetition_penalty,
+            "stop_token_ids": sorted(self.stops),
+            "detokenize": False,  # done here, as for every engine
+        }
+        if settings.temperature == 0:
+            return SamplingParams(temperature=0.0, **common)
+        return SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k or -1,  # −1 is "all" in every version, 0 only in newer ones
+            seed=answer_seed(settings.seed, key),
+            **common,
+        )
+
+    def _completion(self, prompt_id: str, sample: int, tokens: list[int]) -> Completion:
+        stopped = bool(tokens) and tokens[-1] in self.stops
+        text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
+        finish: Literal["stop", "length"] = "stop" if stopped else "length"
+        return Completion(prompt_id=prompt_id, text=text, tokens=len(tokens), finish=finish, sample=sample)
+
+    def _fits(self, prompt: Prompt, tokens: int, new: int) -> None:
+        if tokens + new > self.context:
+            raise DataError(
+                f"{name(prompt)}: {tokens} tokens and {new} new ones do not fit the model's context of {self.context}",
+                "shorten it" + (", or lower generate.max_new_tokens" if new > 1 else ", or leave it out"),
+            )
+
+
+def response_nll(logprobs: Sequence[Any], row: Sequence[int], start: int) -> float:
+    """−Σ log p, in nats, of the tokens after the prompt.
+
+    Args:
+        logprobs: What vLLM gives for a prompt: for each token, none for the first, a mapping of token ids to objects
+            with a `logprob`.
+        row: All tokens.
+        start: How many of them are the prompt's.
+    """
+    return -sum(float(logprobs[place][row[place]].logprob) for place in range(start, len(row)))
