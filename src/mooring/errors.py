@@ -41,6 +41,10 @@ class DataError(UserError):
     """A data set is missing, empty or malformed, or a prompt does not fit the model."""
 
 
+class FetchError(DataError):
+    """A data set is not on this machine, and the hub did not give it: it is out of reach, or the set is gated."""
+
+
 class OutputError(UserError):
     """The output cannot be written: the folder holds something else, is in use, or the disk is full."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from mooring.errors import DataError
 from mooring.sources import digest, evaluation_sets, load_examples, load_prompts
-from mooring.sources.named import BUNDLED, NAMED
+from mooring.sources.bundled import BUNDLED
 
 real = pytest.mark.skipif("MOORING_DATA" not in os.environ, reason="MOORING_DATA does not name the folder of real data")
 SIZES = {
@@ -32,17 +32,6 @@ def write(path, count, first=0, **more):
 
 def asked(prompts):
     return [p.messages[-1].content for p in prompts]
-
-
-@real
-@pytest.mark.parametrize(("name", "count"), [(name, known.count) for name, known in NAMED.items()])
-def test_named_sets_from_the_folder(name, count):
-    prompts = load_prompts(name)
-    assert len(prompts) == len({p.id for p in prompts}) == count
-    assert all(p.origin.startswith(os.environ["MOORING_DATA"]) and p.reference is None for p in prompts)
-    assert all(bool(p.category) == (name != "advbench") for p in prompts)
-    halves = evaluation_sets(name)
-    assert [len(half) for half in halves.values()] == [count // 2, count // 2]
 
 
 @real
@@ -90,17 +79,6 @@ def test_real_files_of_other_shapes(name, line):
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_named_set_with_another_count_is_refused(monkeypatch, tmp_path, name):
-    monkeypatch.setenv("MOORING_DATA", str(tmp_path))
-    path = tmp_path / NAMED[name].path
-    path.parent.mkdir()
-    path.write_text("prompt,label\n" + "Say hello.,safe\n" * 3 + "Say no.,unsafe\n")
-    found = 3 if name == "xstest" else 4
-    with pytest.raises(DataError, match=f"`{name}` has {NAMED[name].count} prompts, found {found}"):
-        load_prompts(name)
-
-
 def test_a_file_with_the_name_of_a_set_is_the_file(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("advbench").write_text("x")
@@ -142,7 +120,36 @@ def test_number_of_rows_is_drawn_by_seed(tmp_path):
     assert len(load_prompts("bundled:harmful#5")) == 5
 
 
-@pytest.mark.parametrize("number", ["0", "", "-3", "1.5", "ten", "²"])
+def test_rows_are_drawn_evenly_over_a_field(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": f"Question {n}?", "Lang": "few" if n < 5 else n % 2} for n in range(100)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    some = load_prompts(f"{path}#31/lang", seed=1)
+    whole = load_prompts(str(path))
+    assert [p for p in whole if p in some] == some
+    few = sum(int(p.messages[0].content.split()[1][:-1]) < 5 for p in some)
+    odd = sum(int(p.messages[0].content.split()[1][:-1]) % 2 for p in some[few:])
+    assert (len(some), few, odd) == (31, 5, 13)
+    assert load_prompts(f"{path}#31/lang", seed=2) != some
+    assert load_prompts(f"{path}#100/lang") == whole
+
+
+def test_a_field_to_draw_over_that_is_not_there(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "P", "lang": "x"}\n{"prompt": "Q"}\n')
+    with pytest.raises(DataError, match=rf"^{path}:2: has no field `lang` to draw evenly over"):
+        load_prompts(f"{path}#1/lang")
+    with pytest.raises(DataError, match=r"bundled:tools#4/category: is made, not drawn; leave out `/category`"):
+        load_prompts("bundled:tools#4/category")
+    assert len({p.category for p in load_prompts("bundled:harmful#9/category")}) == 9
+
+
+def test_a_folder_with_a_hash_is_no_draw():
+    with pytest.raises(DataError, match=r"^data#2/mine\.jsonl: no such file"):
+        load_prompts("data#2/mine.jsonl")
+
+
+@pytest.mark.parametrize("number", ["0", "0/lang", "5/", "", "-3", "1.5", "ten", "²"])
 def test_bad_number_of_rows(tmp_path, number):
     ref = write(tmp_path / "a.jsonl", 3)
     with pytest.raises(DataError, match="is not a number of rows"):
@@ -211,6 +218,9 @@ def test_limit_counts_for_each_half_and_keeps_to_it(tmp_path, make):
         ("harmful", "did you mean `bundled:harmful`?"),
         ("bundled:harmfull", "no such bundled set; did you mean `bundled:harmful`?"),
         ("qqqq", "named sets: advbench"),
+        ("humanevil", "did you mean `humaneval`?"),
+        ("advbench:test", "`advbench` has no parts; write `advbench`"),
+        ("openfunctions:dev", "no part `dev`; its parts are train, validation, test"),
         ("data/mine.jsonl", "data/mine.jsonl: no such file"),
         ("./mine", "no such file"),
         ("~/no/such/mine", "no such file"),

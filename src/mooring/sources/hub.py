@@ -1,9 +1,11 @@
 """What the Hugging Face hub gives, and what it says when it does not, in one line."""
 
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from mooring.errors import DataError
+from mooring.errors import DataError, FetchError
 from mooring.sources.rows import Row
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<config>[\w.+-]+))?(?::(?P<split>\w+))?")
@@ -52,7 +54,8 @@ def load_hub_rows(repo: str, config: str | None = None, split: str | None = None
         split: One of its splits; where it is not given, `train`, or the only one.
 
     Raises:
-        DataError: It cannot be had, is gated, has no such split, or is empty.
+        FetchError: It cannot be had, or is gated.
+        DataError: It has no such split, or is empty.
     """
     import datasets
 
@@ -60,9 +63,7 @@ def load_hub_rows(repo: str, config: str | None = None, split: str | None = None
     try:
         loaded: Any = datasets.load_dataset(repo, config, split=split)
     except (*download_errors(), RuntimeError, datasets.exceptions.DatasetsError) as e:
-        what, mend = explain(e, f"huggingface.co/datasets/{repo}")
-        offline = "connect, or name a local file; named sets are also looked for in the folder $MOORING_DATA"
-        raise DataError(f"{name}: {what}", mend or f"{offline}; private sets need a login: {LOGIN}") from None
+        raise _refused(e, name, repo) from None
     if split is None:
         splits = list(loaded)
         split = splits[0] if len(splits) == 1 else "train"
@@ -73,3 +74,41 @@ def load_hub_rows(repo: str, config: str | None = None, split: str | None = None
     if not rows:
         raise DataError(f"{name}:{split}: holds no rows", "name another split")
     return rows
+
+
+def load_hub_files(
+    repo: str, files: Sequence[str], read: Callable[[Path], list[Row]], may_lack: Sequence[str] = ()
+) -> list[Row]:
+    """Rows of single files of a data set on the hub, read as they lie there.
+
+    Args:
+        repo: `owner/name`.
+        files: Paths in it, in order.
+        read: How a file becomes rows.
+        may_lack: Those of `files` that some versions do not have; they are passed over.
+
+    Raises:
+        FetchError: A file cannot be had, or the set is gated.
+        DataError: `read` raises it.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    errors: tuple[type[Exception], ...] = (*download_errors(), EntryNotFoundError)
+    rows = []
+    for file in files:
+        try:
+            path = Path(hf_hub_download(repo, file, repo_type="dataset"))
+        except errors as e:
+            if file in may_lack and isinstance(e, EntryNotFoundError):
+                continue
+            raise _refused(e, f"{repo}/{file}", repo) from None
+        rows += [Row(row.origin.replace(str(path), f"{repo}/{file}", 1), row.values) for row in read(path)]
+    return rows
+
+
+def _refused(error: Exception, name: str, repo: str) -> DataError:
+    what, mend = explain(error, f"huggingface.co/datasets/{repo}")
+    offline = "connect, or name a local file; named sets are also looked for in the folder $MOORING_DATA"
+    kind = DataError if isinstance(error, ValueError | RuntimeError) else FetchError  # the first: a bad name of a part
+    return kind(f"{name}: {what}", mend or f"{offline}; private sets need a login: {LOGIN}")

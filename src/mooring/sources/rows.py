@@ -47,7 +47,7 @@ def read_rows(path: Path) -> list[Row]:
     if suffix == ".parquet":
         rows = _parquet(path)
     elif suffix in _TEXT_READERS:
-        rows = _TEXT_READERS[suffix](path, _text(path))
+        rows = _TEXT_READERS[suffix](path, read_text(path))
     else:
         raise DataError(
             f"{path}: unknown kind of data file",
@@ -66,8 +66,12 @@ def _suffix(path: Path) -> str:
     return path.suffix.lower()
 
 
-def _text(path: Path) -> str:
-    """The file's text, decompressed, a byte order mark removed."""
+def read_text(path: Path) -> str:
+    """A file's text, decompressed where it ends in `.gz`, a byte order mark removed.
+
+    Raises:
+        DataError: It cannot be read, is broken, or is not UTF-8.
+    """
     try:
         data = path.read_bytes()
         if path.suffix.lower() == ".gz":

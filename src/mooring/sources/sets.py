@@ -1,7 +1,6 @@
 """Data sets by reference: a file, a named set, a bundled one, or an id on the hub."""
 
 import dataclasses
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +8,16 @@ from typing import Literal
 
 from mooring.errors import DataError
 from mooring.records import Prompt, Split
+from mooring.sources.bundled import BUNDLED, load_bundled
 from mooring.sources.hub import HUB_ID, load_hub_rows
-from mooring.sources.named import BUNDLED, NAMED, load_bundled, load_named
-from mooring.sources.rows import is_data_file, read_rows
+from mooring.sources.named import NAMED, Part, load_named
+from mooring.sources.refs import Reference, is_named, nearest, parse, unknown
+from mooring.sources.rows import Row, is_data_file, read_rows
 from mooring.sources.shapes import to_prompts
-from mooring.sources.splits import draw, split_prompts
+from mooring.sources.splits import draw, draw_evenly, split_prompts
 
 Half = Literal["validation", "test"]
+_PARTS: dict[Split, Part] = {"tune": "train", "validation": "validation", "test": "test"}
 
 
 def load_prompts(refs: str | Sequence[str], *, split: Split = "test", seed: int = 42) -> list[Prompt]:
@@ -23,9 +25,11 @@ def load_prompts(refs: str | Sequence[str], *, split: Split = "test", seed: int 
 
     Args:
         refs: One reference or several, joined in order. A reference is a file (`data/mine.jsonl`), a named set
-            (`advbench`), a bundled set (`bundled:harmful`) or a data set on the hub (`owner/name`, with `@config`
-            and `:split` where it needs them). With `#500` at its end it is so many of the rows, drawn by seed.
-        split: Which part of a bundled set; other sets are taken whole.
+            (`advbench`; `openfunctions:train` where it is split), a bundled set (`bundled:harmful`) or a data set on
+            the hub (`owner/name`, with `@config` and `:split` where it needs them). With `#500` at its end it is so
+            many of the rows, drawn by seed; with `#500/lang` drawn evenly over the values of that field.
+        split: Which part of a bundled set, or of a named set that is split and names no part: `tune` is its training
+            part. Other sets are taken whole.
         seed: Of the draw. `bundled:tools#500` is made, not drawn, and does not depend on it.
 
     Raises:
@@ -57,8 +61,9 @@ def evaluation_sets(
     """The half on which λ is chosen and the half that is reported on. They share no prompt.
 
     Args:
-        ref: As in `load_prompts`. A bundled set brings its own halves, and `#N` counts for each of them; any other
-            set is split by `split_prompts`, after the draw that `#N` asks for.
+        ref: As in `load_prompts`. A bundled set, or a named one that is split, brings its own halves, and `#N` counts
+            for each of them; any other set, or a part of one, is split by `split_prompts`, after the draw that `#N`
+            asks for.
         validation_share: Share of the prompts that go to validation.
         seed: Of the split and the draws.
         limit: At most so many prompts in each half, drawn by seed.
@@ -67,7 +72,7 @@ def evaluation_sets(
     Raises:
         DataError: As `load_prompts`, or one has no response, or there are not two different prompts.
     """
-    if ref.startswith("bundled:"):
+    if parse(ref).is_split:
         halves = (load_prompts(ref, split="validation", seed=seed), load_prompts(ref, split="test", seed=seed))
     else:
         halves = split_prompts(load_prompts(ref, seed=seed), validation_share, seed)
@@ -88,47 +93,52 @@ def _with_references(prompts: list[Prompt]) -> list[Prompt]:
     return prompts
 
 
-def _load(ref: str, split: Split, seed: int) -> list[Prompt]:
+def _load(text: str, split: Split, seed: int) -> list[Prompt]:
     """One reference, its `#N` obeyed."""
-    name, count = _parse(ref)
-    if name in ("bundled:tools", "bundled:tools-simple"):
-        return load_bundled(name.removeprefix("bundled:"), split, count)
-    prompts = _whole(name, split)
-    if count is None:
+    ref = parse(text)
+    if ref.name in ("bundled:tools", "bundled:tools-simple"):
+        if ref.field:
+            raise DataError(f"{text}: is made, not drawn", f"leave out `/{ref.field}`")
+        return load_bundled(ref.name.removeprefix("bundled:"), split, ref.count)
+    prompts, rows = _whole(ref, split)
+    if ref.count is None:
         return prompts
-    if count > len(prompts):
-        raise DataError(f"{ref}: the set has only {len(prompts)} rows", "ask for fewer")
-    return draw(prompts, count, seed)
+    if ref.count > len(prompts):
+        raise DataError(f"{text}: the set has only {len(prompts)} rows", "ask for fewer")
+    if ref.field is None:
+        return draw(prompts, ref.count, seed)
+    return draw_evenly(prompts, _groups(ref.field, ref.name, prompts, rows), ref.count, seed)
 
 
-def _parse(ref: str) -> tuple[str, int | None]:
-    """A reference as (name, number of rows)."""
-    name, mark, number = ref.rpartition("#")
-    if not mark or Path(ref).expanduser().exists():
-        return ref, None
-    if not (number.isascii() and number.isdigit() and int(number) > 0):
-        raise DataError(f"{ref}: `#{number}` is not a number of rows", "write it as FILE#500")
-    return name, int(number)
+def _groups(field: str, name: str, prompts: list[Prompt], rows: list[Row] | None) -> list[str]:
+    """The value of a field, for each prompt; of a set that has no rows of its own form, its category."""
+    groups: list[object]
+    if rows is None:
+        own = NAMED[name].group if name in NAMED else "category"
+        groups = [p.category if field.casefold() in ("category", own) else None for p in prompts]
+    else:
+        groups = [{str(k).casefold(): v for k, v in row.values.items()}.get(field.casefold()) for row in rows]
+    for prompt, group in zip(prompts, groups, strict=True):
+        if not isinstance(group, str | int):
+            raise DataError(f"{prompt.origin}: has no field `{field}` to draw evenly over", "name another, or none")
+    return [str(group) for group in groups]
 
 
-def _whole(name: str, split: Split) -> list[Prompt]:
-    """All rows of the set of this name."""
-    path = Path(name).expanduser()
-    if name in NAMED and not path.is_file():
-        return load_named(name)
+def _whole(ref: Reference, split: Split) -> tuple[list[Prompt], list[Row] | None]:
+    """All prompts of the set of this name, and their rows where they come as they lie in a file or on the hub."""
+    name = ref.name
+    if is_named(name):
+        return load_named(name, ref.part or _PARTS[split]), None
     if name.startswith("bundled:"):
         bundled = name.removeprefix("bundled:")
         if bundled not in BUNDLED:
-            raise DataError(f"{name}: no such bundled set", _nearest(name, [f"bundled:{b}" for b in BUNDLED]))
-        return load_bundled(bundled, split)
+            raise DataError(f"{name}: no such bundled set", nearest(name, [f"bundled:{b}" for b in BUNDLED]))
+        return load_bundled(bundled, split), None
+    path = Path(name).expanduser()
     if path.exists() or is_data_file(name) or name.startswith(("/", "./", "../", "~")):
-        return to_prompts(read_rows(path))
-    if match := HUB_ID.fullmatch(name):
-        return to_prompts(load_hub_rows(match["id"], match["config"], match["split"]))
-    known = [*NAMED, *(f"bundled:{b}" for b in BUNDLED)]
-    raise DataError(f"{name}: neither a file, a named set nor a hub id (owner/name)", _nearest(name, known))
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return f"did you mean `{near[0]}`?" if near else f"named sets: {', '.join(known)}"
+        rows = read_rows(path)
+    elif match := HUB_ID.fullmatch(name):
+        rows = load_hub_rows(match["id"], match["config"], match["split"])
+    else:
+        raise unknown(name)
+    return to_prompts(rows), rows

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -19,6 +20,9 @@ RESPONSES: Mapping[str, tuple[str, ...]] = {
     "input": ("target", "output", "response", "answer"),
 }
 """What a prompt may be called, the first one found counting, and beside each what its response may be called."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON can hold half a surrogate pair; UTF-8 and tokenizers cannot."""
 
 ACCEPTED = (
     "accepted: `messages`; `prompt` + `completion`; `instruction` (+ `input`) + `output`; "
@@ -47,8 +51,12 @@ def content(prompt: Prompt) -> str:
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of a data set: of its ids, messages, references and categories in order, not of where they lay."""
-    values = [{k: v for k, v in to_dict(p).items() if k != "origin"} for p in prompts]
+    """SHA-256 of a data set: of its ids, messages, references, categories, extras in order, not of where they lay."""
+    values = [
+        # fields that came later count only where they say something
+        {k: v for k, v in to_dict(p).items() if k != "origin" and (v or k not in ("rendered", "extra"))}
+        for p in prompts
+    ]
     text = json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -66,7 +74,17 @@ def _parse(row: Row) -> Prompt:
         messages, reference = _plain(values, row.origin)
     groups = (_text(values[key], key, row.origin) for key in ("category", "type") if isinstance(values.get(key), str))
     category = next((group for group in groups if group), None)
-    return Prompt(id="", messages=messages, reference=reference, category=category, origin=row.origin)
+    extra = values.get("extra", {})
+    if not isinstance(extra, dict):
+        raise DataError(f"{row.origin}: `extra` is not an object", 'write {"test": "…", …}')
+    return Prompt(
+        id="",
+        messages=messages,
+        reference=reference,
+        category=category,
+        origin=row.origin,
+        extra={name: _text(value, f"extra.{name}", row.origin) for name, value in extra.items()},
+    )
 
 
 def _plain(values: Mapping[str, Any], origin: str) -> tuple[tuple[Message, ...], str | None]:
@@ -129,7 +147,7 @@ def _turns(value: Any, name: str, origin: str) -> tuple[Message, ...]:
 def _text(value: Any, name: str, origin: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{origin}: `{name}` is not text but {type(value).__name__}", "write it as a string")
-    if any("\ud800" <= character <= "\udfff" for character in value):  # JSON can hold them, UTF-8 and tokenizers cannot
+    if SURROGATE.search(value):
         raise DataError(f"{origin}: `{name}` holds half a surrogate pair", "mend its \\u escapes")
     return value
 

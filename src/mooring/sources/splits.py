@@ -1,7 +1,8 @@
 """Halves and draws of a prompt set, by hash: the same whatever the order of its rows."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from mooring.errors import DataError
 from mooring.records import Prompt
@@ -42,6 +43,51 @@ def draw(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     ranks = [_rank(seed, "draw", content(p), p.reference or "", p.id) for p in prompts]
     chosen = sorted(range(len(prompts)), key=ranks.__getitem__)[:count]
     return [prompts[index] for index in sorted(chosen)]
+
+
+def draw_evenly(prompts: Sequence[Prompt], groups: Sequence[str], count: int, seed: int) -> list[Prompt]:
+    """As `draw`, as evenly over groups as their sizes allow.
+
+    The groups take turns, in an order that the seed decides, until there are enough; one that is used up is passed
+    over.
+
+    Args:
+        prompts: The set.
+        groups: Each prompt's group.
+        count: How many to draw.
+        seed: Another seed gives another draw.
+    """
+    ranks = [_rank(seed, "draw", content(p), p.reference or "", p.id) for p in prompts]
+    turns: Counter[str] = Counter()
+    order = {}
+    for index in sorted(range(len(prompts)), key=ranks.__getitem__):
+        order[index] = (turns[groups[index]], _rank(seed, "group", groups[index]))
+        turns[groups[index]] += 1
+    return [prompts[index] for index in sorted(sorted(order, key=order.__getitem__)[:count])]
+
+
+def hold_out(
+    prompts: Sequence[Prompt], count: int, seed: int, same: Callable[[Prompt], str] = content
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Split into (held out, rest), so many prompts held out; both sides keep the given order.
+
+    Args:
+        prompts: The set.
+        count: How many to hold out.
+        seed: Another seed holds out others.
+        same: What is equal for prompts that have to stay together. Those that are too many to fit are passed over, so
+            that where none stands alone fewer may be held out.
+    """
+    keys = [same(p) for p in prompts]
+    sizes = Counter(keys)
+    held: set[str] = set()
+    left = count
+    for key in sorted(sizes, key=lambda key: _rank(seed, "split", key)):
+        if sizes[key] <= left:
+            held.add(key)
+            left -= sizes[key]
+    pairs = list(zip(prompts, keys, strict=True))
+    return [p for p, key in pairs if key in held], [p for p, key in pairs if key not in held]
 
 
 def _rank(seed: int, *parts: str) -> bytes:
