@@ -5,12 +5,12 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mooring.checkpoint import Checkpoint, Part, TensorDigest, Writer, hash_part
+from mooring.checkpoint import Checkpoint, Part, TensorDigest, hash_part
 from mooring.errors import MismatchError, ModelError
 from mooring.merge import sweep as grid
 from mooring.merge.inputs import Inputs, Target, check_finite, finite, same
@@ -24,6 +24,14 @@ _BATCH = 8
 
 Digests = dict[str, TensorDigest]
 """Name of a tensor to its digest."""
+
+
+class Sink(Protocol):
+    """What an output is written to: `checkpoint.Writer`'s files, or memory. Many threads may write at once."""
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Keep a copy of a tensor's elements from `start`; `values` are of its type, and used again afterwards."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,7 +103,7 @@ class Engine:
         """Bytes of the tensors of one output."""
         return sum(t.numel * self.dtype(t).itemsize for t in self._inputs.targets.values())
 
-    def run(self, writers: Sequence[Writer]) -> None:
+    def run(self, writers: Sequence[Sink]) -> None:
         """Fill the outputs, one for every λ of the sites.
 
         Raises:
@@ -151,7 +159,7 @@ class Engine:
                 advance(name, found[name])
         return settled
 
-    def _apply(self, window: Sequence[Target], formulas: Mapping[str, Apply], writers: Sequence[Writer]) -> None:
+    def _apply(self, window: Sequence[Target], formulas: Mapping[str, Apply], writers: Sequence[Sink]) -> None:
         """Merge some tensors and write them."""
 
         def work(piece: Slice) -> Merged:
@@ -173,7 +181,7 @@ class Engine:
             for digests in self.written:
                 digests.setdefault(target.name, TensorDigest())  # a tensor without entries
 
-    def _merge(self, target: Target, piece: Slice, formula: Apply | None, writers: Sequence[Writer]) -> Merged:
+    def _merge(self, target: Target, piece: Slice, formula: Apply | None, writers: Sequence[Sink]) -> Merged:
         """Merge a slice and write it."""
         base, tuned = self._inputs.read(target, piece.start, piece.stop, self._buffers(piece, target))
         differs = tuple(not same(base, t) for t in tuned)
@@ -201,7 +209,7 @@ class Engine:
             written.append(hash_part(piece.start * values.dtype.itemsize, _bytes(values)))
         return Merged(differs, read, tuple(written))
 
-    def _copy_rest(self, target: Target, piece: Slice, writers: Sequence[Writer]) -> Merged:
+    def _copy_rest(self, target: Target, piece: Slice, writers: Sequence[Sink]) -> Merged:
         """Copy entries that not every model has."""
         values = self._inputs.read_rest(target, piece.start, piece.stop)
         where = self._inputs.models[target.rest].folder

@@ -17,6 +17,7 @@ from mooring.merge.inputs import Inputs, open_inputs
 from mooring.merge.job import Options
 from mooring.merge.layout import lay_out
 from mooring.merge.manifest import Record, manifest, write_manifest, write_side_files
+from mooring.merge.settings import Setting
 from mooring.merge.sites import method_named, options_of, sites
 from mooring.merge.sweep import SLICE
 from mooring.merge.verify import compare
@@ -115,18 +116,7 @@ def merge(
             if sentence not in decisions.setdefault(name, []):
                 decisions[name].append(sentence)
 
-        engine = Engine(
-            inputs,
-            method,
-            sites(method, options, inputs.targets, len(folders), list(lams.values()), note, output.dtype),
-            # Where coefficients sum to 1 by definition, entries that no tuned model changed are the base's.
-            keeps=method_named(method).keeps and (options.base_weight is None or options.normalize is not False),
-            dtype=output.dtype,
-            check=not output.allow_nonfinite,
-            slice_bytes=slice_bytes,
-            threads=threads,
-            progress=progress,
-        )
+        engine = engine_for(inputs, method, options, list(lams.values()), output, note, slice_bytes, threads, progress)
         need_room(out, engine.nbytes * len(lams) + _ROOM_FOR_SIDE_FILES)
         with atomic_folder(out) as scratch:
             places = [scratch / name for name in lams]
@@ -152,6 +142,36 @@ def merge(
     return out
 
 
+def engine_for(
+    inputs: Inputs,
+    method: str,
+    options: Options,
+    lams: Sequence[Setting],
+    output: Output,
+    note: Callable[[str, str], None],
+    slice_bytes: int = SLICE,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """The engine of a merge, whatever its outputs are written to; arguments as `merge` has them.
+
+    Raises:
+        UserError: A number is out of range for some tensor, or a pattern matches none.
+    """
+    return Engine(
+        inputs,
+        method,
+        sites(method, options, inputs.targets, len(inputs.tuned), lams, note, output.dtype),
+        # Where coefficients sum to 1 by definition, entries that no tuned model changed are the base's.
+        keeps=method_named(method).keeps and (options.base_weight is None or options.normalize is not False),
+        dtype=output.dtype,
+        check=not output.allow_nonfinite,
+        slice_bytes=slice_bytes,
+        threads=threads,
+        progress=progress,
+    )
+
+
 def _write_tensors(engine: Engine, inputs: Inputs, places: Sequence[Path], output: Output) -> None:
     """Merge all tensors into new folders.
 
@@ -165,6 +185,15 @@ def _write_tensors(engine: Engine, inputs: Inputs, places: Sequence[Path], outpu
             place.mkdir(exist_ok=True)
             writers.append(stack.enter_context(Writer(place, layout)))
         engine.run(writers)
+    refuse_equal(engine, inputs)
+
+
+def refuse_equal(engine: Engine, inputs: Inputs) -> None:
+    """Refuse, after the engine's run, tuned models that are the base.
+
+    Raises:
+        MismatchError: No tuned model differs from the base.
+    """
     if all(engine.equal):
         names = " and ".join(str(model.folder) for model in inputs.tuned)
         verb = "equal" if len(inputs.tuned) > 1 else "equals"
