@@ -4,17 +4,11 @@ from typing import Any
 
 import pytest
 
+from chat_templates import ANSWER, BOS, EOS, GEMMA, LLAMA_3_1, QUESTION, RESPONSES, SPECIAL, STARTS, SYSTEM, TEMPLATES
 from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt, render, tokenize, with_system
 from mooring.errors import ModelError
 from mooring.records import Message, Prompt
 
-GEMMA = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n'"
-    " + m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
-)
 PROMPT = Prompt(id="a", messages=(Message("user", "Why?"),), reference="Because.")
 
 
@@ -101,3 +95,134 @@ def test_an_example_of_a_template_that_rewrites_earlier_turns(tiny_tokenizer: An
     ids, start = encode_example(tokenizer, PROMPT, None)
     assert tokenizer.decode(ids[:start]) == "1user: Why?\nanswer: "
     assert tokenizer.decode(ids[start:]) == "Because.<|im_end|>"
+
+
+def of_family(tokenizer: Any, family: str) -> Any:
+    """The tiny tokenizer with a family's template, its special tokens and the habit of a BOS that it has."""
+    from tokenizers.processors import TemplateProcessing
+
+    other = copy_of(tokenizer, TEMPLATES[family])
+    other.add_tokens(list(SPECIAL), special_tokens=True)
+    other.add_tokens(["<think>", "</think>", "\n\n"])
+    other.eos_token = "<|im_end|>" if family.startswith("qwen") else EOS
+    other.bos_token = None if family.startswith("qwen") else BOS
+    if other.bos_token:
+        one = [(BOS, other.bos_token_id)]
+        other.backend_tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=one)
+    return other
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_families(tiny_tokenizer: Any, family: str) -> None:
+    tokenizer = of_family(tiny_tokenizer, family)
+    prompt = Prompt(id="a", messages=(Message("user", QUESTION),), reference=ANSWER)
+    assert render(tokenizer, with_system(prompt, SYSTEM)) == STARTS[family]
+    ids = encode_prompt(tokenizer, prompt, SYSTEM)
+    bos = BOS if tokenizer.bos_token else ""
+    assert tokenizer.decode(ids) == bos + STARTS[family].removeprefix(BOS)
+    whole, start = encode_example(tokenizer, prompt, SYSTEM)
+    assert whole[:start] == ids
+    assert tokenizer.decode(whole[start:]) == RESPONSES[family]
+    assert whole.count(tokenizer.convert_tokens_to_ids(BOS)) == len(bos) // len(BOS)
+    assert whole[-1] in tokenizer.added_tokens_decoder
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_families_with_the_system_text_that_is_everywhere_the_default(tiny_tokenizer: Any, family: str) -> None:
+    tokenizer = of_family(tiny_tokenizer, family)
+    text = render(tokenizer, with_system(PROMPT, DEFAULT_SYSTEM))
+    assert text.count(DEFAULT_SYSTEM) == (0 if family in ("gemma", "phi-3-first") else 1)
+    assert text.count("Why?") == 1
+
+
+def test_the_system_text_of_qwen_is_replaced_and_stands_where_none_is_given(tiny_tokenizer: Any) -> None:
+    tokenizer = of_family(tiny_tokenizer, "qwen2.5")
+    assert "Alibaba" not in render(tokenizer, with_system(PROMPT, DEFAULT_SYSTEM))
+    assert render(tokenizer, with_system(PROMPT, None)).startswith(
+        "<|im_start|>system\nYou are Qwen, created by Alibaba"
+    )
+
+
+def test_a_dropped_system_text_is_seen_though_the_template_or_the_user_says_the_same(tiny_tokenizer: Any) -> None:
+    drops = (
+        "You are a helpful assistant. Be kind.\n{% for m in messages %}{% if m.role != 'system' %}"
+        "{{ m.content }}\n{% endif %}{% endfor %}"
+    )
+    asked = Prompt(id="a", messages=(Message("user", "Be kind. Why?"),))
+    text = render(copy_of(tiny_tokenizer, drops), with_system(asked, "Be kind."))
+    assert text == "You are a helpful assistant. Be kind.\nBe kind. Be kind. Why?\n"
+
+
+def test_task_texts_on_a_model_without_a_system_role(tiny_tokenizer: Any) -> None:
+    gemma = of_family(tiny_tokenizer, "gemma")
+    turn = "<s><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"
+    medical = "If you are a doctor, please answer the medical questions based on the patient's description."
+    assert render(gemma, with_system(PROMPT, medical)) == turn.format(f"{medical} Why?")
+    code = f"{DEFAULT_SYSTEM}\nComplete the following code."
+    assert render(gemma, with_system(PROMPT, code)) == turn.format(f"{code} Why?")
+    shots = (Message("system", "Be kind."), Message("user", "1"), Message("assistant", "2"), Message("user", "3"))
+    assert render(gemma, shots).count("Be kind.") == 1
+    assert "<start_of_turn>user\nBe kind. 1<end_of_turn>\n<start_of_turn>model\n2<" in render(gemma, shots)
+
+
+def test_a_template_that_stumbles_or_has_no_default_is_a_user_error(tiny_tokenizer: Any) -> None:
+    for template in ("{{ 1 + 'a' }}", "{{ messages[7].content.x }}", {"rag": "{{ messages }}"}, "{% if %}"):
+        with pytest.raises(ModelError, match="refuses the conversation") as caught:
+            render(copy_of(tiny_tokenizer, template), with_system(PROMPT, "Be kind."))
+        assert "\n" not in str(caught.value)
+
+
+def test_the_day_of_the_run_is_not_in_a_prompt(tiny_tokenizer: Any) -> None:
+    today = LLAMA_3_1.replace(
+        "{% set date_string = '26 Jul 2024' %}", "{% set date_string = strftime_now('%d %b %Y') %}"
+    )
+    assert today != LLAMA_3_1
+    tokenizer = of_family(tiny_tokenizer, "llama-3.1")
+    expected = render(tokenizer, PROMPT.messages)
+    assert "Today Date: 26 Jul 2024\n" in expected
+    tokenizer.chat_template = today
+    assert render(tokenizer, PROMPT.messages) == expected
+
+
+@pytest.mark.parametrize("written", ["", BOS, BOS + BOS, BOS * 3])
+def test_one_bos_whatever_a_template_or_a_rendered_text_writes(tiny_tokenizer: Any, written: str) -> None:
+    tokenizer = of_family(tiny_tokenizer, "gemma")
+    tokenizer.chat_template = written + "{% for m in messages %}{{ m.content }}{% endfor %}"
+    bos = tokenizer.bos_token_id
+    bare = tokenizer("Why?", add_special_tokens=False)["input_ids"]
+    assert encode_prompt(tokenizer, PROMPT, None) == [bos, *bare]
+    judged = Prompt(id="a", messages=PROMPT.messages, rendered=f"{written}[INST] Why? [/INST]")
+    ids = encode_prompt(copy_of(tokenizer, None), judged, "Be kind.")
+    assert ids == [bos, *tokenizer("[INST] Why? [/INST]", add_special_tokens=False)["input_ids"]]
+
+
+@pytest.mark.parametrize(
+    ("tail", "expected"),
+    [("", "Because.<|im_end|>"), ("\n", "Because.<|im_end|>"), ("\n### End\n", "Because.\n### End<|im_end|>")],
+)
+def test_an_example_of_a_template_that_closes_no_turn_ends_with_eos(
+    tiny_tokenizer: Any, tail: str, expected: str
+) -> None:
+    template = "{% for m in messages %}{{ m.content + tail }}{% endfor %}".replace("tail", repr(tail))
+    ids, start = encode_example(copy_of(tiny_tokenizer, template), PROMPT, None)
+    assert tiny_tokenizer.decode(ids[start:]) == expected
+
+
+def test_blanks_that_a_vocabulary_has_as_tokens_end_no_turn(tiny_tokenizer: Any) -> None:
+    tokenizer = of_family(tiny_tokenizer, "phi-3")
+    tokenizer.chat_template = TEMPLATES["phi-3"].replace("'<|end|>", "'\\n\\n<|end|>")
+    ids, start = encode_example(tokenizer, PROMPT, None)
+    assert tokenizer.decode(ids[start:]) == "Because.\n\n<|end|>"
+
+
+def test_special_tokens_in_a_reference_do_not_end_it(tiny_tokenizer: Any) -> None:
+    tokenizer = of_family(tiny_tokenizer, "phi-3")
+    prompt = Prompt(id="a", messages=PROMPT.messages, reference="a<|end|>b end")
+    ids, start = encode_example(tokenizer, prompt, None)
+    assert tokenizer.decode(ids[start:]) == "a<|end|>b end<|end|>"
+
+
+def test_an_example_of_a_template_that_hides_the_answer(tiny_tokenizer: Any) -> None:
+    template = "{% for m in messages %}{{ m.content if m.role == 'user' else '<|im_start|>hidden' }}{% endfor %}"
+    ids, start = encode_example(copy_of(tiny_tokenizer, template, bos_token=None), PROMPT, None)
+    assert tiny_tokenizer.decode(ids[start:]) == "Because.<|im_end|>"

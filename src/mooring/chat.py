@@ -8,6 +8,11 @@ from mooring.records import Message, Prompt
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 """The paper's system prompt (PROTOCOL: all tasks but the medical one, and all safety prompts)."""
+PINNED = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""What templates are told besides the conversation; one that does not ask for it ignores it. Models are measured
+without thinking (Qwen3), and the date is the one that Llama 3.1's template has: a prompt is the same on any day."""
+PROBE = "\u2042mooring\u2042"
+"""A system text that stands in no template."""
 
 
 def with_system(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
@@ -20,13 +25,13 @@ def with_system(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
 def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:
     """Render by the model's own chat template.
 
+    A template without a system role, be it that it refuses one (Gemma's) or that it leaves the text out (the first
+    Phi-3's), goes without the default system text; any other is put, with a space, in front of the first user message.
+
     Args:
         tokenizer: A transformers tokenizer.
         messages: The conversation.
         answer: Whether to open the assistant's turn at the end.
-
-    A template without a system role (Gemma's) goes without the default system text; any other is put, with a space,
-    in front of the first user message.
 
     Raises:
         ModelError: The tokenizer has no chat template, or the template refuses the conversation.
@@ -36,28 +41,46 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) 
             f"{tokenizer.name_or_path}: the tokenizer has no chat template",
             "put the model's chat_template.jinja into its folder",
         )
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    from jinja2 import TemplateError
-
+    if messages[0].role == "system" and not has_system_role(tokenizer):
+        messages = fold_system(messages)
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
-    except TemplateError as error:
-        if turns[0]["role"] != "system" or len(turns) < 2:
-            raise ModelError(
-                f"{tokenizer.name_or_path}: the chat template refuses the conversation ({error})",
-                "check the order of its roles",
-            ) from None
-        first = messages[1]
-        if messages[0].content != DEFAULT_SYSTEM:
-            first = Message(first.role, f"{messages[0].content} {first.content}")
-        return render(tokenizer, [first, *messages[2:]], answer=answer)
+        return _apply(tokenizer, messages, answer)
+    except _refusals() as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelError(
+            f"{tokenizer.name_or_path}: the chat template refuses the conversation ({reason})",
+            "check the order of its roles",
+        ) from None
+
+
+def has_system_role(tokenizer: Any) -> bool:
+    """Whether the chat template shows the model a system message; found by trial."""
+    try:
+        return PROBE in _apply(tokenizer, [Message("system", PROBE), Message("user", "a")], True)
+    except _refusals():
+        return False
+
+
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """A conversation without its leading system message: the default text goes, any other moves before the user's."""
+    system, turns = messages[0].content, list(messages[1:])
+    first = next((i for i, message in enumerate(turns) if message.role == "user"), None)
+    if first is None:
+        return list(messages)
+    if system.strip() not in ("", DEFAULT_SYSTEM):
+        turns[first] = Message("user", f"{system} {turns[first].content}")
+    return turns
 
 
 def tokenize(tokenizer: Any, text: str) -> list[int]:
     """Tokens of a rendered conversation, with one BOS where the tokenizer has the habit of one, never two."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
-    if bos is None or ids[:1] == [bos]:
+    if bos is None:
+        return ids
+    while ids[:2] == [bos, bos]:  # a template, or a text that is rendered already, that writes it twice
+        ids = ids[1:]
+    if ids[:1] == [bos]:
         return ids
     # By trial: `add_bos_token` is False on tokenizers whose post-processor writes one.
     return [bos, *ids] if tokenizer("a")["input_ids"][:1] == [bos] else ids
@@ -73,14 +96,45 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, system: str | None) -> list[in
 def encode_example(tokenizer: Any, prompt: Prompt, system: str | None) -> tuple[list[int], int]:
     """Tokens of a prompt with its reference response, and how many of them are the prompt's.
 
-    The response ends with the template's end-of-turn token; white space that the template writes after it is left
-    out, since a model stops before it.
+    The response ends with the template's end-of-turn token, or with EOS where the template writes none; what the
+    template writes after it is left out, since a model stops before it.
     """
     assert prompt.reference is not None
     start = render(tokenizer, with_system(prompt, system))
     whole = (*with_system(prompt, system), Message("assistant", prompt.reference))
-    full = render(tokenizer, whole, answer=False).rstrip()
-    if not full.startswith(start):  # templates that rewrite earlier turns: close the answer by hand
-        full = start + prompt.reference + str(tokenizer.eos_token or "")
+    full, tail = render(tokenizer, whole, answer=False), turn_tail(tokenizer)
+    if tail is not None and full.startswith(start) and full.endswith(tail):
+        response = full[len(start) : len(full) - len(tail)] + end_of_turn(tokenizer, tail)
+    else:  # templates that rewrite earlier turns, or answers: close this one by hand
+        response = prompt.reference + end_of_turn(tokenizer, tail or "")
     begin = tokenize(tokenizer, start)
-    return begin + tokenizer(full[len(start) :], add_special_tokens=False)["input_ids"], len(begin)
+    return begin + tokenizer(response, add_special_tokens=False)["input_ids"], len(begin)
+
+
+def turn_tail(tokenizer: Any) -> str | None:
+    """What the chat template writes after a last response, found by trial; None where it does not show the response."""
+    text = render(tokenizer, [Message("user", "a"), Message("assistant", PROBE)], answer=False)
+    return text.rpartition(PROBE)[2] if PROBE in text else None
+
+
+def end_of_turn(tokenizer: Any, tail: str) -> str:
+    """A tail up to its first special token, which ends the turn; with EOS where it has none."""
+    tokens = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
+    # The first to occur; of two that begin at the same place, the longer. Some vocabularies add blanks as tokens.
+    ends = [(tail.index(token), -len(token)) for token in tokens if token.strip() and token in tail]
+    if ends:
+        place, size = min(ends)
+        return tail[: place - size]
+    return tail.rstrip() + str(tokenizer.eos_token or "")
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], answer: bool) -> str:
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer, **PINNED))
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What a template that does not like a conversation raises, by its own word or by stumbling over it."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, TypeError, ValueError)
