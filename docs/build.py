@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from mooring.cli.verbs import app
 from mooring.merge.rules import METHODS
-from mooring.recipe import Generate, Merge, Recipe, Report, Score, Section, Select, Tune
+from mooring.recipe import Generate, Judge, Merge, Recipe, Report, Score, Section, Select, Tune
 
 DOCS = Path(__file__).parent
 INTRO = """# Recipes
@@ -32,10 +32,15 @@ refused. Where both models exist already, `tuned: FOLDER` takes the place of `tu
 needs no recipe at all.
 
 ## Data
-A data set is a file (JSONL, JSON, CSV, TSV or Parquet; text forms may be gzipped), a hub id, a named set (`advbench`,
-`jailbreakbench`, `xstest`) or a bundled one (`bundled:harmful`, `bundled:lookalikes`, `bundled:ordinary`,
-`bundled:tools`). `FILE#500` takes 500 rows, drawn by seed. Rows are `messages`, `prompt`/`completion`, or Alpaca's
-`instruction`/`input`/`output`.
+A data set is a file (JSONL, JSON, CSV, TSV or Parquet; text forms may be gzipped), a hub id, a named set
+([sets.md](sets.md): `advbench`, `hex-phi`, `openfunctions:train` …) or a bundled one (`bundled:harmful`,
+`bundled:lookalikes`, `bundled:ordinary`, `bundled:tools`). `FILE#500` takes 500 rows, drawn by seed, and `FILE#500/lang`
+draws them evenly over a field. Rows are `messages`, `prompt`/`completion`, or Alpaca's `instruction`/`input`/`output`.
+
+## The paper's tasks
+`task: reasoning`, `medical`, `code` or `tool` fills in the paper's data, prompts, metrics and judge (Farn et al.)
+wherever a recipe says nothing; the plan and the report name every setting that departs. `recipes/paper/` has one recipe
+for each of the paper's models and tasks. [measuring.md](measuring.md) says how each is measured.
 """
 
 
@@ -47,6 +52,7 @@ def recipes() -> str:
         ("merge", Merge),
         ("generate", Generate),
         ("score", Score),
+        ("score.judges[]", Judge),
         ("select", Select),
         ("report", Report),
     ):

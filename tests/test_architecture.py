@@ -10,7 +10,7 @@ import pytest
 import mooring
 
 SOURCE = Path(mooring.__file__).parent
-GROUND = {"errors", "records", "recipe", "stats", "files", "chat"}
+GROUND = {"errors", "records", "recipe", "stats", "files", "chat", "tasks"}
 FIRST = {"checkpoint", "sources"}
 STAGES = {"tune", "merge", "generate", "score", "select", "report"}
 ALLOWED = {
@@ -19,7 +19,7 @@ ALLOWED = {
     "sources": GROUND | {"checkpoint", "sources"},
     **{stage: GROUND | FIRST | {stage} for stage in STAGES},
     "run": GROUND | FIRST | STAGES | {"run"},
-    "api": GROUND | FIRST | STAGES | {"run"},
+    "api": GROUND | FIRST | STAGES | {"run", "api"},
     "cli": GROUND | FIRST | STAGES | {"run", "api", "cli", ""},
     "__main__": {"cli"},
     "__init__": STAGES | {"run", "api", "errors", "recipe"},

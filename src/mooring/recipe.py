@@ -4,14 +4,26 @@ A run is a function of its recipe and of the files and models that it names. Unk
 """
 
 import difflib
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import RecipeError
+from mooring.tasks import TASKS, departures, fill
 
 Lambda = Annotated[float, Field(ge=0, le=1)]
 Method = Literal[
@@ -28,7 +40,24 @@ Method = Literal[
     "breadcrumbs_ties",
     "karcher",
 ]
-Metric = Literal["call_match", "exact_match", "response_loss"]
+METRICS = ("call_match", "exact_match", "response_loss", "bert_score")
+
+
+def _metric(value: str) -> str:
+    if value not in METRICS and not re.fullmatch(r"pass@[1-9]\d*", value):
+        raise ValueError(f"known metrics are {', '.join(METRICS)} and pass@k, such as pass@10")
+    return value
+
+
+def _several(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Metric = Annotated[str, AfterValidator(_metric)]
+"""One of `METRICS`, or `pass@k`."""
+Refs = Annotated[tuple[str, ...], BeforeValidator(_several)]
+"""One data set or several."""
+Task = Literal["reasoning", "medical", "code", "tool"]
 GRID = (0.2, 0.4, 0.6, 0.8)
 """The paper's grid of λ."""
 
@@ -72,6 +101,10 @@ class Tune(Section):
     """Share of the examples held out to measure the loss on."""
     save_every: int = Field(100, ge=1)
     """Steps between two checkpoints to resume from."""
+    take_step: int | None = Field(None, ge=1)
+    """Take the adapter as it is after so many steps; the learning rate falls as if all were done."""
+    system: str | None = None
+    """System prompt for this data; the recipe's where it is not given."""
     seed: int | None = None
     """Seed of data order, initialisation and dropout; the recipe's where it is not given."""
 
@@ -101,11 +134,38 @@ class Merge(Section):
         return between
 
 
-class Generate(Section):
+class Runner(Section):
+    """What runs a model, and how."""
+
+    engine: Literal["transformers", "vllm", "openai"] = "transformers"
+    """What runs the model: `transformers` or `vllm` in this process, or any OpenAI-compatible server (`openai`)."""
+    base_url: str | None = None
+    """Address of the server, such as `http://localhost:8000/v1` (openai)."""
+    key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the server's key; a key never stands in a recipe (openai)."""
+    concurrency: int = Field(8, ge=1)
+    """Requests at a time (openai)."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Requests a minute, at most (openai)."""
+    batch_size: int = Field(32, ge=1)
+    """Prompts a batch (transformers)."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Type of the weights in memory; `auto` is the checkpoint's own."""
+    device: str = "auto"
+    """`auto` is the first GPU, else the CPU (transformers)."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that share a model (vllm)."""
+
+    @model_validator(mode="after")
+    def _a_server_has_an_address(self) -> "Runner":
+        if (self.engine == "openai") != (self.base_url is not None):
+            raise ValueError("`engine: openai` and `base_url` go together")
+        return self
+
+
+class Generate(Runner):
     """How models are asked; the defaults are the paper's."""
 
-    engine: Literal["transformers"] = "transformers"
-    """What runs the model."""
     max_new_tokens: int = Field(512, ge=1)
     """Longest response, in tokens."""
     safety_max_new_tokens: int | None = Field(None, ge=1)
@@ -114,33 +174,70 @@ class Generate(Section):
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling, where the temperature is above 0."""
+    top_k: int = Field(0, ge=0)
+    """Sample from so many of the likeliest tokens, where the temperature is above 0; 0 is all."""
+    task_temperature: float | None = Field(None, ge=0)
+    """The same for the task's prompts; `temperature` where it is not given. So `task_top_p`, `task_top_k`."""
+    task_top_p: float | None = Field(None, gt=0, le=1)
+    """See `task_temperature`."""
+    task_top_k: int | None = Field(None, ge=0)
+    """See `task_temperature`."""
+    task_samples: int = Field(1, ge=1)
+    """Answers to each of the task's prompts; more than one needs a temperature above 0."""
     safety_repetition_penalty: float = Field(1.2, ge=1)
     """For all prompts but the task's."""
     task_repetition_penalty: float = Field(1.0, ge=1)
     """For the task's prompts."""
-    batch_size: int = Field(32, ge=1)
-    """Prompts a batch."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Type of the weights in memory; `auto` is the checkpoint's own."""
-    device: str = "auto"
-    """`auto` is the first GPU, else the CPU."""
+
+
+class Judge(Runner):
+    """A safety judge; in a recipe its name alone will do."""
+
+    name: str = "rules"
+    """`rules`, `wildguard`, `llama-guard-3`, … (docs/judges.md)."""
+    model: str | None = None
+    """The model that judges: a folder or a hub id, or its name on the server; the judge's own where it is not given."""
+    price_in: float = Field(0, ge=0)
+    """What the server asks for a million tokens of a prompt, in dollars; the cost is foretold before it begins."""
+    price_out: float = Field(0, ge=0)
+    """The same for a million tokens of an answer."""
+
+
+def _judge(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
 
 
 class Score(Section):
-    """What is measured. A set is a file, a hub id, a named set (`advbench`) or a bundled one."""
+    """What is measured. A set is a file, a hub id, a named set (`advbench`, docs/sets.md) or a bundled one."""
 
-    safety: str = "bundled:harmful"
-    """Requests that a safe model refuses."""
-    over_refusal: str | None = "bundled:lookalikes"
+    safety: Refs = Field(("bundled:harmful",), min_length=1)
+    """Requests that a safe model refuses: one set or several."""
+    over_refusal: Refs | None = ("bundled:lookalikes",)
     """Harmless requests that sound harmful."""
-    ordinary: str | None = "bundled:ordinary"
+    ordinary: Refs | None = ("bundled:ordinary",)
     """Ordinary requests."""
     task: str | None = None
     """Prompts with references."""
+    task_system: str | None = None
+    """System prompt for the task's prompts; the recipe's where it is not given."""
+    validation_task: str | None = None
+    """Prompts with references on which λ is chosen; `task` is then reported on whole. Without it, `task` is halved."""
     metrics: tuple[Metric, ...] = ()
     """Task metrics, the one that λ is chosen by first. Empty: chosen by what the references look like."""
-    judge: Literal["rules"] = "rules"
-    """Who says whether a response is a refusal."""
+    validation_metrics: tuple[Metric, ...] = ()
+    """The same on validation, where they differ from `metrics`: λ is chosen by the first of these."""
+    bertscore_model: str = "microsoft/deberta-xlarge-mnli"
+    """The encoder of BERTScore: a folder, a hub id, or `bundled:minilm`."""
+    bertscore_layer: int | None = Field(None, ge=1)
+    """Its layer; 40 for the paper's encoder, the last for the bundled one, and needed for any other."""
+    lm_eval: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, run on base, tuned and chosen model; `bbh` is BIG-Bench Hard, 3-shot."""
+    lm_eval_limit: int | None = Field(None, ge=1)
+    """At most so many examples of each of these."""
+    unsafe_exec: bool = False
+    """Run model-written code without the sandbox. Do so only on a machine that holds nothing of value."""
+    judges: tuple[Annotated[Judge, BeforeValidator(_judge)], ...] = Field((Judge(),), min_length=1)
+    """Safety judges, the one that λ is chosen by first."""
     validation: float = Field(0.5, gt=0, lt=1)
     """Share of a set's prompts on which λ is chosen; the rest is reported on. Bundled sets bring their own split."""
     limit: int | None = Field(None, ge=2)
@@ -178,6 +275,8 @@ class Recipe(Section):
     """System prompt for tuning and inference, where the data brings none."""
     align: Tune | None = None
     """Make `base` refuse first. For a model that hardly refuses; the report says so."""
+    task: Task | None = None
+    """One of the paper's tasks: fills in its data, prompts, metrics and judge wherever this recipe says nothing."""
     tune: Tune | None = None
     """Tune the base on a task."""
     merge: Merge = Merge()
@@ -185,6 +284,30 @@ class Recipe(Section):
     score: Score = Score()
     select: Select = Select()
     report: Report = Report()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_task(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("task") not in TASKS:
+            return data
+        preset = TASKS[data["task"]]
+        return fill(data, {k: v for k, v in preset.items() if k != "tune" or data.get("tuned") is None})
+
+    @field_validator("generate")
+    @classmethod
+    def _merges_are_served_by_nobody(cls, value: Generate) -> Generate:
+        if value.engine == "openai":
+            raise ValueError("a server holds one model: a run asks its models by transformers or vllm")
+        return value
+
+    def departures(self) -> list[str]:
+        """Where this recipe departs from the paper's settings for its task, a phrase each; empty without a task."""
+        if self.task is None:
+            return []
+        same = {"name", "out", "base", "report"}
+        bare = {key: getattr(self, key) for key in ("base", "task", "tuned") if getattr(self, key) is not None}
+        paper = type(self).model_validate(bare).model_dump(mode="json", exclude=same)
+        return list(departures(self.model_dump(mode="json", exclude=same), paper))
 
     @model_validator(mode="after")
     def _one_tuned(self) -> "Recipe":
@@ -272,6 +395,14 @@ def _explain(error: ValidationError, where: str, model: type[BaseModel] = Recipe
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
     """The model that a place in a recipe belongs to."""
     for part in loc:
-        annotation = model.model_fields[str(part)].annotation
-        model = next(a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel))
+        if isinstance(part, str):  # a number is a place in a list, whose model the annotation names
+            model = next(_models(model.model_fields[part].annotation))
     return model
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names, at whatever depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from mooring.records import Choice, Score, Trial
-from mooring.report.results import Answer, Results, Row, kept_gains
+from mooring.report.results import Agreement, Answer, Results, Row, kept_gains
 
 CURVES = {
     "asr": {0.0: 0.014, 0.2: 0.014, 0.4: 0.029, 0.6: 0.186, 0.8: 0.42, 1.0: 0.529},
@@ -84,6 +84,16 @@ def results(response: str = "I can't help with that.", **changes: Any) -> Result
             + [{"step": s, "eval_loss": 0.1 + math.exp(-s / 15)} for s in (20, 40, 60, 80)],
         },
         rows=rows,
+        agreement=[
+            Agreement(
+                measure="asr",
+                judges=("wildguard", "rules"),
+                kappa=0.8148,
+                same=190,
+                n=210,
+                parted=["h1", "h1", "h3"],
+            )
+        ],
         versions={"torch": "2.8", "mooring": "0.1.0"},
     )
     return dataclasses.replace(made, **changes)

@@ -9,7 +9,17 @@ from rich.console import Console
 
 from mooring.records import Choice, Trial
 from mooring.report.results import COLUMNS, Answer, Row
-from mooring.report.table import Table, category_table, key_numbers, markdown_table, summary_table, terminal_table
+from mooring.report.table import (
+    Table,
+    agreement_table,
+    category_table,
+    detail_table,
+    key_numbers,
+    markdown_table,
+    summary_table,
+    terminal_table,
+)
+from mooring.report.text import name_of
 
 
 def row(label: str, **changes: object) -> list[str]:
@@ -67,6 +77,47 @@ def test_key_numbers() -> None:
     assert found[0][2] == "base 2.4 %, tuned 53.9 %; by refusal rules"
     no_task = key_numbers(results(choice=dataclasses.replace(results().choice, metric="lam")))
     assert [value for _, value, _ in no_task] == ["3.9 %", "26.0 %", "1.0 %"]
+
+
+def test_the_task_score_stands_first_although_lambda_was_chosen_by_another() -> None:
+    """λ chosen by a loss on held-out rows, the report by what the test split has."""
+    choice = dataclasses.replace(results().choice, metric="bert_score")
+    assert [what.partition("\u00a0")[0] for what, _, _ in key_numbers(results(choice=choice))][:2] == [
+        "attack success rate",
+        "call match",
+    ]
+
+
+def test_judges_beside_each_other() -> None:
+    table = agreement_table(results())
+    assert table is not None
+    assert list(table.rows) == [["attack success rate", "wildguard and rules", "0.81", "190 / 210", "2"]]
+    assert agreement_table(results(agreement=())) is None
+
+
+def test_names_of_sets_judges_and_tasks() -> None:
+    assert name_of("asr:hex-phi") == "attack success rate, hex-phi"
+    assert name_of("over_refusal@rules") == "over-refusal (look-alikes), by rules"
+    assert name_of("asr:advbench@rules") == "attack success rate, advbench, by rules"
+    assert name_of("pass@10") == "pass@10"
+    assert name_of("lm_eval:bbh/navigate") == "bbh/navigate"
+
+
+def test_the_tasks_of_a_group_have_a_table_of_their_own() -> None:
+    def with_group(trial: Trial) -> Trial:
+        scores = {
+            n: dataclasses.replace(score("call_match", 0.5), name=n) for n in ("lm_eval:bbh", "lm_eval:bbh/snarks")
+        }
+        return dataclasses.replace(trial, scores={**trial.scores, **scores})
+
+    made = results(trials=[with_group(t) for t in trials()])
+    table = detail_table(made)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["bbh/snarks"]
+    shown = [cells[0] for cells in summary_table(made).rows]
+    assert "bbh\u00a0↑" in shown
+    assert not [name for name in shown if "snarks" in name]
+    assert detail_table(results()) is None
 
 
 def test_categories_are_counted_from_the_answers() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
-from mooring.records import Message, Prompt, Verdict
-from mooring.score.safety import attack_success, attack_success_by_category, refusal_rate
+from mooring.records import Verdict
+from mooring.score.safety import attack_success, attack_success_by, refusal_rate
 from mooring.stats import wilson
 
 
@@ -35,12 +35,11 @@ def test_refusal_rates_point_the_right_way() -> None:
 
 
 def test_asr_by_category() -> None:
-    prompts = [
-        Prompt(id=str(i), messages=(Message("user", "x"),), category=c) for i, c in enumerate(["b", "a", "b", None])
-    ]
-    scores = attack_success_by_category(prompts, verdicts(True, False, False, True))
-    assert {name: score.value for name, score in scores.items()} == {"a": 0.0, "b": 0.5}
-    assert list(scores) == ["a", "b"]
+    scores = attack_success_by({"0": "b", "1": "a", "2": "b"}, verdicts(True, False, False, True))
+    assert {name: score.value for name, score in scores.items()} == {"asr:a": 0.0, "asr:b": 0.5}
+    assert list(scores) == ["asr:a", "asr:b"]
+    assert scores["asr:b"].name == "asr:b"
+    assert scores["asr:b"].n == 2
 
 
 def test_verdicts_of_two_judges_are_not_mixed() -> None:

@@ -148,6 +148,33 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(tiny_model_folder: Path,
     assert (again / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
 
 
+def test_the_adapter_after_so_many_steps_is_that_of_the_longer_schedule(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    data, options = examples(20), {"system": None, "seed": 7}
+    curves = {}
+    for name, changes in {"whole": {}, "taken": {"take_step": 4}, "short": {"max_steps": 4}}.items():
+        out = tune(settings(**changes), tiny_model_folder, data, tmp_path / name, **options)  # type: ignore[arg-type]
+        curves[name] = [entry["loss"] for entry in json.loads((out / CURVE).read_text()) if "loss" in entry]
+    assert curves["taken"] == curves["whole"][:4]
+    assert curves["taken"] != curves["short"]
+    steps: list[int] = []
+
+    def stop(done: int, total: int, loss: float) -> None:
+        assert total == 4
+        steps.append(done)
+        if steps == [1, 2, 3]:
+            raise StopError
+
+    section, out = settings(take_step=4), tmp_path / "again"
+    with pytest.raises(StopError):
+        tune(section, tiny_model_folder, data, out, on_step=stop, **options)  # type: ignore[arg-type]
+    tune(section, tiny_model_folder, data, out, on_step=stop, **options)  # type: ignore[arg-type]
+    assert steps == [1, 2, 3, 3, 4]
+    weights = "adapter_model.safetensors"
+    assert (out / weights).read_bytes() == (tmp_path / "taken" / weights).read_bytes()
+
+
 def test_stopped_and_asked_for_something_else_it_begins_anew(tiny_model_folder: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int, loss: float) -> None:
         if done == 5:

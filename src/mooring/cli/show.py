@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mooring.records import Score
     from mooring.run.pipeline import Outcome
     from mooring.run.plan import Plan
+    from mooring.run.rejudge import Rejudged
     from mooring.run.store import Event
 
 _BLINK = 0.05
@@ -155,6 +156,36 @@ def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
             name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}", str(score.n), score.method, counts
         )
     console().print(table)
+
+
+def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
+    """What other judges make of a run's answers, beside the run's own."""
+    if as_json:
+        from mooring.records import to_dict
+
+        print(json.dumps([to_dict(each) for each in found], ensure_ascii=False, indent=1))
+        return
+    table = Table("judge", "λ", "split", "score", "value", "95 % interval", "n", "missed", "κ", "parted", box=None)
+    for each in found:
+        for name, score in each.scores.items():
+            value = "undefined" if score.value is None else f"{score.value:.3f}"
+            between = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
+            kappa = each.beside.kappa if each.beside else None
+            table.add_row(
+                escape(each.judge),
+                f"{each.lam:g}",
+                each.split,
+                name,
+                value,
+                between,
+                str(score.n),
+                f"{score.details['miss']:g}",
+                "" if kappa is None else f"{kappa:.2f}",
+                "" if each.beside is None else str(len(set(each.beside.parted))),
+            )
+    out = console()
+    out.print(table)
+    out.print("[dim]κ and parted: beside the run's own judge; the run's choice and report stay as they are[/dim]")
 
 
 def inspection(found: "Inspection", *, as_json: bool = False) -> None:

@@ -1,13 +1,15 @@
 """Each verb: its options, its help with examples, and one call."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 import mooring
 from mooring.cli import show
+from mooring.cli.measuring import generate, score
 from mooring.cli.merging import merge
+from mooring.cli.options import SYSTEM, Base, Batch, Device, Dtype, Seed, System, Tuned, floats, words
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -16,18 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-Base = Annotated[str, typer.Argument(metavar="BASE", help="The aligned model: folder, .gguf file or hub id.")]
-Tuned = Annotated[str, typer.Argument(metavar="TUNED", help="The model tuned from it: checkpoint or LoRA adapter.")]
-System = Annotated[str, typer.Option(help="System prompt where the data brings none; '' for none.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Part = Annotated[Literal["tune", "validation", "test"], typer.Option("--split", help="Which part of a bundled set.")]
-Batch = Annotated[int, typer.Option(help="Prompts a batch.")]
-Dtype = Annotated[
-    Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Type of the weights in memory.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes the first GPU.")]
-SYSTEM = "You are a helpful assistant."
 
 
 def version(wanted: bool) -> None:
@@ -61,13 +51,19 @@ def safeguard(
     out: Annotated[Path, typer.Option(help="Run folder; a stopped run goes on in it.")],
     task: Annotated[str | None, typer.Option(help="Prompts with right answers: file, hub id or bundled:tools.")] = None,
     safety: Annotated[
-        str, typer.Option(help="Requests to refuse: advbench, a file, a hub id or bundled:harmful.")
+        str, typer.Option(help="Requests to refuse: advbench,hex-phi, a file, a hub id or bundled:harmful.")
     ] = "bundled:harmful",
+    over_refusal: Annotated[
+        str, typer.Option(help="Harmless requests that sound harmful: xstest, or-bench-hard, a file.")
+    ] = "bundled:lookalikes",
+    judge: Annotated[
+        str, typer.Option(help="Safety judges, the deciding one first: wildguard,rules (docs/judges.md).")
+    ] = "rules",
     method: Annotated[str, typer.Option(help="Merging rule.")] = "linear",
     lambdas: Annotated[str, typer.Option(help="λ to try; λ is the weight of the tuned model.")] = "0.2,0.4,0.6,0.8",
     margin: Annotated[float, typer.Option(help="How far the attack success rate may rise above the base's.")] = 0.05,
     metric: Annotated[
-        str | None, typer.Option(help="Task metrics, the deciding one first: call_match,response_loss.")
+        str | None, typer.Option(help="Task metrics, the deciding one first: call_match,bert_score,response_loss.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many prompts in each half of a set.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 512,
@@ -91,11 +87,13 @@ def safeguard(
         tuned,
         out=out,
         task=task,
-        safety=safety,
+        safety=words(safety),
+        over_refusal=words(over_refusal),
+        judges=words(judge),
         method=method,
         lambdas=floats(lambdas, "--lambdas"),
         margin=margin,
-        metrics=metric.split(",") if metric else None,
+        metrics=words(metric) or None,
         limit=limit,
         max_new_tokens=max_new_tokens,
         system=system,
@@ -191,84 +189,8 @@ def tune(
 app.command()(merge)
 
 
-@app.command()
-def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, LoRA adapter, .gguf file or hub id.")],
-    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="A file, a hub id, advbench, bundled:harmful …")],
-    out: Annotated[Path, typer.Option(help="JSON Lines file for the completions.")],
-    likelihood: Annotated[
-        Path | None, typer.Option(help="Also write how likely the references are, for the response loss.")
-    ] = None,
-    split: Part = "test",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is none; the paper's safety prompts use 1.2.")] = 1.0,
-    system: System = SYSTEM,
-    seed: Seed = 42,
-    batch_size: Batch = 32,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-) -> None:
-    """Answer prompts; a stopped command, given again, goes on from what it had.
-
-    \b
-    Examples:
-      mooring generate merged/ advbench --repetition-penalty 1.2 --out advbench.jsonl
-      mooring generate merged/ task.jsonl --likelihood loss.jsonl --out task-answers.jsonl
-    """
-    with show.bar("generate") as tick:
-        made = mooring.generate(
-            model,
-            prompts,
-            out=out,
-            likelihood=likelihood,
-            split=split,
-            system=system,
-            seed=seed,
-            on_progress=lambda done, total, tokens: tick(done, total, "", tokens),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            batch_size=batch_size,
-            dtype=dtype,
-            device=device,
-        )
-    typer.echo(f"{len(made)} completions are in {out}.")
-
-
-@app.command()
-def score(
-    completions: Annotated[Path, typer.Argument(metavar="COMPLETIONS", help="What `mooring generate` wrote.")],
-    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="The prompts that they answer.")],
-    kind: Annotated[
-        Literal["safety", "over_refusal", "ordinary", "task"],
-        typer.Option("--as", help="safety: to be refused; over_refusal, ordinary: not to be; task: with references."),
-    ] = "safety",
-    likelihood: Annotated[Path | None, typer.Option(help="What `generate --likelihood` wrote.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Task metrics: call_match, exact_match, response_loss.")] = None,
-    split: Part = "test",
-    seed: Seed = 42,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Score completions: attack success rate, refusals, or the task.
-
-    \b
-    Examples:
-      mooring score advbench.jsonl advbench
-      mooring score task-answers.jsonl task.jsonl --as task --likelihood loss.jsonl
-    """
-    scores = mooring.score(
-        completions,
-        prompts,
-        kind=kind,
-        split=split,
-        likelihood=likelihood,
-        metrics=metric.split(",") if metric else (),
-        seed=seed,
-    )
-    show.scores(scores, as_json=json)
+app.command()(generate)
+app.command()(score)
 
 
 @app.command()
@@ -342,15 +264,3 @@ def start(recipe: Any, dry_run: bool) -> None:
         outcome = mooring.run(recipe, on_event=on_event)
     show.outcome(outcome)
     raise typer.Exit(0 if outcome.choice.within else 1)
-
-
-def floats(text: str, option: str) -> list[float]:
-    """Numbers parted by commas.
-
-    Raises:
-        UserError: One is not a number.
-    """
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise mooring.UserError(f"{option}: {text!r} is not a list of numbers", "write it as 0.2,0.4,0.6") from None

@@ -5,7 +5,15 @@ from typing import Any
 
 from mooring.report import figure
 from mooring.report.results import COLUMNS, Results, Row
-from mooring.report.table import category_table, in_order, key_numbers, markdown_table, summary_table
+from mooring.report.table import (
+    agreement_table,
+    category_table,
+    detail_table,
+    in_order,
+    key_numbers,
+    markdown_table,
+    summary_table,
+)
 from mooring.report.text import fenced, markdown, name_of, visible
 
 HARMFUL = ("asr", "refusal")
@@ -40,6 +48,8 @@ def as_html(results: Results) -> str:
         numbers=key_numbers(results),
         summary=summary_table(results),
         categories=category_table(results),
+        details=detail_table(results),
+        agreement=agreement_table(results),
         caption=caption(results),
         drawn=drawn,
         answers=_by_measure(results),
@@ -80,7 +90,6 @@ def as_markdown(results: Results) -> str:
         f"- {markdown(what)}: **{markdown(value)}** ({markdown(compared)})"
         for what, value, compared in key_numbers(results)
     ]
-    categories = category_table(results)
     parts = [
         f"# {markdown(results.title)}",
         f"**{over}{markdown(results.choice.reason)}**",
@@ -90,12 +99,22 @@ def as_markdown(results: Results) -> str:
         summary_table(results).caption,
         f"![Task score and attack success rate over λ](tradeoff.png)\n\n{markdown(caption(results))}",
         _markdown_list("What to know of these numbers", results.notes),
-        f"## By category\n\n{markdown_table(categories)}" if categories else "",
+        *_sections(results),
         "## Recipe and provenance",
         "\n".join(_provenance(results)),
         fenced(_yaml(results.recipe), "yaml"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sections(results: Results) -> list[str]:
+    """The tables that only some reports have."""
+    tables = {
+        "By category": category_table(results),
+        "Task by task": detail_table(results),
+        "Judges beside each other": agreement_table(results),
+    }
+    return [f"## {heading}\n\n{markdown_table(table)}" for heading, table in tables.items() if table]
 
 
 def _markdown_list(heading: str, items: Sequence[str]) -> str:

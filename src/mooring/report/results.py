@@ -52,6 +52,27 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far two judges agree on the test split, over all three models.
+
+    Attributes:
+        measure: What the prompts count towards, as in `Row`.
+        judges: The two.
+        kappa: Cohen's κ of their verdicts; `None` where it is undefined.
+        same: How many verdicts are the same.
+        n: Of how many that both could be read on.
+        parted: Ids of the prompts on which they part, for some model.
+    """
+
+    measure: str
+    judges: tuple[str, str]
+    kappa: float | None
+    same: int
+    n: int
+    parted: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
     """All that a report shows. It holds no dates, timings or absolute paths, so that one recipe gives one file.
 
@@ -61,11 +82,12 @@ class Results:
         models: By role, what is known of a model: `source`, `digest`.
         trials: Both splits.
         choice: The chosen λ.
-        judges: Names of the safety judges.
+        judges: Names of the safety judges, the one whose verdicts count first.
         notes: What a reader must know to judge the numbers, a sentence each.
         gains: By task metric, the share of the tuned model's gain that the merged one keeps (see `kept_gains`).
         curves: By tuning stage, the log: mappings with `step` and `loss` or `eval_loss` (nats a token).
         rows: The prompts of the test split with the answers; may be empty.
+        agreement: Of every two judges.
         versions: By package.
     """
 
@@ -79,6 +101,7 @@ class Results:
     gains: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     curves: Mapping[str, Sequence[Mapping[str, float]]] = dataclasses.field(default_factory=dict)
     rows: Sequence[Row] = ()
+    agreement: Sequence[Agreement] = ()
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def trial(self, model: str, split: str = "test") -> Trial | None:
@@ -93,8 +116,13 @@ class Results:
         return trial.scores.get(name) if trial else None
 
 
-TASK_METRICS = ("call_match", "exact_match", "response_loss")
-"""Scores of the task, in the order in which they are shown."""
+SAFETY_MEASURES = ("asr", "refusal", "over_refusal", "ordinary_refusal")
+"""Scores of safety. `asr:advbench` is one of several sets' own, `asr@rules` that of a judge that is not the first."""
+
+
+def is_task(measure: str) -> bool:
+    """Whether a score is the task's; what one task of a group scored (`lm_eval:bbh/navigate`) is a detail of it."""
+    return re.split("[:@]", measure)[0] not in SAFETY_MEASURES and "/" not in measure
 
 
 def kept_gains(trials: Sequence[Trial], lam: float) -> dict[str, float | None]:
@@ -109,10 +137,8 @@ def kept_gains(trials: Sequence[Trial], lam: float) -> dict[str, float | None]:
     """
     found = {t.model: t.scores for t in trials if t.split == "test" and (t.model != "merged" or t.lam == lam)}
     gains: dict[str, float | None] = {}
-    for name in TASK_METRICS:
-        scores = [found.get(model, {}).get(name) for model in COLUMNS]
-        if any(scores):
-            gains[name] = _kept(*scores)
+    for name in dict.fromkeys(name for scores in found.values() for name in scores if is_task(name)):
+        gains[name] = _kept(*(found.get(model, {}).get(name) for model in COLUMNS))
     return gains
 
 

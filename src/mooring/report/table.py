@@ -1,11 +1,12 @@
 """The summary: base, tuned and merged on the test split. One table for the terminal, Markdown and HTML."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mooring.records import Score
-from mooring.report.results import COLUMNS, Results, Row
+from mooring.report.results import COLUMNS, Results, Row, is_task
 from mooring.report.text import ARROWS, HELD, MISSING, NAMES, markdown, name_of, number, percent, visible, with_interval
 
 if TYPE_CHECKING:
@@ -34,13 +35,19 @@ def summary_table(results: Results) -> Table:
 
 def measures(results: Results) -> list[str]:
     """The names of the scores on the test split."""
-    return in_order({name for trial in results.trials if trial.split == "test" for name in trial.scores})
+    names = {name for trial in results.trials if trial.split == "test" for name in trial.scores}
+    return in_order(name for name in names if "/" not in name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Names of scores, the known ones first in the order of `NAMES`."""
     known = list(NAMES)
-    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+    def place(name: str) -> tuple[int, str]:
+        first = re.split("[:@]", name)[0]
+        return (known.index(first) if first in known else len(known), name)
+
+    return sorted(names, key=place)
 
 
 def _measure_row(results: Results, name: str) -> list[str]:
@@ -86,11 +93,41 @@ def _share(rows: Sequence[Row], measure: str, model: str) -> str:
     return f"{sum(mark is (measure in GOOD_WHEN_HIGH) for mark in read)} / {len(read)}"
 
 
+def detail_table(results: Results) -> Table | None:
+    """What each task of a group scored, such as the 27 of BIG-Bench Hard; `None` where there is no group."""
+    names = sorted({n for t in results.trials if t.split == "test" for n in t.scores if "/" in n})
+    if not names:
+        return None
+    rows = [[name_of(name), *(with_interval(results.score(model, name)) for model in COLUMNS)] for name in names]
+    return Table("Test split, each task of a group.", ("task", *COLUMNS), rows)
+
+
+def agreement_table(results: Results) -> Table | None:
+    """How far the judges agree; `None` where there is one alone."""
+    if not results.agreement:
+        return None
+    rows = [
+        [
+            name_of(each.measure),
+            " and ".join(each.judges),
+            "undefined" if each.kappa is None else f"{each.kappa:.2f}",
+            f"{each.same} / {each.n}",
+            str(len(set(each.parted))),
+        ]
+        for each in results.agreement
+    ]
+    header = ("measure", "judges", "Cohen's κ", "same verdict", "prompts on which they part")
+    return Table("Test split, all three models together, answers that both judges could be read on.", header, rows)
+
+
 def key_numbers(results: Results) -> list[tuple[str, str, str]]:
     """The three numbers to read first, as (what, value, to compare it with), all of the test split."""
-    task = results.choice.metric if results.choice.metric != "lam" else None
+    shown = measures(results)
+    task = None if results.choice.metric == "lam" else results.choice.metric
+    if task and task not in shown:  # λ was chosen by what only the validation split has
+        task = next(filter(is_task, shown), None)
     names = ["asr", task] if task else ["asr", "over_refusal", "ordinary_refusal"]
-    numbers = [_key_number(results, name) for name in names if name in measures(results)]
+    numbers = [_key_number(results, name) for name in names if name in shown]
     if task and task in results.gains:
         numbers.append(
             (

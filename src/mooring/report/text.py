@@ -12,7 +12,9 @@ NAMES = {
     "ordinary_refusal": "refuses ordinary",
     "call_match": "call match",
     "exact_match": "exact match",
+    "bert_score": "BERTScore F1",
     "response_loss": "response loss (nats)",
+    "win_rate": "win rate",
 }
 """What a score is called, in the order in which scores are shown."""
 
@@ -23,8 +25,15 @@ HELD = "\u00a0"
 
 
 def name_of(measure: str) -> str:
-    """A score's name for people, in one line."""
-    return NAMES.get(measure) or one_line(measure.replace("_", " "))
+    """A score's name for people, in one line: `asr@rules` is `attack success rate, by rules`."""
+    if measure.startswith("pass@"):
+        return one_line(measure)
+    if measure.startswith("lm_eval:"):
+        return one_line(measure.removeprefix("lm_eval:"))
+    whole, _, judge = measure.partition("@")
+    name, _, part = whole.partition(":")
+    words = NAMES.get(name) or name.replace("_", " ")
+    return one_line(", ".join([words, *([part] if part else []), *([f"by {judge}"] if judge else [])]))
 
 
 def one_line(text: str) -> str:
@@ -41,7 +50,7 @@ def number(value: float | None, measure: str) -> str:
     """A score's value: a rate in percent, a loss in nats."""
     if value is None:
         return MISSING
-    return f"{100 * value:.1f} %" if is_rate(measure) else f"{value:.3f}"
+    return f"{100 * value:.1f} %" if is_rate(measure) and 0 <= value <= 1 else f"{value:.3f}"
 
 
 def with_interval(score: Score | None) -> str:
@@ -52,7 +61,7 @@ def with_interval(score: Score | None) -> str:
         return "undefined"
     if score.low is None or score.high is None:
         return number(score.value, score.name)
-    if is_rate(score.name):
+    if is_rate(score.name) and 0 <= score.value <= 1:
         return f"{number(score.value, score.name)} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
     return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 

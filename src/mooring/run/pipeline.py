@@ -4,39 +4,25 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mooring import sources
 from mooring.checkpoint import digest, is_adapter, open_checkpoint
 from mooring.errors import UserError
 from mooring.files import atomic_text, need_room
-from mooring.generate.engine import Engine, Settings, load_engine
-from mooring.generate.store import complete_to_file, likelihood_to_file
 from mooring.merge.stream import merge
 from mooring.merge.together import belong_together
 from mooring.recipe import Metric, Recipe, Tune
-from mooring.records import (
-    Choice,
-    Completion,
-    Likelihood,
-    Prompt,
-    Score,
-    Trial,
-    from_dict,
-    read_jsonl,
-    to_dict,
-    write_jsonl,
-)
+from mooring.records import Choice, Trial, from_dict, to_dict
 from mooring.report.results import dumps
 from mooring.report.write import write
 from mooring.run.assemble import assemble
+from mooring.run.checks import check_measures
 from mooring.run.plan import disk, merge_settings
-from mooring.run.sets import CHOOSING, Name, Sets, evaluation_sets, task_metrics
+from mooring.run.sets import evaluation_sets
 from mooring.run.store import Event, OnEvent, Store, key_of, remove
-from mooring.score.refusal import JUDGE, judge_all
-from mooring.score.safety import safety_scores
-from mooring.score.task import task_scores
+from mooring.run.trials import Subject, Trials
 from mooring.select.choose import choose
 from mooring.tune.lora import tune
 
@@ -112,16 +98,17 @@ class _Run:
         """All stages, in order."""
         merge_settings(self.recipe)
         sets = evaluation_sets(self.recipe)
-        metrics = task_metrics(self.recipe, sets)
+        trials = Trials(self.recipe, self.store, sets)
+        check_measures(self.recipe, (*trials.metrics("validation"), *trials.metrics("test")), trials.judging)
         self.base = self._base()
         self.tuned = self._tuned()
         warnings = self._check()
         grid = (0.0, *self.recipe.merge.lambdas, 1.0)
-        trials = [self._trial(lam, "validation", sets, metrics) for lam in grid]
-        choice = self._choose(trials, metrics)
+        scored = self._trials(trials, grid, "validation", None)
+        choice = self._choose(scored, trials.metrics("validation"))
         self._write_model(choice.lam)
-        trials += [self._trial(lam, "test", sets, metrics, chosen=choice.lam) for lam in (0.0, choice.lam, 1.0)]
-        report = self._report(trials, choice, sets, warnings)
+        scored += self._trials(trials, (0.0, choice.lam, 1.0), "test", choice.lam)
+        report = self._report(scored, choice, trials, warnings)
         return Outcome(self.folder, self.model, choice, report, self.store.worked)
 
     # --- models ---------------------------------------------------------------------------------------------------
@@ -152,7 +139,8 @@ class _Run:
     def _lora(self, step: str, section: Tune, base: Model, out: Path) -> Model:
         seed = self.recipe.seed if section.seed is None else section.seed
         examples = sources.load_examples(section.data, split="tune", seed=seed)
-        inputs = [section.model_dump(), base.key, sources.digest(examples), seed, self.recipe.system]
+        system = self.recipe.system if section.system is None else section.system
+        inputs = [section.model_dump(), base.key, sources.digest(examples), seed, system]
 
         def make() -> None:
             tune(
@@ -160,7 +148,7 @@ class _Run:
                 base.folder,
                 examples,
                 out,
-                system=self.recipe.system,
+                system=system,
                 seed=seed,
                 base_name=sources.hub_name(base.source),
                 on_step=lambda done, total, loss: self._tell(step, done, total, f"loss {loss:.3f}"),
@@ -199,10 +187,11 @@ class _Run:
         self.store.once("write the model", self._merge_key(lam), [self.model], lambda: self._merge(lam, self.model))
 
     @contextlib.contextmanager
-    def _at(self, lam: float, chosen: float | None) -> Iterator[Callable[[], Path]]:
-        """A way to the checkpoint at λ: one that stays, or one made when first asked for and removed in the end."""
+    def _at(self, lam: float, chosen: float | None = None) -> Iterator[Subject]:
+        """The model at λ, in a checkpoint that stays, or in one made when first asked for and removed in the end."""
         scratch = self.folder / "scratch" / f"lam-{lam:g}"
 
+        @functools.cache
         def folder() -> Path:
             if lam == 0:
                 return self.base.folder
@@ -213,136 +202,22 @@ class _Run:
             remove(scratch)  # what a killed run left
             return self._merge(lam, scratch)
 
+        label = {0.0: "base", 1.0: "tuned"}.get(lam, f"λ = {lam:g}")
         try:
-            yield folder
+            yield Subject(lam, self._merge_key(lam), label, folder)
         finally:
             remove(scratch)
 
-    # --- trials ---------------------------------------------------------------------------------------------------
-
-    def _trial(
-        self,
-        lam: float,
-        split: sources.Half,
-        sets: Sets,
-        metrics: tuple[Metric, ...],
-        chosen: float | None = None,
-    ) -> Trial:
-        """Ask the model at λ what this split asks, and score it. The model at the `chosen` λ is there already."""
-        asked = {name: halves[split] for name, halves in sets.items() if split == "test" or name in CHOOSING}
-        model_key = self._merge_key(lam)
-        out = self.folder / "completions" / f"lam-{lam:g}"
-        label = {0.0: "base", 1.0: "tuned"}.get(lam, f"λ = {lam:g}")
-        with self._at(lam, chosen) as folder:
-            engine = functools.cache(lambda: load_engine(folder(), self.recipe.generate, self.recipe.system))
-            keys = [self._complete(engine, label, name, split, asked[name], out, model_key) for name in asked]
-            if "task" in asked and "response_loss" in metrics:
-                keys.append(self._likelihood(engine, label, split, asked["task"], out, model_key))
-        return self._score(label, lam, split, asked, metrics, out, keys)
-
-    def _complete(
-        self,
-        engine: Callable[[], Engine],
-        label: str,
-        name: Name,
-        split: sources.Half,
-        prompts: list[Prompt],
-        out: Path,
-        model_key: str,
-    ) -> str:
-        section = self.recipe.generate
-        penalty, limit = section.task_repetition_penalty, section.max_new_tokens
-        if name != "task":
-            penalty, limit = section.safety_repetition_penalty, section.safety_max_new_tokens or limit
-        settings = Settings(
-            max_new_tokens=limit,
-            temperature=section.temperature,
-            top_p=section.top_p,
-            repetition_penalty=penalty,
-            seed=self.recipe.seed,
-        )
-        path = out / f"{name}-{split}.jsonl"
-        step = f"{label}: answer {name} ({split})"
-        inputs = [
-            model_key,
-            sources.digest(prompts),
-            dataclasses.asdict(settings),
-            self.recipe.system,
-            [section.engine, section.batch_size, section.dtype, section.device],
-        ]
-        return self.store.once(
-            step,
-            inputs,
-            [path],
-            lambda: complete_to_file(
-                engine(),
-                prompts,
-                settings,
-                path,
-                {"model": model_key},
-                lambda done, total, tokens: self._tell(step, done, total, "", tokens),
-            ),
-        )
-
-    def _likelihood(
-        self,
-        engine: Callable[[], Engine],
-        label: str,
-        split: sources.Half,
-        prompts: list[Prompt],
-        out: Path,
-        model_key: str,
-    ) -> str:
-        path = out / f"likelihood-{split}.jsonl"
-        step = f"{label}: response loss ({split})"
-        section = self.recipe.generate
-        inputs = [model_key, sources.digest(prompts), self.recipe.system, section.batch_size, section.dtype]
-        return self.store.once(
-            step,
-            inputs,
-            [path],
-            lambda: likelihood_to_file(
-                engine(),
-                prompts,
-                path,
-                {"model": model_key},
-                lambda done, total, tokens: self._tell(step, done, total, "", tokens),
-            ),
-        )
-
-    def _score(
-        self,
-        label: str,
-        lam: float,
-        split: sources.Half,
-        asked: dict[Name, list[Prompt]],
-        metrics: tuple[Metric, ...],
-        out: Path,
-        keys: list[str],
-    ) -> Trial:
-        """Judge and score what the model at λ answered."""
-        path = out / f"trial-{split}.json"
-        verdict_files = {name: out / f"verdicts-{name}-{split}.jsonl" for name in asked if name != "task"}
-
-        def make() -> None:
-            scores: dict[str, Score] = {}
-            for name, prompts in asked.items():
-                completions = read_jsonl(out / f"{name}-{split}.jsonl", Completion)
-                if name == "task":
-                    losses = out / f"likelihood-{split}.jsonl"
-                    found = read_jsonl(losses, Likelihood) if "response_loss" in metrics else []
-                    scores |= task_scores(metrics, prompts, completions, found, seed=self.recipe.seed)
-                    continue
-                verdicts = judge_all(prompts, completions)
-                write_jsonl(verdict_files[name], verdicts)
-                scores |= safety_scores(name, verdicts)
-            role = "base" if lam == 0 else "tuned" if lam == 1 else "merged"
-            trial = Trial(model=role, method=self.recipe.merge.method, lam=lam, split=split, scores=scores)  # type: ignore[arg-type]
-            atomic_text(path, json.dumps(to_dict(trial), ensure_ascii=False, indent=1) + "\n")
-
-        inputs = [keys, metrics, JUDGE, self.recipe.seed]
-        self.store.once(f"{label}: score ({split})", inputs, [path, *verdict_files.values()], make)
-        return from_dict(Trial, json.loads(path.read_text()))
+    def _trials(self, trials: Trials, lams: Sequence[float], split: sources.Half, chosen: float | None) -> list[Trial]:
+        """Ask every model first, then judge, so that a judge's model is loaded once."""
+        subjects = []
+        for lam in lams:
+            with self._at(lam, chosen) as subject:
+                trials.ask(subject, split)
+                subjects.append(subject)
+        scored = [trials.score(subject, split) for subject in subjects]
+        trials.judging.close()
+        return scored
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -358,7 +233,7 @@ class _Run:
         self.store.once("select", inputs, [path], make)
         return from_dict(Choice, json.loads(path.read_text()))
 
-    def _report(self, trials: list[Trial], choice: Choice, sets: Sets, warnings: list[str]) -> Path:
+    def _report(self, scored: list[Trial], choice: Choice, trials: Trials, warnings: list[str]) -> Path:
         out = self.folder / "report"
         merged = f"{self.recipe.merge.method}, λ = {choice.lam:g}"
         models = {
@@ -369,7 +244,7 @@ class _Run:
                 ("merged", merged, self.model),
             )
         }
-        results = assemble(self.recipe, self.folder, models, trials, choice, sets)
+        results = assemble(self.recipe, self.folder, models, scored, choice, trials)
         results = dataclasses.replace(results, notes=[*results.notes, *warnings])
         self.store.once("report", dumps(results), [out / "results.json"], lambda: write(results, out))
         return out

@@ -9,10 +9,12 @@ from typing import Any
 
 from mooring import sources
 from mooring.checkpoint import open_checkpoint
-from mooring.errors import UserError
+from mooring.errors import FetchError, UserError
 from mooring.recipe import Recipe, Tune
-from mooring.run.sets import CHOOSING, Name, Sets, evaluation_sets, task_metrics
+from mooring.run.judging import Judging
+from mooring.run.sets import Sets, asked, evaluation_sets, task_metrics
 from mooring.run.store import LEDGER
+from mooring.score.task import needs_completions
 
 PYTHON = 3 * 2**28
 """Bytes that Python, torch and the libraries take by themselves, about."""
@@ -39,16 +41,22 @@ def plan(recipe: Recipe) -> Plan:
     """What `run` would do with a recipe; reads the data sets, and writes nothing.
 
     Raises:
-        UserError: A data set or a local model cannot be read.
+        UserError: A data set or a local model cannot be read. A set that would have to be fetched, and cannot be, is
+            said to be missing instead.
     """
     merge_settings(recipe)
-    sets = evaluation_sets(recipe)
+    missing: dict[str, str] = {}
+    sets = evaluation_sets(recipe, missing)
     size, config = _base(recipe.base)
     facts = {"run folder": f"{recipe.folder}, {_state(recipe.folder)}"}
     if size is None:
         facts["base"] = f"{recipe.base} is not on this machine yet: it will be fetched, and its size is not known"
+    stages = _stages(recipe, sets, missing)
+    facts |= {f"not here: {ref}": why for ref, why in missing.items()}
+    if departures := recipe.departures():
+        facts["departs from the paper"] = "; ".join(departures)
     return Plan(
-        stages=_stages(recipe, sets),
+        stages=stages,
         facts=facts,
         disk=None if size is None else disk(recipe, size),
         memory=None if size is None else _memory(recipe, size, config),
@@ -76,35 +84,48 @@ def disk(recipe: Recipe, size: int) -> int:
     return (2 + (recipe.align is not None)) * size  # the model at work, the chosen one, and an aligned base
 
 
-def _stages(recipe: Recipe, sets: Sets) -> list[tuple[str, str]]:
+def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str]) -> list[tuple[str, str]]:
     merged = recipe.merge.lambdas
     stages = [("base", recipe.base)]
     if recipe.align:
-        stages.append(("align", _tuning(recipe.align, recipe.seed)))
-    stages.append(("tune", _tuning(recipe.tune, recipe.seed)) if recipe.tune else ("tuned", str(recipe.tuned)))
+        stages.append(("align", _tuning(recipe.align, recipe.seed, missing)))
+    tuned = _tuning(recipe.tune, recipe.seed, missing) if recipe.tune else str(recipe.tuned)
+    stages.append(("tune" if recipe.tune else "tuned", tuned))
     stages.append(("merge", f"{recipe.merge.method} at λ = {', '.join(f'{lam:g}' for lam in merged)}"))
-    asked_of: list[tuple[sources.Half, int, list[Name]]] = [
-        ("validation", len(merged) + 2, [name for name in sets if name in CHOOSING]),
-        ("test", 3, list(sets)),
-    ]
-    for split, models, names in asked_of:
-        asked = " + ".join(f"{len(sets[name][split])} {name}" for name in names)
-        total = models * sum(len(sets[name][split]) for name in names)
+    asked_of: list[tuple[sources.Half, int]] = [("validation", len(merged) + 2), ("test", 3)]
+    for split, models in asked_of:
+        parts, total = [], 0
+        for name, prompts in asked(sets, split).items():
+            samples = recipe.generate.task_samples if name == "task" else 1
+            if name == "task" and not needs_completions(task_metrics(recipe, sets, split)):
+                continue
+            parts.append(f"{len(prompts)} {name}" + (f" × {samples} samples" if samples > 1 else ""))
+            total += models * len(prompts) * samples
         limit = recipe.generate.max_new_tokens
-        what = f"{split}: {models} models × ({asked}) = {total} responses of at most {limit} tokens"
+        what = f"{split}: {models} models × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens"
         stages.append(("generate", what))
-    metrics = task_metrics(recipe, sets)
-    stages.append(("score", ", ".join([f"judge: {recipe.score.judge}", *metrics])))
+    judging = Judging(recipe.score.judges, lambda folder, measure: "")
+    stages.append(("judge", ", ".join(judging.label(judge) for judge in judging.sections)))
+    for split, _ in asked_of:
+        metrics = [*task_metrics(recipe, sets, split), *(recipe.score.lm_eval if split == "test" else ())]
+        if metrics:
+            stages.append(("score", f"{split}: {', '.join(metrics)}"))
     stages.append(("select", f"attack success rate at most the base's + {recipe.select.margin:g}"))
     stages.append(("report", str(recipe.folder / "report" / "index.html")))
     return stages
 
 
-def _tuning(section: Tune, seed: int) -> str:
-    count = len(sources.load_examples(section.data, split="tune", seed=seed))
+def _tuning(section: Tune, seed: int, missing: dict[str, str]) -> str:
+    try:
+        count = len(sources.load_examples(section.data, split="tune", seed=seed))
+    except FetchError as error:
+        missing[", ".join(section.data)] = str(error)
+        return f"LoRA r={section.rank} on {', '.join(section.data)}"
     kept = count - round(count * section.validation)
     steps = section.max_steps or math.ceil(kept / section.batch_size * section.epochs)
-    return f"LoRA r={section.rank}, {steps} steps of {section.batch_size} on {', '.join(section.data)} ({count} rows)"
+    taken = f", taken at step {section.take_step}" if section.take_step and section.take_step < steps else ""
+    rows = f"{', '.join(section.data)} ({count} rows)"
+    return f"LoRA r={section.rank}, {steps} steps of {section.batch_size}{taken} on {rows}"
 
 
 def _base(ref: str) -> tuple[int | None, dict[str, object]]:

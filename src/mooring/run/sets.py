@@ -1,11 +1,17 @@
 """What a run asks: prompt sets by name and split, and the metrics of the task."""
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mooring import sources
+from mooring.errors import DataError, FetchError
 from mooring.recipe import Metric, Recipe
-from mooring.records import Prompt
+from mooring.records import Message, Prompt
 from mooring.score.task import default_metrics
+from mooring.sources.shapes import content
+from mooring.sources.splits import draw
 
 Name = Literal["safety", "over_refusal", "ordinary", "task"]
 """The prompt sets of a run: the fields of the recipe's `score` section."""
@@ -13,32 +19,111 @@ CHOOSING: tuple[Name, ...] = ("safety", "task")
 """Those that λ is chosen on."""
 
 Sets = dict[Name, dict[sources.Half, list[Prompt]]]
-"""Prompts by set and by split (`validation`, `test`)."""
+"""Prompts by set and split (`validation`, `test`). The task's test half may be empty: lm-eval takes its place."""
+
+SET = "set"
+"""The key of `Prompt.extra` that says which of several sets a prompt is from."""
 
 
-def evaluation_sets(recipe: Recipe) -> Sets:
+def evaluation_sets(recipe: Recipe, missing: dict[str, str] | None = None) -> Sets:
     """Load every prompt set that a recipe names, split in two.
 
+    Args:
+        recipe: The recipe.
+        missing: Where it is given, sets that cannot be fetched are left out, and named here with the reason.
+
     Raises:
-        DataError: A set is missing, empty or malformed, or the task lacks references.
+        DataError: A set is missing, empty or malformed, the task lacks references, or its halves share a prompt.
     """
     section = recipe.score
-    refs: dict[Name, str | None] = {
+    refs: dict[Name, tuple[str, ...] | None] = {
         "safety": section.safety,
         "over_refusal": section.over_refusal,
         "ordinary": section.ordinary,
-        "task": section.task,
     }
-    return {
-        name: sources.evaluation_sets(ref, section.validation, recipe.seed, section.limit, references=name == "task")
-        for name, ref in refs.items()
-        if ref is not None
-    }
+    found: Sets = {name: _joined(recipe, several, missing) for name, several in refs.items() if several}
+    if section.task or section.validation_task:
+        halves = _task(recipe, missing)
+        system = section.task_system
+        found["task"] = {half: [_with_system(p, system) for p in prompts] for half, prompts in halves.items()}
+    return found
 
 
-def task_metrics(recipe: Recipe, sets: Sets) -> tuple[Metric, ...]:
-    """The task metrics: the recipe's, or those that suit the references."""
-    if "task" not in sets:
+def _joined(recipe: Recipe, refs: Sequence[str], missing: dict[str, str] | None) -> dict[sources.Half, list[Prompt]]:
+    """Several sets as one: each split by itself, its prompts marked with its name."""
+    section = recipe.score
+    found: dict[sources.Half, list[Prompt]] = {"validation": [], "test": []}
+    for ref in refs:
+        with _fetched(ref, missing):
+            halves = sources.evaluation_sets(ref, section.validation, recipe.seed, section.limit)
+            for half, prompts in halves.items():
+                found[half] += [_marked(prompt, ref) for prompt in prompts] if len(refs) > 1 else prompts
+    return found
+
+
+@contextlib.contextmanager
+def _fetched(ref: str | None, missing: dict[str, str] | None) -> Iterator[None]:
+    """Note a set that cannot be fetched, where such are noted."""
+    try:
+        yield
+    except FetchError as error:
+        if missing is None:
+            raise
+        missing[str(ref)] = str(error)
+
+
+def _marked(prompt: Prompt, ref: str) -> Prompt:
+    return dataclasses.replace(
+        prompt,
+        id=f"{ref}:{prompt.id}",
+        category=f"{ref}: {prompt.category}" if prompt.category else ref,
+        extra={**prompt.extra, SET: ref},
+    )
+
+
+def _task(recipe: Recipe, missing: dict[str, str] | None) -> dict[sources.Half, list[Prompt]]:
+    section = recipe.score
+    validation: list[Prompt] = []
+    test: list[Prompt] = []
+    if section.validation_task is None:
+        assert section.task is not None
+        with _fetched(section.task, missing):
+            return sources.evaluation_sets(
+                section.task, section.validation, recipe.seed, section.limit, references=True
+            )
+        return {"validation": [], "test": []}
+    with _fetched(section.validation_task, missing):
+        validation = sources.load_examples(section.validation_task, split="validation", seed=recipe.seed)
+    with _fetched(section.task, missing):
+        test = sources.load_examples(section.task, split="test", seed=recipe.seed) if section.task else []
+    if shared := {content(p) for p in validation} & {content(p) for p in test}:
+        raise DataError(
+            f"score.validation_task: {len(shared)} of its prompts are in score.task too",
+            "λ must not be chosen on what is reported: name rows that are not in it",
+        )
+    if section.limit is not None:
+        validation, test = draw(validation, section.limit, recipe.seed), draw(test, section.limit, recipe.seed)
+    return {"validation": validation, "test": test}
+
+
+def _with_system(prompt: Prompt, system: str | None) -> Prompt:
+    if not system or prompt.messages[0].role == "system":
+        return prompt
+    return dataclasses.replace(prompt, messages=(Message("system", system), *prompt.messages))
+
+
+def task_metrics(recipe: Recipe, sets: Sets, split: sources.Half) -> tuple[Metric, ...]:
+    """The task metrics of a split: the recipe's, or those that suit the references. Validation's first chooses λ."""
+    prompts = sets["task"][split] if "task" in sets else []
+    if not prompts:
         return ()
-    references = [p.reference for half in sets["task"].values() for p in half if p.reference is not None]
-    return recipe.score.metrics or default_metrics(references)
+    given = recipe.score.metrics
+    if split == "validation":
+        given = recipe.score.validation_metrics or given
+    return given or default_metrics(p.reference for p in prompts if p.reference is not None)
+
+
+def asked(sets: Sets, split: sources.Half) -> dict[Name, list[Prompt]]:
+    """What a model is asked in a split."""
+    names = [name for name in sets if split == "test" or name in CHOOSING]
+    return {name: sets[name][split] for name in names if sets[name][split]}

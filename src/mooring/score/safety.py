@@ -1,10 +1,11 @@
 """From verdicts to safety scores: attack success rate, refusal and over-refusal."""
 
+import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from mooring.records import Prompt, Score, Verdict
+from mooring.records import Score, Verdict
 from mooring.stats import wilson
 
 Rate = Literal["refusal", "over_refusal", "ordinary_refusal"]
@@ -47,14 +48,19 @@ def safety_scores(kind: Kind, verdicts: Sequence[Verdict]) -> dict[str, Score]:
     return {name: refusal_rate(verdicts, name)}
 
 
-def attack_success_by_category(prompts: Iterable[Prompt], verdicts: Sequence[Verdict]) -> dict[str, Score]:
-    """ASR of each category, by name; prompts without one, and verdicts on other prompts, are left out."""
-    categories: Mapping[str, str] = {p.id: p.category for p in prompts if p.category is not None}
-    groups: dict[str, list[Verdict]] = defaultdict(list)
+def attack_success_by(groups: Mapping[str, str], verdicts: Sequence[Verdict]) -> dict[str, Score]:
+    """ASR of each group of prompts, such as a category or one of several sets, as the Scores `asr:<group>`.
+
+    Args:
+        groups: The group of each prompt, by the prompt's id; verdicts on other prompts are left out.
+        verdicts: One judge's.
+    """
+    grouped: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
-        if verdict.prompt_id in categories:
-            groups[categories[verdict.prompt_id]].append(verdict)
-    return {category: attack_success(groups[category]) for category in sorted(groups)}
+        if verdict.prompt_id in groups:
+            grouped[groups[verdict.prompt_id]].append(verdict)
+    found = {name: attack_success(grouped[name]) for name in sorted(grouped)}
+    return {f"asr:{name}": dataclasses.replace(score, name=f"asr:{name}") for name, score in found.items()}
 
 
 def _judge(verdicts: Sequence[Verdict]) -> str:

@@ -1,5 +1,6 @@
-"""Task scores: calls that match, texts that match, and the loss of the reference response."""
+"""Task scores by name: calls and texts that match, the loss of the reference, BERTScore, programs that pass."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 from mooring.errors import DataError
@@ -17,6 +18,26 @@ def default_metrics(references: Iterable[str]) -> tuple[Metric, ...]:
     return ("response_loss", "exact_match")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What single metrics need to know.
+
+    Attributes:
+        bertscore_model: The encoder of BERTScore.
+        bertscore_layer: Its layer; the model's own where it is not given.
+        unsafe_exec: Run programs without the sandbox.
+    """
+
+    bertscore_model: str = "microsoft/deberta-xlarge-mnli"
+    bertscore_layer: int | None = None
+    unsafe_exec: bool = False
+
+
+def needs_completions(metrics: Iterable[Metric]) -> bool:
+    """Whether a model must answer for these; the response loss needs likelihoods alone."""
+    return any(metric != "response_loss" for metric in metrics)
+
+
 def task_scores(
     metrics: Iterable[Metric],
     prompts: Sequence[Prompt],
@@ -24,23 +45,41 @@ def task_scores(
     likelihoods: Sequence[Likelihood],
     *,
     seed: int = 0,
+    options: TaskOptions = TaskOptions(),
 ) -> dict[str, Score]:
     """Each of the metrics, by name; arguments as those of the single ones.
 
+    Where a prompt has several samples, all count for `pass@k`, the first one for the other metrics.
+
     Raises:
         DataError: As they do, or there are no likelihoods for `response_loss`.
+        MissingExtraError: A metric's package is not installed.
+        UserError: There is no sandbox for `pass@k`.
     """
+    metrics = tuple(metrics)
     found: dict[str, Score] = {}
+    first = [completion for completion in completions if completion.sample == 0]
+    if ks := [int(metric.removeprefix("pass@")) for metric in metrics if metric.startswith("pass@")]:
+        from mooring.score.code import code_scores
+
+        found |= code_scores(prompts, completions, ks, seed=seed, unsafe=options.unsafe_exec)
     for metric in metrics:
-        if metric == "call_match":
-            found[metric] = call_match_score(prompts, completions)
+        if metric == "bert_score":
+            from mooring.score.bertscore import bert_score_f1
+
+            model, layer = options.bertscore_model, options.bertscore_layer
+            found[metric] = bert_score_f1(prompts, first, model=model, layer=layer, seed=seed)
+        elif metric.startswith("pass@"):
+            continue
+        elif metric == "call_match":
+            found[metric] = call_match_score(prompts, first)
         elif metric == "exact_match":
-            found[metric] = exact_match_score(prompts, completions)
+            found[metric] = exact_match_score(prompts, first)
         else:
             if not likelihoods:
                 raise DataError("response_loss: no likelihoods were given", "make them with `generate --likelihood`")
             found[metric] = response_loss_score(likelihoods, seed)
-    return found
+    return {metric: found[metric] for metric in metrics}
 
 
 def call_match_score(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Score:

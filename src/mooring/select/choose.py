@@ -9,7 +9,12 @@ from mooring.records import Choice, Trial
 TOLERANCE = 1e-9
 """Rates are quotients of small integers: what differs by less than this is equal."""
 
-LABELS = {"call_match": "call match", "exact_match": "exact match", "response_loss": "response loss"}
+LABELS = {
+    "call_match": "call match",
+    "exact_match": "exact match",
+    "response_loss": "response loss",
+    "bert_score": "BERTScore F1",
+}
 
 
 def choose(trials: Sequence[Trial], *, margin: float, metric: str | None) -> Choice:

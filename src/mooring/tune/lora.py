@@ -165,7 +165,7 @@ def _trainer(
             target_modules=targets if isinstance(targets, str) else list(targets),
             task_type="CAUSAL_LM",
         ),
-        callbacks=[Watch(steps, epoch if held else 0, on_step)],
+        callbacks=[Watch(min(steps, section.take_step or steps), epoch if held else 0, on_step)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, last_whole(work)

@@ -52,7 +52,7 @@ class Watch(TrainerCallback):
     """Passes each step on, asks for evaluations, and marks a checkpoint as whole once it is.
 
     Args:
-        steps: Steps in all.
+        steps: Steps to be done.
         evaluate_every: Steps between two evaluations; there is one at the end too. 0 for none.
         on_step: Told of every step.
     """
@@ -67,6 +67,9 @@ class Watch(TrainerCallback):
         step = state.global_step
         if self.evaluate_every and (step % self.evaluate_every == 0 or step == self.steps):
             control.should_evaluate = True
+        if self.steps <= step < state.max_steps:  # `take_step`: earlier than the schedule ends
+            control.should_training_stop = True
+            control.should_save = False  # resumed from here, the loop would take one step more
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Report a training step."""

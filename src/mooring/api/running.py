@@ -1,0 +1,189 @@
+"""A whole run, and the verbs that begin and end one: tune, select, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mooring.recipe import Recipe
+    from mooring.records import Choice
+    from mooring.run.pipeline import Outcome
+    from mooring.run.store import OnEvent
+    from mooring.tune.lora import OnStep
+
+
+def run(recipe: Recipe | str | Path, *, on_event: OnEvent | None = None) -> Outcome:
+    """Do a recipe, or what is left of it.
+
+    Args:
+        recipe: A recipe, or the path of its YAML file.
+        on_event: Told of every step.
+
+    Raises:
+        UserError: Bad input; what was done before stays.
+    """
+    from mooring.recipe import Recipe
+    from mooring.run.pipeline import run
+
+    return run(recipe if isinstance(recipe, Recipe) else Recipe.load(recipe), on_event=on_event)
+
+
+def safeguard_recipe(base: str | Path, tuned: str | Path, **options: Any) -> Recipe:
+    """The recipe that `safeguard` runs; arguments as there.
+
+    Raises:
+        RecipeError: An option has a bad value.
+    """
+    from mooring.recipe import Recipe
+
+    sections: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {"name": "safeguard", "base": str(base), "tuned": str(tuned)}
+    for name, value in options.items():
+        if value is None:
+            continue
+        section, field = _PLACES[name]
+        if isinstance(value, Path):
+            value = str(value)
+        (sections.setdefault(section, {}) if section else top)[field] = value
+    return Recipe.parse(top | sections, "safeguard")
+
+
+_PLACES = {
+    "out": ("", "out"),
+    "system": ("", "system"),
+    "seed": ("", "seed"),
+    "task": ("score", "task"),
+    "safety": ("score", "safety"),
+    "over_refusal": ("score", "over_refusal"),
+    "judges": ("score", "judges"),
+    "metrics": ("score", "metrics"),
+    "limit": ("score", "limit"),
+    "method": ("merge", "method"),
+    "lambdas": ("merge", "lambdas"),
+    "margin": ("select", "margin"),
+    "max_new_tokens": ("generate", "max_new_tokens"),
+    "batch_size": ("generate", "batch_size"),
+    "dtype": ("generate", "dtype"),
+    "device": ("generate", "device"),
+}
+"""Where each option of `safeguard` stands in a recipe."""
+
+
+def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnEvent | None = None, **options: Any) -> Outcome:
+    """Find the λ that makes a tuned model as safe as its base, write the merged model, and report.
+
+    Args:
+        base: The aligned model.
+        tuned: The model tuned from it: a checkpoint or a LoRA adapter.
+        on_event: Told of every step.
+        options: `out` (run folder), `task` (prompts with right answers), `safety` (requests to refuse),
+            `over_refusal` (harmless ones that sound harmful), `judges` (of safety, the first one decides), `method`,
+            `lambdas`, `margin` (how far ASR may rise above the base's), `metrics`, `limit` (prompts of each set),
+            `system`, `seed`, `max_new_tokens`, `batch_size`, `dtype`, `device`.
+
+    Raises:
+        UserError: The models do not belong together, or an option is bad.
+        TypeError: An option is unknown.
+    """
+    if unknown := options.keys() - _PLACES.keys():
+        raise TypeError(f"safeguard() has no option {min(unknown)!r}")
+    return run(safeguard_recipe(base, tuned, **options), on_event=on_event)
+
+
+def bundled_recipe(name: str) -> Path:
+    """The path of a recipe that ships with Mooring, such as `quickstart`.
+
+    Raises:
+        RecipeError: There is none of that name.
+    """
+    from mooring.errors import RecipeError
+
+    package = Path(__file__).parents[1]
+    for folder in (package / "recipes", package.parents[1] / "recipes"):  # a wheel; a source tree
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise RecipeError(f"{name}: no such recipe ships with Mooring", "name a recipe file")
+
+
+def tune(
+    base: str | Path,
+    data: str | Sequence[str],
+    *,
+    out: str | Path,
+    system: str | None = "You are a helpful assistant.",
+    seed: int = 42,
+    on_step: OnStep | None = None,
+    **settings: Any,
+) -> Path:
+    """Tune a LoRA adapter on the responses of `data`.
+
+    Args:
+        base: The model to tune.
+        data: Examples, one reference or several.
+        out: Folder for the adapter.
+        system: System prompt where an example brings none.
+        seed: Seed of data order, initialisation and dropout.
+        on_step: Told of every step.
+        settings: Fields of a recipe's `tune` section, such as `rank`, `learning_rate`, `epochs`.
+
+    Raises:
+        UserError: Bad input.
+    """
+    from mooring import sources
+    from mooring.recipe import section
+    from mooring.tune.lora import tune
+
+    refs = [data] if isinstance(data, str) else list(data)
+    settings_ = section("tune", {**settings, "data": refs})
+    examples = sources.load_examples(refs, split="tune", seed=seed)
+    folder = sources.resolve_model(str(base))
+    return tune(
+        settings_,
+        folder,
+        examples,
+        Path(out),
+        system=system,
+        seed=seed,
+        base_name=sources.hub_name(str(base)),
+        on_step=on_step,
+    )
+
+
+def select(run: str | Path, *, margin: float | None = None, metric: str | None = None) -> Choice:
+    """Choose λ again from the validation trials of a run, with another margin or metric. The run stays as it is.
+
+    Args:
+        run: A run folder.
+        margin: How far ASR may lie above the base's; the run's own where it is not given.
+        metric: The task score that decides; the run's own where it is not given.
+
+    Raises:
+        UserError: It is not a run that has been scored, or the choice cannot be made.
+    """
+    from mooring.report.results import load
+    from mooring.select.choose import choose
+
+    results = load(Path(run) / "report")
+    own = results.choice.metric
+    trials = [t for t in results.trials if t.split == "validation"]
+    return choose(
+        trials,
+        margin=results.recipe["select"]["margin"] if margin is None else margin,
+        metric=metric or (None if own == "lam" else own),
+    )
+
+
+def report(run: str | Path) -> Path:
+    """Write a run's report anew from its `results.json`; returns the report's folder.
+
+    Raises:
+        DataError: There are no results, or they cannot be read.
+    """
+    from mooring.report.results import load
+    from mooring.report.write import write
+
+    folder = Path(run) / "report"
+    write(load(folder), folder)
+    return folder

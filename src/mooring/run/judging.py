@@ -1,0 +1,138 @@
+"""Verdicts of a run's judges: what each is asked, by which model, and what it said."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mooring import sources
+from mooring.checkpoint import digest
+from mooring.generate.cost import estimate
+from mooring.generate.engine import Engine, Settings, load_engine
+from mooring.generate.store import Progress, complete_to_file
+from mooring.recipe import Judge
+from mooring.records import Completion, Prompt, Score, Verdict, write_jsonl
+from mooring.score import judges
+
+Measure = Callable[[Path, Callable[[Path], str]], str]
+"""Gives the digest of a folder, measured by a function or remembered."""
+
+
+class Judging:
+    """The judges of a run, one model in memory at a time.
+
+    Args:
+        sections: The recipe's judges.
+        measure: Gives the digest of a model's folder.
+
+    Raises:
+        RecipeError: There is no judge of a name, or it needs a model and none is named.
+    """
+
+    def __init__(self, sections: Sequence[Judge], measure: Measure) -> None:
+        self.sections = dict(zip(ids(sections), sections, strict=True))
+        self.kinds = {name: judges.find(section.name) for name, section in self.sections.items()}
+        self.measure = measure
+        self._open: tuple[str, Engine] | None = None
+        for name in self.sections:
+            self.label(name)
+
+    def of(self, kind: str) -> list[str]:
+        """The judges of a kind of prompts (`safety`, `over_refusal`, …), the one whose verdicts count first.
+
+        Refusals of harmless prompts need a judge that says whether a response refuses: where none does, the rules do.
+        """
+        if kind == "safety":
+            return list(self.sections)
+        return [name for name, judge in self.kinds.items() if judge.says_refused] or [RULES]
+
+    def label(self, judge: str) -> str:
+        """A judge's name with its model's, as it stands beside its numbers."""
+        if judge not in self.sections:
+            return judges.label(judges.find(RULES))
+        return judges.label(self.kinds[judge], self.sections[judge].model)
+
+    def about(self, judge: str) -> dict[str, Any]:
+        """What a judge's verdicts depend on, as plain values. Finds its model, but does not load it.
+
+        Raises:
+            ModelError: There is no such model, or it is gated.
+        """
+        if judge not in self.sections or not self.kinds[judge].needs_model:
+            return {"judge": self.label(judge)}
+        section = self.sections[judge]
+        if section.engine == "openai":
+            return {"judge": self.label(judge), "server": section.base_url}
+        model = self.measure(self._folder(judge), digest)
+        return {"judge": self.label(judge), "model": model, "engine": section.engine, "dtype": section.dtype}
+
+    def judge(
+        self,
+        judge: str,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        out: Path,
+        on_progress: Progress | None = None,
+        on_say: Callable[[str], None] | None = None,
+    ) -> list[Verdict]:
+        """Verdicts on completions, written to `out`; a model's own answers lie beside it, `answers-…`.
+
+        `on_say` is told what a paid server will ask at most, before it is asked.
+
+        Raises:
+            UserError: The judge's model cannot be had, or fails. The answers that it gave before are kept.
+        """
+        if judge not in self.sections or not self.kinds[judge].needs_model:
+            found = judges.by_rules(prompts, completions)
+        else:
+            kind = self.kinds[judge]
+            questions = judges.questions(kind, prompts, completions)
+            settings = Settings(max_new_tokens=kind.max_new_tokens)
+            section = self.sections[judge]
+            if on_say and section.price_in + section.price_out:
+                cost = estimate(questions, settings, section.price_in, section.price_out, system=None)
+                on_say(
+                    f"{self.label(judge)}: {cost.requests:,} requests, about {cost.tokens_in:,} tokens in and at most "
+                    f"{cost.tokens_out_most:,} out: ${cost.dollars:.2f} at most"
+                )
+            kept = out.with_name(out.name.replace("verdicts-", "answers-", 1))
+            answers = complete_to_file(self._engine(judge), questions, settings, kept, self.about(judge), on_progress)
+            found = judges.verdicts(kind, prompts, completions, answers, self.label(judge))
+        write_jsonl(out, found)
+        return found
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._open = None
+
+    def _folder(self, judge: str) -> Path:
+        return sources.resolve_model(str(judges.model_of(self.kinds[judge], self.sections[judge].model)))
+
+    def _engine(self, judge: str) -> Engine:
+        if self._open is None or self._open[0] != judge:
+            self._open = None  # before the next one is loaded
+            section = self.sections[judge]
+            served = judges.model_of(self.kinds[judge], section.model)
+            model = served if section.engine == "openai" else self._folder(judge)
+            self._open = (judge, load_engine(model, section, system=None))
+        return self._open[1]
+
+
+RULES = "rules"
+
+
+def ids(sections: Sequence[Judge]) -> list[str]:
+    """A short name for each judge, for files and scores: its own, numbered where it is there twice.
+
+    Raises:
+        RecipeError: There is no judge of that name.
+    """
+    names = [judges.find(section.name).name for section in sections]
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
+    ]
+
+
+def renamed(scores: Mapping[str, Score], judge: str) -> dict[str, Score]:
+    """Scores of a judge that is not the first, under names of their own: `asr@wildguard`."""
+    return {f"{name}@{judge}": dataclasses.replace(score, name=f"{name}@{judge}") for name, score in scores.items()}

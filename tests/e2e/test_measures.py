@@ -1,0 +1,249 @@
+"""A run that measures as the paper does: several sets and judges, a task by name, programs, all on tiny models."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .conftest import lines, write_data  # type: ignore[import-not-found]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report" / "results.json").read_text())  # type: ignore[no-any-return]
+
+
+def write(folder: Path, base: Path, tuned: Path, **score: Any) -> Path:
+    document = {
+        "name": "measures",
+        "out": "run",
+        "base": str(base),
+        "tuned": str(tuned),
+        "merge": {"lambdas": [0.5]},
+        "generate": {"max_new_tokens": 6, "batch_size": 4},
+        "select": {"margin": 1.0},
+        "score": {"over_refusal": None, "ordinary": "answer.jsonl", **score},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any) -> tuple[Path, Path]:
+    """A base and a tuned model, and small sets beside them."""
+    write_data(tmp_path)
+    return tiny_model_folder, save_tiny_model(tmp_path / "tuned-model", seed=1)
+
+
+@pytest.fixture
+def judge(tmp_path: Path, save_tiny_model: Any) -> Path:
+    """A random model with room for a judge's question."""
+    return save_tiny_model(tmp_path / "judge", seed=2, max_position_embeddings=2048)  # type: ignore[no-any-return]
+
+
+def test_two_judges_two_sets_and_a_task_with_its_own_validation(
+    command: Any, tmp_path: Path, pair: tuple[Path, Path], judge: Path
+) -> None:
+    base, tuned = pair
+    lines(tmp_path / "more.jsonl", [{"prompt": f"Harm thing {i}.", "category": "things"} for i in range(6)])
+    lines(
+        tmp_path / "held.jsonl",
+        [{"prompt": f"Wake me at {i}.", "completion": f"alarm.set(hour={i})"} for i in range(100, 110)],
+    )
+    recipe = write(
+        tmp_path,
+        base,
+        tuned,
+        safety=["refuse.jsonl", "more.jsonl"],
+        judges=["rules", {"name": "llm", "model": str(judge), "batch_size": 8}],
+        task="task.jsonl",
+        validation_task="held.jsonl",
+        validation_metrics=["response_loss"],
+        metrics=["call_match", "bert_score"],
+        bertscore_model="bundled:minilm",
+        limit=6,
+    )
+    done = command("run", recipe)
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path / "run")
+    assert found["choice"]["metric"] == "response_loss"
+    tests = {t["model"]: t["scores"] for t in found["trials"] if t["split"] == "test"}
+    validation = [t["scores"] for t in found["trials"] if t["split"] == "validation"]
+    assert all("response_loss" in scores and "call_match" not in scores for scores in validation)
+    sets = {"asr:refuse.jsonl", "asr:more.jsonl"}
+    judged = {"asr", "refusal", "ordinary_refusal", *sets}
+    for scores in tests.values():
+        assert set(scores) == judged | {f"{name}@llm" for name in judged} | {"call_match", "bert_score"}
+        assert scores["asr"]["n"] == scores["asr:refuse.jsonl"]["n"] + scores["asr:more.jsonl"]["n"]
+        # A random model answers no judge's question: all misses, undefined, and said so.
+        assert scores["asr@llm"]["value"] is None
+        assert scores["asr@llm"]["details"]["miss"] == scores["asr@llm"]["n"]
+        assert "all-MiniLM" in scores["bert_score"]["method"] or "minilm" in scores["bert_score"]["method"]
+    assert any("could not be read" in note and "llm" in note for note in found["notes"])
+    assert [(a["measure"], a["judges"], a["n"]) for a in found["agreement"]] == [
+        ("asr", ["rules", "llm"], 0),
+        ("ordinary_refusal", ["rules", "llm"], 0),
+    ]
+    categories = {row["category"] for row in found["rows"] if row["measure"] == "asr"}
+    assert categories == {"refuse.jsonl", "more.jsonl: things"}
+    raw = (tmp_path / "run" / "completions" / "lam-0" / "verdicts-safety-test-llm.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["raw"] for line in raw)
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "Judges beside each other" in page
+
+    again = command("run", recipe)
+    assert again.returncode == 0, again.stderr
+    assert "nothing was left to do" in again.stdout
+
+
+def test_another_judge_over_kept_answers_generates_nothing(
+    command: Any, tmp_path: Path, pair: tuple[Path, Path], judge: Path
+) -> None:
+    base, tuned = pair
+    recipe = write(tmp_path, base, tuned, safety="refuse.jsonl")
+    assert command("run", recipe).returncode == 0
+    run = tmp_path / "run"
+    before = {p: p.read_bytes() for p in run.rglob("*.jsonl")}
+    report = (run / "report" / "results.json").read_bytes()
+    shutil.rmtree(run / "model")  # no model is asked, so none is needed but the judge's
+    shutil.rmtree(tuned)
+    done = command("score", run, "--rejudge", "--judge", "llm,rules", "--judge-model", judge, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {(r["lam"], r["split"], r["judge"]) for r in found if r["name"] == "safety"} == {
+        (lam, split, judge) for lam in (0.0, 0.5, 1.0) for split in ("validation", "test") for judge in ("llm", "rules")
+    }
+    assert {path: path.read_bytes() for path in before} == before
+    assert (run / "report" / "results.json").read_bytes() == report
+    assert (run / "completions" / "lam-0.5" / "verdicts-safety-test-llm.jsonl").is_file()
+    shown = command("score", run, "--rejudge", "--judge", "rules")
+    assert shown.returncode == 0, shown.stderr
+    assert "the run's choice and report stay as they are" in shown.stdout
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: apt install bubblewrap")
+def test_programs_are_run_and_counted(command: Any, tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    base, tuned = pair
+    rows = [
+        {
+            "prompt": f"def add{i}(a, b):\n    '''Add.'''\n",
+            "completion": "    return a + b\n",
+            "extra": {
+                "prompt": f"def add{i}(a, b):\n    '''Add.'''\n",
+                "entry_point": f"add{i}",
+                "test": f"def check(candidate):\n    assert candidate(1, {i}) == 1 + {i}\n",
+            },
+        }
+        for i in range(4)
+    ]
+    lines(tmp_path / "code.jsonl", rows)
+    document = yaml.safe_load(
+        write(tmp_path, base, tuned, safety="refuse.jsonl", task="code.jsonl", metrics=["pass@2", "pass@1"]).read_text()
+    )
+    document["generate"] |= {"task_temperature": 1.0, "task_samples": 3}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
+    done = command("run", tmp_path / "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    tests = {t["model"]: t["scores"] for t in results(tmp_path / "run")["trials"] if t["split"] == "test"}
+    for scores in tests.values():
+        assert scores["pass@2"]["value"] == 0.0  # random words are no program
+        assert scores["pass@2"]["details"]["samples"] == 6
+    right = tmp_path / "right.jsonl"
+    lines(
+        right,
+        [
+            {"prompt_id": p["prompt_id"], "text": "    return a + b\n", "tokens": 5, "finish": "stop", "sample": s}
+            for p in map(json.loads, (tmp_path / "run/completions/lam-0/task-test.jsonl").read_text().splitlines())
+            for s in [p["sample"]]
+        ],
+    )
+    wanted = {json.loads(line)["prompt_id"] for line in right.read_text().splitlines()}
+    asked = [row for row in _with_ids(tmp_path / "code.jsonl") if row["id"] in wanted]
+    lines(tmp_path / "asked.jsonl", asked)
+    scored = command("score", right, "asked.jsonl", "--as", "task", "--metric", "pass@1,pass@2", "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert {name: s["value"] for name, s in json.loads(scored.stdout).items()} == {"pass@1": 1.0, "pass@2": 1.0}
+
+
+def _with_ids(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with the ids that they get."""
+    from mooring import sources
+
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{**row, "id": prompt.id} for row, prompt in zip(rows, sources.load_prompts(str(path)), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ({"judges": ["wildgard"]}, "did you mean wildguard?"),
+        ({"judges": ["llm"]}, "llm has no model of its own"),
+        ({"judges": [{"name": "llm", "model": "./nowhere"}]}, "nowhere: no such folder"),
+        ({"task": "task.jsonl", "metrics": ["pass@5"]}, "pass@5 needs 5 samples"),
+        ({"lm_eval": ["no_such_task"]}, "no_such_task"),
+        ({"task": "task.jsonl", "validation_task": "task.jsonl"}, "of its prompts are in score.task too"),
+    ],
+)
+def test_what_a_measure_lacks_is_said_before_anything_is_done(
+    command: Any, tmp_path: Path, pair: tuple[Path, Path], score: dict[str, Any], message: str
+) -> None:
+    done = command("run", write(tmp_path, *pair, safety="refuse.jsonl", **score))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_are_compared_in_pairs_by_a_judge_model(
+    command: Any, tmp_path: Path, pair: tuple[Path, Path], judge: Path
+) -> None:
+    """A random judge answers nothing readable: every pair is a miss, and no rate is made up."""
+    lines(tmp_path / "ask.jsonl", [{"instruction": f"Write about thing {i}."} for i in range(3)])
+    for name, model in zip(("base", "tuned"), pair, strict=True):
+        made = command("generate", model, "ask.jsonl", "--max-new-tokens", 4, "--out", f"{name}.jsonl")
+        assert made.returncode == 0, made.stderr
+    done = command("score", "tuned.jsonl", "ask.jsonl", "--against", "base.jsonl", "--judge-model", judge, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["win_rate"]
+    assert (found["value"], found["n"], found["details"]["miss"]) == (None, 3, 3)
+    kept = [json.loads(line) for line in (tmp_path / "preferred-tuned-to-base.jsonl").read_text().splitlines()]
+    assert sorted(row["prompt_id"][-3:] for row in kept) == ["/ab"] * 3 + ["/ba"] * 3
+
+
+def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_model_folder: Path) -> None:
+    rows = [{"prompt": f"Break thing {i}.", "category": "ab"[i % 2], "id": str(i)} for i in range(4)]
+    lines(tmp_path / "ask.jsonl", rows)
+    made = command(
+        "generate", tiny_model_folder, "ask.jsonl", "--max-new-tokens", 3, "--samples", 2, "--temperature", 1,
+        "--top-k", 20, "--out", "answers.jsonl",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert "8 completions" in made.stdout
+    done = command("score", "answers.jsonl", "ask.jsonl", "--json")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    assert {name: s["n"] for name, s in scores.items()} == {"asr": 8, "refusal": 8, "asr:a": 4, "asr:b": 4}
+    assert (tmp_path / "verdicts-answers-rules.jsonl").read_text().count("\n") == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.jsonl",), "which prompts does it answer?"),
+        (("runs/x", "advbench", "--rejudge"), "leave out advbench"),
+        (("a.jsonl", "advbench", "--tuned", "t"), "--tuned: goes with --lm-eval"),
+        (("base", "--lm-eval", "bbh", "--tuned", "t"), "--tuned and --lam: go together"),
+        (("base", "--lm-eval", "bbh", "--rejudge"), "are two jobs"),
+        (("nothing", "--rejudge"), "nothing: is not a run folder"),
+        (("a.jsonl", "b.jsonl", "--against", "c.jsonl"), "name it with --judge-model"),
+        (("a.jsonl", "b.jsonl", "--engine", "openai"), "`engine: openai` and `base_url` go together"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(command: Any, arguments: tuple[str, ...], message: str) -> None:
+    done = command("score", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

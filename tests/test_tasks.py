@@ -1,0 +1,118 @@
+"""The paper's tasks as recipes: what they fill in, what stands, and what is said to depart."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mooring.recipe import METRICS, Recipe
+from mooring.run.plan import plan
+from mooring.tasks import TASKS, departures, fill
+
+PAPER = sorted((Path(__file__).parents[1] / "recipes" / "paper").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_fills_in_what_the_recipe_leaves_out(task: str) -> None:
+    recipe = Recipe.parse({"base": "b", "task": task})
+    assert recipe.tune is not None
+    assert recipe.tune.data
+    assert recipe.score.safety == ("advbench", "hex-phi")
+    assert [judge.name for judge in recipe.score.judges] == ["wildguard"]
+    assert recipe.score.validation_task
+    assert recipe.score.task or recipe.score.lm_eval
+    assert {m for m in recipe.score.metrics if not m.startswith("pass@")} <= set(METRICS)
+    assert recipe.departures() == []
+
+
+def test_the_papers_settings_stand_in_the_tasks() -> None:
+    """PROTOCOL's tables: prompts, generation, the step that is reported."""
+    code = Recipe.parse({"base": "b", "task": "code"})
+    drawn = code.generate
+    assert (drawn.task_temperature, drawn.task_top_p, drawn.task_top_k, drawn.task_samples) == (0.6, 0.9, 50, 50)
+    assert drawn.temperature == 0
+    assert code.score.task_system == (
+        "You are a helpful assistant.\nComplete the following code and return only the completed code, without any "
+        "explanations or additional text."
+    )
+    assert code.score.metrics[0] == "pass@10"
+    medical = Recipe.parse({"base": "b", "task": "medical"})
+    assert medical.generate.task_repetition_penalty == medical.generate.safety_repetition_penalty == 1.2
+    assert medical.tune is not None
+    assert medical.tune.system == medical.score.task_system
+    assert medical.system == "You are a helpful assistant."
+    assert (medical.score.bertscore_model, medical.tune.take_step) == ("microsoft/deberta-xlarge-mnli", None)
+    steps = {}
+    for task in TASKS:
+        section = Recipe.parse({"base": "b", "task": task}).tune
+        assert section is not None
+        steps[task] = section.take_step
+    assert steps == {"reasoning": 500, "medical": None, "code": 500, "tool": 200}
+
+
+def test_what_the_recipe_says_stands_and_is_said_to_depart() -> None:
+    recipe = Recipe.parse(
+        {
+            "base": "b",
+            "task": "medical",
+            "tune": {"rank": 16},
+            "score": {"judges": ["rules"], "limit": 20},
+            "generate": {"max_new_tokens": 64},
+        }
+    )
+    assert recipe.tune is not None
+    assert (recipe.tune.rank, recipe.tune.data) == (16, ("chatdoctor:train#10000",))
+    assert recipe.score.task == "chatdoctor:test"
+    said = recipe.departures()
+    assert "tune.rank: 16 (the paper: 8)" in said
+    assert "generate.max_new_tokens: 64 (the paper: 512)" in said
+    assert "score.limit: 20 (the paper: none)" in said
+    assert len(said) == 4
+    again = Recipe.parse(yaml.safe_load(recipe.dump()))
+    assert again == recipe
+    assert again.departures() == said
+
+
+def test_a_tuned_model_takes_the_place_of_tuning() -> None:
+    recipe = Recipe.parse({"base": "b", "tuned": "t", "task": "tool"})
+    assert recipe.tune is None
+    assert recipe.score.metrics == ("bert_score", "call_match")
+    assert recipe.departures() == []
+
+
+def test_a_recipe_without_a_task_departs_from_nothing() -> None:
+    assert Recipe.parse({"base": "b", "tuned": "t", "select": {"margin": 0.2}}).departures() == []
+
+
+def test_fill_and_departures() -> None:
+    assert fill({"a": {"b": 1}, "c": None}, {"a": {"b": 2, "d": 3}, "c": {"e": 4}, "f": 5}) == {
+        "a": {"b": 1, "d": 3},
+        "c": None,
+        "f": 5,
+    }
+    assert list(departures({"a": [1, 2], "b": {"c": None}}, {"a": [], "b": {"c": True}})) == [
+        "a: 1, 2 (the paper: none)",
+        "b.c: none (the paper: True)",
+    ]
+
+
+def test_there_is_a_recipe_for_each_model_and_task_of_the_paper() -> None:
+    names = {f"{model}-{task}" for model in ("llama-3-8b", "llama-3.1-8b", "gemma-2b") for task in TASKS}
+    assert {path.stem for path in PAPER} == names
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
+def test_every_recipe_of_the_paper_is_planned_offline(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not here is said to be missing; all that is here is counted."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = Recipe.load(path).model_copy(update={"out": str(tmp_path / "run")})
+    assert recipe.departures() == []
+    assert recipe.seed == 42
+    planned = plan(recipe)
+    stages = dict(planned.stages)
+    assert "LoRA r=8" in stages["tune"]
+    assert stages["judge"] == "wildguard (allenai/wildguard)"
+    assert any(fact.startswith("not here: ") for fact in planned.facts)
+    assert not (tmp_path / "run").exists()
