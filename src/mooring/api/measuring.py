@@ -136,7 +136,7 @@ def _judged(
 ) -> dict[str, Score]:
     """Safety scores of every judge."""
     from mooring.run.judging import Judging, renamed
-    from mooring.score.safety import attack_success_by, safety_scores
+    from mooring.score.safety import attack_success_by
 
     assert kind != "task"
     judging = Judging(sections, lambda path, measure: measure(path))
@@ -144,11 +144,9 @@ def _judged(
     for number, judge in enumerate(judging.of(kind)):
         out = completions.with_name(f"verdicts-{completions.stem}-{judge}.jsonl")
         verdicts = judging.judge(judge, asked, given, out, on_progress, on_say)
-        found = safety_scores(kind, verdicts)
+        found = judging.scores(judge, kind, verdicts)
         if kind == "safety" and len({p.category for p in asked if p.category}) > 1:
             found |= attack_success_by({p.id: p.category for p in asked if p.category}, verdicts)
-        if kind == "safety" and judge not in judging.of("over_refusal"):
-            found.pop("refusal")
         scores |= renamed(found, judge) if number else found
     return scores
 

@@ -13,6 +13,7 @@ from mooring.generate.store import Progress, complete_to_file
 from mooring.recipe import Judge
 from mooring.records import Completion, Prompt, Score, Verdict, write_jsonl
 from mooring.score import judges
+from mooring.score.safety import Kind, safety_scores
 
 Measure = Callable[[Path, Callable[[Path], str]], str]
 """Gives the digest of a folder, measured by a function or remembered."""
@@ -99,6 +100,13 @@ class Judging:
             answers = complete_to_file(self._engine(judge), questions, settings, kept, self.about(judge), on_progress)
             found = judges.verdicts(kind, prompts, completions, answers, self.label(judge))
         write_jsonl(out, found)
+        return found
+
+    def scores(self, judge: str, kind: Kind, verdicts: Sequence[Verdict]) -> dict[str, Score]:
+        """The scores of a judge's verdicts on a kind of prompts; no refusal rate of one that does not say."""
+        found = safety_scores(kind, verdicts)
+        if kind == "safety" and judge not in self.of("over_refusal"):
+            found.pop("refusal")
         return found
 
     def close(self) -> None:

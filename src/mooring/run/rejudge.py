@@ -12,7 +12,6 @@ from mooring.run.sets import Name, asked, evaluation_sets
 from mooring.run.store import LEDGER
 from mooring.run.trials import verdict_file
 from mooring.score import judges
-from mooring.score.safety import safety_scores
 from mooring.sources import Half
 
 
@@ -81,18 +80,10 @@ def rejudge(
 
                     verdicts = judging.judge(judge, prompts, completions, out, tell)
                     beside = _beside(place, name, split, own.of(name)[0], judge, verdicts)
-                    found.append(Rejudged(lam, split, name, judge, _scores(name, judge, verdicts, judging), beside))
+                    found.append(Rejudged(lam, split, name, judge, judging.scores(judge, name, verdicts), beside))
     if not found:
         raise DataError(f"{folder}: holds no completions to judge", "has the run answered anything yet?")
     return found
-
-
-def _scores(name: Name, judge: str, verdicts: Sequence[Verdict], judging: Judging) -> dict[str, Score]:
-    assert name != "task"
-    scores = safety_scores(name, verdicts)
-    if name == "safety" and judge not in judging.of("over_refusal"):
-        scores.pop("refusal")
-    return scores
 
 
 def _beside(
