@@ -238,9 +238,19 @@ def _converse(
 
 
 def _kill(child: subprocess.Popen[bytes], alone: bool) -> None:
-    """End a sandbox: its namespace dies with bubblewrap; without one, the whole process group does."""
+    """End a sandbox: its first process, with which its namespace dies, and bubblewrap; without one, the whole group.
+
+    The first process by itself, since where it has become another user bubblewrap may not end it.
+    """
+    if not alone:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        return
+    with contextlib.suppress(OSError):  # a kernel without this list, or a process that has ended: as said in inside.py
+        for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
-        child.kill() if alone else os.killpg(child.pid, signal.SIGKILL)
+        child.kill()
 
 
 def _outcome(said: bytes, key: bytes, output: bytes, why: str) -> Outcome:
