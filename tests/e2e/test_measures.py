@@ -118,7 +118,13 @@ def test_another_judge_over_kept_answers_generates_nothing(
     }
     assert {path: path.read_bytes() for path in before} == before
     assert (run / "report" / "results.json").read_bytes() == report
-    assert (run / "completions" / "lam-0.5" / "verdicts-safety-test-llm.jsonl").is_file()
+    (llm,) = run.glob("rejudged/llm-*")
+    kept = {path: path.stat().st_mtime_ns for path in llm.rglob("answers-*.jsonl")}
+    assert (llm / "lam-0.5" / "verdicts-safety-test-llm.jsonl").is_file()
+    again = command("score", run, "--rejudge", "--judge", "llm,rules", "--judge-model", judge, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == found
+    assert {path: path.stat().st_mtime_ns for path in llm.rglob("answers-*.jsonl")} == kept  # nobody was asked again
     shown = command("score", run, "--rejudge", "--judge", "rules")
     assert shown.returncode == 0, shown.stderr
     assert "the run's choice and report stay as they are" in shown.stdout

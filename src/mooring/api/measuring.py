@@ -156,6 +156,7 @@ def rejudge(
     judges: Sequence[str | Judge],
     *,
     on_progress: Callable[[str, int, int, int], None] | None = None,
+    on_say: Callable[[str], None] | None = None,
 ) -> list[Rejudged]:
     """Judge the completions that a run has kept by other judges. Nothing is generated, and the choice of λ stays.
 
@@ -163,6 +164,7 @@ def rejudge(
         run: A run folder.
         judges: The judges.
         on_progress: Told (what is judged, answers done, answers in all, tokens made).
+        on_say: Told what a paid judge will cost at most, before it is asked.
 
     Raises:
         DataError: It is no run folder, or holds no completions.
@@ -171,7 +173,7 @@ def rejudge(
     from mooring.recipe import section
     from mooring.run.rejudge import rejudge
 
-    return rejudge(Path(run), section("score", {"judges": list(judges)}).judges, on_progress)
+    return rejudge(Path(run), section("score", {"judges": list(judges)}).judges, on_progress, on_say)
 
 
 def lm_eval(base: str | Path, tuned: str | Path | None = None, **options: Any) -> dict[str, Score]:

@@ -7,11 +7,12 @@ from typing import Any
 
 from mooring import sources
 from mooring.checkpoint import digest
-from mooring.generate.cost import estimate
+from mooring.errors import DataError
+from mooring.generate.cost import Estimate, estimate
 from mooring.generate.engine import Engine, Settings, load_engine
 from mooring.generate.store import Progress, complete_to_file
 from mooring.recipe import Judge
-from mooring.records import Completion, Prompt, Score, Verdict, write_jsonl
+from mooring.records import Completion, Prompt, Score, Verdict, read_jsonl, write_jsonl
 from mooring.score import judges
 from mooring.score.safety import Kind, safety_scores
 
@@ -65,7 +66,7 @@ class Judging:
         if section.engine == "openai":
             return {"judge": self.label(judge), "server": section.base_url}
         model = self.measure(self._folder(judge), digest)
-        return {"judge": self.label(judge), "model": model, "engine": section.engine, "dtype": section.dtype}
+        return {"judge": self.label(judge), "model": model, "runner": section.engine, "dtype": section.dtype}
 
     def judge(
         self,
@@ -89,18 +90,26 @@ class Judging:
             kind = self.kinds[judge]
             questions = judges.questions(kind, prompts, completions)
             settings = Settings(max_new_tokens=kind.max_new_tokens)
-            section = self.sections[judge]
-            if on_say and section.price_in + section.price_out:
-                cost = estimate(questions, settings, section.price_in, section.price_out, system=None)
-                on_say(
-                    f"{self.label(judge)}: {cost.requests:,} requests, about {cost.tokens_in:,} tokens in and at most "
-                    f"{cost.tokens_out_most:,} out: ${cost.dollars:.2f} at most"
-                )
+            if on_say and (cost := self.cost(judge, prompts, completions)):
+                on_say(said(self.label(judge), [cost]))
             kept = out.with_name(out.name.replace("verdicts-", "answers-", 1))
-            answers = complete_to_file(self._engine(judge), questions, settings, kept, self.about(judge), on_progress)
+            asked = {**self.about(judge), "questions": sources.digest(questions)}
+            answers = _whole(kept, asked, questions) or complete_to_file(
+                self._engine(judge), questions, settings, kept, asked, on_progress
+            )
             found = judges.verdicts(kind, prompts, completions, answers, self.label(judge))
         write_jsonl(out, found)
         return found
+
+    def cost(self, judge: str, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Estimate | None:
+        """What a judge on a paid server will ask for verdicts on completions; `None` where it asks nothing."""
+        section = self.sections.get(judge)
+        if section is None or not section.price_in + section.price_out:
+            return None
+        kind = self.kinds[judge]
+        questions = judges.questions(kind, prompts, completions)
+        settings = Settings(max_new_tokens=kind.max_new_tokens)
+        return estimate(questions, settings, section.price_in, section.price_out, system=None)
 
     def scores(self, judge: str, kind: Kind, verdicts: Sequence[Verdict]) -> dict[str, Score]:
         """The scores of a judge's verdicts on a kind of prompts; no refusal rate of one that does not say."""
@@ -126,6 +135,18 @@ class Judging:
         return self._open[1]
 
 
+def _whole(path: Path, asked: Mapping[str, Any], questions: Sequence[Prompt]) -> list[Completion]:
+    """A judge's answers that are there from before, where they are of the same making; nothing otherwise."""
+    if not path.is_file():
+        return []
+    try:
+        answers = read_jsonl(path, Completion)
+    except DataError:
+        return []
+    same = all({key: answer.made_by.get(key) for key in asked} == asked for answer in answers)
+    return answers if same and [a.prompt_id for a in answers] == [q.id for q in questions] else []
+
+
 RULES = "rules"
 
 
@@ -139,6 +160,16 @@ def ids(sections: Sequence[Judge]) -> list[str]:
     return [
         name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
     ]
+
+
+def said(judge: str, costs: Sequence[Estimate]) -> str:
+    """A judge's cost in a line."""
+    requests, tokens_in = sum(cost.requests for cost in costs), sum(cost.tokens_in for cost in costs)
+    tokens_out, dollars = sum(cost.tokens_out_most for cost in costs), sum(cost.dollars for cost in costs)
+    return (
+        f"{judge}: {requests:,} requests, about {tokens_in:,} tokens in and at most {tokens_out:,} out: "
+        f"${dollars:.2f} at most"
+    )
 
 
 def renamed(scores: Mapping[str, Score], judge: str) -> dict[str, Score]:

@@ -1,17 +1,18 @@
 """Other judges over the completions that a run has kept: nothing is generated, and the run's choice stays."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mooring.errors import DataError
 from mooring.recipe import Judge, Recipe
-from mooring.records import Completion, Score, Verdict, read_jsonl
-from mooring.run.judging import Judging
-from mooring.run.sets import Name, asked, evaluation_sets
-from mooring.run.store import LEDGER
+from mooring.records import Completion, Prompt, Score, Verdict, read_jsonl
+from mooring.run.judging import Judging, said
+from mooring.run.sets import Name, Sets, asked, evaluation_sets
+from mooring.run.store import LEDGER, Store, key_of
 from mooring.run.trials import verdict_file
 from mooring.score import judges
+from mooring.score.safety import Kind
 from mooring.sources import Half
 
 
@@ -25,7 +26,7 @@ class Rejudged:
         name: The set.
         judge: The judge.
         scores: What it makes of the answers.
-        beside: How far it agrees with the run's own judge; `None` where it is that one.
+        beside: How far it agrees with the run's own judge; `None` where that one has not judged them.
     """
 
     lam: float
@@ -37,20 +38,25 @@ class Rejudged:
 
 
 def rejudge(
-    folder: Path, sections: Sequence[Judge], on_progress: Callable[[str, int, int, int], None] | None = None
+    folder: Path,
+    sections: Sequence[Judge],
+    on_progress: Callable[[str, int, int, int], None] | None = None,
+    on_say: Callable[[str], None] | None = None,
 ) -> list[Rejudged]:
     """Judge a run's kept completions by other judges.
 
-    Verdicts and a judge's own answers are written beside the completions. What is there already is read again, so
-    that a stopped call, made again, goes on.
+    Verdicts and a judge's own answers go below `rejudged/`, to a folder for each judge and model: what the run itself
+    holds stays as it is. What is there already is read again, so that a stopped call, made again, goes on.
 
     Args:
         folder: A run folder.
         sections: The judges.
         on_progress: Called with (what is judged, answers done, answers in all, tokens made).
+        on_say: Told what a paid judge will ask at most, in all, before it is asked.
 
     Raises:
         DataError: It is no run folder, holds no completions, or they are not of its prompt sets any more.
+        OutputError: A run is at work in it.
         UserError: A judge or its model cannot be had.
     """
     if not (folder / LEDGER).is_file():
@@ -58,36 +64,63 @@ def rejudge(
     recipe = Recipe.load(folder / "recipe.yaml")
     own = Judging(recipe.score.judges, lambda path, measure: "")
     judging = Judging(sections, lambda path, measure: measure(path))
-    sets = evaluation_sets(recipe)
-    found: list[Rejudged] = []
-    places = sorted((folder / "completions").glob("lam-*"), key=lambda path: float(path.name.removeprefix("lam-")))
-    halves: tuple[Half, ...] = ("validation", "test")
-    for judge in judging.sections:
-        for place in places:
-            lam = float(place.name.removeprefix("lam-"))
-            for split in halves:
-                for name, prompts in asked(sets, split).items():
-                    kept = place / f"{name}-{split}.jsonl"
-                    if name == "task" or judge not in judging.of(name) or not kept.is_file():
-                        continue
-                    completions = read_jsonl(kept, Completion)
-                    out = place / verdict_file(name, split, judge)
-                    label = f"λ = {lam:g}: {name} ({split}) by {judge}"
-
-                    def tell(done: int, total: int, tokens: int, label: str = label) -> None:
-                        if on_progress:
-                            on_progress(label, done, total, tokens)
-
-                    verdicts = judging.judge(judge, prompts, completions, out, tell)
-                    beside = _beside(place, name, split, own.of(name)[0], judge, verdicts)
-                    found.append(Rejudged(lam, split, name, judge, judging.scores(judge, name, verdicts), beside))
-    if not found:
+    kept = list(_kept(folder, evaluation_sets(recipe)))
+    jobs = [(judge, each) for judge in judging.sections for each in kept if judge in judging.of(each.name)]
+    if not jobs:
         raise DataError(f"{folder}: holds no completions to judge", "has the run answered anything yet?")
+    found = []
+    with Store(folder).locked():
+        for judge in judging.sections:
+            _foretell(judging, judge, [each for other, each in jobs if other == judge], on_say)
+        for judge, each in jobs:
+            out = folder / "rejudged" / f"{judge}-{key_of(judging.about(judge))[:8]}" / each.place.name
+            label = f"λ = {each.lam:g}: {each.name} ({each.split}) by {judge}"
+
+            def tell(done: int, total: int, tokens: int, label: str = label) -> None:
+                if on_progress:
+                    on_progress(label, done, total, tokens)
+
+            file = out / verdict_file(each.name, each.split, judge)
+            verdicts = judging.judge(judge, each.prompts, each.completions, file, tell)
+            beside = _beside(each, own.of(each.name)[0], verdicts)
+            scores = judging.scores(judge, each.name, verdicts)
+            found.append(Rejudged(each.lam, each.split, each.name, judge, scores, beside))
     return found
 
 
-def _beside(
-    place: Path, name: Name, split: Half, first: str, judge: str, verdicts: Sequence[Verdict]
-) -> judges.Agreement | None:
-    path = place / verdict_file(name, split, first)
-    return judges.agreement(read_jsonl(path, Verdict), verdicts) if judge != first and path.is_file() else None
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kept:
+    """What one model answered to one set."""
+
+    place: Path
+    split: Half
+    name: Kind
+    prompts: Sequence[Prompt]
+    completions: Sequence[Completion]
+
+    @property
+    def lam(self) -> float:
+        return float(self.place.name.removeprefix("lam-"))
+
+
+def _kept(folder: Path, sets: Sets) -> Iterator[_Kept]:
+    """The completions of a run, by λ, split and set; those of the task aside."""
+    halves: tuple[Half, ...] = ("validation", "test")
+    for place in sorted((folder / "completions").glob("lam-*"), key=lambda path: float(path.name[4:])):
+        for split in halves:
+            for name, prompts in asked(sets, split).items():
+                if name != "task" and (path := place / f"{name}-{split}.jsonl").is_file():
+                    yield _Kept(place, split, name, prompts, read_jsonl(path, Completion))
+
+
+def _foretell(judging: Judging, judge: str, kept: Sequence[_Kept], on_say: Callable[[str], None] | None) -> None:
+    """Say what a paid judge will cost in all."""
+    lines = [judging.cost(judge, each.prompts, each.completions) for each in kept]
+    if on_say and (costs := [cost for cost in lines if cost]):
+        on_say(said(judging.label(judge), costs))
+
+
+def _beside(kept: _Kept, first: str, verdicts: Sequence[Verdict]) -> judges.Agreement | None:
+    """How far verdicts agree with the run's own."""
+    path = kept.place / verdict_file(kept.name, kept.split, first)
+    return judges.agreement(read_jsonl(path, Verdict), verdicts) if path.is_file() else None
