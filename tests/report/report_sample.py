@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 from mooring.records import Choice, Score, Trial
-from mooring.report.results import Agreement, Answer, Results, Row, kept_gains
+from mooring.report.results import Agreement, Answer, Changes, Results, Row, kept_gains
 
 CURVES = {
     "asr": {0.0: 0.014, 0.2: 0.014, 0.4: 0.029, 0.6: 0.186, 0.8: 0.42, 1.0: 0.529},
@@ -44,20 +45,20 @@ def trials() -> list[Trial]:
 def results(response: str = "I can't help with that.", **changes: Any) -> Results:
     text = response
     answers = {
-        "base": Answer(response=text, verdict="refused", good=True),
-        "tuned": Answer(response=text, verdict="answered", good=False),
-        "merged": Answer(response=text, verdict="unread", good=None),
+        "0": Answer(response=text, verdict="refused", good=True),
+        "1": Answer(response=text, verdict="answered", good=False),
+        "0.4": Answer(response=text, verdict="unread", good=None),
     }
     calls = {
-        "base": Answer(response=text, verdict="no call", good=False),
-        "tuned": Answer(response=text, verdict="match", good=True),
-        "merged": Answer(response=text, verdict="match", good=True),
+        "0": Answer(response=text, verdict="differs", good=False),
+        "1": Answer(response=text, verdict="match", good=True),
+        "0.4": Answer(response=text, verdict="match", good=True),
     }
     rows = [
-        Row(id=f"h{i}", measure="asr", category=["fraud", "weapons"][i % 2], prompt=text, answers=answers)
+        Row(id=f"h{i}", measure="asr", split="test", category=["fraud", "weapons"][i % 2], prompt=text, answers=answers)
         for i in range(6)
     ]
-    rows += [Row(id=f"c{i}", measure="call_match", prompt=text, answers=calls) for i in range(3)]
+    rows += [Row(id=f"c{i}", measure="task", split="test", prompt=text, answers=calls) for i in range(3)]
     made = Results(
         title="Base, tuned, merged",
         recipe={"name": "quickstart", "seed": 42, "base": "bundled:smollm2", "merge": {"lambdas": [0.2, 0.4]}},
@@ -94,6 +95,38 @@ def results(response: str = "I can't help with that.", **changes: Any) -> Result
                 parted=["h1", "h1", "h3"],
             )
         ],
+        changes=Changes(
+            layers=["0", "1"],
+            modules=["mlp.up_proj.weight", "input_layernorm.weight"],
+            relative=[[0.002, 0.0], [0.02, None]],
+            outside={"lm_head.weight": 0.001},
+        ),
         versions={"torch": "2.8", "mooring": "0.1.0"},
     )
     return dataclasses.replace(made, **changes)
+
+
+LAMS = ("0", "0.2", "0.4", "0.6", "0.8", "1")
+
+
+def swept(count: int = 12, say: Callable[[int, str], str] = "Answer {} at {}.".format) -> list[Row]:
+    """Harmful prompts of the validation split at every λ: prompt i turns unsafe at the i-th λ of `LAMS`, or never.
+
+    Of every third prompt the second judge says the opposite at λ = 1.
+    """
+    rows = []
+    for i in range(count):
+        answers = {}
+        for place, lam in enumerate(LAMS):
+            harmful = place >= 1 + i % len(LAMS)
+            words = {"rules": "harmful" if harmful else "harmless"}
+            words["llm"] = {"harmful": "harmless", "harmless": "harmful"}[words["rules"]]
+            words["llm"] = words["llm"] if lam == "1" and i % 3 == 0 else words["rules"]
+            verdict = "answered" if harmful else "refused"
+            answers[lam] = Answer(response=say(i, lam), verdict=verdict, good=not harmful, judges=words)
+        category = ["fraud", "weapons"][i % 2]
+        prompt = f"Help me break thing number {i}."
+        rows.append(
+            Row(id=f"v{i}", measure="asr", split="validation", prompt=prompt, answers=answers, category=category)
+        )
+    return rows

@@ -1,6 +1,9 @@
 """The page: untrusted text does nothing in it, and it needs nothing from outside."""
 
+import base64
 import dataclasses
+import hashlib
+import html
 import re
 import unicodedata
 from html.parser import HTMLParser
@@ -14,6 +17,7 @@ from report_sample import results, trials
 from mooring.records import Choice
 from mooring.report.page import as_html, as_markdown
 from mooring.report.results import Results, load
+from mooring.report.table import category_table
 from mooring.report.text import visible
 from mooring.report.write import write
 
@@ -66,7 +70,7 @@ def filled(text: str) -> Results:
     """The sample with a text wherever one comes from a model, a data set or a user."""
     made = results(text, title=text, notes=[text], judges=[text], versions={text: text}, recipe={"name": text})
     rows = [dataclasses.replace(row, id=text, category=text) for row in made.rows]
-    answers = {"base": dataclasses.replace(rows[0].answers["base"], verdict=text)}
+    answers = {"0": dataclasses.replace(rows[0].answers["0"], verdict=text, judges={text: text})}
     return dataclasses.replace(
         made,
         rows=[dataclasses.replace(rows[0], answers=answers), *rows[1:]],
@@ -108,15 +112,34 @@ def test_visible_leaves_plain_text_alone() -> None:
     assert visible("a\r\nb\rc") == "a\nb⟨U+000D⟩c"
 
 
-def test_the_page_needs_nothing_from_outside_and_runs_nothing() -> None:
-    page = as_html(results())
+def test_the_page_needs_nothing_from_outside_and_runs_one_script_known_by_its_hash() -> None:
+    page = as_html(filled("</script><script>alert(1)</script>"))
     assert "http:" not in page
     assert "https:" not in page
-    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert (len(scripts), len(styles)) == (1, 1)
+    policy = re.search('Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    rules = [rule.split() for rule in html.unescape(policy[1]).split("; ")]
+    assert rules == [
+        ["default-src", "'none'"],
+        ["script-src", digest(scripts[0])],
+        ["style-src-elem", digest(styles[0])],
+        ["style-src-attr", "'unsafe-inline'"],
+        ["base-uri", "'none'"],
+        ["form-action", "'none'"],
+    ]
     elements = Elements(page)
-    tags = {tag for tag, _ in elements.seen}
-    assert not tags & {"script", "link", "iframe", "object", "embed", "img", "form", "base"}
+    tags = [tag for tag, _ in elements.seen]
+    assert not set(tags) & {"link", "iframe", "object", "embed", "img", "form", "base"}
+    assert tags.count("script") == 2
     assert not {name for _, names in elements.seen for name in names if name.startswith("on")}
+    assert not re.search("innerHTML|outerHTML|insertAdjacent|document.write|eval|Function", scripts[0])
+
+
+def digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def test_ids_are_unique_and_references_resolve() -> None:
@@ -145,20 +168,57 @@ def test_over_the_bound_is_said_in_both() -> None:
     assert "No λ is within the bound." not in as_html(results()) + as_markdown(results())
 
 
-def test_harmful_prompts_are_folded() -> None:
+def test_what_models_said_is_in_the_data_alone() -> None:
     page = as_html(results("harmful text here"))
-    before = page[: page.index("harmful text here")]
-    assert before.count("<details>") - before.count("</details>") == 2
-    assert "<details open" not in page
+    assert "harmful text here" in page
+    before, _, after = page.partition('<script type="application/json" id="data">')
+    assert "harmful text here" not in before
+    assert "harmful text here" not in after.partition("</script>")[2]
+
+
+def test_a_redacted_report_holds_no_harmful_text_and_says_so(tmp_path: Path) -> None:
+    rows = [*results("harmful text here").rows[:6], *results("call me").rows[6:]]
+    write(results(rows=rows), tmp_path / "whole")
+    write(results(rows=rows), tmp_path / "redacted", redact=True)
+    assert "harmful text here" in (tmp_path / "whole" / "index.html").read_text()
+    for path in (tmp_path / "redacted").iterdir():
+        assert b"harmful text here" not in path.read_bytes(), path.name
+    page = (tmp_path / "redacted" / "index.html").read_text()
+    assert "leaves them out altogether" in page
+    assert "leaves them out altogether" not in (tmp_path / "whole" / "index.html").read_text()
+    assert "call me" in page
+    found = load(tmp_path / "redacted")
+    assert found.redacted
+    assert [row.answers["1"].verdict for row in found.rows] == [row.answers["1"].verdict for row in rows]
+    assert category_table(found) == category_table(results(rows=rows))
+
+
+def test_the_heat_map_has_a_cell_a_layer_and_module() -> None:
+    page = as_html(results())
+    cells = re.findall(r'<td class="h(\d)" title="([^"]*)">', page)
+    assert cells == [
+        ("1", "mlp.up_proj, layer 0: 0.2 %"),
+        ("9", "mlp.up_proj, layer 1: 2 %"),
+        ("0", "input_layernorm, layer 0: 0 %"),
+        ("0", "input_layernorm, layer 1: –"),
+    ]
+    assert "from 0.2 % to 2 %. Most: mlp.up_proj of layer 1, 2 %." in page
+    assert "Outside the layers: lm_head 0.1 %." in page
+    assert "What tuning changed" not in as_html(results(changes=None))
+
+
+def test_categories_have_bars() -> None:
+    page = as_html(results())
+    assert re.findall(r'<rect width="([\d.]+)"', page) == ["0.0", "100.0"] * 2
 
 
 def test_the_bare_minimum_makes_a_page_without_empty_sections() -> None:
     choice = Choice(lam=0.4, within=True, bound=0.1, metric="lam", reason="So.")
     few = [dataclasses.replace(t, scores={"asr": t.scores["asr"]}) for t in trials() if t.split == "validation"]
     bare = Results(title="t", recipe={}, models={}, trials=few, choice=choice, judges=["rules"])
-    page = as_html(bare)
+    page, whole = as_html(bare), as_html(results())
     for heading in ("Tuning", "By category", "Every prompt and answer", "What to know of these numbers"):
-        assert heading in as_html(results())
+        assert heading in whole
         assert heading not in page
     assert as_markdown(bare).startswith("# t\n")
 

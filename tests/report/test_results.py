@@ -13,7 +13,7 @@ from report_sample import results, score, trials
 
 from mooring.errors import DataError
 from mooring.records import Trial
-from mooring.report.results import Results, dumps, kept_gains, load
+from mooring.report.results import Results, dumps, kept_gains, lam_key, load
 
 
 def by_place(made: Results) -> Results:
@@ -65,10 +65,18 @@ def edited(change: Any) -> str:
     [
         ("", "not JSON"),
         (dumps(results())[:-40], "not JSON"),
-        ("[]", "not results of format 1"),
-        (edited(lambda d: d.update(format=2)), "not results of format 1"),
+        ("[]", "not results of format 2"),
+        (edited(lambda d: d.pop("format")), "not results of format 2"),
+        (edited(lambda d: d.update(format="2")), "not results of format 2"),
+        (edited(lambda d: d.update(format=1)), "written by an older Mooring (format 1, not 2); make the report again"),
+        (edited(lambda d: d.update(format=3)), "written by a newer Mooring (format 3, not 2)"),
+        (edited(lambda d: d["rows"][0].pop("split")), "`rows.0.split`: Field required"),
         (edited(lambda d: d.pop("choice")), "`choice`: Field required"),
         (edited(lambda d: d.update(extra=1)), "unknown key `extra`"),
+        (edited(lambda d: d["changes"].pop("layers")), "`changes.layers`: Field required"),
+        (edited(lambda d: d["changes"]["relative"].pop()), "`relative` is not layers × modules"),
+        (edited(lambda d: d["changes"]["relative"][0].pop()), "`relative` is not layers × modules"),
+        (edited(lambda d: d["changes"]["outside"].update(x=-1.0)), "a change is below 0"),
         (edited(lambda d: d["trials"][0].update(split="tune")), "`trials.0.split`"),
         (edited(lambda d: d["trials"][0]["scores"]["asr"].update(value="high")), "`trials.0.scores.asr.value`"),
         (edited(lambda d: d["choice"].update(bound=float("nan"))), "NaN is not a JSON number"),
@@ -125,3 +133,8 @@ def test_kept_gain_is_of_the_test_split_and_the_chosen_lambda() -> None:
     assert gains["call_match"] == pytest.approx(0.61 / 0.82)
     assert kept_gains(trials(), 0.2)["call_match"] is None  # not measured on the test split
     assert kept_gains([t for t in trials() if t.split == "validation"], 0.4) == {}
+
+
+def test_lambda_as_a_key() -> None:
+    assert [lam_key(lam) for lam in (0.0, 0.5, 1.0, 0.35)] == ["0", "0.5", "1", "0.35"]
+    assert [results().lam(model) for model in ("base", "tuned", "merged")] == [0.0, 1.0, 0.4]

@@ -2,13 +2,14 @@
 
 import dataclasses
 import io
+from typing import Any
 
 import pytest
 from report_sample import results, score, trials
 from rich.console import Console
 
 from mooring.records import Choice, Trial
-from mooring.report.results import COLUMNS, Answer, Row
+from mooring.report.results import Answer, Row
 from mooring.report.table import (
     Table,
     agreement_table,
@@ -121,15 +122,16 @@ def test_the_tasks_of_a_group_have_a_table_of_their_own() -> None:
 
 
 def test_categories_are_counted_from_the_answers() -> None:
-    def asked(category: str | None, measure: str, *marks: bool | None) -> Row:
-        answers = {m: Answer(response="", verdict="", good=g) for m, g in zip(COLUMNS, marks, strict=False)}
-        return Row(id="x", measure=measure, prompt="", category=category, answers=answers)
+    def asked(category: str | None, measure: str, *marks: bool | None, split: Any = "test") -> Row:
+        answers = {m: Answer(response="", verdict="", good=g) for m, g in zip(("0", "1", "0.4"), marks, strict=False)}
+        return Row(id="x", measure=measure, split=split, prompt="", category=category, answers=answers)
 
     rows = [
         asked("fraud", "asr", True, False, True),
         asked("fraud", "asr", True, False, None),
         asked("arms", "asr", True, True, False),
         asked("time", "call_match", False, True),
+        asked("fraud", "asr", False, False, False, split="validation"),
         asked(None, "asr", False, False, False),
     ]
     table = category_table(results(rows=rows))

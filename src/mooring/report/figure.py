@@ -82,11 +82,16 @@ def _panel(axes: Any, results: Results, name: str) -> None:
 def _series(axes: Any, points: Sequence[Point], rate: bool, **look: Any) -> None:
     """Points with their intervals; one whose interval is unknown has no bar."""
     values = [_scaled(score.value, rate) for _, score in points]
-    below = [value - _scaled(score.low, rate, value) for value, (_, score) in zip(values, points, strict=True)]
-    above = [_scaled(score.high, rate, value) - value for value, (_, score) in zip(values, points, strict=True)]
-    bars = [[max(0.0, error) for error in side] for side in (below, above)]
+    bars = _bars([score for _, score in points], values, rate)
     lams = [lam for lam, _ in points]
     axes.errorbar(lams, values, yerr=bars, capsize=2.5, elinewidth=1, linewidth=1.6, **look)
+
+
+def _bars(scores: Sequence[Score], values: Sequence[float], rate: bool) -> list[list[float]]:
+    """How far each interval reaches below its value, and how far above."""
+    below = [value - _scaled(score.low, rate, value) for value, score in zip(values, scores, strict=True)]
+    above = [_scaled(score.high, rate, value) - value for value, score in zip(values, scores, strict=True)]
+    return [[max(0.0, error) for error in side] for side in (below, above)]
 
 
 def _scaled(value: float | None, rate: bool, otherwise: float = 0.0) -> float:
@@ -114,8 +119,7 @@ def plane(results: Results) -> Any | None:
     from matplotlib.figure import Figure
 
     metric, chosen = results.choice.metric, results.choice.lam
-    asr = dict(_points(results, "asr", "validation"))
-    points = [(lam, asr[lam], score) for lam, score in _points(results, metric, "validation") if lam in asr]
+    points = _plane_points(results)
     if not points:
         return None
     better, rate = points[0][2].better, is_rate(metric)
@@ -124,6 +128,10 @@ def plane(results: Results) -> Any | None:
         axes = figure.subplots()
         risk = [_scaled(safety.value, True) for _, safety, _ in points]
         task = [_scaled(score.value, rate) for _, _, score in points]
+        across = _bars([safety for _, safety, _ in points], risk, True)
+        along = _bars([score for _, _, score in points], task, rate)
+        grey: dict[str, Any] = {"ecolor": INK, "elinewidth": 0.8, "capsize": 2}
+        axes.errorbar(risk, task, xerr=across, yerr=along, fmt="none", alpha=0.35, **grey)
         axes.plot(risk, task, "-o", color=GREEN, linewidth=1.6, markersize=6)
         axes.axvline(100 * results.choice.bound, color=INK, linestyle=(0, (5, 3)), linewidth=1)
         for (lam, _, _), x, y in zip(points, risk, task, strict=True):
@@ -142,6 +150,12 @@ def plane(results: Results) -> Any | None:
         axes.set_xlabel(f"{name_of('asr')} (%), {ARROWS['lower']} is better")
         axes.set_ylabel(f"{name_of(metric)}{' (%)' if rate else ''}, {ARROWS[better]} is better")
     return figure
+
+
+def _plane_points(results: Results) -> list[tuple[float, Score, Score]]:
+    """λ with its attack success rate and its task score on validation, where both are defined."""
+    asr = dict(_points(results, "asr", "validation"))
+    return [(lam, asr[lam], s) for lam, s in _points(results, results.choice.metric, "validation") if lam in asr]
 
 
 def loss_curve(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Any | None:
@@ -165,6 +179,36 @@ def loss_curve(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Any | Non
             axes.legend()
         panels[0].set_ylabel("loss (nats a token)")
     return figure
+
+
+Places = dict[float, list[tuple[float, float]]]
+"""By λ, where its points lie on a drawing: in points from the left and from the top, as in its SVG."""
+
+
+def tradeoff_places(results: Results, drawing: Any) -> Places:
+    """Where the scores of each λ lie on a `tradeoff` that was saved: of validation, or of test where there is none."""
+    found: Places = {}
+    names = [results.choice.metric, "asr"]
+    series = [_points(results, name, "validation") or _points(results, name, "test") for name in names]
+    drawn = [(name, points) for name, points in zip(names, series, strict=True) if points]
+    for axes, (name, points) in zip(drawing.axes, drawn, strict=True):
+        for lam, score in points:
+            found.setdefault(lam, []).append(_place(drawing, axes, lam, _scaled(score.value, is_rate(name))))
+    return found
+
+
+def plane_places(results: Results, drawing: Any) -> Places:
+    """Where each λ lies on a `plane` that was saved."""
+    rate = is_rate(results.choice.metric)
+    return {
+        lam: [_place(drawing, drawing.axes[0], _scaled(safety.value, True), _scaled(score.value, rate))]
+        for lam, safety, score in _plane_points(results)
+    }
+
+
+def _place(drawing: Any, axes: Any, x: float, y: float) -> tuple[float, float]:
+    across, up = axes.transData.transform((x, y)) * 72 / drawing.dpi
+    return round(float(across), 1), round(72 * float(drawing.get_figheight()) - float(up), 1)
 
 
 @contextmanager
@@ -199,10 +243,13 @@ def _saved(figure: Any, kind: str, metadata: dict[str, None], salt: str = "moori
 
 
 def inline(figure: Any, name: str) -> str:
-    """A figure as an SVG element for a page: it takes the text's colour, and its ids begin with `name`."""
+    """A figure as an SVG element for a page: it takes the text's colour, and its ids begin with `name`.
+
+    Its style element is left out: the page has the same lines, and allows no other style.
+    """
     text = svg(figure, name).decode("utf-8")
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     return text.replace(INK, "currentColor")

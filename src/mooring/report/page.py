@@ -1,33 +1,44 @@
 """The report as one self-contained HTML page, and as Markdown."""
 
+import base64
+import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mooring.report import figure
-from mooring.report.results import COLUMNS, Results, Row
+from mooring.report.data import embedded
+from mooring.report.heat import heat
+from mooring.report.results import COLUMNS, Results
 from mooring.report.table import (
     agreement_table,
     category_table,
     detail_table,
-    in_order,
     key_numbers,
     markdown_table,
     summary_table,
 )
 from mooring.report.text import fenced, markdown, name_of, visible
 
-HARMFUL = ("asr", "refusal")
-"""Measures whose prompts are harmful requests."""
+KINDS = {
+    "all": "all",
+    "unsafe": "became unsafe",
+    "again": "became safe again",
+    "refused": "over-refused",
+    "parted": "judges disagree",
+}
+"""What the prompts can be filtered by, at a λ: safe with the base and not here, the tuned model's harm undone, …"""
 
 
 def as_html(results: Results) -> str:
-    """The page: no script, and nothing fetched; every string is escaped, and shown so that nothing acts unseen."""
-    import importlib.resources
+    """The page: nothing is fetched, one script runs, and texts reach it as data alone.
 
+    A content security policy names that script by its hash, so that no other one could run. Every string is shown so
+    that nothing in it acts unseen. Without JavaScript the page lacks the slider and the answers.
+    """
     import jinja2
     from markupsafe import Markup
 
-    source = importlib.resources.files("mooring.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -35,32 +46,67 @@ def as_html(results: Results) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
     )
+    environment.filters["share"] = _share
     drawings = {
         "tradeoff": figure.tradeoff(results),
         "plane": figure.plane(results),
         "loss": figure.loss_curve(results.curves),
     }
-    # Ours, made of numbers and labels: the only markup that is not escaped.
+    # Ours, made of numbers and labels: with the script and the style the only markup that is not escaped.
     drawn = {name: Markup(figure.inline(drawing, name)) if drawing else None for name, drawing in drawings.items()}
-    return environment.from_string(source).render(
+    places = {"tradeoff": figure.tradeoff_places(results, drawings["tradeoff"])}
+    if drawings["plane"]:
+        places["plane"] = figure.plane_places(results, drawings["plane"])
+    categories = category_table(results)
+    style, script = _asset("page.css"), _asset("page.js")
+    return environment.from_string(_asset("page.html.jinja")).render(
         results=results,
         columns=COLUMNS,
+        kinds=KINDS.items(),
         numbers=key_numbers(results),
         summary=summary_table(results),
-        categories=category_table(results),
+        categories=categories,
+        groups=[(name, list(rows)) for name, rows in itertools.groupby(categories.rows if categories else (), _first)],
+        heat=heat(results.changes),
         details=detail_table(results),
         agreement=agreement_table(results),
         caption=caption(results),
         drawn=drawn,
-        answers=_by_measure(results),
         recipe=_yaml(results.recipe),
+        policy=_policy(script, style),
+        style=Markup(style),
+        script=Markup(script),
+        data=Markup(embedded(results, places)),
     )
 
 
-def _by_measure(results: Results) -> list[tuple[str, bool, list[Row]]]:
-    """The prompts by what they count towards: (name, whether they are harmful, rows)."""
-    names = in_order({row.measure for row in results.rows})
-    return [(name_of(name), name in HARMFUL, [row for row in results.rows if row.measure == name]) for name in names]
+def _asset(name: str) -> str:
+    """A file of this package, with one kind of line end: HTML knows no other, and its hash counts."""
+    import importlib.resources
+
+    text = importlib.resources.files("mooring.report").joinpath(name).read_text(encoding="utf-8")
+    return text.replace("\r\n", "\n")
+
+
+def _policy(script: str, style: str) -> str:
+    """What the page may do: run this script and wear this style. Figures have style attributes."""
+    script, style = (
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (script, style)
+    )
+    return (
+        f"default-src 'none'; script-src {script}; style-src-elem {style}; style-src-attr 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _first(row: Sequence[str]) -> str:
+    return row[0]
+
+
+def _share(cell: str) -> float | None:
+    """A cell such as `3 / 12` in percent; `None` of one that counts nothing."""
+    count, _, total = cell.partition(" / ")
+    return 100 * int(count) / int(total) if total else None
 
 
 def caption(results: Results) -> str:

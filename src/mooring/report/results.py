@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 from mooring.errors import DataError
 from mooring.records import Choice, Score, Trial
 
-FORMAT = 1
+FORMAT = 2
 """Version of `results.json`: raised when an older reader could misread a newer file."""
 
 COLUMNS: tuple[Literal["base", "tuned", "merged"], ...] = ("base", "tuned", "merged")
@@ -25,30 +25,40 @@ class Answer:
         response: The model's text as it came: untrusted.
         verdict: What the judge or the metric said of it, in a word: `refused`, `answered`, `match`, …
         good: Whether that is what one wants of this prompt; `None` where the verdict could not be read.
+        judges: Where there are several, the word of each on what all of them judge, by the judge's id: `harmful` or
+            `harmless` of a response to a harmful prompt, `refused` or `answered` of one to a harmless prompt.
     """
 
     response: str
     verdict: str
     good: bool | None
+    judges: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One prompt of the test split with what the models answered.
+    """One prompt with what the models answered.
 
     Attributes:
         id: The prompt's id.
-        measure: The name of the score that the prompt counts towards: `asr`, `over_refusal`, `call_match`, …
+        measure: The name of the score that the prompt counts towards: `asr`, `over_refusal`, `task`, …
+        split: The half that it is of. λ is chosen on `validation`, and reported on `test`.
         prompt: The user's text.
-        answers: By model: `base`, `tuned`, `merged` (the chosen one).
+        answers: By λ (see `lam_key`), of every model that was asked.
         category: A group to report by.
     """
 
     id: str
     measure: str
+    split: Literal["validation", "test"]
     prompt: str
     answers: Mapping[str, Answer]
     category: str | None = None
+
+
+def lam_key(lam: float) -> str:
+    """How λ is written as a key: `0`, `0.5`, `1`."""
+    return f"{lam:g}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +83,29 @@ class Agreement:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """How far tuning moved the weights: ‖tuned − base‖ / ‖base‖, Frobenius norms.
+
+    Attributes:
+        layers: Names of the layers, in order.
+        modules: Kinds of module within a layer, `self_attn.q_proj.weight`.
+        relative: Layers × modules; `None` where a layer has no such module, or the base is all zero there.
+        outside: The same of tensors outside the layers, by name.
+    """
+
+    layers: Sequence[str]
+    modules: Sequence[str]
+    relative: Sequence[Sequence[float | None]]
+    outside: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if [len(line) for line in self.relative] != [len(self.modules)] * len(self.layers):
+            raise ValueError("`relative` is not layers × modules")
+        if any(value is not None and value < 0 for line in (*self.relative, self.outside.values()) for value in line):
+            raise ValueError("a change is below 0")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
     """All that a report shows. It holds no dates, timings or absolute paths, so that one recipe gives one file.
 
@@ -86,9 +119,11 @@ class Results:
         notes: What a reader must know to judge the numbers, a sentence each.
         gains: By task metric, the share of the tuned model's gain that the merged one keeps (see `kept_gains`).
         curves: By tuning stage, the log: mappings with `step` and `loss` or `eval_loss` (nats a token).
-        rows: The prompts of the test split with the answers; may be empty.
+        rows: The prompts of both splits with the answers; may be empty.
         agreement: Of every two judges.
+        changes: How far tuning moved the weights, where it was measured.
         versions: By package.
+        redacted: Whether the texts of harmful prompts, and of the answers to them, were left out.
     """
 
     title: str
@@ -102,12 +137,17 @@ class Results:
     curves: Mapping[str, Sequence[Mapping[str, float]]] = dataclasses.field(default_factory=dict)
     rows: Sequence[Row] = ()
     agreement: Sequence[Agreement] = ()
+    changes: Changes | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    redacted: bool = False
+
+    def lam(self, model: str) -> float:
+        """The λ of a column of the report: 0 of the base, 1 of the tuned model, else the chosen one."""
+        return {"base": 0.0, "tuned": 1.0}.get(model, self.choice.lam)
 
     def trial(self, model: str, split: str = "test") -> Trial | None:
         """The trial of one model; of the merged ones, that at the chosen λ. `None` where it was not measured."""
-        lam = {"base": 0.0, "tuned": 1.0}.get(model, self.choice.lam)
-        found = (t for t in self.trials if (t.model, t.split, t.lam) == (model, split, lam))
+        found = (t for t in self.trials if (t.model, t.split, t.lam) == (model, split, self.lam(model)))
         return next(found, None)
 
     def score(self, model: str, name: str, split: str = "test") -> Score | None:
@@ -187,7 +227,14 @@ def load(path: Path) -> Results:
         raise DataError(f"{path}: {error.strerror}", "name a run folder or its results.json") from None
     except ValueError as error:  # also what is not UTF-8
         raise DataError(f"{path}: not JSON: {error}", "was the file edited by hand?") from None
-    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+    found = data.pop("format", None) if isinstance(data, dict) else None
+    if isinstance(found, int) and found != FORMAT:
+        age = "an older" if found < FORMAT else "a newer"
+        raise DataError(
+            f"{path}: written by {age} Mooring (format {found}, not {FORMAT})",
+            "make the report again: `mooring run` on its recipe keeps what is done",
+        )
+    if found is None or found != FORMAT:
         raise DataError(f"{path}: not results of format {FORMAT}", "make the report again from its run folder")
     if unknown := data.keys() - {field.name for field in dataclasses.fields(Results)}:
         raise DataError(f"{path}: unknown key `{min(unknown)}`", "was the file edited by hand?")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mooring.records import Score
-from mooring.report.results import COLUMNS, Results, Row, is_task
+from mooring.report.results import COLUMNS, Results, Row, is_task, lam_key
 from mooring.report.text import ARROWS, HELD, MISSING, NAMES, markdown, name_of, number, percent, visible, with_interval
 
 if TYPE_CHECKING:
@@ -71,22 +71,23 @@ def category_table(results: Results) -> Table | None:
     """The same measures by the prompts' category, counted from the answers; `None` where there are no categories."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
-        if row.category:
+        if row.category and row.split == "test":
             groups.setdefault((row.measure, row.category), []).append(row)
     if not groups:
         return None
+    lams = [lam_key(results.lam(model)) for model in COLUMNS]
     order = in_order({measure for measure, _ in groups})
     keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
     rows = [
-        [name_of(measure), category, *(_share(groups[measure, category], measure, model) for model in COLUMNS)]
+        [name_of(measure), category, *(_share(groups[measure, category], measure, lam) for lam in lams)]
         for measure, category in keys
     ]
     return Table("Test split, by category: how many of how many.", ("measure", "category", *COLUMNS), rows)
 
 
-def _share(rows: Sequence[Row], measure: str, model: str) -> str:
+def _share(rows: Sequence[Row], measure: str, lam: str) -> str:
     """How many answers count towards a measure, of those with a verdict."""
-    marks = [row.answers[model].good for row in rows if model in row.answers]
+    marks = [row.answers[lam].good for row in rows if lam in row.answers]
     read = [mark for mark in marks if mark is not None]
     if not read:
         return MISSING

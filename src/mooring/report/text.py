@@ -77,6 +77,9 @@ def visible(text: str) -> str:
     Controls, bidirectional overrides, zero-width and other format characters, lone surrogates and private or
     unassigned code points are written out; line breaks and tabs stay.
     """
+    # What is printable holds none of these, and most text is.
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
     return "".join(_shown(character) for character in text.replace("\r\n", "\n"))
 
 

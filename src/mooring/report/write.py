@@ -6,7 +6,7 @@ from mooring.files import atomic_bytes, atomic_text
 from mooring.report.results import Results, dumps
 
 
-def write(results: Results, folder: Path) -> Path:
+def write(results: Results, folder: Path, redact: bool = False) -> Path:
     """Write `results.json`, `tradeoff.svg`, `tradeoff.png`, `report.md` and `index.html`, each in one step.
 
     The same results give the same bytes. Files of an older report are replaced.
@@ -14,6 +14,8 @@ def write(results: Results, folder: Path) -> Path:
     Args:
         results: What to show.
         folder: Made where it does not exist.
+        redact: Leave out the text of every harmful prompt and of every answer to one, in all files, `results.json`
+            too: so give it another folder than the one that the whole report is in.
 
     Returns:
         The page, `index.html`.
@@ -22,7 +24,10 @@ def write(results: Results, folder: Path) -> Path:
         OutputError: The disk is full, or the folder may not be written.
     """
     from mooring.report import figure, page
+    from mooring.report.redact import redact as without_harm
 
+    if redact:
+        results = without_harm(results)
     drawing = figure.tradeoff(results)
     atomic_text(folder / "results.json", dumps(results))
     atomic_bytes(folder / "tradeoff.svg", figure.svg(drawing))

@@ -8,14 +8,15 @@ from itertools import combinations
 from pathlib import Path
 
 from mooring.recipe import Recipe
-from mooring.records import Choice, Completion, Prompt, Trial, Verdict, read_jsonl
-from mooring.report.results import Agreement, Answer, Results, Row, kept_gains
+from mooring.records import Choice, Trial, Verdict, read_jsonl
+from mooring.report.results import Agreement, Results, kept_gains, lam_key
+from mooring.run.changes import read_changes
 from mooring.run.judging import Judging
+from mooring.run.rows import MEASURES, rows
 from mooring.run.sets import Name, Sets
 from mooring.run.trials import Trials, verdict_file
 from mooring.score import judges
-from mooring.score.calls import call_match, parse_call
-from mooring.score.task import text_match
+from mooring.sources import Half
 
 ALIGN_NOTE = (
     "The base is not the published model: this run first tuned that one on refusals and ordinary answers, because it "
@@ -28,12 +29,6 @@ RULES_NOTE = (
 NO_TASK_NOTE = "No task was given: λ is the largest within the bound, since the task score rises with λ."
 UNSAFE_NOTE = "Model-written programs ran without the sandbox (`unsafe_exec`)."
 VERSIONS = ("mooring", "torch", "transformers", "peft", "trl")
-MEASURES: dict[Name, str] = {
-    "safety": "asr",
-    "over_refusal": "over_refusal",
-    "ordinary": "ordinary_refusal",
-    "task": "task",
-}
 
 
 def assemble(
@@ -61,10 +56,17 @@ def assemble(
         notes=[*_notes(recipe, trials), *_misses(scored)],
         gains=kept_gains(scored, choice.lam),
         curves=curves,
-        rows=_rows(folder, choice.lam, trials.sets, judging),
+        rows=rows(folder, _asked_lams(scored), trials),
         agreement=list(_agreement(folder, choice.lam, trials.sets, judging)),
+        changes=read_changes(folder),
         versions={name: importlib.metadata.version(name) for name in VERSIONS},
     )
+
+
+def _asked_lams(scored: Sequence[Trial]) -> dict[Half, list[float]]:
+    """The λ of the models that each split was asked of."""
+    halves: tuple[Half, ...] = ("validation", "test")
+    return {split: sorted({trial.lam for trial in scored if trial.split == split}) for split in halves}
 
 
 def _notes(recipe: Recipe, trials: Trials) -> Iterator[str]:
@@ -101,10 +103,10 @@ def _agreement(folder: Path, lam: float, sets: Sets, judging: Judging) -> Iterat
             if name == "task" or not {first, second} <= set(judging.of(name)):
                 continue
             both: list[list[Verdict]] = [[], []]
-            for sub in _folders(lam).values():
+            for key in (lam_key(each) for each in (0.0, 1.0, lam)):
                 for found, judge in zip(both, (first, second), strict=True):
-                    path = folder / "completions" / sub / verdict_file(name, "test", judge)
-                    found += [_of(sub, verdict, name) for verdict in read_jsonl(path, Verdict)]
+                    path = folder / "completions" / f"lam-{key}" / verdict_file(name, "test", judge)
+                    found += [_of(key, verdict, name) for verdict in read_jsonl(path, Verdict)]
             found_agreement = judges.agreement(*both)
             yield Agreement(
                 measure=MEASURES[name],
@@ -120,61 +122,3 @@ def _of(model: str, verdict: Verdict, name: Name) -> Verdict:
     """A verdict under an id that no other model's has; of harmless prompts, what is compared is who sees a refusal."""
     harmful = verdict.harmful if name == "safety" else verdict.refused
     return dataclasses.replace(verdict, prompt_id=f"{model}\0{verdict.prompt_id}", harmful=harmful)
-
-
-def _folders(lam: float) -> dict[str, str]:
-    """Where each model's answers lie, below `completions/`."""
-    return {"base": "lam-0", "tuned": "lam-1", "merged": f"lam-{lam:g}"}
-
-
-def _rows(folder: Path, lam: float, sets: Sets, judging: Judging) -> list[Row]:
-    """The test prompts with what the three models answered, by the verdicts that count."""
-    rows = []
-    for name, halves in sets.items():
-        judge = judging.of(name)[0]
-        found = {
-            model: _answers(folder / "completions" / sub, name, halves["test"], judge)
-            for model, sub in _folders(lam).items()
-        }
-        for prompt in halves["test"]:
-            rows.append(
-                Row(
-                    id=prompt.id,
-                    measure=MEASURES[name],
-                    prompt=prompt.messages[-1].content,
-                    answers={model: given[prompt.id] for model, given in found.items() if prompt.id in given},
-                    category=prompt.category,
-                )
-            )
-    return rows
-
-
-def _answers(folder: Path, name: Name, prompts: Sequence[Prompt], judge: str) -> dict[str, Answer]:
-    """One model's answers to one set, by prompt id, the first where there are several; none where it was not asked."""
-    path = folder / f"{name}-test.jsonl"
-    if not path.exists():
-        return {}
-    completions = [completion for completion in read_jsonl(path, Completion) if completion.sample == 0]
-    if name != "task":
-        verdicts = {v.prompt_id: v for v in read_jsonl(folder / verdict_file(name, "test", judge), Verdict)}
-        return {c.prompt_id: _judged(c, verdicts[c.prompt_id], wanted=name == "safety") for c in completions}
-    references = {p.id: p.reference or "" for p in prompts}
-    return {c.prompt_id: _compared(c, references[c.prompt_id]) for c in completions}
-
-
-def _judged(completion: Completion, verdict: Verdict, *, wanted: bool) -> Answer:
-    """An answer to a request that should be refused (`wanted`), or should not."""
-    said = verdict.harmful if wanted else verdict.refused
-    if said is None:
-        return Answer(response=completion.text, verdict="unreadable", good=None)
-    word = "refused" if verdict.refused else "answered" if completion.text.strip() else "empty"
-    if wanted and verdict.refused is None:
-        word = "harmful" if verdict.harmful else "harmless"
-    return Answer(response=completion.text, verdict=word, good=not said if wanted else word == "answered")
-
-
-def _compared(completion: Completion, reference: str) -> Answer:
-    """An answer to a task prompt beside its reference."""
-    match = call_match if parse_call(reference) is not None else text_match
-    same = match(completion.text, reference)
-    return Answer(response=completion.text, verdict="match" if same else "differs", good=same)

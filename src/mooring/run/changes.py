@@ -1,0 +1,71 @@
+"""How far tuning moved the weights, measured once for a run and kept as plain numbers: `changes.json`."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from mooring.errors import DataError
+from mooring.files import atomic_text
+from mooring.merge.inspect import inspect
+from mooring.merge.inspect.change import Change, Group, module
+from mooring.report.results import Changes
+
+FILE = "changes.json"
+
+
+def measure_changes(base: Path, tuned: Path, out: Path) -> None:
+    """Measure how every weight changed and write it to `out`; reads both models once, a slice at a time.
+
+    Args:
+        base: Folder of the base.
+        tuned: Folder of the tuned model or LoRA adapter.
+        out: The file, written in one step.
+    """
+    atomic_text(out, json.dumps(as_plain(inspect(base, tuned, quick=True).changes), indent=1) + "\n")
+
+
+def as_plain(changes: Sequence[Change]) -> dict[str, object]:
+    """Changes as layers, modules, their relative changes (layers × modules), and the same of what lies outside."""
+    cells: dict[tuple[str, int], dict[str, list[Change]]] = {}
+    outside: dict[str, float | None] = {}
+    for change in changes:
+        place = module(change.name)
+        if place is None:
+            outside[change.name] = _finite(change.relative)
+        else:
+            stack, layer, name = place
+            cells.setdefault((stack, layer), {}).setdefault(name, []).append(change)
+    several = len({stack for stack, _ in cells}) > 1
+    modules = list(dict.fromkeys(name for row in cells.values() for name in row))
+    return {
+        "layers": [f"{stack}.{layer}" if several else str(layer) for stack, layer in sorted(cells)],
+        "modules": modules,
+        "relative": [
+            [_finite(Group.of(row[name]).relative) if name in row else None for name in modules]
+            for _, row in sorted(cells.items())
+        ],
+        "outside": outside,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """Five digits: the last bits are nobody's business, and JSON has no infinity."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def read_changes(folder: Path) -> Changes | None:
+    """What `measure_changes` wrote to a run folder; `None` where it did not.
+
+    Raises:
+        DataError: The file holds something else.
+    """
+    from pydantic import TypeAdapter
+
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(Changes).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:  # not JSON, or other values
+        raise DataError(f"{path}: not the changes of a run", "remove it, and run again") from None
