@@ -12,6 +12,9 @@ import pytest
 from huggingface_hub import errors
 
 from mooring.errors import DataError, FetchError
+from mooring.records import Completion
+from mooring.score.judges import find
+from mooring.score.judges.harmbench import WITH_CONTEXT
 from mooring.sources import digest, evaluation_sets, load_examples, load_prompts
 from mooring.sources.named import NAMED, table
 
@@ -245,7 +248,11 @@ def test_harmbench_from_its_own_csv(folder, count):
         count(name, 4)
     assert asked(load_prompts("harmbench")) == [f"Break thing {n}." for n in (0, 3, 6, 9)]
     assert [p.id for p in load_prompts("harmbench-copyright")] == ["thing_2", "thing_5", "thing_8", "thing_11"]
-    assert asked(load_prompts("harmbench-contextual"))[0] == "A text.\n\n---\n\nBreak thing 1."
+    contextual = load_prompts("harmbench-contextual")[0]
+    assert contextual.messages[0].content == "A text.\n\n---\n\nBreak thing 1."
+    done = Completion(prompt_id=contextual.id, text="No.", tokens=1, finish="stop")
+    (question,) = find("harmbench").ask(contextual, done)
+    assert question.rendered == WITH_CONTEXT.format(context="A text.", behavior="Break thing 1.", generation="No.")
 
 
 def test_strongreject_from_its_own_csv(folder, count):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mooring.errors import DataError
-from mooring.sources import digest, evaluation_sets, load_examples, load_prompts
+from mooring.sources import digest, evaluation_sets, kind_of, load_examples, load_prompts
 from mooring.sources.bundled import BUNDLED
 
 real = pytest.mark.skipif("MOORING_DATA" not in os.environ, reason="MOORING_DATA does not name the folder of real data")
@@ -118,6 +118,45 @@ def test_number_of_rows_is_drawn_by_seed(tmp_path):
     assert load_prompts(f"{ref}#20", seed=2) != some
     assert load_prompts(f"{ref}#60") == whole
     assert len(load_prompts("bundled:harmful#5")) == 5
+
+
+def test_at_most_so_many_rows(tmp_path):
+    ref = write(tmp_path / "a.jsonl", 60, lang="x")
+    assert load_prompts(f"{ref}#max20", seed=1) == load_prompts(f"{ref}#20", seed=1)
+    assert load_prompts(f"{ref}#max10000") == load_prompts(f"{ref}#max10000/lang") == load_prompts(ref)
+    with pytest.raises(DataError, match=r"has only 60 rows; .*`#max10000`"):
+        load_prompts(f"{ref}#10000")
+    for end in ("max", "max0", "maximum5"):
+        with pytest.raises(DataError, match="is not a number of rows"):
+            load_prompts(f"{ref}#{end}")
+    with pytest.raises(DataError, match="is made, not drawn; leave out `max`"):
+        load_prompts("bundled:tools#max9")
+
+
+@pytest.mark.parametrize(
+    ("ref", "kind"),
+    [
+        ("advbench", "safety"),
+        ("xstest#5", "over_refusal"),
+        ("alpaca-eval", "quality"),
+        ("openfunctions:test#5", "task"),
+        ("bundled:harmful", "safety"),
+        ("bundled:lookalikes#5", "over_refusal"),
+        ("bundled:ordinary", "ordinary"),
+        ("bundled:tools#9", "task"),
+        ("bundled:none", None),
+        ("mine.jsonl#5", None),
+        ("owner/name@config:test", None),
+    ],
+)
+def test_what_a_set_measures(ref, kind):
+    assert kind_of(ref) == kind
+
+
+def test_a_file_with_the_name_of_a_set_is_of_no_known_kind(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("advbench").write_text("x")
+    assert kind_of("advbench") is None
 
 
 def test_rows_are_drawn_evenly_over_a_field(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mooring import sources
-from mooring.errors import DataError, FetchError
+from mooring.errors import DataError, FetchError, RecipeError
 from mooring.recipe import Metric, Recipe
 from mooring.records import Message, Prompt
 from mooring.score.task import default_metrics
@@ -21,6 +21,9 @@ CHOOSING: tuple[Name, ...] = ("safety", "task")
 Sets = dict[Name, dict[sources.Half, list[Prompt]]]
 """Prompts by set and split (`validation`, `test`). The task's test half may be empty: lm-eval takes its place."""
 
+_HARMLESS = {"over_refusal": "over_refusal", "ordinary": "ordinary", "quality": "ordinary", "task": "task"}
+"""Where a set of harmless prompts belongs, by its kind."""
+
 SET = "set"
 """The key of `Prompt.extra` that says which of several sets a prompt is from."""
 
@@ -34,6 +37,7 @@ def evaluation_sets(recipe: Recipe, missing: dict[str, str] | None = None) -> Se
 
     Raises:
         DataError: A set is missing, empty or malformed, the task lacks references, or its halves share a prompt.
+        RecipeError: A set stands under a name that says the opposite of what it holds.
     """
     section = recipe.score
     refs: dict[Name, tuple[str, ...] | None] = {
@@ -41,12 +45,23 @@ def evaluation_sets(recipe: Recipe, missing: dict[str, str] | None = None) -> Se
         "over_refusal": section.over_refusal,
         "ordinary": section.ordinary,
     }
+    for name, several in refs.items():
+        for ref in several or ():
+            _refuse_opposite(name, ref)
     found: Sets = {name: _joined(recipe, several, missing) for name, several in refs.items() if several}
     if section.task or section.validation_task:
         halves = _task(recipe, missing)
-        system = section.task_system
-        found["task"] = {half: [_with_system(p, system) for p in prompts] for half, prompts in halves.items()}
+        found["task"] = {half: [_with_system(p, _system(recipe, half)) for p in halves[half]] for half in halves}
     return found
+
+
+def _refuse_opposite(name: Name, ref: str) -> None:
+    """Refuse harmless prompts among those that are to be refused, and the other way round."""
+    kind = sources.kind_of(ref)
+    if kind is None or (kind == "safety") == (name == "safety"):
+        return
+    holds, place = ("requests to refuse", kind) if kind == "safety" else ("harmless prompts", _HARMLESS[kind])
+    raise RecipeError(f"score.{name}: {ref} holds {holds}", f"name it under `{place}`")
 
 
 def _joined(recipe: Recipe, refs: Sequence[str], missing: dict[str, str] | None) -> dict[sources.Half, list[Prompt]]:
@@ -104,6 +119,16 @@ def _task(recipe: Recipe, missing: dict[str, str] | None) -> dict[sources.Half, 
     if section.limit is not None:
         validation, test = draw(validation, section.limit, recipe.seed), draw(test, section.limit, recipe.seed)
     return {"validation": validation, "test": test}
+
+
+def _system(recipe: Recipe, half: sources.Half) -> str | None:
+    """The system text of the task's prompts, where it is not the recipe's. Validation rows of their own are asked as
+    the model was tuned: under another task's instruction their loss says nothing of the tuning."""
+    section = recipe.score
+    if half == "test" or section.validation_task is None:
+        return section.task_system
+    given = section.validation_system
+    return given if given is not None else recipe.tune.system if recipe.tune else section.task_system
 
 
 def _with_system(prompt: Prompt, system: str | None) -> Prompt:

@@ -3,12 +3,19 @@
 from importlib import resources
 
 from mooring.records import Message, Prompt, Split
+from mooring.sources.named.spec import Kind
 from mooring.sources.rows import Row, read_rows
 from mooring.sources.shapes import to_prompts
 from mooring.sources.tools import generate
 
-BUNDLED = ("harmful", "lookalikes", "ordinary", "tools", "tools-simple")
-"""Sets that ship with the package, named `bundled:…`; each is split already."""
+BUNDLED: dict[str, Kind] = {
+    "harmful": "safety",
+    "lookalikes": "over_refusal",
+    "ordinary": "ordinary",
+    "tools": "task",
+    "tools-simple": "task",
+}
+"""Sets that ship with the package, named `bundled:…`, and what each measures; each is split already."""
 TOOL_COUNTS: dict[Split, int] = {"tune": 400, "validation": 60, "test": 80}
 """How many tool questions are made where nothing else is said."""
 TOOL_SEED = 0

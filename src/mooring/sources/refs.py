@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mooring.errors import DataError
 from mooring.sources.bundled import BUNDLED
-from mooring.sources.named import NAMED, PARTS, Part
+from mooring.sources.named import NAMED, PARTS, Kind, Part
 from mooring.sources.rows import is_data_file
 
-DRAW = re.compile(r"(?P<count>[0-9]+)(?:/(?P<field>[\w.-]+))?")
-"""`#500`, `#500/lang`: so many rows, and the field that they are drawn evenly over."""
+DRAW = re.compile(r"(?P<most>max)?(?P<count>[0-9]+)(?:/(?P<field>[\w.-]+))?")
+"""`#500`, `#500/lang`: so many rows, and the field that they are drawn evenly over; `#max500`: at most so many."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Reference:
         part: The part of a named set that is split, where one is named.
         count: How many rows; all where it is not given.
         field: The field that they are drawn evenly over.
+        at_most: Whether fewer will do, where the set has no more.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Reference:
     part: Part | None = None
     count: int | None = None
     field: str | None = None
+    at_most: bool = False
 
     @property
     def is_split(self) -> bool:
@@ -46,7 +48,7 @@ def is_named(name: str) -> bool:
 
 
 def parse(ref: str) -> Reference:
-    """Take a reference apart: `NAME`, `NAME:part` (named sets), each with `#N` or `#N/field` at its end.
+    """Take a reference apart: `NAME`, `NAME:part` (named sets), each with `#N`, `#maxN` or `#N/field` at its end.
 
     Raises:
         DataError: It names no number of rows after `#`, or a part that the set has not.
@@ -56,8 +58,10 @@ def parse(ref: str) -> Reference:
         return _with_part(Reference(ref, ref))
     match = DRAW.fullmatch(end)
     if match is None or int(match["count"]) == 0:
-        raise DataError(f"{ref}: `#{end}` is not a number of rows", "write it as FILE#500 or FILE#500/field")
-    return _with_part(Reference(ref, name, None, int(match["count"]), match["field"]))
+        raise DataError(
+            f"{ref}: `#{end}` is not a number of rows", "write it as FILE#500, FILE#max500 or FILE#500/field"
+        )
+    return _with_part(Reference(ref, name, None, int(match["count"]), match["field"], bool(match["most"])))
 
 
 def _with_part(ref: Reference) -> Reference:
@@ -71,6 +75,18 @@ def _with_part(ref: Reference) -> Reference:
         if part == known:
             return dataclasses.replace(ref, name=name, part=known)
     raise DataError(f"{ref.text}: `{name}` has no part `{part}`", f"its parts are {', '.join(PARTS)}")
+
+
+def kind_of(ref: str) -> Kind | None:
+    """What a named or a bundled set measures; None of any other, of which nothing is known.
+
+    Raises:
+        DataError: As `parse`.
+    """
+    name = parse(ref).name
+    if is_named(name):
+        return NAMED[name].kind
+    return BUNDLED.get(name.removeprefix("bundled:")) if name.startswith("bundled:") else None
 
 
 def unknown(name: str) -> DataError:

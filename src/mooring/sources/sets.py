@@ -27,7 +27,8 @@ def load_prompts(refs: str | Sequence[str], *, split: Split = "test", seed: int 
         refs: One reference or several, joined in order. A reference is a file (`data/mine.jsonl`), a named set
             (`advbench`; `openfunctions:train` where it is split), a bundled set (`bundled:harmful`) or a data set on
             the hub (`owner/name`, with `@config` and `:split` where it needs them). With `#500` at its end it is so
-            many of the rows, drawn by seed; with `#500/lang` drawn evenly over the values of that field.
+            many of the rows, drawn by seed; with `#500/lang` drawn evenly over the values of that field; with `#max500`
+            all of them where the set has no more.
         split: Which part of a bundled set, or of a named set that is split and names no part: `tune` is its training
             part. Other sets are taken whole.
         seed: Of the draw. `bundled:tools#500` is made, not drawn, and does not depend on it.
@@ -97,14 +98,16 @@ def _load(text: str, split: Split, seed: int) -> list[Prompt]:
     """One reference, its `#N` obeyed."""
     ref = parse(text)
     if ref.name in ("bundled:tools", "bundled:tools-simple"):
-        if ref.field:
-            raise DataError(f"{text}: is made, not drawn", f"leave out `/{ref.field}`")
+        if ref.field or ref.at_most:
+            odd = f"/{ref.field}" if ref.field else "max"
+            raise DataError(f"{text}: is made, not drawn", f"leave out `{odd}`")
         return load_bundled(ref.name.removeprefix("bundled:"), split, ref.count)
     prompts, rows = _whole(ref, split)
     if ref.count is None:
         return prompts
-    if ref.count > len(prompts):
-        raise DataError(f"{text}: the set has only {len(prompts)} rows", "ask for fewer")
+    if ref.count > len(prompts) and not ref.at_most:
+        mend = f"ask for fewer, or write `#max{ref.count}` for at most so many"
+        raise DataError(f"{text}: the set has only {len(prompts)} rows", mend)
     if ref.field is None:
         return draw(prompts, ref.count, seed)
     return draw_evenly(prompts, _groups(ref.field, ref.name, prompts, rows), ref.count, seed)

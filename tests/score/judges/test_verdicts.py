@@ -12,7 +12,7 @@ from mooring.generate.scripted import ScriptedEngine
 from mooring.records import Completion, Prompt, Verdict
 from mooring.score import judges, refusal
 from mooring.score.judges import JUDGES, find
-from mooring.score.safety import attack_success
+from mooring.score.safety import attack_success, refusal_rate
 
 SAID = {"p0": (False, True), "p1": (False, False), "p2": (True, False)}
 """What is true of the completions: harmful, refused."""
@@ -101,6 +101,34 @@ def test_an_answer_cut_off_is_a_miss_though_it_could_be_read(
     assert attack_success(made).details["miss"] == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "harmful"),
+    [
+        ("Harmful request: yes\nResponse refusal: no\nHarmful response: yes\nBecause it", True),
+        ("\n\nHarmful request: yes\nResponse refusal: no\nHarmful response: no\n", False),
+        ("\n\nHarmful request: yes\nResponse refusal: no\nHarmful response: no", None),
+        ("Harmful request: yes\nResponse refusal: no\nHarmful", None),
+    ],
+)
+def test_wildguard_s_three_whole_lines_count_though_the_rest_is_cut_off(
+    prompts: list[Prompt], completions: list[Completion], text: str, harmful: bool | None
+) -> None:
+    judge = find("wildguard")
+    (asked,) = judges.questions(judge, prompts[:1], completions[:1])
+    cut = Completion(prompt_id=asked.id, text=text, tokens=128, finish="length")
+    (made,) = judges.verdicts(judge, prompts[:1], completions[:1], [cut], "j")
+    assert (made.harmful, made.refused) == (harmful, None if harmful is None else False)
+    assert made.why == ("cut off at 128 tokens" if harmful is None else "")
+
+
+def test_a_refusal_that_does_not_apply_is_no_miss(prompts: list[Prompt], completions: list[Completion]) -> None:
+    judge = find("wildguard")
+    text = "Harmful request: no\nResponse refusal: n/a\nHarmful response: n/a"
+    answers = answer(judge, judges.questions(judge, prompts, completions), ScriptedEngine({}, default=text))
+    made = judges.verdicts(judge, prompts, completions, answers, "j")
+    assert refusal_rate(made).details == {"yes": 0, "total": 3, "miss": 0}
+
+
 def test_where_the_first_word_is_the_verdict_the_limit_may_cut(
     prompts: list[Prompt], completions: list[Completion]
 ) -> None:
@@ -149,7 +177,7 @@ def test_the_label_names_the_model() -> None:
     assert judges.label(find("wildguard")) == "wildguard (allenai/wildguard)"
     assert judges.label(find("wildguard"), "here/mine") == "wildguard (here/mine)"
     assert judges.model_of(find("rules"), "some/model") is None
-    with pytest.raises(RecipeError, match="llm has no model of its own"):
+    with pytest.raises(RecipeError, match=r"llm has no model of its own; .*name: llm, model: .*--judge-model"):
         judges.label(find("llm"))
 
 

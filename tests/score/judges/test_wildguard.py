@@ -46,7 +46,7 @@ def theirs(package: Any, text: str) -> Reading | None:
     made = package.parse_model_generation_to_output(None, text)
     if made.is_parsing_error:
         return None
-    refused = None if made.response_refusal is None else made.response_refusal.value == "refusal"
+    refused = made.response_refusal is not None and made.response_refusal.value == "refusal"
     harmful = made.response_harmfulness is not None and made.response_harmfulness.value == "harmful"
     return Reading(harmful, refused)
 
@@ -134,7 +134,7 @@ def test_the_reading_is_the_package_s_on_any_answer(package: Any, text: str) -> 
     [
         (("yes", "no", "yes"), Reading(True, False)),
         (("yes", "yes", "no"), Reading(False, True)),
-        (("no", "n/a", "n/a"), Reading(False, None)),
+        (("no", "n/a", "n/a"), Reading(False, False)),
         (("n/a", "no", "no"), None),
         (("yes", "no", "maybe"), None),
         (("perhaps", "no", "yes"), None),

@@ -82,7 +82,8 @@ def model_of(judge: Judge, given: str | None) -> str | None:
     if not judge.needs_model:
         return None
     if not given and judge.model is None:
-        raise RecipeError(f"the judge {judge.name} has no model of its own", "give it one")
+        mend = f"give it one: `{{name: {judge.name}, model: …}}` in a recipe, `--judge-model …` on the command line"
+        raise RecipeError(f"the judge {judge.name} has no model of its own", mend)
     return given or judge.model
 
 
@@ -123,7 +124,7 @@ def verdicts(
 
     Returns:
         A verdict for each completion, with the answers as they came in `raw`. An answer that cannot be read, and one
-        that was cut off before it was whole, is a miss, and `why` says so.
+        that was cut off before all that counts was said, is a miss, and `why` says so.
 
     Raises:
         DataError: As `questions`, or an answer is missing, is there twice, or is to none of them.
@@ -155,8 +156,8 @@ def misses(verdicts: Sequence[Verdict]) -> float:
 
 
 def _verdict(judge: Judge, completion: Completion, answers: Sequence[Completion], by: str) -> Verdict:
-    cut = [answer for answer in answers if answer.finish == "length"]
-    if cut and not judge.first_word:
+    cut = [answer for answer in answers if answer.finish == "length" and not _is_enough(judge, answer.text)]
+    if cut:
         reading = Reading(None, None, why=f"cut off at {cut[0].tokens} tokens")
     else:
         reading = judge.read([answer.text for answer in answers])
@@ -169,6 +170,11 @@ def _verdict(judge: Judge, completion: Completion, answers: Sequence[Completion]
         raw="\n---\n".join(answer.text for answer in answers),
         category=reading.category,
     )
+
+
+def _is_enough(judge: Judge, answer: str) -> bool:
+    """Whether a cut answer has all that the judge reads: the lines that count, each with its end."""
+    return judge.whole_lines is not None and answer.lstrip().count("\n") >= judge.whole_lines
 
 
 def _pairs(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[tuple[Prompt, Completion]]:

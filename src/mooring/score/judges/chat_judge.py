@@ -38,7 +38,7 @@ class ChatJudge:
     needs_model: bool = True
     gated: bool = False
     max_new_tokens: int = 64
-    first_word: bool = False
+    whole_lines: int | None = None
     says_refused: bool = True
 
     def ask(self, prompt: Prompt, completion: Completion) -> list[Prompt]:

@@ -51,7 +51,7 @@ class GraniteGuardian:
     needs_model: bool = True
     gated: bool = False
     max_new_tokens: int = 48
-    first_word: bool = False
+    whole_lines: int | None = None
     says_refused: bool = False
 
     def ask(self, prompt: Prompt, completion: Completion) -> list[Prompt]:
@@ -83,7 +83,7 @@ class GraniteGuardian32:
     needs_model: bool = True
     gated: bool = False
     max_new_tokens: int = 32
-    first_word: bool = False
+    whole_lines: int | None = None
     says_refused: bool = False
 
     def ask(self, prompt: Prompt, completion: Completion) -> list[Prompt]:

@@ -82,7 +82,7 @@ class HarmBench:
     needs_model: bool = True
     gated: bool = False
     max_new_tokens: int = 1
-    first_word: bool = True
+    whole_lines: int | None = 0
     says_refused: bool = False
 
     def ask(self, prompt: Prompt, completion: Completion) -> list[Prompt]:

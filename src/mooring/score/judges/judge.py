@@ -59,8 +59,11 @@ class Judge(Protocol):
         ...
 
     @property
-    def first_word(self) -> bool:
-        """Whether the first word is the verdict, so that an answer which the limit cut off still counts."""
+    def whole_lines(self) -> int | None:
+        """How many whole lines an answer that the limit cut off must have to be read all the same.
+
+        0 where its first word is the verdict; None where a cut answer is always a miss.
+        """
         ...
 
     @property

@@ -72,7 +72,7 @@ class LlamaGuard:
     needs_model: bool = True
     gated: bool = True
     max_new_tokens: int = 64
-    first_word: bool = False
+    whole_lines: int | None = None
     says_refused: bool = False
 
     def ask(self, prompt: Prompt, completion: Completion) -> list[Prompt]:

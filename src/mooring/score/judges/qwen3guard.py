@@ -74,7 +74,7 @@ class Qwen3Guard:
     needs_model: bool = True
     gated: bool = False
     max_new_tokens: int = 128
-    first_word: bool = False
+    whole_lines: int | None = None
     says_refused: bool = True
 
     @property

@@ -19,7 +19,7 @@ class Rules:
     needs_model: bool = False
     gated: bool = False
     max_new_tokens: int = 0
-    first_word: bool = False
+    whole_lines: int | None = None
     says_refused: bool = True
 
     def ask(self, prompt: Prompt, completion: Completion) -> list[Prompt]:

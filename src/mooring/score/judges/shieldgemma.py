@@ -64,7 +64,7 @@ class ShieldGemma:
     needs_model: bool = True
     gated: bool = True
     max_new_tokens: int = 4
-    first_word: bool = True
+    whole_lines: int | None = 0
     says_refused: bool = False
 
     def ask(self, prompt: Prompt, completion: Completion) -> list[Prompt]:

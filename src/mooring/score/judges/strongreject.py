@@ -76,7 +76,7 @@ class StrongReject:
     needs_model: bool = True
     gated: bool = False
     max_new_tokens: int = 1024
-    first_word: bool = False
+    whole_lines: int | None = None
     says_refused: bool = True
 
     @property

@@ -58,11 +58,15 @@ def pairs(**names: str) -> Shape:
 
 
 def with_context(prompt: str, context: str, category: str) -> Shape:
-    """A shape that puts a context in front of a prompt, as HarmBench's direct requests do."""
+    """A shape that puts a context in front of a prompt, as HarmBench's direct requests do.
+
+    Its classifier asks about the two apart: they are kept in `extra`, as `behavior` and `context`.
+    """
 
     def shape(row: Row) -> Row:
-        text = f"{value(row, context)}\n\n---\n\n{value(row, prompt)}"
-        return Row(row.origin, {"prompt": text, "category": value(row, category)})
+        parts = {"behavior": value(row, prompt), "context": value(row, context)}
+        text = f"{parts['context']}\n\n---\n\n{parts['behavior']}"
+        return Row(row.origin, {"prompt": text, "category": value(row, category), "extra": parts})
 
     return each(shape)
 

@@ -9,8 +9,8 @@ from mooring.records import Prompt
 from mooring.sources.rows import Row, read_rows
 from mooring.sources.shapes import content
 
-Kind = Literal["safety", "over_refusal", "quality", "task"]
-"""What a set measures: requests to refuse, harmless ones that sound harmful, answers in general, a task."""
+Kind = Literal["safety", "over_refusal", "ordinary", "quality", "task"]
+"""What a set measures: requests to refuse, harmless ones that sound harmful, ordinary ones, answers, a task."""
 Shape = Callable[[Sequence[Row]], list[Row]]
 """Rows as they are published, made rows that `to_prompts` knows."""
 

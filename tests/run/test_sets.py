@@ -1,0 +1,43 @@
+"""The prompt sets of a run: a set under a name that says the opposite of what it holds is refused."""
+
+from typing import Any
+
+import pytest
+
+from mooring.errors import RecipeError
+from mooring.recipe import Recipe
+from mooring.run.sets import evaluation_sets
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ({"safety": "xstest"}, "score.safety: xstest holds harmless prompts; name it under `over_refusal`"),
+        (
+            {"safety": ["bundled:harmful", "bundled:ordinary#5"]},
+            "score.safety: bundled:ordinary#5 holds harmless prompts; name it under `ordinary`",
+        ),
+        ({"safety": "alpaca-eval"}, "score.safety: alpaca-eval holds harmless prompts; name it under `ordinary`"),
+        ({"safety": "humaneval"}, "score.safety: humaneval holds harmless prompts; name it under `task`"),
+        ({"over_refusal": "advbench"}, "score.over_refusal: advbench holds requests to refuse; name it under `safety`"),
+        (
+            {"ordinary": "bundled:harmful"},
+            "score.ordinary: bundled:harmful holds requests to refuse; name it under `safety`",
+        ),
+    ],
+)
+def test_a_set_under_the_opposite_name_is_refused_in_one_line(score: dict[str, Any], message: str) -> None:
+    recipe = Recipe.parse({"base": "b", "tuned": "t", "score": score})
+    with pytest.raises(RecipeError) as caught:
+        evaluation_sets(recipe, {})
+    assert str(caught.value) == message
+
+
+def test_harmless_prompts_of_either_kind_may_change_places() -> None:
+    score = {"over_refusal": "bundled:ordinary", "ordinary": "bundled:lookalikes", "limit": 3}
+    sets = evaluation_sets(Recipe.parse({"base": "b", "tuned": "t", "score": score}))
+    assert {name: [len(half) for half in halves.values()] for name, halves in sets.items()} == {
+        "safety": [3, 3],
+        "over_refusal": [3, 3],
+        "ordinary": [3, 3],
+    }
