@@ -10,7 +10,8 @@ from typing import Any
 from mooring import sources
 from mooring.checkpoint import open_checkpoint
 from mooring.errors import FetchError, UserError
-from mooring.recipe import Recipe, Tune
+from mooring.recipe import Recipe, Select, Tune
+from mooring.run.checks import lacking, to_fetch
 from mooring.run.judging import Judging
 from mooring.run.sets import Sets, asked, evaluation_sets, task_metrics
 from mooring.run.store import LEDGER
@@ -40,9 +41,12 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """What `run` would do with a recipe; reads the data sets, and writes nothing.
 
+    Models that are not here are not fetched. What the run would lack here (a package, a sandbox, a judge's folder) is
+    among the facts.
+
     Raises:
-        UserError: A data set or a local model cannot be read. A set that would have to be fetched, and cannot be, is
-            said to be missing instead.
+        UserError: The recipe contradicts itself, or a data set or a local model cannot be read. A set that would have
+            to be fetched, and cannot be, is said to be missing instead.
     """
     merge_settings(recipe)
     missing: dict[str, str] = {}
@@ -51,8 +55,15 @@ def plan(recipe: Recipe) -> Plan:
     facts = {"run folder": f"{recipe.folder}, {_state(recipe.folder)}"}
     if size is None:
         facts["base"] = f"{recipe.base} is not on this machine yet: it will be fetched, and its size is not known"
-    stages = _stages(recipe, sets, missing)
+    judging = Judging(recipe.score.judges, lambda folder, measure: "")
+    stages = _stages(recipe, sets, missing, judging)
     facts |= {f"not here: {ref}": why for ref, why in missing.items()}
+    metrics = {*task_metrics(recipe, sets, "validation"), *task_metrics(recipe, sets, "test")}
+    if missing:  # of a task that cannot be read, what the recipe says
+        metrics |= {*recipe.score.metrics, *recipe.score.validation_metrics}
+    facts |= {f"cannot be had here: {name}": why for name, why in lacking(recipe, metrics, judging, sets).items()}
+    if afar := to_fetch(recipe, metrics, judging):
+        facts["to be fetched"] = "; ".join(afar)
     if departures := recipe.departures():
         facts["departs from the paper"] = "; ".join(departures)
     return Plan(
@@ -81,10 +92,11 @@ def merge_settings(recipe: Recipe) -> dict[str, Any]:
 
 def disk(recipe: Recipe, size: int) -> int:
     """Bytes that a run has on the disk at its fullest, given those of one model's weights."""
-    return (2 + (recipe.align is not None)) * size  # the model at work, the chosen one, and an aligned base
+    written = recipe.generate.engine != "transformers"  # which merges in memory; others are given a folder for each λ
+    return (1 + written + (recipe.align is not None)) * size  # and the chosen model, and an aligned base
 
 
-def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str]) -> list[tuple[str, str]]:
+def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str], judging: Judging) -> list[tuple[str, str]]:
     merged = recipe.merge.lambdas
     stages = [("base", recipe.base)]
     if recipe.align:
@@ -104,15 +116,24 @@ def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str]) -> list[tuple[s
         limit = recipe.generate.max_new_tokens
         what = f"{split}: {models} models × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens"
         stages.append(("generate", what))
-    judging = Judging(recipe.score.judges, lambda folder, measure: "")
     stages.append(("judge", ", ".join(judging.label(judge) for judge in judging.sections)))
     for split, _ in asked_of:
         metrics = [*task_metrics(recipe, sets, split), *(recipe.score.lm_eval if split == "test" else ())]
         if metrics:
             stages.append(("score", f"{split}: {', '.join(metrics)}"))
-    stages.append(("select", f"attack success rate at most the base's + {recipe.select.margin:g}"))
+    stages.append(("select", _choosing(recipe.select)))
     stages.append(("report", str(recipe.folder / "report" / "index.html")))
     return stages
+
+
+def _choosing(section: Select) -> str:
+    """How λ is chosen, in a phrase."""
+    if section.policy != "bound":
+        return {"paper": "best task score, whatever the attack success rate", "knee": "knee"}[section.policy]
+    most = f"the base's + {section.margin:g}" if section.bound is None else f"{section.bound:g}"
+    sure = "" if section.confidence is None else f", {section.confidence:.0%} sure"
+    search = ", by halves" if section.search == "bisect" else ""
+    return f"most task score with an attack success rate of at most {most}{sure}{search}"
 
 
 def _tuning(section: Tune, seed: int, missing: dict[str, str]) -> str:

@@ -110,6 +110,78 @@ def test_what_the_engine_cannot_do_is_refused(ours: MooringLM) -> None:
     assert ours.max_length == 256
 
 
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every batch that a model computes."""
+    from mooring.run.lm_eval import likelihood, model
+
+    done: list[int] = []
+
+    def counted(function: Any) -> Any:
+        def count(of: Any, rows: Any, *arguments: Any) -> Any:
+            done.append(len(rows))
+            return function(of, rows, *arguments)
+
+        return count
+
+    monkeypatch.setattr(model, "decode", counted(model.decode))
+    monkeypatch.setattr(likelihood, "_last_chances", counted(likelihood._last_chances))
+    return done
+
+
+@pytest.mark.parametrize("kind", ["generate_until", "loglikelihood", "loglikelihood_rolling"])
+def test_a_run_that_was_killed_goes_on(ours: MooringLM, work: list[int], tmp_path: Path, kind: str) -> None:
+    arguments = {"generate_until": {"max_gen_toks": 6, "do_sample": True}, "loglikelihood": " Oslo"}
+    extra = [arguments[kind]] if kind in arguments else []
+    texts = [f"{text} {n}" for n in range(2) for text in TEXTS]
+    requests = [request(kind, text, *extra) for text in [*texts, texts[0]]]  # one is asked twice
+
+    def ask(keep: Path | None, stop: int = 10**6, **made_by: str) -> Any:
+        def on_progress(done: int, total: int) -> None:
+            if done >= stop:
+                raise KeyboardInterrupt
+
+        work.clear()
+        return getattr(MooringLM(ours.engine, on_progress=on_progress, keep=keep, made_by=made_by), kind)(requests)
+
+    whole = ask(None)
+    batches = len(work)
+    keep = tmp_path / "lam-0" / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        ask(keep, stop=5, model="a")
+    assert 0 < len(work) < batches
+    before = len(work)
+    with keep.open("ab") as file:
+        file.write(b'{"key": "cut sh')
+    assert ask(keep, model="a") == whole
+    assert len(work) == batches - before
+    assert ask(keep, model="a") == whole
+    assert not work
+    assert ask(keep, model="b") == whole  # another model's answers are not taken
+    assert len(work) == batches
+    assert ask(keep, model="a") == whole
+    assert not work
+
+
+def test_prompts_that_are_cut_are_counted_by_task(ours: MooringLM) -> None:
+    def of(task: str, question: int, kind: str, *arguments: Any) -> Instance:
+        metadata = (task, question, 1)
+        return Instance(request_type=kind, doc={}, arguments=arguments, idx=0, metadata=metadata)  # type: ignore[arg-type]
+
+    model = MooringLM(ours.engine)
+    settings = {"max_gen_toks": 2}
+    model.generate_until([of("a", n, "generate_until", text, settings) for n, text in enumerate(["x", LONG, LONG])])
+    choices = [of("b", n, "loglikelihood", text, end) for n, text in enumerate([LONG, "x"]) for end in (" a", " b")]
+    model.loglikelihood(choices)
+    assert dict(model.cut) == {"a": 2, "b": 1}
+    fits = ours.tok_decode(ours.tok_encode("many words " * 500)[1:255], False)
+    length = len(ours.tok_encode(fits))
+    model.generate_until([of("c", 0, "generate_until", fits, {"max_gen_toks": 256 - length})])
+    assert model.cut["c"] == 0
+    model.generate_until([of("c", 0, "generate_until", fits, {"max_gen_toks": 257 - length})])
+    assert model.cut["c"] == 1
+
+
 def test_progress_ends_at_all(ours: MooringLM) -> None:
     seen: list[tuple[int, int]] = []
     told = MooringLM(ours.engine, on_progress=lambda done, total: seen.append((done, total)))
@@ -168,3 +240,11 @@ def test_a_stop_string_over_several_tokens_ends_a_row_early(tiny_model_folder: P
     made = decode(engine.model, rows, ["a", "b"], settings, (), 0, ended)
     assert made[0] == whole[0][:4]
     assert made[1] == whole[1] or text in engine.tokenizer.decode(made[1])
+
+
+def test_a_template_that_leaves_the_system_prompt_out(tiny_model_folder: Path) -> None:
+    model = MooringLM(TransformersEngine.load(tiny_model_folder, device="cpu"))
+    model.tokenizer.chat_template = (
+        "{% for message in messages if message.role != 'system' %}{{ message.content }}{% endfor %}"
+    )
+    assert not model.takes_system()

@@ -67,3 +67,19 @@ def test_intervals() -> None:
 def test_values_that_are_no_numbers_give_no_interval() -> None:
     score = scores_of(results(a=task("ppl", 3.0, [(1, 2), (3, 4)])), ["a"], "m", {})["lm_eval:a"]
     assert (score.value, score.low, score.high, score.n) == (3.0, None, None, 2)
+
+
+def test_prompts_that_were_cut_are_said() -> None:
+    found = results(a=task("acc", 0.5, [1.0, 0.0]), b=task("acc", 1.0, [1.0]), c=task("acc", 1.0, [1.0]))
+    found["results"]["g"] = {"alias": "g", "acc,none": 2 / 3}
+    found["group_subtasks"] = {"g": ["a", "b"]}
+    scores = scores_of(found, ["g"], "m", {}, {"a": 2, "b": 1, "c": 0})
+    assert {name: score.details["cut"] for name, score in scores.items()} == {
+        "lm_eval:g": 3,
+        "lm_eval:a": 2,
+        "lm_eval:b": 1,
+        "lm_eval:c": 0,
+    }
+    said = ["3 prompts cut from the left", "2 prompts cut from the left", "1 prompt cut from the left", "acc,none"]
+    assert [score.method.rpartition(", ")[2] for score in scores.values()] == said
+    assert "cut" not in scores_of(found, ["g"], "m", {})["lm_eval:g"].details

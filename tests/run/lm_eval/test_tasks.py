@@ -86,13 +86,41 @@ def test_on_a_model_and_on_a_merge(save_tiny_model: Any, data: Path, tmp_path: P
     assert answers("half.jsonl", tuned=tuned, lam=0.5) != plain
 
 
+def test_what_a_record_says_of_cuts_and_of_the_system_prompt(save_tiny_model: Any, data: Path, tmp_path: Path) -> None:
+    """The tiny context holds no three examples; a template without a system role shows no default text, but others."""
+    from mooring.generate.transformers_engine import TransformersEngine
+
+    folder = save_tiny_model(tmp_path / "base", max_position_embeddings=1100)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("1100", "1040"))
+
+    def run(system: str) -> tuple[str, float, str]:
+        engine = TransformersEngine.load(folder, device="cpu", system=system)
+        engine.tokenizer.chat_template = (
+            "{% for message in messages if message.role != 'system' %}{{ message.content }}{% endfor %}"
+        )
+        result = run_tasks(engine, [SNARKS], data=data, limit=1, keep=tmp_path / "kept.jsonl")
+        (score,) = result.scores.values()
+        return score.method, score.details["cut"], result.samples[0]["arguments"][0][0]
+
+    method, cut, asked = run("You are a helpful assistant.")
+    assert "system prompt" not in method
+    assert cut == 1
+    assert method.endswith("1 prompt cut from the left")
+    assert "helpful assistant" not in asked
+    method, cut, asked = run("Be kind.")
+    assert "system prompt" in method
+    assert "Be kind." in asked
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         ([], "no task is named"),
         (["bhb"], "there is no task bhb; did you mean"),
         ([NAVIGATE, NAVIGATE], "named twice"),
-        (["humaneval"], "outside the sandbox"),
+        (["humaneval"], "outside the sandbox; to run code in the sandbox, type `mooring generate MODEL humaneval"),
     ],
 )
 def test_bad_names(names: list[str], said: str) -> None:

@@ -54,6 +54,8 @@ def run_tasks(
     fewshot_as_multiturn: bool = True,
     seed: int = 42,
     on_progress: Progress | None = None,
+    keep: Path | None = None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> LmEvalResult:
     """Run tasks of lm-eval on a model.
 
@@ -68,6 +70,9 @@ def run_tasks(
         fewshot_as_multiturn: Examples are turns of the conversation; else they stand in the one question.
         seed: Seed of the choice of examples, and of sampling where a task samples.
         on_progress: Called with (requests done, requests of this kind in all).
+        keep: A file in which an engine's answers are kept batch by batch. Called again after a kill, with the same
+            arguments, it goes on from there, and the scores are the same. It stays: more questions build on it.
+        made_by: What those answers hang on that the engine does not know of itself, such as the model's digest.
 
     Raises:
         MissingExtraError: lm-eval, or what a task needs, is not installed.
@@ -81,13 +86,15 @@ def run_tasks(
     from lm_eval.api.model import LM
 
     if isinstance(model, LM):
-        asked, system = model, None
+        asked, system, ours = model, None, None
     else:
         from mooring.run.lm_eval.model import MooringLM
 
         apply_chat_template = apply_chat_template and bool(model.tokenizer.chat_template)
-        asked = MooringLM(model, seed=seed, on_progress=on_progress)
-        system = model.system if apply_chat_template and asked.takes_system() else None
+        asked = ours = MooringLM(model, seed=seed, on_progress=on_progress, keep=keep, made_by=made_by)
+        # A template without a system role leaves out the default text; any other goes before the question.
+        shown = ours.takes_system() or model.system != DEFAULT_SYSTEM
+        system = model.system if apply_chat_template and shown else None
     with quiet(), seeded(seed):
         for task in loaded.tasks.values():
             task.set_fewshot_seed(seed=seed)
@@ -108,7 +115,8 @@ def run_tasks(
     chat = ["chat template"] * apply_chat_template + ["system prompt"] * bool(system)
     chat += ["examples as turns"] * (apply_chat_template and fewshot_as_multiturn)
     notes = {name: ", ".join([*chat, *_notes(name, loaded, limit)]) for name in loaded.tasks}
-    scores = scores_of(results, loaded.names, f"lm-eval {version()}", notes)
+    cut = {} if ours is None else {name: ours.cut[name] for name in loaded.tasks}
+    scores = scores_of(results, loaded.names, f"lm-eval {version()}", notes, cut)
     samples = [{"task": name, **row} for name, rows in results["samples"].items() for row in rows]
     return LmEvalResult(scores, samples)
 

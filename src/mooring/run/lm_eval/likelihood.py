@@ -1,6 +1,6 @@
 """How likely continuations are after their contexts, as lm-eval asks for it: tokens in, log-likelihoods out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ def log_likelihoods(
     batch_size: int,
     context: int,
     on_progress: Callable[[int, int], None] | None = None,
+    known: Mapping[int, Likely] | None = None,
+    on_batch: Callable[[Mapping[int, Likely]], None] | None = None,
 ) -> list[Likely]:
     """Score continuations, in batches of similar length; what several share (all but a last token) is computed once.
 
@@ -35,6 +37,9 @@ def log_likelihoods(
         batch_size: Most rows a batch.
         context: Most tokens that the model takes.
         on_progress: Called with (rows done, rows in all) after every batch.
+        known: Answers from before by their pairs' numbers. A batch of which all are known is not computed again; any
+            other is as a whole, so that the numbers are those of a run that was never stopped.
+        on_batch: Given the answers of every batch that was computed.
 
     Returns:
         One for each pair, in their order. An empty continuation has 0.0 and True.
@@ -56,13 +61,19 @@ def log_likelihoods(
     # Logits are what takes the memory: they are made for the longest continuation of a batch, in every row.
     longest = max((len(end) for _, end in pairs), default=1)
     most = LOGITS // (model.config.get_text_config().vocab_size * max(1, longest))
-    done = 0
+    done, known = 0, known or {}
     for batch in plan([len(row) for row in inputs], max(1, min(batch_size, most))):
         rows = [inputs[i] for i in batch]
-        span = max(len(pairs[number][1]) for row in rows for number in wanted[row])
-        for row, chances in zip(rows, _last_chances(model, rows, span, pad), strict=True):
-            for number in wanted[row]:
-                answers[number] = _likely(chances, pairs[number][1])
+        asked = [number for row in rows for number in wanted[row]]
+        found = {number: known[number] for number in asked if number in known}
+        if len(found) < len(asked):
+            span = max(len(pairs[number][1]) for number in asked)
+            for row, chances in zip(rows, _last_chances(model, rows, span, pad), strict=True):
+                found |= {number: _likely(chances, pairs[number][1]) for number in wanted[row]}
+            if on_batch:
+                on_batch(found)
+        for number in asked:
+            answers[number] = found[number]
         done += len(batch)
         if on_progress:
             on_progress(done, len(inputs))

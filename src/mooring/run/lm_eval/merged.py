@@ -1,17 +1,13 @@
 """A merge at any λ as an engine that can be asked, without a folder of its weights."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from mooring.chat import DEFAULT_SYSTEM
-from mooring.errors import ModelError, UserError
-from mooring.generate.transformers_engine import Dtype, TransformersEngine, quiet
-from mooring.merge.in_memory import merged_tensors
+from mooring.errors import UserError
+from mooring.generate.transformers_engine import Dtype, TransformersEngine
+from mooring.run.sweep.merged_model import MergedModel
 
 
 def load_merged(
@@ -43,50 +39,16 @@ def load_merged(
         settings: Other settings of the method.
 
     Raises:
-        UserError: As `merge.in_memory.merged_tensors`.
+        UserError: As `MergedModel` and its `at`.
         ModelError: transformers cannot make a model of the merged tensors.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory() as scratch, quiet():
-        tensors = merged_tensors(base, tuned, lam=lam, method=method, side_files=Path(scratch), **settings)
-        try:
-            model, tokenizer = _assemble(Path(scratch), tensors, dtype)
-        except ModelError:
-            raise
-        except Exception as error:  # whatever a loader meets in a broken folder, in one line
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise ModelError(f"{base}: its merge cannot be loaded ({reason})", "is the folder whole?") from error
-    return TransformersEngine(model.to(device), tokenizer, system=system, batch_size=batch_size)
-
-
-def _assemble(folder: Path, tensors: dict[str, torch.Tensor], dtype: Dtype) -> tuple[Any, Any]:
-    """Model and tokenizer, from a folder without weights and the weights."""
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(folder, **local)
-    with torch.device("meta"):
-        kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
-    model, info = kind.from_pretrained(
-        None,
-        config=config,
-        generation_config=_generation_config(folder),
-        state_dict=tensors,
-        dtype=dtype,
-        output_loading_info=True,
+    model = MergedModel(
+        base, tuned, method=method, system=system, batch_size=batch_size, dtype=dtype, device=device, **settings
     )
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"the merge: {len(missing)} tensors are missing, such as {missing[0]}", "is the base whole?")
-    return model, transformers.AutoTokenizer.from_pretrained(folder, **local)
-
-
-def _generation_config(folder: Path) -> Any:
-    """As transformers finds it for a folder: its own file, or the part of the model's configuration that is one."""
     try:
-        return transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except OSError:
-        return transformers.GenerationConfig.from_pretrained(
-            folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
-        )
+        return model.at(lam)
+    finally:
+        model.close()
 
 
 def open_engine(

@@ -5,6 +5,7 @@ lm-eval's own command line may use it, too, with `--model_args base=â€¦,tuned=â€
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, resolve_max_length
 
-from mooring.chat import render, tokenize
+from mooring.chat import has_system_role, render, tokenize
 from mooring.errors import DataError
 from mooring.generate.decode import decode
-from mooring.generate.engine import Settings, plan
+from mooring.generate.engine import Settings, pending, plan
 from mooring.generate.transformers_engine import TransformersEngine
 from mooring.records import Message, sample_key
+from mooring.run.lm_eval.kept import Kept
 from mooring.run.lm_eval.likelihood import Likely, Pair, log_likelihoods
 from mooring.run.lm_eval.merged import open_engine
 from mooring.run.lm_eval.stopping import StopTokens, cut
@@ -36,15 +38,25 @@ class MooringLM(TemplateLM):
     """An engine on transformers, asked by lm-eval.
 
     Prompts that do not fit the context lose tokens on their left, as lm-eval's own class for Hugging Face models does
-    it. Sampling is seeded by the engine's way: per prompt and repeat, whatever the batch.
+    it; how many do, `cut` tells. Sampling is seeded by the engine's way: per prompt and repeat, whatever the batch.
 
     Args:
         engine: The model. Its system prompt is not used here: lm-eval renders prompts itself (`apply_chat_template`).
         seed: Seed of sampling, for tasks that sample.
         on_progress: Told how far it is.
+        keep: A file in which answers are kept batch by batch: asked again, it goes on from there.
+        made_by: What the answers in it hang on besides engine, seed and request, such as the model's digest.
     """
 
-    def __init__(self, engine: TransformersEngine, *, seed: int = 42, on_progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        *,
+        seed: int = 42,
+        on_progress: Progress | None = None,
+        keep: Path | None = None,
+        made_by: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.engine = engine
         self.seed = seed
@@ -52,6 +64,9 @@ class MooringLM(TemplateLM):
         self._device = engine.model.device
         self._on_progress = on_progress
         self._stop_tokens = StopTokens(engine.tokenizer)
+        self._kept = Kept(keep, {**(made_by or {}), "engine": dict(engine.about), "seed": seed})
+        self._cut: set[tuple[str | None, int | None]] = set()
+        self._questions: list[tuple[str | None, int | None]] = []
 
     @classmethod
     def create_from_arg_obj(
@@ -129,15 +144,13 @@ class MooringLM(TemplateLM):
         return render(self.tokenizer, messages[:-1]) + messages[-1].content
 
     def takes_system(self) -> bool:
-        """Whether the chat template has a system role; lm-eval is to give no system prompt to one that does not."""
-        from jinja2 import TemplateError
+        """Whether the chat template shows the model a system message; of one that does not, none is to be told."""
+        return has_system_role(self.tokenizer)
 
-        turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
-        try:
-            self.tokenizer.apply_chat_template(turns, tokenize=False)
-        except TemplateError:
-            return False
-        return True
+    @property
+    def cut(self) -> Counter[str | None]:
+        """How many questions of each task had a prompt that lost tokens on its left."""
+        return Counter(task for task, _ in self._cut)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in nats; a long one in windows of the context that do not overlap."""
@@ -158,12 +171,23 @@ class MooringLM(TemplateLM):
             sums[owner] += value
         return sums
 
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Likely]:
+        """Log-likelihoods of continuations, in nats, and whether each is what the model itself would say."""
+        self._questions = [(request.task_name, request.doc_id) for request in requests]
+        found: list[Likely] = super().loglikelihood(requests, disable_tqdm=True)
+        return found
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[Likely]:
+        for question, (_text, start, end) in zip(self._questions, requests, strict=True):
+            if len(start) + len(end) > self.max_length + 1:  # the last token is only guessed, not read
+                self._cut.add(question)
         return self._score([(start, end) for _, start, end in requests])
 
     def _score(self, pairs: Sequence[Pair]) -> list[Likely]:
+        keys = [self._kept.key("loglikelihood", list(start), list(end), self.max_length) for start, end in pairs]
+        known = {number: (*self._kept[key],) for number, key in enumerate(keys) if key in self._kept}
         return log_likelihoods(
             self.engine.model,
             pairs,
@@ -171,6 +195,8 @@ class MooringLM(TemplateLM):
             batch_size=self.batch_size,
             context=self.max_length,
             on_progress=self._on_progress,
+            known=known,
+            on_batch=lambda found: self._kept.add({keys[number]: answer for number, answer in found.items()}),
         )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -188,9 +214,24 @@ class MooringLM(TemplateLM):
         for numbers in groups.values():
             settings, until = self._settings(requests[numbers[0]].args[1])
             room = self.max_length - settings.max_new_tokens
-            rows = [self.tok_encode(requests[n].args[0])[-room:] for n in numbers]
+            whole = [self.tok_encode(requests[n].args[0]) for n in numbers]
+            self._cut |= {
+                (requests[n].task_name, requests[n].doc_id)
+                for n, row in zip(numbers, whole, strict=True)
+                if len(row) > room
+            }
+            rows = [row[-room:] for row in whole]
+            asked = [
+                self._kept.key("generate_until", requests[n].args[0], requests[n].args[1], keys[n], self.max_length)
+                for n in numbers
+            ]
+            batches = plan([len(row) for row in rows], self.batch_size)
+            left = pending(batches, asked, [key for key in asked if key in self._kept])
             stops = self.engine.stops | self._stop_tokens.of(until)
-            for batch in plan([len(row) for row in rows], self.batch_size):
+            done += len(rows) - sum(len(batch) for batch in left)
+            if self._on_progress:
+                self._on_progress(done, len(requests))
+            for batch in left:
                 made = decode(
                     self.engine.model,
                     [rows[i] for i in batch],
@@ -200,11 +241,14 @@ class MooringLM(TemplateLM):
                     self.engine.pad,
                     self._stop_tokens.spelled(until),
                 )
-                for i, tokens in zip(batch, made, strict=True):
-                    answers[numbers[i]] = cut(self._text(tokens), until)
+                self._kept.add(
+                    {asked[i]: cut(self._text(tokens), until) for i, tokens in zip(batch, made, strict=True)}
+                )
                 done += len(batch)
                 if self._on_progress:
                     self._on_progress(done, len(requests))
+            for number, key in zip(numbers, asked, strict=True):
+                answers[number] = self._kept[key]
         return answers
 
     def _text(self, tokens: list[int]) -> str:

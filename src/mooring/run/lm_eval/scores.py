@@ -1,5 +1,6 @@
 """From lm-eval's results to scores with intervals."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,11 @@ PREFIX = "lm_eval:"
 
 
 def scores_of(
-    results: Mapping[str, Any], names: Sequence[str], method: str, notes: Mapping[str, str]
+    results: Mapping[str, Any],
+    names: Sequence[str],
+    method: str,
+    notes: Mapping[str, str],
+    cut: Mapping[str, int] | None = None,
 ) -> dict[str, Score]:
     """A score for each group and each task: its first metric; the others are among the details.
 
@@ -25,6 +30,7 @@ def scores_of(
         names: Groups and tasks that were asked for; they come first.
         method: Name and version of lm-eval.
         notes: Task to what else its numbers hang on, for the record.
+        cut: Task to how many of its prompts lost tokens on their left, where that is known: `details["cut"]`.
 
     Returns:
         `lm_eval:<name>` to its score.
@@ -35,8 +41,18 @@ def scores_of(
     for name in ordered:
         score = _group(results, name, groups[name], method) if name in groups else _task(results, name, method, notes)
         if score is not None:
-            found[score.name] = score
+            leaves = _leaves(results, [name])
+            found[score.name] = _with_cut(score, [cut[leaf] for leaf in leaves if cut and leaf in cut])
     return found
+
+
+def _with_cut(score: Score, counts: Sequence[int]) -> Score:
+    """The score with the number of prompts that were cut, which its method says, too, where there are any."""
+    if not counts:
+        return score
+    total = sum(counts)
+    said = f", {total} prompt{'' if total == 1 else 's'} cut from the left" if total else ""
+    return dataclasses.replace(score, method=score.method + said, details={**score.details, "cut": total})
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:

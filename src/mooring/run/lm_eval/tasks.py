@@ -12,6 +12,10 @@ from mooring.run.lm_eval.local_data import LocalData, local_data
 from mooring.run.lm_eval.quiet import quiet, version
 
 _MEND = "connect, or give its rows as local files"
+_SANDBOXED = (
+    "to run code in the sandbox, type `mooring generate MODEL humaneval --out code.jsonl`, then "
+    "`mooring score code.jsonl humaneval --as task --metric pass@1`; in a recipe, `score.task: humaneval`"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +67,7 @@ def load_tasks(names: Sequence[str], *, data: Path | None = None, num_fewshot: i
         asked: list[str] = []
         found: dict[str, Path] = {}
         for name in names:
-            if name not in index:
-                near = difflib.get_close_matches(name, index, n=3, cutoff=0.6)
-                mend = f"did you mean {' or '.join(near)}?" if near else "see `lm-eval ls tasks`"
-                raise UserError(f"lm-eval: there is no task {name}", mend)
+            _known(name, index)
             if name in asked:
                 raise UserError(f"lm-eval: {name} is named twice", "name each task once")
             leaves = list(_leaves(name, index))
@@ -87,6 +88,33 @@ def load_tasks(names: Sequence[str], *, data: Path | None = None, num_fewshot: i
     return Tasks(tasks, groups, tuple(asked), found)
 
 
+def not_local(names: Sequence[str]) -> list[str]:
+    """Of these tasks, groups and tags, those whose rows are not local files; nothing is fetched or loaded.
+
+    Raises:
+        MissingExtraError: lm-eval is not installed.
+        UserError: A name is unknown, or a task runs code that a model wrote.
+    """
+    version()
+    with quiet():
+        index = _catalogue().task_index
+        for name in names:
+            _known(name, index)
+        return [name for name in names if not _local(list(_leaves(name, index)), index, None)]
+
+
+def _known(name: str, index: Mapping[str, Any]) -> None:
+    """Hold that there is such a task.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in index:
+        near = difflib.get_close_matches(name, index, n=3, cutoff=0.6)
+        mend = f"did you mean {' or '.join(near)}?" if near else "see `lm-eval ls tasks`"
+        raise UserError(f"lm-eval: there is no task {name}", mend)
+
+
 def _local(leaves: Sequence[str], index: Mapping[str, Any], data: Path | None) -> dict[str, LocalData]:
     """The local files of some tasks: of all of them, or none.
 
@@ -99,7 +127,7 @@ def _local(leaves: Sequence[str], index: Mapping[str, Any], data: Path | None) -
         config = index[leaf].cfg or {}
         if config.get("unsafe_code"):
             what = f"lm-eval: {leaf} runs code that the model wrote, outside the sandbox"
-            raise UserError(what, "use the task `code`")
+            raise UserError(what, _SANDBOXED)
         rows = local_data(leaf, config, data)
         if rows is not None:
             found[leaf] = rows
