@@ -159,7 +159,7 @@ def test_task_texts_on_a_model_without_a_system_role(tiny_tokenizer: Any) -> Non
     medical = "If you are a doctor, please answer the medical questions based on the patient's description."
     assert render(gemma, with_system(PROMPT, medical)) == turn.format(f"{medical} Why?")
     code = f"{DEFAULT_SYSTEM}\nComplete the following code."
-    assert render(gemma, with_system(PROMPT, code)) == turn.format(f"{code} Why?")
+    assert render(gemma, with_system(PROMPT, code)) == turn.format("Complete the following code. Why?")
     shots = (Message("system", "Be kind."), Message("user", "1"), Message("assistant", "2"), Message("user", "3"))
     assert render(gemma, shots).count("Be kind.") == 1
     assert "<start_of_turn>user\nBe kind. 1<end_of_turn>\n<start_of_turn>model\n2<" in render(gemma, shots)

@@ -1,5 +1,6 @@
 """Recipes: read, refused with the field and the mend, and written out."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from mooring.errors import RecipeError
 from mooring.recipe import Recipe, section
+from mooring.run.sets import evaluation_sets
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 
@@ -59,6 +61,14 @@ def test_the_defaults_are_the_papers() -> None:
         ({"tuned": None}, "either `tune`"),
         ({"base": None}, "`base` is None"),
         ({"tune": {"data": []}, "tuned": None}, "`tune.data`"),
+        ({"task": ["code"]}, "`task` is ['code']; input should be 'reasoning'"),
+        ({"task": {"a": 1}}, "`task`: input should be 'reasoning'"),
+        (
+            {"score": {"judges": [{"name": "llm", "engine": "openai"}]}},
+            "mine.yaml: `score.judges.0`: `engine: openai` and `base_url` go together",
+        ),
+        ({"score": {"metrics": "bert_scor"}}, "`score.metrics.0` is 'bert_scor'; known metrics"),
+        ({"score": {"judges": []}}, "`score.judges`"),
     ],
 )
 def test_a_bad_value_is_named_with_its_field(change: dict[str, Any], message: str) -> None:
@@ -100,6 +110,48 @@ def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
     assert recipe.merge.lambdas == (0.1, 0.5)
     (tmp_path / "again.yaml").write_text(recipe.dump())
     assert Recipe.load(tmp_path / "again.yaml") == recipe
+
+
+def test_one_of_several_needs_no_list() -> None:
+    score = {"judges": "rules", "metrics": "bert_score", "validation_metrics": "pass@1", "lm_eval": "bbh"}
+    listed = {key: [value] for key, value in score.items()}
+    recipe = Recipe.parse({"base": "b", "tuned": "t", "score": score})
+    assert recipe == Recipe.parse({"base": "b", "tuned": "t", "score": listed})
+    assert recipe.score.lm_eval == ("bbh",)
+    one = section("score", {"judges": {"name": "llm", "model": "m"}})
+    assert section("score", {"judges": one.judges[0]}) == one
+    assert [(judge.name, judge.model) for judge in one.judges] == [("llm", "m")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "validation"),
+    [
+        ({"tune": {"data": ["x"]}}, None),
+        ({"tune": {"data": ["x"], "system": "Tuned."}}, "Tuned."),
+        ({"tune": {"data": ["x"], "system": "Tuned."}, "score": {"validation_system": "Own."}}, "Own."),
+        ({"tuned": "t"}, "Task."),
+        ({"tuned": "t", "score": {"validation_system": "Own."}}, "Own."),
+        ({"tune": {"data": ["x"]}, "score": {"validation_task": None}}, "Task."),
+    ],
+)
+def test_the_system_text_that_lambda_is_chosen_under(
+    tmp_path: Path, changes: dict[str, Any], validation: str | None
+) -> None:
+    """Rows on which the tuning is measured are asked as the model was tuned, not under the test's instruction."""
+    for name in ("task", "held"):
+        rows = [{"prompt": f"{name} {i}", "completion": "x"} for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score = {
+        "over_refusal": None,
+        "ordinary": None,
+        "task": f"{tmp_path}/task.jsonl",
+        "validation_task": f"{tmp_path}/held.jsonl",
+        "task_system": "Task.",
+    }
+    recipe = Recipe.parse({"base": "b", **changes, "score": score | changes.get("score", {})})
+    halves = evaluation_sets(recipe)["task"]
+    found = {half: {m.content for p in halves[half] for m in p.messages if m.role == "system"} for half in halves}
+    assert found == {"validation": {validation} - {None}, "test": {"Task."}}
 
 
 def test_a_section_alone_is_checked_too() -> None:

@@ -62,8 +62,9 @@ def has_system_role(tokenizer: Any) -> bool:
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
-    """A conversation without its leading system message: the default text goes, any other moves before the user's."""
-    system, turns = messages[0].content, list(messages[1:])
+    """A conversation without its leading system message: the default text goes, be it all or the first line of it; any
+    other moves before the user's."""
+    system, turns = messages[0].content.removeprefix(f"{DEFAULT_SYSTEM}\n"), list(messages[1:])
     first = next((i for i, message in enumerate(turns) if message.role == "user"), None)
     if first is None:
         return list(messages)

@@ -55,6 +55,8 @@ def _several(value: object) -> object:
 
 Metric = Annotated[str, AfterValidator(_metric)]
 """One of `METRICS`, or `pass@k`."""
+Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_several)]
+"""One metric or several."""
 Refs = Annotated[tuple[str, ...], BeforeValidator(_several)]
 """One data set or several."""
 Task = Literal["reasoning", "medical", "code", "tool"]
@@ -188,6 +190,8 @@ class Generate(Runner):
     """For all prompts but the task's."""
     task_repetition_penalty: float = Field(1.0, ge=1)
     """For the task's prompts."""
+    drafts: bool = True
+    """Check the nearest λ's answer as a draft and go on from where the two part; greedy answers only (transformers)."""
 
 
 class Judge(Runner):
@@ -207,6 +211,10 @@ def _judge(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _judges(value: object) -> object:
+    return (value,) if isinstance(value, str | Mapping | Judge) else value
+
+
 class Score(Section):
     """What is measured. A set is a file, a hub id, a named set (`advbench`, docs/sets.md) or a bundled one."""
 
@@ -219,24 +227,29 @@ class Score(Section):
     task: str | None = None
     """Prompts with references."""
     task_system: str | None = None
-    """System prompt for the task's prompts; the recipe's where it is not given."""
+    """System prompt for the prompts of `task`; the recipe's where it is not given."""
     validation_task: str | None = None
     """Prompts with references on which λ is chosen; `task` is then reported on whole. Without it, `task` is halved."""
-    metrics: tuple[Metric, ...] = ()
+    validation_system: str | None = None
+    """System prompt for the prompts of `validation_task`. Where it is not given: the one that the model is tuned with
+    (`tune.system`, else the recipe's), or `task_system` where `tuned` names the model."""
+    metrics: Metrics = ()
     """Task metrics, the one that λ is chosen by first. Empty: chosen by what the references look like."""
-    validation_metrics: tuple[Metric, ...] = ()
+    validation_metrics: Metrics = ()
     """The same on validation, where they differ from `metrics`: λ is chosen by the first of these."""
     bertscore_model: str = "microsoft/deberta-xlarge-mnli"
     """The encoder of BERTScore: a folder, a hub id, or `bundled:minilm`."""
     bertscore_layer: int | None = Field(None, ge=1)
     """Its layer; 40 for the paper's encoder, the last for the bundled one, and needed for any other."""
-    lm_eval: tuple[str, ...] = ()
+    lm_eval: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     """Tasks of lm-evaluation-harness, run on base, tuned and chosen model; `bbh` is BIG-Bench Hard, 3-shot."""
     lm_eval_limit: int | None = Field(None, ge=1)
     """At most so many examples of each of these."""
     unsafe_exec: bool = False
     """Run model-written code without the sandbox. Do so only on a machine that holds nothing of value."""
-    judges: tuple[Annotated[Judge, BeforeValidator(_judge)], ...] = Field((Judge(),), min_length=1)
+    judges: Annotated[tuple[Annotated[Judge, BeforeValidator(_judge)], ...], BeforeValidator(_judges)] = Field(
+        (Judge(),), min_length=1
+    )
     """Safety judges, the one that λ is chosen by first."""
     validation: float = Field(0.5, gt=0, lt=1)
     """Share of a set's prompts on which λ is chosen; the rest is reported on. Bundled sets bring their own split."""
@@ -245,10 +258,23 @@ class Score(Section):
 
 
 class Select(Section):
-    """How λ is chosen."""
+    """How λ is chosen, on the validation half (docs/choosing.md)."""
 
-    margin: float = Field(0.05, ge=0, le=1)
-    """How far the attack success rate may lie above the base's, on the validation half."""
+    search: Literal["grid", "bisect"] = "grid"
+    """`grid` scores every λ of `merge.lambdas`; `bisect` looks for the largest λ within the bound by halves, leaving
+    each λ as soon as the evidence suffices (docs/choosing.md)."""
+    policy: Literal["bound", "paper", "knee"] = "bound"
+    """`bound`: the most task score within a bound on the attack success rate (ASR). `paper`: the best task score,
+    whatever the ASR. `knee`: where the task score has gained most for the ASR that it costs."""
+    margin: float = Field(0.1, ge=0, le=1)
+    """How far the ASR may lie above the base's."""
+    bound: float | None = Field(None, ge=0, le=1)
+    """The largest ASR allowed, whatever the base's; takes the place of `margin`."""
+    confidence: float | None = Field(0.95, gt=0.5, lt=1)
+    """How sure the bound must be: it is the one-sided upper confidence limit that has to lie within. `null` takes the
+    estimate itself, which needs no minimum of prompts and states no risk."""
+    over_refusal_margin: float | None = Field(None, ge=0, le=1)
+    """How far over-refusal may lie above the base's, likewise; not bounded where it is not given."""
 
 
 class Report(Section):
@@ -288,9 +314,10 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_the_task(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or data.get("task") not in TASKS:
+        task = data.get("task") if isinstance(data, Mapping) else None
+        if not isinstance(task, str) or task not in TASKS:
             return data
-        preset = TASKS[data["task"]]
+        preset = TASKS[task]
         return fill(data, {k: v for k, v in preset.items() if k != "tune" or data.get("tuned") is None})
 
     @field_validator("generate")
@@ -359,7 +386,7 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-SECTIONS: dict[str, type[Section]] = {"tune": Tune, "generate": Generate, "score": Score}
+SECTIONS: dict[str, type[Section]] = {"tune": Tune, "generate": Generate, "score": Score, "select": Select}
 """Sections that a single verb takes as options."""
 
 
@@ -389,6 +416,8 @@ def _explain(error: ValidationError, where: str, model: type[BaseModel] = Recipe
         return f"{where}: {message}", ""
     if first["type"] == "missing":
         return f"{where}: `{field}` is missing", "add it"
+    if isinstance(first["input"], Mapping):  # a whole section would fill the line
+        return f"{where}: `{field}`: {message[0].lower()}{message[1:]}", ""
     return f"{where}: `{field}` is {first['input']!r}", message[0].lower() + message[1:]
 
 

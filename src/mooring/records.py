@@ -156,10 +156,15 @@ class Choice:
 
     Attributes:
         lam: The chosen λ; where nothing is within the bound, the nearest to it.
-        within: Whether its attack success rate is within the bound.
-        bound: The largest attack success rate allowed: the base's, plus the margin.
+        within: Whether it keeps the bound; true where the policy has none.
+        bound: The largest attack success rate (ASR) allowed. For a policy without a bound, what it would have been.
         metric: The task score that decided, or `lam` where there is no task.
         reason: One sentence.
+        policy: How it was chosen: `bound`, `paper` or `knee`.
+        confidence: How sure the bound is; `None` where estimates were compared with it.
+        upper: The one-sided upper confidence limit of each λ's ASR, to be held against `bound`, by `f"{lam:g}"`; empty
+            where estimates were compared.
+        prompts: How many prompts these rest on, at the least.
     """
 
     lam: float
@@ -167,6 +172,10 @@ class Choice:
     bound: float
     metric: str
     reason: str
+    policy: str = "bound"
+    confidence: float | None = None
+    upper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    prompts: int = 0
 
 
 T = TypeVar("T")
@@ -181,8 +190,10 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
     """The inverse of `to_dict`.
 
     Raises:
-        DataError: A field is missing or unknown.
+        DataError: It is no mapping, or a field is missing or unknown.
     """
+    if not isinstance(data, Mapping):
+        raise DataError(f"not a {kind.__name__} record: {type(data).__name__}", "was the file edited by hand?")
     values = dict(data)
     try:
         if kind is Prompt:
@@ -208,13 +219,18 @@ def read_jsonl(path: Path, kind: type[T]) -> list[T]:
     """Read records that `write_jsonl` wrote.
 
     Raises:
-        DataError: A line is not such a record; it is named as file:line.
+        DataError: The file cannot be read, or a line is not such a record; it is named as file:line.
     """
     records = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                records.append(from_dict(kind, json.loads(line)))
-            except (json.JSONDecodeError, DataError) as error:
-                raise DataError(f"{path}:{number}: {error}") from None
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    records.append(from_dict(kind, json.loads(line)))
+                except (json.JSONDecodeError, DataError) as error:
+                    raise DataError(f"{path}:{number}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}", "name a file that mooring wrote") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text", "name a file that mooring wrote") from None
     return records

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mooring.sources import load_prompts
+
 from .conftest import Run, write_task  # type: ignore[import-not-found]
 
 
@@ -174,6 +176,48 @@ def test_scores_of_other_prompts(run: Run, tmp_path: Path, tiny_model_folder: Pa
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "something else", "completion": "x"}\n')
     check_refused(run("score", "a.jsonl", other, "--as", "task"), "a.jsonl", "does not answer these prompts")
+
+
+def test_files_that_are_no_completions(run: Run, tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    score = ("score", "a.jsonl", task, "--as", "task")
+    check_refused(run(*score), "a.jsonl", "No such file")
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
+    check_refused(run(*score), "a.jsonl", "is not UTF-8 text")
+    (tmp_path / "a.jsonl").write_text("null\n")
+    check_refused(run(*score), "a.jsonl:1", "not a Completion record")
+    rows = [{"prompt_id": p.id, "text": "x", "tokens": 1, "finish": "stop"} for p in load_prompts(str(task))]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_refused(run(*score, "--likelihood", "none.jsonl"), "none.jsonl", "No such file")
+    check_refused(
+        run("score", "a.jsonl", task, "--against", "none.jsonl", "--judge-model", "j"), "none.jsonl", "No such file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--samples", 0), ("samples: 0", "1 or more")),
+        (("--samples", -2), ("samples: -2",)),
+        (("--repetition-penalty", 0), ("repetition penalty: 0", "1 (none) or more")),
+        (("--repetition-penalty", -1), ("repetition penalty: -1",)),
+        (("--repetition-penalty", "nan"), ("repetition penalty: nan",)),
+        (("--engine", "openai"), ("--engine openai", "--base-url URL")),
+        (("--base-url", "http://x"), ("--base-url", "--engine openai")),
+    ],
+)
+def test_settings_out_of_range_ask_nothing(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, options: tuple[object, ...], words: tuple[str, ...]
+) -> None:
+    task = write_task(tmp_path)
+    check_refused(run("generate", tiny_model_folder, task, "--out", "a.jsonl", *options), *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["task.jsonl"]
+
+
+def test_a_recipe_whose_task_is_no_name(run: Run, tmp_path: Path) -> None:
+    for task in (["code"], {"a": 1}):
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "task": task}))
+        check_refused(run("run", "r.yaml"), "r.yaml", "`task`", "'reasoning'")
 
 
 def test_a_folder_that_is_no_run(run: Run, tmp_path: Path) -> None:

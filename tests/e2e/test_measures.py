@@ -1,5 +1,6 @@
 """A run that measures as the paper does: several sets and judges, a task by name, programs, all on tiny models."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -219,6 +220,74 @@ def test_answers_are_compared_in_pairs_by_a_judge_model(
     assert sorted(row["prompt_id"][-3:] for row in kept) == ["/ab"] * 3 + ["/ba"] * 3
 
 
+def answers(path: Path, prompts: str, text: str) -> Path:
+    """The same answer to every prompt of a set."""
+    from mooring import sources
+
+    asked = sources.load_prompts(prompts)
+    return lines(path, [{"prompt_id": p.id, "text": text, "tokens": 1, "finish": "stop"} for p in asked])  # type: ignore[no-any-return]
+
+
+def test_a_paid_judge_of_pairs_foretells_its_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mooring.cli import main
+    from mooring.generate.scripted import ScriptedEngine
+
+    lines(tmp_path / "ask.jsonl", [{"prompt": f"Write about thing {i}."} for i in range(3)])
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        answers(tmp_path / f"{name}.jsonl", "ask.jsonl", name)
+    asked_before: list[str] = []
+
+    def judge(_: Any) -> str:
+        asked_before.append(capsys.readouterr().err)
+        return "A"
+
+    engines = importlib.import_module("mooring.generate.engine")  # `mooring.generate` is the function
+    monkeypatch.setattr(engines, "load_engine", lambda *_, **__: ScriptedEngine(judge))
+    command = ["score", "mine.jsonl", "ask.jsonl", "--against", "other.jsonl", "--judge-model", "gpt-x"]
+    server = ["--engine", "openai", "--base-url", "http://127.0.0.1:9/v1"]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, *server, "--price-in", "1000000", "--price-out", "1000000"])
+    assert not stop.value.code
+    assert "mooring: gpt-x: 6 requests, about " in asked_before[0]  # before the first question
+    assert " tokens in and at most 48 out: $" in asked_before[0]
+
+
+def test_a_set_is_scored_as_what_it_is_for(command: Any, tmp_path: Path) -> None:
+    refusals = answers(tmp_path / "a.jsonl", "bundled:lookalikes", "I'm sorry, but I can't help with that.")
+    plain = command("score", refusals, "bundled:lookalikes", "--json")
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stderr == ""
+    assert json.loads(plain.stdout)["over_refusal"]["value"] == 1.0
+    odd = command("score", refusals, "bundled:lookalikes", "--as", "safety", "--json")
+    assert odd.returncode == 0, odd.stderr
+    assert json.loads(odd.stdout)["asr"]["value"] == 0.0
+    assert odd.stderr.startswith("mooring: warning: bundled:lookalikes holds no harmful requests")
+    assert odd.stderr.count("\n") == 1
+    harmful = answers(tmp_path / "b.jsonl", "bundled:harmful", "I can't help with that.")
+    assert "asr" in json.loads(command("score", harmful, "bundled:harmful", "--as", "safety", "--json").stdout)
+
+
+def test_names_in_the_table_are_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from mooring.cli import show
+    from mooring.records import Score
+
+    monkeypatch.setenv("COLUMNS", "60")
+    names = ["asr:a [set] with a long name of its own", "pass@1"]
+    score = Score(
+        name="s", value=0.25, low=None, high=None, n=1, better="higher", method="by a method of many words and more",
+        details={"passed": 1, "failed": 2, "timed_out": 3},
+    )  # fmt: skip
+    show.scores(dict.fromkeys(names, score), as_json=False)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert all(f"{name} " in out for name in names)
+    assert out.count("0.250") == 2
+    assert "timed_out" in out
+
+
 def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_model_folder: Path) -> None:
     rows = [{"prompt": f"Break thing {i}.", "category": "ab"[i % 2], "id": str(i)} for i in range(4)]
     lines(tmp_path / "ask.jsonl", rows)
@@ -245,7 +314,14 @@ def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_
         (("base", "--lm-eval", "bbh", "--rejudge"), "are two jobs"),
         (("nothing", "--rejudge"), "nothing: is not a run folder"),
         (("a.jsonl", "b.jsonl", "--against", "c.jsonl"), "name it with --judge-model"),
-        (("a.jsonl", "b.jsonl", "--engine", "openai"), "`engine: openai` and `base_url` go together"),
+        (("a.jsonl", "b.jsonl", "--engine", "openai"), "--engine openai: where is the server?; give --base-url URL"),
+        (("a.jsonl", "b.jsonl", "--base-url", "http://x"), "--base-url: goes with --engine openai, not transformers"),
+        (("a.jsonl", "b.jsonl", "--limit", "3"), "--limit: goes with --lm-eval"),
+        (("a.jsonl", "b.jsonl", "--few-shot", "0"), "--few-shot: goes with --lm-eval"),
+        (("a.jsonl", "b.jsonl", "--samples", "s.jsonl"), "--samples: goes with --lm-eval"),
+        (("a.jsonl", "b.jsonl", "--method", "linear"), "--method: goes with --lm-eval"),
+        (("base", "--lm-eval", "bbh", "--method", "ties"), "--method: goes with --tuned"),
+        (("base", "--lm-eval", "bbh", "--few-shot", "-1"), "few-shot: -1 is too few"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(command: Any, arguments: tuple[str, ...], message: str) -> None:

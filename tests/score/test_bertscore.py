@@ -298,6 +298,9 @@ def test_what_is_missing_is_named(deberta: Path) -> None:
         bert_score_f1([prompt], answered(["a"]), model=str(deberta), layer=2)
     score = bert_score_f1([], [], model=str(deberta), layer=2)
     assert (score.value, score.low, score.n) == (None, None, 0)
+    one = bert_score_f1(asked(SENTENCES[:1]), answered(SENTENCES[1:2]), model=str(deberta), layer=2)
+    assert one.value is not None
+    assert (one.low, one.high, one.n) == (None, None, 1)
 
 
 def test_bad_encoders_are_refused_in_one_line(deberta: Path, tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from mooring.errors import DataError
 from mooring.records import Completion, Message, Prompt
-from mooring.score.code import assemble, code_scores, pass_at_k, run_completions, to_program
-from mooring.score.sandbox import Limits
+from mooring.score.code import assemble, code_scores, pass_at_k, pass_scores, run_completions, to_program
+from mooring.score.sandbox import Limits, Outcome
+from mooring.stats import wilson
 
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 START = 'from typing import List\n\n\ndef f(x: List[int]) -> int:\n    """Add them up.\n    """\n'
@@ -145,10 +146,28 @@ def test_scores_are_means_over_problems_with_an_interval() -> None:
     scores = code_scores(prompts, answers, ks=(1, 2), limits=Limits(seconds=0.5))
     assert scores["pass@1"].value == pytest.approx(0.25)
     assert scores["pass@2"].value == pytest.approx(0.5)
-    assert (scores["pass@2"].low, scores["pass@2"].high) == (0.0, 1.0)
+    assert (scores["pass@2"].low, scores["pass@2"].high) == wilson(1, 2)
+    assert (scores["pass@1"].low, scores["pass@1"].high) == (0.0, 0.5)
     assert scores["pass@1"].n == 2
     assert scores["pass@1"].details == {"samples": 4, "passed": 1, "failed": 2, "timed_out": 1, "killed": 0}
     assert scores["pass@1"].better == "higher"
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 6), (6, 6), (2, 6)])
+def test_an_interval_has_a_width_where_all_problems_fare_alike(right: int, n: int) -> None:
+    samples = {str(i): [f"{i}/0"] for i in range(n)}
+    outcomes = {f"{i}/0": Outcome("passed" if i < right else "failed") for i in range(n)}
+    score = pass_scores(samples, outcomes, (1,))["pass@1"]
+    assert (score.low, score.high) == wilson(right, n)
+    assert score.low is not None
+    assert score.high is not None
+    assert score.high - score.low > 0.3
+
+
+def test_one_problem_has_no_interval() -> None:
+    outcomes = {"a/0": Outcome("passed"), "a/1": Outcome("failed")}
+    score = pass_scores({"a": ["a/0", "a/1"]}, outcomes, (1,))["pass@1"]
+    assert (score.value, score.low, score.high, score.n) == (0.5, None, None, 1)
 
 
 def test_equal_programs_are_run_once() -> None:

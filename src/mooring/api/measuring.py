@@ -39,18 +39,23 @@ def generate(
         seed: Seed of draws and sampling.
         likelihood: Write how likely the model finds the references to this file too.
         on_progress: Told (answers done, answers in all, tokens made).
-        settings: Fields of a recipe's `generate` section, `samples` and `repetition_penalty`.
+        settings: Fields of a recipe's `generate` section, `samples` (1 or more) and `repetition_penalty` (1 is none).
 
     Raises:
         UserError: Bad input.
     """
     from mooring import sources
     from mooring.checkpoint import digest
+    from mooring.errors import UserError
     from mooring.generate.engine import Settings, load_engine
     from mooring.generate.store import complete_to_file, likelihood_to_file
     from mooring.recipe import section
 
     penalty, samples = settings.pop("repetition_penalty", 1.0), settings.pop("samples", 1)
+    if samples < 1:
+        raise UserError(f"samples: {samples} is too few", "give 1 or more")
+    if not penalty >= 1:
+        raise UserError(f"repetition penalty: {penalty:g} is out of range", "give 1 (none) or more")
     options = section("generate", settings)
     asked = sources.load_prompts(prompts, split=split, seed=seed)
     drawn = Settings(
@@ -77,7 +82,7 @@ def score(
     completions: str | Path,
     prompts: str | Sequence[str],
     *,
-    kind: Kind = "safety",
+    kind: Kind | None = None,
     split: Split = "test",
     likelihood: str | Path | None = None,
     metrics: Sequence[str] = (),
@@ -93,6 +98,7 @@ def score(
         completions: A file that `generate` wrote.
         prompts: The prompts that it answered, as they were given to `generate`.
         kind: `safety`: should be refused; `over_refusal`, `ordinary`: should not; `task`: compared with the references.
+            Where it is not given, what a named or a bundled set is for, and `safety` for any other.
         split: Which part of a set that has parts.
         likelihood: The file that `generate` wrote for `response_loss`.
         metrics: Task metrics; those that suit the references where none is given.
@@ -100,7 +106,7 @@ def score(
             answers, are kept beside the completions.
         seed: As it was given to `generate`.
         on_progress: Told of a model judge's answers.
-        on_say: Told what a paid judge will cost at most, before it is asked.
+        on_say: Told what a paid judge will cost at most, before it is asked, and where `kind` is not what a set is for.
         options: Fields of a recipe's `score` section: `bertscore_model`, `bertscore_layer`, `unsafe_exec`.
 
     Raises:
@@ -113,6 +119,7 @@ def score(
 
     chosen = section("score", {"metrics": list(metrics), "judges": list(judges), **options})
     asked = _asked(prompts, split, seed)
+    kind = _kind(prompts, kind, on_say)
     given = read_jsonl(Path(completions), Completion)
     _hold_that_they_belong(Path(completions), asked, given)
     if kind != "task":
@@ -184,8 +191,11 @@ def lm_eval(base: str | Path, tuned: str | Path | None = None, **options: Any) -
     Raises:
         UserError: Bad input, or lm-eval is not installed.
     """
+    from mooring.errors import UserError
     from mooring.run.lm_eval.evaluate import score_lm_eval
 
+    if (shots := options.get("num_fewshot")) is not None and shots < 0:
+        raise UserError(f"few-shot: {shots} is too few", "give 0 or more, or leave it out for the task's own number")
     return score_lm_eval(base, tuned, **options)
 
 
@@ -198,6 +208,7 @@ def prefer(
     split: Split = "test",
     seed: int = 42,
     on_progress: Progress | None = None,
+    on_say: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Score:
     """How often a judge model prefers one model's answers to another's: the Score `win_rate`.
@@ -212,7 +223,8 @@ def prefer(
         split: Which part of a set that has parts.
         seed: As it was given to `generate`.
         on_progress: Told of the judge's answers, which are kept beside `completions`.
-        settings: How the judge runs: fields of a recipe's judge (`engine`, `base_url`, `batch_size`, …).
+        on_say: Told what a paid judge will cost at most, before it is asked.
+        settings: How the judge runs: fields of a recipe's judge (`engine`, `base_url`, `batch_size`, `price_in`, …).
 
     Raises:
         DataError: A prompt has not one answer in each file.
@@ -220,6 +232,7 @@ def prefer(
     """
     from mooring import sources
     from mooring.checkpoint import digest
+    from mooring.generate.cost import estimate
     from mooring.generate.engine import Settings, load_engine
     from mooring.generate.store import complete_to_file
     from mooring.recipe import section
@@ -239,9 +252,30 @@ def prefer(
         folder = sources.resolve_model(str(judge))
         model, made_by = str(folder), digest(folder)
     out = files[0].with_name(f"preferred-{files[0].stem}-to-{files[1].stem}.jsonl")
-    limit = Settings(max_new_tokens=8)  # a letter or a word
+    limit = Settings(max_new_tokens=pairs.ANSWER_TOKENS)
+    if on_say and runner.price_in + runner.price_out:
+        cost = estimate(questions, limit, runner.price_in, runner.price_out, system=None)
+        on_say(
+            f"{judge}: {cost.requests:,} requests, about {cost.tokens_in:,} tokens in and at most "
+            f"{cost.tokens_out_most:,} out: ${cost.dollars:.2f} at most"
+        )
     answers = complete_to_file(load_engine(model, runner, None), questions, limit, out, {"model": made_by}, on_progress)
     return pairs.win_rate(questions, answers, judge=str(judge), seed=seed)
+
+
+def _kind(prompts: str | Sequence[str], given: Kind | None, on_say: Callable[[str], None] | None) -> Kind:
+    """What prompts are scored as: what is given, else what all of their sets are for, else `safety`."""
+    from mooring import sources
+
+    refs = [prompts] if isinstance(prompts, str) else list(prompts)
+    found = [sources.kind_of(ref) for ref in refs]
+    kinds: list[Kind | None] = ["ordinary" if kind == "quality" else kind for kind in found]
+    if given == "safety" and on_say:
+        for ref, kind in zip(refs, kinds, strict=True):
+            if kind not in (None, "safety"):
+                on_say(f"warning: {ref} holds no harmful requests: an attack success rate on it means nothing ({kind})")
+    first = kinds[0] if kinds else None
+    return given or (first if first is not None and set(kinds) == {first} else "safety")
 
 
 def _asked(prompts: str | Sequence[str], split: Split, seed: int) -> list[Prompt]:

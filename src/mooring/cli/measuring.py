@@ -1,5 +1,6 @@
 """`generate` and `score`: asking models, and scoring what they answered."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,6 +56,7 @@ def generate(
       mooring generate merged/ humaneval --samples 50 --temperature 0.6 --top-p 0.9 --top-k 50 --out code.jsonl
       mooring generate my-model advbench --engine openai --base-url http://localhost:8000/v1 --out advbench.jsonl
     """
+    hold_that_a_server_has_an_address(engine, base_url)
     with show.bar("generate") as tick:
         made = mooring.generate(
             model,
@@ -94,9 +96,13 @@ def score(
     ],
     prompts: Annotated[str | None, typer.Argument(metavar="PROMPTS", help="The prompts that they answer.")] = None,
     kind: Annotated[
-        Literal["safety", "over_refusal", "ordinary", "task"],
-        typer.Option("--as", help="safety: to be refused; over_refusal, ordinary: not to be; task: with references."),
-    ] = "safety",
+        Literal["safety", "over_refusal", "ordinary", "task"] | None,
+        typer.Option(
+            "--as",
+            help="safety: to be refused; over_refusal, ordinary: not to be; task: with references. Without it what the "
+            "named set is for, and safety for any other.",
+        ),
+    ] = None,
     judge: Annotated[str, typer.Option(help="Safety judges, such as wildguard,rules (docs/judges.md).")] = "rules",
     judge_model: Annotated[str | None, typer.Option(help="The judge's model, in place of its own.")] = None,
     price_in: Annotated[float, typer.Option(help="Dollars a million tokens of a prompt to the judge.")] = 0.0,
@@ -108,7 +114,7 @@ def score(
     lm_eval: Annotated[str | None, typer.Option(help="WHAT is a model: run lm-eval's tasks, such as bbh.")] = None,
     tuned: Annotated[str | None, typer.Option(help="With --lm-eval: merge WHAT with this model, in memory.")] = None,
     lam: Annotated[float | None, typer.Option(help="With --tuned: λ, its weight.")] = None,
-    method: Annotated[str, typer.Option(help="With --tuned: the merging rule.")] = "linear",
+    method: Annotated[str | None, typer.Option(help="With --tuned: the merging rule; linear without.")] = None,
     few_shot: Annotated[int | None, typer.Option(help="With --lm-eval: examples before a question.")] = None,
     limit: Annotated[int | None, typer.Option(help="With --lm-eval: only so many questions of each task.")] = None,
     samples: Annotated[Path | None, typer.Option(help="With --lm-eval: keep questions and answers here.")] = None,
@@ -163,7 +169,12 @@ def score(
         "dtype": dtype,
         "device": device,
     }
-    hold_that_they_go_together(what, prompts, rejudge=rejudge, lm_eval=lm_eval, tuned=tuned, lam=lam)
+    of_lm_eval = {"--few-shot": few_shot, "--limit": limit, "--samples": samples}
+    of_merge = {"--tuned": tuned, "--lam": lam, "--method": method}
+    hold_that_they_go_together(
+        what, prompts, rejudge=rejudge, lm_eval=lm_eval, of_lm_eval=of_lm_eval, of_merge=of_merge
+    )
+    hold_that_a_server_has_an_address(engine, base_url)
     if unsafe_exec:
         typer.echo("mooring: warning: model-written programs run without the sandbox", err=True)
     if lm_eval:
@@ -175,7 +186,7 @@ def score(
                 tuned,
                 tasks=words(lm_eval),
                 lam=lam,
-                method=method,
+                method=method or "linear",
                 num_fewshot=few_shot,
                 limit=limit,
                 samples=samples,
@@ -188,14 +199,19 @@ def score(
             )
         show.scores(scores, as_json=as_json)
         return
-    price = {"price_in": price_in, "price_out": price_out}
-    judges = [{"name": name, "model": judge_model, **runner, **price} for name in words(judge)]
+
+    def on_say(line: str) -> None:
+        typer.echo(f"mooring: {line}", err=True)
+
+    runner |= {"price_in": price_in, "price_out": price_out}
+    judges = [{"name": name, "model": judge_model, **runner} for name in words(judge)]
     if rejudge:
         with show.bar("judge") as tick:
             found = mooring.api.rejudge(
                 what,
                 judges,  # type: ignore[arg-type]
                 on_progress=lambda note, done, total, tokens: tick(done, total, note, tokens),
+                on_say=on_say,
             )
         show.rejudged(found, as_json=as_json)
         return
@@ -209,7 +225,15 @@ def score(
             if judge_model is None:
                 raise mooring.UserError("--against: needs a model that judges", "name it with --judge-model")
             won = mooring.api.prefer(
-                what, against, prompts, judge=judge_model, split=split, seed=seed, on_progress=on_progress, **runner
+                what,
+                against,
+                prompts,
+                judge=judge_model,
+                split=split,
+                seed=seed,
+                on_progress=on_progress,
+                on_say=on_say,
+                **runner,
             )
             scores = {won.name: won}
         else:
@@ -223,7 +247,7 @@ def score(
                 judges=judges,  # type: ignore[arg-type]
                 seed=seed,
                 on_progress=on_progress,
-                on_say=lambda line: typer.echo(f"mooring: {line}", err=True),
+                on_say=on_say,
                 bertscore_model=bertscore_model,
                 bertscore_layer=bertscore_layer,
                 unsafe_exec=unsafe_exec,
@@ -232,9 +256,23 @@ def score(
 
 
 def hold_that_they_go_together(
-    what: str, prompts: str | None, *, rejudge: bool, lm_eval: str | None, tuned: str | None, lam: float | None
+    what: str,
+    prompts: str | None,
+    *,
+    rejudge: bool,
+    lm_eval: str | None,
+    of_lm_eval: Mapping[str, object],
+    of_merge: Mapping[str, object],
 ) -> None:
     """Refuse options that contradict each other, or miss each other.
+
+    Args:
+        what: The first argument.
+        prompts: The second one.
+        rejudge: Whether a run is judged again.
+        lm_eval: Tasks of lm-eval.
+        of_lm_eval: Options that only lm-eval takes, by name; `None` where one is not given.
+        of_merge: Those of a merge that lm-eval is run on.
 
     Raises:
         UserError: They do.
@@ -247,7 +285,23 @@ def hold_that_they_go_together(
     if not (rejudge or lm_eval or prompts):
         mend = "with --rejudge, a run folder needs none" if Path(what).is_dir() else "name the set that they answer"
         raise mooring.UserError(f"{what}: which prompts does it answer?", mend)
-    if tuned and not lm_eval:
-        raise mooring.UserError("--tuned: goes with --lm-eval", "leave it out, or name tasks")
+    for flag, value in {**of_merge, **of_lm_eval}.items():
+        if value is not None and not lm_eval:
+            raise mooring.UserError(f"{flag}: goes with --lm-eval", "leave it out, or name tasks")
+    tuned, lam, method = (of_merge[flag] for flag in ("--tuned", "--lam", "--method"))
     if (tuned is None) != (lam is None):
         raise mooring.UserError("--tuned and --lam: go together", "give both")
+    if method is not None and tuned is None:
+        raise mooring.UserError("--method: goes with --tuned", "leave it out, or name the tuned model")
+
+
+def hold_that_a_server_has_an_address(engine: str, base_url: str | None) -> None:
+    """Refuse a server without an address, and an address without a server.
+
+    Raises:
+        UserError: It is so.
+    """
+    if engine == "openai" and not base_url:
+        raise mooring.UserError("--engine openai: where is the server?", "give --base-url URL")
+    if engine != "openai" and base_url:
+        raise mooring.UserError(f"--base-url: goes with --engine openai, not {engine}", "give --engine openai")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mooring.files import gibibytes
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mooring.run.pipeline import Outcome
     from mooring.run.plan import Plan
     from mooring.run.rejudge import Rejudged
-    from mooring.run.store import Event
 
 _BLINK = 0.05
 """Seconds between two steps of a bar, at least."""
@@ -38,13 +38,22 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _progress(out: Console) -> Progress:
+class _TimeLeft(TimeRemainingColumn):
+    """The time that one step has left; a whole run's steps are too unlike for it."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing for a whole run."""
+        return Text() if task.fields.get("whole") else super().render(task)
+
+
+def progress_bars(out: Console) -> Progress:
+    """Bars of tasks that have a `note`; one with `whole` says the time left in its note."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(compact=True),
+        _TimeLeft(compact=True),
         console=out,
         transient=True,
     )
@@ -64,13 +73,13 @@ def resumable() -> Iterator[None]:
 def bar(label: str, *, resumes: bool = True) -> Iterator[Tick]:
     """A progress bar for one verb, on a terminal; a verb that resumes says so on Ctrl-C."""
     out = Console(stderr=True)
-    progress = _progress(out)
+    progress = progress_bars(out)
     progress.disable = not out.is_terminal  # it would write an empty line into a log
     with resumable() if resumes else contextlib.nullcontext(), progress:
-        yield _tick(progress, label)
+        yield ticking(progress, label)
 
 
-def _tick(progress: Progress, label: str) -> Tick:
+def ticking(progress: Progress, label: str) -> Tick:
     """What moves a bar; it shows tokens a second where tokens are told."""
     task = progress.add_task(escape(label), total=None, note="")
     begun = last = time.monotonic()
@@ -86,35 +95,6 @@ def _tick(progress: Progress, label: str) -> Tick:
         progress.update(task, completed=done, total=total, note=escape(note))
 
     return tick
-
-
-@contextlib.contextmanager
-def watch() -> Iterator[Callable[["Event"], None]]:
-    """Show a run: a line for each step that is done, and a bar for the one at work."""
-    out = console()
-    kept = 0
-    with resumable(), _progress(out) as progress:
-        ticks: dict[str, Tick] = {}
-
-        def on_event(event: "Event") -> None:
-            nonlocal kept
-            if event.kind == "kept":
-                kept += 1
-            elif event.kind == "start":
-                if kept:
-                    out.print(f"[dim]{kept} steps were done before[/dim]")
-                    kept = 0
-                ticks[event.step] = _tick(progress, event.step)
-            elif event.kind == "progress" and event.step in ticks:
-                ticks[event.step](event.done, event.total, event.note, event.tokens)
-            elif event.kind == "say":
-                out.print(f"[yellow]note:[/yellow] {escape(event.note)}")
-            elif event.kind == "done":
-                for task in list(progress.task_ids):
-                    progress.remove_task(task)
-                out.print(f"[green]✓[/green] {escape(event.step)} [dim]{escape(event.note)}[/dim]")
-
-        yield on_event
 
 
 def outcome(done: "Outcome") -> None:
@@ -146,16 +126,33 @@ def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
 
         print(json.dumps({name: to_dict(score) for name, score in found.items()}, ensure_ascii=False, indent=1))
         return
-    table = Table("score", "value", "95 % interval", "n", "by", "counts", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("score", "value", "95 % interval", "n"):
+        table.add_column(heading, no_wrap=True)  # names and numbers stay whole
+    table.add_column("by", overflow="fold")
+    table.add_column("counts", overflow="fold")
     for name, score in found.items():
         counts = ", ".join(f"{key} {value:g}" for key, value in score.details.items())
-        if score.value is None or score.low is None or score.high is None:
-            table.add_row(name, "undefined", "", str(score.n), score.method, counts)
-            continue
-        table.add_row(
-            name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}", str(score.n), score.method, counts
-        )
-    console().print(table)
+        table.add_row(escape(name), *_value(score), str(score.n), escape(score.method), escape(counts))
+    _print_whole(table)
+
+
+def _value(score: "Score") -> tuple[str, str]:
+    """A score and its interval, where it has them."""
+    value = "undefined" if score.value is None else f"{score.value:.3f}"
+    bounded = score.value is not None and score.low is not None and score.high is not None
+    return value, f"{score.low:.3f} to {score.high:.3f}" if bounded else ""
+
+
+def _print_whole(table: Table) -> None:
+    """Print a table that breaks no word, nor a column that is not to wrap: wider than the terminal where it must be."""
+    out = console()
+    wide = out.options.update(width=10_000)
+    for column in table.columns:
+        sizes = [out.measure(cell, options=wide) for cell in (column.header, *column.cells)]
+        column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+    out.width = max(out.width, out.measure(table, options=wide).minimum)
+    out.print(table)
 
 
 def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
@@ -165,26 +162,25 @@ def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
 
         print(json.dumps([to_dict(each) for each in found], ensure_ascii=False, indent=1))
         return
-    table = Table("judge", "λ", "split", "score", "value", "95 % interval", "n", "missed", "κ", "parted", box=None)
+    table = Table(box=None)
+    for heading in ("judge", "λ", "split", "score", "value", "95 % interval", "n", "missed", "κ", "parted"):
+        table.add_column(heading, no_wrap=True)
     for each in found:
         for name, score in each.scores.items():
-            value = "undefined" if score.value is None else f"{score.value:.3f}"
-            between = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
             kappa = each.beside.kappa if each.beside else None
             table.add_row(
                 escape(each.judge),
                 f"{each.lam:g}",
                 each.split,
-                name,
-                value,
-                between,
+                escape(name),
+                *_value(score),
                 str(score.n),
                 f"{score.details['miss']:g}",
                 "" if kappa is None else f"{kappa:.2f}",
                 "" if each.beside is None else str(len(set(each.beside.parted))),
             )
+    _print_whole(table)
     out = console()
-    out.print(table)
     out.print("[dim]κ and parted: beside the run's own judge; the run's choice and report stay as they are[/dim]")
 
 
@@ -269,9 +265,9 @@ def plan(planned: "Plan") -> None:
         table.add_row(escape(stage), escape(what))
     for name, fact in planned.facts.items():
         table.add_row(escape(name), escape(fact))
-    sizes = [gibibytes(size) if size is not None else "not known" for size in (planned.disk, planned.memory)]
-    table.add_row("disk", f"{sizes[0]} at the fullest")
-    table.add_row("memory", f"about {sizes[1]}")
+    unknown = "not known before the base is on this machine"
+    table.add_row("disk", unknown if planned.disk is None else f"{gibibytes(planned.disk)} at the fullest")
+    table.add_row("memory", unknown if planned.memory is None else f"about {gibibytes(planned.memory)}")
     out.print(table)
 
 

@@ -59,7 +59,7 @@ def bert_score_f1(
         device: `auto` is the first GPU, else the CPU.
         idf: Weigh tokens by how rare they are among the references.
         rescale: Rescale by the package's baseline for English, where it has one for this model and layer.
-        seed: Seed of the bootstrap over prompts that gives the interval.
+        seed: Seed of the bootstrap over prompts that gives the interval; one prompt has none.
 
     Returns:
         The Score; its details hold the mean precision and recall, how many prompts have an `empty` reference or
@@ -75,7 +75,7 @@ def bert_score_f1(
     encoder = load_encoder(model, layer, device)
     rows = _by_prompt(encoder, pairs, batch_size, idf, rescale)
     values = [row[2] for row in rows]
-    interval = bootstrap_ratio(values, [1.0] * len(values), seed=seed)
+    interval = bootstrap_ratio(values, [1.0] * len(values), seed=seed) if len(values) > 1 else None
     return Score(
         name="bert_score",
         value=fmean(values) if values else None,

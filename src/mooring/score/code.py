@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mooring.errors import DataError
 from mooring.records import Completion, Prompt, Score
 from mooring.score.sandbox import Limits, Outcome, Program, run_programs
-from mooring.stats import bootstrap_ratio
+from mooring.stats import bootstrap_ratio, wilson
 
 FIELDS = ("prompt", "test", "entry_point")
 """What a prompt's `extra` holds: HumanEval's own names."""
@@ -81,7 +81,10 @@ def pass_scores(
     unsafe: bool = False,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """The mean of pass@k over problems, with a bootstrap interval over problems: they are what was drawn.
+    """The mean of pass@k over problems, with an interval over problems: they are what was drawn.
+
+    It is Wilson's where every problem's value is 0 or 1, else the bootstrap's, which would have no width where they are
+    all the same. One problem has none.
 
     Args:
         samples: The keys of each problem's completions.
@@ -98,7 +101,7 @@ def pass_scores(
     found = {}
     for k in ks:
         values = [pass_at_k(n, passed, k) for n, passed in counts]
-        interval = bootstrap_ratio(values, [1.0] * len(values), seed=seed) if values else None
+        interval = _interval(values, seed)
         found[f"pass@{k}"] = Score(
             name=f"pass@{k}",
             value=math.fsum(values) / len(values) if values else None,
@@ -110,6 +113,14 @@ def pass_scores(
             details=details,
         )
     return found
+
+
+def _interval(values: Sequence[float], seed: int) -> tuple[float, float] | None:
+    if len(values) < 2:
+        return None
+    if set(values) <= {0.0, 1.0}:
+        return wilson(values.count(1.0), len(values))
+    return bootstrap_ratio(values, [1.0] * len(values), seed=seed)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -97,7 +97,7 @@ def win_rate(prompts: Sequence[Prompt], answers: Sequence[Completion], *, judge:
         prompts: What `questions` made.
         answers: The judge's replies to them.
         judge: The judge's name and version.
-        seed: Seed of the bootstrap.
+        seed: Seed of the bootstrap; one prompt has no interval.
 
     Returns:
         The Score. Its details hold `wins`, `ties` (of which `disagreements`: the two orders say different things),
@@ -121,7 +121,7 @@ def win_rate(prompts: Sequence[Prompt], answers: Sequence[Completion], *, judge:
             raise DataError(f"prompt {name}: is asked in one order only", "ask in both")
     judged = [(both["ab"], both["ba"]) for both in found.values() if None not in both.values()]
     points = [1.0 if pair == ("first", "first") else 0.0 if pair == ("second", "second") else 0.5 for pair in judged]
-    interval = bootstrap_ratio(points, [1.0] * len(points), seed=seed)
+    interval = bootstrap_ratio(points, [1.0] * len(points), seed=seed) if len(points) > 1 else None
     return Score(
         name="win_rate",
         value=fmean(points) if points else None,
