@@ -91,7 +91,7 @@ def test_no_lambda_within_the_bound_exits_with_1(command: Any, write_recipe: Any
     path = tmp_path / "run" / "report" / "results.json"
     results = json.loads(path.read_text())
     for trial in results["trials"]:  # as if the base refused everything and no merged model did
-        trial["scores"]["asr"]["value"] = 0.0 if trial["model"] == "base" else 1.0
+        trial["scores"]["asr"] |= {"value": 0.0 if trial["model"] == "base" else 1.0, "details": {}}
     path.write_text(json.dumps(results))
     over = command("select", "run", "--margin", "0.5")
     assert over.returncode == 1

@@ -10,7 +10,7 @@ import torch
 
 from lora_models import tune
 from mooring.errors import MismatchError, UserError
-from mooring.merge.in_memory import Memory, merged_tensors
+from mooring.merge.in_memory import Memory, OpenMerge, merged_tensors
 from mooring.merge.rules import METHODS
 from mooring.merge.stream import Output, merge
 
@@ -89,10 +89,47 @@ def test_an_equal_model_and_bad_numbers_are_refused(pair: tuple[Path, Path]) -> 
         merged_tensors(pair[0], [], lam=1)
 
 
-def test_memory_takes_no_values_of_another_type_or_past_the_end() -> None:
-    memory = Memory({"a": (torch.float32, (2, 2))})
+def test_memory_converts_as_it_fills_and_refuses_what_goes_past_the_end() -> None:
+    wide, half = torch.zeros(2, 2), torch.zeros(2, dtype=torch.bfloat16)
+    memory = Memory({"a": wide, "b": half})
     memory.write("a", 2, torch.tensor([1.0, 2.0]))
-    assert memory.tensors["a"][1].tolist() == [1.0, 2.0]
-    for start, values in ((3, torch.ones(2)), (0, torch.ones(2, dtype=torch.float16))):
-        with pytest.raises(ValueError, match="do not fit"):
-            memory.write("a", start, values)
+    memory.write("b", 0, torch.tensor([1.00390625, 3.0]))
+    memory.write("no such place", 0, torch.ones(9))
+    assert wide.tolist() == [[0, 0], [1, 2]]
+    assert half.tolist() == [1, 3]
+    with pytest.raises(ValueError, match="do not fit"):
+        memory.write("a", 3, torch.ones(2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_filled_in_place_from_one_lambda_to_another_and_back(
+    pair: tuple[Path, Path], tmp_path: Path, write: Write, read: Read, method: str
+) -> None:
+    several = METHODS[method].least > 1
+    tuned = [pair[1], write(tmp_path / "other", tensors(3))] if several else [pair[1]]
+    with OpenMerge(pair[0], tuned, method=method, threads=2, **SETTINGS.get(method, {})) as merged:
+        places = merged.tensors(0)
+        assert same_bytes(places, read(pair[0]))
+        for lam in (0.6, 0.25, 0.6):
+            merged.fill(lam, places)
+            disk = read(
+                merge(pair[0], tuned, tmp_path / f"{lam}", lam=lam, method=method, **SETTINGS.get(method, {}))
+                if not (tmp_path / f"{lam}").exists()
+                else tmp_path / f"{lam}"
+            )
+            assert same_bytes(places, disk)
+        merged.fill(0, places)
+        assert same_bytes(places, read(pair[0]))
+        if not several:
+            merged.fill(1, places, plain=True)
+            assert same_bytes(places, read(pair[1]))
+
+
+def test_numbers_for_single_modules_and_bad_ones(pair: tuple[Path, Path], tmp_path: Path, read: Read) -> None:
+    lams = {"bf16.*": 0.25, "*": 0.75}
+    with OpenMerge(*pair) as merged:
+        assert same_bytes(merged.tensors(lams), read(merge(*pair, tmp_path / "out", lam=lams)))
+        with pytest.raises(UserError, match="λ is 2"):
+            merged.tensors(2)
+    with OpenMerge(*pair, density=0.5) as merged, pytest.raises(UserError, match="takes no density"):
+        merged.tensors(0.5)

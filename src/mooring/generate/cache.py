@@ -1,7 +1,9 @@
 """Room for keys and values that grows by half at a time, where transformers copies the whole cache for every token."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -48,3 +50,31 @@ def make_cache(config: Any) -> Any:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def holds_all(cache: Any) -> bool:
+    """Whether every layer keeps all positions, so that columns may be masked or lie elsewhere than they were made."""
+    return all(type(layer) is RoomyLayer for layer in cache.layers)
+
+
+def joined(config: Any, caches: Sequence[Any], widths: Sequence[int], rows: Tensor | None = None) -> Any:
+    """Several caches as one, the rows of one below those of the other; the narrower ones are filled up on the left.
+
+    Args:
+        config: The model's.
+        caches: Caches that hold all positions (`holds_all`).
+        widths: The columns of each.
+        rows: Of a single cache, the rows to take, as often as each is named.
+    """
+    made, widest = make_cache(config), max(widths)
+    for number, layer in enumerate(made.layers):
+        both = []
+        for kind in ("keys", "values"):
+            parts = [getattr(cache.layers[number], kind) for cache in caches]
+            if rows is not None:
+                both.append(parts[0][rows.to(parts[0].device)])
+                continue
+            parts = [torch.nn.functional.pad(p, (0, 0, widest - w, 0)) for p, w in zip(parts, widths, strict=True)]
+            both.append(torch.cat(parts))
+        layer.update(*both)
+    return made

@@ -4,6 +4,7 @@ Ours rather than `model.generate`: a checkpoint's own generation config cannot l
 count padding as seen, a row's sampling does not depend on its batch, and rows that have ended leave the batch.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mooring.generate.cache import make_cache
+from mooring.generate.cache import holds_all, joined, make_cache
 from mooring.generate.engine import Settings
+
+SHARED = 256
+"""Least tokens that running a common beginning once must save."""
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,6 +81,146 @@ def choose(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: fl
     return (index if order is None else order.gather(-1, index)).squeeze(-1)
 
 
+@dataclasses.dataclass
+class Batch:
+    """Rows that share a cache.
+
+    Attributes:
+        number: Which of the rows asked each is; shape (rows,), int64.
+        tokens: What is to be fed next, padded on the left; shape (rows, new).
+        positions: Where these stand in their texts; likewise.
+        mask: Which columns of the cache, and of `tokens` after them, are a row's own; shape (rows, cached + new).
+        cache: Keys and values.
+        seen: The tokens of prompt and response so far; shape (rows, vocabulary), bool. None where nobody asks.
+    """
+
+    number: Tensor
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor
+    cache: Any
+    seen: Tensor | None = None
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.cache.batch_select_indices(rows)
+        for field in ("number", "tokens", "positions", "mask", "seen"):
+            value = getattr(self, field)
+            setattr(self, field, value if value is None else value[rows])
+
+    def feed(self, tokens: Tensor, mask: Tensor | None = None) -> None:
+        """Line up the next tokens, padded on the left; `mask` says which are not padding, all where it is not given."""
+        mask = torch.ones_like(tokens) if mask is None else mask
+        self.positions = self.positions[:, -1:] + mask.cumsum(1)
+        self.tokens, self.mask = tokens, torch.cat([self.mask, mask], 1)
+
+    def forward(self, model: Any, keep: int = 1) -> Tensor:
+        """Run the model on what is lined up; the logits of the last `keep` positions: (rows, keep, vocabulary)."""
+        logits: Tensor = model(
+            input_ids=self.tokens,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
+        return logits[:, -keep:]
+
+
+def start(model: Any, rows: Sequence[Sequence[int]], pad: int, further: Sequence[Sequence[int]] = ()) -> Batch:
+    """A batch of prompts, lined up.
+
+    What all of them begin with (the template's head, the system prompt) is run once for all.
+
+    Args:
+        model: A causal model.
+        rows: Prompt tokens.
+        pad: Any token; what stands left of shorter rows is masked.
+        further: Tokens to line up after each prompt.
+    """
+    cache, head = make_cache(model.config), shared(rows)
+    if holds_all(cache) and len(head) * (len(rows) - 1) >= SHARED:
+        ids, mask, positions = pad_left([head], pad, model.device)
+        first = Batch(torch.zeros(1, device=model.device), ids, positions, mask, cache)
+        first.forward(model)
+        cache = joined(model.config, [first.cache], [len(head)], torch.zeros(len(rows), dtype=torch.int64))
+    else:
+        head = []
+    ends = [[*row[len(head) :], *more] for row, more in zip(rows, further or [()] * len(rows), strict=True)]
+    ids, mask, positions = pad_left(ends, pad, model.device)
+    mask = torch.cat([mask.new_ones(len(rows), len(head)), mask], 1)
+    return Batch(torch.arange(len(rows), device=model.device), ids, positions + len(head), mask, cache)
+
+
+def shared(rows: Sequence[Sequence[int]]) -> list[int]:
+    """What all rows begin with; at least one token of each is not among it."""
+    low, high = min(map(list, rows)), max(map(list, rows))  # whatever the first and the last in order share, all share
+    most = min(map(len, rows)) - 1
+    size = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), most)
+    return list(low[: min(size, most)])
+
+
+def mark(rows: Sequence[Sequence[int]], vocabulary: int, device: Any) -> Tensor:
+    """Which tokens occur in each row: (rows, vocabulary), bool."""
+    seen = torch.zeros(len(rows), vocabulary, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        seen[number, list(row)] = True
+    return seen.to(device)
+
+
+def finish(
+    model: Any,
+    batch: Batch,
+    made: list[list[int]],
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    stops: Collection[int],
+    *,
+    uniform: Tensor | None = None,
+    ended: Callable[[Sequence[int]], bool] | None = None,
+) -> None:
+    """Go on with a batch until every row has ended; new tokens are added to `made`, the row's by its number.
+
+    Args:
+        model: A causal model.
+        batch: Rows that have not ended, with something lined up.
+        made: New tokens of every row so far.
+        prompts: The prompts, by the same numbers.
+        settings: How tokens are drawn.
+        stops: Tokens that end a response.
+        uniform: As `choose` takes it, (rows asked, tokens); None for greedy.
+        ended: As `decode` takes it.
+    """
+    enders = torch.tensor(sorted(stops), device=model.device)
+    while True:
+        logits = batch.forward(model)[:, -1].float()
+        if settings.repetition_penalty != 1:
+            if batch.seen is None:
+                texts = [[*prompts[row], *made[row]] for row in batch.number.tolist()]
+                batch.seen = mark(texts, logits.shape[-1], logits.device)
+            logits = penalise(logits, batch.seen, settings.repetition_penalty)
+        numbers = batch.number.tolist()
+        drawn = None if uniform is None else uniform[batch.number, len(made[numbers[0]])]
+        fresh = choose(logits, drawn, settings.temperature, settings.top_p, settings.top_k)
+        for row, token in zip(numbers, fresh.tolist(), strict=True):
+            made[row].append(token)
+        going = ~torch.isin(fresh, enders)
+        going &= torch.tensor(
+            [
+                len(made[row]) < settings.max_new_tokens and not (ended is not None and ended(made[row]))
+                for row in numbers
+            ],
+            device=going.device,
+        )
+        if not going.any():
+            return
+        if batch.seen is not None:
+            batch.seen.scatter_(1, fresh[:, None], True)
+        batch.feed(fresh[:, None])
+        if not going.all():
+            batch.keep(going.nonzero()[:, 0])
+
+
 @torch.inference_mode()
 def decode(
     model: Any,
@@ -101,53 +245,7 @@ def decode(
     Returns:
         New tokens of each row, the stop token included.
     """
-    tokens, mask, positions = pad_left(rows, pad, model.device)
-    cache = make_cache(model.config)
-    enders = torch.tensor(sorted(stops), device=model.device)
-    uniform = torch.stack([draws(settings, key) for key in keys]).to(model.device) if settings.temperature else None
-    alive = torch.arange(len(rows), device=model.device)  # the row of `made` that each row of the batch stands for
     made: list[list[int]] = [[] for _ in rows]
-    seen: Tensor | None = None
-    for step in range(settings.max_new_tokens):
-        logits = (
-            model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
-        )
-        if settings.repetition_penalty != 1:
-            if seen is None:
-                seen = torch.zeros_like(logits, dtype=torch.bool)
-                where = mask.nonzero(as_tuple=True)
-                seen[where[0], tokens[where]] = True
-            logits = penalise(logits, seen, settings.repetition_penalty)
-        fresh = choose(
-            logits,
-            None if uniform is None else uniform[alive, step],
-            settings.temperature,
-            settings.top_p,
-            settings.top_k,
-        )
-        for row, token in zip(alive.tolist(), fresh.tolist(), strict=True):
-            made[row].append(token)
-        going = ~torch.isin(fresh, enders)
-        if ended is not None:
-            going &= torch.tensor([not ended(made[row]) for row in alive.tolist()], device=going.device)
-        if not going.any():
-            break
-        if seen is not None:
-            seen.scatter_(1, fresh[:, None], True)
-        tokens, positions = fresh[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        if not going.all():
-            keep = going.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            alive, tokens, positions, mask = alive[keep], tokens[keep], positions[keep], mask[keep]
-            seen = None if seen is None else seen[keep]
+    uniform = torch.stack([draws(settings, key) for key in keys]).to(model.device) if settings.temperature else None
+    finish(model, start(model, rows, pad), made, rows, settings, stops, uniform=uniform, ended=ended)
     return made

@@ -1,9 +1,9 @@
 """What an engine is: it answers prompts and says how likely references are, batch by batch."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mooring.errors import DataError
 from mooring.recipe import Runner
@@ -67,6 +67,33 @@ class Engine(Protocol):
             DataError: A prompt has no reference, or does not fit the context; before anything is computed.
         """
         ...
+
+
+@runtime_checkable
+class Drafting(Engine, Protocol):
+    """An engine that may be helped by another model's answers."""
+
+    def complete_drafted(
+        self, prompts: Sequence[Prompt], settings: Settings, drafts: Mapping[str, str], *, done: Collection[str] = ()
+    ) -> Iterator[list[Completion]]:
+        """As `complete`, and the same answers up to rounding; `made_by` says how many tokens a draft had right.
+
+        Args:
+            prompts: As `complete`.
+            settings: Likewise.
+            drafts: Answers of another model by their keys; not used where sampling draws the tokens.
+            done: As `complete`.
+        """
+        ...
+
+
+def share_saved(completions: Iterable[Completion]) -> float | None:
+    """The share of all tokens that drafts had right; None where there were no drafts."""
+    completions = list(completions)
+    tokens = sum(c.tokens for c in completions)
+    if not tokens or not any("accepted" in c.made_by for c in completions):
+        return None
+    return sum(int(c.made_by.get("accepted", 0)) for c in completions) / tokens
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from mooring.errors import DataError
 from mooring.files import explained
-from mooring.generate.engine import Engine, Settings, check_prompts, each_sample
+from mooring.generate.engine import Drafting, Engine, Settings, check_prompts, each_sample
 from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, to_dict, write_jsonl
 
 Progress = Callable[[int, int, int], None]
@@ -26,6 +26,9 @@ def complete_to_file(
     path: Path,
     made_by: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
+    *,
+    drafts: Mapping[str, str] | None = None,
+    known: Mapping[str, Completion] | None = None,
 ) -> list[Completion]:
     """Answer prompts into a JSON Lines file, one completion a line, in the order of the prompts and their samples.
 
@@ -41,6 +44,8 @@ def complete_to_file(
         made_by: What the engine does not know of itself, such as the model's digest: kept in every completion,
             beside the engine and the settings.
         on_progress: Called once at the start and after every batch.
+        drafts: Another model's answers by their keys, for an engine that takes such help (`engine.Drafting`).
+        known: Completions of the same model by their keys, which are taken as they are.
 
     Returns:
         The completions, as written.
@@ -50,13 +55,24 @@ def complete_to_file(
         OutputError: The disk is full, or the folder may not be written.
     """
     made = {**(made_by or {}), "engine": dict(engine.about), "settings": dataclasses.asdict(settings)}
+    known = known or {}
+    check_prompts(prompts)
+    each = each_sample(prompts, settings)
+    missing = {index for index, sample in each if sample_key(prompts[index].id, sample) not in known}
+    asked = [prompt for index, prompt in enumerate(prompts) if index in missing]
 
     def batches(done: Collection[str]) -> Iterator[list[Completion]]:
-        for batch in engine.complete(prompts, settings, done=done):
-            yield [dataclasses.replace(completion, made_by=made) for completion in batch]
+        if not asked:
+            return
+        if drafts and isinstance(engine, Drafting):
+            answers = engine.complete_drafted(asked, settings, drafts, done=done)
+        else:
+            answers = engine.complete(asked, settings, done=done)
+        for batch in answers:
+            yield [dataclasses.replace(c, made_by={**made, **c.made_by}) for c in batch]
 
-    keys = [sample_key(prompts[index].id, sample) for index, sample in each_sample(prompts, settings)]
-    return _to_file(batches, Completion, prompts, keys, path, made, on_progress)
+    keys = [sample_key(prompts[index].id, sample) for index, sample in each]
+    return _to_file(batches, Completion, asked, keys, path, made, on_progress, known)
 
 
 def likelihood_to_file(
@@ -68,6 +84,7 @@ def likelihood_to_file(
 ) -> list[Likelihood]:
     """The likelihood of every reference into a JSON Lines file, as `complete_to_file` does it for completions."""
     made = {**(made_by or {}), "engine": dict(engine.about)}
+    check_prompts(examples)
 
     def batches(done: Collection[str]) -> Iterator[list[Likelihood]]:
         return engine.likelihood(examples, done=done)
@@ -83,8 +100,8 @@ def _to_file(
     path: Path,
     made_by: Mapping[str, Any],
     on_progress: Progress | None,
+    known: Mapping[str, Record] | None = None,
 ) -> list[Record]:
-    check_prompts(prompts)
     what = json.dumps([kind.__name__, made_by, [to_dict(prompt) for prompt in prompts]], sort_keys=True)
     header = json.dumps({"part_of": hashlib.sha256(what.encode()).hexdigest()}) + "\n"
     part = path.with_name(path.name + ".part")
@@ -92,9 +109,12 @@ def _to_file(
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         made, size = read_part(part, kind, header)
+        stored = frozenset(made)
+        wanted = frozenset(keys)
+        made = {key: record for key, record in (known or {}).items() if key in wanted} | made
         tell(len(made), len(keys), 0)
         tokens = 0
-        stream = batches(frozenset(made))
+        stream = batches(stored)
         first = next(stream, None)  # a prompt that does not fit is refused here, before a file is made
         with part.open("r+b" if size else "wb") as file:
             file.truncate(size)

@@ -1,6 +1,7 @@
 """The engine on `transformers`: a local folder, batches by length, padded on the left."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import warnings
@@ -15,12 +16,15 @@ from transformers.utils import logging as hf_logging
 from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt
 from mooring.errors import DataError, ModelError
 from mooring.generate.decode import decode, pad_left
+from mooring.generate.drafts import decode_drafted, supported
 from mooring.generate.engine import Settings, check_prompts, each_sample, pending, plan
 from mooring.records import Completion, Likelihood, Message, Prompt, sample_key
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LOGITS = 2**26
 """Most logits (rows × positions × vocabulary) that the likelihood of one batch may take."""
+TOGETHER = 4
+"""Batches whose drafts are checked before the rows that part from them go on together."""
 
 
 class TransformersEngine:
@@ -82,10 +86,7 @@ class TransformersEngine:
         self, prompts: Sequence[Prompt], settings: Settings, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`."""
-        check_prompts(prompts)
-        rows = [encode_prompt(self.tokenizer, prompt, self.system) for prompt in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            self._fits(prompt, len(row), settings.max_new_tokens)
+        rows = self._rows(prompts, settings)
         asked = each_sample(prompts, settings)
         keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
         for batch in pending(plan([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
@@ -96,6 +97,39 @@ class TransformersEngine:
             yield [
                 self._completion(prompts[i].id, sample, tokens) for (i, sample), tokens in zip(which, made, strict=True)
             ]
+
+    def complete_drafted(
+        self, prompts: Sequence[Prompt], settings: Settings, drafts: Mapping[str, str], *, done: Collection[str] = ()
+    ) -> Iterator[list[Completion]]:
+        """As `Drafting.complete_drafted`: several batches are yielded together, as they are worked on together.
+
+        Drafts help where every layer of the model keeps all positions; with sliding windows it is asked without.
+        """
+        if settings.temperature or not supported(self.model.config):
+            yield from self.complete(prompts, settings, done=done)
+            return
+        rows = self._rows(prompts, settings)
+        for batch in pending(
+            plan([len(row) for row in rows], TOGETHER * self.batch_size), [p.id for p in prompts], done
+        ):
+            texts = [drafts.get(prompts[i].id, "") for i in batch]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            asked = [rows[i] for i in batch]
+            made = decode_drafted(self.model, asked, ids, settings, self.stops, self.pad, self.batch_size)
+            yield [
+                dataclasses.replace(
+                    self._completion(prompts[i].id, 0, answer.tokens), made_by={"accepted": answer.accepted}
+                )
+                for i, answer in zip(batch, made, strict=True)
+            ]
+
+    def _rows(self, prompts: Sequence[Prompt], settings: Settings) -> list[list[int]]:
+        """The prompts' tokens; they fit the context with the answers."""
+        check_prompts(prompts)
+        rows = [encode_prompt(self.tokenizer, prompt, self.system) for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            self._fits(prompt, len(row), settings.max_new_tokens)
+        return rows
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """As `Engine.likelihood`."""

@@ -1,29 +1,35 @@
 """The only file that knows every stage: from a recipe to a run folder with the chosen model and the report."""
 
-import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mooring import sources
-from mooring.checkpoint import digest, is_adapter, open_checkpoint
+from mooring.checkpoint import digest, open_checkpoint
 from mooring.errors import UserError
 from mooring.files import atomic_text, need_room
+from mooring.merge.card import license_of
 from mooring.merge.stream import merge
 from mooring.merge.together import belong_together
 from mooring.recipe import Metric, Recipe, Tune
 from mooring.records import Choice, Trial, from_dict, to_dict
+from mooring.report import card
 from mooring.report.results import dumps
 from mooring.report.write import write
 from mooring.run.assemble import assemble
+from mooring.run.changes import measure_changes
 from mooring.run.checks import check_measures
 from mooring.run.plan import disk, merge_settings
-from mooring.run.sets import evaluation_sets
+from mooring.run.search import find
+from mooring.run.sets import asked, evaluation_sets
 from mooring.run.store import Event, OnEvent, Store, key_of, remove
+from mooring.run.sweep.models import Models
 from mooring.run.trials import Subject, Trials
 from mooring.select.choose import choose
+from mooring.select.flips import with_flips
+from mooring.select.limits import check_support
 from mooring.tune.lora import tune
 
 
@@ -87,6 +93,7 @@ class _Run:
 
     base: Model
     tuned: Model
+    models: Models
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
         self.recipe = recipe
@@ -99,15 +106,21 @@ class _Run:
         merge_settings(self.recipe)
         sets = evaluation_sets(self.recipe)
         trials = Trials(self.recipe, self.store, sets)
-        check_measures(self.recipe, (*trials.metrics("validation"), *trials.metrics("test")), trials.judging)
+        metrics = (*trials.metrics("validation"), *trials.metrics("test"))
+        check_measures(self.recipe, metrics, trials.judging, sets)
+        rates = {"safety": "asr", "over_refusal": "over_refusal"}
+        counts = {rates[name]: len(prompts) for name, prompts in asked(sets, "validation").items() if name in rates}
+        check_support(self.recipe.select, counts)
         self.base = self._base()
         self.tuned = self._tuned()
+        rule, scratch = merge_settings(self.recipe), self.folder / "scratch"
+        self.models = Models(self.recipe, self.base.folder, self.tuned.folder, rule, scratch)
         warnings = self._check()
-        grid = (0.0, *self.recipe.merge.lambdas, 1.0)
-        scored = self._trials(trials, grid, "validation", None)
+        grid = (0.0, *self._lambdas(trials), 1.0)
+        scored = with_flips(self._trials(trials, grid, "validation"), trials.hits(grid, "validation"))
         choice = self._choose(scored, trials.metrics("validation"))
         self._write_model(choice.lam)
-        scored += self._trials(trials, (0.0, choice.lam, 1.0), "test", choice.lam)
+        scored += self._trials(trials, (0.0, choice.lam, 1.0), "test")
         report = self._report(scored, choice, trials, warnings)
         return Outcome(self.folder, self.model, choice, report, self.store.worked)
 
@@ -166,6 +179,13 @@ class _Run:
             atomic_text(path, json.dumps({"warnings": found}, ensure_ascii=False, indent=1) + "\n")
 
         self.store.once("check the pair", [self.base.key, self.tuned.key], [path], look)
+        changes = self.folder / "changes.json"
+        self.store.once(
+            "measure the change",
+            [self.base.key, self.tuned.key],
+            [changes],
+            lambda: measure_changes(self.base.folder, self.tuned.folder, changes),
+        )
         warnings: list[str] = json.loads(path.read_text())["warnings"]
         for warning in warnings:
             self.store.emit(Event("check the pair", "say", note=warning))
@@ -178,58 +198,57 @@ class _Run:
         rule = [self.recipe.merge.method, *merge_settings(self.recipe).items()] if lam < 1 else [""]
         return key_of([self.base.key, self.tuned.key, *rule, lam])
 
-    def _merge(self, lam: float, out: Path) -> Path:
-        """The merged model; at λ = 1 the tuned one itself, whatever the rule would drop."""
-        rule = {"method": "linear"} if lam == 1 else {"method": self.recipe.merge.method} | merge_settings(self.recipe)
-        return merge(self.base.folder, self.tuned.folder, out, lam=lam, **rule)
-
     def _write_model(self, lam: float) -> None:
-        self.store.once("write the model", self._merge_key(lam), [self.model], lambda: self._merge(lam, self.model))
+        key = self._merge_key(lam)
+        self.store.once("write the model", key, [self.model], lambda: self.models.merge(lam, self.model))
+        self.models.written = lam, self.model
 
-    @contextlib.contextmanager
-    def _at(self, lam: float, chosen: float | None = None) -> Iterator[Subject]:
-        """The model at λ, in a checkpoint that stays, or in one made when first asked for and removed in the end."""
-        scratch = self.folder / "scratch" / f"lam-{lam:g}"
-
-        @functools.cache
-        def folder() -> Path:
-            if lam == 0:
-                return self.base.folder
-            if lam == 1 and not is_adapter(self.tuned.folder):
-                return self.tuned.folder
-            if lam == chosen:
-                return self.model
-            remove(scratch)  # what a killed run left
-            return self._merge(lam, scratch)
-
+    def _subject(self, lam: float) -> Subject:
         label = {0.0: "base", 1.0: "tuned"}.get(lam, f"λ = {lam:g}")
-        try:
-            yield Subject(lam, self._merge_key(lam), label, folder)
-        finally:
-            remove(scratch)
+        return Subject(lam, self._merge_key(lam), label, functools.partial(self.models.at, lam))
 
-    def _trials(self, trials: Trials, lams: Sequence[float], split: sources.Half, chosen: float | None) -> list[Trial]:
-        """Ask every model first, then judge, so that a judge's model is loaded once."""
-        subjects = []
-        for lam in lams:
-            with self._at(lam, chosen) as subject:
+    def _lambdas(self, trials: Trials) -> tuple[float, ...]:
+        """The λ to score: the recipe's grid, or the one that a search found (the smallest tried, if none is within)."""
+        if self.recipe.select.search == "grid":
+            return self.recipe.merge.lambdas
+        try:
+            found = find(trials, self._subject, self.recipe.select, self.recipe.seed)
+        finally:
+            self.models.release()
+            trials.judging.close()
+        atomic_text(self.folder / "search.json", json.dumps(to_dict(found), indent=1) + "\n")
+        for small, large in found.odd:
+            said = f"λ = {small:g} is harmful significantly oftener than {large:g}: a larger λ may be within the bound"
+            self.store.emit(Event("search", "say", note=said))
+        self.store.emit(Event("search", "say", note=f"{found.asked} responses, λ = {found.lam}"))
+        return (min(look.lam for look in found.looks) if found.lam is None else found.lam,)
+
+    def _trials(self, trials: Trials, lams: Sequence[float], split: sources.Half) -> list[Trial]:
+        """Ask every model first, then judge, so that a judge's model is loaded once, and no other is in memory then."""
+        subjects = [self._subject(lam) for lam in lams]
+        try:
+            for subject in subjects:
                 trials.ask(subject, split)
-                subjects.append(subject)
+        finally:
+            self.models.release()
+        if (saved := trials.saved()) is not None:
+            said = f"{saved:.0%} of the tokens were the nearest λ's too, and were only checked ({split})"
+            self.store.emit(Event("drafts", "say", note=said))
         scored = [trials.score(subject, split) for subject in subjects]
         trials.judging.close()
         return scored
 
     # --- the end --------------------------------------------------------------------------------------------------
 
-    def _choose(self, trials: list[Trial], metrics: tuple[Metric, ...]) -> Choice:
+    def _choose(self, scored: list[Trial], metrics: Sequence[Metric]) -> Choice:
         path = self.folder / "choice.json"
         metric = metrics[0] if metrics else None
 
         def make() -> None:
-            choice = choose(trials, margin=self.recipe.select.margin, metric=metric)
+            choice = choose(scored, metric=metric, settings=self.recipe.select)
             atomic_text(path, json.dumps(to_dict(choice), ensure_ascii=False, indent=1) + "\n")
 
-        inputs = [[to_dict(t) for t in trials], self.recipe.select.margin, metric]
+        inputs = [[to_dict(t) for t in scored], self.recipe.select.model_dump(mode="json"), metric]
         self.store.once("select", inputs, [path], make)
         return from_dict(Choice, json.loads(path.read_text()))
 
@@ -246,7 +265,15 @@ class _Run:
         }
         results = assemble(self.recipe, self.folder, models, scored, choice, trials)
         results = dataclasses.replace(results, notes=[*results.notes, *warnings])
-        self.store.once("report", dumps(results), [out / "results.json"], lambda: write(results, out))
+        readme = self.model / "README.md"
+
+        def make() -> None:
+            terms = license_of(self.base.folder)
+            write(results, out)
+            atomic_text(out / card.NAME, card.card(results, terms=terms))
+            atomic_text(readme, card.card(results, terms=terms))
+
+        self.store.once("report", dumps(results), [out / "results.json", readme], make)
         return out
 
     def _tell(self, step: str, done: int, total: int, note: str, tokens: int = 0) -> None:

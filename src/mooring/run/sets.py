@@ -15,11 +15,10 @@ from mooring.sources.splits import draw
 
 Name = Literal["safety", "over_refusal", "ordinary", "task"]
 """The prompt sets of a run: the fields of the recipe's `score` section."""
-CHOOSING: tuple[Name, ...] = ("safety", "task")
-"""Those that λ is chosen on."""
 
 Sets = dict[Name, dict[sources.Half, list[Prompt]]]
-"""Prompts by set and split (`validation`, `test`). The task's test half may be empty: lm-eval takes its place."""
+"""Prompts by set and split (`validation`, `test`). A half that no model is asked is empty: the validation half of a set
+that λ is not chosen by, the task's test half where lm-eval takes its place."""
 
 _HARMLESS = {"over_refusal": "over_refusal", "ordinary": "ordinary", "quality": "ordinary", "task": "task"}
 """Where a set of harmless prompts belongs, by its kind."""
@@ -52,6 +51,10 @@ def evaluation_sets(recipe: Recipe, missing: dict[str, str] | None = None) -> Se
     if section.task or section.validation_task:
         halves = _task(recipe, missing)
         found["task"] = {half: [_with_system(p, _system(recipe, half)) for p in halves[half]] for half in halves}
+    choosing = {"safety", "task"} | ({"over_refusal"} if recipe.select.over_refusal_margin is not None else set())
+    for name, halves in found.items():
+        if name not in choosing:
+            halves["validation"] = []
     return found
 
 
@@ -150,5 +153,4 @@ def task_metrics(recipe: Recipe, sets: Sets, split: sources.Half) -> tuple[Metri
 
 def asked(sets: Sets, split: sources.Half) -> dict[Name, list[Prompt]]:
     """What a model is asked in a split."""
-    names = [name for name in sets if split == "test" or name in CHOOSING]
-    return {name: sets[name][split] for name in names if sets[name][split]}
+    return {name: halves[split] for name, halves in sets.items() if halves[split]}

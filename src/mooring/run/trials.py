@@ -1,46 +1,24 @@
 """One model on one split: ask it, judge what it answered, score it. Every step goes through the run's ledger."""
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mooring import sources
 from mooring.files import atomic_text
-from mooring.generate.engine import Engine, Settings, load_engine
-from mooring.generate.store import complete_to_file, likelihood_to_file
+from mooring.generate.store import likelihood_to_file
 from mooring.recipe import Metric, Recipe
 from mooring.records import Completion, Likelihood, Prompt, Score, Trial, Verdict, from_dict, read_jsonl, to_dict
 from mooring.run.judging import RULES, Judging, renamed
 from mooring.run.lm_eval.evaluate import run_tasks
 from mooring.run.sets import SET, Name, Sets, asked, task_metrics
 from mooring.run.store import Event, Store
-from mooring.score.safety import attack_success_by, safety_scores
+from mooring.run.sweep.answers import Answers, Place, Subject, folder_of
+from mooring.score.safety import attack_success_by
 from mooring.score.task import TaskOptions, needs_completions, task_scores
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Subject:
-    """The model at one λ.
-
-    Attributes:
-        lam: Its λ.
-        key: Digest of what it is made from.
-        label: What people call it.
-        folder: Where it is; called only when it must be asked something.
-    """
-
-    lam: float
-    key: str
-    label: str
-    folder: Callable[[], Path]
-
-    @property
-    def name(self) -> str:
-        """Its folder below `completions/`."""
-        return f"lam-{self.lam:g}"
+__all__ = ["Subject", "Trials", "verdict_file"]
 
 
 class Trials:
@@ -57,7 +35,8 @@ class Trials:
         self.store = store
         self.sets = sets
         self.judging = Judging(recipe.score.judges, store.digest)
-        self._keys: dict[tuple[float, str, str], str] = {}
+        self._keys: dict[Place, str] = {}
+        self._answers = Answers(recipe, store)
 
     def metrics(self, split: sources.Half) -> tuple[Metric, ...]:
         """The task metrics of a split."""
@@ -67,39 +46,26 @@ class Trials:
 
     def ask(self, subject: Subject, split: sources.Half) -> None:
         """Ask a model all that a split asks; what was asked before is kept."""
-        section = self.recipe.generate
-        engine = functools.cache(lambda: load_engine(subject.folder(), section, self.recipe.system))
         metrics = self.metrics(split)
         for name, prompts in asked(self.sets, split).items():
             if name != "task" or needs_completions(metrics):
-                self._complete(engine, subject, name, split, prompts)
+                self._keys[subject.lam, split, name] = self._answers.whole(subject, split, name, prompts)
         if "response_loss" in metrics:
-            self._likelihood(engine, subject, split, asked(self.sets, split)["task"])
+            self._likelihood(subject, split, asked(self.sets, split)["task"])
         if split == "test" and self.recipe.score.lm_eval:
-            self._lm_eval(engine, subject)
+            self._lm_eval(subject)
 
-    def _complete(
-        self, engine: Callable[[], Engine], subject: Subject, name: Name, split: sources.Half, prompts: list[Prompt]
-    ) -> None:
-        section, settings = self.recipe.generate, settings_for(self.recipe, name)
-        path, step = self._out(subject) / f"{name}-{split}.jsonl", f"{subject.label}: answer {name} ({split})"
-        inputs = [
-            subject.key,
-            sources.digest(prompts),
-            dataclasses.asdict(settings),
-            self.recipe.system,
-            [section.engine, section.batch_size, section.dtype, section.device],
-        ]
-        self._keys[subject.lam, split, name] = self.store.once(
-            step,
-            inputs,
-            [path],
-            lambda: complete_to_file(engine(), prompts, settings, path, {"model": subject.key}, self._tick(step)),
-        )
+    def ask_some(
+        self, subject: Subject, split: sources.Half, name: Name, prompts: Sequence[Prompt]
+    ) -> list[Completion]:
+        """Ask a model some prompts of a set, as `Answers.some`; `ask` takes these completions over."""
+        return self._answers.some(subject, split, name, prompts, asked(self.sets, split)[name])
 
-    def _likelihood(
-        self, engine: Callable[[], Engine], subject: Subject, split: sources.Half, prompts: list[Prompt]
-    ) -> None:
+    def saved(self) -> float | None:
+        """As `Answers.saved`."""
+        return self._answers.saved()
+
+    def _likelihood(self, subject: Subject, split: sources.Half, prompts: list[Prompt]) -> None:
         path, step = self._out(subject) / f"likelihood-{split}.jsonl", f"{subject.label}: response loss ({split})"
         section = self.recipe.generate
         inputs = [subject.key, sources.digest(prompts), self.recipe.system, section.batch_size, section.dtype]
@@ -107,15 +73,23 @@ class Trials:
             step,
             inputs,
             [path],
-            lambda: likelihood_to_file(engine(), prompts, path, {"model": subject.key}, self._tick(step)),
+            lambda: likelihood_to_file(subject.engine(), prompts, path, {"model": subject.key}, self._tick(step)),
         )
 
-    def _lm_eval(self, engine: Callable[[], Engine], subject: Subject) -> None:
+    def _lm_eval(self, subject: Subject) -> None:
         section = self.recipe.score
         path, step = self._out(subject) / "lm-eval.json", f"{subject.label}: lm-eval {', '.join(section.lm_eval)}"
 
         def make() -> None:
-            result = run_tasks(engine(), section.lm_eval, limit=section.lm_eval_limit, seed=self.recipe.seed)
+            result = run_tasks(
+                subject.engine(),
+                section.lm_eval,
+                limit=section.lm_eval_limit,
+                seed=self.recipe.seed,
+                keep=path.with_name("lm-eval-answers.jsonl"),
+                made_by={"model": subject.key},
+                on_progress=lambda done, total: self._tick(step)(done, total, 0),
+            )
             result.write_samples(path.with_name("lm-eval-samples.jsonl"))
             # What one task of a group scored is a detail of the group's.
             whole = {f"lm_eval:{name}" for name in section.lm_eval}
@@ -161,6 +135,19 @@ class Trials:
         self.store.once(f"{subject.label}: score ({split})", [*inputs, self.recipe.seed], [path], make)
         return from_dict(Trial, json.loads(path.read_text()))
 
+    def hits(self, lams: Sequence[float], split: sources.Half) -> dict[str, dict[float, dict[str, bool | None]]]:
+        """What the deciding judge said of each prompt, by score (`asr`, `over_refusal`) and λ; to be scored before."""
+        found: dict[str, dict[float, dict[str, bool | None]]] = {}
+        for name, score in (("safety", "asr"), ("over_refusal", "over_refusal")):
+            if name not in asked(self.sets, split):
+                continue
+            for lam in lams:
+                file = verdict_file(name, split, self.judging.of(name)[0])
+                verdicts = read_jsonl(self.store.folder / "completions" / folder_of(lam) / file, Verdict)
+                said = {v.prompt_id: v.harmful if name == "safety" else v.refused for v in verdicts}
+                found.setdefault(score, {})[lam] = said
+        return found
+
     def _judge(self, subject: Subject, judge: str, name: Name, split: sources.Half, prompts: list[Prompt]) -> str:
         out = self._out(subject)
         path, step = out / verdict_file(name, split, judge), f"{subject.label}: judge {name} ({split}) by {judge}"
@@ -184,9 +171,7 @@ class Trials:
     ) -> dict[str, Score]:
         assert name != "task"
         verdicts = read_jsonl(out / verdict_file(name, split, judge), Verdict)
-        scores = safety_scores(name, verdicts)
-        if name == "safety" and judge not in self.judging.of("over_refusal"):
-            scores.pop("refusal")  # this judge does not say
+        scores = self.judging.scores(judge, name, verdicts)
         if name == "safety" and any(SET in p.extra for p in prompts):
             scores |= attack_success_by({p.id: p.extra[SET] for p in prompts}, verdicts)
         return scores
@@ -215,21 +200,3 @@ def _below(groups: Sequence[str], name: str) -> str:
 def verdict_file(name: Name, split: sources.Half, judge: str) -> str:
     """Where a judge's verdicts on a set lie, below a model's completions."""
     return f"verdicts-{name}-{split}-{judge}.jsonl"
-
-
-def settings_for(recipe: Recipe, name: Name) -> Settings:
-    """How a set's responses are drawn."""
-    section = recipe.generate
-    drawn: Mapping[str, Any] = {"temperature": section.temperature, "top_p": section.top_p, "top_k": section.top_k}
-    if name != "task":
-        limit = section.safety_max_new_tokens or section.max_new_tokens
-        penalty = section.safety_repetition_penalty
-        return Settings(max_new_tokens=limit, repetition_penalty=penalty, seed=recipe.seed, **drawn)
-    given = {key: getattr(section, f"task_{key}") for key in drawn}
-    return Settings(
-        max_new_tokens=section.max_new_tokens,
-        repetition_penalty=section.task_repetition_penalty,
-        seed=recipe.seed,
-        samples=section.task_samples,
-        **{key: drawn[key] if value is None else value for key, value in given.items()},
-    )

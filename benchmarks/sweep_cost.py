@@ -1,0 +1,122 @@
+"""What a sweep over λ costs: one model in memory with drafts, beside a merge written, loaded and asked for each λ.
+
+    python benchmarks/sweep_cost.py [RUN]
+
+RUN is a finished run of recipes/quickstart.yaml: its base and tuned model are taken. Without one, a small pair is tuned
+first. Both ways answer the same prompts with the quickstart's settings, greedily, in turn at every λ, so that a slow
+minute hits both. The plain way is what a person does without a sweep: merge into a folder, load it, ask every prompt
+from its first token; Python's start and imports are left out. The ratio comes last.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import table
+
+from mooring.api.running import tune
+from mooring.generate import decode
+from mooring.generate.engine import Settings, share_saved
+from mooring.generate.transformers_engine import TransformersEngine
+from mooring.merge.stream import merge
+from mooring.records import Completion, Prompt
+from mooring.run.sweep.merged_model import MergedModel
+from mooring.sources import evaluation_sets, resolve_model
+
+GRID = (0.2, 0.4, 0.5, 0.6, 0.8)
+BASE = "bundled:smollm2-135m-instruct"
+Asked = Sequence[tuple[list[Prompt], Settings]]
+"""Prompt sets, and how their answers are drawn."""
+Answers = dict[str, Completion]
+"""Answers by the prompt's id."""
+
+
+def plain(base: Path, tuned: Path, load: Mapping[str, Any], lam: float, asked: Asked) -> Answers:
+    """Merge to the disk, load, ask."""
+    shared, decode.SHARED = decode.SHARED, 10**9  # what prompts share is read again for each
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            engine = TransformersEngine.load(merge(base, tuned, Path(folder) / "merged", lam=lam), **load)
+            return {c.prompt_id: c for prompts, how in asked for batch in engine.complete(prompts, how) for c in batch}
+    finally:
+        decode.SHARED = shared
+
+
+def in_memory(model: MergedModel, lam: float, asked: Asked, last: Answers) -> Answers:
+    """The same model with other weights, and the last λ's answers as drafts."""
+    engine, drafts = model.at(lam), {key: completion.text for key, completion in last.items()}
+    found = Answers()
+    for prompts, how in asked:
+        batches = engine.complete_drafted(prompts, how, drafts) if drafts else engine.complete(prompts, how)
+        found |= {completion.prompt_id: completion for batch in batches for completion in batch}
+    return found
+
+
+def pair(run: Path | None, scratch: Path) -> tuple[Path, Path]:
+    """A base and its tuned model: those of a finished run, or made here."""
+    if run is None:
+        settings: dict[str, Any] = {"learning_rate": 1e-3, "max_steps": 12, "validation": 0.05, "save_every": 12}
+        return resolve_model(BASE), tune(BASE, "bundled:tools-simple#200", out=scratch / "tuned", **settings)
+    if not json.loads((run / "ledger.json").read_text())["steps"].get("tune", {}).get("done"):
+        raise SystemExit(f"{run}: is not a finished run that tuned a model")
+    return run / "base", run / "tuned"
+
+
+def main() -> None:
+    """Ask both ways at every λ, and say what each took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("--prompts", type=int, default=24, help="of each of the two sets, at most")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--dtype", default="float32", help="in bfloat16 answers part where two tokens are as likely")
+    given = parser.parse_args()
+    sets = [
+        ("bundled:harmful", Settings(max_new_tokens=20, repetition_penalty=1.2)),
+        ("bundled:tools-simple", Settings(max_new_tokens=40)),
+    ]
+    asked = [(evaluation_sets(name, 0.5, 42, None)["validation"][: given.prompts], how) for name, how in sets]
+    load = {"batch_size": given.batch_size, "dtype": given.dtype}
+    rows = [["λ", "written, loaded, asked", "in memory", "same answers", "tokens saved"]]
+    totals, last, load_before = [0.0, 0.0], Answers(), os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        base, tuned = pair(given.run, Path(scratch))
+        in_memory(MergedModel(base, tuned, **load), 0.5, [(asked[0][0][:1], sets[0][1])], {})  # imports, page cache
+        model = MergedModel(base, tuned, **load)
+        for lam in GRID:
+            stamps = [time.perf_counter()]
+            theirs = plain(base, tuned, load, lam, asked)
+            stamps.append(time.perf_counter())
+            last = in_memory(model, lam, asked, last)
+            stamps.append(time.perf_counter())
+            taken = [end - begun for begun, end in itertools.pairwise(stamps)]
+            totals = [total + seconds for total, seconds in zip(totals, taken, strict=True)]
+            same = sum(last[key].text == theirs[key].text for key in theirs)
+            saved = share_saved(last.values())
+            rows.append(
+                [
+                    f"{lam}",
+                    *(f"{seconds:.1f} s" for seconds in taken),
+                    f"{same} of {len(theirs)}",
+                    f"{saved:.0%}" if saved else "—",
+                ]
+            )
+            print(" ".join(rows[-1]), file=sys.stderr)
+    rows.append(["all", *(f"{seconds:.1f} s" for seconds in totals), "", ""])
+    counts = " and ".join(str(len(prompts)) for prompts, _ in asked)
+    print(
+        f"{counts} prompts, batches of {given.batch_size}, {given.dtype}, {torch.get_num_threads()} threads, ", end=""
+    )
+    print(f"load {load_before:.1f} before and {os.getloadavg()[0]:.1f} after\n\n{table(rows)}\n")
+    print(f"in memory, beside written, loaded and asked: {totals[1] / totals[0]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

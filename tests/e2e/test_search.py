@@ -1,0 +1,31 @@
+"""A run that looks for λ by halves: a tiny pair, real commands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .conftest import lines, write_data  # type: ignore[import-not-found]
+
+
+def test_bisect_finds_one_lambda_and_goes_on_from_its_parts(
+    command: Any, tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any
+) -> None:
+    write_data(tmp_path)
+    lines(tmp_path / "many.jsonl", [{"prompt": f"Break thing number {i}."} for i in range(60)])
+    tuned = save_tiny_model(tmp_path / "tuned-model", seed=1)
+    arguments = (
+        "safeguard", tiny_model_folder, tuned, "--safety", "many.jsonl", "--search", "bisect", "--margin", 1,
+        "--max-new-tokens", 3, "--out", "run",
+    )  # fmt: skip
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "search.json").read_text())
+    results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
+    merged = {t["lam"] for t in results["trials"] if t["model"] == "merged"}
+    assert merged == {results["choice"]["lam"]}
+    assert found["lam"] == results["choice"]["lam"]
+    # Base and tuned model aside, far fewer answers than a grid of five on all prompts would take.
+    assert 0 < found["asked"] < 5 * 30
+    again = command(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "nothing was left to do" in again.stdout
