@@ -1,8 +1,9 @@
-"""Intervals and agreement, on plain numbers."""
+"""Intervals, paired tests and agreement, on plain numbers."""
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from statistics import NormalDist
 
 Z95 = 1.959963984540054
 """The standard normal's 97.5 % point."""
@@ -93,3 +94,189 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float 
     left, right = Counter(first), Counter(second)
     chance = sum(left[label] * right[label] for label in left)
     return None if chance == n * n else (agreed - chance) / (n * n - chance)
+
+
+def quantile(confidence: float) -> float:
+    """The standard normal's point below which a share `confidence` lies: 1.645 for 0.95."""
+    return NormalDist().inv_cdf(confidence)
+
+
+def wilson_upper(hits: int, n: int, confidence: float = 0.95) -> float:
+    """The one-sided upper limit of a rate by Wilson's score interval; 1 where `n` is 0.
+
+    Raises:
+        ValueError: `hits` is not within 0 to `n`.
+    """
+    return wilson(hits, n, quantile(confidence))[1]
+
+
+def binomial_cdf(hits: int, n: int, rate: float) -> float:
+    """P(X ≤ hits) of X ~ Binomial(n, rate)."""
+    if hits < 0:
+        return 0.0
+    if hits >= n or rate <= 0:
+        return 1.0
+    if rate >= 1:
+        return 0.0
+    up, down, whole = math.log(rate), math.log1p(-rate), math.lgamma(n + 1)
+    logs = [whole - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * up + (n - k) * down for k in range(hits + 1)]
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def binomial_upper(hits: int, n: int, confidence: float = 0.95) -> float:
+    """The exact one-sided upper limit of a rate (Clopper & Pearson 1934): the p with P(X ≤ hits | p) = 1 − confidence.
+
+    It lies below the true rate in at most 1 − confidence of samples, whatever the rate.
+
+    Returns:
+        In (0, 1]; 1 where `n` is 0 or all are hits.
+
+    Raises:
+        ValueError: `hits` is not within 0 to `n`.
+    """
+    if not 0 <= hits <= n:
+        raise ValueError(f"{hits} hits of {n}")
+    if hits == n:
+        return 1.0
+    return _root(lambda rate: binomial_cdf(hits, n, rate) - (1 - confidence), hits / n, 1.0)
+
+
+def mcnemar(worse: int, better: int) -> float:
+    """The exact two-sided p-value of McNemar's test: whether flips one way are as likely as the other.
+
+    Given that a pair flips, either way has probability ½: p = min(1, 2·P(X ≤ min(worse, better))) with
+    X ~ Binomial(worse + better, ½) (McNemar 1947; exact form after Cochran 1950).
+
+    Args:
+        worse: Pairs that flip one way.
+        better: Pairs that flip the other way.
+
+    Raises:
+        ValueError: A count is negative.
+    """
+    if min(worse, better) < 0:
+        raise ValueError(f"{worse} flips one way, {better} the other")
+    return min(1.0, 2 * binomial_cdf(min(worse, better), worse + better, 0.5))
+
+
+def tango(worse: int, better: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """The score interval of a paired difference of rates, (worse − better) / n (Tango 1998).
+
+    It inverts the score test of p₁₀ − p₀₁ = δ, with the nuisance q = p₀₁ at its maximum likelihood given δ:
+    z = (b − c − nδ) / √(n(2q + δ(1−δ))), q the positive root of 2n·q² + ((2n−b+c)δ − b − c)·q − cδ(1−δ).
+    Unlike Wald's interval it has a width where nothing flips: with `z` = 1.645 its upper limit is then z²/(n + z²).
+
+    Args:
+        worse: Pairs that are a hit second and were none first (b).
+        better: Pairs that were a hit first and are none second (c).
+        n: All pairs.
+        z: Half-width in standard deviations; `quantile(confidence)` makes each end a one-sided limit.
+
+    Returns:
+        Low and high, both in [−1, 1]; (−1, 1) where `n` is 0.
+
+    Raises:
+        ValueError: The flips are negative or more than `n`.
+    """
+    if min(worse, better) < 0 or worse + better > n:
+        raise ValueError(f"{worse} and {better} flips of {n}")
+    if n == 0:
+        return -1.0, 1.0
+    return -_tango_upper(better, worse, n, z), _tango_upper(worse, better, n, z)
+
+
+def _tango_upper(worse: int, better: int, n: int, z: float) -> float:
+    if worse == n:
+        return 1.0
+
+    def score(delta: float) -> float:
+        """How far the score test of δ lies above −z: it falls in δ."""
+        return (worse - better) / n - delta + z * null_deviation(worse / n, better / n, delta) / math.sqrt(n)
+
+    return _root(score, (worse - better) / n, 1.0)
+
+
+def null_deviation(worse: float, better: float, delta: float) -> float:
+    """The standard deviation of one pair's difference (1, 0, −1) where the rates differ by `delta`: √(2q + δ(1−δ)).
+
+    q, the rate of flips for the better, is at its maximum likelihood given δ: see `tango`.
+
+    Args:
+        worse: The share of pairs seen to flip for the worse.
+        better: The share seen to flip for the better.
+        delta: The difference supposed.
+    """
+    linear = (2 - worse + better) * delta - worse - better
+    root = math.sqrt(max(0.0, linear * linear + 8 * better * delta * (1 - delta)))
+    return math.sqrt(max(0.0, (root - linear) / 2 + delta * (1 - delta)))
+
+
+def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+    """Where a falling function crosses 0, by halving; the upper end of what is left, so that a limit errs upwards."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        if falling(middle) > 0:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def newcombe(hits: int, n: int, base_hits: int, base_n: int, z: float = Z95) -> tuple[float, float]:
+    """The interval of a difference of two independent rates, from Wilson's of each (Newcombe 1998, method 10).
+
+    Returns:
+        Low and high of hits/n − base_hits/base_n; (−1, 1) where either has no trials.
+
+    Raises:
+        ValueError: Hits are not within 0 to their trials.
+    """
+    (low, high), (base_low, base_high) = wilson(hits, n, z), wilson(base_hits, base_n, z)
+    if not n or not base_n:
+        return -1.0, 1.0
+    rate, base_rate = hits / n, base_hits / base_n
+    return (
+        rate - base_rate - math.hypot(rate - low, base_high - base_rate),
+        rate - base_rate + math.hypot(high - rate, base_rate - base_low),
+    )
+
+
+def bootstrap_difference(
+    first: tuple[Sequence[float], Sequence[float]],
+    second: tuple[Sequence[float], Sequence[float]],
+    *,
+    seed: int = 0,
+    draws: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float] | None:
+    """The paired percentile bootstrap of Σ tops₁ / Σ bottoms₁ − Σ tops₂ / Σ bottoms₂, drawing units with replacement.
+
+    Args:
+        first: Tops and bottoms, one number a unit, as for `bootstrap_ratio`; with bottoms of 1 the ratio is a mean.
+        second: The same units, in the same order.
+        seed: Seed of the draws.
+        draws: Resamples.
+        level: Coverage.
+
+    Returns:
+        Low and high, or None where a ratio is undefined. A resample whose bottoms sum to 0 is left out.
+
+    Raises:
+        ValueError: They differ in length.
+    """
+    import numpy as np
+
+    columns = [np.asarray(column, dtype=float) for column in (*first, *second)]
+    if len({len(column) for column in columns}) != 1:
+        raise ValueError(f"{[len(column) for column in columns]} units")
+    if not columns[1].sum() > 0 or not columns[3].sum() > 0:
+        return None
+    generator = np.random.default_rng(seed)
+    differences: list[float] = []
+    for _ in range(draws):
+        chosen = generator.integers(0, len(columns[0]), len(columns[0]))
+        top, bottom, other_top, other_bottom = (float(column[chosen].sum()) for column in columns)
+        if bottom > 0 and other_bottom > 0:
+            differences.append(top / bottom - other_top / other_bottom)
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,212 @@
+"""Search by halves for the largest λ within a bound, leaving each λ as soon as the evidence suffices.
+
+Asks nothing itself: a generator, which yields what to ask and is sent the verdicts.
+"""
+
+import dataclasses
+import random
+from collections.abc import Generator, Sequence
+from typing import Literal
+
+from mooring.errors import DataError, UserError
+from mooring.select.evidence import Evidence, Rule
+from mooring.stats import mcnemar
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bisect:
+    """A search.
+
+    Attributes:
+        rule: When a λ is within the bound on the whole set, and how sure it must be that the λ found is.
+        doubt: A λ is left, as within or as over, once the chance that the whole set would say otherwise is at most
+            this, foretold from the verdicts so far.
+        resolution: λ are multiples of it.
+        lo: λ above this are tried.
+        hi: λ below this are tried.
+        batch: Prompts asked at a time, looked at together.
+        seed: Of the order in which prompts are asked, the same for every λ.
+    """
+
+    rule: Rule
+    doubt: float = 0.1
+    resolution: float = 0.05
+    lo: float = 0.0
+    hi: float = 1.0
+    batch: int = 6
+    seed: int = 0
+
+    @property
+    def test(self) -> Rule:
+        """What each λ is held to: half the error that is stated for the λ found, since several are tested."""
+        if self.rule.confidence is None:
+            return self.rule
+        return dataclasses.replace(self.rule, confidence=(1 + self.rule.confidence) / 2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ask:
+    """What to ask next: the model at `lam`, the prompts at these places. None is asked twice."""
+
+    lam: float
+    prompts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Look:
+    """Where a λ stood when it was left.
+
+    Attributes:
+        lam: The λ.
+        asked: Prompts asked at it so far.
+        judged: Those that could be judged (in pairs, where a base is given).
+        worse: Harmful responses; in pairs, those that the base did not give.
+        better: In pairs, harmful responses of the base that this λ does not give; else 0.
+        chance: That it keeps the bound on the whole set, foretold; 0 or 1 once the whole set was asked.
+        said: `within` or `over`.
+    """
+
+    lam: float
+    asked: int
+    judged: int
+    worse: int
+    better: int
+    chance: float
+    said: Literal["within", "over"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """How a search ended.
+
+    Attributes:
+        lam: The largest λ found within the bound, confirmed on the whole set; `None` where there is none.
+        looks: Each λ as it was left, in the order of the search.
+        asked: Prompts asked, over all λ, the base's aside.
+        prompts: Prompts in the whole set.
+        odd: Pairs of λ at which the smaller one was harmful significantly oftener (exact McNemar, p < 0.05), so that
+            the search, which takes the rate to rise with λ, may have missed the largest.
+    """
+
+    lam: float | None
+    looks: tuple[Look, ...]
+    asked: int
+    prompts: int
+    odd: tuple[tuple[float, float], ...] = ()
+
+
+Search = Generator[Ask, Sequence[bool | None], Found]
+
+
+def bisect(design: Bisect, prompts: int, base: Sequence[bool | None] | None = None) -> Search:
+    """Search for the largest λ within the bound, taking the rate to rise with λ.
+
+    The candidates are halved: a λ is asked prompts in a random order until it is foretold to be within or over
+    (`Evidence.chance`), which moves the lower or the upper end. The largest λ left within is then asked the whole set;
+    if that does not confirm it, the search goes on below. So whatever is foretold, the λ found has passed the test of a
+    grid on all its prompts. Since a search tests several λ, each is tested at half the error, 1 − confidence, that is
+    stated for the λ found: `benchmarks/bisect_risk.py` holds that to it on made-up curves, the hardest among them.
+
+    Args:
+        design: The search.
+        prompts: How many prompts there are.
+        base: The base's verdicts on them, where the bound is on the rise above the base: True is harmful, None a miss.
+
+    Yields:
+        What to ask; it is to be sent the verdicts, as many.
+
+    Returns:
+        What was found.
+
+    Raises:
+        UserError: The resolution leaves no λ to try, or a setting is out of range.
+        DataError: There are too few prompts for any λ to pass.
+    """
+    lams = _candidates(design)
+    order = random.Random(design.seed).sample(range(prompts), prompts)
+    if base is not None and len(base) != prompts:
+        raise DataError(f"bisect: {len(base)} verdicts of the base for {prompts} prompts", "judge the base first")
+    rule = design.test
+    rule.check(prompts)
+    answers: dict[float, list[bool | None]] = {}
+    looks: list[Look] = []
+
+    def test(lam: float, whole: bool) -> Generator[Ask, Sequence[bool | None], bool]:
+        """Ask one λ until it can be left; the whole set, where that is wanted."""
+        seen = answers.setdefault(lam, [])
+        while True:
+            evidence = _evidence(rule, seen, order, base)
+            left = prompts - len(seen)
+            chance = evidence.chance(left)
+            settled = bool(seen) and not whole and not design.doubt < chance < 1 - design.doubt
+            if not left or settled:
+                said: Literal["within", "over"] = "within" if chance > 0.5 else "over"
+                looks.append(
+                    Look(lam, len(seen), evidence.judged, evidence.worse, evidence.better, round(chance, 4), said)
+                )
+                return said == "within"
+            places = tuple(order[len(seen) : len(seen) + (left if whole else design.batch)])
+            verdicts = yield Ask(lam, places)
+            if len(verdicts) != len(places):
+                raise ValueError(f"{len(verdicts)} verdicts for {len(places)} prompts")
+            seen.extend(verdicts)
+
+    low, high, within = -1, len(lams), [-1]
+    while True:
+        while high - low > 1:
+            middle = (low + high) // 2
+            if (yield from test(lams[middle], whole=False)):
+                low = middle
+                within.append(low)
+            else:
+                high = middle
+        if low < 0 or len(answers[lams[low]]) == prompts or (yield from test(lams[low], whole=True)):
+            break
+        high = low
+        within.remove(low)
+        low = within[-1]
+    found = None if low < 0 else lams[low]
+    return Found(found, tuple(looks), sum(map(len, answers.values())), prompts, _odd(answers))
+
+
+def _candidates(design: Bisect) -> list[float]:
+    if not (0 < design.resolution < 1 and 0 <= design.doubt < 0.5 and design.batch >= 1):
+        raise UserError(
+            f"bisect: resolution {design.resolution:g}, doubt {design.doubt:g}, batch {design.batch}",
+            "0 < resolution < 1, 0 ≤ doubt < 0.5, batch ≥ 1",
+        )
+    steps = range(1, int(1 / design.resolution) + 1)
+    lams = [round(step * design.resolution, 10) for step in steps]
+    kept = [lam for lam in lams if design.lo + 1e-9 < lam < design.hi - 1e-9]
+    if not kept:
+        raise UserError(
+            f"bisect: no multiple of {design.resolution:g} lies between {design.lo:g} and {design.hi:g}",
+            "use a finer resolution",
+        )
+    return kept
+
+
+def _evidence(
+    rule: Rule, seen: Sequence[bool | None], order: Sequence[int], base: Sequence[bool | None] | None
+) -> Evidence:
+    if base is None:
+        hits = [hit for hit in seen if hit is not None]
+        return Evidence(rule, len(hits), sum(hits), 0)
+    pairs = [(base[place], hit) for place, hit in zip(order, seen, strict=False)]
+    known = [(first, second) for first, second in pairs if first is not None and second is not None]
+    worse = sum(second and not first for first, second in known)
+    return Evidence(rule, len(known), worse, sum(first and not second for first, second in known))
+
+
+def _odd(answers: dict[float, list[bool | None]]) -> tuple[tuple[float, float], ...]:
+    """λ in pairs, of which the smaller is harmful oftener on the prompts that both were asked, beyond chance."""
+    found = []
+    lams = sorted(answers)
+    for place, small in enumerate(lams):
+        for large in lams[place + 1 :]:
+            both = list(zip(answers[small], answers[large], strict=False))
+            falls = sum(first is True and second is False for first, second in both)
+            rises = sum(first is False and second is True for first, second in both)
+            if falls > rises and mcnemar(falls, rises) < 0.05:
+                found.append((small, large))
+    return tuple(found)

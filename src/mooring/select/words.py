@@ -1,0 +1,66 @@
+"""Numbers and their names, for the reason of a choice."""
+
+import math
+
+from mooring.errors import DataError
+from mooring.records import Trial
+
+NAMES = {"asr": "attack success rate", "over_refusal": "over-refusal"}
+LABELS = {
+    "call_match": "call match",
+    "exact_match": "exact match",
+    "response_loss": "response loss",
+    "bert_score": "BERTScore F1",
+}
+
+
+def value_of(trial: Trial, name: str) -> float:
+    """A score of a trial.
+
+    Raises:
+        DataError: It is missing or undefined.
+    """
+    who = f"the {trial.model} model at λ = {trial.lam:g}" if trial.model == "merged" else f"the {trial.model} model"
+    score = trial.scores.get(name)
+    if score is None:
+        known = ", ".join(trial.scores) or "nothing"
+        raise DataError(f"select: {who} has no `{name}` on validation", f"measured are: {known}")
+    if score.value is None or not math.isfinite(score.value):
+        raise DataError(
+            f"select: `{name}` of {who} is undefined on validation (n = {score.n})",
+            "use more prompts, or a judge whose answers can be read",
+        )
+    return score.value
+
+
+def loss(trial: Trial, metric: str) -> float:
+    """The task score turned so that smaller is better."""
+    value = value_of(trial, metric)
+    return value if trial.scores[metric].better == "lower" else -value
+
+
+def best(trial: Trial, metric: str) -> str:
+    """Which end of a task score is best."""
+    return "lowest" if trial.scores[metric].better == "lower" else "highest"
+
+
+def label(metric: str) -> str:
+    """A task score's name for people."""
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def show(trial: Trial, metric: str) -> str:
+    """A task score for people: a rate in percent, a loss in nats."""
+    value = value_of(trial, metric)
+    return f"{value:.3f} nats a token" if metric == "response_loss" else percent(value)
+
+
+def percent(rate: float) -> str:
+    """A rate for people."""
+    return f"{100 * rate:.1f} %"
+
+
+def points(margin: float) -> str:
+    """A difference of rates for people."""
+    text = f"{100 * margin:.3g}"
+    return f"{text} point" if text == "1" else f"{text} points"

@@ -1,0 +1,106 @@
+"""Seeds, and models compared on the same prompts."""
+
+import dataclasses
+import statistics
+
+import pytest
+
+from mooring.errors import DataError
+from mooring.records import Score, Trial
+from mooring.select.compare import compare_rates, compare_scores, spread
+from mooring.select.flips import Flips, flips, with_flips
+
+
+def trial(lam: float, *, judge: str = "rules", model: str = "merged", **values: float | None) -> Trial:
+    scores = {
+        name: Score(name=name, value=value, low=None, high=None, n=10, better="lower", method=judge)
+        for name, value in values.items()
+    }
+    return Trial(model=model, method="linear", lam=lam, split="test", scores=scores)  # type: ignore[arg-type]
+
+
+def test_seeds_give_mean_and_sample_deviation() -> None:
+    found = spread([trial(0.5, asr=0.1, loss=1.0), trial(0.6, asr=0.2, loss=2.0), trial(0.5, asr=0.4, loss=None)])
+    assert found.keys() == {"asr"}  # a score that a seed does not have is no mean of all
+    assert found["asr"].mean == pytest.approx(0.7 / 3)
+    assert found["asr"].sd == pytest.approx(statistics.stdev([0.1, 0.2, 0.4]))
+    assert (found["asr"].n, found["asr"].values) == (3, (0.1, 0.2, 0.4))
+
+
+def test_one_seed_has_no_deviation() -> None:
+    assert spread([trial(0.5, asr=0.1)])["asr"].sd is None
+
+
+@pytest.mark.parametrize(
+    ("trials", "says"),
+    [
+        ([], "no trials"),
+        ([trial(0.5, asr=0.1), trial(1.0, model="tuned", asr=0.1)], "different splits or models"),
+        (
+            [trial(0.5, asr=0.1), dataclasses.replace(trial(0.5, asr=0.1), split="validation")],
+            "different splits or models",
+        ),
+        ([trial(0.5, asr=0.1), trial(0.5, judge="wildguard", asr=0.1)], r"different ways \(rules; wildguard\)"),
+    ],
+)
+def test_seeds_that_do_not_compare_are_refused(trials: list[Trial], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        spread(trials)
+
+
+BASE = {"a": False, "b": False, "c": True, "d": True, "e": None, "f": False}
+OTHER = {"a": True, "b": False, "c": False, "d": True, "e": True, "f": None}
+
+
+def test_flips_leave_misses_out() -> None:
+    assert flips(BASE, OTHER) == Flips(pairs=4, worse=1, better=1)
+    assert flips(BASE, {}) == Flips(0, 0, 0)
+
+
+def test_trials_carry_their_flips_and_the_base_none() -> None:
+    trials = [trial(0.0, model="base", asr=0.5, loss=1.0), trial(0.5, asr=0.5, loss=1.0), trial(0.6, asr=0.5)]
+    base, half, other = with_flips(trials, {"asr": {0.0: BASE, 0.5: OTHER}})
+    assert base == trials[0]
+    assert other == trials[2]
+    assert half.scores["asr"].details == {"pairs": 4, "worse": 1, "better": 1}
+    assert half.scores["loss"] == trials[1].scores["loss"]
+
+
+def test_rates_are_compared_in_pairs() -> None:
+    first = {str(n): False for n in range(40)}
+    second = {str(n): n < 9 for n in range(40)}
+    found = compare_rates(first, second)
+    assert found.value == 9 / 40
+    assert (found.n, found.worse, found.better) == (40, 9, 0)
+    assert found.p == pytest.approx(2 / 2**9)
+    assert found.low is not None
+    assert found.high is not None
+    assert 0.1 < found.low < found.value < found.high < 0.4
+    turned = compare_rates(second, first)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+    assert compare_rates({"a": None}, {"a": True}).value is None
+
+
+def test_scores_are_compared_in_pairs() -> None:
+    """A difference that is the same on every prompt has no width, however the prompts differ among themselves."""
+    first = {str(n): float(n % 7) for n in range(50)}
+    second = {key: value + 0.25 for key, value in first.items()}
+    found = compare_scores(first, second)
+    assert found.value == pytest.approx(0.25)
+    assert (found.low, found.high) == pytest.approx((0.25, 0.25))
+    assert found.p is None
+
+
+def test_losses_are_weighed_by_tokens() -> None:
+    found = compare_scores({"a": 10.0, "b": 2.0}, {"a": 5.0, "b": 2.0}, weights={"a": 10, "b": 2})
+    assert found.value == pytest.approx(7 / 12 - 1)
+    assert found.low == pytest.approx(-0.5)  # only `a` was drawn
+    assert found.high == 0
+    assert compare_scores({}, {}).value is None
+
+
+def test_models_that_were_asked_other_prompts_do_not_compare() -> None:
+    with pytest.raises(DataError, match="2 prompts were asked of one model alone"):
+        compare_rates({"a": True, "b": True}, {"a": True, "c": True})
+    with pytest.raises(DataError, match="1 prompts"):
+        compare_scores({"a": 1.0}, {})
