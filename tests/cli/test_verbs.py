@@ -10,7 +10,19 @@ import pytest
 
 from .conftest import Run, write_task  # type: ignore[import-not-found]
 
-VERBS = ("safeguard", "run", "quickstart", "tune", "merge", "generate", "score", "select", "report", "inspect")
+VERBS = (
+    "safeguard",
+    "run",
+    "quickstart",
+    "tune",
+    "merge",
+    "generate",
+    "score",
+    "select",
+    "report",
+    "inspect",
+    "compare",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

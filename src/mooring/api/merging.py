@@ -177,6 +177,8 @@ def push(
     from mooring.errors import ModelError
     from mooring.files import atomic_text
     from mooring.merge.card import card, license_of
+    from mooring.report.card import card as run_card
+    from mooring.report.results import load
     from mooring.sources import upload
 
     upload.check_hub_id(hub_id)
@@ -185,15 +187,20 @@ def push(
         raise ModelError(
             f"{folder}: has no {MANIFEST}, so it was not merged by Mooring", "name a merged model's folder"
         )
-    text = card(
-        read_json(folder / MANIFEST),
-        title=hub_id.partition("/")[2] or hub_id,
-        base_ref=sources.hub_name(base) if base else None,
-        tuned_refs=[sources.hub_name(ref) for ref in tuned],
-        command=command,
-        terms=license_of(Path(base)) if base and Path(base).is_dir() else None,
-        adapter=is_adapter(folder),
-    )
+    terms = license_of(Path(base)) if base and Path(base).is_dir() else None
+    measured = folder.parent / "report" / "results.json"
+    if folder.name == "model" and measured.is_file():  # a run's model: its card has the numbers
+        text = run_card(load(measured), terms=terms)
+    else:
+        text = card(
+            read_json(folder / MANIFEST),
+            title=hub_id.partition("/")[2] or hub_id,
+            base_ref=sources.hub_name(base) if base else None,
+            tuned_refs=[sources.hub_name(ref) for ref in tuned],
+            command=command,
+            terms=terms,
+            adapter=is_adapter(folder),
+        )
     atomic_text(folder / "README.md", text)
     return upload.push(folder, hub_id, private=private, overwrite=overwrite)
 

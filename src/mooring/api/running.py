@@ -63,6 +63,7 @@ _PLACES = {
     "method": ("merge", "method"),
     "lambdas": ("merge", "lambdas"),
     "margin": ("select", "margin"),
+    "search": ("select", "search"),
     "max_new_tokens": ("generate", "max_new_tokens"),
     "batch_size": ("generate", "batch_size"),
     "dtype": ("generate", "dtype"),
@@ -80,8 +81,8 @@ def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnEvent | None =
         on_event: Told of every step.
         options: `out` (run folder), `task` (prompts with right answers), `safety` (requests to refuse),
             `over_refusal` (harmless ones that sound harmful), `judges` (of safety, the first one decides), `method`,
-            `lambdas`, `margin` (how far ASR may rise above the base's), `metrics`, `limit` (prompts of each set),
-            `system`, `seed`, `max_new_tokens`, `batch_size`, `dtype`, `device`.
+            `lambdas`, `margin` (how far ASR may rise above the base's), `search` (`grid` or `bisect`), `metrics`,
+            `limit` (prompts of each set), `system`, `seed`, `max_new_tokens`, `batch_size`, `dtype`, `device`.
 
     Raises:
         UserError: The models do not belong together, or an option is bad.
@@ -162,6 +163,7 @@ def select(run: str | Path, *, margin: float | None = None, metric: str | None =
     Raises:
         UserError: It is not a run that has been scored, or the choice cannot be made.
     """
+    from mooring.recipe import section
     from mooring.report.results import load
     from mooring.select.choose import choose
 
@@ -170,13 +172,16 @@ def select(run: str | Path, *, margin: float | None = None, metric: str | None =
     trials = [t for t in results.trials if t.split == "validation"]
     return choose(
         trials,
-        margin=results.recipe["select"]["margin"] if margin is None else margin,
         metric=metric or (None if own == "lam" else own),
+        settings=section("select", dict(results.recipe["select"])),
+        margin=margin,
     )
 
 
-def report(run: str | Path) -> Path:
+def report(run: str | Path, *, redact: bool = False) -> Path:
     """Write a run's report anew from its `results.json`; returns the report's folder.
+
+    With `redact` harmful prompts and the answers to them are left out, and it goes to `report-redacted`.
 
     Raises:
         DataError: There are no results, or they cannot be read.
@@ -185,5 +190,6 @@ def report(run: str | Path) -> Path:
     from mooring.report.write import write
 
     folder = Path(run) / "report"
-    write(load(folder), folder)
-    return folder
+    out = Path(run) / "report-redacted" if redact else folder
+    write(load(folder), out, redact=redact)
+    return out

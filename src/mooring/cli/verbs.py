@@ -1,15 +1,17 @@
 """Each verb: its options, its help with examples, and one call."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 import mooring
 from mooring.cli import show
+from mooring.cli.compare import compare
 from mooring.cli.measuring import generate, score
 from mooring.cli.merging import merge
 from mooring.cli.options import SYSTEM, Base, Batch, Device, Dtype, Seed, System, Tuned, floats, words
+from mooring.cli.watch import watch
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -61,7 +63,12 @@ def safeguard(
     ] = "rules",
     method: Annotated[str, typer.Option(help="Merging rule.")] = "linear",
     lambdas: Annotated[str, typer.Option(help="λ to try; λ is the weight of the tuned model.")] = "0.2,0.4,0.6,0.8",
-    margin: Annotated[float, typer.Option(help="How far the attack success rate may rise above the base's.")] = 0.05,
+    margin: Annotated[
+        float | None, typer.Option(help="How far the attack success rate may rise above the base's: 0.1.")
+    ] = None,
+    search: Annotated[
+        Literal["grid", "bisect"], typer.Option(help="Try every λ, or look for the largest safe one by halves.")
+    ] = "grid",
     metric: Annotated[
         str | None, typer.Option(help="Task metrics, the deciding one first: call_match,bert_score,response_loss.")
     ] = None,
@@ -93,6 +100,7 @@ def safeguard(
         method=method,
         lambdas=floats(lambdas, "--lambdas"),
         margin=margin,
+        search=search,
         metrics=words(metric) or None,
         limit=limit,
         max_new_tokens=max_new_tokens,
@@ -191,6 +199,7 @@ app.command()(merge)
 
 app.command()(generate)
 app.command()(score)
+app.command()(compare)
 
 
 @app.command()
@@ -212,14 +221,39 @@ def select(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
-    """Write a run's report again from its results.json.
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; with --paper, a folder of them.")],
+    paper: Annotated[
+        Path | None, typer.Option(help="Write the paper's tables and figures over all runs in RUN to this folder.")
+    ] = None,
+    published: Annotated[
+        Path | None, typer.Option(help="With --paper: published numbers to stand beside them, CSV or YAML.")
+    ] = None,
+    main: Annotated[str | None, typer.Option(help="With --paper: the base model of Tables 1 and 2.")] = None,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Leave out harmful prompts and the answers; into report-redacted.")
+    ] = False,
+) -> None:
+    """Write a run's report again from its results.json, or the paper's tables over many runs.
 
     \b
     Examples:
       mooring report runs/quickstart
+      mooring report runs/quickstart --redact
+      mooring report runs --paper tables
+      mooring report runs --paper tables --published published.csv
     """
-    typer.echo(f"The report is {mooring.report(run) / 'index.html'}.")
+    if paper is None:
+        if published or main:
+            raise mooring.UserError("--published and --main: go with --paper", "name a folder for the tables")
+        typer.echo(f"The report is {mooring.report(run, redact=redact) / 'index.html'}.")
+        return
+    made = mooring.api.paper(run, paper, published=published, main=main)
+    for note in made.notes:
+        typer.echo(f"mooring: {note}", err=True)
+    typer.echo(
+        f"{made.runs} run{'' if made.runs == 1 else 's'}: the tables and figures are in {made.folder / 'paper.md'}."
+    )
 
 
 @app.command()
@@ -260,7 +294,7 @@ def start(recipe: Any, dry_run: bool) -> None:
 
         show.plan(plan(recipe))
         return
-    with show.watch() as on_event:
+    with watch(recipe) as on_event:
         outcome = mooring.run(recipe, on_event=on_event)
     show.outcome(outcome)
     raise typer.Exit(0 if outcome.choice.within else 1)

@@ -40,7 +40,7 @@ def tradeoff(results: Results) -> Any:
 
     metric = results.choice.metric
     names = [name for name in (metric, "asr") if _points(results, name, "validation") or _points(results, name, "test")]
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 0.9 + 2.25 * len(names)), layout="constrained")
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for axes, name in zip(panels, names, strict=True):
@@ -123,7 +123,7 @@ def plane(results: Results) -> Any | None:
     if not points:
         return None
     better, rate = points[0][2].better, is_rate(metric)
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         axes = figure.subplots()
         risk = [_scaled(safety.value, True) for _, safety, _ in points]
@@ -139,8 +139,8 @@ def plane(results: Results) -> Any | None:
             # Within the bound to the left, beyond it to the right and off the curve: no name lies on a line.
             within = x <= 100 * results.choice.bound
             side, align = ((-11, 0), "right") if within else ((6, -10 if better == "higher" else 10), "left")
-            style: dict[str, Any] = {"fontweight": "bold" if lam == chosen else "normal", "ha": align, "va": "center"}
-            axes.annotate(name, (x, y), side, textcoords="offset points", **style)
+            look: dict[str, Any] = {"fontweight": "bold" if lam == chosen else "normal", "ha": align, "va": "center"}
+            axes.annotate(name, (x, y), side, textcoords="offset points", **look)
             if lam == chosen:
                 axes.plot([x], [y], "o", **RING)
         axes.margins(x=0.27, y=0.1)
@@ -165,7 +165,7 @@ def loss_curve(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Any | Non
     stages = {stage: points for stage, points in curves.items() if points}
     if not stages:
         return None
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
         panels = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
         for axes, (stage, points) in zip(panels, sorted(stages.items()), strict=True):
@@ -212,7 +212,7 @@ def _place(drawing: Any, axes: Any, x: float, y: float) -> tuple[float, float]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     import matplotlib
 
     grey = {"axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK}
@@ -237,7 +237,7 @@ def _saved(figure: Any, kind: str, metadata: dict[str, None], salt: str = "moori
     import matplotlib
 
     buffer = io.BytesIO()
-    with _style(), matplotlib.rc_context({"svg.hashsalt": salt}):
+    with style(), matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format=kind, metadata=metadata, **options)
     return buffer.getvalue()
 

@@ -1,0 +1,215 @@
+"""`mooring compare`: one prompt side by side at each λ, and, on a terminal, λ movable."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import rich.box
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+import mooring
+from mooring.cli import show
+from mooring.cli.options import SYSTEM, Base, Device, Dtype, Part, Seed, System, Tuned, floats
+
+if TYPE_CHECKING:
+    from mooring.records import Prompt
+    from mooring.run.compare import Comparison, Reply
+
+NARROWEST = 26
+"""Characters of a column below which answers go one under the other."""
+STEP = 0.1
+"""How far `+` and `-` move λ."""
+KEYS = "a number: λ · + and -: λ by 0.1 · p TEXT: another prompt · q: quit"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Command:
+    """What a line at the prompt asks for: `lam`, `prompt`, `quit`, or `help` where it cannot be read."""
+
+    kind: Literal["lam", "prompt", "quit", "help"]
+    lam: float = 0.0
+    text: str = ""
+
+
+def read_command(line: str, lam: float) -> Command:
+    """A line that was typed, given the λ that is shown. λ stays from 0 to 1."""
+    said = line.strip()
+    if said in ("q", "quit", "exit"):
+        return Command("quit")
+    if said in ("+", "-"):
+        moved = lam + (STEP if said == "+" else -STEP)
+        return Command("lam", lam=round(min(1.0, max(0.0, moved)), 6))
+    if said.startswith("p ") and said[2:].strip():
+        return Command("prompt", text=said[2:].strip())
+    try:
+        asked = float(said.replace("λ", "").replace("=", "").replace(",", "."))
+    except ValueError:
+        return Command("help")
+    return Command("lam", lam=asked) if 0 <= asked <= 1 else Command("help")
+
+
+def compare(
+    base: Base,
+    tuned: Tuned,
+    merged: Annotated[
+        str | None,
+        typer.Argument(metavar="MERGED", help="Another model to stand beside them, such as a run's model/."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to ask.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Ask prompts of a set instead: FILE, advbench …; FILE#3 draws three.")
+    ] = None,
+    lam: Annotated[str, typer.Option(help="λ between 0 (BASE) and 1 (TUNED).")] = "0.2,0.5,0.8",
+    method: Annotated[str, typer.Option(help="Merging rule.")] = "linear",
+    density: Annotated[
+        float | None, typer.Option(help="Share of the change that is kept (ties, dare, della …).")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="1 is none; the paper's safety prompts use 1.2.")] = 1.0,
+    split: Part = "test",
+    system: System = SYSTEM,
+    seed: Seed = 42,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Answer a prompt by BASE, TUNED and their merges at each λ, side by side; nothing is written.
+
+    On a terminal λ can then be moved: type a λ, + or -, another prompt with `p TEXT`, or q.
+
+    \b
+    Examples:
+      mooring compare base/ tuned/ --prompt "What is the capital of Norway?"
+      mooring compare base/ adapter/ runs/mine/model --prompt "Set an alarm for 6." --lam 0.3,0.6
+      mooring compare base/ tuned/ --prompts questions.jsonl#3 --lam 0.5 --method slerp
+    """
+    asked = _prompts(prompt, prompts, split, seed)
+    with mooring.api.open_comparison(
+        base,
+        tuned,
+        merged,
+        method=method,
+        density=density,
+        system=system,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+        dtype=dtype,
+        device=device,
+    ) as comparison:
+        places = comparison.places(floats(lam, "--lam"))
+        total = len(places) * len(asked)
+        with show.bar("compare", resumes=False) as tick:
+            done: list[Reply] = []
+
+            def on_reply(reply: "Reply") -> None:
+                done.append(reply)
+                tick(len(done), total, reply.model)
+
+            answers = comparison.ask_all(asked, places, on_reply)
+        if as_json:
+            print(json.dumps([_plain(p, replies) for p, replies in zip(asked, answers, strict=True)], indent=1))
+            return
+        out = console()
+        for warning in comparison.warnings:
+            out.print(Text(f"note: {_visible(warning)}", style="dim"))
+        for each, replies in zip(asked, answers, strict=True):
+            out.print(answered(each, replies, out.width))
+        if sys.stdin.isatty() and out.is_terminal:
+            between = [place for place in places if place not in (0.0, 1.0, None)]
+            interact(comparison, asked[-1], between[len(between) // 2] if between else 0.5, out)
+
+
+def _prompts(text: str | None, refs: str | None, split: Part, seed: int) -> "list[Prompt]":
+    """What to ask.
+
+    Raises:
+        UserError: Nothing was given, or both ways, or the set cannot be read.
+    """
+    if (text is None) == (refs is None):
+        raise mooring.UserError("--prompt and --prompts: one of them is needed", 'ask with --prompt "…"')
+    if text is not None:
+        return [mooring.api.as_prompt(text)]
+    from mooring.sources import load_prompts
+
+    assert refs is not None
+    return load_prompts(refs, split=split, seed=seed)
+
+
+def console() -> Console:
+    """Standard output, in which no markup, emoji code or number of a model's text is read."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _visible(text: str) -> str:
+    from mooring.report.text import visible
+
+    return visible(text)
+
+
+def _plain(prompt: "Prompt", replies: "Sequence[Reply]") -> dict[str, object]:
+    return {"prompt": prompt.messages[-1].content, "answers": [dataclasses.asdict(reply) for reply in replies]}
+
+
+def answered(prompt: "Prompt", replies: "Sequence[Reply]", width: int) -> RenderableType:
+    """A prompt with its answers: side by side where the width allows, else one under the other."""
+    asked = Text(f"\n{_visible(prompt.messages[-1].content)}\n", style="bold")
+    columns = [(heading(reply), Text(body(reply))) for reply in replies]
+    if width // len(columns) < NARROWEST:
+        parts: list[RenderableType] = [asked]
+        for head, text in columns:
+            parts += [Text(f"── {head}", style="cyan"), text, Text()]
+        return Group(*parts)
+    table = Table(box=rich.box.SIMPLE_HEAD, expand=True, pad_edge=False, header_style="cyan")
+    for head, _ in columns:
+        table.add_column(Text(head), ratio=1, overflow="fold")
+    table.add_row(*(text for _, text in columns))
+    return Group(asked, table)
+
+
+def heading(reply: "Reply") -> str:
+    """What a column is called; both ends of λ by their names."""
+    ends = {0.0: "base (λ = 0)", 1.0: "tuned (λ = 1)", None: "merged (as given)"}
+    return ends.get(reply.lam, reply.model)
+
+
+def body(reply: "Reply") -> str:
+    """A model's text, in which nothing acts unseen, with a mark where the limit cut it."""
+    text = _visible(reply.text).strip() or "(nothing)"
+    return f"{text} … (cut at {reply.tokens} tokens)" if reply.finish == "length" else text
+
+
+def interact(comparison: "Comparison", prompt: "Prompt", lam: float, out: Console) -> None:
+    """Ask what is typed, until `q` or the end of the input."""
+    number = 1
+    while True:
+        out.print(Text(KEYS, style="dim"))
+        try:
+            line = input(f"λ = {lam:g} > ")
+        except (EOFError, KeyboardInterrupt):
+            out.print()
+            return
+        command = read_command(line, lam)
+        if command.kind == "quit":
+            return
+        if command.kind == "help":
+            continue
+        if command.kind == "prompt":
+            number += 1
+            prompt = mooring.api.as_prompt(command.text, number)
+        else:
+            lam = command.lam
+        try:
+            with out.status(f"λ = {lam:g}"):
+                replies = [comparison.ask(prompt, place) for place in comparison.places([lam])]
+        except mooring.UserError as error:  # a prompt that is too long ends nothing
+            out.print(Text(f"mooring: {_visible(' '.join(str(error).split()))}"))
+            continue
+        out.print(answered(prompt, replies, out.width))

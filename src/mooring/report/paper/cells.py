@@ -1,0 +1,161 @@
+"""Runs by base, task and method: several seeds of one are one cell, with their mean and standard deviation."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+
+from mooring.records import Score
+from mooring.report.paper.runs import Run, differences, short
+from mooring.report.results import is_task
+from mooring.report.text import MISSING, is_rate, with_interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    """The runs of one base, task and method, a seed each, all measured alike.
+
+    Attributes:
+        runs: At least one, by seed.
+    """
+
+    runs: Sequence[Run]
+
+    @property
+    def first(self) -> Run:
+        """The one whose settings stand for all."""
+        return self.runs[0]
+
+    @property
+    def seeds(self) -> str:
+        """The seeds, or how many of one (several tuned models that were made elsewhere)."""
+        found = sorted({run.seed for run in self.runs})
+        return ", ".join(map(str, found)) if len(found) == len(self.runs) else f"{len(self.runs)} models"
+
+    @property
+    def lam(self) -> str:
+        """The λ that were chosen, in the order of the seeds; one where all are equal."""
+        return ", ".join(dict.fromkeys(f"{run.results.choice.lam:g}" for run in self.runs))
+
+    def scores(self, model: str, name: str, split: str = "test") -> list[Score]:
+        """A score of every seed; those that were not measured are left out."""
+        found = (run.results.score(model, name, split) for run in self.runs)
+        return [score for score in found if score is not None]
+
+
+def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
+    """Sort runs into cells.
+
+    Of one cell's runs, those that measure alike are kept, the larger party where there are two, and each of the others
+    is told of. So is a run of a tuned model that another run has measured already.
+
+    Returns:
+        The cells by base, task and method, and a line for each run that was left out.
+    """
+    lines: list[str] = []
+    found: dict[tuple[str, str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (*run.cell, run.seed, run.name)):
+        found.setdefault(run.cell, []).append(run)
+    made = []
+    for members in found.values():
+        kept = _largest_party(members)
+        for run in members:
+            if run not in kept:
+                said = differences(run, kept[0])
+                lines.append(f"{run.name}: left out, since it does not compare with {kept[0].name}: {_some(said)}")
+        made.append(Cell(_once(kept, lines)))
+    return made, lines
+
+
+def _largest_party(members: Sequence[Run]) -> list[Run]:
+    parties: list[list[Run]] = []
+    for run in members:
+        for party in parties:
+            if not differences(run, party[0]):
+                party.append(run)
+                break
+        else:
+            parties.append([run])
+    return max(parties, key=len)  # the first of equal ones
+
+
+def _once(members: Sequence[Run], lines: list[str]) -> list[Run]:
+    """Each tuned model once."""
+    known: dict[object, Run] = {}
+    for run in members:
+        digest = run.results.models.get("tuned", {}).get("digest") or run.name
+        if digest in known:
+            lines.append(
+                f"{run.name}: left out, since {known[digest].name} measured the same tuned model by the same rule"
+            )
+        else:
+            known[digest] = run
+    return list(known.values())
+
+
+def _some(phrases: Sequence[str]) -> str:
+    shown = "; ".join(phrases[:3])
+    return f"{shown}; and {len(phrases) - 3} more" if len(phrases) > 3 else shown
+
+
+def odds(cell: Cell, beside: Cell, *, safety_only: bool = False) -> str:
+    """Why a row of a table does not compare with another, in one line; empty where it does.
+
+    Args:
+        cell: The row that is spoken of.
+        beside: The one that it stands beside.
+        safety_only: The two are of different tasks, so that only what ASR hangs on must be the same.
+    """
+    said = differences(cell.first, beside.first, safety_only=safety_only)
+    if not safety_only and cell.seeds != beside.seeds:
+        said.append(f"seeds {cell.seeds}, not {beside.seeds}")
+    return f"does not compare with {beside.first.name}: {_some(said)}" if said else ""
+
+
+def shown(scores: Sequence[Score]) -> str:
+    """A score with its 95 % interval, or, of several seeds, mean ± standard deviation (n − 1)."""
+    if len(scores) < 2:
+        return with_interval(scores[0] if scores else None)
+    center, spread = mean(scores), deviation(scores)
+    if center is None:
+        return "undefined"
+    digits, sign = (1, " %") if unit(scores) == 100 else (3, "")
+    known = len(_values(scores))
+    count = "" if known == len(scores) else f" (n = {known})"
+    return f"{center:.{digits}f} ± {MISSING if spread is None else f'{spread:.{digits}f}'}{sign}{count}"
+
+
+def unit(scores: Sequence[Score]) -> int:
+    """What a table multiplies a score by: 100, for percent, or 1."""
+    return 100 if is_rate(scores[0].name) and all(0 <= value <= 1 for value in _values(scores)) else 1
+
+
+def mean(scores: Sequence[Score]) -> float | None:
+    """The mean over seeds, in the unit that a table shows; `None` where no value is defined."""
+    values = _values(scores)
+    return statistics.fmean(values) * unit(scores) if values else None
+
+
+def deviation(scores: Sequence[Score]) -> float | None:
+    """The standard deviation over seeds (n − 1), in the same unit; `None` below two values."""
+    values = _values(scores)
+    return statistics.stdev(values) * unit(scores) if len(values) > 1 else None
+
+
+def _values(scores: Sequence[Score]) -> list[float]:
+    return [score.value for score in scores if score.value is not None]
+
+
+def task_score(cell: Cell) -> str | None:
+    """The task score that is reported: the recipe's first, or the one that chose λ, or the first that there is."""
+    settings, results = cell.first.settings, cell.first.results
+    trial = results.trial("merged")
+    names = [name for name in (trial.scores if trial else {}) if is_task(name)]
+    lm_eval = (f"lm_eval:{name}" for name in settings.get("score.lm_eval") or ())
+    wanted = [*(settings.get("score.metrics") or ()), *lm_eval, results.choice.metric, *names]
+    return next((str(name) for name in wanted if name in names), None)
+
+
+def safety_sets(cell: Cell) -> Mapping[str, str]:
+    """The score of ASR on each safety set, by the set's name."""
+    refs = [str(ref) for ref in cell.first.settings.get("score.safety") or ()]
+    return {short(refs[0]): "asr"} if len(refs) == 1 else {short(ref): f"asr:{ref}" for ref in refs}

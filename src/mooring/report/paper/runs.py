@@ -1,0 +1,238 @@
+"""Finished runs below a folder, and which of them measure the same thing by the same means."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mooring.errors import DataError
+from mooring.report.results import COLUMNS, Results, load
+from mooring.report.text import one_line
+
+LEDGER = "ledger.json"
+"""Its presence marks a run folder, finished or not."""
+DEPTH = 3
+"""How deep below the folder of runs a run may lie."""
+NO_TASK = "no task"
+
+_NOT_MEASURED = {"name", "out", "report", "seed", "base", "tuned", "merge"}
+"""Sections of a recipe that do not say how a run measures: names, or what a table compares."""
+_HARDWARE = {
+    *("batch_size", "device", "base_url", "key_env", "concurrency", "requests_per_minute", "tensor_parallel"),
+    *("price_in", "price_out", "save_every", "drafts"),
+}
+"""Settings that decide how fast an answer comes, not what it is."""
+ASKED = "harmful prompts tested"
+_SAFETY = re.compile(rf"{ASKED}|system|generate\.(?!task_).*|score\.(safety|validation|limit|judges\b.*)")
+"""What ASR hangs on, whatever the task is."""
+_TASK_ONLY = {"generate.max_new_tokens"}
+"""Of these, what ASR hangs on only where a recipe has no `safety_max_new_tokens`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        name: Its folder, as it lies below the folder of runs.
+        results: What it found.
+        base: The aligned model, by its name.
+        task: What the tuned model was tuned for.
+        method: The merging rule, with the settings that it was given.
+        seed: The tuned model's seed.
+        settings: How it measures, by place in the recipe: runs compare where these are equal.
+    """
+
+    name: str
+    results: Results
+    base: str
+    task: str
+    method: str
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """What it is one of several seeds of."""
+        return self.base, self.task, self.method
+
+
+def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
+    """Every finished run in a folder of run folders, and a line about each that cannot be read.
+
+    Raises:
+        DataError: There is no such folder, or no run that can be read in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder", "name a folder that holds run folders")
+    runs: list[Run] = []
+    lines: list[str] = []
+    for path in _run_folders(folder, DEPTH):
+        name = one_line("." if path == folder else str(path.relative_to(folder)))
+        try:
+            runs.append(_read(path, name))
+        except DataError as error:
+            lines.append(one_line(f"{name}: left out: {error}"))
+    if not runs:
+        why = f" ({lines[0]})" if lines else ""
+        raise DataError(f"{folder}: holds no finished run{why}", "name a folder with runs in it: runs/")
+    return runs, lines
+
+
+def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / LEDGER).is_file() or (folder / "report" / "results.json").is_file():
+        yield folder
+    elif depth:
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+                yield from _run_folders(child, depth - 1)
+
+
+def _read(folder: Path, name: str) -> Run:
+    if not (folder / "report" / "results.json").is_file():
+        raise DataError("it is not finished", "`mooring run` goes on with it")
+    if _begun_again(folder / LEDGER):
+        raise DataError("it was begun again since its report was written", "let it finish")
+    try:
+        results = load(folder / "report")
+    except DataError as error:
+        raise DataError(error.what.removeprefix(f"{folder}/"), error.mend) from None
+    return as_run(name, results)
+
+
+def _begun_again(ledger: Path) -> bool:
+    try:
+        report = json.loads(ledger.read_text(encoding="utf-8"))["steps"]["report"]
+        return not report["done"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # a report that was copied without its ledger
+
+
+def as_run(name: str, results: Results) -> Run:
+    """What a run's results are results of.
+
+    Raises:
+        DataError: They contradict themselves, or their recipe is not one.
+    """
+    check(results)
+    recipe = results.recipe
+    try:
+        merge = dict(recipe["merge"])
+        tune = recipe.get("tune") or {}
+        seed = tune.get("seed")
+        return Run(
+            name=name,
+            results=results,
+            base=short(str(recipe["base"])) + (", aligned" if recipe.get("align") else ""),
+            task=_task(recipe),
+            method=_method(merge),
+            seed=int(recipe["seed"] if seed is None else seed),
+            settings=dict(_settings(recipe, results)),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise DataError("results.json: its recipe is not one", "was the file edited by hand?") from None
+
+
+def check(results: Results) -> None:
+    """Hold that results agree with themselves: what a hand that edits a number forgets.
+
+    Raises:
+        DataError: A value lies outside its interval, or is not what its counts say, or a model is missing.
+    """
+    mend = "was the file edited by hand?"
+    for trial in results.trials:
+        for name, score in trial.scores.items():
+            where = f"results.json: {name} of {trial.model} ({trial.split}, λ = {trial.lam:g})"
+            if score.value is None:
+                continue
+            if score.low is not None and score.high is not None and not _within(score.low, score.value, score.high):
+                raise DataError(f"{where} lies outside its own interval", mend)
+            counts = score.details
+            if {"yes", "total", "miss"} <= counts.keys():
+                judged = counts["total"] - counts["miss"]
+                if judged <= 0 or not math.isclose(score.value, counts["yes"] / judged, abs_tol=1e-6):
+                    raise DataError(f"{where} is not what its counts say", mend)
+    for model in COLUMNS:
+        if results.trial(model) is None:
+            raise DataError(f"results.json: the {model} model has no trial on the test split", mend)
+
+
+def _within(low: float, value: float, high: float) -> bool:
+    # A bootstrap's percentiles need not hold the value itself, but come near.
+    slack = 1e-6 + 0.5 * (high - low)
+    return low - slack <= value <= high + slack
+
+
+def short(ref: str) -> str:
+    """A model or a set by its name, in one line: of a path, which says nothing to a reader, the last part."""
+    return one_line(Path(ref).name if ref.startswith((".", "~", "/")) else ref)
+
+
+def _task(recipe: Mapping[str, Any]) -> str:
+    score = recipe["score"]
+    lm_eval = ", ".join(score.get("lm_eval") or ())
+    named = recipe.get("task") or score.get("task") or lm_eval
+    return short(str(named)) if named else NO_TASK
+
+
+def _method(merge: dict[str, Any]) -> str:
+    given = {key: value for key, value in merge.items() if key not in ("method", "lambdas") and value is not None}
+    said = ", ".join(f"{key} {value}" for key, value in given.items())
+    return one_line(str(merge["method"]) + (f" ({said})" if said else ""))
+
+
+def _settings(recipe: Mapping[str, Any], results: Results) -> Iterator[tuple[str, Any]]:
+    for section, values in recipe.items():
+        if section == "merge":
+            yield "merge.lambdas", values.get("lambdas")
+        elif section in _NOT_MEASURED:
+            continue
+        elif isinstance(values, Mapping):
+            for key, value in values.items():
+                if key not in _HARDWARE and key != "judges" and (section, key) != ("tune", "seed"):
+                    yield f"{section}.{key}", _plain(value)
+        else:
+            yield section, _plain(values)
+    yield "score.judges", list(results.judges)
+    # Two files of one name may hold different prompts: as far as their number tells.
+    asr = results.score("base", "asr")
+    yield ASKED, asr.n if asr else None
+
+
+def _plain(value: Any) -> Any:
+    """One set or a list of one: the same."""
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+
+
+def differences(own: Run, other: Run, *, safety_only: bool = False) -> list[str]:
+    """Where a run measures otherwise than another, a phrase each: `score.limit 50, not 100`.
+
+    Args:
+        own: The one that is spoken of.
+        other: The one that it stands beside.
+        safety_only: Only what ASR hangs on: the two are of different tasks.
+    """
+    found = []
+    for place in dict.fromkeys([*own.settings, *other.settings]):
+        ours, theirs = own.settings.get(place), other.settings.get(place)
+        if ours == theirs or (safety_only and not _matters(place, own, other)):
+            continue
+        found.append(f"{place} {_say(ours)}, not {_say(theirs)}")
+    return found
+
+
+def _matters(place: str, own: Run, other: Run) -> bool:
+    if place in _TASK_ONLY:
+        return any(run.settings.get("generate.safety_max_new_tokens") is None for run in (own, other))
+    return bool(_SAFETY.fullmatch(place))
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " + ".join(map(_say, value)) or "none"
+    if isinstance(value, str):
+        return short(value) or "''"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

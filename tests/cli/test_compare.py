@@ -1,0 +1,228 @@
+"""`mooring compare`: one prompt at every λ, what the terminal shows of it, and λ moved by hand."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mooring.cli.compare import Command, answered, interact, read_command
+from mooring.errors import DataError
+from mooring.records import Message, Prompt
+from mooring.run.compare import Comparison, Reply
+
+from .conftest import Run, write_task  # type: ignore[import-not-found]
+from .test_bad_input import check_refused  # type: ignore[import-not-found]
+
+ASK = ("--prompt", "What is the capital of Norway?", "--max-new-tokens", 6)
+PROMPT = Prompt(id="p", messages=(Message("user", "What?"),))
+
+
+def reply(text: str = "Oslo.", lam: float | None = 0.5, finish: str = "stop") -> Reply:
+    return Reply(lam=lam, model="merged" if lam is None else f"λ = {lam:g}", text=text, tokens=4, finish=finish)
+
+
+def shown(replies: Sequence[Reply], width: int = 120) -> str:
+    """What a terminal with colours is sent."""
+    out = Console(width=width, file=io.StringIO(), force_terminal=True, highlight=False, markup=False, emoji=False)
+    out.print(answered(PROMPT, replies, width))
+    return out.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def answers(run: Run, *args: object) -> list[dict[str, Any]]:
+    code, out, err = run("compare", *args, "--json")
+    assert code == 0, err
+    return json.loads(out)  # type: ignore[no-any-return]
+
+
+def test_each_answer_is_that_of_the_model_that_merge_writes(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path
+) -> None:
+    (compared,) = answers(run, tiny_model_folder, tuned, *ASK, "--lam", "0.7,0.3", "--dtype", "float32")
+    found = {each["model"]: each["text"] for each in compared["answers"]}
+    assert list(found) == ["base", "λ = 0.3", "λ = 0.7", "tuned"]
+    (tmp_path / "ask.jsonl").write_text(json.dumps({"prompt": ASK[1]}) + "\n")
+    for name, lam in (("base", None), ("λ = 0.3", 0.3), ("λ = 0.7", 0.7), ("tuned", 1)):
+        model: Path | str = tiny_model_folder
+        if lam is not None:
+            model = f"m-{lam}"
+            assert run("merge", tiny_model_folder, tuned, "--lam", lam, "--out", model)[0] == 0
+        asked = ("--max-new-tokens", 6, "--dtype", "float32", "--out", f"{name}.jsonl")
+        code, _, err = run("generate", model, "ask.jsonl", *asked)
+        assert code == 0, err
+        assert json.loads((tmp_path / f"{name}.jsonl").read_text())["text"] == found[name]
+    assert len(set(found.values())) > 2  # or the above says little
+
+
+def test_a_third_model_stands_beside_them(run: Run, tiny_model_folder: Path, tuned: Path) -> None:
+    (compared,) = answers(run, tiny_model_folder, tuned, tuned, *ASK, "--lam", "0.5")
+    by = {each["model"]: each for each in compared["answers"]}
+    assert by["merged"]["lam"] is None
+    assert by["merged"]["text"] == by["tuned"]["text"]
+
+
+def test_prompts_of_a_set_and_another_rule(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
+    task = write_task(tmp_path)
+    options = ("--prompts", f"{task}#2", "--lam", "0.5", "--max-new-tokens", 4)
+    found = answers(run, tiny_model_folder, tuned, *options, "--method", "dare_linear", "--density", 0.5)
+    assert len(found) == 2
+    assert {each["prompt"] for each in found} <= {f"Set the alarm to {i}." for i in range(6)}
+    assert all(len(each["answers"]) == 3 for each in found)
+
+
+def test_without_a_terminal_all_is_printed_and_the_command_ends(
+    run: Run, tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    code, out, err = run("compare", tiny_model_folder, tuned, *ASK, "--lam", "0.5")
+    assert (code, err) == (0, "")
+    places = [out.index(head) for head in ("What is the capital", "base (λ = 0)", "λ = 0.5", "tuned (λ = 1)")]
+    assert places == sorted(places)
+    assert "q: quit" not in out
+
+
+def test_side_by_side_where_there_is_room() -> None:
+    replies = [reply("first " * 9, 0.0), reply("second " * 9), reply("third " * 9, 1.0), reply("fourth", None)]
+    wide, narrow = shown(replies, 140), shown(replies, 80)
+    line = next(line for line in wide.splitlines() if "first" in line)
+    assert all(word in line for word in ("second", "third", "fourth"))
+    assert all(head in wide for head in ("base (λ = 0)", "λ = 0.5", "tuned (λ = 1)", "merged (as given)"))
+    assert not any("first" in line and "second" in line for line in narrow.splitlines())
+    assert narrow.index("first") < narrow.index("second") < narrow.index("third") < narrow.index("fourth")
+    assert "(cut at 4 tokens)" in shown([reply(finish="length")])
+    assert "(nothing)" in shown([reply("  ")])
+
+
+@pytest.mark.parametrize("width", [120, 40])
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("\x1b[31mred\x1b[0m", "⟨U+001B⟩[31mred"),
+        ("\x1b]0;title\x07", "⟨U+001B⟩]0;title⟨U+0007⟩"),
+        ("\x9b2J", "⟨U+009B⟩2J"),
+        ("a\rb\x08c", "a⟨U+000D⟩b⟨U+0008⟩c"),
+        ("\u202eabc\u200b", "⟨U+202E⟩abc⟨U+200B⟩"),
+        ("\ud800", "⟨U+D800⟩"),
+        ("[bold red]x[/] [link=a]", "[bold red]x[/] [link=a]"),
+        (":smiley:", ":smiley:"),
+    ],
+)
+def test_model_text_and_prompt_do_nothing(text: str, seen: str, width: int) -> None:
+    plain = shown([reply("x")], width)
+    assert seen in shown([reply(text)], width)
+    prompt = dataclasses.replace(PROMPT, messages=(Message("user", text),))
+    out = Console(width=width, file=io.StringIO(), force_terminal=True, highlight=False, markup=False, emoji=False)
+    out.print(answered(prompt, [reply("x")], width))
+    assert seen in out.file.getvalue()  # type: ignore[attr-defined]
+    # Nothing but our own two colours: as many escapes as a harmless answer brings.
+    assert shown([reply(text)], width).count("\x1b") == plain.count("\x1b")
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("0.3", Command("lam", lam=0.3)),
+        ("λ=0,25", Command("lam", lam=0.25)),
+        ("+", Command("lam", lam=0.6)),
+        ("-", Command("lam", lam=0.4)),
+        ("p What now?", Command("prompt", text="What now?")),
+        ("q", Command("quit")),
+        ("1.5", Command("help")),
+        ("nan", Command("help")),
+        ("p ", Command("help")),
+        ("", Command("help")),
+        ("help", Command("help")),
+    ],
+)
+def test_what_is_typed(line: str, command: Command) -> None:
+    assert read_command(line, 0.5) == command
+
+
+def test_lambda_stays_between_its_ends() -> None:
+    assert read_command("+", 0.95).lam == 1.0
+    assert read_command("-", 0.0).lam == 0.0
+    lam = 0.0
+    for _ in range(3):
+        lam = read_command("+", lam).lam
+    assert lam == 0.3
+
+
+class Scripted:
+    """A comparison that answers at once, and refuses one prompt."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, float | None]] = []
+
+    places = Comparison.places
+    _merged = None
+
+    def ask(self, prompt: Prompt, place: float | None) -> Reply:
+        self.asked.append((prompt.messages[-1].content, place))
+        if "too long" in prompt.messages[-1].content:
+            raise DataError("the prompt does not fit", "shorten it")
+        return reply(f"{prompt.messages[-1].content} at {place:g}", place)
+
+
+def test_lambda_and_prompt_can_be_moved_until_quit(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["0.2", "+", "what?", "p Too? too long", "p And?", "1", "q", "0.9"])
+    heads: list[str] = []
+
+    def typed(head: str) -> str:
+        heads.append(head)
+        return next(lines)
+
+    monkeypatch.setattr("builtins.input", typed)
+    comparison, out = Scripted(), Console(width=120, file=io.StringIO(), markup=False, emoji=False)
+    interact(comparison, PROMPT, 0.5, out)  # type: ignore[arg-type]
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "What? at 0.2" in text
+    assert "What? at 0.3" in text
+    assert "mooring: the prompt does not fit; shorten it" in text
+    assert "And? at 0.3" in text
+    assert [place for asked, place in comparison.asked if asked == "And?"] == [0.0, 0.3, 1.0, 0.0, 1.0]
+    assert heads[-1] == "λ = 1 > "
+    assert next(lines) == "0.9"
+
+
+@pytest.mark.parametrize("stop", [EOFError, KeyboardInterrupt])
+def test_the_end_of_the_input_ends_it(monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
+    def typed(head: str) -> str:
+        raise stop
+
+    monkeypatch.setattr("builtins.input", typed)
+    comparison = Scripted()
+    interact(comparison, PROMPT, 0.5, Console(file=io.StringIO()))  # type: ignore[arg-type]
+    assert comparison.asked == []
+
+
+def test_what_was_asked_is_kept(tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mooring
+
+    with mooring.api.open_comparison(tiny_model_folder, tuned, max_new_tokens=4) as comparison:
+        first = comparison.ask(PROMPT, 0.5)
+        monkeypatch.setattr(comparison, "_engine", lambda place: pytest.fail("it was asked again"))
+        assert comparison.ask(PROMPT, 0.1 + 0.4) is first
+
+
+def test_bad_input_in_a_line(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, save_tiny_model: Any
+) -> None:
+    pair = (tiny_model_folder, tuned)
+    check_refused(run("compare", *pair), "--prompt")
+    check_refused(run("compare", *pair, "--prompt", "a", "--prompts", "b.jsonl"), "--prompt")
+    check_refused(run("compare", *pair, "--prompt", "  "), "prompt is empty")
+    check_refused(run("compare", *pair, "--prompts", "none.jsonl"), "none.jsonl")
+    check_refused(run("compare", *pair, *ASK, "--lam", "1.5"), "λ = 1.5", "from 0")
+    check_refused(run("compare", *pair, *ASK, "--lam", "a"), "--lam")
+    check_refused(run("compare", *pair, *ASK, "--method", "magic"), "magic", "linear")
+    check_refused(run("compare", *pair, *ASK, "--density", "0.5"), "density")
+    check_refused(run("compare", *pair, "--prompt", "a", "--max-new-tokens", 0), "max_new_tokens")
+    check_refused(run("compare", *pair, "--prompt", "long " * 400), "256")
+    check_refused(run("compare", tiny_model_folder, tiny_model_folder, *ASK), "change nothing")
+    check_refused(run("compare", *pair, "./none", *ASK), "none")
+    other = save_tiny_model(tmp_path / "other", num_hidden_layers=3)
+    check_refused(run("compare", tiny_model_folder, other, *ASK), "model.layers.2")
