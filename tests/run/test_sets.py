@@ -38,6 +38,12 @@ def test_harmless_prompts_of_either_kind_may_change_places() -> None:
     sets = evaluation_sets(Recipe.parse({"base": "b", "tuned": "t", "score": score}))
     assert {name: [len(half) for half in halves.values()] for name, halves in sets.items()} == {
         "safety": [3, 3],
-        "over_refusal": [3, 3],
-        "ordinary": [3, 3],
+        "over_refusal": [0, 3],  # λ is not chosen by these
+        "ordinary": [0, 3],
     }
+
+
+def test_over_refusal_is_asked_on_validation_where_it_bounds_the_choice() -> None:
+    score = {"over_refusal": "bundled:lookalikes", "ordinary": None, "limit": 3}
+    bounded = Recipe.parse({"base": "b", "tuned": "t", "score": score, "select": {"over_refusal_margin": 0.1}})
+    assert [len(half) for half in evaluation_sets(bounded)["over_refusal"].values()] == [3, 3]

@@ -60,6 +60,8 @@ def load_tasks(names: Sequence[str], *, data: Path | None = None, num_fewshot: i
     version()
     if not names:
         raise UserError("lm-eval: no task is named", "name at least one, such as bbh")
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise UserError(f"lm-eval: {twice[0]} is named twice", "name each task once")
     with quiet():
         index = _catalogue().task_index
         tasks: dict[str, Any] = {}
@@ -68,8 +70,6 @@ def load_tasks(names: Sequence[str], *, data: Path | None = None, num_fewshot: i
         found: dict[str, Path] = {}
         for name in names:
             _known(name, index)
-            if name in asked:
-                raise UserError(f"lm-eval: {name} is named twice", "name each task once")
             leaves = list(_leaves(name, index))
             if data is not None and data.is_file() and len(leaves) * len(names) > 1:
                 raise DataError(f"{data}: is one file for several tasks", "name a folder with a file for each")
