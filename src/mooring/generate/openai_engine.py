@@ -10,8 +10,9 @@ from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import DataError, ModelError
 from mooring.generate.dialect import Dialect, adapted, read_answer, request
 from mooring.generate.engine import Settings, check_prompts, each_sample
-from mooring.generate.refusals import explained, name
+from mooring.generate.refusals import explained
 from mooring.generate.retry import Clock, Gate, Passing, Persistence, in_parallel
+from mooring.generate.rows import name
 from mooring.generate.wire import Refused, open_server
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from mooring.errors import DataError, ModelError, UserError
 from mooring.generate.dialect import CONTEXT, NEUTRAL, refused_fields
+from mooring.generate.rows import name
 from mooring.generate.wire import Refused, short
 from mooring.records import Prompt
 
@@ -40,11 +41,6 @@ def explained(
         values = ", ".join(f"{field} {body[field]}" for field in named if body[field] != NEUTRAL[field])
         return ModelError(f"{base}: refuses {values} ({text})", "set it to what changes nothing, or use vLLM")
     return DataError(f"{name(prompt)}: {base} refuses the request ({refusal.status}: {text})", "mend that")
-
-
-def name(prompt: Prompt) -> str:
-    """What an error message calls a prompt."""
-    return prompt.origin or f"prompt {prompt.id}"
 
 
 def without_prompt(text: str, prompt: Prompt) -> str:

@@ -13,11 +13,12 @@ import torch
 import transformers
 from transformers.utils import logging as hf_logging
 
-from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt
-from mooring.errors import DataError, ModelError
+from mooring.chat import DEFAULT_SYSTEM, encode_example
+from mooring.errors import ModelError
 from mooring.generate.decode import decode, pad_left
 from mooring.generate.drafts import decode_drafted, supported
-from mooring.generate.engine import Settings, check_prompts, each_sample, pending, plan
+from mooring.generate.engine import Settings, each_sample, pending, plan
+from mooring.generate.rows import example_rows, prompt_rows
 from mooring.records import Completion, Likelihood, Message, Prompt, sample_key
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -125,22 +126,11 @@ class TransformersEngine:
 
     def _rows(self, prompts: Sequence[Prompt], settings: Settings) -> list[list[int]]:
         """The prompts' tokens; they fit the context with the answers."""
-        check_prompts(prompts)
-        rows = [encode_prompt(self.tokenizer, prompt, self.system) for prompt in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            self._fits(prompt, len(row), settings.max_new_tokens)
-        return rows
+        return prompt_rows(self.tokenizer, prompts, self.system, settings.max_new_tokens, self._context)
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """As `Engine.likelihood`."""
-        check_prompts(examples)
-        encoded = []
-        for example in examples:
-            if example.reference is None:
-                raise DataError(f"{name(example)}: has no reference", "the response loss needs one for each prompt")
-            row, start = encode_example(self.tokenizer, example, self.system)
-            self._fits(example, len(row), 0)
-            encoded.append((row, start))
+        encoded = example_rows(self.tokenizer, examples, self.system, self._context)
         for batch in pending(self._loss_batches(encoded), [example.id for example in examples], done):
             sums = response_nll(self.model, [encoded[i] for i in batch], self.pad)
             yield [
@@ -160,19 +150,10 @@ class TransformersEngine:
         fit = max(1, LOGITS // (self.model.config.get_text_config().vocab_size * (longest + 1)))
         return plan([len(row) for row, _ in encoded], min(self.batch_size, fit))
 
-    def _fits(self, prompt: Prompt, tokens: int, new: int) -> None:
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if context and tokens + new > context:
-            asked = f"{tokens} tokens" + (f" and {new} new ones" if new else "")
-            raise DataError(
-                f"{name(prompt)}: {asked} do not fit the model's context of {context}",
-                "shorten it" + (", or lower generate.max_new_tokens" if new else ", or leave it out"),
-            )
-
-
-def name(prompt: Prompt) -> str:
-    """What an error message calls a prompt."""
-    return prompt.origin or f"prompt {prompt.id}"
+    @property
+    def _context(self) -> int | None:
+        """Most tokens of a prompt and its response together, where the configuration names a limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 @torch.inference_mode()

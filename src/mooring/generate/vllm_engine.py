@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt
-from mooring.errors import DataError, MissingExtraError, ModelError
+from mooring.chat import DEFAULT_SYSTEM
+from mooring.errors import MissingExtraError, ModelError
 from mooring.generate.dialect import answer_seed
-from mooring.generate.engine import Settings, check_prompts, each_sample, pending, plan
-from mooring.generate.refusals import name
+from mooring.generate.engine import Settings, each_sample, pending, plan
+from mooring.generate.rows import example_rows, prompt_rows
 from mooring.generate.vllm_folder import ends, find_base, load_tokenizer, lora_room, weight_type
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 
@@ -140,10 +140,7 @@ class VLLMEngine:
         self, prompts: Sequence[Prompt], settings: Settings, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`. Sampling is seeded for each answer; vLLM draws its own numbers from the seed."""
-        check_prompts(prompts)
-        rows = [encode_prompt(self.tokenizer, prompt, self.system) for prompt in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            self._fits(prompt, len(row), settings.max_new_tokens)
+        rows = prompt_rows(self.tokenizer, prompts, self.system, settings.max_new_tokens, self.context)
         asked = each_sample(prompts, settings)
         keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
         for batch in pending(plan([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
@@ -158,14 +155,7 @@ class VLLMEngine:
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """As `Engine.likelihood`, by vLLM's log-probabilities of prompt tokens; it writes one token more, unused."""
-        check_prompts(examples)
-        encoded = []
-        for example in examples:
-            if example.reference is None:
-                raise DataError(f"{name(example)}: has no reference", "the response loss needs one for each prompt")
-            row, start = encode_example(self.tokenizer, example, self.system)
-            self._fits(example, len(row), 1)
-            encoded.append((row, start))
+        encoded = example_rows(self.tokenizer, examples, self.system, self.context, spare=1)
         batches = plan([len(row) for row, _ in encoded], self.batch_size)
         from vllm import SamplingParams
 
@@ -211,13 +201,6 @@ class VLLMEngine:
         text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
         finish: Literal["stop", "length"] = "stop" if stopped else "length"
         return Completion(prompt_id=prompt_id, text=text, tokens=len(tokens), finish=finish, sample=sample)
-
-    def _fits(self, prompt: Prompt, tokens: int, new: int) -> None:
-        if tokens + new > self.context:
-            raise DataError(
-                f"{name(prompt)}: {tokens} tokens and {new} new ones do not fit the model's context of {self.context}",
-                "shorten it" + (", or lower generate.max_new_tokens" if new > 1 else ", or leave it out"),
-            )
 
 
 def response_nll(logprobs: Sequence[Any], row: Sequence[int], start: int) -> float:
