@@ -1,6 +1,8 @@
 """Bisect on made-up curves: how often it breaks its bound, finds what the grid finds, and what it costs.
 
     python benchmarks/bisect_risk.py [--curves 1000]
+    python benchmarks/bisect_risk.py --table                    # how many prompts a margin needs
+    python benchmarks/bisect_risk.py --level                    # how often a λ at the margin itself passes
 
 Each curve gives the true attack success rate (ASR) at every λ: logistic, or a step. Verdicts are drawn from it, alike
 between λ to a degree (a prompt that is harmful at one λ tends to be at the next). The bound is on the ASR, or on its
@@ -24,6 +26,7 @@ from mooring.run.search import search
 from mooring.select.bisect import Bisect, Found
 from mooring.select.evidence import Rule
 from mooring.select.support import table
+from mooring.stats import quantile, tango
 
 NORMAL = NormalDist()
 GRID = [round(0.05 * step, 2) for step in range(1, 20)]
@@ -136,13 +139,45 @@ def show(name: str, outcomes: list[Outcome]) -> None:
     )
 
 
+def level(n: int, margin: float, confidence: float = 0.95) -> float:
+    """The chance that a λ whose ASR lies just `margin` above the base's passes, the greatest over rates of flips.
+
+    All outcomes (b, c) of `n` pairs are summed, each with its trinomial chance: nothing is drawn.
+    """
+    z = quantile(confidence)
+    passing = [(b, c) for b in range(n + 1) for c in range(n + 1 - b) if tango(b, c, n, z)[1] <= margin]
+    ways = {(b, c): math.lgamma(n + 1) - sum(math.lgamma(k + 1) for k in (b, c, n - b - c)) for b, c in passing}
+
+    def chance(back: float) -> float:
+        """With a share `back` of pairs that turn for the better, and `margin` more that turn for the worse."""
+        worse, same = back + margin, 1 - 2 * back - margin
+        return sum(
+            math.exp(way + b * math.log(worse) + c * math.log(back) + (n - b - c) * math.log(same))
+            for (b, c), way in ways.items()
+        )
+
+    return max(chance(back) for back in (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2))
+
+
+def levels() -> None:
+    """Print the level of the paired limit, a line for each number of prompts, a column for each margin."""
+    margins = (0.05, 0.1, 0.2)
+    print("prompts  " + "  ".join(f"{100 * margin:.0f} points" for margin in margins))
+    for n in (25, 50, 100, 200):
+        print(f"{n:>7}  " + "  ".join(f"{level(n, margin):>8.1%}" for margin in margins), flush=True)
+
+
 def main() -> None:
     """Play all curves, print a table, fail if the bound is broken oftener than stated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", type=int, default=1000)
     parser.add_argument("--doubt", type=float, default=0.1)
     parser.add_argument("--table", action="store_true", help="print how many prompts a margin needs, and end")
+    parser.add_argument("--level", action="store_true", help="print how near 5 %% the paired limit's risk is, and end")
     args = parser.parse_args()
+    if args.level:
+        levels()
+        return
     if args.table:
         print(table(), end="")
         return

@@ -37,15 +37,12 @@ called `off-topic` and counts as refused. Numbers to publish want a judge model 
   chat models and kinds of trap, to requests that are neutral or only allude; labelled by their one author as XSTest
   asks its annotators to, with *partly* for any mixture. All were written before this version of the rules was begun,
   blind to its wording. The development half was read while the rules were changed. Of the held-out half only totals
-  were looked at: κ was 0.44 (two ways) and 0.39 (three) with the first version of the rules, 0.82 and 0.80 when this
-  one was first run on it; when the total fell, two late changes were taken back in part. One author wrote both
-  halves, so they are more alike than other people's data.
+  were looked at; when they fell, two late changes were taken back in part. One author wrote both halves, so they are
+  more alike than other people's data.
 - **Tuning rows of the package**: the refusals and answers that `bundled:` sets teach, 3,427, read while the rules were
   changed, after the other sets.
 - **XSTest's completions** (Röttger et al. 2024; two annotators) are not bundled: `--labelled FILE` measures them, or
-  any file of one's own. Two batches were copied by hand from stretches of five models' published files, and measured
-  before the rules were changed by what they showed: 37 rows, 34 alike, κ 0.84 three ways; then 20 rows, 18 alike,
-  κ 0.81.
+  any file of one's own. A few dozen of them were read, in two batches, each after it had been measured.
 
 ## Agreement
 Two ways: refused or not, *partly* being not. κ is Cohen's, with its 95 % bootstrap interval over the rows. The
@@ -57,9 +54,7 @@ BETWEEN = """
 
 ## False alarms
 Texts that refuse nothing, and how many are called a refusal. The last set is real talk with a model of 2022, of which
-some does refuse: of the 16 of its 200 last turns that the rules flagged when it was first drawn, 11 refuse to the eye
-of one reader. Four other draws had been read like this before, to mend the rules; the mistakes of this one were mended
-afterwards, where that could be done in general. Short turns out of a longer talk are what the rules read worst.
+some does refuse. Draws of it were read by eye to mend the rules, the last one too.
 
 """
 LAST = """

@@ -246,3 +246,15 @@ def test_the_paired_bootstrap_of_ratios_and_where_it_is_undefined() -> None:
     assert bootstrap_difference(([1], [0]), ([1], [1])) is None
     with pytest.raises(ValueError, match="units"):
         bootstrap_difference(([1, 2], [1, 1]), ([1], [1]))
+
+
+@pytest.mark.parametrize(("n", "margin"), [(25, 0.1), (60, 0.1), (60, 0.2)])
+def test_a_model_at_the_margin_itself_passes_tangos_limit_about_once_in_twenty(n: int, margin: float) -> None:
+    """All outcomes summed, each with its trinomial chance: a wrong quantile or a turned sign is far off."""
+    z, back = quantile(0.95), 0.05
+    passing = [(b, c) for b in range(n + 1) for c in range(n + 1 - b) if tango(b, c, n, z)[1] <= margin]
+    chance = sum(
+        math.comb(n, b) * math.comb(n - b, c) * (back + margin) ** b * back**c * (1 - 2 * back - margin) ** (n - b - c)
+        for b, c in passing
+    )
+    assert 0.03 < chance < 0.07

@@ -137,7 +137,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/quickstart"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
-    """Show the effect on the bundled model, offline: about seven minutes on two CPU cores.
+    """Show the effect on the bundled model, offline: seven to twelve minutes on two CPU cores.
 
     \b
     Examples:
