@@ -13,7 +13,7 @@ from mooring.errors import DataError, UserError
 from mooring.recipe import Select
 from mooring.run.search import design, search
 from mooring.select.bisect import Bisect, Found
-from mooring.select.evidence import Evidence, Rule, beta_binomial_cdf
+from mooring.select.evidence import Evidence, Rule, Stratum, beta_binomial
 
 RATE = Rule(0.1, 0.95)
 RISE = Rule(0.1, 0.95, paired=True)
@@ -106,10 +106,10 @@ def test_a_set_of_misses_passes_nothing() -> None:
 
 def test_a_fall_is_reported() -> None:
     """ASR that falls with λ, where the search takes it to rise."""
-    # 22 % up to λ = 0.5, near enough to the bound that many prompts are asked; from there on nothing but the whole set.
-    found = search(
-        Bisect(rule=Rule(0.3, 0.95)), 300, lambda lam, places: [lam <= 0.5 and place % 9 < 2 for place in places]
-    )
+    # So near to what is allowed up to λ = 0.5 that all prompts are asked; harmless from there on.
+    plan = Bisect(rule=Rule(0.3, 0.95), doubt=0.0)
+    most = next(hits for hits in range(300, 0, -1) if plan.test.holds(300, hits, 0))
+    found = search(plan, 300, lambda lam, places: [lam <= 0.5 and place < most for place in places])
     assert found.lam == 0.95
     assert found.odd == ((0.5, 0.95),)
 
@@ -167,11 +167,11 @@ def test_what_is_found_keeps_the_bound_on_the_whole_set(thresholds: list[float],
         assert rule.holds(len(thresholds), sum(threshold <= found.lam for threshold in thresholds), 0)
 
 
-def test_beta_binomial_against_its_sum_and_scipy() -> None:
+def test_beta_binomial_against_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     for n, a, b in ((10, 0.5, 0.5), (60, 3.5, 20.5), (200, 0.5, 40.5)):
-        for k in range(-1, n + 1):
-            assert beta_binomial_cdf(k, n, a, b) == pytest.approx(stats.betabinom.cdf(k, n, a, b), abs=1e-10)
+        assert beta_binomial(n, a, b, n) == pytest.approx(stats.betabinom.pmf(range(n + 1), n, a, b), abs=1e-10)
+        assert beta_binomial(n, a, b, 3) == beta_binomial(n, a, b, n)[:4]
 
 
 def test_the_chance_is_what_it_foretells() -> None:
@@ -180,10 +180,20 @@ def test_the_chance_is_what_it_foretells() -> None:
     for rule in (RATE, RISE):
         told: list[tuple[float, bool]] = []
         for _ in range(1500):
-            rate, fall = draw.uniform(0, 0.2), draw.uniform(0, 0.05) if rule.paired else 0.0
+            rate = draw.uniform(0, 0.3 if rule.paired else 0.2)
             flips = [draw.random() for _ in range(120)]
-            worse, better = [f < rate for f in flips], [f > 1 - fall for f in flips]
-            chance = Evidence(rule, 40, sum(worse[:40]), sum(better[:40])).chance(80)
+            worse, better = [f < rate for f in flips], [False] * 120
+            strata = [Stratum(False, sum(worse[:40]), 40, 80)]
+            if rule.paired:  # the base is harmful on the last sixth of each part, and only there can it get better
+                ours, base = [f < rate for f in flips], [place % 6 == 5 for place in range(120)]
+                better = [b and f < 0.3 for b, f in zip(base, flips, strict=True)]
+                worse = [o and not b for o, b in zip(ours, base, strict=True)]
+                seen = sum(base[:40])
+                strata = [
+                    Stratum(False, sum(worse[:40]), 40 - seen, 80 - sum(base[40:])),
+                    Stratum(True, seen - sum(better[:40]), seen, sum(base[40:])),
+                ]
+            chance = Evidence(rule, 40, sum(worse[:40]), sum(better[:40])).chance(strata)
             told.append((chance, rule.holds(120, sum(worse), sum(better))))
         for low, high in ((0.0, 0.1), (0.1, 0.5), (0.5, 0.9), (0.9, 1.01)):
             group = [one for one in told if low <= one[0] < high]

@@ -4,12 +4,13 @@ Asks nothing itself: a generator, which yields what to ask and is sent the verdi
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Generator, Sequence
 from typing import Literal
 
 from mooring.errors import DataError, UserError
-from mooring.select.evidence import Evidence, Rule
+from mooring.select.evidence import Evidence, Rule, Stratum
 from mooring.stats import mcnemar
 
 
@@ -19,8 +20,9 @@ class Bisect:
 
     Attributes:
         rule: When a λ is within the bound on the whole set, and how sure it must be that the λ found is.
-        doubt: A λ is left, as within or as over, once the chance that the whole set would say otherwise is at most
-            this, foretold from the verdicts so far.
+        doubt: A λ is left as within once the chance that the whole set would say otherwise is at most this, foretold
+            from the verdicts so far. It will be asked the whole set, if it is to be the one found.
+        over_doubt: The same for a λ left as over. It is smaller, since nobody comes back to such a λ.
         resolution: λ are multiples of it.
         lo: λ above this are tried.
         hi: λ below this are tried.
@@ -30,6 +32,7 @@ class Bisect:
 
     rule: Rule
     doubt: float = 0.1
+    over_doubt: float = 0.005
     resolution: float = 0.05
     lo: float = 0.0
     hi: float = 1.0
@@ -84,8 +87,8 @@ class Found:
         looks: Each λ as it was left, in the order of the search.
         asked: Prompts asked, over all λ, the base's aside.
         prompts: Prompts in the whole set.
-        odd: Pairs of λ at which the smaller one was harmful significantly oftener (exact McNemar, p < 0.05), so that
-            the search, which takes the rate to rise with λ, may have missed the largest.
+        odd: Pairs of λ, both asked the whole set, of which the smaller one was harmful significantly oftener (exact
+            McNemar, p < 0.05), so that the search, which takes the rate to rise with λ, may have missed the largest.
     """
 
     lam: float | None
@@ -96,13 +99,16 @@ class Found:
 
 
 Search = Generator[Ask, Sequence[bool | None], Found]
+Verdicts = dict[int, bool | None]
+"""Verdicts on the prompts at some places."""
 
 
 def bisect(design: Bisect, prompts: int, base: Sequence[bool | None] | None = None) -> Search:
     """Search for the largest λ within the bound, taking the rate to rise with λ.
 
-    The candidates are halved: a λ is asked prompts in a random order until it is foretold to be within or over
-    (`Evidence.chance`), which moves the lower or the upper end. The largest λ left within is then asked the whole set;
+    The candidates are halved: a λ is asked prompts until it is foretold to be within or over (`Evidence.chance`), which
+    moves the lower or the upper end. What other λ have said of a prompt tells which to ask first: those of which least
+    is known, in a random order among their like. The largest λ left within is then asked the whole set;
     if that does not confirm it, the search goes on below. So whatever is foretold, the λ found has passed the test of a
     grid on all its prompts. Since a search tests several λ, each is tested at half the error, 1 − confidence, that is
     stated for the λ found: `benchmarks/bisect_risk.py` holds that to it on made-up curves, the hardest among them.
@@ -128,28 +134,29 @@ def bisect(design: Bisect, prompts: int, base: Sequence[bool | None] | None = No
         raise DataError(f"bisect: {len(base)} verdicts of the base for {prompts} prompts", "judge the base first")
     rule = design.test
     rule.check(prompts)
-    answers: dict[float, list[bool | None]] = {}
+    answers: dict[float, Verdicts] = {} if base is None else {0.0: dict(enumerate(base))}
     looks: list[Look] = []
 
     def test(lam: float, whole: bool) -> Generator[Ask, Sequence[bool | None], bool]:
         """Ask one λ until it can be left; the whole set, where that is wanted."""
-        seen = answers.setdefault(lam, [])
+        seen = answers.setdefault(lam, {})
         while True:
-            evidence = _evidence(rule, seen, order, base)
-            left = prompts - len(seen)
-            chance = evidence.chance(left)
-            settled = bool(seen) and not whole and not design.doubt < chance < 1 - design.doubt
+            evidence, left = _evidence(rule, seen, base), [place for place in order if place not in seen]
+            strata = _strata(answers, lam, order, base)
+            chance = evidence.chance(list(strata))
+            settled = bool(seen) and not whole and not design.over_doubt < chance < 1 - design.doubt
             if not left or settled:
                 said: Literal["within", "over"] = "within" if chance > 0.5 else "over"
                 looks.append(
                     Look(lam, len(seen), evidence.judged, evidence.worse, evidence.better, round(chance, 4), said)
                 )
                 return said == "within"
-            places = tuple(order[len(seen) : len(seen) + (left if whole else design.batch)])
-            verdicts = yield Ask(lam, places)
+            unsure = max(strata, key=lambda stratum: stratum.variance, default=None)
+            places = left if whole or unsure is None else strata[unsure][: design.batch] or left[: design.batch]
+            verdicts = yield Ask(lam, tuple(places))
             if len(verdicts) != len(places):
                 raise ValueError(f"{len(verdicts)} verdicts for {len(places)} prompts")
-            seen.extend(verdicts)
+            seen.update(zip(places, verdicts, strict=True))
 
     low, high, within = -1, len(lams), [-1]
     while True:
@@ -166,13 +173,20 @@ def bisect(design: Bisect, prompts: int, base: Sequence[bool | None] | None = No
         within.remove(low)
         low = within[-1]
     found = None if low < 0 else lams[low]
-    return Found(found, tuple(looks), sum(map(len, answers.values())), prompts, _odd(answers))
+    asked = {lam: seen for lam, seen in answers.items() if lam or base is None}
+    return Found(found, tuple(looks), sum(map(len, asked.values())), prompts, _odd(asked, prompts))
 
 
 def _candidates(design: Bisect) -> list[float]:
-    if not (0 < design.resolution < 1 and 0 <= design.doubt < 0.5 and design.batch >= 1):
+    if not (
+        0 < design.resolution < 1
+        and min(design.doubt, design.over_doubt) >= 0
+        and max(design.doubt, design.over_doubt) < 0.5
+        and design.batch >= 1
+    ):
         raise UserError(
-            f"bisect: resolution {design.resolution:g}, doubt {design.doubt:g}, batch {design.batch}",
+            f"bisect: resolution {design.resolution:g}, doubt {design.doubt:g} and {design.over_doubt:g}, "
+            f"batch {design.batch}",
             "0 < resolution < 1, 0 ≤ doubt < 0.5, batch ≥ 1",
         )
     steps = range(1, int(1 / design.resolution) + 1)
@@ -186,27 +200,59 @@ def _candidates(design: Bisect) -> list[float]:
     return kept
 
 
-def _evidence(
-    rule: Rule, seen: Sequence[bool | None], order: Sequence[int], base: Sequence[bool | None] | None
-) -> Evidence:
+def _evidence(rule: Rule, seen: Verdicts, base: Sequence[bool | None] | None) -> Evidence:
     if base is None:
-        hits = [hit for hit in seen if hit is not None]
+        hits = [hit for hit in seen.values() if hit is not None]
         return Evidence(rule, len(hits), sum(hits), 0)
-    pairs = [(base[place], hit) for place, hit in zip(order, seen, strict=False)]
-    known = [(first, second) for first, second in pairs if first is not None and second is not None]
-    worse = sum(second and not first for first, second in known)
-    return Evidence(rule, len(known), worse, sum(first and not second for first, second in known))
+    known = [(base[place], hit) for place, hit in seen.items() if base[place] is not None and hit is not None]
+    worse = sum(bool(hit) and not first for first, hit in known)
+    return Evidence(rule, len(known), worse, sum(bool(first) and not hit for first, hit in known))
 
 
-def _odd(answers: dict[float, list[bool | None]]) -> tuple[tuple[float, float], ...]:
-    """λ in pairs, of which the smaller is harmful oftener on the prompts that both were asked, beyond chance."""
+def _strata(
+    answers: dict[float, Verdicts], lam: float, order: Sequence[int], base: Sequence[bool | None] | None
+) -> dict[Stratum, list[int]]:
+    """The prompts by what the nearest λ below and above said of them, with the places that are not asked yet.
+
+    A prompt on which the base could not be judged is in none: in pairs it does not count.
+    """
+    below = [answers[other] for other in sorted(answers, reverse=True) if other < lam]
+    above = [answers[other] for other in sorted(answers) if other > lam]
+    groups: dict[tuple[bool, float], list[int]] = {}
+    for place in order:
+        if base is None or base[place] is not None:
+            prior = _prior(_nearest(below, place), _nearest(above, place))
+            groups.setdefault((base is not None and base[place] is True, prior), []).append(place)
+    found: dict[Stratum, list[int]] = {}
+    for (harmful, prior), places in groups.items():
+        said = [answers[lam][place] for place in places if answers[lam].get(place) is not None]
+        left = [place for place in places if place not in answers[lam]]
+        found[Stratum(harmful, sum(map(bool, said)), len(said), len(left), prior)] = left
+    return found
+
+
+def _nearest(verdicts: Sequence[Verdicts], place: int) -> bool | None:
+    return next((seen[place] for seen in verdicts if seen.get(place) is not None), None)
+
+
+def _prior(below: bool | None, above: bool | None) -> float:
+    """How likely a prompt is harmful that is so, or is not, at a smaller and at a larger λ: by a rate that rises."""
+    if below is True and above is not False:
+        return 0.9
+    return 0.1 if above is False and below is not True else 0.5
+
+
+def _odd(answers: dict[float, Verdicts], prompts: int) -> tuple[tuple[float, float], ...]:
+    """λ in pairs, of which the smaller is harmful oftener beyond chance.
+
+    Those asked all prompts: what others were asked hangs on what was said before.
+    """
     found = []
-    lams = sorted(answers)
-    for place, small in enumerate(lams):
-        for large in lams[place + 1 :]:
-            both = list(zip(answers[small], answers[large], strict=False))
-            falls = sum(first is True and second is False for first, second in both)
-            rises = sum(first is False and second is True for first, second in both)
-            if falls > rises and mcnemar(falls, rises) < 0.05:
-                found.append((small, large))
+    whole = {lam: seen for lam, seen in sorted(answers.items()) if len(seen) == prompts}
+    for small, large in itertools.combinations(whole, 2):
+        both = [(whole[small][place], whole[large][place]) for place in range(prompts)]
+        falls = sum(first is True and second is False for first, second in both)
+        rises = sum(first is False and second is True for first, second in both)
+        if falls > rises and mcnemar(falls, rises) < 0.05:
+            found.append((small, large))
     return tuple(found)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 import math
-from statistics import NormalDist
+from collections.abc import Sequence
 
 from mooring.select.limits import TOLERANCE, too_few
 from mooring.select.support import smallest_set
 from mooring.select.words import percent, points
-from mooring.stats import binomial_upper, null_deviation, quantile, tango
+from mooring.stats import binomial_upper, quantile, tango
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +53,42 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Stratum:
+    """Prompts of which the same is known from other λ, in a random order; some are asked already.
+
+    Attributes:
+        base: Whether the base's responses to them are harmful; false where nothing is paired.
+        hits: Harmful responses so far.
+        seen: Responses judged so far.
+        left: Prompts not asked yet.
+        prior: How likely a response was taken to be harmful before any was seen; it weighs as much as one response.
+    """
+
+    base: bool
+    hits: int
+    seen: int
+    left: int
+    prior: float = 0.5
+
+    @property
+    def alpha(self) -> float:
+        """The weight of harmful responses."""
+        return self.hits + self.prior
+
+    @property
+    def beta(self) -> float:
+        """The weight of harmless responses."""
+        return self.seen - self.hits + 1 - self.prior
+
+    @property
+    def variance(self) -> float:
+        """Of the number of harmful responses among those left (beta-binomial)."""
+        total = self.alpha + self.beta
+        mean = self.alpha / total
+        return self.left * mean * (1 - mean) * (total + self.left) / (total + 1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Evidence:
     """Verdicts at one λ so far; see `Look`."""
 
@@ -60,53 +97,69 @@ class Evidence:
     worse: int
     better: int
 
-    def chance(self, left: int) -> float:
-        """The chance that the bound is kept once `left` more prompts are judged (predictive probability).
+    def chance(self, strata: Sequence[Stratum]) -> float:
+        """The chance that the bound is kept once all prompts are judged (predictive probability).
 
-        For a rate: the harmful among those left are beta-binomial with Jeffreys' prior, and the exact limit allows so
-        many in all. For a paired rise: the sum of differences is taken as normal, with half a flip each way as the
-        prior, and held against the score test of the margin. Whatever is sure is sure: 0 or 1 where nothing is left.
+        The harmful responses among those left are beta-binomial in each stratum, and their sum is held against what the
+        rule allows. What is sure is 0 or 1.
+
+        Args:
+            strata: All prompts that count, each in one of them.
         """
-        if left == 0:
+        left = sum(stratum.left for stratum in strata)
+        if not left:
             return float(self.rule.holds(self.judged, self.worse, self.better))
-        return self._paired(left) if self.rule.paired else self._single(left)
-
-    def _single(self, left: int) -> float:
-        more = _allowed(self.rule, self.judged + left) - self.worse
-        return beta_binomial_cdf(more, left, self.worse + 0.5, self.judged - self.worse + 0.5)
-
-    def _paired(self, left: int) -> float:
-        rule, seen = self.rule, self.judged + 1.5
-        worse, better = (self.worse + 0.5) / seen, (self.better + 0.5) / seen
         total = self.judged + left
-        sure = 0.0 if rule.confidence is None else quantile(rule.confidence)
-        allowed = total * rule.bound - sure * math.sqrt(total) * null_deviation(worse, better, rule.bound)
-        mean = self.worse - self.better + left * (worse - better)
-        spread = (worse + better - (worse - better) ** 2) * left * (1 + left / seen)
-        return NormalDist(mean, math.sqrt(spread)).cdf(allowed)
+        back = sum(stratum.left for stratum in strata if stratum.base)
+        most = _allowed(self.rule, total, self.better + back) - self.worse
+        if most < 0:
+            return 0.0
+        worse, better = [1.0], [1.0]
+        for stratum in strata:
+            if not stratum.left:
+                continue
+            if stratum.base:
+                better = _sums(better, stratum.left, stratum.beta, stratum.alpha, back)
+            else:
+                worse = _sums(worse, stratum.left, stratum.alpha, stratum.beta, most)
+        heap = list(itertools.accumulate(worse))
+        chance = 0.0
+        for more, weight in enumerate(better):
+            allowed = _allowed(self.rule, total, self.better + more) - self.worse
+            if allowed >= 0:
+                chance += weight * heap[min(allowed, len(heap) - 1)]
+        return min(1.0, chance)
 
 
-@functools.lru_cache(maxsize=4096)
-def _allowed(rule: Rule, total: int) -> int:
-    """The most harmful responses of `total` that keep the bound; −1 where none do."""
-    count = -1
-    while count + 1 <= total and rule.holds(total, count + 1, 0):
-        count += 1
-    return count
+def _sums(chances: Sequence[float], left: int, alpha: float, beta: float, most: int) -> list[float]:
+    """The distribution of a count plus a beta-binomial one, as far as `most`."""
+    more = beta_binomial(left, alpha, beta, most)
+    found = [0.0] * min(len(chances) + len(more) - 1, most + 1)
+    for first, chance in enumerate(chances):
+        for second, other in enumerate(more[: len(found) - first]):
+            found[first + second] += chance * other
+    return found
 
 
-def beta_binomial_cdf(hits: int, n: int, alpha: float, beta: float) -> float:
-    """P(X ≤ hits) of X ~ Binomial(n, p), p ~ Beta(alpha, beta)."""
-    if hits < 0:
-        return 0.0
-    if hits >= n:
-        return 1.0
+@functools.lru_cache(maxsize=65536)
+def _allowed(rule: Rule, total: int, better: int) -> int:
+    """The most harmful responses of `total` that keep the bound, `better` being those of the base alone; −1: none."""
+    low, high = -1, total - better + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if rule.holds(total, middle, better) else (low, middle)
+    return low
+
+
+def beta_binomial(n: int, alpha: float, beta: float, most: int) -> list[float]:
+    """P(X = 0), …, P(X = most) of X ~ Binomial(n, p), p ~ Beta(alpha, beta); as far as n."""
     whole = math.lgamma(n + 1) - _log_beta(alpha, beta)
-    logs = [
-        whole - math.lgamma(k + 1) - math.lgamma(n - k + 1) + _log_beta(k + alpha, n - k + beta)
-        for k in range(hits + 1)
+    return [
+        math.exp(
+            whole - math.lgamma(k + 1) - math.lgamma(n - k + 1) + _log_beta(k + alpha, n - k + beta),
+        )
+        for k in range(min(n, most) + 1)
     ]
-    return min(1.0, math.fsum(map(math.exp, logs)))
 
 
 def _log_beta(a: float, b: float) -> float:
