@@ -7,7 +7,8 @@
 Each curve gives the true attack success rate (ASR) at every λ: logistic, or a step. Verdicts are drawn from it, alike
 between λ to a degree (a prompt that is harmful at one λ tends to be at the next). The bound is on the ASR, or on its
 rise above the base's. The grid asks every λ (0.05 apart) all prompts; cost is against a grid of 5 λ, harmful prompts
-alone, the base's aside. `edge` are the hardest curves: a step that ends at the bound itself.
+alone, the base's aside. `edge` are hard curves: a step that ends at the bound itself. `flat` are the hardest: every λ
+lies there.
 
 Columns: curves; λ found at or over the bound in truth, by bisect and by the grid; λ found within 0.05 of the grid's
 (the last before the first that fails); the same, or within 0.05 of anything between that and the largest λ that passes;
@@ -78,14 +79,15 @@ class Outcome:
 
 
 def make(seed: int, kind: str) -> Case:
-    """A case by its seed: `curve` (logistic or step, any height) or `edge` (a step up to the bound itself)."""
+    """A case by its seed: `curve` (logistic or step, any height), `edge` (a step up to the bound itself) or `flat`."""
     draw = random.Random(seed)
     base, prompts = draw.choice((0.0, 0.01, 0.03, 0.05, 0.1)), draw.choice(SIZES)
     margin, paired, alike = draw.choice((0.05, 0.1)), draw.random() < 0.5, draw.choice((0.0, 0.5, 0.9, 1.0))
     top, middle, slope = draw.uniform(base + 0.05, 0.95), draw.uniform(0.1, 0.95), draw.uniform(5, 40)
     rule = Rule(margin if paired else base + margin, 0.95, paired)
-    shape = "edge" if kind == "edge" else draw.choice(("logistic", "step"))
-    top = base + margin if kind == "edge" else top
+    shape = draw.choice(("logistic", "step")) if kind == "curve" else kind
+    top = top if kind == "curve" else base + margin
+    middle = 1e-9 if kind == "flat" else middle
     common = [draw.gauss(0, 1) for _ in range(prompts)]
     kept: dict[float, list[bool]] = {}
 
@@ -189,12 +191,16 @@ def main() -> None:
         show(f"{size} prompts", [o for o in curves if o.case.prompts == size])
     for paired in (False, True):
         show("rise above base" if paired else "rate", [o for o in curves if o.case.rule.paired == paired])
-    show("edge", [play(seed, "edge", args.doubt) for seed in range(args.curves)])
+    for kind in ("edge", "flat"):
+        hard = [play(seed, kind, args.doubt) for seed in range(args.curves)]
+        show(kind, hard)
     show("all curves", curves)
     cost, broken = fmean(o.cost for o in curves), fmean(o.broken for o in curves)
     print(f"bound broken in {broken:.1%} of {len(curves)} curves; stated: at most 5 %")
+    worst = fmean(outcome.broken for outcome in hard)
+    print(f"in {worst:.1%} where every λ lies at it")
     print(f"responses, against a 5-point grid: {cost:.3f} (goal: at most 0.35)")
-    if broken > 0.05:
+    if max(broken, worst) > 0.05:
         sys.exit("broken oftener than stated")
 
 

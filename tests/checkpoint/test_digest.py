@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mooring.checkpoint import digest, file_digests
+from mooring.checkpoint import digest, file_digests, text_digest
 from mooring.errors import ModelError
 
 
@@ -52,3 +52,14 @@ def test_nothing_to_hash(tmp_path: Path) -> None:
         digest(tmp_path)
     with pytest.raises(ModelError, match="no such folder"):
         digest(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "generation_config.json", "merges.txt"])
+def test_what_turns_text_into_tokens_has_a_digest_of_its_own(tmp_path: Path, name: str) -> None:
+    (tmp_path / "README.md").write_text("a")
+    nothing = text_digest(tmp_path)
+    (tmp_path / name).write_text("{}")
+    some = text_digest(tmp_path)
+    (tmp_path / name).write_text("{ }")
+    (tmp_path / "README.md").write_text("b")
+    assert len({nothing, some, text_digest(tmp_path)}) == 3

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -220,6 +221,42 @@ def test_a_model_with_sliding_windows_is_asked_without(tiny_tokenizer: Any) -> N
     settings = Settings(max_new_tokens=6)
     plain = by_id(engine.complete(PROMPTS, settings))
     assert by_id(engine.complete_drafted(PROMPTS, settings, plain)) == plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "may"),
+    [
+        ("mpt", {"d_model": 16, "n_heads": 2, "n_layers": 2}, False),
+        ("gpt_neo", {"hidden_size": 16, "num_heads": 2, "num_layers": 2, "attention_types": [[["global"], 2]]}, False),
+        ("llama", {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}, True),
+    ],
+)
+def test_a_model_that_counts_columns_of_its_cache_gets_no_drafts(kind: str, options: dict[str, Any], may: bool) -> None:
+    config = transformers.AutoConfig.for_model(kind, vocab_size=50, **options)
+    assert drafting.supported(config) is may
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("drawn", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_rows_that_end_stay_in_the_batch_of_a_recurrent_model(drawn: float) -> None:
+    config = transformers.Lfm2Config(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention"],
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    rows = [[(7 * i + j) % 90 + 3 for j in range(4 + 3 * i)] for i in range(6)]
+    settings, keys = Settings(max_new_tokens=10, temperature=drawn), [str(i) for i in range(6)]
+    whole = [decode(model, [row], [key], settings, {1}, 0)[0] for row, key in zip(rows, keys, strict=True)]
+    stops = {whole[0][2], whole[3][6]}
+    alone = [decode(model, [row], [key], settings, stops, 0)[0] for row, key in zip(rows, keys, strict=True)]
+    assert len({len(tokens) for tokens in alone}) > 1
+    assert decode(model, rows, keys, settings, stops, 0) == alone
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(

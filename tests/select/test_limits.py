@@ -1,6 +1,7 @@
 """The bound as an upper confidence limit: who is let by, in which order, and how many prompts it takes."""
 
 import dataclasses
+import math
 import random
 from pathlib import Path
 
@@ -283,3 +284,17 @@ def test_the_knee_without_a_price_or_a_curve() -> None:
     ):
         with pytest.raises(DataError, match=says):
             choose(trials, metric=metric, settings=Select(policy="knee"))
+
+
+@pytest.mark.parametrize(("rate_", "bound"), [(0.04, 0.1), (0.05, 0.1), (0.1, 0.15), (0.0, 0.05)])
+def test_so_many_prompts_show_an_absolute_bound_by_the_exact_limit(rate_: float, bound: float) -> None:
+    count = enough_prompts(rate_, bound, 0.95)
+    assert count is not None
+    assert binomial_upper(math.ceil(rate_ * count - 1e-9), count, 0.95) <= bound
+    assert binomial_upper(math.ceil(rate_ * (count - 1) - 1e-9), count - 1, 0.95) > bound
+
+
+def test_a_margin_takes_the_place_of_a_bound_too() -> None:
+    settings = Select(bound=0.9, confidence=None)
+    assert choose(sweep(), metric=None, settings=settings).bound == 0.9
+    assert choose(sweep(), metric=None, settings=settings, margin=0.05).bound == pytest.approx(BASE / N + 0.05)

@@ -79,6 +79,6 @@ def test_an_absolute_bound_needs_no_base(tmp_path: Path) -> None:
 
 def test_too_few_prompts_are_refused_before_the_base_is_asked(tmp_path: Path) -> None:
     pair = Pair(tmp_path, count=30)
-    with pair.store.locked(), pytest.raises(DataError, match="use at least 35"):
+    with pair.store.locked(), pytest.raises(DataError, match="use at least 46"):
         find(pair.trials, pair.subject, Select(), seed=1)
     assert not pair.asked

@@ -3,7 +3,16 @@
 Nothing here holds a whole model in memory, GGUF aside, and nothing is left half-written.
 """
 
-from mooring.checkpoint.digest import Part, TensorDigest, combine, content_digest, digest, file_digests, hash_part
+from mooring.checkpoint.digest import (
+    Part,
+    TensorDigest,
+    combine,
+    content_digest,
+    digest,
+    file_digests,
+    hash_part,
+    text_digest,
+)
 from mooring.checkpoint.header import NAMES, TensorInfo
 from mooring.checkpoint.lora import ADAPTER_CONFIG, Adapter, check_fits, open_adapter
 from mooring.checkpoint.reader import Checkpoint, TensorFiles, is_adapter, open_checkpoint, read_config, read_json
@@ -33,4 +42,5 @@ __all__ = [
     "read_config",
     "read_json",
     "side_files",
+    "text_digest",
 ]

@@ -61,6 +61,23 @@ def digest(folder: str | Path) -> str:
     return combine(file_digests(folder))
 
 
+_TEXT = ("tokenizer*", "chat_template*", "special_tokens_map.json", "generation_config.json", "vocab.*", "merges.txt")
+
+
+def text_digest(folder: str | Path) -> str:
+    """One digest of the files that say how a model's text becomes tokens, how it is prompted, and where it ends.
+
+    Raises:
+        ModelError: One cannot be read.
+    """
+    folder = Path(folder)
+    files = sorted({path for pattern in _TEXT for path in folder.rglob(pattern) if path.is_file()})
+    try:
+        return combine({path.relative_to(folder).as_posix(): sha256(path) for path in files})
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read ({error.strerror})", "name a file that can") from None
+
+
 def combine(digests: Mapping[str, str]) -> str:
     """One digest from `file_digests`: SHA-256 of the lines that `sha256sum *` prints."""
     lines = "".join(f"{value}  {name}\n" for name, value in sorted(digests.items()))

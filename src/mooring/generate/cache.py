@@ -52,9 +52,24 @@ def make_cache(config: Any) -> Any:
     return cache
 
 
+COUNTS_COLUMNS = ("mpt", "gpt_neo")
+"""Kinds of model that tell how far a token lies back by its column in the cache, masked ones counted."""
+
+
 def holds_all(cache: Any) -> bool:
-    """Whether every layer keeps all positions, so that columns may be masked or lie elsewhere than they were made."""
+    """Whether every layer keeps all positions."""
     return all(type(layer) is RoomyLayer for layer in cache.layers)
+
+
+def may_have_gaps(config: Any, cache: Any) -> bool:
+    """Whether columns of a cache may be masked between others, or lie elsewhere than they were made."""
+    return holds_all(cache) and config.get_text_config().model_type not in COUNTS_COLUMNS
+
+
+def may_lose_rows(cache: Any) -> bool:
+    """Whether rows can be taken out of a cache; not out of the states of recurrent layers."""
+    states = ("conv_states", "recurrent_states")
+    return not any(hasattr(layer, name) for layer in cache.layers for name in states)
 
 
 def joined(config: Any, caches: Sequence[Any], widths: Sequence[int], rows: Tensor | None = None) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mooring.generate.cache import holds_all, joined, make_cache
+from mooring.generate.cache import joined, make_cache, may_have_gaps, may_lose_rows
 from mooring.generate.engine import Settings
 
 SHARED = 256
@@ -139,7 +139,7 @@ def start(model: Any, rows: Sequence[Sequence[int]], pad: int, further: Sequence
         further: Tokens to line up after each prompt.
     """
     cache, head = make_cache(model.config), shared(rows)
-    if holds_all(cache) and len(head) * (len(rows) - 1) >= SHARED:
+    if may_have_gaps(model.config, cache) and len(head) * (len(rows) - 1) >= SHARED:
         ids, mask, positions = pad_left([head], pad, model.device)
         first = Batch(torch.zeros(1, device=model.device), ids, positions, mask, cache)
         first.forward(model)
@@ -192,6 +192,7 @@ def finish(
         ended: As `decode` takes it.
     """
     enders = torch.tensor(sorted(stops), device=model.device)
+    alive = torch.ones(len(batch.number), dtype=torch.bool, device=model.device)
     while True:
         logits = batch.forward(model)[:, -1].float()
         if settings.repetition_penalty != 1:
@@ -200,11 +201,13 @@ def finish(
                 batch.seen = mark(texts, logits.shape[-1], logits.device)
             logits = penalise(logits, batch.seen, settings.repetition_penalty)
         numbers = batch.number.tolist()
-        drawn = None if uniform is None else uniform[batch.number, len(made[numbers[0]])]
+        longest = max(len(made[row]) for row in numbers)
+        drawn = None if uniform is None else uniform[batch.number, longest]
         fresh = choose(logits, drawn, settings.temperature, settings.top_p, settings.top_k)
-        for row, token in zip(numbers, fresh.tolist(), strict=True):
-            made[row].append(token)
-        going = ~torch.isin(fresh, enders)
+        for row, token, one in zip(numbers, fresh.tolist(), alive.tolist(), strict=True):
+            if one:
+                made[row].append(token)
+        going = alive & ~torch.isin(fresh, enders)
         going &= torch.tensor(
             [
                 len(made[row]) < settings.max_new_tokens and not (ended is not None and ended(made[row]))
@@ -217,8 +220,10 @@ def finish(
         if batch.seen is not None:
             batch.seen.scatter_(1, fresh[:, None], True)
         batch.feed(fresh[:, None])
-        if not going.all():
+        if not going.all() and may_lose_rows(batch.cache):
             batch.keep(going.nonzero()[:, 0])
+            going = going[going]
+        alive = going
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mooring.generate.cache import holds_all, joined, make_cache
+from mooring.generate.cache import joined, make_cache, may_have_gaps
 from mooring.generate.decode import Batch, finish, mark, pad_left, penalise, start
 from mooring.generate.engine import Settings
 
@@ -33,8 +33,8 @@ class Answer:
 
 
 def supported(config: Any) -> bool:
-    """Whether drafts can be checked on a model of this configuration: each of its layers keeps all positions."""
-    return holds_all(make_cache(config))
+    """Whether drafts can be checked on a model of this configuration: rejected tokens leave gaps in its cache."""
+    return may_have_gaps(config, make_cache(config))
 
 
 @torch.inference_mode()

@@ -68,7 +68,10 @@ def _refuse_opposite(name: Name, ref: str) -> None:
 
 
 def _joined(recipe: Recipe, refs: Sequence[str], missing: dict[str, str] | None) -> dict[sources.Half, list[Prompt]]:
-    """Several sets as one: each split by itself, its prompts marked with its name."""
+    """Several sets as one: each split by itself, its prompts marked with its name.
+
+    What one set has for validation and another for the test stays in validation alone.
+    """
     section = recipe.score
     found: dict[sources.Half, list[Prompt]] = {"validation": [], "test": []}
     for ref in refs:
@@ -76,7 +79,8 @@ def _joined(recipe: Recipe, refs: Sequence[str], missing: dict[str, str] | None)
             halves = sources.evaluation_sets(ref, section.validation, recipe.seed, section.limit)
             for half, prompts in halves.items():
                 found[half] += [_marked(prompt, ref) for prompt in prompts] if len(refs) > 1 else prompts
-    return found
+    chosen_on = {content(prompt) for prompt in found["validation"]}
+    return {**found, "test": [prompt for prompt in found["test"] if content(prompt) not in chosen_on]}
 
 
 @contextlib.contextmanager

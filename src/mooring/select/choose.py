@@ -38,7 +38,7 @@ def choose(
     if settings is None:
         settings = Select(confidence=None)
     if margin is not None:
-        settings = settings.model_copy(update={"margin": margin})
+        settings = settings.model_copy(update={"margin": margin, "bound": None})
     if any(trial.split != "validation" for trial in trials):
         raise ValueError("λ is chosen on validation trials only")
     base = _only([trial for trial in trials if trial.model == "base"])

@@ -2,7 +2,7 @@
 
 import math
 
-from mooring.stats import null_deviation, quantile
+from mooring.stats import binomial_upper, null_deviation, quantile
 
 
 def smallest_set(allowed: float, confidence: float, paired: bool = True) -> int | None:
@@ -49,9 +49,9 @@ def enough_pairs(worse: float, better: float, margin: float, confidence: float) 
 
 
 def enough_prompts(rate: float, bound: float, confidence: float) -> int | None:
-    """About how many prompts show that a rate is within an absolute bound: z²·p(1−p) / (p − rate)², p the bound.
+    """How many prompts show by the exact limit (Clopper–Pearson) that a rate is within an absolute bound.
 
-    It is Wilson's limit solved for n; the exact limit asks for a few more.
+    The search begins at z²·p(1−p) / (p − rate)², p the bound: Wilson's limit solved for n, which is a little less.
 
     Returns:
         None where the rate is at the bound, or over it.
@@ -59,7 +59,10 @@ def enough_prompts(rate: float, bound: float, confidence: float) -> int | None:
     if bound - rate <= 1e-12:
         return None
     found = (quantile(confidence) / (bound - rate)) ** 2 * bound * (1 - bound)
-    return max(smallest_set(bound, confidence, paired=False) or 1, math.ceil(found - 1e-9))
+    count = max(smallest_set(bound, confidence, paired=False) or 1, math.ceil(found - 1e-9))
+    while binomial_upper(math.ceil(rate * count - 1e-9), count, confidence) > bound:
+        count += 1
+    return count
 
 
 def prompts_for(margin: float, flipping: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
