@@ -158,3 +158,16 @@ def test_a_section_alone_is_checked_too() -> None:
     assert section("generate", {"max_new_tokens": 5}).max_new_tokens == 5
     with pytest.raises(RecipeError, match="tune: unknown key `rnk`; did you mean `rank`"):
         section("tune", {"data": ["x"], "rnk": 4})
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "says"),
+    [
+        ("select", {"search": "bisect", "policy": "knee"}, "needs a grid"),
+        ("select", {"search": "bisect", "over_refusal_margin": 0.1}, "needs a grid"),
+        ("merge", {"lambdas": [0.12345671, 0.12345672]}, "the same in six digits"),
+    ],
+)
+def test_what_cannot_be_done_together_is_refused(section: str, values: dict[str, object], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Recipe.parse({"base": "b", "tuned": "t", section: values})

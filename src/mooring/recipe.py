@@ -133,6 +133,8 @@ class Merge(Section):
         between = tuple(sorted(lam for lam in set(value) if 0 < lam < 1))
         if not between:
             raise ValueError("give a λ between 0 (the base) and 1 (the tuned model)")
+        if len({f"{lam:g}" for lam in between}) < len(between):
+            raise ValueError("two λ are the same in six digits")
         return between
 
 
@@ -275,6 +277,14 @@ class Select(Section):
     estimate itself, which needs no minimum of prompts and states no risk."""
     over_refusal_margin: float | None = Field(None, ge=0, le=1)
     """How far over-refusal may lie above the base's, likewise; not bounded where it is not given."""
+
+    @model_validator(mode="after")
+    def _bisect_looks_at_asr_alone(self) -> "Select":
+        if self.search == "bisect" and self.policy != "bound":
+            raise ValueError(f"`search: bisect` looks for a bound; `policy: {self.policy}` needs a grid")
+        if self.search == "bisect" and self.over_refusal_margin is not None:
+            raise ValueError("`search: bisect` looks at the ASR alone; `over_refusal_margin` needs a grid")
+        return self
 
 
 class Report(Section):

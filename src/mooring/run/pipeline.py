@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mooring import sources
-from mooring.checkpoint import digest, open_checkpoint
+from mooring.checkpoint import digest, open_checkpoint, text_digest
 from mooring.errors import UserError
 from mooring.files import atomic_text, need_room
 from mooring.merge.card import license_of
@@ -22,7 +22,7 @@ from mooring.run.assemble import assemble
 from mooring.run.changes import measure_changes
 from mooring.run.checks import check_measures
 from mooring.run.plan import disk, merge_settings
-from mooring.run.search import find
+from mooring.run.search import find, held
 from mooring.run.sets import asked, evaluation_sets
 from mooring.run.store import Event, OnEvent, Store, key_of, remove
 from mooring.run.sweep.models import Models
@@ -110,7 +110,7 @@ class _Run:
         check_measures(self.recipe, metrics, trials.judging, sets)
         rates = {"safety": "asr", "over_refusal": "over_refusal"}
         counts = {rates[name]: len(prompts) for name, prompts in asked(sets, "validation").items() if name in rates}
-        check_support(self.recipe.select, counts)
+        check_support(held(self.recipe.select), counts)
         self.base = self._base()
         self.tuned = self._tuned()
         rule, scratch = merge_settings(self.recipe), self.folder / "scratch"
@@ -132,7 +132,7 @@ class _Run:
         with open_checkpoint(folder) as checkpoint:
             if not self.model.exists():
                 need_room(self.folder, disk(recipe, checkpoint.nbytes))
-        found = Model(recipe.base, folder, self.store.digest(folder, digest))
+        found = Model(recipe.base, folder, self._key(folder))
         if recipe.align is None:
             return found
         adapter = self._lora("align", recipe.align, found, self.folder / "align")
@@ -147,7 +147,11 @@ class _Run:
             return self._lora("tune", self.recipe.tune, self.base, self.folder / "tuned")
         assert self.recipe.tuned is not None
         folder = sources.resolve_model(self.recipe.tuned)
-        return Model(self.recipe.tuned, folder, self.store.digest(folder, digest))
+        return Model(self.recipe.tuned, folder, self._key(folder))
+
+    def _key(self, folder: Path) -> str:
+        """What answers of a model depend on: its weights, and the files that turn text into tokens and back."""
+        return key_of([self.store.digest(folder, digest), text_digest(folder)])
 
     def _lora(self, step: str, section: Tune, base: Model, out: Path) -> Model:
         seed = self.recipe.seed if section.seed is None else section.seed
@@ -245,10 +249,10 @@ class _Run:
         metric = metrics[0] if metrics else None
 
         def make() -> None:
-            choice = choose(scored, metric=metric, settings=self.recipe.select)
+            choice = choose(scored, metric=metric, settings=held(self.recipe.select))
             atomic_text(path, json.dumps(to_dict(choice), ensure_ascii=False, indent=1) + "\n")
 
-        inputs = [[to_dict(t) for t in scored], self.recipe.select.model_dump(mode="json"), metric]
+        inputs = [[to_dict(t) for t in scored], held(self.recipe.select).model_dump(mode="json"), metric]
         self.store.once("select", inputs, [path], make)
         return from_dict(Choice, json.loads(path.read_text()))
 

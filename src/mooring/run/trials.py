@@ -14,7 +14,7 @@ from mooring.run.judging import RULES, Judging, renamed
 from mooring.run.lm_eval.evaluate import run_tasks
 from mooring.run.sets import SET, Name, Sets, asked, task_metrics
 from mooring.run.store import Event, Store
-from mooring.run.sweep.answers import Answers, Place, Subject, folder_of
+from mooring.run.sweep.answers import Answers, Place, Subject, folder_of, versions
 from mooring.score.safety import attack_success_by
 from mooring.score.task import TaskOptions, needs_completions, task_scores
 
@@ -69,6 +69,7 @@ class Trials:
         path, step = self._out(subject) / f"likelihood-{split}.jsonl", f"{subject.label}: response loss ({split})"
         section = self.recipe.generate
         inputs = [subject.key, sources.digest(prompts), self.recipe.system, section.batch_size, section.dtype]
+        inputs += versions(section.engine)
         self._keys[subject.lam, split, "likelihood"] = self.store.once(
             step,
             inputs,
@@ -101,6 +102,7 @@ class Trials:
             atomic_text(path, json.dumps(plain, ensure_ascii=False, indent=1) + "\n")
 
         inputs = [subject.key, section.lm_eval, section.lm_eval_limit, self.recipe.system, self.recipe.seed]
+        inputs += versions(self.recipe.generate.engine)
         self._keys[subject.lam, "test", "lm_eval"] = self.store.once(step, inputs, [path], make)
 
     # --- judge and score ------------------------------------------------------------------------------------------

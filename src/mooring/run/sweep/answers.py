@@ -1,6 +1,7 @@
 """What models answer: whole sets or some prompts of them, kept as they are made, a neighbour's answers as drafts."""
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class Answers:
             sources.digest(prompts),
             dataclasses.asdict(settings_for(self._recipe, name)),
             self._recipe.system,
-            [section.engine, section.batch_size, section.dtype, section.device],
+            [section.engine, section.batch_size, section.dtype, section.device, *versions(section.engine)],
         ]
         path = self._store.folder / "completions" / subject.name / f"{name}-{split}.jsonl"
         return f"{subject.label}: answer {name} ({split})", inputs, path
@@ -162,6 +163,13 @@ class Answers:
 
     def _tick(self, step: str) -> Callable[[int, int, int], None]:
         return lambda done, total, tokens: self._store.emit(Event(step, "progress", done, total, "", tokens))
+
+
+def versions(engine: str) -> list[str]:
+    """Versions of the packages that answers of an engine depend on."""
+    names = ("torch", "transformers", *(("vllm",) if engine == "vllm" else ()))
+    installed = {name for name in names if next(iter(importlib.metadata.Distribution.discover(name=name)), None)}
+    return [f"{name} {importlib.metadata.version(name) if name in installed else 'unknown'}" for name in names]
 
 
 def folder_of(lam: float) -> str:
