@@ -1,6 +1,7 @@
 """One model in memory at every λ: the same bits and tokens as the merge on the disk, and no work done twice."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from mooring.records import Completion, Message, Prompt, read_jsonl
 from mooring.run.pipeline import run
 from mooring.run.sets import evaluation_sets
 from mooring.run.store import Event, Store
+from mooring.run.sweep import answers
 from mooring.run.sweep.merged_model import MergedModel
 from mooring.run.sweep.models import Models
 from mooring.run.trials import Subject, Trials
@@ -284,6 +286,28 @@ def test_drafts_change_nothing_and_more_lambdas_add_only_themselves(
     asked.clear()
     run(recipe(tiny_model_folder, adapter, tmp_path / "run", merge={"lambdas": [0.3, 0.5, 0.7]}))
     assert not asked
+
+
+def test_another_template_or_version_asks_anew(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_folder, base)
+    given = recipe(base, tuned / "1", tmp_path / "run")
+
+    def done() -> set[str]:
+        steps: list[str] = []
+        run(given, on_event=lambda event: steps.append(event.step) if event.kind == "done" else None)
+        return {step.partition(": answer ")[0] for step in steps if ": answer " in step}
+
+    everyone = done()
+    assert {"base", "tuned"} < everyone
+    assert not done()
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert {"base", "λ = 0.3"} <= done()
+    monkeypatch.setattr(answers, "versions", lambda engine: ["torch 99"])
+    assert {"base", "tuned", "λ = 0.3"} <= done()
 
 
 @pytest.fixture

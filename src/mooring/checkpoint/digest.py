@@ -14,6 +14,11 @@ from mooring.errors import ModelError
 from mooring.files import sha256
 
 _CONFIGS = ("config.json", "adapter_config.json")
+_TEXT = (
+    *("tokenizer*", "*.model", "*.tiktoken", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+    *("chat_template*", "additional_chat_templates/*", "generation_config.json"),
+)
+"""Patterns of the files that `text_digest` is made of."""
 
 
 def file_digests(folder: str | Path) -> dict[str, str]:
@@ -61,9 +66,6 @@ def digest(folder: str | Path) -> str:
     return combine(file_digests(folder))
 
 
-_TEXT = ("tokenizer*", "chat_template*", "special_tokens_map.json", "generation_config.json", "vocab.*", "merges.txt")
-
-
 def text_digest(folder: str | Path) -> str:
     """One digest of the files that say how a model's text becomes tokens, how it is prompted, and where it ends.
 
@@ -71,7 +73,7 @@ def text_digest(folder: str | Path) -> str:
         ModelError: One cannot be read.
     """
     folder = Path(folder)
-    files = sorted({path for pattern in _TEXT for path in folder.rglob(pattern) if path.is_file()})
+    files = sorted({path for pattern in _TEXT for path in folder.glob(pattern) if path.is_file()})
     try:
         return combine({path.relative_to(folder).as_posix(): sha256(path) for path in files})
     except OSError as error:
