@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from .conftest import lines, write_data  # type: ignore[import-not-found]
 
 
@@ -24,6 +26,8 @@ def test_bisect_finds_one_lambda_and_goes_on_from_its_parts(
     merged = {t["lam"] for t in results["trials"] if t["model"] == "merged"}
     assert merged == {results["choice"]["lam"]}
     assert found["lam"] == results["choice"]["lam"]
+    assert results["choice"]["confidence"] == pytest.approx(0.9875)  # as the search tested it
+    assert command("select", "run").stdout.count("98.75 %") == done.stdout.count("98.75 %") > 0
     # Base and tuned model aside, far fewer answers than a grid of five on all prompts would take.
     assert 0 < found["asked"] < 5 * 30
     again = command(*arguments)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from mooring.errors import DataError, UserError
 from mooring.recipe import Select
-from mooring.run.search import design, held, search
+from mooring.run.search import design, search
 from mooring.select.bisect import Bisect, Found
 from mooring.select.evidence import Evidence, Rule, Stratum, beta_binomial
+from mooring.select.support import as_tested
 
 RATE = Rule(0.1, 0.95)
 RISE = Rule(0.1, 0.95, paired=True)
@@ -150,8 +151,9 @@ def test_the_base_has_to_be_judged_on_all() -> None:
 
 def test_the_search_of_a_recipe_uses_the_rule_of_choose() -> None:
     assert design(Select(), 3) == Bisect(rule=Rule(0.1, 0.95, paired=True), seed=3)
-    assert held(Select()) == Select()
-    assert held(Select(search="bisect")).confidence == pytest.approx(0.9875)  # what `choose` and the checks hold it to
+    assert as_tested(Select()) == Select()
+    tested = as_tested(Select(search="bisect")).confidence  # what `choose` and the checks hold it to
+    assert tested == design(Select(), 0).test.confidence == pytest.approx(0.9875)
     assert design(Select(bound=0.2, confidence=None), 0).rule == Rule(0.2, None, paired=False)
 
 

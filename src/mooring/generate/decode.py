@@ -191,6 +191,7 @@ def finish(
         uniform: As `choose` takes it, (rows asked, tokens); None for greedy.
         ended: As `decode` takes it.
     """
+    # A row that has ended leaves the batch, or, where the cache cannot lose it, stays and is no longer listened to.
     enders = torch.tensor(sorted(stops), device=model.device)
     alive = torch.ones(len(batch.number), dtype=torch.bool, device=model.device)
     while True:
@@ -201,8 +202,7 @@ def finish(
                 batch.seen = mark(texts, logits.shape[-1], logits.device)
             logits = penalise(logits, batch.seen, settings.repetition_penalty)
         numbers = batch.number.tolist()
-        longest = max(len(made[row]) for row in numbers)
-        drawn = None if uniform is None else uniform[batch.number, longest]
+        drawn = None if uniform is None else uniform[batch.number, max(len(made[row]) for row in numbers)]
         fresh = choose(logits, drawn, settings.temperature, settings.top_p, settings.top_k)
         for row, token, one in zip(numbers, fresh.tolist(), alive.tolist(), strict=True):
             if one:

@@ -22,7 +22,7 @@ from mooring.run.assemble import assemble
 from mooring.run.changes import measure_changes
 from mooring.run.checks import check_measures
 from mooring.run.plan import disk, merge_settings
-from mooring.run.search import find, held
+from mooring.run.search import find
 from mooring.run.sets import asked, evaluation_sets
 from mooring.run.store import Event, OnEvent, Store, key_of, remove
 from mooring.run.sweep.models import Models
@@ -110,7 +110,7 @@ class _Run:
         check_measures(self.recipe, metrics, trials.judging, sets)
         rates = {"safety": "asr", "over_refusal": "over_refusal"}
         counts = {rates[name]: len(prompts) for name, prompts in asked(sets, "validation").items() if name in rates}
-        check_support(held(self.recipe.select), counts)
+        check_support(self.recipe.select, counts)
         self.base = self._base()
         self.tuned = self._tuned()
         rule, scratch = merge_settings(self.recipe), self.folder / "scratch"
@@ -249,10 +249,10 @@ class _Run:
         metric = metrics[0] if metrics else None
 
         def make() -> None:
-            choice = choose(scored, metric=metric, settings=held(self.recipe.select))
+            choice = choose(scored, metric=metric, settings=self.recipe.select)
             atomic_text(path, json.dumps(to_dict(choice), ensure_ascii=False, indent=1) + "\n")
 
-        inputs = [[to_dict(t) for t in scored], held(self.recipe.select).model_dump(mode="json"), metric]
+        inputs = [[to_dict(t) for t in scored], self.recipe.select.model_dump(mode="json"), metric]
         self.store.once("select", inputs, [path], make)
         return from_dict(Choice, json.loads(path.read_text()))
 

@@ -63,13 +63,6 @@ def design(settings: Select, seed: int) -> Bisect:
     return Bisect(rule=Rule(allowed, settings.confidence, paired=settings.bound is None), seed=seed)
 
 
-def held(settings: Select) -> Select:
-    """A recipe's `select` section as the λ of its search are held to: bisect tests each at a part of the error."""
-    if settings.search != "bisect" or settings.confidence is None:
-        return settings
-    return settings.model_copy(update={"confidence": design(settings, 0).test.confidence})
-
-
 def search(plan: Bisect, prompts: int, ask: AskModel, base: Sequence[bool | None] | None = None) -> Found:
     """Run a search to its end.
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from mooring.errors import DataError, UserError
 from mooring.select.evidence import Evidence, Rule, Stratum
+from mooring.select.support import BISECT_SHARE, sharper
 from mooring.stats import mcnemar
 
 
@@ -20,6 +21,7 @@ class Bisect:
 
     Attributes:
         rule: When a λ is within the bound on the whole set, and how sure it must be that the λ found is.
+        share: The part of that error at which each λ is tested.
         doubt: A λ is left as within once the chance that the whole set would say otherwise is at most this, foretold
             from the verdicts so far. It will be asked the whole set, if it is to be the one found.
         over_doubt: The same for a λ left as over. It is smaller, since nobody comes back to such a λ.
@@ -31,6 +33,7 @@ class Bisect:
     """
 
     rule: Rule
+    share: float = BISECT_SHARE
     doubt: float = 0.1
     over_doubt: float = 0.005
     resolution: float = 0.05
@@ -41,14 +44,10 @@ class Bisect:
 
     @property
     def test(self) -> Rule:
-        """What each λ is held to: a quarter of the error that is stated for the λ found, since several are tested.
-
-        Which are tested hangs on their verdicts, so that no formula gives the share: where every λ lies at the bound
-        itself, half the error is broken 9 % of the time and a quarter 4 % (`benchmarks/bisect_risk.py`, flat).
-        """
+        """What each λ is held to: `share` of the error that is stated for the λ found, since several are tested."""
         if self.rule.confidence is None:
             return self.rule
-        return dataclasses.replace(self.rule, confidence=(3 + self.rule.confidence) / 4)
+        return dataclasses.replace(self.rule, confidence=sharper(self.rule.confidence, self.share))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,11 +111,10 @@ def bisect(design: Bisect, prompts: int, base: Sequence[bool | None] | None = No
 
     The candidates are halved: a λ is asked prompts until it is foretold to be within or over (`Evidence.chance`), which
     moves the lower or the upper end. What other λ have said of a prompt tells which to ask first: those of which least
-    is known, in a random order among their like. The largest λ left within is then asked the whole set;
-    if that does not confirm it, the search goes on below. So whatever is foretold, the λ found has passed the test of a
-    grid on all its prompts. Since a search tests several λ, each is tested at a quarter of the error, 1 − confidence,
-    that is stated for the λ found: `benchmarks/bisect_risk.py` holds it to that on made-up curves, the hardest among
-    them.
+    is known, in a random order among their like. The largest λ left within is then asked the whole set; if that does
+    not confirm it, the search goes on below. So whatever is foretold, the λ found has passed the test of a grid on all
+    its prompts. Since a search tests several λ, each is tested at a part of the error, 1 − confidence, that is stated
+    for the λ found: `benchmarks/bisect_risk.py` holds it to that on made-up curves, the hardest among them.
 
     Args:
         design: The search.

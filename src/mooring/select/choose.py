@@ -6,6 +6,7 @@ from mooring.errors import DataError, UserError
 from mooring.recipe import Select
 from mooring.records import Choice, Trial
 from mooring.select import bound, free
+from mooring.select.support import as_tested
 from mooring.select.words import value_of
 
 
@@ -39,6 +40,7 @@ def choose(
         settings = Select(confidence=None)
     if margin is not None:
         settings = settings.model_copy(update={"margin": margin, "bound": None})
+    settings = as_tested(settings)
     if any(trial.split != "validation" for trial in trials):
         raise ValueError("λ is chosen on validation trials only")
     base = _only([trial for trial in trials if trial.model == "base"])

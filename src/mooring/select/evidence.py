@@ -155,9 +155,7 @@ def beta_binomial(n: int, alpha: float, beta: float, most: int) -> list[float]:
     """P(X = 0), …, P(X = most) of X ~ Binomial(n, p), p ~ Beta(alpha, beta); as far as n."""
     whole = math.lgamma(n + 1) - _log_beta(alpha, beta)
     return [
-        math.exp(
-            whole - math.lgamma(k + 1) - math.lgamma(n - k + 1) + _log_beta(k + alpha, n - k + beta),
-        )
+        math.exp(whole - math.lgamma(k + 1) - math.lgamma(n - k + 1) + _log_beta(k + alpha, n - k + beta))
         for k in range(min(n, most) + 1)
     ]
 

@@ -2,7 +2,24 @@
 
 import math
 
+from mooring.recipe import Select
 from mooring.stats import binomial_upper, null_deviation, quantile
+
+BISECT_SHARE = 0.25
+"""The part of the stated error at which bisect tests each λ. Which λ it tests hangs on their verdicts, so that no
+formula gives it: `benchmarks/bisect_risk.py --share` measures what a part leads to."""
+
+
+def sharper(confidence: float, share: float) -> float:
+    """The confidence whose error is a part of another's."""
+    return 1 - share * (1 - confidence)
+
+
+def as_tested(settings: Select) -> Select:
+    """A recipe's `select` section with the confidence at which each single λ is tested, as its search wants it."""
+    if settings.search != "bisect" or settings.confidence is None:
+        return settings
+    return settings.model_copy(update={"confidence": sharper(settings.confidence, BISECT_SHARE)})
 
 
 def smallest_set(allowed: float, confidence: float, paired: bool = True) -> int | None:
