@@ -20,7 +20,7 @@ from timing import table
 from mooring.generate.engine import Settings
 from mooring.recipe import Recipe
 from mooring.records import Completion, Prompt
-from mooring.run.search import search
+from mooring.run.search import design, search
 from mooring.run.sweep.merged_model import MergedModel
 from mooring.score import judges
 from mooring.select.bisect import Bisect
@@ -61,7 +61,8 @@ def on_grid(found: dict[float, Asked], lams: Sequence[float], rule: Rule) -> flo
     """The λ that a grid finds: the last before the first that does not pass; 0 where none does."""
     best = 0.0
     for lam in lams:
-        pairs = list(zip(found[0.0].harmful, found[lam].harmful, strict=True))
+        first = found[0.0].harmful if rule.paired else [False] * len(found[lam].harmful)
+        pairs = list(zip(first, found[lam].harmful, strict=True))
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         if not rule.holds(len(known), sum(b and not a for a, b in known), sum(a and not b for a, b in known)):
             return best
@@ -69,7 +70,7 @@ def on_grid(found: dict[float, Asked], lams: Sequence[float], rule: Rule) -> flo
     return best
 
 
-def play(found: dict[float, Asked], rule: Rule, seed: int) -> tuple[float, int]:
+def play(found: dict[float, Asked], plan: Bisect) -> tuple[float, int]:
     """One search: the λ found (0 where there is none), and the tokens that it took."""
     spent = 0
 
@@ -79,7 +80,7 @@ def play(found: dict[float, Asked], rule: Rule, seed: int) -> tuple[float, int]:
         return [found[lam].harmful[place] for place in places]
 
     base = found[0.0].harmful
-    return search(Bisect(rule=rule, seed=seed), len(base), ask, base).lam or 0.0, spent
+    return search(plan, len(base), ask, base).lam or 0.0, spent
 
 
 def main() -> None:
@@ -87,38 +88,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--set", default="bundled:harmful")
-    parser.add_argument("--margin", type=float, help="how far ASR may lie above the base's; the recipe's if not given")
+    parser.add_argument(
+        "--margin", type=float, help="how far ASR may lie above the base's; the recipe's bound if not given"
+    )
     parser.add_argument("--orders", type=int, default=200, help="orders of the prompts to play")
     given = parser.parse_args()
     recipe = Recipe.load(given.run / "recipe.yaml")
     prompts = evaluation_sets(given.set, recipe.score.validation, recipe.seed, None)["validation"]
     found = ask_all(given.run, prompts, recipe)
-    rule = Rule(given.margin or recipe.select.margin, recipe.select.confidence, paired=True)
+    update = {} if given.margin is None else {"margin": given.margin, "bound": None}
+    plan = design(recipe.select.model_copy(update=update), recipe.seed)
     five = sum(sum(found[lam].tokens) for lam in GRID)
-    grid, coarse, halved = (
-        on_grid(found, LAMS, rule),
-        on_grid(found, GRID, rule),
-        on_grid(found, LAMS, Bisect(rule=rule).test),
-    )
-    games = [play(found, rule, seed) for seed in range(given.orders)]
-    near = [abs(lam - grid) < 0.051 for lam, _ in games]
+    whole = sum(sum(found[lam].tokens) for lam in LAMS) / five
+    grid = on_grid(found, LAMS, plan.rule)
+    games = [play(found, dataclasses.replace(plan, seed=seed)) for seed in range(given.orders)]
     share = [spent / five for _, spent in games]
-    counts = {lam: sum(one == lam for one, _ in games) for lam in sorted({one for one, _ in games})}
+    lams = sorted({lam for lam, _ in games})
+    seen = ", ".join(f"{lam:g} ({statistics.fmean(one == lam for one, _ in games):.0%})" for lam in lams)
+    lam, spent = play(found, plan)
     rows = [
         ["", "λ", "tokens, against a grid of 5 λ"],
-        ["grid of 5 λ", f"{coarse:g}", "1"],
-        ["all 19 λ", f"{grid:g}", f"{sum(sum(found[lam].tokens) for lam in LAMS) / five:.2f}"],
-        ["all 19 λ, tested at half the error", f"{halved:g}", ""],
-        [
-            f"bisect, {given.orders} orders of the prompts",
-            ", ".join(f"{lam:g} ({count / given.orders:.0%})" for lam, count in counts.items()),
-            f"{min(share):.2f} to {max(share):.2f}",
-        ],
-        ["bisect, the recipe's seed", *(f"{value:.3g}" for value in play(found, rule, recipe.seed))],
+        ["grid of 5 λ", f"{on_grid(found, GRID, plan.rule):g}", "1"],
+        ["all 19 λ", f"{grid:g}", f"{whole:.2f}"],
+        [f"all 19 λ, tested at {plan.share:g} of the error", f"{on_grid(found, LAMS, plan.test):g}", f"{whole:.2f}"],
+        [f"bisect, {given.orders} orders of the prompts", seen, f"{min(share):.2f} to {max(share):.2f}"],
+        ["bisect, the recipe's seed", f"{lam:g}", f"{spent / five:.2f}"],
     ]
-    rows[-1][-1] = f"{float(rows[-1][-1]) / five:.2f}"
-    print(f"\n{len(prompts)} prompts, margin {rule.bound:g}, confidence {rule.confidence}\n\n{table(rows)}\n")
-    print(f"within 0.05 of all 19 λ: {statistics.fmean(near):.0%}")
+    print(f"\n{len(prompts)} prompts, bound {plan.rule.bound:g}, confidence {plan.rule.confidence}\n\n{table(rows)}\n")
+    print(f"within 0.05 of all 19 λ: {statistics.fmean(abs(lam - grid) < 0.051 for lam, _ in games):.0%}")
     print(f"tokens, against a grid of 5 λ: {statistics.fmean(share):.3f}")
 
 

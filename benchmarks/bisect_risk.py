@@ -26,7 +26,7 @@ from statistics import NormalDist, fmean
 from mooring.run.search import search
 from mooring.select.bisect import Bisect, Found
 from mooring.select.evidence import Rule
-from mooring.select.support import table
+from mooring.select.support import BISECT_SHARE, table
 from mooring.stats import quantile, tango
 
 NORMAL = NormalDist()
@@ -108,10 +108,10 @@ def make(seed: int, kind: str) -> Case:
     return Case(shape, truth, rule, prompts, verdicts)
 
 
-def play(seed: int, kind: str = "curve", doubt: float = 0.1) -> Outcome:
+def play(seed: int, kind: str = "curve", doubt: float = 0.1, share: float = BISECT_SHARE) -> Outcome:
     """One search, and the full grid on the same verdicts."""
     case = make(seed, kind)
-    plan = Bisect(rule=case.rule, doubt=doubt, seed=seed)
+    plan = Bisect(rule=case.rule, doubt=doubt, share=share, seed=seed)
 
     def ask(lam: float, places: tuple[int, ...]) -> list[bool]:
         hits = case.verdicts(lam)
@@ -174,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", type=int, default=1000)
     parser.add_argument("--doubt", type=float, default=0.1)
+    parser.add_argument("--share", type=float, default=BISECT_SHARE, help="part of the error at which λ are tested")
     parser.add_argument("--table", action="store_true", help="print how many prompts a margin needs, and end")
     parser.add_argument("--level", action="store_true", help="print how near 5 %% the paired limit's risk is, and end")
     args = parser.parse_args()
@@ -184,7 +185,7 @@ def main() -> None:
         print(table(), end="")
         return
     print(f"{'':<22} {'n':>5}  {'broken':>7}  {'by grid':>7}  {'same':>6}  {'near':>6}  {'cost':>6}")
-    curves = [play(seed, doubt=args.doubt) for seed in range(args.curves)]
+    curves = [play(seed, doubt=args.doubt, share=args.share) for seed in range(args.curves)]
     for shape in ("logistic", "step"):
         show(shape, [o for o in curves if o.case.kind == shape])
     for size in SIZES:
@@ -192,7 +193,7 @@ def main() -> None:
     for paired in (False, True):
         show("rise above base" if paired else "rate", [o for o in curves if o.case.rule.paired == paired])
     for kind in ("edge", "flat"):
-        hard = [play(seed, kind, args.doubt) for seed in range(args.curves)]
+        hard = [play(seed, kind, args.doubt, args.share) for seed in range(args.curves)]
         show(kind, hard)
     show("all curves", curves)
     cost, broken = fmean(o.cost for o in curves), fmean(o.broken for o in curves)
