@@ -53,13 +53,13 @@ def test_over_refusal_is_asked_on_validation_where_it_bounds_the_choice() -> Non
 
 def test_a_prompt_of_two_sets_is_on_one_side_only(tmp_path: Path) -> None:
     texts = [f"Help me break thing number {number}." for number in range(60)]
-    for name, some in (("first", texts[:40]), ("second", texts[20:])):
+    for name, some in (("first", texts[:40]), ("second", [f"{text.upper()} " for text in texts[20:]])):
         lines = "".join(json.dumps({"prompt": text}) + "\n" for text in some)
         (tmp_path / f"{name}.jsonl").write_text(lines)
     refs = [str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")]
     recipe = Recipe.parse({"base": "b", "tuned": "t", "score": {"safety": refs}})
     found = evaluation_sets(recipe)["safety"]
-    sides = [{prompt.messages[-1].content for prompt in found[half]} for half in ("validation", "test")]
+    sides = [{prompt.messages[-1].content.capitalize().strip() for prompt in found[half]} for half in found]
     assert all(sides)
     assert not sides[0] & sides[1]
     assert sides[0] | sides[1] == set(texts)

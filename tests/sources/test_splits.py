@@ -57,7 +57,15 @@ def test_ids_do_not_decide_the_side():
     assert texts(split_prompts(given_, 0.5, 1)[0]) == texts(split_prompts(renamed, 0.5, 1)[0])
 
 
-@pytest.mark.parametrize("words", [[], ["a"], ["a", "a", "a"]])
+def test_what_differs_in_case_spacing_or_unicode_form_alone_stays_on_one_side():
+    variants = ["Is it on?", "is it ON?", "Is  it\non? ", "Is it on？"]
+    rest = [f"question {n}" for n in range(30)]
+    for seed in range(20):
+        sides = split_prompts(prompts(variants + rest), 0.5, seed)
+        assert sorted(len(texts(side) & set(variants)) for side in sides) == [0, 4]
+
+
+@pytest.mark.parametrize("words", [[], ["a"], ["a", "a", "a"], ["a", "A ", "\ta"]])
 def test_what_cannot_be_split(words):
     with pytest.raises(DataError, match="cannot be split in two"):
         split_prompts(prompts(words), 0.5, 1)

@@ -10,7 +10,7 @@ from mooring.errors import DataError, FetchError, RecipeError
 from mooring.recipe import Metric, Recipe
 from mooring.records import Message, Prompt
 from mooring.score.task import default_metrics
-from mooring.sources.shapes import content
+from mooring.sources.shapes import alike
 from mooring.sources.splits import draw
 
 Name = Literal["safety", "over_refusal", "ordinary", "task"]
@@ -79,8 +79,8 @@ def _joined(recipe: Recipe, refs: Sequence[str], missing: dict[str, str] | None)
             halves = sources.evaluation_sets(ref, section.validation, recipe.seed, section.limit)
             for half, prompts in halves.items():
                 found[half] += [_marked(prompt, ref) for prompt in prompts] if len(refs) > 1 else prompts
-    chosen_on = {content(prompt) for prompt in found["validation"]}
-    return {**found, "test": [prompt for prompt in found["test"] if content(prompt) not in chosen_on]}
+    chosen_on = {alike(prompt) for prompt in found["validation"]}
+    return {**found, "test": [prompt for prompt in found["test"] if alike(prompt) not in chosen_on]}
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def _task(recipe: Recipe, missing: dict[str, str] | None) -> dict[sources.Half, 
         validation = sources.load_examples(section.validation_task, split="validation", seed=recipe.seed)
     with _fetched(section.task, missing):
         test = sources.load_examples(section.task, split="test", seed=recipe.seed) if section.task else []
-    if shared := {content(p) for p in validation} & {content(p) for p in test}:
+    if shared := {alike(p) for p in validation} & {alike(p) for p in test}:
         raise DataError(
             f"score.validation_task: {len(shared)} of its prompts are in score.task too",
             "λ must not be chosen on what is reported: name rows that are not in it",

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -48,6 +49,16 @@ def to_prompts(rows: Sequence[Row]) -> list[Prompt]:
 def content(prompt: Prompt) -> str:
     """What is asked, as canonical JSON: equal for two prompts exactly if a model sees the same."""
     return json.dumps([[m.role, m.content] for m in prompt.messages], ensure_ascii=False)
+
+
+def alike(prompt: Prompt) -> str:
+    """What is asked, whatever its case, spacing and Unicode form (NFKC): what differs in no more counts as the same
+    prompt where none may be in two halves."""
+    return json.dumps([[m.role, " ".join(_folded(m.content).split())] for m in prompt.messages])
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def digest(prompts: Sequence[Prompt]) -> str:

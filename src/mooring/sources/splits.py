@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 
 from mooring.errors import DataError
 from mooring.records import Prompt
-from mooring.sources.shapes import content
+from mooring.sources.shapes import alike, content
 
 
 def split_prompts(prompts: Sequence[Prompt], validation: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
     """Split into (validation, test).
 
-    Prompts with the same text land on the same side, so that nothing reported on was chosen on. Which side depends on
-    the seed and the set's texts alone; both sides keep the given order.
+    Prompts that are `alike` land on the same side, so that nothing reported on was chosen on. Which side depends on the
+    seed and the set's texts alone; both sides keep the given order.
 
     Args:
         prompts: The set.
-        validation: Share of the different texts that go to validation, above 0 and below 1; each side gets at least
+        validation: Share of the different prompts that go to validation, above 0 and below 1; each side gets at least
             one.
         seed: Another seed gives another split.
 
@@ -26,16 +26,18 @@ def split_prompts(prompts: Sequence[Prompt], validation: float, seed: int) -> tu
     """
     if not 0 < validation < 1:
         raise ValueError(f"validation is {validation}, not between 0 and 1")
-    texts = sorted({content(p) for p in prompts}, key=lambda text: _rank(seed, "split", text))
-    if len(texts) < 2:
+    keys = [alike(p) for p in prompts]
+    ranks: dict[str, bytes] = {}
+    for key, prompt in zip(keys, prompts, strict=True):
+        rank = _rank(seed, "split", content(prompt))
+        ranks[key] = min(rank, ranks.get(key, rank))
+    if len(ranks) < 2:
         where = prompts[0].origin if prompts else "the set"
-        raise DataError(f"{where}: {len(texts)} different prompts cannot be split in two", "give at least two")
-    count = min(max(round(validation * len(texts)), 1), len(texts) - 1)
-    chosen = set(texts[:count])
-    return (
-        [p for p in prompts if content(p) in chosen],
-        [p for p in prompts if content(p) not in chosen],
-    )
+        raise DataError(f"{where}: {len(ranks)} different prompts cannot be split in two", "give at least two")
+    count = min(max(round(validation * len(ranks)), 1), len(ranks) - 1)
+    chosen = set(sorted(ranks, key=ranks.__getitem__)[:count])
+    pairs = list(zip(prompts, keys, strict=True))
+    return [p for p, key in pairs if key in chosen], [p for p, key in pairs if key not in chosen]
 
 
 def draw(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
