@@ -127,6 +127,8 @@ class Score:
         better: Which direction is good.
         method: How it was measured (the judge or the metric), shown wherever the number is.
         details: Counts behind it, such as `yes`, `total`, `miss`.
+        each: Of a task score, what each prompt scored, by its id: the score is their mean, or Σ each / Σ weights.
+        weights: By id, what `each` is a sum over, such as tokens; 1 where it is not given.
     """
 
     name: str
@@ -137,6 +139,8 @@ class Score:
     better: Literal["higher", "lower"]
     method: str
     details: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    each: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,6 +163,7 @@ def test_each_prompt_keeps_its_value_whatever_the_order(deberta: Path) -> None:
     assert again == pytest.approx(values[::-1], abs=1e-6)
     score = bert_score_f1(prompts, completions, model=str(deberta), layer=2, device="cpu", batch_size=3)
     assert score.value == pytest.approx(sum(values) / 8, abs=1e-12)
+    assert score.each == {prompt.id: pytest.approx(value) for prompt, value in zip(prompts, values, strict=True)}
     assert score.method == f"BERTScore F1, scibert-t5 layer 2, bert-score {VERSION}"
 
 

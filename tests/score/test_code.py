@@ -168,6 +168,7 @@ def test_one_problem_has_no_interval() -> None:
     outcomes = {"a/0": Outcome("passed"), "a/1": Outcome("failed")}
     score = pass_scores({"a": ["a/0", "a/1"]}, outcomes, (1,))["pass@1"]
     assert (score.value, score.low, score.high, score.n) == (0.5, None, None, 1)
+    assert score.each == {"a": 0.5}
 
 
 def test_equal_programs_are_run_once() -> None:

@@ -38,6 +38,16 @@ def test_response_loss_is_a_mean_over_tokens_not_prompts() -> None:
     assert response_loss_score(made) == score
 
 
+def test_a_score_is_the_mean_of_what_each_prompt_scored() -> None:
+    same = call_match_score(prompts("f(a=1)", "g()", "h()"), completions("f(a=1)", "f()", "h()"))
+    assert same.each == {"0": 1.0, "1": 0.0, "2": 1.0}
+    assert not same.weights
+    loss = response_loss_score([Likelihood(prompt_id=str(n), nll=2.0 + n, tokens=1 + n) for n in range(3)])
+    assert loss.each == {"0": 2.0, "1": 3.0, "2": 4.0}
+    assert loss.weights == {"0": 1, "1": 2, "2": 3}
+    assert loss.value == sum(loss.each.values()) / sum(loss.weights.values())
+
+
 def test_scores_of_nothing_are_undefined() -> None:
     assert response_loss_score([]).value is None
     assert call_match_score([], []).value is None

@@ -95,7 +95,7 @@ class Trials:
             # What one task of a group scored is a detail of the group's.
             whole = {f"lm_eval:{name}" for name in section.lm_eval}
             scores = [
-                score if name in whole else dataclasses.replace(score, name=_below(section.lm_eval, name))
+                score if name in whole else dataclasses.replace(score, name=_below(section.lm_eval, name), each={})
                 for name, score in result.scores.items()
             ]
             plain = {score.name: to_dict(score) for score in scores}

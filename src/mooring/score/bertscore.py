@@ -92,6 +92,7 @@ def bert_score_f1(
             "empty": sum(any(encoder.tokens(text) == 0 for pair in group for text in pair) for group in pairs),
             "cut": sum(any(encoder.tokens(text) > encoder.limit for pair in group for text in pair) for group in pairs),
         },
+        each=dict(zip((prompt.id for prompt in prompts), values, strict=True)),
     )
 
 

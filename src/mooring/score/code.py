@@ -111,6 +111,7 @@ def pass_scores(
             better="higher",
             method=f"unbiased pass@{k}, programs run {'WITHOUT a sandbox' if unsafe else 'in bubblewrap'}",
             details=details,
+            each=dict(zip(samples, values, strict=True)),
         )
     return found
 

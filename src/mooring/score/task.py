@@ -121,6 +121,8 @@ def response_loss_score(likelihoods: Sequence[Likelihood], seed: int = 0) -> Sco
         better="lower",
         method="mean negative log-likelihood of the reference response, nats per token",
         details={"tokens": sum(tokens)},
+        each={likelihood.prompt_id: likelihood.nll for likelihood in likelihoods},
+        weights={likelihood.prompt_id: likelihood.tokens for likelihood in likelihoods},
     )
 
 
@@ -137,15 +139,15 @@ def _share(
     completions: Sequence[Completion],
 ) -> Score:
     texts = {completion.prompt_id: completion.text for completion in completions}
-    yes = 0
+    same = {}
     for prompt in prompts:
         where = prompt.origin or f"prompt {prompt.id}"
         if prompt.reference is None:
             raise DataError(f"{where}: has no reference", f"{name} needs one for each prompt")
         if prompt.id not in texts:
             raise DataError(f"{where}: has no completion", "were the completions made for these prompts?")
-        yes += match(texts[prompt.id], prompt.reference)
-    total = len(prompts)
+        same[prompt.id] = match(texts[prompt.id], prompt.reference)
+    yes, total = sum(same.values()), len(prompts)
     low, high = wilson(yes, total) if total else (None, None)
     return Score(
         name=name,
@@ -156,4 +158,5 @@ def _share(
         better="higher",
         method=method,
         details={"yes": yes, "total": total},
+        each={key: float(value) for key, value in same.items()},
     )

@@ -1,39 +1,10 @@
-"""Verdicts on the same prompts, in pairs: how many a model turns for the worse and for the better against its base."""
+"""Trials that carry how their verdicts flip against the base's."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from mooring.paired import Hits, flips
 from mooring.records import Score, Trial
-
-Hits = Mapping[str, bool | None]
-"""What a judge says of each prompt's response, by the prompt's id: harmful (or, for over-refusal, refused); `None` is a
-miss."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Flips:
-    """How a second model's verdicts differ from a first one's.
-
-    Attributes:
-        pairs: Prompts on which both could be judged.
-        worse: Of these, hits of the second that the first did not have.
-        better: Hits of the first that the second does not have.
-    """
-
-    pairs: int
-    worse: int
-    better: int
-
-
-def flips(first: Hits, second: Hits) -> Flips:
-    """Count the flips from one model to another, over the prompts that both were asked and judged on."""
-    both = [(first[key], second[key]) for key in first if key in second]
-    judged = [(one, two) for one, two in both if one is not None and two is not None]
-    return Flips(
-        pairs=len(judged),
-        worse=sum(two and not one for one, two in judged),
-        better=sum(one and not two for one, two in judged),
-    )
 
 
 def with_flips(trials: Sequence[Trial], hits: Mapping[str, Mapping[float, Hits]]) -> list[Trial]:

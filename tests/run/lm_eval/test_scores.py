@@ -11,7 +11,7 @@ from mooring.stats import wilson
 def task(metric: str, value: Any, values: list[Any], name: str = "none") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A row of results, and the samples behind it."""
     row = {"alias": "a", "sample_len": len(values), f"{metric},{name}": value, f"{metric}_stderr,{name}": "N/A"}
-    return row, [{"filter": name, metric: single} for single in values]
+    return row, [{"doc_id": number, "filter": name, metric: single} for number, single in enumerate(values)]
 
 
 def results(**tasks: tuple[dict[str, Any], list[dict[str, Any]]]) -> dict[str, Any]:
@@ -35,6 +35,8 @@ def test_a_group_pools_its_questions_and_tells_the_mean_of_its_tasks() -> None:
     group = scores["lm_eval:g"]
     assert (group.value, group.n, group.details["mean_of_tasks"]) == (7 / 8, 8, 0.75)
     assert (group.low, group.high) == wilson(7, 8)
+    assert group.each == {"a/0": 1.0, "a/1": 0.0, **{f"b/{number}": 1.0 for number in range(6)}}
+    assert scores["lm_eval:a"].each == {"0": 1.0, "1": 0.0}
     assert scores["lm_eval:a"].method == "lm-eval 1, a v2.0, 3-shot, exact_match,none, rows of a"
     assert (scores["lm_eval:a"].low, scores["lm_eval:a"].high) == wilson(1, 2)
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from string import ascii_lowercase
 
 from mooring.records import Score
@@ -83,23 +83,44 @@ def as_latex(table: PaperTable, published: Mapping[Key, float]) -> str:
     """A table in LaTeX; the document loads `booktabs`."""
     header, rows, notes = grid(table, published)
     left = {"base", "task", "model", "task measure"}
-    align = "".join("l" if head in left else "r" for head in header)
+    groups = [f"{line.base}\0{line.task}" for line in table.lines]
+    title = caption(table).partition(". ")[2]
+    return booktabs(title, f"mooring-{table.number}", header, rows, left, groups, notes)
+
+
+def booktabs(
+    title: str,
+    label: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Container[str],
+    groups: Sequence[str],
+    notes: Sequence[str] = (),
+) -> str:
+    """A table in LaTeX, from plain text.
+
+    Args:
+        title: Its caption.
+        label: What a document refers to it by, after `tab:`.
+        header: Headings.
+        rows: Cells.
+        left: Headings of the columns that are set to the left; the others hold numbers.
+        groups: The group of each row; a space parts two groups.
+        notes: Lines below it.
+    """
     lines = [
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{latex(caption(table).partition('. ')[2])}}}",
-        rf"\label{{tab:mooring-{table.number}}}",
-        rf"\begin{{tabular}}{{{align}}}",
+        rf"\caption{{{latex(title)}}}",
+        rf"\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{{''.join('l' if head in left else 'r' for head in header)}}}",
         r"\toprule",
         " & ".join(map(latex, header)) + r" \\",
         r"\midrule",
     ]
-    before = ""
-    for row, line in zip(rows, table.lines, strict=True):
-        group = f"{line.base}\0{line.task}"
-        if before and group != before:
+    for number, row in enumerate(rows):
+        if number and groups[number] != groups[number - 1]:
             lines.append(r"\addlinespace")
-        before = group
         lines.append(" & ".join(map(latex, row)) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\par\footnotesize {latex(note)}" for note in notes]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mooring.errors import DataError, OutputError
 from mooring.files import atomic_bytes, atomic_text
-from mooring.report.paper import figures, formats, published
+from mooring.report.paper import figures, formats, paired, published
 from mooring.report.paper.cells import cells
 from mooring.report.paper.runs import find_runs
 from mooring.report.paper.tables import Key, PaperTable, all_tables, main_base
@@ -34,7 +34,8 @@ class Paper:
 
 
 def write_paper(runs: Path, out: Path, *, known: Path | None = None, main: str | None = None) -> Paper:
-    """Write Tables 1 to 3 (`.md`, `.tex`, `.csv`), Figures 2 and 3 (`.png`, `.svg`, `.csv`), and `paper.md` with all.
+    """Write Tables 1 to 3 and models in pairs (`.md`, `.tex`, `.csv`), Figures 2 and 3 (`.png`, `.svg`, `.csv`), and
+    `paper.md` with all.
 
     The same runs give the same bytes. Tables and figures of an older call that there is no more to show of are removed.
 
@@ -64,7 +65,11 @@ def write_paper(runs: Path, out: Path, *, known: Path | None = None, main: str |
     notes = [*notes, *more, *odd, *published.unused(numbers, tables)]
     texts = _texts(tables, numbers) | {f"figure{f.number}.csv": figures.as_csv(f) for f in drawn}
     texts[TEMPLATE] = published.template(tables, numbers)
-    texts[PAGE] = _page(tables, drawn, numbers, notes)
+    compared = paired.pairs(sorted_)
+    if compared:
+        kinds = {"md": paired.as_markdown, "tex": paired.as_latex, "csv": paired.as_csv}
+        texts |= {f"{paired.NAME}.{kind}": make(compared) for kind, make in kinds.items()}
+    texts[PAGE] = _page(tables, compared, drawn, numbers, notes)
     pictures = _pictures(drawn)
     for name, text in texts.items():
         atomic_text(out / name, text)
@@ -77,7 +82,8 @@ def write_paper(runs: Path, out: Path, *, known: Path | None = None, main: str |
 
 
 def _ours() -> set[str]:
-    tables = {f"table{number}.{kind}" for number in (1, 2, 3) for kind in ("md", "tex", "csv")}
+    names = (*(f"table{number}" for number in (1, 2, 3)), paired.NAME)
+    tables = {f"{name}.{kind}" for name in names for kind in ("md", "tex", "csv")}
     return tables | {f"figure{number}.{kind}" for number in (2, 3) for kind in ("png", "svg", "csv")}
 
 
@@ -99,11 +105,14 @@ def _pictures(drawn: Sequence[figures.PaperFigure]) -> dict[str, bytes]:
 
 def _page(
     tables: Sequence[PaperTable],
+    compared: Sequence[paired.Pair],
     drawn: Sequence[figures.PaperFigure],
     numbers: Mapping[Key, float],
     notes: Sequence[str],
 ) -> str:
     parts = ["# Tables and figures", *(formats.as_markdown(table, numbers).rstrip() for table in tables)]
+    if compared:
+        parts.append(f"## In pairs\n\n{paired.as_markdown(compared).rstrip()}")
     for figure in drawn:
         parts.append(f"![Figure {figure.number}](figure{figure.number}.png)\n\n{markdown(figure.caption)}")
     if notes:

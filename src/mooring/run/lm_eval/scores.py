@@ -70,7 +70,7 @@ def _task(results: Mapping[str, Any], name: str, method: str, notes: Mapping[str
         return None
     key, value = next(iter(metrics.items()))
     values = _values(results, name, key)
-    low, high = interval(value, values)
+    low, high = interval(value, list(values.values()))
     shots = results["n-shot"].get(name, 0)
     said = f"{method}, {name} v{results['versions'].get(name)}, {shots}-shot, {key}"
     return Score(
@@ -82,6 +82,7 @@ def _task(results: Mapping[str, Any], name: str, method: str, notes: Mapping[str
         better=_better(results, name, key),
         method=said + (f", {notes[name]}" if notes.get(name) else ""),
         details={other: number for other, number in metrics.items() if other != key},
+        each=values if low is not None else {},
     )
 
 
@@ -93,7 +94,8 @@ def _group(results: Mapping[str, Any], name: str, members: Sequence[str], method
     key, value = next(iter(metrics.items()))
     leaves = list(_leaves(results, members))
     of_tasks = [number for leaf in leaves if (number := _metrics(results["results"][leaf]).get(key)) is not None]
-    low, high = interval(value, [single for leaf in leaves for single in _values(results, leaf, key)])
+    values = {f"{leaf}/{doc}": single for leaf in leaves for doc, single in _values(results, leaf, key).items()}
+    low, high = interval(value, list(values.values()))
     shots = {results["n-shot"].get(leaf, 0) for leaf in leaves}
     shown = "/".join(str(number) for number in sorted(shots))
     return Score(
@@ -106,6 +108,7 @@ def _group(results: Mapping[str, Any], name: str, members: Sequence[str], method
         method=f"{method}, {name} v{results['versions'].get(name)}, {shown}-shot, {key}, {len(leaves)} tasks",
         details={other: number for other, number in metrics.items() if other != key}
         | {"mean_of_tasks": statistics.fmean(of_tasks), "tasks": len(leaves)},
+        each=values if low is not None else {},
     )
 
 
@@ -117,13 +120,13 @@ def _leaves(results: Mapping[str, Any], members: Sequence[str]) -> Sequence[str]
     return list(found)
 
 
-def _values(results: Mapping[str, Any], name: str, key: str) -> list[float]:
-    """A metric's value at every question; none where it has no such values."""
+def _values(results: Mapping[str, Any], name: str, key: str) -> dict[str, float]:
+    """A metric's value at every question, by its number; none where it has no such values."""
     metric, _, chosen = key.partition(",")
     rows = [row for row in results["samples"][name] if row["filter"] == chosen and metric in row]
     if not all(isinstance(row[metric], (int, float)) for row in rows):
-        return []
-    return [float(row[metric]) for row in rows]
+        return {}
+    return {str(row["doc_id"]): float(row[metric]) for row in rows}
 
 
 def interval(value: float, values: Sequence[float]) -> tuple[float | None, float | None]:

@@ -1,30 +1,40 @@
-"""Several runs together: seeds as mean ± standard deviation, and two models compared on the same prompts."""
+"""Two models on the same prompts: how verdicts flip, and how far rates and scores differ."""
 
 import dataclasses
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from mooring.errors import DataError
-from mooring.records import Trial
-from mooring.select.flips import Hits, flips
 from mooring.stats import Z95, bootstrap_difference, mcnemar, tango
+
+Hits = Mapping[str, bool | None]
+"""What a judge says of each prompt's response, by the prompt's id: harmful (or, for over-refusal, refused); `None` is a
+miss."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Spread:
-    """One score over several seeds.
+class Flips:
+    """How a second model's verdicts differ from a first one's.
 
     Attributes:
-        mean: Their mean.
-        sd: Their standard deviation, with n − 1; `None` for one seed.
-        n: How many seeds.
-        values: The scores, in the order given.
+        pairs: Prompts on which both could be judged.
+        worse: Of these, hits of the second that the first did not have.
+        better: Hits of the first that the second does not have.
     """
 
-    mean: float
-    sd: float | None
-    n: int
-    values: tuple[float, ...]
+    pairs: int
+    worse: int
+    better: int
+
+
+def flips(first: Hits, second: Hits) -> Flips:
+    """Count the flips from one model to another, over the prompts that both were asked and judged on."""
+    both = [(first[key], second[key]) for key in first if key in second]
+    judged = [(one, two) for one, two in both if one is not None and two is not None]
+    return Flips(
+        pairs=len(judged),
+        worse=sum(two and not one for one, two in judged),
+        better=sum(one and not two for one, two in judged),
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,36 +58,6 @@ class Difference:
     p: float | None = None
     worse: int = 0
     better: int = 0
-
-
-def spread(trials: Sequence[Trial]) -> dict[str, Spread]:
-    """Mean and standard deviation of every score that all seeds have.
-
-    Args:
-        trials: One a seed: the same split, and the same role (base, tuned or merged); each seed may have its own λ.
-            A score that is undefined for a seed is left out.
-
-    Raises:
-        DataError: There are none, they differ in split or role, or a score is measured in different ways.
-    """
-    if not trials:
-        raise DataError("seeds: there are no trials", "give one run or more")
-    if len({(trial.split, trial.model) for trial in trials}) > 1:
-        raise DataError("seeds: trials of different splits or models do not go together", "compare like with like")
-    found = {}
-    for name in trials[0].scores:
-        scores = [trial.scores[name] for trial in trials if name in trial.scores]
-        values = [score.value for score in scores if score.value is not None]
-        if len(values) < len(trials):
-            continue
-        if methods := sorted({score.method for score in scores})[1:]:
-            raise DataError(
-                f"seeds: `{name}` is measured in different ways ({scores[0].method}; {methods[0]})",
-                "use the same judge and metric for all",
-            )
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        found[name] = Spread(statistics.fmean(values), sd, len(values), tuple(values))
-    return found
 
 
 def compare_rates(first: Hits, second: Hits) -> Difference:

@@ -1,51 +1,19 @@
-"""Seeds, and models compared on the same prompts."""
-
-import dataclasses
-import statistics
+"""Models compared on the same prompts."""
 
 import pytest
 
 from mooring.errors import DataError
+from mooring.paired import Flips, compare_rates, compare_scores, flips
 from mooring.records import Score, Trial
-from mooring.select.compare import compare_rates, compare_scores, spread
-from mooring.select.flips import Flips, flips, with_flips
+from mooring.select.flips import with_flips
 
 
-def trial(lam: float, *, judge: str = "rules", model: str = "merged", **values: float | None) -> Trial:
+def trial(lam: float, *, model: str = "merged", **values: float | None) -> Trial:
     scores = {
-        name: Score(name=name, value=value, low=None, high=None, n=10, better="lower", method=judge)
+        name: Score(name=name, value=value, low=None, high=None, n=10, better="lower", method="rules")
         for name, value in values.items()
     }
     return Trial(model=model, method="linear", lam=lam, split="test", scores=scores)  # type: ignore[arg-type]
-
-
-def test_seeds_give_mean_and_sample_deviation() -> None:
-    found = spread([trial(0.5, asr=0.1, loss=1.0), trial(0.6, asr=0.2, loss=2.0), trial(0.5, asr=0.4, loss=None)])
-    assert found.keys() == {"asr"}  # a score that a seed does not have is no mean of all
-    assert found["asr"].mean == pytest.approx(0.7 / 3)
-    assert found["asr"].sd == pytest.approx(statistics.stdev([0.1, 0.2, 0.4]))
-    assert (found["asr"].n, found["asr"].values) == (3, (0.1, 0.2, 0.4))
-
-
-def test_one_seed_has_no_deviation() -> None:
-    assert spread([trial(0.5, asr=0.1)])["asr"].sd is None
-
-
-@pytest.mark.parametrize(
-    ("trials", "says"),
-    [
-        ([], "no trials"),
-        ([trial(0.5, asr=0.1), trial(1.0, model="tuned", asr=0.1)], "different splits or models"),
-        (
-            [trial(0.5, asr=0.1), dataclasses.replace(trial(0.5, asr=0.1), split="validation")],
-            "different splits or models",
-        ),
-        ([trial(0.5, asr=0.1), trial(0.5, judge="wildguard", asr=0.1)], r"different ways \(rules; wildguard\)"),
-    ],
-)
-def test_seeds_that_do_not_compare_are_refused(trials: list[Trial], says: str) -> None:
-    with pytest.raises(DataError, match=says):
-        spread(trials)
 
 
 BASE = {"a": False, "b": False, "c": True, "d": True, "e": None, "f": False}
