@@ -292,6 +292,8 @@ class Report(Section):
 
     title: str = "Base, tuned, merged"
     """Heading of the page."""
+    notes: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    """What a reader must know to judge the numbers, a sentence each; shown with the run's own such notes."""
 
 
 class Recipe(Section):

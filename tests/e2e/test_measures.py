@@ -67,6 +67,8 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
         bertscore_model="bundled:minilm",
         limit=6,
     )
+    told = "These sets are made up."
+    recipe.write_text(recipe.read_text() + f"report: {{notes: {told}}}\n", encoding="utf-8")
     done = command("run", recipe)
     assert done.returncode == 0, done.stderr
     found = results(tmp_path / "run")
@@ -83,6 +85,7 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
         assert scores["asr@llm"]["value"] is None
         assert scores["asr@llm"]["details"]["miss"] == scores["asr@llm"]["n"]
         assert "all-MiniLM" in scores["bert_score"]["method"] or "minilm" in scores["bert_score"]["method"]
+    assert told in found["notes"]
     assert any("could not be read" in note and "llm" in note for note in found["notes"])
     assert [(a["measure"], a["judges"], a["n"]) for a in found["agreement"]] == [
         ("asr", ["rules", "llm"], 0),

@@ -71,6 +71,7 @@ def _asked_lams(scored: Sequence[Trial]) -> dict[Half, list[float]]:
 
 def _notes(recipe: Recipe, trials: Trials) -> Iterator[str]:
     """What a reader must know to judge the numbers."""
+    yield from recipe.report.notes
     if recipe.align is not None:
         yield ALIGN_NOTE
     if recipe.score.judges[0].name == "rules":
