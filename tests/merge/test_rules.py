@@ -14,9 +14,11 @@ from torch import Tensor
 from mooring.errors import UserError
 from mooring.merge.inputs import Target
 from mooring.merge.job import Options
-from mooring.merge.rules import METHODS, Site, add_up, elect
+from mooring.merge.plans import Site
+from mooring.merge.rules import METHODS
 from mooring.merge.settings import Setting
 from mooring.merge.sites import method_named, options_of, plain, sites
+from mooring.merge.thinned import add_up, elect
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 ARITHMETIC = 4 * 2.0**-24

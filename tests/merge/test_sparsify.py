@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mooring.merge.rules import METHODS, Pass, Site
+from mooring.merge.plans import Pass, Site
+from mooring.merge.rules import METHODS
 from mooring.merge.sparsify import Sparsifier, draws, grid_of, sparsifiers
 
 KINDS = ["magnitude", "outliers", "random", "magprune"]

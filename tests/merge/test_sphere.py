@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mooring.merge import sphere
-from mooring.merge.rules import gram_matrices, sphere_pair
+from mooring.merge.sums import gram_matrices, sphere_pair
 
 Array = np.ndarray[Any, Any]
 

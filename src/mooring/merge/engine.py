@@ -13,11 +13,13 @@ from torch import Tensor
 from mooring.checkpoint import Checkpoint, Part, TensorDigest, hash_part
 from mooring.errors import MismatchError, ModelError
 from mooring.merge import sweep as grid
-from mooring.merge.inputs import Inputs, Target, check_finite, finite, same
+from mooring.merge.inputs import Inputs, Target
 from mooring.merge.layout import windows
-from mooring.merge.rules import METHODS, Apply, Method, Pass, Plan, Site
+from mooring.merge.plans import Apply, Pass, Plan, Site
+from mooring.merge.rules import METHODS, Method
 from mooring.merge.sparsify import grid_of
 from mooring.merge.sweep import Slice, sweep
+from mooring.merge.values import check_finite, finite, same
 
 _BATCH = 8
 """Slices that a thread works on before it asks for more."""

@@ -16,17 +16,14 @@ from mooring.checkpoint import (
     is_adapter,
     open_adapter,
     open_checkpoint,
-    read_config,
 )
-from mooring.errors import MismatchError, ModelError
+from mooring.errors import MismatchError
+from mooring.merge.belong import MEND, check_architecture, check_named_base, check_type, check_vocabulary
 from mooring.merge.sweep import cut
+from mooring.merge.values import same
 
 _HEADS = ("lm_head.weight",)
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
-_LOOK = 2**16
-"""Entries of a tensor that are compared to tell one model from another."""
-
-_MEND = "name the base that the model was tuned from"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -170,52 +167,6 @@ def _open_tuned(base: Checkpoint, folder: Path) -> Checkpoint | Adapter:
     return open_checkpoint(folder)
 
 
-def check_named_base(base: Checkpoint, adapter: Adapter) -> None:
-    """Hold that the base which an adapter names, where it lies on this machine, has the weights of `base`.
-
-    The first entries of every tensor are compared: no two models have those in common, and a whole look could take
-    longer than the merge.
-    A base in another type is not compared: its bytes differ with reason.
-
-    Raises:
-        MismatchError: It lies here and is another model.
-    """
-    named = adapter.base_name
-    if not named or not Path(named).is_dir() or Path(named).resolve() == base.folder.resolve():
-        return
-    try:
-        other = open_checkpoint(named)
-    except ModelError:
-        return
-    what = f"{adapter.folder}: was tuned from {named}, which is another model than {base.folder}"
-    with other:
-        for info in base.tensors.values():
-            twin = other.tensors.get(info.name)
-            if twin is None or twin.shape != info.shape:
-                raise MismatchError(what, f"give {named} as the base")
-            if twin.dtype != info.dtype:
-                return
-            ours, theirs = (model.read(info.name, 0, min(info.numel, _LOOK)) for model in (base, other))
-            if not same(ours, theirs):
-                raise MismatchError(what, f"give {named} as the base")
-
-
-def check_architecture(base: Path, tuned: Path) -> None:
-    """Hold that two whole models are of one architecture, by their configurations.
-
-    Raises:
-        ModelError: A configuration cannot be read.
-        MismatchError: They differ in kind.
-    """
-    ours, theirs = read_config(base), read_config(tuned)
-    for key in ("model_type", "architectures"):
-        if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
-            a, b = (", ".join(map(str, v)) if isinstance(v, list) else v for v in (ours[key], theirs[key]))
-            raise MismatchError(
-                f"{tuned}: its {key} is {b}, where {base} has {a}", "name the base that it was tuned from"
-            )
-
-
 def match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter], tokenizer: str = "larger") -> Inputs:
     """Match the tensors of a base and its tuned models by name.
 
@@ -236,10 +187,10 @@ def match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter], tokenizer: st
         shapes = [info.shape]
         for model, source in zip(tuned, sources[1:], strict=True):
             shapes.append(_shape(model, source, info))
-            _check_type(base, model, name, source, info, decisions)
+            check_type(base, model, name, source, info, decisions)
         shared, rest = math.prod(info.shape), 0
         if any(shape != info.shape for shape in shapes):
-            rows = _check_vocabulary(base, tuned, name, shapes)
+            rows = check_vocabulary(base, tuned, name, shapes)
             sizes = sizes or rows
             rest = rows.index(max(rows))
             shared = min(rows) * math.prod(info.shape[1:])
@@ -269,13 +220,13 @@ def _stand_ins(base: Checkpoint, tuned: Checkpoint | Adapter, decisions: dict[st
     for name in sorted(base.tensors.keys() - tuned.tensors.keys()):
         embedding = _tied_to(base, name)
         if embedding is None or embedding not in tuned.tensors:
-            raise MismatchError(f"{tuned.folder}: has no {name}, which {base.folder} has", _MEND)
+            raise MismatchError(f"{tuned.folder}: has no {name}, which {base.folder} has", MEND)
         found[name] = embedding
         decisions[name] = f"tied: equals {embedding} in the base; the tuned model's {embedding} was taken for it"
     for name in sorted(tuned.tensors.keys() - base.tensors.keys()):
         embedding = _tied_to(tuned, name)
         if embedding is None or embedding not in base.tensors:
-            raise MismatchError(f"{tuned.folder}: has {name}, which {base.folder} does not have", _MEND)
+            raise MismatchError(f"{tuned.folder}: has {name}, which {base.folder} does not have", MEND)
         decisions[name] = f"tied: equals {embedding} in the tuned model; left out, as in the base"
     return found
 
@@ -321,47 +272,6 @@ def _shape(model: Checkpoint | Adapter, source: str, info: TensorInfo) -> tuple[
     return model.shape(source) if source in model.changed else info.shape
 
 
-def _check_type(
-    base: Checkpoint, model: Checkpoint | Adapter, name: str, source: str, info: TensorInfo, decisions: dict[str, str]
-) -> None:
-    """Hold that both sides are floating-point, or of the same type."""
-    if isinstance(model, Adapter):
-        return
-    other = model.tensors[source].dtype
-    if other == info.dtype:
-        return
-    if not (info.dtype.is_floating_point and other.is_floating_point):
-        raise MismatchError(f"{model.folder}: {name} is {other}, where {base.folder} has {info.dtype}", _MEND)
-    decisions.setdefault(name, f"{other} in the tuned model, {info.dtype} in the base; merged in float32 or better")
-
-
-def _check_vocabulary(
-    base: Checkpoint, tuned: Sequence[Checkpoint | Adapter], name: str, shapes: Sequence[tuple[int, ...]]
-) -> list[int]:
-    """The rows of a tensor in every model, where it is one that has a row for each token.
-
-    It is one where in every model the rows are as many as its configuration says that there are tokens.
-
-    Raises:
-        MismatchError: It is not, so that the shapes simply do not match.
-    """
-    ours = shapes[0]
-    for model, shape in zip(tuned, shapes[1:], strict=True):
-        fits = bool(ours) and bool(shape) and shape[1:] == ours[1:] and _vocabulary(base) == ours[0]
-        if shape == ours or (fits and (isinstance(model, Adapter) or _vocabulary(model) == shape[0])):
-            continue
-        what = f"{model.folder}: {name} has shape {list(shape)}, where {base.folder} has {list(ours)}"
-        raise MismatchError(what, _MEND)
-    return [shape[0] for shape in shapes]
-
-
-def _vocabulary(model: Checkpoint | Adapter) -> int | None:
-    """How many tokens a configuration speaks of."""
-    nested = model.config.get("text_config")
-    found = model.config.get("vocab_size") or (nested.get("vocab_size") if isinstance(nested, dict) else None)
-    return found if isinstance(found, int) else None
-
-
 def _tied_to(model: Checkpoint, name: str) -> str | None:
     """The embedding that a stored head equals byte by byte, or None where it is no such head."""
     if not name.endswith(_HEADS):
@@ -374,55 +284,3 @@ def _tied_to(model: Checkpoint, name: str) -> str | None:
         return None
     pieces = ((model.read(name, s.start, s.stop), model.read(found[0], s.start, s.stop)) for s in cut([head]))
     return found[0] if all(same(*piece) for piece in pieces) else None
-
-
-def same(base: Tensor, tuned: Tensor) -> bool:
-    """Whether two flat slices are equal: byte by byte, or by value where their types differ."""
-    if base is tuned:
-        return True
-    if base.dtype != tuned.dtype:
-        wider = (
-            torch.promote_types(base.dtype, tuned.dtype)
-            if base.dtype.itemsize > 1 < tuned.dtype.itemsize
-            else torch.float64
-        )
-        return torch.equal(base.to(wider), tuned.to(wider))
-    ours, theirs = base.view(torch.uint8).numpy(), tuned.view(torch.uint8).numpy()
-    if ours[:256].tobytes() != theirs[:256].tobytes():  # what tuning changed mostly differs at once
-        return False
-    whole = len(ours) // 8 * 8
-    return (
-        bool((ours[:whole].view("u8") == theirs[:whole].view("u8")).all())
-        and ours[whole:].tobytes() == theirs[whole:].tobytes()
-    )
-
-
-_NONFINITE = {torch.float16: (0x7C00, 0xFC00), torch.bfloat16: (0x7F80, 0xFF80)}
-_NONFINITE |= {torch.float32: (0x7F800000, 0xFF800000), torch.float64: (0x7FF << 52, 0xFFF << 52)}
-
-
-def finite(values: Tensor) -> bool:
-    """Whether there is no NaN and no Inf.
-
-    Read off the bit pattern: Inf and NaN are the largest of either sign, so two maxima of whole numbers tell, several
-    times faster than floating-point comparisons.
-    """
-    if values.numel() == 0 or not values.dtype.is_floating_point:
-        return True
-    if values.dtype not in _NONFINITE:
-        return bool(torch.isfinite(values.float()).all())
-    positive, negative = _NONFINITE[values.dtype]
-    raw = values.detach().reshape(-1).view(torch.uint8).numpy()
-    size = values.dtype.itemsize
-    return int(raw.view(f"i{size}").max()) < positive and int(raw.view(f"u{size}").max()) < negative
-
-
-def check_finite(values: Tensor, where: Path, name: str) -> None:
-    """Refuse NaN and Inf.
-
-    Raises:
-        ModelError: There is one.
-    """
-    if not finite(values):
-        mend = "the model is broken; fetch or train it again, or go on with --allow-nonfinite"
-        raise ModelError(f"{where}: {name} holds NaN or Inf", mend)

@@ -8,16 +8,14 @@ that have just that magnitude which of them are in: three passes in bounded memo
 import dataclasses
 import functools
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mooring.merge import sweep
-
-if TYPE_CHECKING:
-    from mooring.merge.rules import Pass
+from mooring.merge.plans import Pass
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -77,10 +75,8 @@ class _Found:
     equal: int
 
 
-def windows(spans: Sequence[Span | None]) -> "Generator[Pass, Any, list[Window | None]]":
+def windows(spans: Sequence[Span | None]) -> Generator[Pass, Any, list[Window | None]]:
     """Find the window of every model's span; None stays None."""
-    from mooring.merge.rules import Pass
-
     found: list[Window | None] = [None if span is None else Window(None, None) for span in spans]
     wanted = [(m, span) for m, span in enumerate(spans) if span is not None and span.last > span.first]
     if not wanted:
@@ -119,10 +115,8 @@ def _kept(span: Span, low: _Found, high: _Found | None) -> tuple[tuple[int, int]
     return at(low, span.first, span.last), at(high or low, span.first, span.last)
 
 
-def _at_ranks(queries: Sequence[tuple[int, int]]) -> "Generator[Pass, Any, list[_Found]]":
+def _at_ranks(queries: Sequence[tuple[int, int]]) -> Generator[Pass, Any, list[_Found]]:
     """The magnitudes at ascending ranks, for (model, rank) each."""
-    from mooring.merge.rules import Pass
-
     models = sorted({m for m, _ in queries})
     tops = yield Pass(functools.partial(_top_histograms, models), np.add, _has_infinite)
     bins = [_locate(tops[models.index(m)], rank) for m, rank in queries]

@@ -9,7 +9,8 @@ import torch
 from mooring.errors import UserError
 from mooring.merge.inputs import Target
 from mooring.merge.job import Options
-from mooring.merge.rules import METHODS, Method, Site
+from mooring.merge.plans import Site
+from mooring.merge.rules import METHODS, Method
 from mooring.merge.settings import Setting, as_plain, depths
 
 _PER_MODEL = ("weights", "density", "gamma", "epsilon")

@@ -7,17 +7,15 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mooring.merge import sweep
+from mooring.merge.plans import Pass, Site
 from mooring.merge.ranks import Span, change_of, keep_window, magnitude_bits, windows
-
-if TYPE_CHECKING:
-    from mooring.merge.rules import Pass, Site
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -28,7 +26,7 @@ LONGEST_ROW = 2**20
 """Entries that are ranked together at most; a longer row is ranked in runs of so many."""
 
 
-def grid_of(kind: str, site: "Site") -> int:
+def grid_of(kind: str, site: Site) -> int:
     """Entries that a sparsifier takes at a time: a cell, or whole rows where it ranks them."""
     if kind != "magprune":
         return sweep.CELL
@@ -36,12 +34,12 @@ def grid_of(kind: str, site: "Site") -> int:
     return row * max(1, sweep.CELL // row)
 
 
-def _row(site: "Site") -> int:
+def _row(site: Site) -> int:
     """Entries that are ranked together: the last axis, or all of a vector."""
     return max(1, min(site.shape[-1] if len(site.shape) > 1 else site.numel, LONGEST_ROW))
 
 
-def sparsifiers(kind: str, site: "Site", models: int) -> "Generator[Pass, Any, list[Sparsifier]]":
+def sparsifiers(kind: str, site: Site, models: int) -> Generator[Pass, Any, list[Sparsifier]]:
     """Find out what is needed over the tensor, and give one sparsifier a tuned model.
 
     Args:
@@ -49,8 +47,6 @@ def sparsifiers(kind: str, site: "Site", models: int) -> "Generator[Pass, Any, l
         site: The tensor.
         models: How many tuned models there are.
     """
-    from mooring.merge.rules import Pass
-
     if kind in ("magnitude", "outliers"):
         spans = [_span(kind, site.numel, site.density[m], site.gamma[m]) for m in range(models)]
         found: list[Sparsifier] = [
@@ -147,7 +143,7 @@ def _number_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8"), digest_size=16).digest(), "little")
 
 
-def _at_random(site: "Site", model: int, density: float, start: int, change: Tensor) -> Tensor:
+def _at_random(site: Site, model: int, density: float, start: int, change: Tensor) -> Tensor:
     """DARE's mask: each entry stays with probability `density`."""
     kept = draws(site.seed, site.name, model, start, start + change.numel()) < np.uint32(
         min(round(density * 2**32), 2**32 - 1)
@@ -155,7 +151,7 @@ def _at_random(site: "Site", model: int, density: float, start: int, change: Ten
     return change.mul_(torch.from_numpy(kept.view(np.uint8)).to(change.dtype))
 
 
-def _by_rank(site: "Site", model: int, row: int, start: int, change: Tensor) -> Tensor:
+def _by_rank(site: Site, model: int, row: int, start: int, change: Tensor) -> Tensor:
     """MagPrune: in each row, keep with a probability that rises with the rank of |δ|; divide by it where asked."""
     low, width = site.density[model] - site.epsilon[model], 2 * site.epsilon[model]
     count = change.numel()

@@ -8,7 +8,8 @@ from typing import Any
 
 from mooring.checkpoint import ADAPTER_CONFIG, is_adapter, read_config, read_json
 from mooring.errors import MismatchError
-from mooring.merge.inputs import open_inputs, same
+from mooring.merge.inputs import open_inputs
+from mooring.merge.values import same
 
 _HOUSEKEEPING = {
     "_name_or_path",

@@ -21,8 +21,8 @@ from mooring.checkpoint import (
     read_json,
 )
 from mooring.errors import ModelError
-from mooring.merge.inputs import check_finite
 from mooring.merge.sweep import SLICE, Slice, cut, scratch, sweep
+from mooring.merge.values import check_finite
 
 _MEND = "the folder is not what was written; merge again"
 

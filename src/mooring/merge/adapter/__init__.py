@@ -31,12 +31,14 @@ from mooring.errors import MismatchError, UserError
 from mooring.files import atomic_folder, need_room
 from mooring.merge.adapter.shares import LEAVE_OUT, Inputs, Weights, fractions
 from mooring.merge.adapter.weights import Entry, entries
-from mooring.merge.inputs import Target, check_finite, check_named_base
+from mooring.merge.belong import check_named_base
+from mooring.merge.inputs import Target
 from mooring.merge.job import Job
 from mooring.merge.settings import Setting, as_plain
 from mooring.merge.sites import plain, sites
 from mooring.merge.stream import check_output, dtype_named
 from mooring.merge.sweep import one_thread
+from mooring.merge.values import check_finite
 from mooring.merge.verify import verify
 
 METHODS = ("linear", "task_arithmetic", "model_stock")

@@ -11,9 +11,9 @@ from mooring.checkpoint import Adapter, Checkpoint
 from mooring.checkpoint.lora_parts import Change
 from mooring.errors import UserError
 from mooring.merge import sphere
-from mooring.merge.inputs import same
-from mooring.merge.rules import Site
+from mooring.merge.plans import Site
 from mooring.merge.sweep import CELL
+from mooring.merge.values import same
 
 LEAVE_OUT = "leave out --as-adapter"
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mooring.merge.inputs import same
 from mooring.merge.inspect.change import Change, Histogram
 from mooring.merge.inspect.sketch import PROBES, Sketch
 from mooring.merge.sweep import Slice, one_thread, sweep
+from mooring.merge.values import same
 
 BLOCK = 2**20
 """Entries that a thread takes at a time: about so many, in whole rows. Sums are made on this grid."""
