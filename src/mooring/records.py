@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -145,13 +145,23 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """All scores of one model on one split. `lam` is 0 for the base and 1 for the tuned model."""
+    """All scores of one model on one split.
+
+    Attributes:
+        model: Which of the three it is.
+        method: The merging rule.
+        lam: 0 for the base and 1 for the tuned model.
+        split: The half that was asked.
+        scores: By name.
+        modules: Where λ differs by module, λ by group of modules; `lam` is then that of all other modules.
+    """
 
     model: Literal["base", "tuned", "merged"]
     method: str
     lam: float
     split: Literal["validation", "test"]
     scores: Mapping[str, Score]
+    modules: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +179,8 @@ class Choice:
         upper: The one-sided upper confidence limit of each λ's ASR, to be held against `bound`, by `f"{lam:g}"`; empty
             where estimates were compared.
         prompts: How many prompts these rest on, at the least.
+        modules: Where λ by module was chosen, λ by group of modules; `lam` is then that of all other modules, and all
+            else but `reason` is of the single λ.
     """
 
     lam: float
@@ -180,6 +192,50 @@ class Choice:
     confidence: float | None = None
     upper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prompts: int = 0
+    modules: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A merge with λ by module that was tried on validation.
+
+    Attributes:
+        trial: Its scores.
+        upper: What was held against the bound on ASR: its upper confidence limit, or the estimate where no confidence
+            was asked for; `None` where too few answers could be judged.
+        within: Whether it keeps every bound.
+        beats: Whether it betters the single λ on both axes; it can be taken where it is within, too.
+    """
+
+    trial: Trial
+    upper: float | None
+    within: bool
+    beats: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ByModule:
+    """How a search for λ by module ended.
+
+    Attributes:
+        single: The validation trial of the single λ, which it began from.
+        groups: The groups of modules whose λ could be moved.
+        budget: How many merges could be tried.
+        confidence: At which each of them was tested; `None` where estimates were compared.
+        tried: Those that were, in order.
+        chosen: Which of them is taken; `None` for the single λ.
+        sentence: Whether it beat the single λ, for people.
+        test: The test trial of the one that is taken.
+    """
+
+    single: Trial
+    groups: Sequence[str]
+    budget: int
+    confidence: float | None
+    tried: Sequence[Attempt]
+    chosen: int | None
+    sentence: str
+    test: Trial | None = None
 
 
 T = TypeVar("T")

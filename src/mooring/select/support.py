@@ -9,6 +9,10 @@ BISECT_SHARE = 0.25
 """The part of the stated error at which bisect tests each λ. Which λ it tests hangs on their verdicts, so that no
 formula gives it: `benchmarks/bisect_risk.py --share` measures what a part leads to."""
 
+SINGLE_SHARE = 0.8
+"""The part of the stated error at which the single λ is tested where λ by module is searched too. The rest is shared
+evenly by the merges that may be tried (Bonferroni): `benchmarks/modules_search.py` measures what that leads to."""
+
 
 def sharper(confidence: float, share: float) -> float:
     """The confidence whose error is a part of another's."""
@@ -20,6 +24,11 @@ def as_tested(settings: Select) -> Select:
     if settings.search != "bisect" or settings.confidence is None:
         return settings
     return settings.model_copy(update={"confidence": sharper(settings.confidence, BISECT_SHARE)})
+
+
+def attempt_confidence(confidence: float, budget: int) -> float:
+    """The confidence at which each of `budget` merges with λ by module is tested."""
+    return sharper(confidence, (1 - SINGLE_SHARE) / budget)
 
 
 def smallest_set(allowed: float, confidence: float, paired: bool = True) -> int | None:
