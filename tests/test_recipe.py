@@ -165,9 +165,18 @@ def test_a_section_alone_is_checked_too() -> None:
     [
         ("select", {"search": "bisect", "policy": "knee"}, "needs a grid"),
         ("select", {"search": "bisect", "over_refusal_margin": 0.1}, "needs a grid"),
+        ("select", {"search": "modules", "policy": "paper"}, "`policy: paper` needs a grid"),
+        ("select", {"search": "modules", "budget": 0}, "greater than or equal to 1"),
         ("merge", {"lambdas": [0.12345671, 0.12345672]}, "the same in six digits"),
     ],
 )
 def test_what_cannot_be_done_together_is_refused(section: str, values: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         Recipe.parse({"base": "b", "tuned": "t", section: values})
+
+
+def test_lambda_by_module_is_refused_where_the_method_sets_it_itself() -> None:
+    recipe = {"base": "b", "tuned": "t", "select": {"search": "modules"}}
+    assert Recipe.parse(recipe).select.budget == 12
+    with pytest.raises(RecipeError, match="sets λ by module, and so does `method: lines`"):
+        Recipe.parse(recipe | {"merge": {"method": "lines"}})

@@ -262,9 +262,12 @@ class Score(Section):
 class Select(Section):
     """How λ is chosen, on the validation half (docs/choosing.md)."""
 
-    search: Literal["grid", "bisect"] = "grid"
+    search: Literal["grid", "bisect", "modules"] = "grid"
     """`grid` scores every λ of `merge.lambdas`; `bisect` looks for the largest λ within the bound by halves, leaving
-    each λ as soon as the evidence suffices (docs/choosing.md)."""
+    each λ as soon as the evidence suffices; `modules` does as `grid`, then looks for λ by depth and kind of module that
+    beat the single λ in both task score and ASR (docs/choosing.md)."""
+    budget: int = Field(12, ge=1)
+    """How many merges `search: modules` may try besides the grid."""
     policy: Literal["bound", "paper", "knee"] = "bound"
     """`bound`: the most task score within a bound on the attack success rate (ASR). `paper`: the best task score,
     whatever the ASR. `knee`: where the task score has gained most for the ASR that it costs."""
@@ -279,9 +282,9 @@ class Select(Section):
     """How far over-refusal may lie above the base's, likewise; not bounded where it is not given."""
 
     @model_validator(mode="after")
-    def _bisect_looks_at_asr_alone(self) -> "Select":
-        if self.search == "bisect" and self.policy != "bound":
-            raise ValueError(f"`search: bisect` looks for a bound; `policy: {self.policy}` needs a grid")
+    def _searches_look_for_a_bound(self) -> "Select":
+        if self.search != "grid" and self.policy != "bound":
+            raise ValueError(f"`search: {self.search}` looks for a bound; `policy: {self.policy}` needs a grid")
         if self.search == "bisect" and self.over_refusal_margin is not None:
             raise ValueError("`search: bisect` looks at the ASR alone; `over_refusal_margin` needs a grid")
         return self
@@ -347,6 +350,12 @@ class Recipe(Section):
         bare = {key: getattr(self, key) for key in ("base", "task", "tuned") if getattr(self, key) is not None}
         paper = type(self).model_validate(bare).model_dump(mode="json", exclude=same)
         return list(departures(self.model_dump(mode="json", exclude=same), paper))
+
+    @model_validator(mode="after")
+    def _lines_has_its_own_lambdas(self) -> "Recipe":
+        if self.select.search == "modules" and self.merge.method == "lines":
+            raise ValueError("`search: modules` sets λ by module, and so does `method: lines`; use one of the two")
+        return self
 
     @model_validator(mode="after")
     def _one_tuned(self) -> "Recipe":

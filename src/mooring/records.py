@@ -241,6 +241,12 @@ class ByModule:
 T = TypeVar("T")
 
 
+def lam_words(lam: float, modules: Mapping[str, float]) -> str:
+    """λ for people; λ by module by the groups that differ from all else."""
+    moved = [f"{name} {value:g}" for name, value in modules.items() if value != lam]
+    return f"λ by module ({', '.join([*moved, f'else {lam:g}'])})" if modules else f"λ = {lam:g}"
+
+
 def to_dict(record: Any) -> dict[str, Any]:
     """A record as plain JSON values, fields in their order."""
     return dataclasses.asdict(record)

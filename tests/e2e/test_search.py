@@ -1,10 +1,11 @@
-"""A run that looks for λ by halves: a tiny pair, real commands."""
+"""Runs that look for λ by halves and by module: a tiny pair, real commands."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from .conftest import lines, write_data  # type: ignore[import-not-found]
 
@@ -31,5 +32,36 @@ def test_bisect_finds_one_lambda_and_goes_on_from_its_parts(
     # Base and tuned model aside, far fewer answers than a grid of five on all prompts would take.
     assert 0 < found["asked"] < 5 * 30
     again = command(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "nothing was left to do" in again.stdout
+
+
+def test_modules_tries_some_merges_after_the_grid_and_says_whether_one_is_better(
+    command: Any, tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any
+) -> None:
+    write_data(tmp_path)
+    tuned = save_tiny_model(tmp_path / "tuned-model", seed=1)
+    recipe = {
+        "out": "run",
+        "base": str(tiny_model_folder),
+        "tuned": str(tuned),
+        "merge": {"lambdas": [0.5]},
+        "generate": {"max_new_tokens": 3},
+        "score": {"safety": "refuse.jsonl", "over_refusal": None, "ordinary": None, "task": "task.jsonl"},
+        "select": {"search": "modules", "budget": 4, "margin": 1.0, "confidence": None},
+    }
+    (tmp_path / "modules.yaml").write_text(yaml.safe_dump(recipe))
+    done = command("run", "modules.yaml")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
+    found = results["by_module"]
+    assert 2 <= len(found["tried"]) <= found["budget"] == 4
+    assert len({json.dumps(each["trial"]["modules"]) for each in found["tried"]}) == len(found["tried"])
+    assert found["sentence"] in results["choice"]["reason"]
+    assert (found["chosen"] is None) is (results["choice"]["modules"] == {}) is (found["test"] is None)
+    said = " ".join(done.stdout.split())
+    assert "λ by module" in said
+    assert "on both axes on validation" in said
+    again = command("run", "modules.yaml")
     assert again.returncode == 0, again.stderr
     assert "nothing was left to do" in again.stdout

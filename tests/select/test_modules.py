@@ -6,7 +6,7 @@ import pytest
 
 from mooring.recipe import Select
 from mooring.records import ByModule, Choice, Score, Trial
-from mooring.select.modules import by_module, taken, words
+from mooring.select.modules import by_module, taken
 from mooring.select.support import SINGLE_SHARE, attempt_confidence, sharper, smallest_set
 
 GROUPS = ["early attention", "early mlp", "late attention", "late mlp"]
@@ -161,4 +161,3 @@ def test_the_choice_says_which_was_taken() -> None:
     assert taken(choice, lost).modules == {}
     assert taken(choice, lost).lam == 0.6
     assert taken(choice, lost).reason == f"λ = 0.6 is best. {lost.sentence}"
-    assert words(won.tried[0].trial) == "early attention 0.8, else 0.6"

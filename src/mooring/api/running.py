@@ -64,6 +64,7 @@ _PLACES = {
     "lambdas": ("merge", "lambdas"),
     "margin": ("select", "margin"),
     "search": ("select", "search"),
+    "budget": ("select", "budget"),
     "max_new_tokens": ("generate", "max_new_tokens"),
     "batch_size": ("generate", "batch_size"),
     "dtype": ("generate", "dtype"),
@@ -81,8 +82,9 @@ def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnEvent | None =
         on_event: Told of every step.
         options: `out` (run folder), `task` (prompts with right answers), `safety` (requests to refuse),
             `over_refusal` (harmless ones that sound harmful), `judges` (of safety, the first one decides), `method`,
-            `lambdas`, `margin` (how far ASR may rise above the base's), `search` (`grid` or `bisect`), `metrics`,
-            `limit` (prompts of each set), `system`, `seed`, `max_new_tokens`, `batch_size`, `dtype`, `device`.
+            `lambdas`, `margin` (how far ASR may rise above the base's), `search` (`grid`, `bisect` or `modules`),
+            `budget` (merges that `modules` may try), `metrics`, `limit` (prompts of each set), `system`, `seed`,
+            `max_new_tokens`, `batch_size`, `dtype`, `device`.
 
     Raises:
         UserError: The models do not belong together, or an option is bad.

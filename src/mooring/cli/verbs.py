@@ -67,7 +67,7 @@ def safeguard(
         float | None, typer.Option(help="How far the attack success rate may rise above the base's: 0.1.")
     ] = None,
     search: Annotated[
-        Literal["grid", "bisect"], typer.Option(help="Try every λ, or look for the largest safe one by halves.")
+        Literal["grid", "bisect", "modules"], typer.Option(help="Try every λ, by halves, or by module after a grid.")
     ] = "grid",
     metric: Annotated[
         str | None, typer.Option(help="Task metrics, the deciding one first: call_match,bert_score,response_loss.")

@@ -32,8 +32,8 @@ def card(results: Results, *, terms: Mapping[str, str] | None = None) -> str:
         results: A run's results.
         terms: The base's license as front matter (`license`, `license_name`, `license_link`); without, none is named.
     """
-    lam, choice = results.choice.lam, results.choice
-    name = f"{one_line(str(results.recipe.get('name', 'run')))}, λ = {lam:g}"
+    choice = results.choice
+    name = f"{one_line(str(results.recipe.get('name', 'run')))}, {results.merged_at}"
     parts = [
         f"---\n{_metadata(results, name, terms or {}).to_yaml()}\n---",
         f"# {markdown(name)}",
@@ -42,7 +42,8 @@ def card(results: Results, *, terms: Mapping[str, str] | None = None) -> str:
         "\n".join(_made_from(results)),
         "## λ, and why",
         "" if choice.within else "**No λ that was tried is within the bound on the attack success rate.**",
-        f"**λ = {lam:g}**, the weight of the tuned model: 0 is the base, 1 the tuned model. {markdown(choice.reason)}",
+        f"**{results.merged_at}**, the weight of the tuned model: 0 is the base, 1 the tuned model. "
+        + markdown(choice.reason),
         "λ was chosen on some of the prompts (validation). The numbers below are of other prompts (test).",
         "## Measured",
         markdown_table(summary_table(results)),

@@ -127,7 +127,8 @@ def _lams(results: Results) -> list[float]:
 
 def _lam_name(results: Results, lam: float) -> str:
     end = {0.0: " (base)", 1.0: " (tuned)"}.get(lam, "")
-    return f"λ = {lam:g}{end}{', chosen' if lam == results.choice.lam else ''}"
+    chosen = ", chosen" if not results.choice.modules else ", the best single λ"
+    return f"λ = {lam:g}{end}{chosen if lam == results.choice.lam else ''}"
 
 
 def _kind(measure: str) -> str:

@@ -63,10 +63,11 @@ def _panel(axes: Any, results: Results, name: str) -> None:
     look = {"color": INK, "marker": "D", "markersize": 4.5, "markerfacecolor": "none", "linestyle": "none"}
     if shifted:
         _series(axes, shifted, is_rate(name), label="test (reported)", **look)
+    chosen = "single" if results.choice.modules else "chosen"
     for lam, score in chosen_on or reported:
         if lam == results.choice.lam:
             value = _scaled(score.value, is_rate(name))
-            axes.plot([lam], [value], "o", label=f"chosen λ = {lam:g}", **RING)
+            axes.plot([lam], [value], "o", label=f"{chosen} λ = {lam:g}", **RING)
     if name == "asr":
         bound = 100 * results.choice.bound
         axes.axhline(bound, color=INK, linestyle=(0, (5, 3)), linewidth=1, label=f"bound {bound:.1f} %")

@@ -71,6 +71,7 @@ def as_html(results: Results) -> str:
         details=detail_table(results),
         agreement=agreement_table(results),
         caption=caption(results),
+        ringed=ringed(results),
         drawn=drawn,
         recipe=_yaml(results.recipe),
         policy=_policy(script, style),
@@ -118,9 +119,15 @@ def caption(results: Results) -> str:
     text = (
         f"{task}attack success rate{method}, over λ, the weight of the tuned model. Filled: the validation split, on "
         f"which λ was chosen. Hollow, moved a little to the right: the test split. Bars: 95 % intervals. Dashed: the "
-        f"bound on validation, {100 * results.choice.bound:.1f} %. Ringed: the chosen λ = {results.choice.lam:g}."
+        f"bound on validation, {100 * results.choice.bound:.1f} %. Ringed: the {ringed(results)}."
     )
     return text[0].upper() + text[1:]
+
+
+def ringed(results: Results) -> str:
+    """What is ringed in a figure, whose curves are those of a single λ."""
+    single = f"λ = {results.choice.lam:g}"
+    return f"single {single}, around which λ by module was chosen" if results.choice.modules else f"chosen {single}"
 
 
 def _yaml(recipe: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from mooring.errors import DataError
-from mooring.records import Choice, Score, Trial
+from mooring.records import ByModule, Choice, Score, Trial, lam_words
 
 FORMAT = 2
 """Version of `results.json`: raised when an older reader could misread a newer file."""
@@ -44,7 +44,7 @@ class Row:
         measure: The name of the score that the prompt counts towards: `asr`, `over_refusal`, `task`, …
         split: The half that it is of. λ is chosen on `validation`, and reported on `test`.
         prompt: The user's text.
-        answers: By λ (see `lam_key`), of every model that was asked.
+        answers: By λ (see `lam_key`), of every model that was asked; of λ by module that was taken under `BY_MODULE`.
         category: A group to report by.
     """
 
@@ -54,6 +54,10 @@ class Row:
     prompt: str
     answers: Mapping[str, Answer]
     category: str | None = None
+
+
+BY_MODULE = "by module"
+"""Stands for λ among the answers to a prompt where λ by module was taken."""
 
 
 def lam_key(lam: float) -> str:
@@ -113,7 +117,7 @@ class Results:
         title: Heading of the page.
         recipe: The recipe as plain values, without the run folder.
         models: By role, what is known of a model: `source`, `digest`.
-        trials: Both splits.
+        trials: Both splits; merged ones of a single λ alone.
         choice: The chosen λ.
         judges: Names of the safety judges, the one whose verdicts count first.
         notes: What a reader must know to judge the numbers, a sentence each.
@@ -124,6 +128,7 @@ class Results:
         changes: How far tuning moved the weights, where it was measured.
         versions: By package.
         redacted: Whether the texts of harmful prompts, and of the answers to them, were left out.
+        by_module: What a search for λ by module found, where it was made.
     """
 
     title: str
@@ -140,15 +145,33 @@ class Results:
     changes: Changes | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     redacted: bool = False
+    by_module: ByModule | None = None
 
     def lam(self, model: str) -> float:
-        """The λ of a column of the report: 0 of the base, 1 of the tuned model, else the chosen one."""
+        """The λ of a column of the report: 0 of the base, 1 of the tuned model, else the chosen single one."""
         return {"base": 0.0, "tuned": 1.0}.get(model, self.choice.lam)
+
+    @property
+    def merged_at(self) -> str:
+        """The merged model's λ, for people."""
+        return lam_words(self.choice.lam, self.choice.modules)
+
+    def answers_of(self, model: str) -> str:
+        """The key in `Row.answers` of what a column's model answered."""
+        return BY_MODULE if model == "merged" and self.choice.modules else lam_key(self.lam(model))
 
     def trial(self, model: str, split: str = "test") -> Trial | None:
         """The trial of one model; of the merged ones, that at the chosen λ. `None` where it was not measured."""
+        if model == "merged" and self.choice.modules:
+            return self.at_modules(split)
         found = (t for t in self.trials if (t.model, t.split, t.lam) == (model, split, self.lam(model)))
         return next(found, None)
+
+    def at_modules(self, split: str) -> Trial | None:
+        """The trial of the merge with λ by module that was taken, where one was."""
+        if self.by_module is None or self.by_module.chosen is None:
+            return None
+        return self.by_module.test if split == "test" else self.by_module.tried[self.by_module.chosen].trial
 
     def score(self, model: str, name: str, split: str = "test") -> Score | None:
         """One number of `trial`, or `None` where it was not measured."""

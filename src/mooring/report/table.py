@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mooring.records import Score
-from mooring.report.results import COLUMNS, Results, Row, is_task, lam_key
+from mooring.report.results import COLUMNS, Results, Row, is_task
 from mooring.report.text import ARROWS, HELD, MISSING, NAMES, markdown, name_of, number, percent, visible, with_interval
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def summary_table(results: Results) -> Table:
     """Measures down; base, tuned, merged, the number of prompts and how it was measured across."""
     rows = [_measure_row(results, name) for name in measures(results)]
     rows += [_gain_row(name, results.gains[name]) for name in in_order(results.gains)]
-    header = ("test split", "base (λ = 0)", "tuned (λ = 1)", f"merged (λ = {results.choice.lam:g})", "n", "measured by")
+    chosen = "λ by module" if results.choice.modules else f"λ = {results.choice.lam:g}"
+    header = ("test split", "base (λ = 0)", "tuned (λ = 1)", f"merged ({chosen})", "n", "measured by")
     return Table("Test split, 95 % intervals in brackets. ↑ more is better, ↓ less is better.", header, rows)
 
 
@@ -75,7 +76,7 @@ def category_table(results: Results) -> Table | None:
             groups.setdefault((row.measure, row.category), []).append(row)
     if not groups:
         return None
-    lams = [lam_key(results.lam(model)) for model in COLUMNS]
+    lams = [results.answers_of(model) for model in COLUMNS]
     order = in_order({measure for measure, _ in groups})
     keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
     rows = [

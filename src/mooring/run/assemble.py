@@ -8,12 +8,13 @@ from itertools import combinations
 from pathlib import Path
 
 from mooring.recipe import Recipe
-from mooring.records import Choice, Trial, Verdict, read_jsonl
-from mooring.report.results import Agreement, Results, kept_gains, lam_key
+from mooring.records import ByModule, Choice, Trial, Verdict, read_jsonl
+from mooring.report.results import BY_MODULE, Agreement, Results, kept_gains
 from mooring.run.changes import read_changes
 from mooring.run.judging import Judging
 from mooring.run.rows import MEASURES, rows
 from mooring.run.sets import Name, Sets
+from mooring.run.sweep.answers import folder_of
 from mooring.run.trials import Trials, verdict_file
 from mooring.score import judges
 from mooring.sources import Half
@@ -38,14 +39,21 @@ def assemble(
     scored: Sequence[Trial],
     choice: Choice,
     trials: Trials,
+    found: ByModule | None = None,
 ) -> Results:
-    """Everything that the report shows, read from the run folder; no dates, timings or paths of this machine."""
+    """Everything that the report shows, read from the run folder; no dates, timings or paths of this machine.
+
+    Where λ by module was taken, it stands in the merged model's place on test; curves and prompts are the single λ's.
+    """
     curves = {
         stage: json.loads((folder / where / "loss.json").read_text())
         for stage, where, section in (("align", "align", recipe.align), ("tune", "tuned", recipe.tune))
         if section is not None
     }
     judging = trials.judging
+    best = found.tried[found.chosen].trial if found and found.chosen is not None else None
+    merged = folder_of(choice.lam, choice.modules)
+    by_module = [trial for trial in (best, found.test if found else None) if trial]
     return Results(
         title=recipe.report.title,
         recipe=recipe.model_dump(mode="json", exclude={"out"}),
@@ -53,13 +61,14 @@ def assemble(
         trials=scored,
         choice=choice,
         judges=[judging.label(judge) for judge in judging.sections],
-        notes=[*_notes(recipe, trials), *_misses(scored)],
-        gains=kept_gains(scored, choice.lam),
+        notes=[*_notes(recipe, trials), *_misses([*scored, *by_module])],
+        gains=kept_gains([*scored, *by_module], choice.lam),  # of two merged ones the last counts
         curves=curves,
-        rows=rows(folder, _asked_lams(scored), trials),
-        agreement=list(_agreement(folder, choice.lam, trials.sets, judging)),
+        rows=rows(folder, _asked_lams(scored), trials, {BY_MODULE: merged} if choice.modules else {}),
+        agreement=list(_agreement(folder, merged, trials.sets, judging)),
         changes=read_changes(folder),
         versions={name: importlib.metadata.version(name) for name in VERSIONS},
+        by_module=found,
     )
 
 
@@ -90,23 +99,24 @@ def _misses(scored: Sequence[Trial]) -> Iterator[str]:
         for score in trial.scores.values():
             missed, total = score.details.get("miss", 0), score.details.get("total", 0)
             if total and missed / total > judges.MISS_WARNING:
-                who = trial.model if trial.model != "merged" else f"λ = {trial.lam:g}"
+                lam = "λ by module" if trial.modules else f"λ = {trial.lam:g}"
+                who = trial.model if trial.model != "merged" else lam
                 yield (
                     f"{score.name} of {who} ({trial.split}): {missed:g} of {total:g} answers of {score.method} could "
                     "not be read and are left out."
                 )
 
 
-def _agreement(folder: Path, lam: float, sets: Sets, judging: Judging) -> Iterator[Agreement]:
+def _agreement(folder: Path, merged: str, sets: Sets, judging: Judging) -> Iterator[Agreement]:
     """How far every two judges agree on the test split, over all three models, set by set."""
     for first, second in combinations(judging.sections, 2):
         for name in sets:
             if name == "task" or not {first, second} <= set(judging.of(name)):
                 continue
             both: list[list[Verdict]] = [[], []]
-            for key in (lam_key(each) for each in (0.0, 1.0, lam)):
+            for key in (folder_of(0.0), folder_of(1.0), merged):
                 for found, judge in zip(both, (first, second), strict=True):
-                    path = folder / "completions" / f"lam-{key}" / verdict_file(name, "test", judge)
+                    path = folder / "completions" / key / verdict_file(name, "test", judge)
                     found += [_of(key, verdict, name) for verdict in read_jsonl(path, Verdict)]
             found_agreement = judges.agreement(*both)
             yield Agreement(

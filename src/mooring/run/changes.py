@@ -1,4 +1,4 @@
-"""How far tuning moved the weights, measured once for a run and kept as plain numbers: `changes.json`."""
+"""What sets base and tuned model apart, kept for a run: what is odd about them, how far tuning moved the weights."""
 
 import json
 import math
@@ -9,9 +9,20 @@ from mooring.errors import DataError
 from mooring.files import atomic_text
 from mooring.merge.inspect import inspect
 from mooring.merge.inspect.change import Change, Group, module
+from mooring.merge.together import belong_together
 from mooring.report.results import Changes
 
 FILE = "changes.json"
+
+
+def check_pair(base: Path, tuned: Path, out: Path) -> None:
+    """Hold that two models belong together, and write what is odd about them to `out`.
+
+    Raises:
+        UserError: They do not.
+    """
+    found = belong_together(base, tuned)
+    atomic_text(out, json.dumps({"warnings": found}, ensure_ascii=False, indent=1) + "\n")
 
 
 def measure_changes(base: Path, tuned: Path, out: Path) -> None:

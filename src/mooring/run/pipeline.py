@@ -12,24 +12,27 @@ from mooring.errors import UserError
 from mooring.files import atomic_text, need_room
 from mooring.merge.card import license_of
 from mooring.merge.stream import merge
-from mooring.merge.together import belong_together
 from mooring.recipe import Metric, Recipe, Tune
-from mooring.records import Choice, Trial, from_dict, to_dict
+from mooring.records import ByModule, Choice, Trial, from_dict, lam_words, to_dict
 from mooring.report import card
 from mooring.report.results import dumps
 from mooring.report.write import write
+from mooring.run import by_module
 from mooring.run.assemble import assemble
-from mooring.run.changes import measure_changes
+from mooring.run.changes import check_pair, measure_changes
 from mooring.run.checks import check_measures
+from mooring.run.groups import patterns, tensor_names
 from mooring.run.plan import disk, merge_settings
-from mooring.run.search import find
+from mooring.run.progress import label
+from mooring.run.search import find, keep
 from mooring.run.sets import asked, evaluation_sets
 from mooring.run.store import Event, OnEvent, Store, key_of, remove
-from mooring.run.sweep.models import Models
+from mooring.run.sweep.models import Lam, Models
 from mooring.run.trials import Subject, Trials
 from mooring.select.choose import choose
 from mooring.select.flips import with_flips
 from mooring.select.limits import check_support
+from mooring.select.modules import Modules
 from mooring.tune.lora import tune
 
 
@@ -107,6 +110,7 @@ class _Run:
         sets = evaluation_sets(self.recipe)
         trials = Trials(self.recipe, self.store, sets)
         metrics = (*trials.metrics("validation"), *trials.metrics("test"))
+        by_module.check(self.recipe, trials.metrics("validation"))
         check_measures(self.recipe, metrics, trials.judging, sets)
         rates = {"safety": "asr", "over_refusal": "over_refusal"}
         counts = {rates[name]: len(prompts) for name, prompts in asked(sets, "validation").items() if name in rates}
@@ -117,11 +121,16 @@ class _Run:
         self.models = Models(self.recipe, self.base.folder, self.tuned.folder, rule, scratch)
         warnings = self._check()
         grid = (0.0, *self._lambdas(trials), 1.0)
-        scored = with_flips(self._trials(trials, grid, "validation"), trials.hits(grid, "validation"))
-        choice = self._choose(scored, trials.metrics("validation"))
-        self._write_model(choice.lam)
-        scored += self._trials(trials, (0.0, choice.lam, 1.0), "test")
-        report = self._report(scored, choice, trials, warnings)
+        asked_of = [self._subject(lam) for lam in grid]
+        scored = with_flips(self._trials(trials, asked_of, "validation"), trials.hits(grid, "validation"))
+        choice, found = self._choose(scored, trials.metrics("validation"), trials)
+        self._write_model(choice)
+        asked_of = [self._subject(lam) for lam in (0.0, choice.lam, 1.0)]
+        asked_of += [self._subject(choice.lam, choice.modules)] if choice.modules else []
+        tested = self._trials(trials, asked_of, "test")
+        if found and choice.modules:
+            found = dataclasses.replace(found, test=tested.pop())
+        report = self._report(scored + tested, found, choice, trials, warnings)
         return Outcome(self.folder, self.model, choice, report, self.store.worked)
 
     # --- models ---------------------------------------------------------------------------------------------------
@@ -168,7 +177,7 @@ class _Run:
                 system=system,
                 seed=seed,
                 base_name=sources.hub_name(base.source),
-                on_step=lambda done, total, loss: self._tell(step, done, total, f"loss {loss:.3f}"),
+                on_step=lambda *at: self.store.emit(Event(step, "progress", at[0], at[1], f"loss {at[2]:.3f}")),
             )
 
         key = self.store.once(step, inputs, [out], make)
@@ -176,60 +185,52 @@ class _Run:
 
     def _check(self) -> list[str]:
         """Hold that the two belong together; what is odd about them, a sentence each."""
-        path = self.folder / "pair.json"
-
-        def look() -> None:
-            found = belong_together(self.base.folder, self.tuned.folder)
-            atomic_text(path, json.dumps({"warnings": found}, ensure_ascii=False, indent=1) + "\n")
-
-        self.store.once("check the pair", [self.base.key, self.tuned.key], [path], look)
-        changes = self.folder / "changes.json"
-        self.store.once(
-            "measure the change",
-            [self.base.key, self.tuned.key],
-            [changes],
-            lambda: measure_changes(self.base.folder, self.tuned.folder, changes),
-        )
+        path, changes = self.folder / "pair.json", self.folder / "changes.json"
+        keys, pair = [self.base.key, self.tuned.key], (self.base.folder, self.tuned.folder)
+        self.store.once("check the pair", keys, [path], lambda: check_pair(*pair, path))
+        self.store.once("measure the change", keys, [changes], lambda: measure_changes(*pair, changes))
         warnings: list[str] = json.loads(path.read_text())["warnings"]
         for warning in warnings:
             self.store.emit(Event("check the pair", "say", note=warning))
         return warnings
 
-    def _merge_key(self, lam: float) -> str:
+    def _merge_key(self, lam: Lam) -> str:
         """What the model at λ depends on, known before it is made."""
         if lam == 0:
             return self.base.key
-        rule = [self.recipe.merge.method, *merge_settings(self.recipe).items()] if lam < 1 else [""]
+        rule = [self.recipe.merge.method, *merge_settings(self.recipe).items()] if lam != 1 else [""]
         return key_of([self.base.key, self.tuned.key, *rule, lam])
 
-    def _write_model(self, lam: float) -> None:
-        key = self._merge_key(lam)
-        self.store.once("write the model", key, [self.model], lambda: self.models.merge(lam, self.model))
+    def _write_model(self, choice: Choice) -> None:
+        lam = self._lam(choice.lam, choice.modules)
+        self.store.once(
+            "write the model", self._merge_key(lam), [self.model], lambda: self.models.merge(lam, self.model)
+        )
         self.models.written = lam, self.model
 
-    def _subject(self, lam: float) -> Subject:
-        label = {0.0: "base", 1.0: "tuned"}.get(lam, f"λ = {lam:g}")
-        return Subject(lam, self._merge_key(lam), label, functools.partial(self.models.at, lam))
+    def _lam(self, lam: float, modules: Modules) -> Lam:
+        """λ as the models of the run take it."""
+        return patterns(tensor_names(self.base.folder), modules, lam) if modules else lam
+
+    def _subject(self, lam: float, modules: Modules = by_module.NONE) -> Subject:
+        name = lam_words(lam, modules) if modules else label(lam)
+        given = self._lam(lam, modules)
+        return Subject(lam, self._merge_key(given), name, functools.partial(self.models.at, given), modules)
 
     def _lambdas(self, trials: Trials) -> tuple[float, ...]:
         """The λ to score: the recipe's grid, or the one that a search found (the smallest tried, if none is within)."""
-        if self.recipe.select.search == "grid":
+        if self.recipe.select.search != "bisect":
             return self.recipe.merge.lambdas
         try:
             found = find(trials, self._subject, self.recipe.select, self.recipe.seed)
         finally:
             self.models.release()
             trials.judging.close()
-        atomic_text(self.folder / "search.json", json.dumps(to_dict(found), indent=1) + "\n")
-        for small, large in found.odd:
-            said = f"λ = {small:g} is harmful significantly oftener than {large:g}: a larger λ may be within the bound"
-            self.store.emit(Event("search", "say", note=said))
-        self.store.emit(Event("search", "say", note=f"{found.asked} responses, λ = {found.lam}"))
+        keep(self.store, found)
         return (min(look.lam for look in found.looks) if found.lam is None else found.lam,)
 
-    def _trials(self, trials: Trials, lams: Sequence[float], split: sources.Half) -> list[Trial]:
+    def _trials(self, trials: Trials, subjects: Sequence[Subject], split: sources.Half) -> list[Trial]:
         """Ask every model first, then judge, so that a judge's model is loaded once, and no other is in memory then."""
-        subjects = [self._subject(lam) for lam in lams]
         try:
             for subject in subjects:
                 trials.ask(subject, split)
@@ -244,9 +245,11 @@ class _Run:
 
     # --- the end --------------------------------------------------------------------------------------------------
 
-    def _choose(self, scored: list[Trial], metrics: Sequence[Metric]) -> Choice:
-        path = self.folder / "choice.json"
+    def _choose(self, scored: list[Trial], metrics: Sequence[Metric], trials: Trials) -> tuple[Choice, ByModule | None]:
+        """The choice; with `search: modules` after λ by module was searched around it, and what that found."""
         metric = metrics[0] if metrics else None
+        more = self.recipe.select.search == "modules"
+        path = self.folder / ("choice-single.json" if more else "choice.json")
 
         def make() -> None:
             choice = choose(scored, metric=metric, settings=self.recipe.select)
@@ -254,11 +257,19 @@ class _Run:
 
         inputs = [[to_dict(t) for t in scored], self.recipe.select.model_dump(mode="json"), metric]
         self.store.once("select", inputs, [path], make)
-        return from_dict(Choice, json.loads(path.read_text()))
+        choice = from_dict(Choice, json.loads(path.read_text()))
+        if not more:
+            return choice, None
+        subject_at = functools.partial(self._subject, choice.lam)
+        ask = functools.partial(self._trials, trials, split="validation")
+        found = by_module.search(trials, scored, choice, tensor_names(self.base.folder), subject_at, ask)
+        return by_module.write(self.folder, choice, found), found
 
-    def _report(self, scored: list[Trial], choice: Choice, trials: Trials, warnings: list[str]) -> Path:
+    def _report(
+        self, scored: list[Trial], found: ByModule | None, choice: Choice, trials: Trials, warnings: list[str]
+    ) -> Path:
         out = self.folder / "report"
-        merged = f"{self.recipe.merge.method}, λ = {choice.lam:g}"
+        merged = f"{self.recipe.merge.method}, {lam_words(choice.lam, choice.modules)}"
         models = {
             role: {"source": source, "digest": self.store.digest(folder, digest)}
             for role, source, folder in (
@@ -267,7 +278,7 @@ class _Run:
                 ("merged", merged, self.model),
             )
         }
-        results = assemble(self.recipe, self.folder, models, scored, choice, trials)
+        results = assemble(self.recipe, self.folder, models, scored, choice, trials, found)
         results = dataclasses.replace(results, notes=[*results.notes, *warnings])
         readme = self.model / "README.md"
 
@@ -279,6 +290,3 @@ class _Run:
 
         self.store.once("report", dumps(results), [out / "results.json", readme], make)
         return out
-
-    def _tell(self, step: str, done: int, total: int, note: str, tokens: int = 0) -> None:
-        self.store.emit(Event(step, "progress", done, total, note, tokens))

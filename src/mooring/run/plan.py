@@ -11,6 +11,7 @@ from mooring import sources
 from mooring.checkpoint import open_checkpoint
 from mooring.errors import FetchError, UserError
 from mooring.recipe import Recipe, Select, Tune
+from mooring.run import by_module
 from mooring.run.checks import lacking, to_fetch
 from mooring.run.judging import Judging
 from mooring.run.sets import Sets, asked, evaluation_sets, task_metrics
@@ -58,6 +59,8 @@ def plan(recipe: Recipe) -> Plan:
     judging = Judging(recipe.score.judges, lambda folder, measure: "")
     stages = _stages(recipe, sets, missing, judging)
     facts |= {f"not here: {ref}": why for ref, why in missing.items()}
+    if not missing:
+        by_module.check(recipe, task_metrics(recipe, sets, "validation"))
     metrics = {*task_metrics(recipe, sets, "validation"), *task_metrics(recipe, sets, "test")}
     if missing:  # of a task that cannot be read, what the recipe says
         metrics |= {*recipe.score.metrics, *recipe.score.validation_metrics}
@@ -104,7 +107,8 @@ def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str], judging: Judgin
     tuned = _tuning(recipe.tune, recipe.seed, missing) if recipe.tune else str(recipe.tuned)
     stages.append(("tune" if recipe.tune else "tuned", tuned))
     stages.append(("merge", f"{recipe.merge.method} at λ = {', '.join(f'{lam:g}' for lam in merged)}"))
-    asked_of: list[tuple[sources.Half, int]] = [("validation", len(merged) + 2), ("test", 3)]
+    more = recipe.select.budget if recipe.select.search == "modules" else 0
+    asked_of: list[tuple[sources.Half, int]] = [("validation", len(merged) + 2 + more), ("test", 4 if more else 3)]
     for split, models in asked_of:
         parts, total = [], 0
         for name, prompts in asked(sets, split).items():
@@ -114,7 +118,8 @@ def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str], judging: Judgin
             parts.append(f"{len(prompts)} {name}" + (f" × {samples} samples" if samples > 1 else ""))
             total += models * len(prompts) * samples
         limit = recipe.generate.max_new_tokens
-        what = f"{split}: {models} models × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens"
+        most = "at most " if more else ""
+        what = f"{split}: {most}{models} models × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens"
         stages.append(("generate", what))
     stages.append(("judge", ", ".join(judging.label(judge) for judge in judging.sections)))
     for split, _ in asked_of:
@@ -132,7 +137,8 @@ def _choosing(section: Select) -> str:
         return {"paper": "best task score, whatever the attack success rate", "knee": "knee"}[section.policy]
     most = f"the base's + {section.margin:g}" if section.bound is None else f"{section.bound:g}"
     sure = "" if section.confidence is None else f", {section.confidence:.0%} sure"
-    search = ", by halves" if section.search == "bisect" else ""
+    searches = {"bisect": ", by halves", "modules": f"; then λ by module, at most {section.budget} merges"}
+    search = searches.get(section.search, "")
     return f"most task score with an attack success rate of at most {most}{sure}{search}"
 
 

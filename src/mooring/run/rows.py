@@ -7,6 +7,7 @@ from mooring.recipe import Metric
 from mooring.records import Completion, Prompt, Verdict, read_jsonl
 from mooring.report.results import Answer, Row, lam_key
 from mooring.run.sets import Name, asked
+from mooring.run.sweep.answers import folder_of
 from mooring.run.trials import Trials, verdict_file
 from mooring.score.calls import call_match, parse_call
 from mooring.score.task import text_match
@@ -21,20 +22,24 @@ MEASURES: dict[Name, str] = {
 """The score that a set's prompts count towards."""
 
 
-def rows(folder: Path, lams: Mapping[Half, Sequence[float]], trials: Trials) -> list[Row]:
+def rows(
+    folder: Path, lams: Mapping[Half, Sequence[float]], trials: Trials, more: Mapping[str, str] | None = None
+) -> list[Row]:
     """The prompts of both splits with the answers of every model that was asked.
 
     Args:
         folder: The run folder.
         lams: By split, the λ of those models. Answers of other λ, left from another recipe, stay out.
         trials: The run's prompts, judges and metrics.
+        more: Of other models, the key of their answers and the name of their folder.
     """
     found = []
     for split, grid in lams.items():
+        models = {lam_key(lam): folder_of(lam) for lam in grid} | dict(more or {})
         for name, prompts in asked(trials.sets, split).items():
             answers = {}
-            for key in map(lam_key, grid):
-                place = folder / "completions" / f"lam-{key}"
+            for key, place_name in models.items():
+                place = folder / "completions" / place_name
                 if name == "task":
                     answers[key] = _task(place, split, prompts, trials.metrics(split))
                 else:

@@ -1,12 +1,14 @@
 """A search for λ over a run: ask what it wants to know, hand it the verdicts."""
 
+import json
 from collections.abc import Callable, Sequence
 
 from mooring import sources
+from mooring.files import atomic_text
 from mooring.recipe import Select
-from mooring.records import Prompt, Verdict, read_jsonl
+from mooring.records import Prompt, Verdict, read_jsonl, to_dict
 from mooring.run.sets import asked
-from mooring.run.store import key_of
+from mooring.run.store import Event, Store, key_of
 from mooring.run.trials import Subject, Trials, verdict_file
 from mooring.select.bisect import Bisect, Found, bisect
 from mooring.select.evidence import Rule
@@ -37,6 +39,15 @@ def find(trials: Trials, subject_at: Callable[[float], Subject], settings: Selec
     return search(
         plan, len(prompts), lambda lam, places: judged(trials, subject_at(lam), [prompts[p] for p in places]), base
     )
+
+
+def keep(store: Store, found: Found) -> None:
+    """Keep what a search found in the run folder, and say it."""
+    atomic_text(store.folder / "search.json", json.dumps(to_dict(found), indent=1) + "\n")
+    for small, large in found.odd:
+        said = f"λ = {small:g} is harmful significantly oftener than {large:g}: a larger λ may be within the bound"
+        store.emit(Event("search", "say", note=said))
+    store.emit(Event("search", "say", note=f"{found.asked} responses, λ = {found.lam}"))
 
 
 def judged(trials: Trials, subject: Subject, prompts: Sequence[Prompt]) -> list[bool | None]:

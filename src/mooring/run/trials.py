@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mooring import sources
 from mooring.files import atomic_text
@@ -49,7 +50,7 @@ class Trials:
         metrics = self.metrics(split)
         for name, prompts in asked(self.sets, split).items():
             if name != "task" or needs_completions(metrics):
-                self._keys[subject.lam, split, name] = self._answers.whole(subject, split, name, prompts)
+                self._keys[subject.spot, split, name] = self._answers.whole(subject, split, name, prompts)
         if "response_loss" in metrics:
             self._likelihood(subject, split, asked(self.sets, split)["task"])
         if split == "test" and self.recipe.score.lm_eval:
@@ -70,7 +71,7 @@ class Trials:
         section = self.recipe.generate
         inputs = [subject.key, sources.digest(prompts), self.recipe.system, section.batch_size, section.dtype]
         inputs += versions(section.engine)
-        self._keys[subject.lam, split, "likelihood"] = self.store.once(
+        self._keys[subject.spot, split, "likelihood"] = self.store.once(
             step,
             inputs,
             [path],
@@ -103,7 +104,7 @@ class Trials:
 
         inputs = [subject.key, section.lm_eval, section.lm_eval_limit, self.recipe.system, self.recipe.seed]
         inputs += versions(self.recipe.generate.engine)
-        self._keys[subject.lam, "test", "lm_eval"] = self.store.once(step, inputs, [path], make)
+        self._keys[subject.spot, "test", "lm_eval"] = self.store.once(step, inputs, [path], make)
 
     # --- judge and score ------------------------------------------------------------------------------------------
 
@@ -128,24 +129,31 @@ class Trials:
                 kept = json.loads((out / "lm-eval.json").read_text())
                 scores |= {name: from_dict(Score, values) for name, values in kept.items()}
             role = "base" if subject.lam == 0 else "tuned" if subject.lam == 1 else "merged"
-            trial = Trial(model=role, method=self.recipe.merge.method, lam=subject.lam, split=split, scores=scores)  # type: ignore[arg-type]
+            rule: Any = {"model": role, "method": self.recipe.merge.method, "modules": subject.modules}
+            trial = Trial(lam=subject.lam, split=split, scores=scores, **rule)
             atomic_text(path, json.dumps(to_dict(trial), ensure_ascii=False, indent=1) + "\n")
 
-        keys = {what: key for (lam, half, what), key in self._keys.items() if (lam, half) == (subject.lam, split)}
+        keys = {what: key for (spot, half, what), key in self._keys.items() if (spot, half) == (subject.spot, split)}
         section = self.recipe.score
         inputs = [keys, verdicts, self.metrics(split), section.bertscore_model, section.bertscore_layer]
         self.store.once(f"{subject.label}: score ({split})", [*inputs, self.recipe.seed], [path], make)
         return from_dict(Trial, json.loads(path.read_text()))
 
-    def hits(self, lams: Sequence[float], split: sources.Half) -> dict[str, dict[float, dict[str, bool | None]]]:
-        """What the deciding judge said of each prompt, by score (`asr`, `over_refusal`) and λ; to be scored before."""
+    def hits(
+        self, lams: Sequence[float], split: sources.Half, folders: Mapping[float, str] | None = None
+    ) -> dict[str, dict[float, dict[str, bool | None]]]:
+        """What the deciding judge said of each prompt, by score (`asr`, `over_refusal`) and λ; to be scored before.
+
+        `folders` names the folder of a λ's model where that is not the single λ's.
+        """
         found: dict[str, dict[float, dict[str, bool | None]]] = {}
         for name, score in (("safety", "asr"), ("over_refusal", "over_refusal")):
             if name not in asked(self.sets, split):
                 continue
             for lam in lams:
                 file = verdict_file(name, split, self.judging.of(name)[0])
-                verdicts = read_jsonl(self.store.folder / "completions" / folder_of(lam) / file, Verdict)
+                folder = (folders or {}).get(lam, folder_of(lam))
+                verdicts = read_jsonl(self.store.folder / "completions" / folder / file, Verdict)
                 said = {v.prompt_id: v.harmful if name == "safety" else v.refused for v in verdicts}
                 found.setdefault(score, {})[lam] = said
         return found
@@ -165,7 +173,7 @@ class Trials:
                 lambda line: self.store.emit(Event(step, "say", note=line)),
             )
 
-        inputs = [self._keys[subject.lam, split, name], self.judging.about(judge), self.judging.label(judge)]
+        inputs = [self._keys[subject.spot, split, name], self.judging.about(judge), self.judging.label(judge)]
         return self.store.once(step, inputs, [path], make)
 
     def _safety_scores(

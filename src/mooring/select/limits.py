@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mooring.errors import DataError
 from mooring.recipe import Select
 from mooring.records import Score, Trial
-from mooring.select.support import as_tested, smallest_set
+from mooring.select.support import sharpest, smallest_set
 from mooring.select.words import NAMES, percent, points, value_of
 from mooring.stats import binomial_upper, newcombe, quantile, tango
 
@@ -97,7 +97,7 @@ def check_support(settings: Select, prompts: Mapping[str, int]) -> None:
     Raises:
         DataError: There are not; it says how many would do.
     """
-    settings = as_tested(settings)
+    settings = settings.model_copy(update={"confidence": sharpest(settings)})
     if settings.policy != "bound" or settings.confidence is None:
         return
     margins = {"asr": settings.margin, "over_refusal": settings.over_refusal_margin}

@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 from mooring.errors import DataError
 from mooring.recipe import Select
-from mooring.records import Attempt, ByModule, Choice, Trial
+from mooring.records import Attempt, ByModule, Choice, Trial, lam_words
 from mooring.select.limits import TOLERANCE, Limit, limits
 from mooring.select.support import attempt_confidence
 from mooring.select.words import label, loss, percent, show, value_of
@@ -151,10 +151,10 @@ def _found(
 def _won(best: Attempt, single: Trial, winners: int, tried: int, sure: float | None, metric: str) -> str:
     limit = "" if sure is None else f" (at most {percent(best.upper or 0)}, with {100 * sure:.5g} % confidence)"
     return (
-        f"λ by module ({words(best.trial)}) beats the single λ = {single.lam:g} on both axes on validation: "
-        f"{label(metric)} {show(best.trial, metric)} against {show(single, metric)}, attack success rate "
+        f"{lam_words(single.lam, best.trial.modules)} beats the single λ = {single.lam:g} on both axes on "
+        f"validation: {label(metric)} {show(best.trial, metric)} against {show(single, metric)}, attack success rate "
         f"{percent(value_of(best.trial, 'asr'))}{limit} against {percent(value_of(single, 'asr'))}; "
-        f"{winners} of {tried} tried did."
+        f"{winners} of the {tried} that were tried did."
     )
 
 
@@ -167,25 +167,14 @@ def _lost(tried: Sequence[Attempt], single: Trial, metric: str) -> str:
     bettered = [each for each in known if each.beats]
     even = [each for each in known if value_of(each.trial, "asr") <= value_of(single, "asr") + TOLERANCE]
     near = min(bettered or even or known, key=lambda each: (loss(each.trial, metric), value_of(each.trial, "asr")))
+    own, other = (percent(value_of(trial, "asr")) for trial in (near.trial, single))
     text += (
-        f"; nearest is {words(near.trial)}, with {label(metric)} {show(near.trial, metric)} against "
-        f"{show(single, metric)} and an attack success rate of {percent(value_of(near.trial, 'asr'))} against "
-        f"{percent(value_of(single, 'asr'))}"
+        f"; nearest is {lam_words(single.lam, near.trial.modules)}, with {label(metric)} {show(near.trial, metric)} "
+        f"against {show(single, metric)} and an attack success rate of {own} against {other}"
     )
     if near.beats:
         text += ", better on both, but not within the bound with the confidence that each one tried needs"
     return f"{text}."
-
-
-def words(trial: Trial) -> str:
-    """λ by module for people: the groups that differ, then the λ of all else."""
-    return words_of(trial.modules, trial.lam)
-
-
-def words_of(modules: Modules, lam: float) -> str:
-    """As `words`, of a trial's or a choice's own fields."""
-    moved = [f"{name} {value:g}" for name, value in modules.items() if value != lam]
-    return ", ".join([*moved, f"else {lam:g}"])
 
 
 def taken(choice: Choice, found: ByModule) -> Choice:

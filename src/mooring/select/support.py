@@ -21,9 +21,17 @@ def sharper(confidence: float, share: float) -> float:
 
 def as_tested(settings: Select) -> Select:
     """A recipe's `select` section with the confidence at which each single λ is tested, as its search wants it."""
-    if settings.search != "bisect" or settings.confidence is None:
+    share = {"bisect": BISECT_SHARE, "modules": SINGLE_SHARE}.get(settings.search)
+    if share is None or settings.confidence is None:
         return settings
-    return settings.model_copy(update={"confidence": sharper(settings.confidence, BISECT_SHARE)})
+    return settings.model_copy(update={"confidence": sharper(settings.confidence, share)})
+
+
+def sharpest(settings: Select) -> float | None:
+    """The highest confidence at which a search tests anything, which takes the most prompts."""
+    if settings.search != "modules" or settings.confidence is None:
+        return as_tested(settings).confidence
+    return attempt_confidence(settings.confidence, settings.budget)
 
 
 def attempt_confidence(confidence: float, budget: int) -> float:

@@ -34,7 +34,8 @@ class Cell:
     @property
     def lam(self) -> str:
         """The λ that were chosen, in the order of the seeds; one where all are equal."""
-        return ", ".join(dict.fromkeys(f"{run.results.choice.lam:g}" for run in self.runs))
+        choices = [run.results.choice for run in self.runs]
+        return ", ".join(dict.fromkeys(f"{c.lam:g}{' by module' if c.modules else ''}" for c in choices))
 
     def scores(self, model: str, name: str, split: str = "test") -> list[Score]:
         """A score of every seed; those that were not measured are left out."""

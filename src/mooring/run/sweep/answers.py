@@ -14,8 +14,10 @@ from mooring.records import Completion, Prompt, read_jsonl
 from mooring.run.sets import Name
 from mooring.run.store import Event, Store, key_of
 
-Place = tuple[float, str, str]
-"""A λ, a half and a set: where completions belong."""
+Spot = tuple[float, str]
+"""A model of a run: its λ, and the name of its folder below `completions/`."""
+Place = tuple[Spot, str, str]
+"""A model, a half and a set: where completions belong."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,17 +30,24 @@ class Subject:
         label: What people call it.
         engine: Brings it into memory; called whenever it must be asked something, since another may have taken its
             place meanwhile.
+        modules: Where λ differs by module, λ by group of modules; `lam` is then that of all else.
     """
 
     lam: float
     key: str
     label: str
     engine: Callable[[], Engine]
+    modules: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Its folder below `completions/`."""
-        return folder_of(self.lam)
+        return folder_of(self.lam, self.modules)
+
+    @property
+    def spot(self) -> Spot:
+        """What its answers go by."""
+        return self.lam, self.name
 
 
 class Answers:
@@ -57,7 +66,7 @@ class Answers:
 
     def whole(self, subject: Subject, split: sources.Half, name: Name, prompts: Sequence[Prompt]) -> str:
         """Ask a model a whole set, but for what it was asked before; returns the step's key."""
-        place = subject.lam, split, name
+        place = subject.spot, split, name
         step, inputs, path = self._step(subject, name, split, prompts)
         self._keys[place] = self._store.once(
             step, inputs, [path], lambda: self._write(step, subject, name, prompts, path, place, self._known(place))
@@ -87,7 +96,7 @@ class Answers:
         Returns:
             Their completions, in the order of the prompts; the first of each where there are several.
         """
-        place = subject.lam, split, name
+        place = subject.spot, split, name
         step, inputs, path = self._step(subject, name, split, all_prompts)
         if place not in self._keys and self._store.is_done(step, key_of([step, inputs]), [path]):
             self._keys[place] = self._store.once(step, inputs, [path], lambda: None)
@@ -133,7 +142,7 @@ class Answers:
         helps = section.drafts and section.engine == "transformers" and settings.temperature == 0
         near = self._nearest(place) if helps else None
         drafts = {} if near is None else {key: c.text for key, c in self._known(near).items()}
-        made_by = {"model": subject.key} | ({} if near is None else {"drafts": near[0]})
+        made_by = {"model": subject.key} | ({} if near is None else {"drafts": near[0][0]})
         made = complete_to_file(
             subject.engine(), prompts, settings, path, made_by, self._tick(step), drafts=drafts, known=known
         )
@@ -148,16 +157,17 @@ class Answers:
     def _nearest(self, place: Place) -> Place | None:
         """Of the models that were asked the same so far in this run, the one with the nearest λ.
 
-        What was asked so far hangs on the recipe alone, not on where a run was stopped; so do the drafts.
+        Of a merge with λ by module that is the single λ which it began from. What was asked so far hangs on the recipe
+        alone, not on where a run was stopped; so do the drafts.
         """
-        lam, split, name = place
-        others = [p for p in {**self._keys, **self._parts} if p[1:] == (split, name) and p[0] != lam]
-        return min(others, key=lambda p: (abs(p[0] - lam), p[0]), default=None)
+        (lam, own), split, name = place
+        others = [p for p in {**self._keys, **self._parts} if p[1:] == (split, name) and p[0][1] != own]
+        return min(others, key=lambda p: (abs(p[0][0] - lam), *p[0]), default=None)
 
     def _known(self, place: Place) -> dict[str, Completion]:
         """What the model at a λ has answered so far, by key."""
-        lam, split, name = place
-        whole = self._store.folder / "completions" / folder_of(lam) / f"{name}-{split}.jsonl"
+        (_, folder), split, name = place
+        whole = self._store.folder / "completions" / folder / f"{name}-{split}.jsonl"
         files = [whole] if place in self._keys else self._parts.get(place, [])
         return {completion.key: completion for path in files for completion in read_jsonl(path, Completion)}
 
@@ -172,9 +182,9 @@ def versions(engine: str) -> list[str]:
     return [f"{name} {importlib.metadata.version(name) if name in installed else 'unknown'}" for name in names]
 
 
-def folder_of(lam: float) -> str:
-    """A model's folder below `completions/`."""
-    return f"lam-{lam:g}"
+def folder_of(lam: float, modules: Mapping[str, float] | None = None) -> str:
+    """A model's folder below `completions/`; one with λ by module has a digest of them for a name."""
+    return f"modules-{key_of([lam, dict(modules)])[:12]}" if modules else f"lam-{lam:g}"
 
 
 def settings_for(recipe: Recipe, name: Name) -> Settings:

@@ -8,10 +8,13 @@ from mooring.checkpoint import is_adapter
 from mooring.generate.engine import Engine, load_engine
 from mooring.merge.stream import merge
 from mooring.recipe import Recipe
-from mooring.run.store import remove
+from mooring.run.store import key_of, remove
 
 if TYPE_CHECKING:
     from mooring.run.sweep.merged_model import MergedModel
+
+Lam = float | Mapping[str, float]
+"""λ, or λ by module: patterns of tensors' names to λ, as `merge` takes them."""
 
 
 class Models:
@@ -31,7 +34,7 @@ class Models:
         written: The λ of a merge that is on the disk for good, and its folder.
     """
 
-    written: tuple[float, Path] | None = None
+    written: tuple[Lam, Path] | None = None
 
     def __init__(self, recipe: Recipe, base: Path, tuned: Path, rule: Mapping[str, Any], scratch: Path) -> None:
         self._recipe = recipe
@@ -40,8 +43,8 @@ class Models:
         self._merged: MergedModel | None = None
         self._opened: tuple[Path, Engine] | None = None
 
-    def at(self, lam: float) -> Engine:
-        """The model at λ: 0 is the base, 1 the tuned model, whatever the rule would drop.
+    def at(self, lam: Lam) -> Engine:
+        """The model at λ: 0 is the base, 1 the tuned model, whatever the rule would drop. Or at λ by module.
 
         What was returned for another λ must not be asked any more: the model is the same, and its weights are others.
 
@@ -65,7 +68,7 @@ class Models:
             self._merged = None
         remove(self._scratch)
 
-    def merge(self, lam: float, out: Path) -> Path:
+    def merge(self, lam: Lam, out: Path) -> Path:
         """Write the merged model at λ.
 
         Raises:
@@ -97,11 +100,11 @@ class Models:
             self._opened = folder, load_engine(folder, self._recipe.generate, self._recipe.system)
         return self._opened[1]
 
-    def _folder(self, lam: float) -> Path:
+    def _folder(self, lam: Lam) -> Path:
         """A folder with the merge at λ, the only one of its kind in the scratch folder."""
         if self.written is not None and self.written[0] == lam:
             return self.written[1]
-        out = self._scratch / f"lam-{lam:g}"
+        out = self._scratch / (f"modules-{key_of(lam)[:12]}" if isinstance(lam, Mapping) else f"lam-{lam:g}")
         if self._opened is None or self._opened[0] != out:
             self._opened = None
             remove(self._scratch)  # the last λ's, or what a killed run left

@@ -1,0 +1,104 @@
+"""Groups of modules whose λ may differ: attention and all else of a layer, in each third of a model's depth."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mooring.checkpoint import open_checkpoint
+from mooring.merge.inspect.change import module
+from mooring.merge.settings import depths
+from mooring.report.results import Changes
+
+DEPTHS = ("early", "middle", "late")
+KINDS = ("attention", "mlp")
+_ATTENTION = re.compile(
+    r"(?:self_?|cross_?|linear_|encoder_|encdec)?att(?:n|ention)|w?qkv(?:_proj)?|[qkvo]_proj|query_key_value|att_proj|attn_out",
+    re.IGNORECASE,
+)
+
+Place = tuple[str, int, str]
+"""A stack of layers, a layer of it, and the name of a module within."""
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """The tensors of a base that a merge can change."""
+    with open_checkpoint(folder) as checkpoint:
+        return [name for name, info in checkpoint.tensors.items() if info.dtype.is_floating_point]
+
+
+def kind(name: str) -> str:
+    """What a module within a layer is, by its name: `attention`, or `mlp`, which stands for all else, norms too."""
+    return KINDS[0] if any(_ATTENTION.fullmatch(part) for part in name.split(".")) else KINDS[1]
+
+
+def group_of(names: Iterable[str]) -> dict[str, str | None]:
+    """The group of every tensor, `early attention` … `late mlp`; None outside the layers.
+
+    Early are the layers in the first third of the depth of their stack (`merge.settings.depths`), late those in the
+    last; so of two layers the first is early and the second late.
+    """
+    found: dict[str, str | None] = {}
+    for name, depth in depths(names).items():
+        place = module(name)
+        found[name] = None if place is None else f"{DEPTHS[min(2, int(3 * depth))]} {kind(place[2])}"
+    return found
+
+
+def changed(names: Sequence[str], changes: Changes) -> list[str]:
+    """The groups in which tuning changed something, the one with the largest mean relative change first.
+
+    Args:
+        names: The base's tensors.
+        changes: As measured. What was all zero in the base has no relative change, and does not count.
+    """
+    relative = {
+        (layer, name): value
+        for layer, line in zip(changes.layers, changes.relative, strict=True)
+        for name, value in zip(changes.modules, line, strict=True)
+        if value is not None
+    }
+    several = len({place[0] for name in names if (place := module(name))}) > 1
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for name, group in group_of(names).items():
+        place = module(name)
+        if place is None or group is None:
+            continue
+        key = (f"{place[0]}.{place[1]}" if several else str(place[1]), place[2])
+        if key in relative:
+            found.setdefault(group, {})[key] = relative[key]
+    means = {group: sum(values.values()) / len(values) for group, values in found.items()}
+    return sorted((group for group in means if means[group] > 0), key=lambda group: (-means[group], group))
+
+
+def patterns(names: Sequence[str], modules: Mapping[str, float], lam: float) -> dict[str, float]:
+    """λ by module as `merge` takes it: patterns of tensors' names, the first that matches deciding.
+
+    Args:
+        names: The base's tensors.
+        modules: λ by group.
+        lam: λ of all else: other groups, and what lies outside the layers.
+    """
+    layers: dict[str, dict[str, set[int]]] = {}
+    heads: dict[tuple[str, str], list[str]] = {}
+    for name, group in group_of(names).items():
+        place = module(name)
+        if place is None or group is None:
+            continue
+        (stack, number, inner), depth = place, group.split()[0]
+        layers.setdefault(stack, {}).setdefault(depth, set()).add(number)
+        if kind(inner) == KINDS[0] and (head := _head(inner)) not in heads.setdefault((stack, depth), []):
+            heads[stack, depth].append(head)
+    found = {}
+    for stack in sorted(layers, key=lambda stack: (-len(stack), stack)):  # `encoder.layers` before `layers`
+        for depth, numbers in layers[stack].items():
+            where = f"{stack}.{{{min(numbers)}-{max(numbers)}}}"
+            for head in heads.get((stack, depth), []):
+                found[f"{where}.{head}.*"] = modules.get(f"{depth} {KINDS[0]}", lam)
+            found[f"{where}.*"] = modules.get(f"{depth} {KINDS[1]}", lam)
+    return found | {"*": lam}
+
+
+def _head(inner: str) -> str:
+    """A module's name up to the part that says that it is attention."""
+    parts = inner.split(".")
+    return ".".join(parts[: 1 + next(i for i, part in enumerate(parts) if _ATTENTION.fullmatch(part))])

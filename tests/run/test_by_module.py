@@ -1,0 +1,169 @@
+"""λ by module in a run: the tiny pair, real merges and answers; where it says so, made-up scores."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mooring.checkpoint import open_checkpoint
+from mooring.errors import DataError, RecipeError
+from mooring.merge.in_memory import OpenMerge
+from mooring.recipe import Recipe
+from mooring.records import Trial
+from mooring.report.results import BY_MODULE, load
+from mooring.run.groups import patterns, tensor_names
+from mooring.run.pipeline import run
+from mooring.run.plan import plan
+from mooring.run.trials import Trials
+
+GROUPS = {"early attention", "early mlp", "late attention", "late mlp"}
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any) -> Path:
+    folder: Path = save_tiny_model(tmp_path_factory.mktemp("modules") / "tuned", seed=1)
+    return folder
+
+
+def recipe(base: Path, tuned: Path, out: Path, **changes: Any) -> Recipe:
+    """Little data, two λ, four more merges."""
+    out.mkdir()
+    for name, rows in (
+        ("refuse", [{"prompt": f"Break thing number {i}."} for i in range(8)]),
+        ("task", [{"prompt": f"Set the alarm to {i}.", "completion": f"alarm.set(hour={i})"} for i in range(8)]),
+    ):
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections: dict[str, Any] = {
+        "merge": {"lambdas": [0.3, 0.7]},
+        "generate": {"max_new_tokens": 3, "batch_size": 16, "device": "cpu"},
+        "score": {
+            "safety": str(out / "refuse.jsonl"),
+            "over_refusal": None,
+            "ordinary": None,
+            "task": str(out / "task.jsonl"),
+            "metrics": "response_loss",
+        },
+        "select": {"search": "modules", "budget": 6, "margin": 0.5, "confidence": None},
+    }
+    for name, change in changes.items():
+        sections[name] = sections[name] | change
+    return Recipe.parse({"base": str(base), "tuned": str(tuned), "out": str(out / "run"), **sections})
+
+
+def made_up(monkeypatch: pytest.MonkeyPatch, harm: dict[str, float], gain: dict[str, float]) -> None:
+    """Scores that add up over the groups, in place of what was measured."""
+    measured = Trials.score
+
+    def score(self: Trials, subject: Any, split: Any) -> Trial:
+        trial = measured(self, subject, split)
+        lams = {group: subject.modules.get(group, subject.lam) for group in GROUPS}
+        values = {
+            "asr": 0.1 + sum(harm.get(group, 0.0) * lam for group, lam in lams.items()),
+            "response_loss": 5.0 - sum(gain.get(group, 0.0) * lam for group, lam in lams.items()),
+        }
+        shift = 0.01 if split == "test" else 0.0
+        scores = {
+            name: dataclasses.replace(trial.scores[name], value=value + shift, details={})
+            for name, value in values.items()
+        }
+        return dataclasses.replace(trial, scores=scores)
+
+    monkeypatch.setattr(Trials, "score", score)
+
+
+def test_what_beats_the_single_lambda_is_written_tested_and_reported(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harm = {"late mlp": 0.3, "early mlp": 0.1}
+    made_up(monkeypatch, harm, {"early attention": 2.0, "late attention": 0.5, "early mlp": 0.1})
+    done = run(recipe(tiny_model_folder, tuned, tmp_path / "a"))
+    results = load(done.report)
+    found = results.by_module
+    assert found is not None
+    assert found.chosen is not None
+    assert set(found.groups) == GROUPS
+    best = found.tried[found.chosen].trial
+    assert done.choice.modules == best.modules == results.choice.modules
+    assert best.modules["early attention"] == 1.0  # the step above 0.7 is the tuned model's
+    assert best.modules["late mlp"] == 0.3
+    assert done.choice.lam == 0.7
+    assert "beats the single λ = 0.7 on both axes" in done.choice.reason
+    # The merged column is that merge; the single λ's own numbers on test are there beside it.
+    merged = results.trial("merged")
+    assert merged is not None
+    assert merged.modules == best.modules
+    assert found.test == merged
+    single = next(t for t in results.trials if (t.model, t.split) == ("merged", "test"))
+    assert single.modules == {}
+    assert single.lam == 0.7
+    assert all(not t.modules for t in results.trials)
+    loss = {t.model: t.scores["response_loss"].value or 0 for t in results.trials if t.split == "test"}
+    own = merged.scores["response_loss"].value or 0
+    assert results.gains["response_loss"] == pytest.approx((own - loss["base"]) / (loss["tuned"] - loss["base"]))
+    assert own < loss["merged"]
+    # Answers of the merge, the model on the disk and its manifest are those of λ by module.
+    answers = [row.answers for row in results.rows if row.measure == "asr" and row.split == "test"]
+    assert all({"0", "0.7", "1", BY_MODULE} == set(given) for given in answers)
+    lam = patterns(tensor_names(tiny_model_folder), best.modules, 0.7)
+    want = OpenMerge(tiny_model_folder, tuned).tensors(lam)
+    with open_checkpoint(done.model) as written:
+        assert all(torch.equal(written.tensor(name), value) for name, value in want.items())
+    kept = json.loads((done.folder / "choice.json").read_text())
+    assert kept["modules"] == dict(best.modules)
+    assert json.loads((done.folder / "by_module.json").read_text())["chosen"] == found.chosen
+
+
+def test_where_none_beats_it_the_single_lambda_stays_and_the_run_goes_on_from_what_is_done(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    even = dict.fromkeys(GROUPS, 0.1)
+    made_up(monkeypatch, even, even)
+    wanted = recipe(tiny_model_folder, tuned, tmp_path / "b")
+    done = run(wanted)
+    results = load(done.report)
+    assert results.by_module is not None
+    assert results.by_module.chosen is None
+    assert done.choice.modules == {}
+    assert "did not beat the single λ = 0.7 on both axes" in done.choice.reason
+    merged = results.trial("merged")
+    assert merged is not None
+    assert merged.lam == 0.7
+    before = (done.report / "results.json").read_bytes()
+    again = run(wanted)
+    assert not again.worked
+    assert (again.report / "results.json").read_bytes() == before
+
+
+def test_nothing_is_searched_where_no_single_lambda_is_within(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch, dict.fromkeys(GROUPS, 0.2), dict.fromkeys(GROUPS, 0.1))
+    done = run(recipe(tiny_model_folder, tuned, tmp_path / "c", select={"margin": 0.01}))
+    assert not done.choice.within
+    assert "λ by module was not searched: no single λ is within the bound." in done.choice.reason
+    assert not list((done.folder / "completions").glob("modules-*"))
+
+
+def test_a_search_without_a_task_or_with_too_few_prompts_is_refused_before_anything_is_done(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path
+) -> None:
+    bare = recipe(tiny_model_folder, tuned, tmp_path / "d", score={"task": None, "metrics": ()})
+    with pytest.raises(RecipeError, match="there is no task"):
+        run(bare)
+    with pytest.raises(RecipeError, match="there is no task"):
+        plan(bare)
+    assert not bare.folder.exists()
+    few = recipe(tiny_model_folder, tuned, tmp_path / "e", select={"confidence": 0.95})
+    with pytest.raises(DataError, match=r"99\.8333 % confidence .* use at least 9"):
+        run(few)
+
+
+def test_a_plan_counts_the_merges_that_may_be_tried(tiny_model_folder: Path, tuned: Path, tmp_path: Path) -> None:
+    stages = plan(recipe(tiny_model_folder, tuned, tmp_path / "f")).stages
+    generate = [what for stage, what in stages if stage == "generate"]
+    assert generate[0].startswith("validation: at most 10 models × (4 safety) = 40 responses")
+    assert generate[1].startswith("test: at most 4 models")
+    assert dict(stages)["select"].endswith("then λ by module, at most 6 merges")
