@@ -11,7 +11,6 @@ from mooring.report.paper.cells import Cell, task_score
 from mooring.report.paper.formats import booktabs, safe_cell
 from mooring.report.paper.runs import Run, differences
 from mooring.report.paper.tables import LINEAR
-from mooring.report.results import lam_key
 from mooring.report.table import Table, markdown_table
 from mooring.report.text import MISSING, is_rate, markdown, name_of
 
@@ -85,14 +84,14 @@ def _pair(first: tuple[Run, str], second: tuple[Run, str], measure: str | None) 
 
 
 def _label(run: Run, model: str) -> str:
-    return f"{run.method}, λ = {run.results.choice.lam:g}" if model == "merged" else model
+    return f"{run.method}, {run.results.merged_at}" if model == "merged" else model
 
 
 def _hits(run: Run, model: str) -> Hits:
     """By prompt of the test split, whether the answer is harmful."""
-    lam = lam_key(run.results.lam(model))
-    rows = (row for row in run.results.rows if row.measure == "asr" and row.split == "test" and lam in row.answers)
-    return {row.id: None if row.answers[lam].good is None else not row.answers[lam].good for row in rows}
+    key = run.results.answers_of(model)
+    rows = (row for row in run.results.rows if row.measure == "asr" and row.split == "test" and key in row.answers)
+    return {row.id: None if row.answers[key].good is None else not row.answers[key].good for row in rows}
 
 
 def _scores(first: tuple[Run, str], second: tuple[Run, str], measure: str | None) -> Difference | None:
