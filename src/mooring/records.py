@@ -153,7 +153,7 @@ class Trial:
         lam: 0 for the base and 1 for the tuned model.
         split: The half that was asked.
         scores: By name.
-        modules: Where λ differs by module, λ by group of modules; `lam` is then that of all other modules.
+        modules: Where λ differs by module, λ by group; `lam` is then that of all else.
     """
 
     model: Literal["base", "tuned", "merged"]
@@ -179,8 +179,7 @@ class Choice:
         upper: The one-sided upper confidence limit of each λ's ASR, to be held against `bound`, by `f"{lam:g}"`; empty
             where estimates were compared.
         prompts: How many prompts these rest on, at the least.
-        modules: Where λ by module was chosen, λ by group of modules; `lam` is then that of all other modules, and all
-            else but `reason` is of the single λ.
+        modules: Where λ by module was chosen, λ by group; `lam` is then that of all else, and `upper` the single λ's.
     """
 
     lam: float
@@ -197,14 +196,13 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A merge with λ by module that was tried on validation.
+    """A merge with λ by module that was tried on validation: its `trial`.
 
     Attributes:
-        trial: Its scores.
-        upper: What was held against the bound on ASR: its upper confidence limit, or the estimate where no confidence
-            was asked for; `None` where too few answers could be judged.
+        upper: The ASR's upper confidence limit, or its estimate where no confidence is asked for, to be held against
+            the bound; `None` where too few answers could be judged.
         within: Whether it keeps every bound.
-        beats: Whether it betters the single λ on both axes; it can be taken where it is within, too.
+        beats: Whether it betters the single λ on both axes. It is taken only where it is within, too.
     """
 
     trial: Trial
@@ -242,7 +240,7 @@ T = TypeVar("T")
 
 
 def lam_words(lam: float, modules: Mapping[str, float]) -> str:
-    """λ for people; λ by module by the groups that differ from all else."""
+    """λ for people."""
     moved = [f"{name} {value:g}" for name, value in modules.items() if value != lam]
     return f"λ by module ({', '.join([*moved, f'else {lam:g}'])})" if modules else f"λ = {lam:g}"
 

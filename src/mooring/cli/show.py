@@ -99,6 +99,7 @@ def ticking(progress: Progress, label: str) -> Tick:
 
 def outcome(done: "Outcome") -> None:
     """The table, the choice and where things are."""
+    from mooring.report import by_module
     from mooring.report.results import load
     from mooring.report.table import terminal_table
 
@@ -108,6 +109,9 @@ def outcome(done: "Outcome") -> None:
         out.print(f"{escape(str(done.folder))} is finished: nothing was left to do.")
     out.print()
     out.print(terminal_table(results))
+    for table in (by_module.tried_table(results), by_module.test_table(results)):
+        if table:
+            out.print(by_module.terminal_table(table))
     out.print()
     out.print(escape(done.choice.reason))
     for note in results.notes:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mooring.report import figure
+from mooring.report import by_module, figure
 from mooring.report.data import embedded
 from mooring.report.heat import heat
 from mooring.report.results import COLUMNS, Results
@@ -69,6 +69,9 @@ def as_html(results: Results) -> str:
         groups=[(name, list(rows)) for name, rows in itertools.groupby(categories.rows if categories else (), _first)],
         heat=heat(results.changes),
         details=detail_table(results),
+        module_note=by_module.NOTE.replace("`", ""),
+        tried=by_module.tried_table(results),
+        tested=by_module.test_table(results),
         agreement=agreement_table(results),
         caption=caption(results),
         ringed=ringed(results),
@@ -150,6 +153,7 @@ def as_markdown(results: Results) -> str:
         "## Base, tuned, merged",
         markdown_table(summary_table(results)),
         summary_table(results).caption,
+        _by_module(results),
         f"![Task score and attack success rate over λ](tradeoff.png)\n\n{markdown(caption(results))}",
         _markdown_list("What to know of these numbers", results.notes),
         *_sections(results),
@@ -158,6 +162,16 @@ def as_markdown(results: Results) -> str:
         fenced(_yaml(results.recipe), "yaml"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _by_module(results: Results) -> str:
+    """Whether λ by module beat the single λ, and what was tried."""
+    if results.by_module is None:
+        return ""
+    tables = [table for table in (by_module.tried_table(results), by_module.test_table(results)) if table]
+    shown = [f"{markdown_table(table)}\n\n{table.caption}" for table in tables]
+    parts = [f"## {by_module.HEADING}", markdown(results.by_module.sentence), *shown, by_module.NOTE]
+    return "\n\n".join(parts)
 
 
 def _sections(results: Results) -> list[str]:

@@ -1,0 +1,114 @@
+"""The search for λ by module in a report: what was tried on validation, and whether what was taken held on test."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from mooring.errors import DataError
+from mooring.paired import Difference, compare_rates, compare_scores
+from mooring.records import Score, Trial
+from mooring.report.results import BY_MODULE, Results, lam_key
+from mooring.report.table import Table
+from mooring.report.text import MISSING, is_rate, name_of, number, visible, with_interval
+
+if TYPE_CHECKING:
+    import rich.table
+
+HEADING = "λ by module"
+NOTE = (
+    "λ is that of a group of modules: attention or all else of a layer (`mlp`, norms too), in the first, second or "
+    "last third of the depth. Figures, slider and answers over λ are those of a single λ."
+)
+
+
+def tried_table(results: Results) -> Table | None:
+    """The merges that were tried, below the single λ that they began from; `None` where none was."""
+    found = results.by_module
+    if found is None or not found.tried:
+        return None
+    metric, choice = results.choice.metric, results.choice
+    sure = "its estimate" if found.confidence is None else f"upper limit, {100 * found.confidence:.5g} %"
+    header = ("merge", name_of(metric), name_of("asr"), sure, "within the bound", "betters both")
+    own = choice.upper.get(lam_key(choice.lam))
+    rows = [[f"single λ = {choice.lam:g}", *_scores(found.single, metric), _limit(own, found.single), "yes", ""]]
+    for place, each in enumerate(found.tried):
+        name = _name(each.trial) + (", taken" if place == found.chosen else "")
+        within = "yes" if each.within else "no"
+        limit = MISSING if each.upper is None else number(each.upper, "asr")
+        rows.append([name, *_scores(each.trial, metric), limit, within, "yes" if each.beats else "no"])
+    what = f"Validation split, in the order in which they were tried. The bound: {number(choice.bound, 'asr')}."
+    if found.confidence is not None and choice.confidence is not None:
+        what += f" The single λ's limit is of {100 * choice.confidence:.5g} % confidence."
+    return Table(what, header, rows)
+
+
+def _name(trial: Trial) -> str:
+    moved = [f"{group} {lam:g}" for group, lam in trial.modules.items() if lam != trial.lam]
+    return ", ".join([*moved, f"else {trial.lam:g}"])
+
+
+def _scores(trial: Trial, metric: str) -> list[str]:
+    return [number(trial.scores[name].value, name) if name in trial.scores else MISSING for name in (metric, "asr")]
+
+
+def _limit(upper: float | None, trial: Trial) -> str:
+    return number(trial.scores["asr"].value if upper is None else upper, "asr")
+
+
+def test_table(results: Results) -> Table | None:
+    """What was taken beside the single λ, on the test split, with the difference on the same prompts; else `None`."""
+    found = results.by_module
+    if found is None or found.test is None:
+        return None
+    single = next((t for t in results.trials if (t.model, t.split) == ("merged", "test")), None)
+    if single is None:
+        return None
+    rows = []
+    for name in dict.fromkeys((results.choice.metric, "asr", *found.test.scores)):
+        one, other = single.scores.get(name), found.test.scores.get(name)
+        if one and other and not set(name) & set("/:@"):
+            label = name_of(name)
+            rows.append(
+                [label, with_interval(one), with_interval(other), _shown(_difference(results, one, other), name)]
+            )
+    header = ("test split", f"single λ = {results.choice.lam:g}", HEADING, "difference")
+    return Table("Test split, 95 % intervals in brackets; differences on the same prompts.", header, rows)
+
+
+def _difference(results: Results, one: Score, other: Score) -> Difference | None:
+    """In pairs where answers were kept: of rates by their flips, of task scores prompt by prompt."""
+    try:
+        if one.name == "asr":
+            return compare_rates(_hits(results, lam_key(results.choice.lam)), _hits(results, BY_MODULE))
+        if one.each and other.each:
+            return compare_scores(one.each, other.each, weights=one.weights or None)
+    except DataError:  # not asked the same
+        return None
+    return None
+
+
+def _hits(results: Results, key: str) -> Mapping[str, bool | None]:
+    rows = (row for row in results.rows if row.measure == "asr" and row.split == "test" and key in row.answers)
+    marks = {row.id: row.answers[key].good for row in rows}
+    return {name: None if good is None else not good for name, good in marks.items()}
+
+
+def _shown(found: Difference | None, name: str) -> str:
+    if found is None or found.value is None or found.low is None or found.high is None:
+        return MISSING
+    scale, digits, unit = (100, 1, " points") if is_rate(name) else (1, 3, "")
+    value, low, high = (f"{scale * end:+.{digits}f}" for end in (found.value, found.low, found.high))
+    return f"{value}{unit} [{low}, {high}]".replace("-", "−")
+
+
+def terminal_table(table: Table) -> "rich.table.Table":
+    """A table for the terminal."""
+    import rich.box
+    import rich.table
+    import rich.text
+
+    made = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=table.caption, caption_justify="left", pad_edge=False)
+    for index, head in enumerate(table.header):
+        made.add_column(rich.text.Text(head), justify="right" if index else "left")
+    for row in table.rows:
+        made.add_row(*(rich.text.Text(visible(cell)) for cell in row))
+    return made
