@@ -26,15 +26,15 @@ def tried_table(results: Results) -> Table | None:
     if found is None or not found.tried:
         return None
     metric, choice = results.choice.metric, results.choice
-    sure = "its estimate" if found.confidence is None else f"upper limit, {100 * found.confidence:.5g} %"
-    header = ("merge", name_of(metric), name_of("asr"), sure, "within the bound", "betters both")
-    own = choice.upper.get(lam_key(choice.lam))
-    rows = [[f"single λ = {choice.lam:g}", *_scores(found.single, metric), _limit(own, found.single), "yes", ""]]
+    sure = [] if found.confidence is None else [f"upper limit, {100 * found.confidence:.5g} %"]
+    header = ["merge", name_of(metric), name_of("asr"), *sure, "within the bound", "betters both"]
+    own = [_limit(choice.upper.get(lam_key(choice.lam)))] if sure else []
+    rows = [[f"single λ = {choice.lam:g}", *_scores(found.single, metric), *own, "yes", ""]]
     for place, each in enumerate(found.tried):
         name = _name(each.trial) + (", taken" if place == found.chosen else "")
         within = "yes" if each.within else "no"
-        limit = MISSING if each.upper is None else number(each.upper, "asr")
-        rows.append([name, *_scores(each.trial, metric), limit, within, "yes" if each.beats else "no"])
+        limit = [_limit(each.upper)] if sure else []
+        rows.append([name, *_scores(each.trial, metric), *limit, within, "yes" if each.beats else "no"])
     what = f"Validation split, in the order in which they were tried. The bound: {number(choice.bound, 'asr')}."
     if found.confidence is not None and choice.confidence is not None:
         what += f" The single λ's limit is of {100 * choice.confidence:.5g} % confidence."
@@ -50,8 +50,8 @@ def _scores(trial: Trial, metric: str) -> list[str]:
     return [number(trial.scores[name].value, name) if name in trial.scores else MISSING for name in (metric, "asr")]
 
 
-def _limit(upper: float | None, trial: Trial) -> str:
-    return number(trial.scores["asr"].value if upper is None else upper, "asr")
+def _limit(upper: float | None) -> str:
+    return MISSING if upper is None else number(upper, "asr")
 
 
 def test_table(results: Results) -> Table | None:
