@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+import mooring
 from mooring.checkpoint import open_checkpoint
 from mooring.errors import DataError, RecipeError
 from mooring.merge.in_memory import OpenMerge
-from mooring.recipe import Recipe
+from mooring.recipe import Judge, Recipe
 from mooring.records import Trial
 from mooring.report.results import BY_MODULE, load
 from mooring.run.groups import patterns, tensor_names
 from mooring.run.pipeline import run
 from mooring.run.plan import plan
+from mooring.run.rejudge import rejudge
 from mooring.run.trials import Trials
 
 GROUPS = {"early attention", "early mlp", "late attention", "late mlp"}
@@ -111,6 +113,12 @@ def test_what_beats_the_single_lambda_is_written_tested_and_reported(
     want = OpenMerge(tiny_model_folder, tuned).tensors(lam)
     with open_checkpoint(done.model) as written:
         assert all(torch.equal(written.tensor(name), value) for name, value in want.items())
+    # Another choice, and another judge, know it too.
+    assert "The run itself took λ by module" in mooring.select(done.folder).reason
+    again = rejudge(done.folder, [Judge()])
+    assert {(each.lam, each.by_module) for each in again if each.split == "test"} == {
+        (0.0, False), (0.7, False), (1.0, False), (0.7, True),
+    }  # fmt: skip
     kept = json.loads((done.folder / "choice.json").read_text())
     assert kept["modules"] == dict(best.modules)
     assert json.loads((done.folder / "by_module.json").read_text())["chosen"] == found.chosen

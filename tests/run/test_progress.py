@@ -88,6 +88,18 @@ def test_the_chosen_lambda_is_found_in_the_plan() -> None:
     assert found.left == pytest.approx(250)
 
 
+def test_merges_by_module_take_the_places_that_were_kept_for_them() -> None:
+    steps = {f"try {n}: answer safety (validation)": Step("answer", 10) for n in (1, 2, 3)}
+    steps |= {"write the model": Step(SLIGHT)}
+    names = [f"λ by module ({name} 0.8, else 0.6): answer safety (validation)" for name in ("early mlp", "late mlp")]
+    told = [(0.0, Event(names[0], "start")), (20.0, Event(names[0], "done")), (20.0, Event(names[1], "kept"))]
+    found = after(*told, steps=steps)
+    assert (found.done, found.steps, found.left) == (2, 4, pytest.approx(20.0))
+    # Once the model is written the search is over, and the third is not to come.
+    found = after(*told, (20.0, Event("write the model", "start")), steps=steps)
+    assert (found.done, found.steps) == (2, 3)
+
+
 def test_a_step_that_was_not_planned_counts_when_it_begins() -> None:
     part = f"{SAFETY}, part 1"
     found = after((0.0, Event(part, "start")), (10.0, progress(part, 0, 20)), (20.0, progress(part, 10, 20, 5)))

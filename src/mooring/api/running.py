@@ -157,6 +157,8 @@ def tune(
 def select(run: str | Path, *, margin: float | None = None, metric: str | None = None) -> Choice:
     """Choose λ again from the validation trials of a run, with another margin or metric. The run stays as it is.
 
+    It is a single λ that is chosen, also where the run took λ by module.
+
     Args:
         run: A run folder.
         margin: How far ASR may lie above the base's; the run's own where it is not given.
@@ -165,6 +167,8 @@ def select(run: str | Path, *, margin: float | None = None, metric: str | None =
     Raises:
         UserError: It is not a run that has been scored, or the choice cannot be made.
     """
+    from dataclasses import replace
+
     from mooring.recipe import section
     from mooring.report.results import load
     from mooring.select.choose import choose
@@ -172,12 +176,15 @@ def select(run: str | Path, *, margin: float | None = None, metric: str | None =
     results = load(Path(run) / "report")
     own = results.choice.metric
     trials = [t for t in results.trials if t.split == "validation"]
-    return choose(
+    choice = choose(
         trials,
         metric=metric or (None if own == "lam" else own),
         settings=section("select", dict(results.recipe["select"])),
         margin=margin,
     )
+    if not results.choice.modules:
+        return choice
+    return replace(choice, reason=f"{choice.reason} The run itself took {results.merged_at}, chosen around a single λ.")
 
 
 def report(run: str | Path, *, redact: bool = False) -> Path:

@@ -174,7 +174,7 @@ def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
             kappa = each.beside.kappa if each.beside else None
             table.add_row(
                 escape(each.judge),
-                f"{each.lam:g}",
+                f"{each.lam:g}{' by module' if each.by_module else ''}",
                 each.split,
                 escape(name),
                 *_value(score),

@@ -1,7 +1,7 @@
 """Each verb: its options, its help with examples, and one call."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +10,7 @@ from mooring.cli import show
 from mooring.cli.compare import compare
 from mooring.cli.measuring import generate, score
 from mooring.cli.merging import merge
-from mooring.cli.options import SYSTEM, Base, Batch, Device, Dtype, Seed, System, Tuned, floats, words
+from mooring.cli.options import SYSTEM, Base, Batch, Budget, Device, Dtype, Search, Seed, System, Tuned, floats, words
 from mooring.cli.watch import watch
 
 app = typer.Typer(
@@ -66,9 +66,8 @@ def safeguard(
     margin: Annotated[
         float | None, typer.Option(help="How far the attack success rate may rise above the base's: 0.1.")
     ] = None,
-    search: Annotated[
-        Literal["grid", "bisect", "modules"], typer.Option(help="Try every λ, by halves, or by module after a grid.")
-    ] = "grid",
+    search: Search = "grid",
+    budget: Budget = 12,
     metric: Annotated[
         str | None, typer.Option(help="Task metrics, the deciding one first: call_match,bert_score,response_loss.")
     ] = None,
@@ -101,6 +100,7 @@ def safeguard(
         lambdas=floats(lambdas, "--lambdas"),
         margin=margin,
         search=search,
+        budget=budget,
         metrics=words(metric) or None,
         limit=limit,
         max_new_tokens=max_new_tokens,

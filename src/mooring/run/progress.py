@@ -12,6 +12,8 @@ from mooring.score.task import needs_completions
 
 CHOSEN = "λ = chosen"
 """Stands for the model at the chosen λ, which a plan cannot know yet."""
+TRY = "try"
+"""Stands, with a number, for a merge with λ by module, which a plan cannot know yet."""
 SLIGHT = "slight"
 """The kind of steps that take next to no time until measured."""
 _ALIKE = {"answer": "answer task", "answer task": "answer"}
@@ -54,6 +56,9 @@ def _steps(recipe: Recipe, sets: Sets) -> Iterator[tuple[str, Step]]:
     judging = Judging(recipe.score.judges, lambda folder, measure: "")
     yield from _trials(recipe, sets, judging, "validation", [label(lam) for lam in (0, *recipe.merge.lambdas, 1)])
     yield "select", Step(SLIGHT)
+    if recipe.select.search == "modules":
+        tries = [f"{TRY} {place}" for place in range(1, recipe.select.budget + 1)]
+        yield from _trials(recipe, sets, judging, "validation", tries)
     yield "write the model", Step(SLIGHT)
     yield from _trials(recipe, sets, judging, "test", [label(0), CHOSEN, label(1)])
     yield "report", Step(SLIGHT)
@@ -138,10 +143,13 @@ class Pace:
         self._tokens = 0
         self._asking = 0.0
         self._work: _Work | None = None
+        self._tries: dict[str, str] = {}
 
     def note(self, event: Event, now: float) -> None:
         """Take an event in."""
         name = self._planned_name(event.step)
+        if name == "write the model":  # the search is over: what it did not try is not to be done
+            self._steps = {n: s for n, s in self._steps.items() if n in self._done or not n.startswith(f"{TRY} ")}
         if event.kind == "start":
             step = self._steps.setdefault(name, Step(_kind_of(name), None))
             self._work = _Work(name, step.kind, now, step.units)
@@ -211,6 +219,9 @@ class Pace:
     def _planned_name(self, name: str) -> str:
         """A step's name in the plan: on test, the one λ that is neither base nor tuned is the chosen one."""
         who, _, what = name.partition(": ")
+        if who.startswith("λ by module"):
+            tried = f"{self._tries.setdefault(who, f'{TRY} {len(self._tries) + 1}')}: {what}"
+            return tried if tried in self._steps else name
         chosen = f"{CHOSEN}: {what}"
         return chosen if name not in self._steps and who.startswith("λ = ") and chosen in self._steps else name
 

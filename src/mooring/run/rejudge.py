@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mooring.checkpoint import read_json
 from mooring.errors import DataError
 from mooring.recipe import Judge, Recipe
-from mooring.records import Completion, Prompt, Score, Verdict, read_jsonl
+from mooring.records import Choice, Completion, Prompt, Score, Verdict, from_dict, read_jsonl
 from mooring.run.judging import Judging, said
 from mooring.run.sets import Name, Sets, asked, evaluation_sets
 from mooring.run.store import LEDGER, Store, key_of
+from mooring.run.sweep.answers import folder_of
 from mooring.run.trials import verdict_file
 from mooring.score import judges
 from mooring.score.safety import Kind
@@ -27,6 +29,7 @@ class Rejudged:
         judge: The judge.
         scores: What it makes of the answers.
         beside: How far it agrees with the run's own judge; `None` where that one has not judged them.
+        by_module: Whether the model is the chosen one with λ by module; `lam` is then that of all else.
     """
 
     lam: float
@@ -35,6 +38,7 @@ class Rejudged:
     judge: str
     scores: Mapping[str, Score]
     beside: judges.Agreement | None
+    by_module: bool = False
 
 
 def rejudge(
@@ -74,7 +78,8 @@ def rejudge(
             _foretell(judging, judge, [each for other, each in jobs if other == judge], on_say)
         for judge, each in jobs:
             out = folder / "rejudged" / f"{judge}-{key_of(judging.about(judge))[:8]}" / each.place.name
-            label = f"λ = {each.lam:g}: {each.name} ({each.split}) by {judge}"
+            who = "λ by module" if each.by_module else f"λ = {each.lam:g}"
+            label = f"{who}: {each.name} ({each.split}) by {judge}"
 
             def tell(done: int, total: int, tokens: int, label: str = label) -> None:
                 if on_progress:
@@ -84,7 +89,7 @@ def rejudge(
             verdicts = judging.judge(judge, each.prompts, each.completions, file, tell)
             beside = _beside(each, own.of(each.name)[0], verdicts)
             scores = judging.scores(judge, each.name, verdicts)
-            found.append(Rejudged(each.lam, each.split, each.name, judge, scores, beside))
+            found.append(Rejudged(each.lam, each.split, each.name, judge, scores, beside, each.by_module))
     return found
 
 
@@ -92,25 +97,33 @@ def rejudge(
 class _Kept:
     """What one model answered to one set."""
 
+    lam: float
+    by_module: bool
     place: Path
     split: Half
     name: Kind
     prompts: Sequence[Prompt]
     completions: Sequence[Completion]
 
-    @property
-    def lam(self) -> float:
-        return float(self.place.name.removeprefix("lam-"))
-
 
 def _kept(folder: Path, sets: Sets) -> Iterator[_Kept]:
-    """The completions of a run, by λ, split and set; those of the task aside."""
+    """The completions of a run, by model, split and set; those of the task aside, merges not taken too."""
     halves: tuple[Half, ...] = ("validation", "test")
-    for place in sorted((folder / "completions").glob("lam-*"), key=lambda path: float(path.name[4:])):
+    places = sorted((float(path.name[4:]), False, path) for path in (folder / "completions").glob("lam-*"))
+    for lam, by_module, place in [*places, *_taken(folder)]:
         for split in halves:
             for name, prompts in asked(sets, split).items():
                 if name != "task" and (path := place / f"{name}-{split}.jsonl").is_file():
-                    yield _Kept(place, split, name, prompts, read_jsonl(path, Completion))
+                    yield _Kept(lam, by_module, place, split, name, prompts, read_jsonl(path, Completion))
+
+
+def _taken(folder: Path) -> list[tuple[float, bool, Path]]:
+    """The chosen model's completions, where λ by module was chosen."""
+    path = folder / "choice.json"
+    choice = from_dict(Choice, read_json(path)) if path.is_file() else None
+    if choice is None or not choice.modules:
+        return []
+    return [(choice.lam, True, folder / "completions" / folder_of(choice.lam, choice.modules))]
 
 
 def _foretell(judging: Judging, judge: str, kept: Sequence[_Kept], on_say: Callable[[str], None] | None) -> None:
