@@ -29,7 +29,7 @@ from mooring.records import Choice, Score, Trial
 from mooring.select.choose import choose
 from mooring.select.flips import with_flips
 from mooring.select.modules import by_module
-from mooring.select.support import SINGLE_SHARE, sharper
+from mooring.select.support import SINGLE_SHARE, attempt_confidence, sharper, smallest_set
 
 NORMAL = NormalDist()
 GROUPS = [f"{depth} {kind}" for depth in ("early", "middle", "late") for kind in ("attention", "mlp")]
@@ -179,6 +179,9 @@ def main() -> None:
     for kind in ("uneven", "even", "flat", "edge"):
         played[kind] = [play(make(seed, kind), settings, args.budget) for seed in range(args.models)]
         show(kind, played[kind])
+    each = attempt_confidence(0.95, args.budget)
+    needed = ", ".join(f"{smallest_set(margin, each)} for {100 * margin:.0f}" for margin in (0.02, 0.05, 0.1))
+    print(f"each try is tested at {100 * each:.5g} %; fewest prompts, by points of margin: {needed}")
     taken = [o for o in played["uneven"] if o.taken]
     worst = max(fmean(o.broken for o in outcomes) for outcomes in played.values())
     luck = fmean(o.taken for o in played["even"] if o.within)
