@@ -145,15 +145,9 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """All scores of one model on one split.
+    """All scores of one model on one split. `lam` is 0 for the base and 1 for the tuned model.
 
-    Attributes:
-        model: Which of the three it is.
-        method: The merging rule.
-        lam: 0 for the base and 1 for the tuned model.
-        split: The half that was asked.
-        scores: By name.
-        modules: Where λ differs by module, λ by group; `lam` is then that of all else.
+    Where λ differs by module, `modules` holds λ by group of modules, and `lam` is that of all else.
     """
 
     model: Literal["base", "tuned", "merged"]
@@ -234,6 +228,10 @@ class ByModule:
     chosen: int | None
     sentence: str
     test: Trial | None = None
+
+    def __post_init__(self) -> None:
+        if self.chosen is not None and not 0 <= self.chosen < len(self.tried):
+            raise ValueError("`chosen` is none of those that were tried")
 
 
 T = TypeVar("T")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from report_sample import results, score
 
+from mooring.errors import DataError
 from mooring.records import Attempt, ByModule, Trial
 from mooring.report import by_module, card, data, page
 from mooring.report.results import BY_MODULE, Answer, Results, dumps, load
@@ -119,3 +120,12 @@ def test_results_are_read_as_they_were_written(tmp_path: Path, chosen: int | Non
     assert again.by_module is not None
     assert again.by_module.chosen == chosen
     assert json.loads(path.read_text())["by_module"]["budget"] == 2
+
+
+def test_a_choice_of_what_was_never_tried_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    edited = json.loads(dumps(searched()))
+    edited["by_module"]["chosen"] = 7
+    path.write_text(json.dumps(edited))
+    with pytest.raises(DataError, match=r"`by_module`: .*`chosen` is none of those that were tried"):
+        load(path)

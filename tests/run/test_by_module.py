@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,33 @@ def test_where_none_beats_it_the_single_lambda_stays_and_the_run_goes_on_from_wh
     again = run(wanted)
     assert not again.worked
     assert (again.report / "results.json").read_bytes() == before
+
+
+def test_a_search_that_was_stopped_goes_on_from_what_was_asked(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch, {"late mlp": 0.3, "early mlp": 0.1}, {"early attention": 2.0, "early mlp": 0.1})
+    wanted = recipe(tiny_model_folder, tuned, tmp_path / "g")
+    asked: list[str] = []
+    ask = Trials.ask
+
+    def stop(self: Trials, subject: Any, split: Any) -> None:
+        if subject.modules and len(asked) == 4:  # in the second round
+            raise KeyboardInterrupt
+        asked.extend([subject.label] if subject.modules else [])
+        ask(self, subject, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trials, "ask", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(wanted)
+    begun: list[str] = []
+    done = run(wanted, on_event=lambda event: begun.append(event.step) if event.kind == "start" else None)
+    assert not [step for step in begun if any(step.startswith(f"{label}: answer") for label in asked)]
+    assert done.choice.modules
+    first = (done.report / "results.json").read_bytes()
+    shutil.rmtree(done.folder)
+    assert (run(wanted).report / "results.json").read_bytes() == first
 
 
 def test_nothing_is_searched_where_no_single_lambda_is_within(
