@@ -1,6 +1,7 @@
 """The paper's tables and figures: which runs stand together, what the cells say, and in what form."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -13,9 +14,10 @@ from report_sample import CURVES
 
 from mooring.errors import DataError, OutputError
 from mooring.report.paper.formats import latex, safe_cell
+from mooring.report.paper.runs import Run, as_run, differences
 from mooring.report.paper.write import write_paper
 
-from .conftest import MakeRun  # type: ignore[import-not-found]
+from .conftest import MakeRun, found  # type: ignore[import-not-found]
 
 
 def paper(tmp_path: Path, **options: Any) -> tuple[Path, list[str]]:
@@ -160,6 +162,17 @@ def test_speed_does_not_matter(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("b", seed=1, generate={"batch_size": 3, "device": "cpu"})
     _, notes = paper(tmp_path)
     assert notes == []
+
+
+def test_a_budget_counts_only_where_it_is_spent() -> None:
+    def chosen(**values: Any) -> Run:
+        made = found("a")
+        recipe = {**made.recipe, "select": {**made.recipe["select"], **values}}
+        return as_run("a", dataclasses.replace(made, recipe=recipe))
+
+    assert differences(chosen(budget=3), chosen(budget=5)) == []
+    three, five = (chosen(search="modules", budget=budget) for budget in (3, 5))
+    assert differences(three, five) == ["select.budget 3, not 5"]
 
 
 def test_rows_that_do_not_compare_are_marked(make_run: MakeRun, tmp_path: Path) -> None:

@@ -191,8 +191,14 @@ def _settings(recipe: Mapping[str, Any], results: Results) -> Iterator[tuple[str
         elif section in _NOT_MEASURED:
             continue
         elif isinstance(values, Mapping):
+            unused = {"budget"} if section == "select" and values.get("search") != "modules" else set()
             for key, value in values.items():
-                if key not in _HARDWARE and key != "judges" and (section, key) != ("tune", "seed"):
+                if (
+                    key not in unused
+                    and key not in _HARDWARE
+                    and key != "judges"
+                    and (section, key) != ("tune", "seed")
+                ):
                     yield f"{section}.{key}", _plain(value)
         else:
             yield section, _plain(values)
