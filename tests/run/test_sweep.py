@@ -229,6 +229,14 @@ def test_other_engines_get_folders_one_at_a_time(
     models.written = 0.5, tiny_model_folder
     models.at(0.5)
     assert seen[-1] == tiny_model_folder
+    for by_module in ({"mlp.*": 0.2, "*": 0.5}, {"mlp.*": 0.3, "*": 0.5}, {"mlp.*": 0.3, "*": 0.5}):
+        models.at(by_module)
+        assert [seen[-1]] == list(scratch.glob("*"))
+    assert len({*seen[-2:]}) == 2
+    assert seen[-3] == tiny_model_folder
+    models.written = {"mlp.*": 0.3, "*": 0.5}, tiny_model_folder
+    models.at({"mlp.*": 0.3, "*": 0.5})
+    assert seen[-1] == tiny_model_folder
     models.release()
     assert not scratch.exists()
 
