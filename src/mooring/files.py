@@ -20,6 +20,7 @@ _FAULTS = {
     errno.ENOSPC: ("no room left on the disk", "free some, or choose another folder"),
     errno.EDQUOT: ("no room left on the disk", "free some, or choose another folder"),
     errno.EFBIG: ("a file is too large for this disk", "choose a folder on another disk, or smaller shards"),
+    errno.EISDIR: ("is a folder, where a file belongs", "move it away"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.ELOOP: ("is a link that leads back to itself", "name another folder"),
 }

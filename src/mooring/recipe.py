@@ -381,7 +381,7 @@ class Recipe(Section):
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "is not text"
             raise RecipeError(f"{path}: {reason}", "name a recipe file, such as recipes/quickstart.yaml") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)
             problem = getattr(error, "problem", None) or "not YAML"

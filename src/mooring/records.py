@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from mooring.errors import DataError
 from mooring.files import atomic_text
+from mooring.plain import EDITED, fit, loads, read_as, read_text
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["tune", "validation", "test"]
@@ -248,23 +249,17 @@ def to_dict(record: Any) -> dict[str, Any]:
     return dataclasses.asdict(record)
 
 
-def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
+def from_dict(kind: type[T], data: Any) -> T:
     """The inverse of `to_dict`.
 
     Raises:
-        DataError: It is no mapping, or a field is missing or unknown.
+        DataError: It is no mapping, a field is missing or unknown, or a value is of another type.
     """
-    if not isinstance(data, Mapping):
-        raise DataError(f"not a {kind.__name__} record: {type(data).__name__}", "was the file edited by hand?")
-    values = dict(data)
     try:
-        if kind is Prompt:
-            values["messages"] = tuple(Message(**m) for m in values["messages"])
-        if kind is Trial:
-            values["scores"] = {k: Score(**v) for k, v in values["scores"].items()}
-        return kind(**values)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"not a {kind.__name__} record: {error}", "was the file edited by hand?") from None
+        found: T = fit(kind, data)
+    except ValueError as error:
+        raise DataError(f"not a {kind.__name__} record: {error}", EDITED) from None
+    return found
 
 
 def dumps(record: Any) -> str:
@@ -277,6 +272,16 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> None:
     atomic_text(path, "".join(dumps(record) + "\n" for record in records))
 
 
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read a record from a JSON file of its own.
+
+    Raises:
+        DataError: The file cannot be read, or holds something else.
+    """
+    found: T = read_as(path, kind, f"a {kind.__name__} record")
+    return found
+
+
 def read_jsonl(path: Path, kind: type[T]) -> list[T]:
     """Read records that `write_jsonl` wrote.
 
@@ -284,15 +289,10 @@ def read_jsonl(path: Path, kind: type[T]) -> list[T]:
         DataError: The file cannot be read, or a line is not such a record; it is named as file:line.
     """
     records = []
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    records.append(from_dict(kind, json.loads(line)))
-                except (json.JSONDecodeError, DataError) as error:
-                    raise DataError(f"{path}:{number}: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}", "name a file that mooring wrote") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text", "name a file that mooring wrote") from None
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line:
+            try:
+                records.append(from_dict(kind, loads(line)))
+            except (ValueError, DataError) as error:
+                raise DataError(f"{path}:{number}: {error}") from None
     return records

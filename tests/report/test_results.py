@@ -70,10 +70,10 @@ def edited(change: Any) -> str:
         (edited(lambda d: d.update(format="2")), "not results of format 2"),
         (edited(lambda d: d.update(format=1)), "written by an older Mooring (format 1, not 2); make the report again"),
         (edited(lambda d: d.update(format=3)), "written by a newer Mooring (format 3, not 2)"),
-        (edited(lambda d: d["rows"][0].pop("split")), "`rows.0.split`: Field required"),
-        (edited(lambda d: d.pop("choice")), "`choice`: Field required"),
-        (edited(lambda d: d.update(extra=1)), "unknown key `extra`"),
-        (edited(lambda d: d["changes"].pop("layers")), "`changes.layers`: Field required"),
+        (edited(lambda d: d["rows"][0].pop("split")), "`rows.0.split`: is missing"),
+        (edited(lambda d: d.pop("choice")), "`choice`: is missing"),
+        (edited(lambda d: d.update(extra=1)), "`extra`: unknown key"),
+        (edited(lambda d: d["changes"].pop("layers")), "`changes.layers`: is missing"),
         (edited(lambda d: d["changes"]["relative"].pop()), "`relative` is not layers × modules"),
         (edited(lambda d: d["changes"]["relative"][0].pop()), "`relative` is not layers × modules"),
         (edited(lambda d: d["changes"]["outside"].update(x=-1.0)), "a change is below 0"),
@@ -96,7 +96,7 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         load(tmp_path)
     (tmp_path / "results.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="is not UTF-8 text"):
         load(tmp_path)
 
 

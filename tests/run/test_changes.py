@@ -46,7 +46,7 @@ def test_each_layer_and_module_has_its_relative_change(tmp_path: Path) -> None:
 def test_without_the_file_there_is_no_heat_map_and_a_broken_one_is_named(tmp_path: Path) -> None:
     assert read_changes(tmp_path) is None
     (tmp_path / "changes.json").write_text('{"layers": []')
-    with pytest.raises(DataError, match="not the changes of a run"):
+    with pytest.raises(DataError, match="not JSON"):
         read_changes(tmp_path)
     (tmp_path / "changes.json").write_text('{"layer": []}')
     with pytest.raises(DataError, match="not the changes of a run"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mooring.errors import OutputError
+from mooring.errors import DataError, OutputError
 from mooring.run.store import Event, Store, key_of
 
 
@@ -106,7 +106,7 @@ def test_a_file_and_a_broken_ledger_are_refused(tmp_path: Path) -> None:
         Store(tmp_path / "file")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "ledger.json").write_text("{")
-    with pytest.raises(OutputError, match="is not a ledger"):
+    with pytest.raises(DataError, match=r"ledger\.json: not JSON"):
         Store(tmp_path / "run")
 
 
@@ -151,3 +151,39 @@ def test_seconds_are_told_of_done_steps(tmp_path: Path) -> None:
         store.once("step", [1], [], lambda: None)
     assert store.seconds().keys() == {"step"}
     assert json.loads((tmp_path / "run" / "ledger.json").read_text())["steps"]["step"]["done"] is True
+
+
+@pytest.mark.parametrize("record", ["out.json", "folder/loss.json"])
+def test_a_record_that_was_edited_since_is_refused_and_left_alone(tmp_path: Path, record: str) -> None:
+    store = Store(tmp_path / "run")
+    path = tmp_path / "run" / record
+    output = path if record == "out.json" else path.parent
+
+    def make() -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("made")
+
+    with store.locked():
+        store.once("step", [1], [output], make)
+        path.write_text("edited")
+        whole = "it" if output == path else str(output)
+        with pytest.raises(DataError, match=f"is not as the run left it; put it back as it was, or delete {whole}"):
+            store.once("step", [1], [output], make)
+        assert path.read_text() == "edited"
+        store.once("step", [2], [output], make)  # of another recipe it is made anew
+        assert path.read_text() == "made"
+
+
+def test_a_ledger_from_before_there_were_digests_is_taken_as_it_is(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    make = Maker(tmp_path / "run" / "out.json")
+    with store.locked():
+        store.once("step", [1], [make.path], make)
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    del ledger["steps"]["step"]["files"]
+    (tmp_path / "run" / "ledger.json").write_text(json.dumps(ledger))
+    make.path.write_text("other")
+    again = Store(tmp_path / "run")
+    with again.locked():
+        again.once("step", [1], [make.path], make)
+    assert make.calls == 1

@@ -170,10 +170,10 @@ def select(run: str | Path, *, margin: float | None = None, metric: str | None =
     from dataclasses import replace
 
     from mooring.recipe import section
-    from mooring.report.results import load
+    from mooring.report.run_folder import load_run
     from mooring.select.choose import choose
 
-    results = load(Path(run) / "report")
+    results = load_run(Path(run))
     own = results.choice.metric
     trials = [t for t in results.trials if t.split == "validation"]
     choice = choose(
@@ -195,10 +195,10 @@ def report(run: str | Path, *, redact: bool = False) -> Path:
     Raises:
         DataError: There are no results, or they cannot be read.
     """
-    from mooring.report.results import load
+    from mooring.report.run_folder import load_run
     from mooring.report.write import write
 
     folder = Path(run) / "report"
     out = Path(run) / "report-redacted" if redact else folder
-    write(load(folder), out, redact=redact)
+    write(load_run(Path(run)), out, redact=redact)
     return out

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from mooring.errors import DataError
 from mooring.files import explained
 from mooring.generate.engine import Drafting, Engine, Settings, check_prompts, each_sample
+from mooring.plain import loads
 from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, to_dict, write_jsonl
 
 Progress = Callable[[int, int, int], None]
@@ -149,8 +150,8 @@ def read_part(part: Path, kind: type[Record], header: str) -> tuple[dict[str, Re
     records: dict[str, Record] = {}
     for line in data[size:].split(b"\n")[:-1]:
         try:
-            record = from_dict(kind, json.loads(line))
-        except (ValueError, TypeError, DataError):
+            record = from_dict(kind, loads(line.decode()))
+        except (ValueError, DataError):
             break
         records[record.key] = record
         size += len(line) + 1

@@ -5,9 +5,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from mooring.errors import DataError
+from mooring.plain import EDITED, fit, read_json
 from mooring.records import ByModule, Choice, Score, Trial, lam_words
 
 FORMAT = 2
@@ -241,15 +242,8 @@ def load(path: Path) -> Results:
     Raises:
         DataError: It is missing, not JSON, of another version, or holds something else.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     path = path / "results.json" if path.is_dir() else path
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", "name a run folder or its results.json") from None
-    except ValueError as error:  # also what is not UTF-8
-        raise DataError(f"{path}: not JSON: {error}", "was the file edited by hand?") from None
+    data = read_json(path)
     found = data.pop("format", None) if isinstance(data, dict) else None
     if isinstance(found, int) and found != FORMAT:
         age = "an older" if found < FORMAT else "a newer"
@@ -259,15 +253,8 @@ def load(path: Path) -> Results:
         )
     if found is None or found != FORMAT:
         raise DataError(f"{path}: not results of format {FORMAT}", "make the report again from its run folder")
-    if unknown := data.keys() - {field.name for field in dataclasses.fields(Results)}:
-        raise DataError(f"{path}: unknown key `{min(unknown)}`", "was the file edited by hand?")
     try:
-        return TypeAdapter(Results).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: `{field}`: {first['msg']}", "was the file edited by hand?") from None
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
+        results: Results = fit(Results, data)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}", EDITED) from None
+    return results

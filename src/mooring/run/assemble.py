@@ -2,11 +2,11 @@
 
 import dataclasses
 import importlib.metadata
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
+from mooring.plain import read_as
 from mooring.recipe import Recipe
 from mooring.records import ByModule, Choice, Trial, Verdict, read_jsonl
 from mooring.report.results import BY_MODULE, Agreement, Results, kept_gains
@@ -29,6 +29,7 @@ RULES_NOTE = (
 )
 NO_TASK_NOTE = "No task was given: λ is the largest within the bound, since the task score rises with λ."
 UNSAFE_NOTE = "Model-written programs ran without the sandbox (`unsafe_exec`)."
+Curve = Sequence[Mapping[str, float]]
 VERSIONS = ("mooring", "torch", "transformers", "peft", "trl")
 
 
@@ -46,7 +47,7 @@ def assemble(
     Where λ by module was taken, it stands in the merged model's place on test; curves and prompts are the single λ's.
     """
     curves = {
-        stage: json.loads((folder / where / "loss.json").read_text())
+        stage: read_as(folder / where / "loss.json", Curve, "the log of a tuning")
         for stage, where, section in (("align", "align", recipe.align), ("tune", "tuned", recipe.tune))
         if section is not None
     }

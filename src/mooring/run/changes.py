@@ -10,6 +10,7 @@ from mooring.files import atomic_text
 from mooring.merge.inspect import inspect
 from mooring.merge.inspect.change import Change, Group, module
 from mooring.merge.together import belong_together
+from mooring.plain import read_as
 from mooring.report.results import Changes
 
 FILE = "changes.json"
@@ -71,12 +72,11 @@ def read_changes(folder: Path) -> Changes | None:
     Raises:
         DataError: The file holds something else.
     """
-    from pydantic import TypeAdapter
-
     path = folder / FILE
     if not path.is_file():
         return None
     try:
-        return TypeAdapter(Changes).validate_python(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:  # not JSON, or other values
-        raise DataError(f"{path}: not the changes of a run", "remove it, and run again") from None
+        found: Changes = read_as(path, Changes, "the changes of a run")
+    except DataError as error:
+        raise DataError(error.what, "remove it, and run again") from None
+    return found

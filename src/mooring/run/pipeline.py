@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mooring import sources
@@ -12,8 +12,9 @@ from mooring.errors import UserError
 from mooring.files import atomic_text, need_room
 from mooring.merge.card import license_of
 from mooring.merge.stream import merge
+from mooring.plain import read_as
 from mooring.recipe import Metric, Recipe, Tune
-from mooring.records import ByModule, Choice, Trial, from_dict, lam_words, to_dict
+from mooring.records import ByModule, Choice, Trial, lam_words, read_record, to_dict
 from mooring.report import card
 from mooring.report.results import dumps
 from mooring.report.write import write
@@ -189,7 +190,7 @@ class _Run:
         keys, pair = [self.base.key, self.tuned.key], (self.base.folder, self.tuned.folder)
         self.store.once("check the pair", keys, [path], lambda: check_pair(*pair, path))
         self.store.once("measure the change", keys, [changes], lambda: measure_changes(*pair, changes))
-        warnings: list[str] = json.loads(path.read_text())["warnings"]
+        warnings: list[str] = read_as(path, Mapping[str, Sequence[str]], "warnings").get("warnings", [])
         for warning in warnings:
             self.store.emit(Event("check the pair", "say", note=warning))
         return warnings
@@ -257,7 +258,7 @@ class _Run:
 
         inputs = [[to_dict(t) for t in scored], self.recipe.select.model_dump(mode="json"), metric]
         self.store.once("select", inputs, [path], make)
-        choice = from_dict(Choice, json.loads(path.read_text()))
+        choice = read_record(path, Choice)
         if not more:
             return choice, None
         subject_at = functools.partial(self._subject, choice.lam)

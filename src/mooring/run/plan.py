@@ -1,7 +1,6 @@
 """What a run will do and need, before it begins."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 
 from mooring import sources
 from mooring.checkpoint import open_checkpoint
-from mooring.errors import FetchError, UserError
+from mooring.errors import FetchError
+from mooring.ledger import LEDGER, read_ledger
 from mooring.recipe import Recipe, Select, Tune
 from mooring.run import by_module
 from mooring.run.checks import lacking, to_fetch
 from mooring.run.judging import Judging
 from mooring.run.sets import Sets, asked, evaluation_sets, task_metrics
-from mooring.run.store import LEDGER
 from mooring.score.task import needs_completions
 
 PYTHON = 3 * 2**28
@@ -189,10 +188,6 @@ def _memory(recipe: Recipe, size: int, config: Mapping[str, object]) -> int:
 
 def _state(folder: Path) -> str:
     """How far a run folder is."""
-    try:
-        steps = json.loads((folder / LEDGER).read_text())["steps"].values()
-    except FileNotFoundError:
+    if not (folder / LEDGER).exists():
         return "not begun"
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{folder / LEDGER}: cannot be read ({error})", "name another run folder") from None
-    return f"{sum(step['done'] for step in steps)} steps done"
+    return f"{sum(step.done for step in read_ledger(folder).steps.values())} steps done"

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mooring.checkpoint import read_json
 from mooring.errors import DataError
+from mooring.ledger import LEDGER, check_as_left, read_ledger
 from mooring.recipe import Judge, Recipe
-from mooring.records import Choice, Completion, Prompt, Score, Verdict, from_dict, read_jsonl
+from mooring.records import Choice, Completion, Prompt, Score, Verdict, read_jsonl, read_record
 from mooring.run.judging import Judging, said
 from mooring.run.sets import Name, Sets, asked, evaluation_sets
-from mooring.run.store import LEDGER, Store, key_of
+from mooring.run.store import Store, key_of
 from mooring.run.sweep.answers import folder_of
 from mooring.run.trials import verdict_file
 from mooring.score import judges
@@ -59,12 +59,13 @@ def rejudge(
         on_say: Told what a paid judge will ask at most, in all, before it is asked.
 
     Raises:
-        DataError: It is no run folder, holds no completions, or they are not of its prompt sets any more.
+        DataError: It is no run folder, holds no completions, they were edited, or are not of its prompt sets any more.
         OutputError: A run is at work in it.
         UserError: A judge or its model cannot be had.
     """
     if not (folder / LEDGER).is_file():
         raise DataError(f"{folder}: is not a run folder", "name the folder of a run, or a file of completions")
+    store = Store(folder)
     recipe = Recipe.load(folder / "recipe.yaml")
     own = Judging(recipe.score.judges, lambda path, measure: "")
     judging = Judging(sections, lambda path, measure: measure(path))
@@ -73,7 +74,7 @@ def rejudge(
     if not jobs:
         raise DataError(f"{folder}: holds no completions to judge", "has the run answered anything yet?")
     found = []
-    with Store(folder).locked():
+    with store.locked():
         for judge in judging.sections:
             _foretell(judging, judge, [each for other, each in jobs if other == judge], on_say)
         for judge, each in jobs:
@@ -108,19 +109,21 @@ class _Kept:
 
 def _kept(folder: Path, sets: Sets) -> Iterator[_Kept]:
     """The completions of a run, by model, split and set; those of the task aside, merges not taken too."""
+    ledger = read_ledger(folder)
     halves: tuple[Half, ...] = ("validation", "test")
     places = sorted((float(path.name[4:]), False, path) for path in (folder / "completions").glob("lam-*"))
     for lam, by_module, place in [*places, *_taken(folder)]:
         for split in halves:
             for name, prompts in asked(sets, split).items():
                 if name != "task" and (path := place / f"{name}-{split}.jsonl").is_file():
+                    check_as_left(folder, ledger, path)
                     yield _Kept(lam, by_module, place, split, name, prompts, read_jsonl(path, Completion))
 
 
 def _taken(folder: Path) -> list[tuple[float, bool, Path]]:
     """The chosen model's completions, where λ by module was chosen."""
     path = folder / "choice.json"
-    choice = from_dict(Choice, read_json(path)) if path.is_file() else None
+    choice = read_record(path, Choice) if path.is_file() else None
     if choice is None or not choice.modules:
         return []
     return [(choice.lam, True, folder / "completions" / folder_of(choice.lam, choice.modules))]

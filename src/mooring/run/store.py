@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mooring.errors import OutputError
+from mooring.errors import DataError, OutputError
 from mooring.files import PARTIAL, atomic_text
+from mooring.ledger import AS_LEFT, LEDGER, Ledger, Measured, Step, as_plain, edited, read_ledger, sha256
 
-LEDGER = "ledger.json"
-"""Its presence marks a run folder."""
+_RECORDS = (".json", ".jsonl")
+"""Suffixes of what a step writes for others to read: the ledger keeps the digests of these."""
+_LOG = "loss.json"
+"""A record in a folder that tuning wrote; of models there are other digests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Store:
 
     Raises:
         OutputError: `folder` holds something else.
+        DataError: Its ledger cannot be read.
     """
 
     def __init__(self, folder: Path, on_event: OnEvent | None = None) -> None:
@@ -66,19 +70,15 @@ class Store:
         self.emit: OnEvent = on_event or (lambda _: None)
         self.worked = False
         """Whether any step had to be done since the folder was opened."""
-        self._ledger: dict[str, Any] = {}
         if folder.is_file():
             raise OutputError(f"{folder}: is a file", "name a folder")
         if (folder / LEDGER).is_file():
-            try:
-                self._ledger = json.loads((folder / LEDGER).read_text())
-                assert isinstance(self._ledger.get("steps"), dict)
-            except (ValueError, AssertionError):
-                raise OutputError(f"{folder / LEDGER}: is not a ledger", "name another run folder") from None
+            known = read_ledger(folder)
         elif folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
             raise OutputError(f"{folder}: holds something that is not a run", "name another folder, or empty this one")
         else:
-            self._ledger = {"steps": {}, "digests": {}}
+            known = Ledger(steps={})
+        self._steps, self._digests = dict(known.steps), dict(known.digests)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -99,9 +99,24 @@ class Store:
             yield
 
     def is_done(self, step: str, key: str, outputs: Sequence[Path]) -> bool:
-        """Whether `step` was made from what `key` stands for, and its outputs are still there."""
-        entry = self._ledger["steps"].get(step)
-        return bool(entry and entry["key"] == key and entry["done"] and all(p.exists() for p in outputs))
+        """Whether `step` was made from what `key` stands for, and its outputs are still there.
+
+        Raises:
+            DataError: A record that it wrote is not as it left it.
+        """
+        entry = self._steps.get(step)
+        done = bool(entry and entry.key == key and entry.done and all(p.exists() for p in outputs))
+        if entry and done and (odd := edited(self.folder, entry)):
+            (made,) = [path for path in outputs if (self.folder / odd).is_relative_to(path)] or [self.folder / odd]
+            whole = "it" if made == self.folder / odd else made
+            mend = f"put it back as it was, or delete {whole} to make it anew"
+            raise DataError(f"{self.folder / odd}: {AS_LEFT}", mend)
+        return done
+
+    def _written(self, outputs: Sequence[Path]) -> dict[str, str]:
+        """Digests of the records among outputs, by their paths below the run folder: of a folder, the tuning's log."""
+        paths = [path / _LOG if path.suffix not in _RECORDS else path for path in outputs]
+        return {str(path.relative_to(self.folder)): sha256(path) for path in paths if path.is_file()}
 
     def once(self, step: str, inputs: Any, outputs: Sequence[Path], make: Callable[[], object]) -> str:
         """Do a step, unless it is done.
@@ -119,18 +134,18 @@ class Store:
         if self.is_done(step, key, outputs):
             self.emit(Event(step, "kept"))
             return key
-        if self._ledger["steps"].get(step, {}).get("key") != key:
+        if step not in self._steps or self._steps[step].key != key:
             for path in outputs:
                 for stale in (path, path.with_name(f".work-{path.name}"), path.with_name(f"{path.name}.part")):
                     remove(stale)
         self.worked = True
-        self._ledger["steps"][step] = {"key": key, "done": False}
+        self._steps[step] = Step(key=key, done=False)
         self._save()
         self.emit(Event(step, "start"))
         begun = time.monotonic()
         make()
         seconds = round(time.monotonic() - begun, 2)
-        self._ledger["steps"][step] = {"key": key, "done": True, "seconds": seconds}
+        self._steps[step] = Step(key=key, done=True, seconds=seconds, files=self._written(outputs))
         self._save()
         self.emit(Event(step, "done", note=f"{seconds:.0f} s"))
         return key
@@ -139,20 +154,21 @@ class Store:
         """The digest of a folder of files, measured anew only where a name, size or time has changed."""
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         stats = key_of([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
-        known = self._ledger["digests"].get(str(path.absolute()))
-        if known and known["stats"] == stats:
-            return str(known["digest"])
+        known = self._digests.get(str(path.absolute()))
+        if known and known.stats == stats:
+            return known.digest
         found = measure(path)
-        self._ledger["digests"][str(path.absolute())] = {"stats": stats, "digest": found}
+        self._digests[str(path.absolute())] = Measured(stats=stats, digest=found)
         self._save()
         return found
 
     def seconds(self) -> dict[str, float]:
         """How long each done step took."""
-        return {name: entry["seconds"] for name, entry in self._ledger["steps"].items() if entry["done"]}
+        return {name: step.seconds for name, step in self._steps.items() if step.done}
 
     def _save(self) -> None:
-        atomic_text(self.folder / LEDGER, json.dumps(self._ledger, indent=1) + "\n")
+        plain = as_plain(Ledger(steps=self._steps, digests=self._digests))
+        atomic_text(self.folder / LEDGER, json.dumps(plain, indent=1) + "\n")
 
 
 def remove(path: Path) -> None:

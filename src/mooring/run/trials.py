@@ -9,8 +9,9 @@ from typing import Any
 from mooring import sources
 from mooring.files import atomic_text
 from mooring.generate.store import likelihood_to_file
+from mooring.plain import read_as
 from mooring.recipe import Metric, Recipe
-from mooring.records import Completion, Likelihood, Prompt, Score, Trial, Verdict, from_dict, read_jsonl, to_dict
+from mooring.records import Completion, Likelihood, Prompt, Score, Trial, Verdict, read_jsonl, read_record, to_dict
 from mooring.run.judging import RULES, Judging, renamed
 from mooring.run.lm_eval.evaluate import run_tasks
 from mooring.run.sets import SET, Name, Sets, asked, task_metrics
@@ -126,8 +127,7 @@ class Trials:
                 found = self._safety_scores(out, judge, name, split, prompts[name])
                 scores |= found if judge == self.judging.of(name)[0] else renamed(found, judge)
             if split == "test" and self.recipe.score.lm_eval:
-                kept = json.loads((out / "lm-eval.json").read_text())
-                scores |= {name: from_dict(Score, values) for name, values in kept.items()}
+                scores |= read_as(out / "lm-eval.json", Mapping[str, Score], "scores")
             role = "base" if subject.lam == 0 else "tuned" if subject.lam == 1 else "merged"
             rule: Any = {"model": role, "method": self.recipe.merge.method, "modules": subject.modules}
             trial = Trial(lam=subject.lam, split=split, scores=scores, **rule)
@@ -137,7 +137,7 @@ class Trials:
         section = self.recipe.score
         inputs = [keys, verdicts, self.metrics(split), section.bertscore_model, section.bertscore_layer]
         self.store.once(f"{subject.label}: score ({split})", [*inputs, self.recipe.seed], [path], make)
-        return from_dict(Trial, json.loads(path.read_text()))
+        return read_record(path, Trial)
 
     def hits(
         self, lams: Sequence[float], split: sources.Half, folders: Mapping[float, str] | None = None

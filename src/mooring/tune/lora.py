@@ -68,7 +68,7 @@ def tune(
         trainer, resume = _trainer(section, base, examples, work, system, seed, on_step)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     curve = [
-        {k: entry[k] for k in ("step", "loss", "eval_loss") if k in entry}
+        {k: entry[k] for k in ("step", "loss", "eval_loss") if math.isfinite(entry.get(k, math.nan))}
         for entry in trainer.state.log_history
         if "loss" in entry or "eval_loss" in entry
     ]

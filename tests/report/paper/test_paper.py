@@ -225,7 +225,7 @@ def test_what_cannot_be_read_is_named_in_a_line_and_the_rest_goes_on(make_run: M
         *("half", "begun-again", "old", "text", "outside", "counts", "no-tuned", "no-recipe", "cut"),
     }
     for name, words in {
-        "half": "not finished",
+        "half": "half done",
         "begun-again": "begun again",
         "old": "format",
         "text": "value",

@@ -1,19 +1,17 @@
 """Finished runs below a folder, and which of them measure the same thing by the same means."""
 
 import dataclasses
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mooring.errors import DataError
-from mooring.report.results import COLUMNS, Results, load
+from mooring.ledger import LEDGER, read_ledger
+from mooring.report.results import Results
+from mooring.report.run_folder import load_run
 from mooring.report.text import one_line
 
-LEDGER = "ledger.json"
-"""Its presence marks a run folder, finished or not."""
 DEPTH = 3
 """How deep below the folder of runs a run may lie."""
 NO_TASK = "no task"
@@ -75,7 +73,8 @@ def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
         try:
             runs.append(_read(path, name))
         except DataError as error:
-            lines.append(one_line(f"{name}: left out: {error}"))
+            said = str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/").replace(str(path), name)
+            lines.append(one_line(f"{name}: left out: {said}"))
     if not runs:
         why = f" ({lines[0]})" if lines else ""
         raise DataError(f"{folder}: holds no finished run{why}", "name a folder with runs in it: runs/")
@@ -92,32 +91,18 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    if not (folder / "report" / "results.json").is_file():
-        raise DataError("it is not finished", "`mooring run` goes on with it")
-    if _begun_again(folder / LEDGER):
+    results = load_run(folder)
+    if (folder / LEDGER).is_file() and not read_ledger(folder).ended:
         raise DataError("it was begun again since its report was written", "let it finish")
-    try:
-        results = load(folder / "report")
-    except DataError as error:
-        raise DataError(error.what.removeprefix(f"{folder}/"), error.mend) from None
     return as_run(name, results)
-
-
-def _begun_again(ledger: Path) -> bool:
-    try:
-        report = json.loads(ledger.read_text(encoding="utf-8"))["steps"]["report"]
-        return not report["done"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # a report that was copied without its ledger
 
 
 def as_run(name: str, results: Results) -> Run:
     """What a run's results are results of.
 
     Raises:
-        DataError: They contradict themselves, or their recipe is not one.
+        DataError: Their recipe is not one.
     """
-    check(results)
     recipe = results.recipe
     try:
         merge = dict(recipe["merge"])
@@ -134,36 +119,6 @@ def as_run(name: str, results: Results) -> Run:
         )
     except (KeyError, TypeError, AttributeError, ValueError):
         raise DataError("results.json: its recipe is not one", "was the file edited by hand?") from None
-
-
-def check(results: Results) -> None:
-    """Hold that results agree with themselves: what a hand that edits a number forgets.
-
-    Raises:
-        DataError: A value lies outside its interval, or is not what its counts say, or a model is missing.
-    """
-    mend = "was the file edited by hand?"
-    for trial in results.trials:
-        for name, score in trial.scores.items():
-            where = f"results.json: {name} of {trial.model} ({trial.split}, λ = {trial.lam:g})"
-            if score.value is None:
-                continue
-            if score.low is not None and score.high is not None and not _within(score.low, score.value, score.high):
-                raise DataError(f"{where} lies outside its own interval", mend)
-            counts = score.details
-            if {"yes", "total", "miss"} <= counts.keys():
-                judged = counts["total"] - counts["miss"]
-                if judged <= 0 or not math.isclose(score.value, counts["yes"] / judged, abs_tol=1e-6):
-                    raise DataError(f"{where} is not what its counts say", mend)
-    for model in COLUMNS:
-        if results.trial(model) is None:
-            raise DataError(f"results.json: the {model} model has no trial on the test split", mend)
-
-
-def _within(low: float, value: float, high: float) -> bool:
-    # A bootstrap's percentiles need not hold the value itself, but come near.
-    slack = 1e-6 + 0.5 * (high - low)
-    return low - slack <= value <= high + slack
 
 
 def short(ref: str) -> str:
