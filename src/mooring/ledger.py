@@ -88,7 +88,7 @@ def check_as_left(folder: Path, ledger: Ledger, path: Path) -> None:
         DataError: It was edited since.
     """
     name = str(path.relative_to(folder))
-    if any(sha256(path) != step.files[name] for step in ledger.steps.values() if name in step.files):
+    if path.exists() and any(sha256(path) != step.files[name] for step in ledger.steps.values() if name in step.files):
         raise DataError(f"{path}: {AS_LEFT}", "put it back, or delete it: `mooring run` on its recipe makes it anew")
 
 

@@ -145,6 +145,28 @@ def test_a_digest_is_measured_again_only_when_a_file_changes(tmp_path: Path) -> 
     assert len(calls) == 2
 
 
+def test_a_model_of_the_run_that_was_edited_since_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    model = tmp_path / "run" / "model"
+
+    def make() -> None:
+        model.mkdir(exist_ok=True)
+        (model / "weights").write_text("made")
+
+    def measure(path: Path) -> str:
+        return (path / "weights").read_text()
+
+    with store.locked():
+        store.once("merge", [1], [model], make)
+        store.digest(model, measure)
+        (model / "weights").write_text("edited")
+        with pytest.raises(DataError, match="model: is not as the run left it"):
+            store.digest(model, measure)
+        (model / "weights").write_text("other weights")
+        store.once("merge", [2], [model], lambda: (make(), (model / "weights").write_text("made again")))
+        assert store.digest(model, measure) == "made again"
+
+
 def test_seconds_are_told_of_done_steps(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     with store.locked():

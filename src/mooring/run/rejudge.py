@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mooring.errors import DataError
-from mooring.ledger import LEDGER, check_as_left, read_ledger
+from mooring.ledger import LEDGER, Ledger, check_as_left, read_ledger
 from mooring.recipe import Judge, Recipe
 from mooring.records import Choice, Completion, Prompt, Score, Verdict, read_jsonl, read_record
 from mooring.run.judging import Judging, said
@@ -65,11 +65,11 @@ def rejudge(
     """
     if not (folder / LEDGER).is_file():
         raise DataError(f"{folder}: is not a run folder", "name the folder of a run, or a file of completions")
-    store = Store(folder)
+    store, ledger = Store(folder), read_ledger(folder)
     recipe = Recipe.load(folder / "recipe.yaml")
     own = Judging(recipe.score.judges, lambda path, measure: "")
     judging = Judging(sections, lambda path, measure: measure(path))
-    kept = list(_kept(folder, evaluation_sets(recipe)))
+    kept = list(_kept(folder, ledger, evaluation_sets(recipe)))
     jobs = [(judge, each) for judge in judging.sections for each in kept if judge in judging.of(each.name)]
     if not jobs:
         raise DataError(f"{folder}: holds no completions to judge", "has the run answered anything yet?")
@@ -88,7 +88,9 @@ def rejudge(
 
             file = out / verdict_file(each.name, each.split, judge)
             verdicts = judging.judge(judge, each.prompts, each.completions, file, tell)
-            beside = _beside(each, own.of(each.name)[0], verdicts)
+            first = each.place / verdict_file(each.name, each.split, own.of(each.name)[0])
+            check_as_left(folder, ledger, first)
+            beside = judges.agreement(read_jsonl(first, Verdict), verdicts) if first.is_file() else None
             scores = judging.scores(judge, each.name, verdicts)
             found.append(Rejudged(each.lam, each.split, each.name, judge, scores, beside, each.by_module))
     return found
@@ -107,9 +109,8 @@ class _Kept:
     completions: Sequence[Completion]
 
 
-def _kept(folder: Path, sets: Sets) -> Iterator[_Kept]:
+def _kept(folder: Path, ledger: Ledger, sets: Sets) -> Iterator[_Kept]:
     """The completions of a run, by model, split and set; those of the task aside, merges not taken too."""
-    ledger = read_ledger(folder)
     halves: tuple[Half, ...] = ("validation", "test")
     places = sorted((float(path.name[4:]), False, path) for path in (folder / "completions").glob("lam-*"))
     for lam, by_module, place in [*places, *_taken(folder)]:
@@ -134,9 +135,3 @@ def _foretell(judging: Judging, judge: str, kept: Sequence[_Kept], on_say: Calla
     lines = [judging.cost(judge, each.prompts, each.completions) for each in kept]
     if on_say and (costs := [cost for cost in lines if cost]):
         on_say(said(judging.label(judge), costs))
-
-
-def _beside(kept: _Kept, first: str, verdicts: Sequence[Verdict]) -> judges.Agreement | None:
-    """How far verdicts agree with the run's own."""
-    path = kept.place / verdict_file(kept.name, kept.split, first)
-    return judges.agreement(read_jsonl(path, Verdict), verdicts) if path.is_file() else None

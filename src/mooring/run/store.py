@@ -139,6 +139,8 @@ class Store:
                 for stale in (path, path.with_name(f".work-{path.name}"), path.with_name(f"{path.name}.part")):
                     remove(stale)
         self.worked = True
+        for path in outputs:
+            self._digests.pop(str(path.absolute()), None)
         self._steps[step] = Step(key=key, done=False)
         self._save()
         self.emit(Event(step, "start"))
@@ -151,13 +153,19 @@ class Store:
         return key
 
     def digest(self, path: Path, measure: Callable[[Path], str]) -> str:
-        """The digest of a folder of files, measured anew only where a name, size or time has changed."""
+        """The digest of a folder of files, measured anew only where a name, size or time has changed.
+
+        Raises:
+            DataError: A folder that the run made was edited since it was measured.
+        """
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         stats = key_of([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
         known = self._digests.get(str(path.absolute()))
         if known and known.stats == stats:
             return known.digest
         found = measure(path)
+        if known and known.digest != found and path.is_relative_to(self.folder):
+            raise DataError(f"{path}: {AS_LEFT}", "put it back as it was, or delete it to make it anew")
         self._digests[str(path.absolute())] = Measured(stats=stats, digest=found)
         self._save()
         return found
