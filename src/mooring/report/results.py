@@ -11,7 +11,7 @@ from mooring.errors import DataError
 from mooring.plain import EDITED, fit, read_json
 from mooring.records import ByModule, Choice, Score, Trial, lam_words
 
-FORMAT = 2
+FORMAT = 3
 """Version of `results.json`: raised when an older reader could misread a newer file."""
 
 COLUMNS: tuple[Literal["base", "tuned", "merged"], ...] = ("base", "tuned", "merged")
@@ -128,6 +128,7 @@ class Results:
         agreement: Of every two judges.
         changes: How far tuning moved the weights, where it was measured.
         versions: By package.
+        prompts: By split and set (`safety`, `task`, …), the digest of what was asked.
         redacted: Whether the texts of harmful prompts, and of the answers to them, were left out.
         by_module: What a search for λ by module found, where it was made.
     """
@@ -146,6 +147,7 @@ class Results:
     changes: Changes | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     redacted: bool = False
+    prompts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     by_module: ByModule | None = None
 
     def lam(self, model: str) -> float:

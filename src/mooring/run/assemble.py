@@ -13,11 +13,11 @@ from mooring.report.results import BY_MODULE, Agreement, Results, kept_gains
 from mooring.run.changes import read_changes
 from mooring.run.judging import Judging
 from mooring.run.rows import MEASURES, rows
-from mooring.run.sets import Name, Sets
+from mooring.run.sets import Name, Sets, asked
 from mooring.run.sweep.answers import folder_of
 from mooring.run.trials import Trials, verdict_file
 from mooring.score import judges
-from mooring.sources import Half
+from mooring.sources import Half, digest
 
 ALIGN_NOTE = (
     "The base is not the published model: this run first tuned that one on refusals and ordinary answers, because it "
@@ -29,6 +29,7 @@ RULES_NOTE = (
 )
 NO_TASK_NOTE = "No task was given: λ is the largest within the bound, since the task score rises with λ."
 UNSAFE_NOTE = "Model-written programs ran without the sandbox (`unsafe_exec`)."
+HALVES: tuple[Half, ...] = ("validation", "test")
 Curve = Sequence[Mapping[str, float]]
 VERSIONS = ("mooring", "torch", "transformers", "peft", "trl")
 
@@ -68,6 +69,9 @@ def assemble(
         rows=rows(folder, _asked_lams(scored), trials, {BY_MODULE: merged} if choice.modules else {}),
         agreement=list(_agreement(folder, merged, trials.sets, judging)),
         changes=read_changes(folder),
+        prompts={
+            split: {name: digest(prompts) for name, prompts in asked(trials.sets, split).items()} for split in HALVES
+        },
         versions={name: importlib.metadata.version(name) for name in VERSIONS},
         by_module=found,
     )
@@ -75,8 +79,7 @@ def assemble(
 
 def _asked_lams(scored: Sequence[Trial]) -> dict[Half, list[float]]:
     """The λ of the models that each split was asked of."""
-    halves: tuple[Half, ...] = ("validation", "test")
-    return {split: sorted({trial.lam for trial in scored if trial.split == split}) for split in halves}
+    return {split: sorted({trial.lam for trial in scored if trial.split == split}) for split in HALVES}
 
 
 def _notes(recipe: Recipe, trials: Trials) -> Iterator[str]:

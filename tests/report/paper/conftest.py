@@ -38,6 +38,7 @@ def found(
     merge: dict[str, Any] | None = None,
     generate: dict[str, Any] | None = None,
     judges: tuple[str, ...] = ("refusal rules",),
+    prompts: dict[str, dict[str, str]] | None = None,
     **score: Any,
 ) -> Results:
     """Results of a run whose numbers all lie `by` higher than the sample's."""
@@ -65,6 +66,7 @@ def found(
         models={role: {"source": role, "digest": digest} for role, digest in digests.items()},
         judges=list(judges),
         rows=(),
+        prompts=prompts or {},
     )
 
 

@@ -157,6 +157,43 @@ def test_a_file_that_has_grown_does_not_compare(make_run: MakeRun, tmp_path: Pat
     assert notes == ["b: left out, since it does not compare with a: harmful prompts tested 90, not 70"]
 
 
+ASKED = {"validation": {"safety": "a", "task": "b"}, "test": {"safety": "c", "task": "d"}}
+OTHER = {"validation": {"safety": "a", "task": "x"}, "test": {"safety": "y", "task": "d"}}
+
+
+def test_seeds_of_other_prompts_are_kept_out_of_a_mean(make_run: MakeRun, tmp_path: Path) -> None:
+    """All drawn by one seed: then another digest means another file."""
+    for name, seed, prompts in (("a", 42, ASKED), ("b", 43, ASKED), ("c", 44, OTHER)):
+        path = make_run(name, seed=seed, prompts=prompts) / "report" / "results.json"
+        data = json.loads(path.read_text())
+        data["recipe"]["tune"]["seed"], data["recipe"]["seed"] = seed, 42
+        path.write_text(json.dumps(data))
+    folder, notes = paper(tmp_path)
+    said = "other prompts (safety test, task validation)"
+    assert notes == [f"c: left out, since it does not compare with a: {said}"]
+    assert one(table(folder, "table1.csv"), model="base", measure="call_match")["seeds"] == "42, 43"
+
+
+def test_seeds_that_drew_their_prompts_are_averaged_with_a_note(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", prompts=ASKED)
+    make_run("b", seed=43, prompts=OTHER)
+    folder, notes = paper(tmp_path)
+    (note,) = notes
+    assert note.startswith("b: drew other prompts than a by its seed (safety test, task validation): mean ±")
+    assert one(table(folder, "table1.csv"), model="base", measure="call_match")["seeds"] == "42, 43"
+
+
+def test_rows_of_other_prompts_are_marked(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", prompts=ASKED)
+    make_run("b", method="slerp", prompts=OTHER)
+    make_run("c", task="c.jsonl", prompts=OTHER)  # of another task: only the requests to refuse matter
+    folder, _ = paper(tmp_path)
+    said = "does not compare with a: other prompts"
+    assert rf"slerp \[a\] {said}".split(" does")[0] in (folder / "table2.md").read_text()
+    assert f"{said} (safety test, task validation)" in (folder / "table2.md").read_text()
+    assert f"{said} (safety test)" in (folder / "table1.md").read_text()
+
+
 def test_speed_does_not_matter(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("a")
     make_run("b", seed=1, generate={"batch_size": 3, "device": "cpu"})

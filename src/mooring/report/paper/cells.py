@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from mooring.records import Score
-from mooring.report.paper.runs import Run, differences, short
+from mooring.report.paper.runs import Run, differences, other_prompts, short
 from mooring.report.results import is_task
 from mooring.report.text import MISSING, is_rate, with_interval
 
@@ -47,7 +47,8 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
     """Sort runs into cells.
 
     Of one cell's runs, those that measure alike are kept, the larger party where there are two, and each of the others
-    is told of. So is a run of a tuned model that another run has measured already.
+    is told of. So are a run of a tuned model that another run has measured already, and seeds that drew their prompts
+    each for itself, which are kept.
 
     Returns:
         The cells by base, task and method, and a line for each run that was left out.
@@ -61,9 +62,11 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
         kept = _largest_party(members)
         for run in members:
             if run not in kept:
-                said = differences(run, kept[0])
+                said = differences(run, kept[0], drawn=True)
                 lines.append(f"{run.name}: left out, since it does not compare with {kept[0].name}: {_some(said)}")
-        made.append(Cell(_once(kept, lines)))
+        cell = Cell(_once(kept, lines))
+        made.append(cell)
+        lines += _draws(cell)
     return made, lines
 
 
@@ -71,7 +74,7 @@ def _largest_party(members: Sequence[Run]) -> list[Run]:
     parties: list[list[Run]] = []
     for run in members:
         for party in parties:
-            if not differences(run, party[0]):
+            if not differences(run, party[0], drawn=True):
                 party.append(run)
                 break
         else:
@@ -91,6 +94,15 @@ def _once(members: Sequence[Run], lines: list[str]) -> list[Run]:
         else:
             known[digest] = run
     return list(known.values())
+
+
+def _draws(cell: Cell) -> list[str]:
+    """A line where the seeds of a cell drew their prompts each for itself."""
+    for run in cell.runs[1:]:
+        if others := other_prompts(run, cell.first):
+            what = f"drew other prompts than {cell.first.name} by its seed ({', '.join(others)})"
+            return [f"{run.name}: {what}: mean ± standard deviation over seeds hold the draw of prompts too"]
+    return []
 
 
 def _some(phrases: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ _HARDWARE = {
 ASKED = "harmful prompts tested"
 _SAFETY = re.compile(rf"{ASKED}|system|generate\.(?!task_).*|score\.(safety|validation|limit|judges\b.*)")
 """What ASR hangs on, whatever the task is."""
+_SAFETY_SET = "safety"
 _TASK_ONLY = {"generate.max_new_tokens"}
 """Of these, what ASR hangs on only where a recipe has no `safety_max_new_tokens`."""
 
@@ -41,6 +42,7 @@ class Run:
         task: What the tuned model was tuned for.
         method: The merging rule, with the settings that it was given.
         seed: The tuned model's seed.
+        draw: The seed by which its prompts were drawn and halved.
         settings: How it measures, by place in the recipe: runs compare where these are equal.
     """
 
@@ -50,6 +52,7 @@ class Run:
     task: str
     method: str
     seed: int
+    draw: int
     settings: Mapping[str, Any]
 
     @property
@@ -115,6 +118,7 @@ def as_run(name: str, results: Results) -> Run:
             task=_task(recipe),
             method=_method(merge),
             seed=int(recipe["seed"] if seed is None else seed),
+            draw=int(recipe["seed"]),
             settings=dict(_settings(recipe, results)),
         )
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -158,7 +162,6 @@ def _settings(recipe: Mapping[str, Any], results: Results) -> Iterator[tuple[str
         else:
             yield section, _plain(values)
     yield "score.judges", list(results.judges)
-    # Two files of one name may hold different prompts: as far as their number tells.
     asr = results.score("base", "asr")
     yield ASKED, asr.n if asr else None
 
@@ -168,13 +171,14 @@ def _plain(value: Any) -> Any:
     return [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
 
 
-def differences(own: Run, other: Run, *, safety_only: bool = False) -> list[str]:
+def differences(own: Run, other: Run, *, safety_only: bool = False, drawn: bool = False) -> list[str]:
     """Where a run measures otherwise than another, a phrase each: `score.limit 50, not 100`.
 
     Args:
         own: The one that is spoken of.
         other: The one that it stands beside.
         safety_only: Only what ASR hangs on: the two are of different tasks.
+        drawn: Whether they may have been asked other prompts of the same sets, drawn by another seed.
     """
     found = []
     for place in dict.fromkeys([*own.settings, *other.settings]):
@@ -182,7 +186,22 @@ def differences(own: Run, other: Run, *, safety_only: bool = False) -> list[str]
         if ours == theirs or (safety_only and not _matters(place, own, other)):
             continue
         found.append(f"{place} {_say(ours)}, not {_say(theirs)}")
+    others = other_prompts(own, other)
+    if safety_only:
+        others = [place for place in others if place.startswith(_SAFETY_SET)]
+    if others and not (drawn and own.draw != other.draw):
+        found.append(f"other prompts ({', '.join(others)})")
     return found
+
+
+def other_prompts(own: Run, other: Run) -> list[str]:
+    """The sets that both were asked, but with other prompts in them (two files of one name, another draw)."""
+    return [
+        f"{name} {split}"
+        for split, sets in own.results.prompts.items()
+        for name, digest in sets.items()
+        if other.results.prompts.get(split, {}).get(name, digest) != digest
+    ]
 
 
 def _matters(place: str, own: Run, other: Run) -> bool:
