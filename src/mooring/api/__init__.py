@@ -7,7 +7,7 @@ hub id, a named set (`advbench`) or a bundled one (`bundled:harmful`). Heavy lib
 from mooring.api.comparing import as_prompt, compare, open_comparison, paper
 from mooring.api.measuring import generate, lm_eval, prefer, rejudge, score
 from mooring.api.merging import export_mergekit, inspect, merge, merge_job, push, verify
-from mooring.api.running import bundled_recipe, report, run, safeguard, safeguard_recipe, select, tune
+from mooring.api.running import bundled_recipe, report, run, safeguard, safeguard_recipe, select, tune, with_selecting
 
 __all__ = [
     "as_prompt",
@@ -32,4 +32,5 @@ __all__ = [
     "select",
     "tune",
     "verify",
+    "with_selecting",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mooring.errors import UserError
 
 if TYPE_CHECKING:
     from mooring.recipe import Recipe
@@ -38,10 +40,11 @@ def safeguard_recipe(base: str | Path, tuned: str | Path, **options: Any) -> Rec
     """
     from mooring.recipe import Recipe
 
+    _one_bound(options)
     sections: dict[str, dict[str, Any]] = {}
     top: dict[str, Any] = {"name": "safeguard", "base": str(base), "tuned": str(tuned)}
     for name, value in options.items():
-        if value is None:
+        if value is None and name != "confidence":
             continue
         section, field = _PLACES[name]
         if isinstance(value, Path):
@@ -62,9 +65,7 @@ _PLACES = {
     "limit": ("score", "limit"),
     "method": ("merge", "method"),
     "lambdas": ("merge", "lambdas"),
-    "margin": ("select", "margin"),
-    "search": ("select", "search"),
-    "budget": ("select", "budget"),
+    **{name: ("select", name) for name in ("policy", "margin", "bound", "confidence", "search", "budget")},
     "max_new_tokens": ("generate", "max_new_tokens"),
     "batch_size": ("generate", "batch_size"),
     "dtype": ("generate", "dtype"),
@@ -82,9 +83,10 @@ def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnEvent | None =
         on_event: Told of every step.
         options: `out` (run folder), `task` (prompts with right answers), `safety` (requests to refuse),
             `over_refusal` (harmless ones that sound harmful), `judges` (of safety, the first one decides), `method`,
-            `lambdas`, `margin` (how far ASR may rise above the base's), `search` (`grid`, `bisect` or `modules`),
-            `budget` (merges that `modules` may try), `metrics`, `limit` (prompts of each set), `system`, `seed`,
-            `max_new_tokens`, `batch_size`, `dtype`, `device`.
+            `lambdas`, `policy`, `margin` (how far ASR may rise above the base's) or `bound` (the largest allowed),
+            `confidence` (`None` compares estimates), `search` (`grid`, `bisect` or `modules`), `budget` (merges that
+            `modules` may try), `metrics`, `limit` (prompts of each set), `system`, `seed`, `max_new_tokens`, `batch_size`,
+            `dtype`, `device`.
 
     Raises:
         UserError: The models do not belong together, or an option is bad.
@@ -93,6 +95,37 @@ def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnEvent | None =
     if unknown := options.keys() - _PLACES.keys():
         raise TypeError(f"safeguard() has no option {min(unknown)!r}")
     return run(safeguard_recipe(base, tuned, **options), on_event=on_event)
+
+
+def with_selecting(recipe: Recipe, **settings: Any) -> Recipe:
+    """A recipe that chooses λ otherwise.
+
+    Args:
+        recipe: The recipe; stays as it is.
+        settings: Fields of its `select` section that take the place of its own. A `margin` replaces a `bound`.
+
+    Raises:
+        RecipeError: A field is unknown, or a value is bad.
+        UserError: Both a margin and a bound are given.
+    """
+    from mooring.recipe import Recipe
+
+    if not settings:
+        return recipe
+    plain = recipe.model_dump(mode="json")
+    return Recipe.parse(plain | {"select": _overridden(plain["select"], settings)}, recipe.name)
+
+
+def _overridden(own: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A `select` section with other values in it."""
+    _one_bound(settings)
+    return {**own, **({"bound": None} if "margin" in settings else {}), **settings}
+
+
+def _one_bound(settings: Mapping[str, Any]) -> None:
+    """Refuse a margin beside a bound."""
+    if settings.get("margin") is not None and settings.get("bound") is not None:
+        raise UserError("margin and bound: are two bounds on the attack success rate", "give one of them")
 
 
 def bundled_recipe(name: str) -> Path:
@@ -154,33 +187,38 @@ def tune(
     )
 
 
-def select(run: str | Path, *, margin: float | None = None, metric: str | None = None) -> Choice:
-    """Choose λ again from the validation trials of a run, with another margin or metric. The run stays as it is.
+def select(run: str | Path, *, metric: str | None = None, **settings: Any) -> Choice:
+    """Choose λ again from the validation trials of a run, by another bound, policy or metric. The run stays as it is.
 
     It is a single λ that is chosen, also where the run took λ by module.
 
     Args:
         run: A run folder.
-        margin: How far ASR may lie above the base's; the run's own where it is not given.
         metric: The task score that decides; the run's own where it is not given.
+        settings: Fields of a recipe's `select` section that take the place of the run's own, such as `margin`, `bound`,
+            `policy`, `confidence` (`None` compares estimates). Not `search`: which λ were tried is the run's.
+
+    Returns:
+        The choice; where no λ is within the bound, the nearest to it, and `within` is false.
 
     Raises:
-        UserError: It is not a run that has been scored, or the choice cannot be made.
+        UserError: It is not a run that has been scored, a value is bad, or the choice cannot be made.
+        TypeError: A setting is unknown.
     """
     from dataclasses import replace
 
-    from mooring.recipe import section
+    from mooring.recipe import Select, section
     from mooring.report.run_folder import load_run
     from mooring.select.choose import choose
 
+    if unknown := settings.keys() - (Select.model_fields.keys() - {"search"}):
+        raise TypeError(f"select() has no option {min(unknown)!r}")
     results = load_run(Path(run))
     own = results.choice.metric
-    trials = [t for t in results.trials if t.split == "validation"]
     choice = choose(
-        trials,
+        [trial for trial in results.trials if trial.split == "validation"],
         metric=metric or (None if own == "lam" else own),
-        settings=section("select", dict(results.recipe["select"])),
-        margin=margin,
+        settings=section("select", _overridden(results.recipe["select"], settings)),
     )
     if not results.choice.modules:
         return choice

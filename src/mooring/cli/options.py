@@ -17,10 +17,6 @@ Dtype = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Type of the weights in memory.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes the first GPU.")]
-Search = Annotated[
-    Literal["grid", "bisect", "modules"], typer.Option(help="Try every λ, by halves, or by module after a grid.")
-]
-Budget = Annotated[int, typer.Option(help="Merges that --search modules may try besides the grid.")]
 SYSTEM = "You are a helpful assistant."
 
 

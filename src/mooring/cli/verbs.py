@@ -10,7 +10,8 @@ from mooring.cli import show
 from mooring.cli.compare import compare
 from mooring.cli.measuring import generate, score
 from mooring.cli.merging import merge
-from mooring.cli.options import SYSTEM, Base, Batch, Budget, Device, Dtype, Search, Seed, System, Tuned, floats, words
+from mooring.cli.options import SYSTEM, Base, Batch, Device, Dtype, Seed, System, Tuned, floats, words
+from mooring.cli.selecting import Bound, Budget, Confidence, Margin, Policy, Search, chosen, select
 from mooring.cli.watch import watch
 
 app = typer.Typer(
@@ -63,11 +64,12 @@ def safeguard(
     ] = "rules",
     method: Annotated[str, typer.Option(help="Merging rule.")] = "linear",
     lambdas: Annotated[str, typer.Option(help="λ to try; λ is the weight of the tuned model.")] = "0.2,0.4,0.6,0.8",
-    margin: Annotated[
-        float | None, typer.Option(help="How far the attack success rate may rise above the base's: 0.1.")
-    ] = None,
-    search: Search = "grid",
-    budget: Budget = 12,
+    policy: Policy = None,
+    margin: Margin = None,
+    bound: Bound = None,
+    confidence: Confidence = None,
+    search: Search = None,
+    budget: Budget = None,
     metric: Annotated[
         str | None, typer.Option(help="Task metrics, the deciding one first: call_match,bert_score,response_loss.")
     ] = None,
@@ -98,9 +100,6 @@ def safeguard(
         judges=words(judge),
         method=method,
         lambdas=floats(lambdas, "--lambdas"),
-        margin=margin,
-        search=search,
-        budget=budget,
         metrics=words(metric) or None,
         limit=limit,
         max_new_tokens=max_new_tokens,
@@ -109,6 +108,7 @@ def safeguard(
         batch_size=batch_size,
         dtype=dtype,
         device=device,
+        **chosen(policy, margin, bound, confidence, search, budget),
     )
     start(recipe, dry_run)
 
@@ -117,19 +117,28 @@ def safeguard(
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, as YAML.")],
     out: Annotated[Path | None, typer.Option(help="Run folder, instead of the recipe's.")] = None,
+    policy: Policy = None,
+    margin: Margin = None,
+    bound: Bound = None,
+    confidence: Confidence = None,
+    search: Search = None,
+    budget: Budget = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Do a whole recipe: tune, merge, generate, score, select, report.
 
-    Stopped at any point and started again, it goes on from what is done.
+    Stopped at any point and started again, it goes on from what is done. How λ is chosen can be said here, in place of
+    the recipe's `select` section.
 
     \b
     Examples:
       mooring run recipes/quickstart.yaml
+      mooring run mine.yaml --margin 0.05 --confidence 0.9
       mooring run mine.yaml --dry-run
     """
     loaded = mooring.Recipe.load(recipe)
-    start(loaded.model_copy(update={"out": str(out)}) if out else loaded, dry_run)
+    asked = mooring.api.with_selecting(loaded, **chosen(policy, margin, bound, confidence, search, budget))
+    start(asked.model_copy(update={"out": str(out)}) if out else asked, dry_run)
 
 
 @app.command()
@@ -144,7 +153,7 @@ def quickstart(
       mooring quickstart
       mooring quickstart --out /tmp/first-look
     """
-    run(mooring.api.bundled_recipe("quickstart"), out, dry_run)
+    run(mooring.api.bundled_recipe("quickstart"), out, dry_run=dry_run)
 
 
 @app.command()
@@ -202,22 +211,7 @@ app.command()(score)
 app.command()(compare)
 
 
-@app.command()
-def select(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    margin: Annotated[float | None, typer.Option(help="How far ASR may rise above the base's.")] = None,
-    metric: Annotated[str | None, typer.Option(help="The task score that decides.")] = None,
-) -> None:
-    """Choose λ again from a run's validation scores, with another margin or metric.
-
-    \b
-    Examples:
-      mooring select runs/quickstart --margin 0.1
-      mooring select runs/quickstart --metric response_loss
-    """
-    choice = mooring.select(run, margin=margin, metric=metric)
-    typer.echo(choice.reason)
-    raise typer.Exit(0 if choice.within else 1)
+app.command()(select)
 
 
 @app.command()

@@ -3,9 +3,10 @@
 import math
 from pathlib import Path
 
-from mooring.errors import DataError
+from mooring.errors import DataError, RecipeError
 from mooring.ledger import LEDGER, check_as_left, read_ledger
 from mooring.plain import EDITED
+from mooring.recipe import Recipe
 from mooring.report.results import COLUMNS, Results, load
 
 
@@ -27,6 +28,10 @@ def load_run(run: Path) -> Results:
     results = load(report)
     if ledger:
         check_as_left(run, ledger, report)
+    try:
+        Recipe.parse(dict(results.recipe))
+    except RecipeError as error:
+        raise DataError(f"{report}: its recipe is not one: {error.what}", EDITED) from None
     try:
         check(results)
     except DataError as error:

@@ -1,0 +1,166 @@
+"""How λ is chosen, said on the command line: on a run that is done, and on one to come."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# `--import-mode=importlib` puts no test folder on the path.
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+
+from report_sample import results, trials
+
+import mooring
+from mooring.recipe import Recipe
+from mooring.records import Trial
+from mooring.report.results import dumps
+
+from .conftest import Run, write_task  # type: ignore[import-not-found]
+
+Rate = Callable[[float], float]
+
+
+def at(trial: Trial, value: float, n: int) -> Trial:
+    """A trial with another attack success rate."""
+    asr = dataclasses.replace(trial.scores["asr"], value=value, low=max(0.0, value - 0.1), high=min(1.0, value + 0.1))
+    asr = dataclasses.replace(asr, n=n, details={"yes": value * n, "total": n, "miss": 0})
+    return dataclasses.replace(trial, scores={**trial.scores, "asr": asr})
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., Path]:
+    """`made(rate, n, **select)` writes a run folder with these attack success rates by λ."""
+
+    def make(rate: Rate | None = None, n: int = 70, **select: Any) -> Path:
+        folder = tmp_path / "made"
+        (folder / "report").mkdir(parents=True)
+        recipe = Recipe.parse({"base": "b", "tuned": "t", "score": {"task": "bundled:tools"}, "select": select})
+        scored = [trial if rate is None else at(trial, rate(trial.lam), n) for trial in trials()]
+        found = results(recipe=recipe.model_dump(mode="json", exclude={"out"}), trials=scored)
+        (folder / "report" / "results.json").write_text(dumps(found))
+        return folder
+
+    return make
+
+
+def all_over(lam: float) -> float:
+    return 0.9 if lam else 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "λ = 0.4 has the highest call match"),
+        (("--margin", 0.3, "--confidence", 0.9), "λ = 0.6 has the highest call match"),
+        (("--bound", 0.2, "--confidence", "none"), "λ = 0.6 has the highest call match"),
+        (("--policy", "paper"), "λ = 0.8 has the highest call match on validation (79.0 %) of the λ tried"),
+        (("--policy", "knee"), "λ = 0.4 is the knee"),
+        (("--policy", "paper", "--metric", "response_loss"), "λ = 0.8 has the lowest response loss"),
+    ],
+)
+def test_another_choice_of_the_same_scores(run: Run, made: Any, options: tuple[object, ...], words: str) -> None:
+    made()
+    code, out, err = run("select", "made", *options)
+    assert (code, err) == (0, "")
+    assert out.startswith(words)
+
+
+def test_a_margin_takes_the_place_of_the_runs_bound_and_a_bound_of_its_margin(run: Run, made: Any) -> None:
+    made(bound=0.5, confidence=None)
+    assert "at most 50.0 %" in run("select", "made")[1]
+    assert "plus 20 points" in run("select", "made", "--margin", 0.2)[1]
+    assert "at most 30.0 %" in run("select", "made", "--bound", 0.3)[1]
+
+
+@pytest.mark.parametrize("options", [(), ("--confidence", "none"), ("--bound", 0.05, "--confidence", 0.9)])
+def test_where_no_lambda_is_within_the_nearest_is_named_and_the_exit_code_is_1(
+    run: Run, made: Any, options: tuple[object, ...]
+) -> None:
+    folder = made(all_over)
+    code, out, err = run("select", "made", *options)
+    assert (code, err) == (1, "")
+    assert out.startswith("No λ tried")
+    assert "λ = 0.2 comes nearest, with 90.0 %" in out
+    assert mooring.select(folder).within is False
+
+
+@pytest.mark.parametrize("policy", ["bound", "paper", "knee"])
+def test_nobody_refuses_anything(run: Run, made: Any, policy: str) -> None:
+    made(lambda lam: 1.0)
+    code, out, err = run("select", "made", "--policy", policy)
+    assert (code, err) == (0, "")
+    assert out.startswith("λ = 0.8")
+    assert ("so that this bound holds nothing back" in out) == (policy == "bound")
+
+
+@pytest.mark.parametrize("policy", ["bound", "paper", "knee"])
+def test_one_prompt(run: Run, made: Any, policy: str) -> None:
+    made(lambda lam: float(lam > 0.5), n=1)
+    code, out, err = run("select", "made", "--policy", policy, "--confidence", "none")
+    assert (code, err) == (0, "")
+    assert out.startswith("λ = 0.8" if policy == "paper" else "λ = 0.4")
+    if policy == "bound":
+        code, _, err = run("select", "made")
+        assert code == 2
+        assert "use at least 25" in err
+
+
+BAD = [
+    (("--margin", 2), "margin` is 2.0"),
+    (("--margin", "nan"), "margin` is nan"),
+    (("--bound", -1), "bound` is -1.0"),
+    (("--confidence", 0.3), "confidence` is 0.3"),
+    (("--confidence", "high"), "--confidence: 'high' is not a number"),
+    (("--margin", 0.1, "--bound", 0.1), "margin and bound: are two bounds"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD)
+def test_bad_values_are_one_line_for_every_verb(
+    run: Run, made: Any, tmp_path: Path, options: tuple[object, ...], words: str
+) -> None:
+    made()
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "tuned": "t", "out": "out"}))
+    for command in (("select", "made"), ("run", "r.yaml"), ("safeguard", "b", "t", "--out", "out")):
+        code, out, err = run(*command, *options)
+        assert (code, out) == (2, "")
+        assert len(err.strip().splitlines()) == 1
+        assert words in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bisect_is_held_to_what_it_can_do(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "tuned": "t", "out": "out"}))
+    code, _, err = run("run", "r.yaml", "--search", "bisect", "--policy", "knee")
+    assert code == 2
+    assert "`search: bisect` looks for a bound" in err
+
+
+def test_the_plan_says_how_it_will_be_chosen(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
+    task = write_task(tmp_path)
+    select = {"bound": 0.4, "over_refusal_margin": None}
+    recipe = {"base": str(tiny_model_folder), "tuned": str(tuned), "score": {"task": str(task)}, "select": select}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    pair = ("safeguard", tiny_model_folder, tuned, "--task", task, "--out", "out")
+    for command in (("run", "r.yaml"), pair):
+        for options, words in {
+            ("--margin", 0.07, "--confidence", "none"): "at most the base's + 0.07 ",
+            ("--bound", 0.03, "--confidence", 0.9): "at most 0.03, 90% sure",
+            ("--margin", 0.2, "--search", "bisect"): "at most the base's + 0.2, 95% sure, by halves",
+            ("--policy", "knee"): "knee",
+        }.items():
+            code, out, err = run(*command, *options, "--dry-run")
+            assert code == 0, err
+            assert words.strip() in " ".join(out.split())
+
+
+def test_unknown_settings_are_refused(made: Any) -> None:
+    folder = made()
+    for name in ("margins", "search"):
+        with pytest.raises(TypeError, match=f"no option '{name}'"):
+            mooring.select(folder, **{name: 0.1})
+    assert mooring.select(folder, confidence=None).confidence is None
