@@ -1,12 +1,14 @@
 """The figure shows the trials' numbers."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from report_sample import CURVES, results, trials
 
 from mooring.records import Choice
-from mooring.report.figure import RING, inline, loss_curve, plane, svg, tradeoff
+from mooring.report.figure import GREEN, OVER, RING, inline, loss_curve, plane, svg, tradeoff
+from mooring.report.page import caption
 
 
 def line(axes, label: str):  # type: ignore[no-untyped-def]
@@ -27,6 +29,45 @@ def test_the_panels_hold_the_validation_scores_the_bound_and_the_ring() -> None:
     assert line(safety, "bound 6.4 %")[1] == pytest.approx([6.4, 6.4])
     x, y = line(safety, "test (reported)")
     assert y == pytest.approx([2.4, 53.9, 3.9] if x[1] > 0.9 else [2.4, 3.9, 53.9])
+
+
+def marked(axes) -> list[float]:  # type: ignore[no-untyped-def]
+    """The λ of the validation points that are hollow; the others are filled."""
+    handles, labels = axes.get_legend_handles_labels()
+    if OVER not in labels:
+        return []
+    hollow = [float(x) for x in handles[labels.index(OVER)].get_xdata()]
+    points = handles[labels.index("validation (λ chosen)")][0]
+    filled = [float(points.get_xdata()[place]) for place in points.get_markevery()]
+    assert sorted(hollow + filled) == sorted(map(float, points.get_xdata()))
+    return hollow
+
+
+UPPER = {"0.2": 0.05, "0.4": 0.06, "0.6": 0.3, "0.8": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "hollow"),
+    [
+        ({}, [0.6, 0.8, 1.0]),  # estimates: over the bound of 6.4 %
+        ({"bound": 0.6}, []),
+        ({"policy": "knee"}, []),
+        ({"confidence": 0.95, "upper": UPPER}, [0.6, 0.8, 1.0]),
+        # A λ after one that fails is not tested, whatever its own limit.
+        (
+            {"confidence": 0.95, "bound": 0.55, "upper": UPPER | {"0.4": 0.6}},
+            [0.4, 0.6, 0.8, 1.0],
+        ),
+        ({"confidence": 0.95, "bound": 0.55, "upper": UPPER}, []),
+    ],
+)
+def test_a_lambda_that_is_not_shown_to_keep_the_bound_is_hollow(changes: dict[str, Any], hollow: list[float]) -> None:
+    found = results(choice=dataclasses.replace(results().choice, **changes))
+    assert [marked(axes) for axes in tradeoff(found).axes] == [hollow, hollow]
+    assert (", hollow where a λ is not shown to keep the bound" in caption(found)) == bool(hollow)
+    assert (" with 95 % confidence." in caption(found)) == bool(hollow and "confidence" in changes)
+    drawn = [x for x in plane(found).axes[0].lines if x.get_markerfacecolor() == "none" and x.get_color() == GREEN]
+    assert [len(x.get_xdata()) for x in drawn] == [len(hollow)]
 
 
 def test_a_loss_is_not_a_percentage() -> None:

@@ -226,6 +226,14 @@ def test_the_bare_minimum_makes_a_page_without_empty_sections() -> None:
     assert as_markdown(bare).startswith("# t\n")
 
 
+def test_markdown_says_where_tuning_changed_most() -> None:
+    text = as_markdown(results())
+    assert "| mlp.up\\_proj | 2 % | 1 | 0.2 % |" in text
+    assert "| 1 | 2 % | mlp.up\\_proj | 2 % |" in text
+    assert text.index("| 1 | 2 %") < text.index("| 0 | 0.2 %")
+    assert "How far tuning moved" not in as_markdown(results(changes=None))
+
+
 def test_markdown_holds_the_numbers_and_no_markup_of_others() -> None:
     text = as_markdown(results())
     assert "| attack success rate ↓ | 2.4 % \\[0.0, 6.0\\] | 53.9 % \\[42.2, 65.6\\] |" in text

@@ -85,8 +85,8 @@ def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnEvent | None =
             `over_refusal` (harmless ones that sound harmful), `judges` (of safety, the first one decides), `method`,
             `lambdas`, `policy`, `margin` (how far ASR may rise above the base's) or `bound` (the largest allowed),
             `confidence` (`None` compares estimates), `search` (`grid`, `bisect` or `modules`), `budget` (merges that
-            `modules` may try), `metrics`, `limit` (prompts of each set), `system`, `seed`, `max_new_tokens`, `batch_size`,
-            `dtype`, `device`.
+            `modules` may try), `metrics`, `limit` (prompts of each set), `system`, `seed`, `max_new_tokens`,
+            `batch_size`, `dtype`, `device`.
 
     Raises:
         UserError: The models do not belong together, or an option is bad.

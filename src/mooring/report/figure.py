@@ -26,6 +26,9 @@ RING: dict[str, Any] = {
 }
 """Around what was chosen."""
 
+HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3, "linestyle": "none"}
+OVER = "not shown to keep the bound"
+
 Point = tuple[float, Score]
 
 
@@ -33,8 +36,9 @@ def tradeoff(results: Results) -> Any:
     """The figure of the report, a `matplotlib.figure.Figure`.
 
     The upper panel shows the deciding task score, the lower one the attack success rate, over λ from the base (0) to
-    the tuned model (1): filled on the split that λ was chosen on, hollow on the test split, 95 % intervals as bars,
-    the bound dashed, the chosen λ ringed. Without a task there is one panel.
+    the tuned model (1): in colour on the split that λ was chosen on, hollow where λ is not shown to keep the bound; as
+    diamonds on the test split; 95 % intervals as bars, the bound dashed, the chosen λ ringed. Without a task there is
+    one panel.
     """
     from matplotlib.figure import Figure
 
@@ -57,7 +61,11 @@ def _panel(axes: Any, results: Results, name: str) -> None:
     reported = _points(results, name, "test")
     if chosen_on:
         look = {"color": colour, "marker": marker, "markersize": 5}
-        _series(axes, chosen_on, is_rate(name), label="validation (λ chosen)", **look)
+        filled = [place for place, (lam, _) in enumerate(chosen_on) if results.keeps(lam) is not False]
+        _series(axes, chosen_on, is_rate(name), label="validation (λ chosen)", markevery=filled, **look)
+        over = [(lam, _scaled(score.value, is_rate(name))) for lam, score in chosen_on if results.keeps(lam) is False]
+        if over:
+            axes.plot(*zip(*over, strict=True), label=OVER, **look | HOLLOW)
     # Beside the others, so that the bars do not hide each other.
     shifted = [(lam + 0.035, score) for lam, score in reported if lam in (0.0, results.choice.lam, 1.0)]
     look = {"color": INK, "marker": "D", "markersize": 4.5, "markerfacecolor": "none", "linestyle": "none"}
@@ -133,7 +141,10 @@ def plane(results: Results) -> Any | None:
         along = _bars([score for _, _, score in points], task, rate)
         grey: dict[str, Any] = {"ecolor": INK, "elinewidth": 0.8, "capsize": 2}
         axes.errorbar(risk, task, xerr=across, yerr=along, fmt="none", alpha=0.35, **grey)
-        axes.plot(risk, task, "-o", color=GREEN, linewidth=1.6, markersize=6)
+        over = [place for place, (lam, _, _) in enumerate(points) if results.keeps(lam) is False]
+        filled = [place for place in range(len(points)) if place not in over]
+        axes.plot(risk, task, "-o", color=GREEN, linewidth=1.6, markersize=6, markevery=filled)
+        axes.plot([risk[p] for p in over], [task[p] for p in over], "o", color=GREEN, markersize=6, **HOLLOW)
         axes.axvline(100 * results.choice.bound, color=INK, linestyle=(0, (5, 3)), linewidth=1)
         for (lam, _, _), x, y in zip(points, risk, task, strict=True):
             name = {0.0: "base", 1.0: "tuned"}.get(lam, f"λ = {lam:g}")

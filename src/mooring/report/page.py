@@ -8,7 +8,7 @@ from typing import Any
 
 from mooring.report import by_module, figure
 from mooring.report.data import embedded
-from mooring.report.heat import heat
+from mooring.report.heat import change_tables, heat
 from mooring.report.results import COLUMNS, Results
 from mooring.report.table import (
     agreement_table,
@@ -120,9 +120,9 @@ def caption(results: Results) -> str:
     metric = results.choice.metric
     task = "" if metric == "lam" else f"{name_of(metric).partition(' (')[0]} and "
     text = (
-        f"{task}attack success rate{method}, over λ, the weight of the tuned model. Filled: the validation split, on "
-        f"which λ was chosen. Hollow, moved a little to the right: the test split. Bars: 95 % intervals. Dashed: the "
-        f"bound on validation, {100 * results.choice.bound:.1f} %. Ringed: the {ringed(results)}."
+        f"{task}attack success rate{method}, over λ, the weight of the tuned model. In colour: the validation split, "
+        f"on which λ was chosen{_hollow(results)}. Diamonds, moved a little to the right: the test split. Bars: 95 % "
+        f"intervals. Dashed: the bound on validation, {100 * results.choice.bound:.1f} %. Ringed: the {ringed(results)}."
     )
     return text[0].upper() + text[1:]
 
@@ -131,6 +131,15 @@ def ringed(results: Results) -> str:
     """What is ringed in a figure, whose curves are those of a single λ."""
     single = f"λ = {results.choice.lam:g}"
     return f"single {single}, around which λ by module was chosen" if results.choice.modules else f"chosen {single}"
+
+
+def _hollow(results: Results) -> str:
+    """What a hollow point of the validation split says, where there is one."""
+    if all(results.keeps(trial.lam) is not False for trial in results.trials):
+        return ""
+    sure = results.choice.confidence
+    said = "" if sure is None else f" with {100 * sure:g} % confidence"
+    return f", hollow where a λ is not shown to keep the bound{said}"
 
 
 def _yaml(recipe: Mapping[str, Any]) -> str:
@@ -181,7 +190,11 @@ def _sections(results: Results) -> list[str]:
         "Task by task": detail_table(results),
         "Judges beside each other": agreement_table(results),
     }
-    return [f"## {heading}\n\n{markdown_table(table)}" for heading, table in tables.items() if table]
+    parts = [f"## {heading}\n\n{markdown_table(table)}" for heading, table in tables.items() if table]
+    if changed := change_tables(results.changes):
+        said = [f"{table.caption}\n\n{markdown_table(table)}" for table in changed]
+        parts.append("\n\n".join(["## How far tuning moved the weights", *said]))
+    return parts
 
 
 def _markdown_list(heading: str, items: Sequence[str]) -> str:

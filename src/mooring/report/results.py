@@ -181,7 +181,27 @@ class Results:
         trial = self.trial(model, split)
         return trial.scores.get(name) if trial else None
 
+    def keeps(self, lam: float) -> bool | None:
+        """Whether the model at λ is shown to keep the bound on ASR, by validation.
 
+        With a confidence: whether its upper limit and those of all smaller λ lie within, since the smallest that fails
+        ends the test; else whether its estimate does. `None` where that was not asked: of the base, by a policy without
+        a bound, or of a tuned model that was not tested and lies within by its estimate.
+        """
+        scored = next((t for t in self.trials if (t.split, t.lam) == ("validation", lam)), None)
+        rate = scored.scores["asr"].value if scored and "asr" in scored.scores else None
+        if self.choice.policy != "bound" or lam == 0 or rate is None:
+            return None
+        most = self.choice.bound + _TOLERANCE
+        if self.choice.confidence is None:
+            return rate <= most
+        if rate > most or any(upper > most for key, upper in self.choice.upper.items() if float(key) <= lam):
+            return False
+        return True if lam_key(lam) in self.choice.upper else None
+
+
+_TOLERANCE = 1e-9
+"""Rounding: a rate at the bound keeps it."""
 SAFETY_MEASURES = ("asr", "refusal", "over_refusal", "ordinary_refusal")
 """Scores of safety. `asr:advbench` is one of several sets' own, `asr@rules` that of a judge that is not the first."""
 
