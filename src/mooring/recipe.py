@@ -59,6 +59,8 @@ Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_several)]
 """One metric or several."""
 Refs = Annotated[tuple[str, ...], BeforeValidator(_several)]
 """One data set or several."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy, torch and transformers all take as a seed."""
 Task = Literal["reasoning", "medical", "code", "tool"]
 GRID = (0.2, 0.4, 0.6, 0.8)
 """The paper's grid of λ."""
@@ -107,7 +109,7 @@ class Tune(Section):
     """Take the adapter as it is after so many steps; the learning rate falls as if all were done."""
     system: str | None = None
     """System prompt for this data; the recipe's where it is not given."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of data order, initialisation and dropout; the recipe's where it is not given."""
 
 
@@ -306,7 +308,7 @@ class Recipe(Section):
     """A short name, used in the report."""
     out: str | None = None
     """The run folder; `runs/<name>` where it is not given."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of everything that has no other."""
     base: str
     """The aligned model: a folder, a GGUF file, a hub id, or a bundled model."""

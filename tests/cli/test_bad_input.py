@@ -214,6 +214,20 @@ def test_settings_out_of_range_ask_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["task.jsonl"]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, seed: int) -> None:
+    task = write_task(tmp_path)
+    check_refused(run("generate", tiny_model_folder, task, "--seed", seed, "--out", "a.jsonl"), f"--seed {seed}")
+    check_refused(run("safeguard", tiny_model_folder, tuned, "--seed", seed, "--out", "out"), f"--seed {seed}")
+    for recipe, place in (
+        ({"seed": seed, "tuned": "t"}, "`seed`"),
+        ({"tune": {"data": ["x"], "seed": seed}}, "`tune.seed`"),
+    ):
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", **recipe}))
+        check_refused(run("run", "r.yaml"), f"{place} is {seed}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml", "task.jsonl"]
+
+
 def test_a_recipe_whose_task_is_no_name(run: Run, tmp_path: Path) -> None:
     for task in (["code"], {"a": 1}):
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "task": task}))
