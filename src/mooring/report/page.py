@@ -122,7 +122,8 @@ def caption(results: Results) -> str:
     text = (
         f"{task}attack success rate{method}, over λ, the weight of the tuned model. In colour: the validation split, "
         f"on which λ was chosen{_hollow(results)}. Diamonds, moved a little to the right: the test split. Bars: 95 % "
-        f"intervals. Dashed: the bound on validation, {100 * results.choice.bound:.1f} %. Ringed: the {ringed(results)}."
+        f"intervals. Dashed: the bound on validation, {100 * results.choice.bound:.1f} %. Ringed: the "
+        f"{ringed(results)}."
     )
     return text[0].upper() + text[1:]
 
