@@ -148,6 +148,18 @@ def test_a_plan_of_what_is_here_lacks_nothing(tmp_path: Path, tiny_model_folder:
     assert not any(name.startswith(("cannot", "to be")) for name in facts)
 
 
+def test_a_plan_of_a_search_by_halves_foretells_no_grid(tmp_path: Path, tiny_model_folder: Path) -> None:
+    plain = recipe(tmp_path, str(tiny_model_folder), over_refusal=None, ordinary=None)
+    searched = plain.model_copy(update={"select": plain.select.model_copy(update={"search": "bisect"})})
+    stages = plan(searched).stages
+    assert dict(stages)["merge"] == "linear at the λ that a search by halves wants"
+    validation, test = (what for stage, what in stages if stage == "generate")
+    assert validation.startswith("validation: 3 models × (100 safety")
+    assert validation.endswith("of the search's other λ as many safety prompts as the evidence takes")
+    assert test.startswith("test: 3 models")
+    assert "search" not in test
+
+
 def test_a_model_in_the_hub_s_cache_is_not_to_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

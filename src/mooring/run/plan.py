@@ -99,15 +99,17 @@ def disk(recipe: Recipe, size: int) -> int:
 
 
 def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str], judging: Judging) -> list[tuple[str, str]]:
-    merged = recipe.merge.lambdas
+    merged, halves = recipe.merge.lambdas, recipe.select.search == "bisect"
     stages = [("base", recipe.base)]
     if recipe.align:
         stages.append(("align", _tuning(recipe.align, recipe.seed, missing)))
     tuned = _tuning(recipe.tune, recipe.seed, missing) if recipe.tune else str(recipe.tuned)
     stages.append(("tune" if recipe.tune else "tuned", tuned))
-    stages.append(("merge", f"{recipe.merge.method} at λ = {', '.join(f'{lam:g}' for lam in merged)}"))
+    lams = "the λ that a search by halves wants" if halves else f"λ = {', '.join(f'{lam:g}' for lam in merged)}"
+    stages.append(("merge", f"{recipe.merge.method} at {lams}"))
     more = recipe.select.budget if recipe.select.search == "modules" else 0
-    asked_of: list[tuple[sources.Half, int]] = [("validation", len(merged) + 2 + more), ("test", 4 if more else 3)]
+    whole = 1 if halves else len(merged) + more
+    asked_of: list[tuple[sources.Half, int]] = [("validation", 2 + whole), ("test", 4 if more else 3)]
     for split, models in asked_of:
         parts, total = [], 0
         for name, prompts in asked(sets, split).items():
@@ -119,6 +121,8 @@ def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str], judging: Judgin
         limit = recipe.generate.max_new_tokens
         most = "at most " if more else ""
         what = f"{split}: {most}{models} models × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens"
+        if halves and split == "validation":
+            what += "; and of the search's other λ as many safety prompts as the evidence takes"
         stages.append(("generate", what))
     stages.append(("judge", ", ".join(judging.label(judge) for judge in judging.sections)))
     for split, _ in asked_of:
