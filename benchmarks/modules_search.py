@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
-from mooring.recipe import GRID, Select
 from mooring.records import Choice, Score, Trial
+from mooring.sections import GRID, Select
 from mooring.select.choose import choose
 from mooring.select.flips import with_flips
 from mooring.select.modules import by_module

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import SFTTrainer
 
-from mooring.recipe import Tune
+from mooring.sections import Tune
 from mooring.sources import resolve_model
 from mooring.tune.trainer import ResponseTrainer, arguments, hush
 

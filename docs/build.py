@@ -10,12 +10,13 @@ from pydantic import BaseModel
 
 from mooring.cli.verbs import app
 from mooring.merge.rules import METHODS
-from mooring.recipe import Generate, Judge, Merge, Recipe, Report, Score, Section, Select, Tune
+from mooring.recipe import Recipe
+from mooring.sections import Generate, Judge, Merge, Report, Score, Section, Select, Tune
 
 DOCS = Path(__file__).parent
 INTRO = """# Recipes
 
-A recipe is one YAML file that describes a whole run. This page is built from `mooring/recipe.py` by `make docs`.
+A recipe is one YAML file that describes a whole run. This page is built from `mooring/sections.py` and `mooring/recipe.py` by `make docs`.
 
 ```yaml
 name: mine

@@ -10,7 +10,7 @@ import pytest
 import mooring
 
 SOURCE = Path(mooring.__file__).parent
-GROUND = {"errors", "plain", "ledger", "records", "recipe", "stats", "paired", "files", "chat", "tasks"}
+GROUND = {"errors", "plain", "ledger", "records", "sections", "recipe", "stats", "paired", "files", "chat", "tasks"}
 FIRST = {"checkpoint", "sources"}
 STAGES = {"tune", "merge", "generate", "score", "select", "report"}
 ALLOWED = {

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mooring.recipe import METRICS, Recipe
+from mooring.recipe import Recipe
 from mooring.run.plan import plan
+from mooring.sections import METRICS
 from mooring.tasks import TASKS, departures, fill
 
 HALVED = "safety: reported on the 50% of each set that λ was not chosen on (the paper: whole sets)"

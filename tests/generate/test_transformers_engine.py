@@ -14,8 +14,8 @@ from mooring.errors import DataError, ModelError
 from mooring.generate.decode import choose, decode, draws, pad_left, penalise
 from mooring.generate.engine import Settings, load_engine
 from mooring.generate.transformers_engine import TransformersEngine
-from mooring.recipe import Generate
 from mooring.records import Completion, Message, Prompt
+from mooring.sections import Generate
 
 SOURCE = Path(__file__).parents[2] / "src" / "mooring"
 TEXTS = ["Hi", "What is the capital of Norway?", "Write a poem about the sea. " * 3, "Why?", "user: 12 hours, 12 foxes"]
@@ -156,7 +156,7 @@ def test_a_generation_config_does_not_leak_in(tmp_path: Path, save_tiny_model: A
 def test_loading_and_generating_print_nothing(tiny_model_folder: Path) -> None:
     code = (
         "from pathlib import Path; from mooring.generate.engine import *; from mooring.records import *\n"
-        "from mooring.recipe import Generate\n"
+        "from mooring.sections import Generate\n"
         f"e = load_engine(Path({str(tiny_model_folder)!r}), Generate(), None)\n"
         "list(e.complete([Prompt(id='a', messages=(Message('user', 'Hi'),))], Settings(max_new_tokens=3)))"
     )

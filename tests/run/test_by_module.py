@@ -13,7 +13,7 @@ import mooring
 from mooring.checkpoint import open_checkpoint
 from mooring.errors import DataError, RecipeError
 from mooring.merge.in_memory import OpenMerge
-from mooring.recipe import Judge, Recipe
+from mooring.recipe import Recipe
 from mooring.records import Trial
 from mooring.report.results import BY_MODULE, load
 from mooring.run.groups import patterns, tensor_names
@@ -21,6 +21,7 @@ from mooring.run.pipeline import run
 from mooring.run.plan import plan
 from mooring.run.rejudge import rejudge
 from mooring.run.trials import Trials
+from mooring.sections import Judge
 
 GROUPS = {"early attention", "early mlp", "late attention", "late mlp"}
 

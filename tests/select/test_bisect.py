@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mooring.errors import DataError, UserError
-from mooring.recipe import Select
 from mooring.run.search import design, search
+from mooring.sections import Select
 from mooring.select.bisect import Bisect, Found
 from mooring.select.evidence import Evidence, Rule, Stratum, beta_binomial
 from mooring.select.support import as_tested

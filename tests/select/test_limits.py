@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mooring.errors import DataError
-from mooring.recipe import Select
 from mooring.records import Choice, Score, Trial, from_dict, to_dict
+from mooring.sections import Select
 from mooring.select.choose import choose
 from mooring.select.limits import check_support, rise
 from mooring.select.support import enough_pairs, enough_prompts, prompts_for, smallest_set, table

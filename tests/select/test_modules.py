@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from mooring.recipe import Select
 from mooring.records import ByModule, Choice, Score, Trial
+from mooring.sections import Select
 from mooring.select.modules import by_module, taken
 from mooring.select.support import SINGLE_SHARE, attempt_confidence, sharper, smallest_set
 

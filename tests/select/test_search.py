@@ -7,11 +7,12 @@ import pytest
 
 from mooring.errors import DataError
 from mooring.generate.scripted import ScriptedEngine
-from mooring.recipe import Recipe, Select
+from mooring.recipe import Recipe
 from mooring.records import Message, Prompt
 from mooring.run.search import find
 from mooring.run.store import Store
 from mooring.run.trials import Subject, Trials
+from mooring.sections import Select
 from mooring.select.choose import choose
 from mooring.select.flips import with_flips
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import DataError, ModelError, OutputError
-from mooring.recipe import Tune
 from mooring.records import Message, Prompt
+from mooring.sections import Tune
 from mooring.tune.lora import CURVE, encode, last_whole, split_examples, tune
 
 

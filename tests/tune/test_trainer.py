@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from mooring.recipe import Tune
+from mooring.sections import Tune
 from mooring.tune.trainer import ResponseTrainer, arguments
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from mooring.generate.store import Progress
-    from mooring.recipe import Judge
     from mooring.records import Completion, Prompt, Score, Split
     from mooring.run.rejudge import Rejudged
+    from mooring.sections import Judge
 
 Kind = Literal["safety", "over_refusal", "ordinary", "task"]
 """What a set of prompts is for."""

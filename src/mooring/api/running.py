@@ -207,8 +207,9 @@ def select(run: str | Path, *, metric: str | None = None, **settings: Any) -> Ch
     """
     from dataclasses import replace
 
-    from mooring.recipe import Select, section
+    from mooring.recipe import section
     from mooring.report.run_folder import load_run
+    from mooring.sections import Select
     from mooring.select.choose import choose
 
     if unknown := settings.keys() - (Select.model_fields.keys() - {"search"}):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mooring.errors import DataError
-from mooring.recipe import Runner
 from mooring.records import Completion, Likelihood, Prompt
+from mooring.sections import Runner
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from mooring.errors import RecipeError
 from mooring.files import atomic_text
-from mooring.recipe import Metric, Recipe
+from mooring.recipe import Recipe
 from mooring.records import ByModule, Choice, Trial, to_dict
 from mooring.run.changes import read_changes
 from mooring.run.groups import changed
 from mooring.run.trials import Subject, Trials
+from mooring.sections import Metric
 from mooring.select.flips import with_flips
 from mooring.select.modules import Modules, by_module, taken
 

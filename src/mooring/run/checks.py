@@ -9,12 +9,13 @@ from pathlib import Path
 
 from mooring import sources
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
-from mooring.recipe import Metric, Recipe, Score
+from mooring.recipe import Recipe
 from mooring.run.judging import Judging
 from mooring.run.sets import Sets, task_metrics
 from mooring.score import judges
 from mooring.score.encoder import INSTALL, INSTALL_MINILM, LAYERS, MINILM
 from mooring.score.task import needs_completions
+from mooring.sections import Metric, Score
 from mooring.sources.refs import parse
 
 

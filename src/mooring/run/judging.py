@@ -11,10 +11,10 @@ from mooring.errors import DataError
 from mooring.generate.cost import Estimate, estimate
 from mooring.generate.engine import Engine, Settings, load_engine
 from mooring.generate.store import Progress, complete_to_file
-from mooring.recipe import Judge
 from mooring.records import Completion, Prompt, Score, Verdict, read_jsonl, write_jsonl
 from mooring.score import judges
 from mooring.score.safety import Kind, safety_scores
+from mooring.sections import Judge
 
 Measure = Callable[[Path, Callable[[Path], str]], str]
 """Gives the digest of a folder, measured by a function or remembered."""

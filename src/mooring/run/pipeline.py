@@ -13,7 +13,7 @@ from mooring.files import atomic_text, need_room
 from mooring.merge.card import license_of
 from mooring.merge.stream import merge
 from mooring.plain import read_as
-from mooring.recipe import Metric, Recipe, Tune
+from mooring.recipe import Recipe
 from mooring.records import ByModule, Choice, Trial, lam_words, read_record, to_dict
 from mooring.report import card
 from mooring.report.results import dumps
@@ -30,6 +30,7 @@ from mooring.run.sets import asked, evaluation_sets
 from mooring.run.store import Event, OnEvent, Store, key_of, remove
 from mooring.run.sweep.models import Lam, Models
 from mooring.run.trials import Subject, Trials
+from mooring.sections import Metric, Tune
 from mooring.select.choose import choose
 from mooring.select.flips import with_flips
 from mooring.select.limits import check_support

@@ -10,12 +10,13 @@ from mooring import sources
 from mooring.checkpoint import open_checkpoint
 from mooring.errors import FetchError
 from mooring.ledger import LEDGER, read_ledger
-from mooring.recipe import Recipe, Select, Tune
+from mooring.recipe import Recipe
 from mooring.run import by_module
 from mooring.run.checks import lacking, to_fetch
 from mooring.run.judging import Judging
 from mooring.run.sets import Sets, asked, evaluation_sets, task_metrics
 from mooring.score.task import needs_completions
+from mooring.sections import Select, Tune
 
 PYTHON = 3 * 2**28
 """Bytes that Python, torch and the libraries take by themselves, about."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mooring.errors import DataError
 from mooring.ledger import LEDGER, Ledger, check_as_left, read_ledger
-from mooring.recipe import Judge, Recipe
+from mooring.recipe import Recipe
 from mooring.records import Choice, Completion, Prompt, Score, Verdict, read_jsonl, read_record
 from mooring.run.judging import Judging, said
 from mooring.run.sets import Name, Sets, asked, evaluation_sets
@@ -15,6 +15,7 @@ from mooring.run.sweep.answers import folder_of
 from mooring.run.trials import verdict_file
 from mooring.score import judges
 from mooring.score.safety import Kind
+from mooring.sections import Judge
 from mooring.sources import Half
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mooring.recipe import Metric
 from mooring.records import Completion, Prompt, Verdict, read_jsonl
 from mooring.report.results import Answer, Row, lam_key
 from mooring.run.sets import Name, asked
@@ -11,6 +10,7 @@ from mooring.run.sweep.answers import folder_of
 from mooring.run.trials import Trials, verdict_file
 from mooring.score.calls import call_match, parse_call
 from mooring.score.task import text_match
+from mooring.sections import Metric
 from mooring.sources import Half
 
 MEASURES: dict[Name, str] = {

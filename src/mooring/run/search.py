@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 from mooring import sources
 from mooring.files import atomic_text
-from mooring.recipe import Select
 from mooring.records import Prompt, Verdict, read_jsonl, to_dict
 from mooring.run.sets import asked
 from mooring.run.store import Event, Store, key_of
 from mooring.run.trials import Subject, Trials, verdict_file
+from mooring.sections import Select
 from mooring.select.bisect import Bisect, Found, bisect
 from mooring.select.evidence import Rule
 

@@ -7,9 +7,10 @@ from typing import Literal
 
 from mooring import sources
 from mooring.errors import DataError, FetchError, RecipeError
-from mooring.recipe import Metric, Recipe
+from mooring.recipe import Recipe
 from mooring.records import Message, Prompt
 from mooring.score.task import default_metrics
+from mooring.sections import Metric
 from mooring.sources.shapes import alike
 from mooring.sources.splits import draw
 

@@ -10,7 +10,7 @@ from mooring import sources
 from mooring.files import atomic_text
 from mooring.generate.store import likelihood_to_file
 from mooring.plain import read_as
-from mooring.recipe import Metric, Recipe
+from mooring.recipe import Recipe
 from mooring.records import Completion, Likelihood, Prompt, Score, Trial, Verdict, read_jsonl, read_record, to_dict
 from mooring.run.judging import RULES, Judging, renamed
 from mooring.run.lm_eval.evaluate import run_tasks
@@ -19,6 +19,7 @@ from mooring.run.store import Event, Store
 from mooring.run.sweep.answers import Answers, Place, Subject, folder_of, versions
 from mooring.score.safety import attack_success_by
 from mooring.score.task import TaskOptions, needs_completions, task_scores
+from mooring.sections import Metric
 
 __all__ = ["Subject", "Trials", "verdict_file"]
 

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 from mooring.errors import DataError
-from mooring.recipe import Metric
 from mooring.records import Completion, Likelihood, Prompt, Score
 from mooring.score.calls import call_match, parse_call
+from mooring.sections import Metric
 from mooring.stats import bootstrap_ratio, wilson
 
 

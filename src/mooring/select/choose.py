@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from mooring.errors import DataError, UserError
-from mooring.recipe import Select
 from mooring.records import Choice, Trial
+from mooring.sections import Select
 from mooring.select import bound, free
 from mooring.select.support import as_tested
 from mooring.select.words import value_of

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from mooring.errors import DataError
-from mooring.recipe import Select
 from mooring.records import Choice, Trial
+from mooring.sections import Select
 from mooring.select.words import best, label, loss, percent, show, value_of
 
 

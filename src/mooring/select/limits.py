@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mooring.errors import DataError
-from mooring.recipe import Select
 from mooring.records import Score, Trial
+from mooring.sections import Select
 from mooring.select.support import sharpest, smallest_set
 from mooring.select.words import NAMES, percent, points, value_of
 from mooring.stats import binomial_upper, newcombe, quantile, tango

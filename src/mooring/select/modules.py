@@ -9,8 +9,8 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 
 from mooring.errors import DataError
-from mooring.recipe import Select
 from mooring.records import Attempt, ByModule, Choice, Trial, lam_words
+from mooring.sections import Select
 from mooring.select.limits import TOLERANCE, Limit, limits
 from mooring.select.support import attempt_confidence
 from mooring.select.words import label, loss, percent, show, value_of

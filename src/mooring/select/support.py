@@ -2,7 +2,7 @@
 
 import math
 
-from mooring.recipe import Select
+from mooring.sections import Select
 from mooring.stats import binomial_upper, null_deviation, quantile
 
 BISECT_SHARE = 0.25

@@ -15,8 +15,8 @@ from mooring.chat import encode_example
 from mooring.checkpoint import digest, open_checkpoint
 from mooring.errors import DataError
 from mooring.files import atomic_folder, atomic_text, free_for_output
-from mooring.recipe import Tune
 from mooring.records import Prompt, to_dict
+from mooring.sections import Tune
 
 OnStep = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, training loss)."""

@@ -10,7 +10,7 @@ import transformers
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from mooring.recipe import Tune
+from mooring.sections import Tune
 
 
 class ResponseTrainer(SFTTrainer):
