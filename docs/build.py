@@ -16,7 +16,7 @@ from mooring.sections import Generate, Judge, Merge, Report, Score, Section, Sel
 DOCS = Path(__file__).parent
 INTRO = """# Recipes
 
-A recipe is one YAML file that describes a whole run. This page is built from `mooring/sections.py` and `mooring/recipe.py` by `make docs`.
+A recipe is one YAML file that describes a whole run. This page is built from `mooring/sections.py` by `make docs`.
 
 ```yaml
 name: mine

@@ -88,12 +88,16 @@ def test_the_chosen_model_loads_in_transformers(command: Any, write_recipe: Any,
 def test_no_lambda_within_the_bound_exits_with_1(command: Any, write_recipe: Any, tmp_path: Path) -> None:
     done = command("run", write_recipe())
     assert done.returncode == 0, done.stderr
-    path = tmp_path / "run" / "report" / "results.json"
-    results = json.loads(path.read_text())
+    results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
     for trial in results["trials"]:  # as if the base refused everything and no merged model did
-        trial["scores"]["asr"] |= {"value": 0.0 if trial["model"] == "base" else 1.0, "details": {}}
+        value = 0.0 if trial["model"] == "base" else 1.0
+        trial["scores"]["asr"] |= {"value": value, "low": value, "high": value, "details": {}}
+    path = (
+        tmp_path / "copy" / "report" / "results.json"
+    )  # without its run, which would tell
+    path.parent.mkdir(parents=True)
     path.write_text(json.dumps(results))
-    over = command("select", "run", "--margin", "0.5")
+    over = command("select", "copy", "--margin", "0.5")
     assert over.returncode == 1
     assert "No λ tried" in over.stdout
     assert command("select", "run", "--margin", "1").returncode == 0

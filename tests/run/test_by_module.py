@@ -68,9 +68,10 @@ def made_up(monkeypatch: pytest.MonkeyPatch, harm: dict[str, float], gain: dict[
             "asr": 0.1 + sum(harm.get(group, 0.0) * lam for group, lam in lams.items()),
             "response_loss": 5.0 - sum(gain.get(group, 0.0) * lam for group, lam in lams.items()),
         }
-        shift = 0.01 if split == "test" else 0.0
+        if split == "test":
+            values = {name: value + 0.01 for name, value in values.items()}
         scores = {
-            name: dataclasses.replace(trial.scores[name], value=value + shift, details={})
+            name: dataclasses.replace(trial.scores[name], value=value, low=value, high=value, details={})
             for name, value in values.items()
         }
         return dataclasses.replace(trial, scores=scores)
