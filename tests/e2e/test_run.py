@@ -92,9 +92,7 @@ def test_no_lambda_within_the_bound_exits_with_1(command: Any, write_recipe: Any
     for trial in results["trials"]:  # as if the base refused everything and no merged model did
         value = 0.0 if trial["model"] == "base" else 1.0
         trial["scores"]["asr"] |= {"value": value, "low": value, "high": value, "details": {}}
-    path = (
-        tmp_path / "copy" / "report" / "results.json"
-    )  # without its run, which would tell
+    path = tmp_path / "copy" / "report" / "results.json"  # without its run, which would tell
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(results))
     over = command("select", "copy", "--margin", "0.5")

@@ -159,6 +159,10 @@ def test_a_model_of_the_run_that_was_edited_since_is_refused(tmp_path: Path) -> 
     with store.locked():
         store.once("merge", [1], [model], make)
         store.digest(model, measure)
+    (tmp_path / "run").rename(tmp_path / "moved")  # what was measured is known where the run goes
+    store, model = Store(tmp_path / "moved"), tmp_path / "moved" / "model"
+    with store.locked():
+        assert store.digest(model, lambda _: "not measured") == "made"
         (model / "weights").write_text("edited")
         with pytest.raises(DataError, match="model: is not as the run left it"):
             store.digest(model, measure)

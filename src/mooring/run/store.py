@@ -140,7 +140,7 @@ class Store:
                     remove(stale)
         self.worked = True
         for path in outputs:
-            self._digests.pop(str(path.absolute()), None)
+            self._digests.pop(self._name(path), None)
         self._steps[step] = Step(key=key, done=False)
         self._save()
         self.emit(Event(step, "start"))
@@ -159,16 +159,20 @@ class Store:
             DataError: A folder that the run made was edited since it was measured.
         """
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        stats = key_of([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
-        known = self._digests.get(str(path.absolute()))
+        stats = key_of([[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
+        known = self._digests.get(self._name(path))
         if known and known.stats == stats:
             return known.digest
         found = measure(path)
         if known and known.digest != found and path.is_relative_to(self.folder):
             raise DataError(f"{path}: {AS_LEFT}", "put it back as it was, or delete it to make it anew")
-        self._digests[str(path.absolute())] = Measured(stats=stats, digest=found)
+        self._digests[self._name(path)] = Measured(stats=stats, digest=found)
         self._save()
         return found
+
+    def _name(self, path: Path) -> str:
+        """What a measured folder is called in the ledger: one of the run goes with it where it is moved."""
+        return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.absolute())
 
     def seconds(self) -> dict[str, float]:
         """How long each done step took."""
