@@ -9,7 +9,7 @@ from report_sample import results, score
 
 from mooring.errors import DataError
 from mooring.records import Attempt, ByModule, Trial
-from mooring.report import by_module, card, data, page
+from mooring.report import by_module, card, data, figure, page
 from mooring.report.results import BY_MODULE, Answer, Results, dumps, load
 from mooring.report.table import category_table, summary_table
 
@@ -101,6 +101,24 @@ def test_every_form_of_the_report_says_whether_it_did() -> None:
     assert "λ = 0.4, the best single λ" in data.explorer(found)["lams"]
     assert "chosen" not in " ".join(data.explorer(found)["lams"])
     assert "by-module" not in page.as_html(results())
+
+
+def test_the_figures_show_what_was_taken_as_a_star_and_call_no_single_lambda_reported() -> None:
+    found = searched()
+    for axes, name in zip(figure.tradeoff(found).axes, ("call_match", "asr"), strict=True):
+        handles, labels = axes.get_legend_handles_labels()
+        assert "test (reported)" not in labels
+        star = handles[labels.index("test, λ by module")][0]
+        taken = found.score("merged", name)
+        assert taken is not None
+        assert taken.value is not None
+        assert list(star.get_ydata()) == pytest.approx([100 * taken.value])
+    (star,) = (line for line in figure.plane(found).axes[0].lines if line.get_marker() == "*")
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == pytest.approx((1.4, 66.0))
+    assert "Star: λ by module, which was taken, on the test split." in page.caption(found)
+    plain = searched(None)
+    assert "Star" not in page.as_html(plain)
+    assert not [line for line in figure.plane(plain).axes[0].lines if line.get_marker() == "*"]
 
 
 def test_a_group_with_a_hostile_name_adds_no_markup() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 HEADING = "λ by module"
 NOTE = (
     "λ is that of a group of modules: attention or all else of a layer (`mlp`, norms too), in the first, second or "
-    "last third of the depth. Figures, slider and answers over λ are those of a single λ. The best of several tries "
+    "last third of the depth. Curves and slider are those of a single λ. The best of several tries "
     "may owe its lead on validation to chance: the test split says whether it held."
 )
 

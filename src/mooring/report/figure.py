@@ -27,6 +27,8 @@ RING: dict[str, Any] = {
 """Around what was chosen."""
 
 HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3, "linestyle": "none"}
+STAR: dict[str, Any] = {"marker": "*", "markersize": 9, "markerfacecolor": INK, "linestyle": "none"}
+"""λ by module that was taken."""
 OVER = "not shown to keep the bound"
 
 Point = tuple[float, Score]
@@ -37,10 +39,11 @@ def tradeoff(results: Results) -> Any:
 
     The upper panel shows the deciding task score, the lower one the attack success rate, over λ from the base (0) to
     the tuned model (1): in colour on the split that λ was chosen on, hollow where λ is not shown to keep the bound; as
-    diamonds on the test split; 95 % intervals as bars, the bound dashed, the chosen λ ringed. Without a task there is
-    one panel.
+    diamonds on the test split; 95 % intervals as bars, the bound dashed, the chosen λ ringed. λ by module that was
+    taken is a star, on the test split. Without a task there is one panel.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     metric = results.choice.metric
     names = [name for name in (metric, "asr") if _points(results, name, "validation") or _points(results, name, "test")]
@@ -50,8 +53,9 @@ def tradeoff(results: Results) -> Any:
         for axes, name in zip(panels, names, strict=True):
             _panel(axes, results, name)
         _name_ends(panels[-1], results.choice.lam)
-        handles, labels = panels[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        entries = list(zip(*panels[-1].get_legend_handles_labels(), strict=True))
+        entries.sort(key=lambda entry: isinstance(entry[0], Line2D))  # first what has intervals: the scores
+        figure.legend(*zip(*entries, strict=True), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -70,7 +74,11 @@ def _panel(axes: Any, results: Results, name: str) -> None:
     shifted = [(lam + 0.035, score) for lam, score in reported if lam in (0.0, results.choice.lam, 1.0)]
     look = {"color": INK, "marker": "D", "markersize": 4.5, "markerfacecolor": "none", "linestyle": "none"}
     if shifted:
-        _series(axes, shifted, is_rate(name), label="test (reported)", **look)
+        label = "test" if results.choice.modules else "test (reported)"
+        _series(axes, shifted, is_rate(name), label=label, **look)
+    taken = results.score("merged", name) if results.choice.modules else None
+    if taken and taken.value is not None:
+        _series(axes, [(results.choice.lam + 0.075, taken)], is_rate(name), label="test, λ by module", **look | STAR)
     chosen = "single" if results.choice.modules else "chosen"
     for lam, score in chosen_on or reported:
         if lam == results.choice.lam:
@@ -150,11 +158,13 @@ def plane(results: Results) -> Any | None:
             name = {0.0: "base", 1.0: "tuned"}.get(lam, f"λ = {lam:g}")
             # Within the bound to the left, beyond it to the right and off the curve: no name lies on a line.
             within = x <= 100 * results.choice.bound
-            side, align = ((-11, 0), "right") if within else ((6, -10 if better == "higher" else 10), "left")
+            below = (better == "higher") is (lam != 1)  # the last on the other side, off the bars of the one before
+            side, align = ((-13, 0), "right") if within else ((6, -10 if below else 10), "left")
             look: dict[str, Any] = {"fontweight": "bold" if lam == chosen else "normal", "ha": align, "va": "center"}
             axes.annotate(name, (x, y), side, textcoords="offset points", **look)
             if lam == chosen:
                 axes.plot([x], [y], "o", **RING)
+        _star(axes, results, rate)
         axes.margins(x=0.27, y=0.1)
         left, right = axes.get_xlim()
         axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= min(right, 100)])
@@ -162,6 +172,19 @@ def plane(results: Results) -> Any | None:
         axes.set_xlabel(f"{name_of('asr')} (%), {ARROWS['lower']} is better")
         axes.set_ylabel(f"{name_of(metric)}{' (%)' if rate else ''}, {ARROWS[better]} is better")
     return figure
+
+
+def _star(axes: Any, results: Results, rate: bool) -> None:
+    """λ by module that was taken, on validation."""
+    if not results.choice.modules:
+        return
+    safety, task = (results.score("merged", name, "validation") for name in ("asr", results.choice.metric))
+    if safety and task and safety.value is not None and task.value is not None:
+        x, y = _scaled(safety.value, True), _scaled(task.value, rate)
+        across, along = _bars([safety], [x], True), _bars([task], [y], rate)
+        bars: dict[str, Any] = {"xerr": across, "yerr": along, "elinewidth": 0.8, "capsize": 2, "ecolor": INK}
+        axes.errorbar([x], [y], fmt="none", alpha=0.35, **bars)
+        axes.plot([x], [y], color=INK, **STAR)
 
 
 def _plane_points(results: Results) -> list[tuple[float, Score, Score]]:

@@ -125,6 +125,8 @@ def caption(results: Results) -> str:
         f"intervals. Dashed: the bound on validation, {100 * results.choice.bound:.1f} %. Ringed: the "
         f"{ringed(results)}."
     )
+    if results.choice.modules:
+        text += " Star: λ by module, which was taken, on the test split."
     return text[0].upper() + text[1:]
 
 
