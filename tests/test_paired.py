@@ -65,6 +65,8 @@ def test_losses_are_weighed_by_tokens() -> None:
     assert found.low == pytest.approx(-0.5)  # only `a` was drawn
     assert found.high == 0
     assert compare_scores({}, {}).value is None
+    with pytest.raises(DataError, match="no weight"):
+        compare_scores({"a": 1.0}, {"a": 1.0}, weights={"b": 1.0})
 
 
 def test_models_that_were_asked_other_prompts_do_not_compare() -> None:

@@ -105,9 +105,11 @@ def compare_scores(
         draws: Resamples.
 
     Raises:
-        DataError: The two were not asked the same prompts.
+        DataError: The two were not asked the same prompts, or a prompt has no weight.
     """
     _same(first, second)
+    if weights is not None and first.keys() - weights.keys():
+        raise DataError("compare: a prompt has a score and no weight", "was the file edited by hand?")
     keys = sorted(first)
     below = [1.0 if weights is None else weights[key] for key in keys]
     tops = [first[key] for key in keys], [second[key] for key in keys]
