@@ -54,4 +54,6 @@ def test_on_paper_controls_are_left_out(page: Page, report: Path, artefacts: Pat
         assert page.run(f"document.querySelector('{gone}').offsetParent") is None, gone
     assert page.run("document.querySelector('#list details[open]').offsetParent !== null")
     page.picture(artefacts / "page-print.png")
+    page.look(717, media="print")  # what is left of a sheet of A4 between a browser's margins
+    assert page.run("[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)")
     assert page.send("Page.printToPDF", printBackground=True)["data"]

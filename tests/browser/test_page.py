@@ -9,7 +9,7 @@ from report_sample import CURVES, LAMS, results, swept
 
 from mooring.report.page import as_html
 from mooring.report.redact import redact
-from mooring.report.results import Results
+from mooring.report.results import BY_MODULE, Answer, Results
 
 IDS = "[...document.querySelectorAll('#list .id')].map((e) => e.textContent)"
 
@@ -177,6 +177,20 @@ def test_the_split_and_the_set_can_be_chosen(page: Page, report: Path) -> None:
     page.click("#list summary")
     assert "Not asked at this λ" in page.text(".answer:nth-child(2)")
     assert page.text("#list .strip").split() == ["✗", "·", "✓", "·", "·", "✓"]
+
+
+def test_an_open_prompt_ends_with_the_answer_of_lambda_by_module(page: Page, tmp_path: Path) -> None:
+    made = results()
+    choice = dataclasses.replace(made.choice, modules={"early mlp": 0.2, "late mlp": 0.6})
+    taken = {BY_MODULE: Answer(response="By module.", verdict="refused", good=True)}
+    rows = [dataclasses.replace(row, answers={**row.answers, **taken}) for row in swept(2)]
+    (tmp_path / "index.html").write_text(as_html(dataclasses.replace(made, choice=choice, rows=rows)), encoding="utf-8")
+    page.open(tmp_path / "index.html")
+    page.click("#list summary")
+    assert page.count("#list .answer") == 4
+    assert page.text(".answer:last-child h4") == "λ by module (early mlp 0.2, late mlp 0.6, else 0.4): ✓ refused"
+    assert page.text(".answer:last-child pre") == "By module."
+    assert len(page.text("#list .strip").split()) == len(LAMS)
 
 
 def test_many_prompts_come_fifty_at_a_time(page: Page, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from report_sample import results, score
 
 from mooring.errors import DataError
 from mooring.records import Attempt, ByModule, Trial
-from mooring.report import by_module, card, data, figure, page
+from mooring.report import by_module, card, data, figure, page, run_folder
 from mooring.report.results import BY_MODULE, Answer, Results, dumps, load
 from mooring.report.table import category_table, summary_table
 
@@ -87,6 +87,55 @@ def test_what_was_taken_stands_beside_the_single_lambda_on_test() -> None:
     assert cells["call match"][0].startswith("62.0 %")
     assert cells["call match"][1].startswith("67.5 %")
     assert by_module.test_table(searched(None)) is None
+
+
+def test_a_metric_with_a_sign_in_its_name_stands_on_test_too_and_one_judges_own_does_not() -> None:
+    found = searched()
+    assert found.by_module is not None
+    assert found.by_module.test is not None
+
+    def more(trial: Trial) -> Trial:
+        names = ("pass@1", "lm_eval:bbh", "asr@rules", "lm_eval:bbh/one")
+        others = {name: dataclasses.replace(trial.scores["asr"], name=name) for name in names}
+        return dataclasses.replace(trial, scores={**trial.scores, **others})
+
+    single = [more(t) if (t.model, t.split) == ("merged", "test") else t for t in found.trials]
+    taken = dataclasses.replace(found.by_module, test=more(found.by_module.test))
+    table = by_module.test_table(dataclasses.replace(found, trials=single, by_module=taken))
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["call match", "attack success rate", "pass@1", "bbh"]
+
+
+def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:
+    tried, tested = by_module.tried_table(searched()), by_module.test_table(searched())
+    assert tried is not None
+    assert tested is not None
+    assert tried.figures == [False, True, True, True, False, False]
+    assert tested.figures == [False, True, True, True]
+    shown = dataclasses.replace(tested, rows=[[*row[:-1], "−2.1 points [−4.0, +0.3]"] for row in tested.rows])
+    assert shown.figures == tested.figures
+    assert summary_table(searched()).figures == [False, True, True, True, True, False]
+
+
+def test_what_was_taken_answers_in_the_page_after_the_last_lambda() -> None:
+    shown = data.explorer(searched())
+    assert shown["taken"] == "λ by module (early attention 0.6, late mlp 0.2, else 0.4)"
+    assert {row[5][-1][0] for row in shown["rows"]} == {len(shown["lams"])}
+    assert [shown["texts"][row[5][-1][1]] for row in shown["rows"]] == ["x"] * len(shown["rows"])
+    assert data.explorer(searched(None))["taken"] is None
+
+
+@pytest.mark.parametrize("part", ["single", "test"])
+def test_a_number_of_it_that_contradicts_itself_is_refused(part: str) -> None:
+    found = searched()
+    run_folder.check(found)
+    assert found.by_module is not None
+    trial = getattr(found.by_module, part)
+    asr = dataclasses.replace(trial.scores["asr"], value=0.9)
+    odd = dataclasses.replace(trial, scores={**trial.scores, "asr": asr})
+    edited = dataclasses.replace(found.by_module, **{part: odd})
+    with pytest.raises(DataError, match="lies outside its own interval"):
+        run_folder.check(dataclasses.replace(found, by_module=edited))
 
 
 def test_every_form_of_the_report_says_whether_it_did() -> None:

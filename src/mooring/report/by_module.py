@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mooring.errors import DataError
 from mooring.paired import Difference, compare_rates, compare_scores
 from mooring.records import Score, Trial
-from mooring.report.results import BY_MODULE, Results, lam_key
+from mooring.report.results import BY_MODULE, Results, is_whole, lam_key
 from mooring.report.table import Table
 from mooring.report.text import MISSING, is_rate, name_of, number, visible, with_interval
 
@@ -66,7 +66,7 @@ def test_table(results: Results) -> Table | None:
     rows = []
     for name in dict.fromkeys((results.choice.metric, "asr", *found.test.scores)):
         one, other = single.scores.get(name), found.test.scores.get(name)
-        if one and other and not set(name) & set("/:@"):
+        if one and other and is_whole(name):
             label = name_of(name)
             rows.append(
                 [label, with_interval(one), with_interval(other), _shown(_difference(results, one, other), name)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from mooring.records import Score
 from mooring.report.redact import HARMFUL
-from mooring.report.results import Results, Row, lam_key
+from mooring.report.results import BY_MODULE, Results, Row, is_whole, lam_key
 from mooring.report.table import in_order
 from mooring.report.text import ARROWS, name_of, number, one_line, visible, with_interval
 
@@ -102,7 +102,8 @@ def explorer(results: Results, limit: int = LIMITS[-1]) -> dict[str, Any]:
     """Plain values: λ, measures, scores and prompts. Every string is shown so that nothing in it acts unseen.
 
     A prompt is [id, measure, split, category, text, answers], an answer [λ, text, verdict, good, words of the judges];
-    measure, split, text and λ are places in their lists, good is 1, 0 or `None`.
+    measure, split, text and λ are places in their lists, good is 1, 0 or `None`. The answer of λ by module that was
+    taken has the place after the last λ.
     """
     lams = _lams(results)
     texts = Texts(limit)
@@ -111,10 +112,11 @@ def explorer(results: Results, limit: int = LIMITS[-1]) -> dict[str, Any]:
     return {
         "lams": [_lam_name(results, lam) for lam in lams],
         "chosen": lams.index(results.choice.lam),
+        "taken": one_line(results.merged_at) if results.choice.modules else None,
         "measures": [{"name": name_of(name), "harmful": name in HARMFUL, "kind": _kind(name)} for name in measures],
         "judges": [one_line(judge) for judge in judges],
         "scores": list(_scores(results, lams)),
-        "rows": [_row(row, measures, judges, [lam_key(lam) for lam in lams], texts) for row in results.rows],
+        "rows": [_row(row, measures, judges, [*map(lam_key, lams), BY_MODULE], texts) for row in results.rows],
         "texts": texts.kept,
         "redacted": results.redacted,
     }
@@ -143,7 +145,7 @@ def _scores(results: Results, lams: Sequence[float]) -> Iterator[dict[str, Any]]
     found: dict[str, dict[str, dict[float, Score]]] = {}
     for trial in results.trials:
         for name, score in trial.scores.items():
-            if _is_whole(name):
+            if is_whole(name):
                 found.setdefault(name, {}).setdefault(trial.split, {})[trial.lam] = score
     for name in in_order(found):
         better = next(iter(next(iter(found[name].values())).values())).better
@@ -156,13 +158,6 @@ def _scores(results: Results, lams: Sequence[float]) -> Iterator[dict[str, Any]]
                 for split, values in sorted(found[name].items(), reverse=True)
             },
         }
-
-
-def _is_whole(measure: str) -> bool:
-    """Whether a score is of no single set, judge or task of a group."""
-    if measure.startswith("pass@"):
-        return True
-    return not set(measure.removeprefix("lm_eval:")) & set(":@/")
 
 
 def _shown(name: str, score: Score | None) -> list[str] | None:

@@ -189,6 +189,7 @@
     three.append(answerBox(row, 0, "base"));
     if (state.at !== 0 && state.at !== last) three.append(answerBox(row, state.at, data.lams[state.at]));
     three.append(answerBox(row, last, "tuned"));
+    if (row.answers.has(last + 1)) three.append(answerBox(row, last + 1, data.taken));
     return [make("h4", "", "prompt"), prompt, three];
   };
 

@@ -211,6 +211,13 @@ def is_task(measure: str) -> bool:
     return re.split("[:@]", measure)[0] not in SAFETY_MEASURES and "/" not in measure
 
 
+def is_whole(measure: str) -> bool:
+    """Whether a score is of no single set, judge or task of a group."""
+    if measure.startswith("pass@"):
+        return True
+    return not set(measure.removeprefix("lm_eval:")) & set(":@/")
+
+
 def kept_gains(trials: Sequence[Trial], lam: float) -> dict[str, float | None]:
     """The share of the tuned model's gain that the merged model keeps, on the test split, by task metric.
 

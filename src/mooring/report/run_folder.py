@@ -45,7 +45,9 @@ def check(results: Results) -> None:
     Raises:
         DataError: A value lies outside its interval, or is not what its counts say, or a model is missing.
     """
-    for trial in results.trials:
+    found = results.by_module
+    of_modules = [found.single, *(each.trial for each in found.tried), found.test] if found else []
+    for trial in [*results.trials, *filter(None, of_modules)]:
         for name, score in trial.scores.items():
             where = f"{name} of {trial.model} ({trial.split}, λ = {trial.lam:g})"
             if score.value is None:

@@ -16,6 +16,10 @@ GOOD_WHEN_HIGH = ("refusal", "call_match", "exact_match", "task")
 """Measures that count the good answers; the others count the bad ones."""
 
 
+_NUMBERS = re.compile(r"(undefined|[\d\s.,/%+−–\[\]-]*)( points [\d\s.,+−–\[\]-]*)?")
+"""What a cell of numbers looks like: a value with its unit and interval, counts, or nothing."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Table:
     """Cells as plain text, not yet escaped for any medium."""
@@ -23,6 +27,12 @@ class Table:
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @property
+    def figures(self) -> list[bool]:
+        """Of every column, whether it holds numbers alone, so that they stand to the right."""
+        columns = [[row[place] for row in self.rows] for place in range(len(self.header))]
+        return [place > 0 and all(map(_NUMBERS.fullmatch, column)) for place, column in enumerate(columns)]
 
 
 def summary_table(results: Results) -> Table:
@@ -173,6 +183,6 @@ def terminal_table(results: Results) -> "rich.table.Table":
 
 def markdown_table(table: Table) -> str:
     """A table in Markdown, numbers to the right."""
-    rule = ["---:" if head in ("n", *COLUMNS) or "λ" in head else "---" for head in table.header]
+    rule = ["---:" if figures else "---" for figures in table.figures]
     lines = [[markdown(head) for head in table.header], rule, *([markdown(cell) for cell in row] for row in table.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
