@@ -7,6 +7,7 @@ import pytest
 from report_sample import CURVES, results, trials
 
 from mooring.records import Choice
+from mooring.report.data import explorer
 from mooring.report.figure import GREEN, OVER, RING, inline, loss_curve, plane, svg, tradeoff
 from mooring.report.page import caption
 
@@ -68,6 +69,13 @@ def test_a_lambda_that_is_not_shown_to_keep_the_bound_is_hollow(changes: dict[st
     assert (" with 95 % confidence." in caption(found)) == bool(hollow and "confidence" in changes)
     drawn = [x for x in plane(found).axes[0].lines if x.get_markerfacecolor() == "none" and x.get_color() == GREEN]
     assert [len(x.get_xdata()) for x in drawn] == [len(hollow)]
+
+
+def test_where_no_lambda_is_within_the_bound_none_is_called_chosen() -> None:
+    none = results(choice=dataclasses.replace(results().choice, within=False))
+    assert line(tradeoff(none).axes[0], "nearest λ = 0.4")[0] == [0.4]
+    assert caption(none).endswith("Ringed: the nearest λ = 0.4, since none is within the bound.")
+    assert [name for name in explorer(none)["lams"] if "0.4" in name] == ["λ = 0.4, nearest"]
 
 
 def test_a_loss_is_not_a_percentage() -> None:

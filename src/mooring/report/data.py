@@ -129,8 +129,8 @@ def _lams(results: Results) -> list[float]:
 
 def _lam_name(results: Results, lam: float) -> str:
     end = {0.0: " (base)", 1.0: " (tuned)"}.get(lam, "")
-    chosen = ", chosen" if not results.choice.modules else ", the best single λ"
-    return f"λ = {lam:g}{end}{chosen if lam == results.choice.lam else ''}"
+    stands = ", the best single λ" if results.stands == "single" else f", {results.stands}"
+    return f"λ = {lam:g}{end}{stands if lam == results.choice.lam else ''}"
 
 
 def _kind(measure: str) -> str:

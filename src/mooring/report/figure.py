@@ -39,8 +39,8 @@ def tradeoff(results: Results) -> Any:
 
     The upper panel shows the deciding task score, the lower one the attack success rate, over λ from the base (0) to
     the tuned model (1): in colour on the split that λ was chosen on, hollow where λ is not shown to keep the bound; as
-    diamonds on the test split; 95 % intervals as bars, the bound dashed, the chosen λ ringed. λ by module that was
-    taken is a star, on the test split. Without a task there is one panel.
+    diamonds on the test split; 95 % intervals as bars, the bound dashed, the chosen λ ringed (or the nearest to the
+    bound). λ by module that was taken is a star, on the test split. Without a task there is one panel.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -79,11 +79,10 @@ def _panel(axes: Any, results: Results, name: str) -> None:
     taken = results.score("merged", name) if results.choice.modules else None
     if taken and taken.value is not None:
         _series(axes, [(results.choice.lam + 0.075, taken)], is_rate(name), label="test, λ by module", **look | STAR)
-    chosen = "single" if results.choice.modules else "chosen"
     for lam, score in chosen_on or reported:
         if lam == results.choice.lam:
             value = _scaled(score.value, is_rate(name))
-            axes.plot([lam], [value], "o", label=f"{chosen} λ = {lam:g}", **RING)
+            axes.plot([lam], [value], "o", label=f"{results.stands} λ = {lam:g}", **RING)
     if name == "asr":
         bound = 100 * results.choice.bound
         axes.axhline(bound, color=INK, linestyle=(0, (5, 3)), linewidth=1, label=f"bound {bound:.1f} %")

@@ -132,8 +132,8 @@ def caption(results: Results) -> str:
 
 def ringed(results: Results) -> str:
     """What is ringed in a figure, whose curves are those of a single λ."""
-    single = f"λ = {results.choice.lam:g}"
-    return f"single {single}, around which λ by module was chosen" if results.choice.modules else f"chosen {single}"
+    more = {"single": ", around which λ by module was chosen", "nearest": ", since none is within the bound"}
+    return f"{results.stands} λ = {results.choice.lam:g}{more.get(results.stands, '')}"
 
 
 def _hollow(results: Results) -> str:

@@ -159,6 +159,12 @@ class Results:
         """The merged model's λ, for people."""
         return lam_words(self.choice.lam, self.choice.modules)
 
+    @property
+    def stands(self) -> str:
+        """What the λ of `choice` is, in a word: `chosen`; `nearest`, where none is within the bound; or `single`, where
+        λ by module was chosen around it."""
+        return "single" if self.choice.modules else "chosen" if self.choice.within else "nearest"
+
     def answers_of(self, model: str) -> str:
         """The key in `Row.answers` of what a column's model answered."""
         return BY_MODULE if model == "merged" and self.choice.modules else lam_key(self.lam(model))
