@@ -72,6 +72,17 @@ def test_a_run_is_compared_with_its_own_tuned_model_and_base() -> None:
     assert made[1].score.value == 12 / 20
 
 
+def test_of_several_tuned_models_of_one_seed_each_stands_beside_itself() -> None:
+    def made(name: str, tuned: str, **settings: object) -> Run:
+        return run(name, *LINEAR, tuned=tuned, **settings)
+
+    runs = [made("a", "1"), made("b", "2"), made("c", "2", method="slerp"), made("d", "3", method="slerp")]
+    between = [pair for pair in pairs(cells(runs)[0]) if pair.first.startswith("linear") and "slerp" in pair.second]
+    assert len(between) == 1  # of the tuned model 2; nothing stands beside 3
+    alone = pairs(cells([made("a", "1"), made("c", "2", method="slerp")])[0])
+    assert len(alone) == 5  # tuned twice by one recipe and seed, on machines whose bits differ
+
+
 def test_methods_stand_beside_linear_seed_by_seed_where_they_measured_alike() -> None:
     other = ({"0": 39, "0.4": 30, "1": 15}, {0.0: 2, 0.4: 16, 1.0: 18})
     runs = [

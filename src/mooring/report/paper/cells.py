@@ -84,15 +84,14 @@ def _largest_party(members: Sequence[Run]) -> list[Run]:
 
 def _once(members: Sequence[Run], lines: list[str]) -> list[Run]:
     """Each tuned model once."""
-    known: dict[object, Run] = {}
+    known: dict[str, Run] = {}
     for run in members:
-        digest = run.results.models.get("tuned", {}).get("digest") or run.name
-        if digest in known:
+        if run.tuned in known:
             lines.append(
-                f"{run.name}: left out, since {known[digest].name} measured the same tuned model by the same rule"
+                f"{run.name}: left out, since {known[run.tuned].name} measured the same tuned model by the same rule"
             )
         else:
-            known[digest] = run
+            known[run.tuned] = run
     return list(known.values())
 
 

@@ -63,10 +63,18 @@ def pairs(cells: Sequence[Cell]) -> list[Pair]:
         first = firsts.setdefault((cell.first.base, cell.first.task), cell)
         if first is not cell:
             for run in cell.runs:
-                for other in first.runs:
-                    if other.seed == run.seed and not differences(run, other):
-                        found += _pair((other, "merged"), (run, "merged"), measure)
+                other = _partner(run, cell, first)
+                if other and not differences(run, other):
+                    found += _pair((other, "merged"), (run, "merged"), measure)
     return found
+
+
+def _partner(run: Run, own: Cell, beside: Cell) -> Run | None:
+    """The run of another method on the same tuned model: of the same seed, and where several have it, by its digest."""
+    alike = [other for other in beside.runs if other.seed == run.seed]
+    if len(alike) > 1 or sum(each.seed == run.seed for each in own.runs) > 1:
+        alike = [other for other in alike if other.tuned == run.tuned]
+    return alike[0] if alike else None
 
 
 def _pair(first: tuple[Run, str], second: tuple[Run, str], measure: str | None) -> Iterator[Pair]:

@@ -60,6 +60,11 @@ class Run:
         """What it is one of several seeds of."""
         return self.base, self.task, self.method
 
+    @property
+    def tuned(self) -> str:
+        """What tells the tuned model from others: its digest, or the run's name where none is known."""
+        return self.results.models.get("tuned", {}).get("digest") or self.name
+
 
 def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
     """Every finished run in a folder of run folders, and a line about each that cannot be read.
