@@ -9,6 +9,7 @@ import pytest
 
 from mooring.paired import compare_rates, compare_scores
 from mooring.report.paper.cells import cells
+from mooring.report.paper.figures import all_figures
 from mooring.report.paper.paired import CSV_HEADER, as_csv, as_latex, as_markdown, pairs
 from mooring.report.paper.runs import Run, as_run
 from mooring.report.paper.write import write_paper
@@ -81,6 +82,16 @@ def test_of_several_tuned_models_of_one_seed_each_stands_beside_itself() -> None
     assert len(between) == 1  # of the tuned model 2; nothing stands beside 3
     alone = pairs(cells([made("a", "1"), made("c", "2", method="slerp")])[0])
     assert len(alone) == 5  # tuned twice by one recipe and seed, on machines whose bits differ
+
+
+def test_a_figure_calls_no_lambda_chosen_around_which_lambda_by_module_was_taken() -> None:
+    plain = as_run("a", found("a"))
+    choice = dataclasses.replace(plain.results.choice, modules={"late mlp": 0.2})
+    taken = as_run("b", dataclasses.replace(plain.results, choice=choice))
+    for one, more in ((plain, ""), (taken, ", or the single λ around which λ by module was chosen")):
+        captions = [figure.caption for figure in all_figures(cells([one])[0], one.base)]
+        assert len(captions) == 2
+        assert all(f"Ringed: the chosen λ{more}." in caption for caption in captions)
 
 
 def test_methods_stand_beside_linear_seed_by_seed_where_they_measured_alike() -> None:

@@ -71,10 +71,12 @@ class PaperFigure:
 def all_figures(cells: Sequence[Cell], main: str) -> list[PaperFigure]:
     """Figures 2 (task score) and 3 (ASR) of one base, as far as there are numbers for them."""
     own = [cell for cell in cells if cell.first.base == main]
+    by_module = any(run.results.choice.modules for cell in own for run in cell.runs)
+    around = ", or the single λ around which λ by module was chosen" if by_module else ""
     how = (
         f"over λ, the weight of the tuned model (0 is the base, 1 the tuned model), by merging method, on the "
         f"validation split ({main}). Bars: 95 % intervals over prompts, or one standard deviation where there are "
-        "several seeds. Ringed: the chosen λ."
+        f"several seeds. Ringed: the chosen λ{around}."
     )
     task = [curve for cell in own if cell.first.results.choice.metric != "lam" for curve in _curve(cell, None)]
     asr = [curve for cell in own for curve in _curve(cell, "asr")]
