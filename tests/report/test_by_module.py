@@ -1,10 +1,12 @@
 """λ by module in a report: what was tried, what was taken, and no number of the one under the other's name."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import pytest
+import rich.console
 from report_sample import results, score
 
 from mooring.errors import DataError
@@ -168,6 +170,22 @@ def test_the_figures_show_what_was_taken_as_a_star_and_call_no_single_lambda_rep
     plain = searched(None)
     assert "Star" not in page.as_html(plain)
     assert not [line for line in figure.plane(plain).axes[0].lines if line.get_marker() == "*"]
+
+
+def test_in_a_terminal_of_80_columns_a_merge_takes_two_lines_at_most() -> None:
+    table = by_module.tried_table(searched())
+    assert table is not None
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(by_module.terminal_table(table))
+    shown = console.export_text().splitlines()
+    assert max(map(len, shown)) <= 80
+    (single,) = [" ".join(line.split()) for line in shown if "61.0 %" in line]
+    assert single == "single λ = 0.4 61.0 % 2.9 % 6.3 % yes"  # no column is cut
+    lines = [line.split("  ")[0].strip() for line in shown]
+    place = lines.index("single λ = 0.4")
+    assert lines[place + 1 : place + 4] == [
+        "early attention 0.6, late mlp", "0.2, else 0.4, taken", "late mlp 0.6, else 0.4",
+    ]  # fmt: skip
 
 
 def test_a_group_with_a_hostile_name_adds_no_markup() -> None:

@@ -109,7 +109,9 @@ def terminal_table(table: Table) -> "rich.table.Table":
 
     made = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=table.caption, caption_justify="left", pad_edge=False)
     for index, head in enumerate(table.header):
-        made.add_column(rich.text.Text(head), justify="right" if index else "left")
+        # Headings of numbers are broken, so that there is room for the names of merges.
+        most = max(map(len, [*head.split(), *(row[index] for row in table.rows)])) if index else None
+        made.add_column(rich.text.Text(head), justify="right" if index else "left", max_width=most)
     for row in table.rows:
         made.add_row(*(rich.text.Text(visible(cell)) for cell in row))
     return made
