@@ -1,9 +1,13 @@
 """The page looked at: light and dark, wide and narrow, on paper. The pictures are kept for people."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from devtools import Page
+
+from mooring.report.page import as_html
+from mooring.report.results import Changes, Results
 
 OVER = "document.documentElement.scrollWidth - innerWidth"
 CONTRAST = """
@@ -54,6 +58,16 @@ def test_on_paper_controls_are_left_out(page: Page, report: Path, artefacts: Pat
         assert page.run(f"document.querySelector('{gone}').offsetParent") is None, gone
     assert page.run("document.querySelector('#list details[open]').offsetParent !== null")
     page.picture(artefacts / "page-print.png")
-    page.look(717, media="print")  # what is left of a sheet of A4 between a browser's margins
-    assert page.run("[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)")
     assert page.send("Page.printToPDF", printBackground=True)["data"]
+
+
+def test_nothing_is_cut_on_a_sheet_of_a4(page: Page, tmp_path: Path, sample: Results) -> None:
+    modules = ["self_attn.q_proj.weight", "post_attention_layernorm.weight"]
+    layers = [str(number) for number in range(36)]
+    changes = Changes(layers=layers, modules=modules, relative=[[0.01, 0.02]] * 36)
+    html = as_html(dataclasses.replace(sample, changes=changes))
+    (tmp_path / "index.html").write_text(html, encoding="utf-8")
+    page.open(tmp_path / "index.html")
+    page.look(717, media="print")  # what a browser's margins leave
+    assert page.run("[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)")
+    assert page.run(OVER) <= 0
