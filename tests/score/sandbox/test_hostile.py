@@ -50,7 +50,7 @@ HARM = {
     "recursion without a limit": "import sys\nsys.setrecursionlimit(10**9)\ndef g(x):\n    return [g(x)]\ng(1)",
     "a value without end": "def g(x):\n    k = []\n    k.append(k)\n    return k",
     "an answer too large": "def g(x):\n    return 'x' * (64 * 2**20)",
-    "large file": "with open('/tmp/mooring-hostile', 'wb') as file:\n    for _ in range(64):\n        file.write(bytes(2**20))",
+    "large file": "with open('/tmp/ours', 'wb') as file:\n    for _ in range(64):\n        file.write(bytes(2**20))",
     "many files": "for n in range(8):\n    with open(f'/tmp/{n}', 'wb') as file:\n        file.write(bytes(2**19))",
     "network to this machine": "import socket\nsocket.create_connection(('127.0.0.1', PORT), 0.3).send(b'x')",
     "network outside": "import socket\nsocket.create_connection(('192.0.2.1', 80), 0.3)",
@@ -221,7 +221,7 @@ def test_it_fails_and_harms_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["canary"]
     assert not Path("/usr/x").exists()
     assert not Path("/x").exists()
-    assert not Path("/tmp/mooring-hostile").exists()
+    assert not Path("/tmp/ours").exists()
     with pytest.raises(BlockingIOError):
         listener.accept()
     for _ in range(100):  # the last of a namespace goes a moment after its first
