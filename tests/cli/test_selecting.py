@@ -15,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from report_sample import results, trials
 
 import mooring
+from mooring.cli import show
 from mooring.recipe import Recipe
 from mooring.records import Trial
 from mooring.report.results import dumps
+from mooring.run.pipeline import Outcome
 
 from .conftest import Run, write_task  # type: ignore[import-not-found]
 
@@ -149,13 +151,35 @@ def test_the_plan_says_how_it_will_be_chosen(run: Run, tmp_path: Path, tiny_mode
     for command in (("run", "r.yaml"), pair):
         for options, words in {
             ("--margin", 0.07, "--confidence", "none"): "at most the base's + 0.07 ",
-            ("--bound", 0.03, "--confidence", 0.9): "at most 0.03, 90% sure",
-            ("--margin", 0.2, "--search", "bisect"): "at most the base's + 0.2, 95% sure, by halves",
+            ("--bound", 0.03, "--confidence", 0.9): "at most 0.03, 90 % sure",
+            ("--margin", 0.2, "--search", "bisect"): "at most the base's + 0.2, 95 % sure, by halves",
+            ("--confidence", 0.9999, "--margin", 0.3): "99.99 % sure",
+            ("--margin", 0.3, "--search", "modules", "--budget", 1): "at most 1 merge report",
             ("--policy", "knee"): "knee",
         }.items():
             code, out, err = run(*command, *options, "--dry-run")
             assert code == 0, err
             assert words.strip() in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--margin", 0), "no number of prompts can"),
+        (("--margin", 0.02), "use at least 133"),
+        (("--policy", "paper"), "there is no task"),
+        (("--policy", "knee"), "there is no task"),
+        (("--search", "modules"), "there is no task"),
+    ],
+)
+def test_what_could_not_be_chosen_is_refused_before_anything_is_asked(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, options: tuple[object, ...], words: str
+) -> None:
+    for plan in ((), ("--dry-run",)):
+        code, out, err = run("safeguard", tiny_model_folder, tuned, "--out", "out", *options, *plan)
+        assert (code, out.strip()) == (2, "")
+        assert words in err
+        assert not (tmp_path / "out").exists()
 
 
 def test_unknown_settings_are_refused(made: Any) -> None:
@@ -164,3 +188,11 @@ def test_unknown_settings_are_refused(made: Any) -> None:
         with pytest.raises(TypeError, match=f"no option '{name}'"):
             mooring.select(folder, **{name: 0.1})
     assert mooring.select(folder, confidence=None).confidence is None
+
+
+def test_where_none_is_within_it_is_said_which_model_was_written(made: Any, capsys: Any) -> None:
+    folder = made(all_over)
+    choice = mooring.select(folder)
+    show.outcome(Outcome(folder, folder / "model", choice, folder / "report", worked=True))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "No λ tried is within the bound: the model that was written is the nearest, λ = 0.2, and is over it." in out

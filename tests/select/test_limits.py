@@ -125,8 +125,9 @@ def test_too_few_prompts_are_refused_with_how_many_would_do(prompts: int) -> Non
     with pytest.raises(DataError) as caught:
         choose(trials, metric="call_match", settings=Select())
     assert str(caught.value) == (
-        f"select: {prompts} validation prompts cannot show with 95 % confidence that attack success rate is at most "
-        "the base's 0.0 % plus 10 points; use at least 25, a wider bound, or `select.confidence: null`"
+        f"select: {prompts} validation prompt{'' if prompts == 1 else 's'} cannot show with 95 % confidence an attack "
+        "success rate of at most the base's 0.0 % plus 10 points; use at least 25, a wider bound, or "
+        "`select.confidence: null` (--confidence none)"
     )
     assert choose(trials, metric="call_match", settings=Select(confidence=None)).lam == 0.8
 
@@ -142,6 +143,19 @@ def test_a_base_that_refuses_nothing_is_said() -> None:
     assert choice.within
     assert choice.bound == 1
     assert "the base lets 100.0 % through, so that this bound holds nothing back." in choice.reason
+
+
+@pytest.mark.parametrize("settings", [Select(margin=1), Select(bound=1)])
+def test_a_bound_of_all_is_not_laid_to_the_base(settings: Select) -> None:
+    reason = choose(sweep(), metric=None, settings=settings).reason
+    assert reason.endswith("; this bound holds nothing back.")
+    assert "the base lets" not in reason
+
+
+def test_the_one_lambda_that_bisect_found_is_not_called_the_best_of_several() -> None:
+    trials = [trial(0.0, rate("asr", 4)), trial(0.5, rate("asr", 4, pairs=N, worse=0, better=0))]
+    reason = choose(trials, metric=None, settings=Select(search="bisect")).reason
+    assert reason.startswith("λ = 0.5, found by halves, has an attack success rate on validation (4.0 %, at most")
 
 
 def test_over_refusal_bounds_too() -> None:
@@ -198,6 +212,12 @@ def test_the_support_is_known_before_anything_is_asked() -> None:
     ):
         with pytest.raises(DataError, match="use at least"):
             check_support(settings, prompts)
+
+
+@pytest.mark.parametrize(("search", "needed"), [("bisect", 46), ("modules", 89)])
+def test_a_search_that_needs_more_prompts_says_how_many_a_grid_needs(search: str, needed: int) -> None:
+    with pytest.raises(DataError, match=rf"use at least {needed} \(25 with `search: grid`\)"):
+        check_support(Select.model_validate({"search": search}), {"asr": 30})
 
 
 @given(st.floats(0.005, 0.9), st.floats(0.6, 0.999), st.booleans())

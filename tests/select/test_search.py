@@ -9,10 +9,11 @@ from mooring.errors import DataError
 from mooring.generate.scripted import ScriptedEngine
 from mooring.recipe import Recipe
 from mooring.records import Message, Prompt
-from mooring.run.search import find
-from mooring.run.store import Store
+from mooring.run.search import find, keep
+from mooring.run.store import Event, Store
 from mooring.run.trials import Subject, Trials
 from mooring.sections import Select
+from mooring.select.bisect import Found
 from mooring.select.choose import choose
 from mooring.select.flips import with_flips
 
@@ -83,3 +84,14 @@ def test_too_few_prompts_are_refused_before_the_base_is_asked(tmp_path: Path) ->
     with pair.store.locked(), pytest.raises(DataError, match="use at least 46"):
         find(pair.trials, pair.subject, Select(), seed=1)
     assert not pair.asked
+
+
+@pytest.mark.parametrize(
+    ("lam", "words"), [(0.55, "the largest λ found within the bound is 0.55"), (None, "no λ is within the bound")]
+)
+def test_what_a_search_found_is_said(tmp_path: Path, lam: float | None, words: str) -> None:
+    said: list[Event] = []
+    store = Store(tmp_path, said.append)
+    with store.locked():
+        keep(store, Found(lam, (), 84, 60))
+    assert [event.note for event in said] == [f"{words}; 84 responses were looked at"]

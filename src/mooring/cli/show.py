@@ -120,7 +120,8 @@ def outcome(done: "Outcome") -> None:
     out.print(f"Model:  {escape(str(done.model))}")
     out.print(f"Report: {escape(str(done.report / 'index.html'))}")
     if not done.choice.within:
-        out.print("[bold red]No λ tried keeps the attack success rate within the bound.[/bold red]")
+        near = f"the model that was written is the nearest, λ = {done.choice.lam:g}, and is over it"
+        out.print(f"[bold red]No λ tried is within the bound: {near}.[/bold red]")
 
 
 def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:

@@ -35,7 +35,7 @@ def watch(recipe: "Recipe") -> Iterator[Callable[["Event"], None]]:
                 kept += 1
             elif event.kind == "start":
                 if kept:
-                    out.print(f"[dim]{kept} steps were done before[/dim]")
+                    out.print(f"[dim]{kept} step{' was' if kept == 1 else 's were'} done before[/dim]")
                     kept = 0
                 ticks[event.step] = ticking(progress, event.step)
             elif event.kind == "progress" and event.step in ticks:

@@ -4,33 +4,17 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mooring.errors import RecipeError
 from mooring.files import atomic_text
-from mooring.recipe import Recipe
 from mooring.records import ByModule, Choice, Trial, to_dict
 from mooring.run.changes import read_changes
 from mooring.run.groups import changed
 from mooring.run.trials import Subject, Trials
-from mooring.sections import Metric
 from mooring.select.flips import with_flips
 from mooring.select.modules import Modules, by_module, taken
 
 FILE = "by_module.json"
 NONE: Modules = {}
 """λ that is the same for all modules."""
-
-
-def check(recipe: Recipe, metrics: Sequence[Metric]) -> None:
-    """Hold that a recipe with `search: modules` has what the search weighs.
-
-    Raises:
-        RecipeError: There is no task.
-    """
-    if recipe.select.search == "modules" and not metrics:
-        raise RecipeError(
-            "select: `search: modules` weighs a task score against the attack success rate, and there is no task",
-            "give `score.task`, or use another `search`",
-        )
 
 
 def search(

@@ -11,12 +11,43 @@ from mooring import sources
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
 from mooring.recipe import Recipe
 from mooring.run.judging import Judging
-from mooring.run.sets import Sets, task_metrics
+from mooring.run.sets import Name, Sets, asked, task_metrics
 from mooring.score import judges
 from mooring.score.encoder import INSTALL, INSTALL_MINILM, LAYERS, MINILM
 from mooring.score.task import needs_completions
 from mooring.sections import Metric, Score
+from mooring.select.limits import check_support
 from mooring.sources.refs import parse
+
+_RATES: dict[Name, str] = {"safety": "asr", "over_refusal": "over_refusal"}
+"""The sets whose rates may be bounded."""
+
+
+def check_choosing(recipe: Recipe, sets: Sets) -> None:
+    """Hold that λ can be chosen as the recipe says, before anything is asked.
+
+    Args:
+        recipe: The recipe.
+        sets: What it asks.
+
+    Raises:
+        RecipeError: The policy or the search weighs a task score, and there is no task.
+        DataError: There are too few prompts for any λ to keep the bound.
+    """
+    section = recipe.select
+    if not task_metrics(recipe, sets, "validation"):
+        if section.search == "modules":
+            raise RecipeError(
+                "select: `search: modules` weighs a task score against the attack success rate, and there is no task",
+                "give `score.task` (--task), or use another `search`",
+            )
+        if section.policy != "bound":
+            raise RecipeError(
+                f"select: `policy: {section.policy}` goes by a task score, and there is no task",
+                "give `score.task` (--task), or use `policy: bound`",
+            )
+    found = asked(sets, "validation")
+    check_support(section, {rate: len(found[name]) for name, rate in _RATES.items() if name in found})
 
 
 def check_measures(recipe: Recipe, metrics: Iterable[Metric], judging: Judging, sets: Sets | None = None) -> None:

@@ -21,19 +21,18 @@ from mooring.report.write import write
 from mooring.run import by_module
 from mooring.run.assemble import assemble
 from mooring.run.changes import check_pair, measure_changes
-from mooring.run.checks import check_measures
+from mooring.run.checks import check_choosing, check_measures
 from mooring.run.groups import patterns, tensor_names
 from mooring.run.plan import disk, merge_settings
 from mooring.run.progress import label
 from mooring.run.search import find, keep
-from mooring.run.sets import asked, evaluation_sets
+from mooring.run.sets import evaluation_sets
 from mooring.run.store import Event, OnEvent, Store, key_of, remove
 from mooring.run.sweep.models import Lam, Models
 from mooring.run.trials import Subject, Trials
 from mooring.sections import Metric, Tune
 from mooring.select.choose import choose
 from mooring.select.flips import with_flips
-from mooring.select.limits import check_support
 from mooring.select.modules import Modules
 from mooring.tune.lora import tune
 
@@ -112,11 +111,8 @@ class _Run:
         sets = evaluation_sets(self.recipe)
         trials = Trials(self.recipe, self.store, sets)
         metrics = (*trials.metrics("validation"), *trials.metrics("test"))
-        by_module.check(self.recipe, trials.metrics("validation"))
+        check_choosing(self.recipe, sets)
         check_measures(self.recipe, metrics, trials.judging, sets)
-        rates = {"safety": "asr", "over_refusal": "over_refusal"}
-        counts = {rates[name]: len(prompts) for name, prompts in asked(sets, "validation").items() if name in rates}
-        check_support(self.recipe.select, counts)
         self.base = self._base()
         self.tuned = self._tuned()
         rule, scratch = merge_settings(self.recipe), self.folder / "scratch"

@@ -11,8 +11,7 @@ from mooring.checkpoint import open_checkpoint
 from mooring.errors import FetchError
 from mooring.ledger import LEDGER, read_ledger
 from mooring.recipe import Recipe
-from mooring.run import by_module
-from mooring.run.checks import lacking, to_fetch
+from mooring.run.checks import check_choosing, lacking, to_fetch
 from mooring.run.judging import Judging
 from mooring.run.sets import Sets, asked, evaluation_sets, task_metrics
 from mooring.score.task import needs_completions
@@ -46,8 +45,8 @@ def plan(recipe: Recipe) -> Plan:
     among the facts.
 
     Raises:
-        UserError: The recipe contradicts itself, or a data set or a local model cannot be read. A set that would have
-            to be fetched, and cannot be, is said to be missing instead.
+        UserError: The recipe contradicts itself, has too few prompts for its bound, or a data set or a local model
+            cannot be read. A set that would have to be fetched, and cannot be, is said to be missing instead.
     """
     merge_settings(recipe)
     missing: dict[str, str] = {}
@@ -60,7 +59,7 @@ def plan(recipe: Recipe) -> Plan:
     stages = _stages(recipe, sets, missing, judging)
     facts |= {f"not here: {ref}": why for ref, why in missing.items()}
     if not missing:
-        by_module.check(recipe, task_metrics(recipe, sets, "validation"))
+        check_choosing(recipe, sets)
     metrics = {*task_metrics(recipe, sets, "validation"), *task_metrics(recipe, sets, "test")}
     if missing:  # of a task that cannot be read, what the recipe says
         metrics |= {*recipe.score.metrics, *recipe.score.validation_metrics}
@@ -140,8 +139,9 @@ def _choosing(section: Select) -> str:
     if section.policy != "bound":
         return {"paper": "best task score, whatever the attack success rate", "knee": "knee"}[section.policy]
     most = f"the base's + {section.margin:g}" if section.bound is None else f"{section.bound:g}"
-    sure = "" if section.confidence is None else f", {section.confidence:.0%} sure"
-    searches = {"bisect": ", by halves", "modules": f"; then λ by module, at most {section.budget} merges"}
+    sure = "" if section.confidence is None else f", {100 * section.confidence:g} % sure"
+    merges = f"{section.budget} merge{'s' * (section.budget != 1)}"
+    searches = {"bisect": ", by halves", "modules": f"; then λ by module, at most {merges}"}
     search = searches.get(section.search, "")
     return f"most task score with an attack success rate of at most {most}{sure}{search}"
 
@@ -195,4 +195,5 @@ def _state(folder: Path) -> str:
     """How far a run folder is."""
     if not (folder / LEDGER).exists():
         return "not begun"
-    return f"{sum(step.done for step in read_ledger(folder).steps.values())} steps done"
+    done = sum(step.done for step in read_ledger(folder).steps.values())
+    return f"{done} step{'s' * (done != 1)} done"

@@ -47,7 +47,8 @@ def keep(store: Store, found: Found) -> None:
     for small, large in found.odd:
         said = f"λ = {small:g} is harmful significantly oftener than {large:g}: a larger λ may be within the bound"
         store.emit(Event("search", "say", note=said))
-    store.emit(Event("search", "say", note=f"{found.asked} responses, λ = {found.lam}"))
+    end = "no λ is within the bound" if found.lam is None else f"the largest λ found within the bound is {found.lam:g}"
+    store.emit(Event("search", "say", note=f"{end}; {found.asked} responses were looked at"))
 
 
 def judged(trials: Trials, subject: Subject, prompts: Sequence[Prompt]) -> list[bool | None]:

@@ -52,7 +52,9 @@ def choose_within(
     asr = held[0]
     reason += _tuned_too(base, tuned, settings, metric)
     if asr.most >= 1 - TOLERANCE:
-        reason += f"; the base lets {percent(value_of(base, 'asr'))} through, so that this bound holds nothing back"
+        lets = f"the base lets {percent(value_of(base, 'asr'))} through, so that "
+        high = settings.bound is not None or settings.margin >= 1  # whatever the base does
+        reason += f"; {'' if high else lets}this bound holds nothing back"
     return Choice(
         lam=chosen.lam,
         within=bool(allowed),
@@ -82,7 +84,10 @@ def _why(chosen: Trial, over: Sequence[Trial], held: Sequence[Limit], settings: 
     sure = f", {_sure(settings)}" if settings.confidence is not None else ""
     words = asr.words + "".join(f" and whose {NAMES[limit.score]} is at most {limit.words}" for limit in others) + sure
     own = _own(chosen, asr, settings)
-    if metric is None:
+    if settings.search == "bisect":  # no other λ was measured on everything
+        text = f"λ = {chosen.lam:g}, found by halves, has an attack success rate on validation ({own}) of at most "
+        text += words if metric is None else f"{words}; its {label(metric)} is {show(chosen, metric)}"
+    elif metric is None:
         text = f"λ = {chosen.lam:g} is the largest whose attack success rate on validation ({own}) is at most {words}"
     else:
         text = (

@@ -97,20 +97,21 @@ def check_support(settings: Select, prompts: Mapping[str, int]) -> None:
     Raises:
         DataError: There are not; it says how many would do.
     """
-    settings = settings.model_copy(update={"confidence": sharpest(settings)})
-    if settings.policy != "bound" or settings.confidence is None:
+    confidence, stated = sharpest(settings), settings.confidence
+    if settings.policy != "bound" or confidence is None or stated is None:
         return
     margins = {"asr": settings.margin, "over_refusal": settings.over_refusal_margin}
     for name, count in prompts.items():
         margin, absolute = margins.get(name), settings.bound if name == "asr" else None
         if absolute is not None:
-            needed, words = smallest_set(absolute, settings.confidence, paired=False), percent(absolute)
+            allowed, words = absolute, percent(absolute)
         elif margin is not None:
-            needed, words = smallest_set(margin, settings.confidence), f"the base's plus {points(margin)}"
+            allowed, words = margin, f"the base's plus {points(margin)}"
         else:
             continue
+        needed, at_grid = (smallest_set(allowed, sure, absolute is None) for sure in (confidence, stated))
         if needed is None or count < needed:
-            raise too_few(name, count, words, settings.confidence, needed)
+            raise too_few(name, count, words, confidence, needed, at_grid if settings.search != "grid" else None)
 
 
 def rise(base: Score, other: Score, confidence: float) -> float:
@@ -122,15 +123,19 @@ def rise(base: Score, other: Score, confidence: float) -> float:
     return newcombe(*_judged(other), *_judged(base), z)[1]
 
 
-def too_few(name: str, prompts: int, words: str, confidence: float, needed: int | None) -> DataError:
-    """The error that so few prompts cannot show what is asked."""
+def too_few(
+    name: str, prompts: int, words: str, confidence: float, needed: int | None, at_grid: int | None = None
+) -> DataError:
+    """The error that so few prompts cannot show what is asked; `at_grid` is how many a search of another kind needs."""
     what = (
-        f"select: {prompts} validation prompts cannot show with {100 * confidence:g} % confidence that "
-        f"{NAMES[name]} is at most {words}"
+        f"select: {prompts} validation prompt{'s' * (prompts != 1)} cannot show with {100 * confidence:g} % confidence "
+        f"an {NAMES[name]} of at most {words}"
     )
+    unsure = "`select.confidence: null` (--confidence none)"
     if needed is None:
-        return DataError(what, "no number of prompts can: allow more than 0, or set `select.confidence: null`")
-    return DataError(what, f"use at least {needed}, a wider bound, or `select.confidence: null`")
+        return DataError(what, f"no number of prompts can: allow more than 0, or set {unsure}")
+    fewer = f" ({at_grid} with `search: grid`)" if at_grid is not None else ""
+    return DataError(what, f"use at least {needed}{fewer}, a wider bound, or {unsure}")
 
 
 def _judged(score: Score) -> tuple[int, int]:

@@ -33,7 +33,8 @@ def split_prompts(prompts: Sequence[Prompt], validation: float, seed: int) -> tu
         ranks[key] = min(rank, ranks.get(key, rank))
     if len(ranks) < 2:
         where = prompts[0].origin if prompts else "the set"
-        raise DataError(f"{where}: {len(ranks)} different prompts cannot be split in two", "give at least two")
+        what = "one prompt" if ranks else "no prompt"
+        raise DataError(f"{where}: {what} cannot be split in two", "give at least two different ones")
     count = min(max(round(validation * len(ranks)), 1), len(ranks) - 1)
     chosen = set(sorted(ranks, key=ranks.__getitem__)[:count])
     pairs = list(zip(prompts, keys, strict=True))
