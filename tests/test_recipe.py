@@ -54,6 +54,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"zzz": 1}, "unknown key `zzz`; known here: name, out"),
         ({"merge": {"lambdas": [0.5, 1.5]}}, "`merge.lambdas.1` is 1.5; input should be less than or equal to 1"),
         ({"merge": {"lambdas": [-0.1]}}, "`merge.lambdas.0` is -0.1; input should be greater than or equal to 0"),
+        ({"merge": {"lambdas": []}}, "`merge.lambdas` is []; give at least one"),
         ({"merge": {"lambdas": [0, 1]}}, "give a λ between 0"),
         ({"merge": {"method": "magic"}}, "`merge.method` is 'magic'; input should be 'linear', 'slerp'"),
         ({"select": {"margin": "much"}}, "`select.margin` is 'much'"),

@@ -150,7 +150,7 @@ def _explain(error: ValidationError, where: str, model: type[BaseModel] = Recipe
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         mend = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
         return f"{where}: unknown key `{field}`", mend
-    message = first["msg"].removeprefix("Value error, ")
+    message = "give at least one" if first["type"] == "too_short" else first["msg"].removeprefix("Value error, ")
     if not field:
         return f"{where}: {message}", ""
     if first["type"] == "missing":

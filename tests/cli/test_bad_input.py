@@ -97,10 +97,9 @@ def test_lambda_out_of_range(run: Run, tmp_path: Path, tiny_model_folder: Path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_lambdas_that_are_no_numbers(run: Run, tiny_model_folder: Path, tuned: Path) -> None:
-    check_refused(
-        run("safeguard", tiny_model_folder, tuned, "--lambdas", "a,b", "--out", "out"), "--lambdas", "0.2,0.4"
-    )
+@pytest.mark.parametrize("text", ["a,b", "", " , "])
+def test_lambdas_that_are_no_numbers(run: Run, tiny_model_folder: Path, tuned: Path, text: str) -> None:
+    check_refused(run("safeguard", tiny_model_folder, tuned, "--lambdas", text, "--out", "out"), "--lambdas", "0.2,0.4")
 
 
 def test_an_unknown_method(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:

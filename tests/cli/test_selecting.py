@@ -1,6 +1,7 @@
 """How λ is chosen, said on the command line: on a run that is done, and on one to come."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,30 @@ def test_what_could_not_be_chosen_is_refused_before_anything_is_asked(
         assert (code, out.strip()) == (2, "")
         assert words in err
         assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_change_leaves_the_run_as_it_is(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path
+) -> None:
+    plain = {"base": str(tiny_model_folder), "tuned": str(tuned), "out": "out", "select": {"margin": 0.3}}
+    (tmp_path / "out").mkdir()
+    kept = tmp_path / "out" / "recipe.yaml"
+    kept.write_text(Recipe.parse(plain).dump())
+    before = kept.read_bytes()
+    for options in (("--margin", 0), ("--policy", "paper"), ("--search", "modules")):
+        assert run("run", kept, *options)[0] == 2
+        assert kept.read_bytes() == before
+
+
+def test_another_bound_on_a_search_by_halves_says_that_one_lambda_was_measured(made: Any) -> None:
+    folder = made(search="bisect", margin=0.3)
+    path = folder / "report" / "results.json"
+    found = json.loads(path.read_text())
+    found["trials"] = [t for t in found["trials"] if t["model"] != "merged" or t["lam"] == found["choice"]["lam"]]
+    path.write_text(json.dumps(found))
+    only = "It is the only λ that was measured whole"
+    assert only not in mooring.select(folder).reason
+    assert only in mooring.select(folder, margin=0.5).reason
 
 
 def test_unknown_settings_are_refused(made: Any) -> None:

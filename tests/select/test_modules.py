@@ -117,6 +117,7 @@ def test_what_beats_the_single_lambda(task: float | None, asr: float, single_asr
     found, _ = search(lambda modules: (task, asr), trial(0.5, single_asr), budget=1)
     assert found.tried[0].beats is beats
     assert (found.chosen == 0) is beats
+    assert (", which cannot be bettered;" in found.sentence) == (beats and single_asr == 0)
 
 
 def test_one_that_its_own_limit_does_not_let_by_is_not_taken_but_named() -> None:

@@ -221,9 +221,12 @@ def select(run: str | Path, *, metric: str | None = None, **settings: Any) -> Ch
         metric=metric or (None if own == "lam" else own),
         settings=section("select", _overridden(results.recipe["select"], settings)),
     )
-    if not results.choice.modules:
-        return choice
-    return replace(choice, reason=f"{choice.reason} The run itself took {results.merged_at}, chosen around a single λ.")
+    more = ""
+    if results.choice.modules:
+        more = f" The run itself took {results.merged_at}, chosen around a single λ."
+    elif settings and results.recipe["select"]["search"] == "bisect":
+        more = " It is the only λ that was measured whole: `mooring run` with this bound looks for another."
+    return replace(choice, reason=choice.reason + more)
 
 
 def report(run: str | Path, *, redact: bool = False) -> Path:

@@ -35,12 +35,15 @@ def floats(text: str, option: str) -> list[float]:
     """Numbers parted by commas.
 
     Raises:
-        UserError: One is not a number.
+        UserError: One is not a number, or there is none.
     """
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        found = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise mooring.UserError(f"{option}: {text!r} is not a list of numbers", "write it as 0.2,0.4,0.6") from None
+        found = []
+    if not found:
+        raise mooring.UserError(f"{option}: {text!r} is not a list of numbers", "write it as 0.2,0.4,0.6")
+    return found
 
 
 def words(text: str | None) -> list[str]:

@@ -84,7 +84,6 @@ def run(recipe: Recipe, *, on_event: OnEvent | None = None) -> Outcome:
     store = Store(recipe.folder, on_event)
     try:
         with store.locked():
-            atomic_text(store.folder / "recipe.yaml", recipe.dump())
             return _Run(recipe, store).go()
     except UserError:
         if fresh and not store.seconds():  # refused before anything was done: leave no folder behind
@@ -113,6 +112,7 @@ class _Run:
         metrics = (*trials.metrics("validation"), *trials.metrics("test"))
         check_choosing(self.recipe, sets)
         check_measures(self.recipe, metrics, trials.judging, sets)
+        atomic_text(self.folder / "recipe.yaml", self.recipe.dump())  # not before: a refused one changes nothing
         self.base = self._base()
         self.tuned = self._tuned()
         rule, scratch = merge_settings(self.recipe), self.folder / "scratch"

@@ -150,10 +150,11 @@ def _found(
 
 def _won(best: Attempt, single: Trial, winners: int, tried: int, sure: float | None, metric: str) -> str:
     limit = "" if sure is None else f" (at most {percent(best.upper or 0)}, with {100 * sure:.5g} % confidence)"
+    least = ", which cannot be bettered" if value_of(single, "asr") <= TOLERANCE else ""
     return (
         f"{lam_words(single.lam, best.trial.modules)} beats the single λ = {single.lam:g} on both axes on "
         f"validation: {label(metric)} {show(best.trial, metric)} against {show(single, metric)}, attack success rate "
-        f"{percent(value_of(best.trial, 'asr'))}{limit} against {percent(value_of(single, 'asr'))}; "
+        f"{percent(value_of(best.trial, 'asr'))}{limit} against {percent(value_of(single, 'asr'))}{least}; "
         f"{winners} of the {tried} that were tried did."
     )
 
