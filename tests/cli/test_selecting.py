@@ -136,6 +136,14 @@ def test_bad_values_are_one_line_for_every_verb(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_that_nothing_would_spend_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "tuned": "t", "out": "out"}))
+    for command in (("run", "r.yaml"), ("safeguard", "b", "t", "--out", "out")):
+        code, out, err = run(*command, "--budget", 3)
+        assert (code, out) == (2, "")
+        assert "add --search modules" in err
+
+
 def test_bisect_is_held_to_what_it_can_do(run: Run, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "tuned": "t", "out": "out"}))
     code, _, err = run("run", "r.yaml", "--search", "bisect", "--policy", "knee")

@@ -50,7 +50,7 @@ def safeguard_recipe(base: str | Path, tuned: str | Path, **options: Any) -> Rec
         if isinstance(value, Path):
             value = str(value)
         (sections.setdefault(section, {}) if section else top)[field] = value
-    return Recipe.parse(top | sections, "safeguard")
+    return _with_use_of_budget(Recipe.parse(top | sections, "safeguard"), options)
 
 
 _PLACES = {
@@ -106,14 +106,15 @@ def with_selecting(recipe: Recipe, **settings: Any) -> Recipe:
 
     Raises:
         RecipeError: A field is unknown, or a value is bad.
-        UserError: Both a margin and a bound are given.
+        UserError: Both a margin and a bound are given, or a budget without `search: modules`.
     """
     from mooring.recipe import Recipe
 
     if not settings:
         return recipe
     plain = recipe.model_dump(mode="json")
-    return Recipe.parse(plain | {"select": _overridden(plain["select"], settings)}, recipe.name)
+    changed = Recipe.parse(plain | {"select": _overridden(plain["select"], settings)}, recipe.name)
+    return _with_use_of_budget(changed, settings)
 
 
 def _overridden(own: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +127,13 @@ def _one_bound(settings: Mapping[str, Any]) -> None:
     """Refuse a margin beside a bound."""
     if settings.get("margin") is not None and settings.get("bound") is not None:
         raise UserError("margin and bound: are two bounds on the attack success rate", "give one of them")
+
+
+def _with_use_of_budget(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe itself; a budget that nothing would spend is refused."""
+    if settings.get("budget") is not None and recipe.select.search != "modules":
+        raise UserError("budget: is what `search: modules` may spend alone", "add --search modules, or leave it out")
+    return recipe
 
 
 def bundled_recipe(name: str) -> Path:
