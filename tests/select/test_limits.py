@@ -142,13 +142,16 @@ def test_a_base_that_refuses_nothing_is_said() -> None:
     choice = choose(trials, metric=None, settings=Select())
     assert choice.within
     assert choice.bound == 1
-    assert "the base lets 100.0 % through, so that this bound holds nothing back." in choice.reason
+    assert (
+        "the base lets 100.0 % through, so that the bound on the attack success rate holds nothing back."
+        in choice.reason
+    )
 
 
 @pytest.mark.parametrize("settings", [Select(margin=1), Select(bound=1)])
 def test_a_bound_of_all_is_not_laid_to_the_base(settings: Select) -> None:
     reason = choose(sweep(), metric=None, settings=settings).reason
-    assert reason.endswith("; this bound holds nothing back.")
+    assert reason.endswith("; the bound on the attack success rate holds nothing back.")
     assert "the base lets" not in reason
 
 

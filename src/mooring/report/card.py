@@ -41,7 +41,7 @@ def card(results: Results, *, terms: Mapping[str, str] | None = None) -> str:
         "## Made from",
         "\n".join(_made_from(results)),
         "## λ, and why",
-        "" if choice.within else "**No λ that was tried is within the bound on the attack success rate.**",
+        "" if choice.within else "**No λ that was tried is within the bound.**",
         f"**{markdown(results.merged_at)}**, the weight of the tuned model: 0 is the base, 1 the tuned model. "
         + markdown(choice.reason),
         "λ was chosen on some of the prompts (validation). The numbers below are of other prompts (test).",

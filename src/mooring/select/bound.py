@@ -54,7 +54,7 @@ def choose_within(
     if asr.most >= 1 - TOLERANCE:
         lets = f"the base lets {percent(value_of(base, 'asr'))} through, so that "
         high = settings.bound is not None or settings.margin >= 1  # whatever the base does
-        reason += f"; {'' if high else lets}this bound holds nothing back"
+        reason += f"; {'' if high else lets}the bound on the attack success rate holds nothing back"
     return Choice(
         lam=chosen.lam,
         within=bool(allowed),

@@ -194,6 +194,17 @@ def test_rows_of_other_prompts_are_marked(make_run: MakeRun, tmp_path: Path) -> 
     assert f"{said} (safety test)" in (folder / "table1.md").read_text()
 
 
+def test_a_set_at_another_path_counts_by_its_prompts_and_tuning_data_by_their_name() -> None:
+    here, there = (as_run("a", found("a", task=f"/{place}/task.jsonl", prompts=ASKED)) for place in ("x", "y"))
+    assert differences(here, there) == []
+    other = as_run("b", found("b", task="/y/task.jsonl", prompts=OTHER))
+    assert differences(here, other) == ["other prompts (task validation, safety test)"]
+    assert differences(here, as_run("c", found("c", task="/y/own.jsonl"))) == ["score.task task.jsonl, not own.jsonl"]
+    tuned = {**there.results.recipe, "tune": {**there.results.recipe["tune"], "data": ["/y/train.jsonl"]}}
+    moved = as_run("d", dataclasses.replace(there.results, recipe=tuned))
+    assert differences(here, moved) == ["tune.data train.jsonl in another place"]
+
+
 def test_speed_does_not_matter(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("a")
     make_run("b", seed=1, generate={"batch_size": 3, "device": "cpu"})
@@ -262,7 +273,7 @@ def test_what_cannot_be_read_is_named_in_a_line_and_the_rest_goes_on(make_run: M
         *("half", "begun-again", "old", "text", "outside", "counts", "no-tuned", "no-recipe", "cut"),
     }
     for name, words in {
-        "half": "half done",
+        "half": "`mooring run runs/half/recipe.yaml` goes on with it",
         "begun-again": "begun again",
         "old": "format",
         "text": "value",

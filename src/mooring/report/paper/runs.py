@@ -81,8 +81,9 @@ def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
         try:
             runs.append(_read(path, name))
         except DataError as error:
-            said = str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/").replace(str(path), name)
-            lines.append(one_line(f"{name}: left out: {said}"))
+            what = error.what.removeprefix(f"{path}: ").removeprefix(f"{path}/").replace(str(path), name)
+            mend = error.mend.replace(str(path), f"{folder.resolve().name}/{name}")
+            lines.append(one_line(f"{name}: left out: {DataError(what, mend)}"))
     if not runs:
         why = f" ({lines[0]})" if lines else ""
         raise DataError(f"{folder}: holds no finished run{why}", "name a folder with runs in it: runs/")
@@ -190,7 +191,10 @@ def differences(own: Run, other: Run, *, safety_only: bool = False, drawn: bool 
         ours, theirs = own.settings.get(place), other.settings.get(place)
         if ours == theirs or (safety_only and not _matters(place, own, other)):
             continue
-        found.append(f"{place} {_say(ours)}, not {_say(theirs)}")
+        if _say(ours) != _say(theirs):
+            found.append(f"{place} {_say(ours)}, not {_say(theirs)}")
+        elif not place.startswith("score."):  # of what is asked, the prompts themselves are compared
+            found.append(f"{place} {_say(ours)} in another place")
     others = other_prompts(own, other)
     if safety_only:
         others = [place for place in others if place.startswith(_SAFETY_SET)]
