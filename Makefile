@@ -1,6 +1,7 @@
 # Everything runs in its own virtual environment; it needs Python 3.11 with venv and pip, and a package index.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -10,7 +11,7 @@ quickstart: $(VENV)/.ready  ## the main job, on the bundled model
 	$(BIN)/mooring run recipes/quickstart.yaml
 
 test: $(VENV)/.ready-dev  ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(VENV)/.ready-dev  ## style, types, and docs built from the code
 	$(BIN)/ruff check .
