@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mooring.api import with_selecting
 from mooring.errors import RecipeError
 from mooring.recipe import Recipe, section
 from mooring.run.sets import evaluation_sets
@@ -104,6 +105,20 @@ def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="is not text"):
         Recipe.load(tmp_path / "binary")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_read_from_its_dump_or_overridden_asks_for_the_same_steps(path: Path, tmp_path: Path) -> None:
+    """Keys of steps are digests of these values as JSON, where 3 and 3.0 differ: a run would be tuned anew."""
+    recipe = Recipe.load(path)
+    (tmp_path / "recipe.yaml").write_text(recipe.dump())
+
+    def sections(one: Recipe) -> dict[str, str]:
+        return {name: json.dumps(value) for name, value in one.model_dump().items()}
+
+    assert sections(Recipe.load(tmp_path / "recipe.yaml")) == sections(recipe)
+    changed, own = sections(with_selecting(recipe, margin=0.07)), sections(recipe)
+    assert {name for name in own if changed[name] != own[name]} == {"select"}
 
 
 def test_what_is_dumped_loads_again(tmp_path: Path) -> None:

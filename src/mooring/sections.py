@@ -58,7 +58,8 @@ GRID = (0.2, 0.4, 0.6, 0.8)
 class Section(BaseModel):
     """What all sections share: frozen, and strict about their keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Defaults are validated too, so that a recipe read again from its own dump is the same to the digit: 3.0, not 3.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 class Tune(Section):
