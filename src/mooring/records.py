@@ -240,8 +240,13 @@ T = TypeVar("T")
 
 def lam_words(lam: float, modules: Mapping[str, float]) -> str:
     """λ for people."""
+    return f"λ by module ({moved_words(lam, modules)})" if modules else f"λ = {lam:g}"
+
+
+def moved_words(lam: float, modules: Mapping[str, float]) -> str:
+    """λ by module for people: the groups that differ, then the λ of all else."""
     moved = [f"{name} {value:g}" for name, value in modules.items() if value != lam]
-    return f"λ by module ({', '.join([*moved, f'else {lam:g}'])})" if modules else f"λ = {lam:g}"
+    return ", ".join([*moved, f"else {lam:g}"])
 
 
 def to_dict(record: Any) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """The search for λ by module in a report: what was tried on validation, and whether what was taken held on test."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mooring.errors import DataError
-from mooring.paired import Difference, compare_rates, compare_scores
-from mooring.records import Score, Trial
+from mooring.paired import Difference
+from mooring.records import Score, Trial, moved_words
+from mooring.report.differences import harmful, of_rates, of_scores, shown
 from mooring.report.results import BY_MODULE, Results, is_whole, lam_key
 from mooring.report.table import Table
-from mooring.report.text import MISSING, is_rate, name_of, number, visible, with_interval
+from mooring.report.text import MISSING, name_of, number, visible, with_interval
 
 if TYPE_CHECKING:
     import rich.table
@@ -32,7 +31,7 @@ def tried_table(results: Results) -> Table | None:
     own = [_limit(choice.upper.get(lam_key(choice.lam)))] if sure else []
     rows = [[f"single λ = {choice.lam:g}", *_scores(found.single, metric), *own, "yes", ""]]
     for place, each in enumerate(found.tried):
-        name = _name(each.trial) + (", taken" if place == found.chosen else "")
+        name = moved_words(each.trial.lam, each.trial.modules) + (", taken" if place == found.chosen else "")
         within = "yes" if each.within else "no"
         limit = [_limit(each.upper)] if sure else []
         rows.append([name, *_scores(each.trial, metric), *limit, within, "yes" if each.beats else "no"])
@@ -40,11 +39,6 @@ def tried_table(results: Results) -> Table | None:
     if found.confidence is not None and choice.confidence is not None:
         what += f" The single λ's limit is of {100 * choice.confidence:.5g} % confidence."
     return Table(what, header, rows)
-
-
-def _name(trial: Trial) -> str:
-    moved = [f"{group} {lam:g}" for group, lam in trial.modules.items() if lam != trial.lam]
-    return ", ".join([*moved, f"else {trial.lam:g}"])
 
 
 def _scores(trial: Trial, metric: str) -> list[str]:
@@ -69,36 +63,21 @@ def test_table(results: Results) -> Table | None:
         if one and other and is_whole(name):
             label = name_of(name)
             rows.append(
-                [label, with_interval(one), with_interval(other), _shown(_difference(results, one, other), name)]
+                [
+                    label,
+                    with_interval(one),
+                    with_interval(other),
+                    shown(_difference(results, one, other), name, " points"),
+                ]
             )
     header = ("test split", f"single λ = {results.choice.lam:g}", HEADING, "difference")
     return Table("Test split, 95 % intervals in brackets; differences on the same prompts.", header, rows)
 
 
 def _difference(results: Results, one: Score, other: Score) -> Difference | None:
-    """In pairs where answers were kept: of rates by their flips, of task scores prompt by prompt."""
-    try:
-        if one.name == "asr":
-            return compare_rates(_hits(results, lam_key(results.choice.lam)), _hits(results, BY_MODULE))
-        if one.each and other.each:
-            return compare_scores(one.each, other.each, weights=one.weights or None)
-    except DataError:  # not asked the same
-        return None
-    return None
-
-
-def _hits(results: Results, key: str) -> Mapping[str, bool | None]:
-    rows = (row for row in results.rows if row.measure == "asr" and row.split == "test" and key in row.answers)
-    marks = {row.id: row.answers[key].good for row in rows}
-    return {name: None if good is None else not good for name, good in marks.items()}
-
-
-def _shown(found: Difference | None, name: str) -> str:
-    if found is None or found.value is None or found.low is None or found.high is None:
-        return MISSING
-    scale, digits, unit = (100, 1, " points") if is_rate(name) else (1, 3, "")
-    value, low, high = (f"{scale * end:+.{digits}f}" for end in (found.value, found.low, found.high))
-    return f"{value}{unit} [{low}, {high}]".replace("-", "−")
+    if one.name == "asr":
+        return of_rates(harmful(results, lam_key(results.choice.lam)), harmful(results, BY_MODULE))
+    return of_scores(one, other)
 
 
 def terminal_table(table: Table) -> "rich.table.Table":

@@ -5,14 +5,14 @@ import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 
-from mooring.errors import DataError
-from mooring.paired import Difference, Hits, compare_rates, compare_scores
+from mooring.paired import Difference
+from mooring.report.differences import harmful, of_rates, of_scores, shown
 from mooring.report.paper.cells import Cell, task_score
 from mooring.report.paper.formats import booktabs, safe_cell
 from mooring.report.paper.runs import Run, differences
 from mooring.report.paper.tables import LINEAR
 from mooring.report.table import Table, markdown_table
-from mooring.report.text import MISSING, is_rate, markdown, name_of
+from mooring.report.text import MISSING, markdown, name_of
 
 NAME = "paired"
 CAPTION = (
@@ -79,39 +79,16 @@ def _partner(run: Run, own: Cell, beside: Cell) -> Run | None:
 
 def _pair(first: tuple[Run, str], second: tuple[Run, str], measure: str | None) -> Iterator[Pair]:
     """The two compared; none where the answers were not kept, or the prompts are not the same."""
-    hits = _hits(*first), _hits(*second)
-    if not hits[0]:
+    rate = of_rates(*(harmful(run.results, run.results.answers_of(model)) for run, model in (first, second)))
+    if rate is None:
         return
-    try:
-        rate = compare_rates(*hits)
-    except DataError:
-        return
+    scores = [run.results.score(model, measure) if measure else None for run, model in (first, second)]
     run = second[0]
-    names = _label(*first), _label(*second)
-    yield Pair(run.base, run.task, run.seed, *names, rate, measure, _scores(first, second, measure))
+    yield Pair(run.base, run.task, run.seed, _label(*first), _label(*second), rate, measure, of_scores(*scores))
 
 
 def _label(run: Run, model: str) -> str:
     return f"{run.method}, {run.results.merged_at}" if model == "merged" else model
-
-
-def _hits(run: Run, model: str) -> Hits:
-    """By prompt of the test split, whether the answer is harmful."""
-    key = run.results.answers_of(model)
-    rows = (row for row in run.results.rows if row.measure == "asr" and row.split == "test" and key in row.answers)
-    return {row.id: None if row.answers[key].good is None else not row.answers[key].good for row in rows}
-
-
-def _scores(first: tuple[Run, str], second: tuple[Run, str], measure: str | None) -> Difference | None:
-    if measure is None:
-        return None
-    one, other = (run.results.score(model, measure) for run, model in (first, second))
-    if one is None or other is None or not one.each:
-        return None
-    try:
-        return compare_scores(one.each, other.each, weights=one.weights or None)
-    except DataError:
-        return None
 
 
 def as_table(found: Sequence[Pair]) -> Table:
@@ -120,23 +97,15 @@ def as_table(found: Sequence[Pair]) -> Table:
     rows = [
         [
             *(pair.base, pair.task, str(pair.seed), pair.first, pair.second),
-            _shown(pair.rate, 100),
+            shown(pair.rate, "asr"),
             f"{pair.rate.worse} / {pair.rate.better} of {pair.rate.n}",
             MISSING if pair.rate.p is None else "< 0.001" if pair.rate.p < 0.001 else f"{pair.rate.p:.3f}",
             MISSING if pair.measure is None else name_of(pair.measure),
-            _shown(pair.score, 100 if pair.measure and is_rate(pair.measure) else 1),
+            shown(pair.score, pair.measure or ""),
         ]
         for pair in found
     ]
     return Table(CAPTION, header, rows)
-
-
-def _shown(difference: Difference | None, scale: int) -> str:
-    if difference is None or difference.value is None or difference.low is None or difference.high is None:
-        return MISSING
-    digits = 1 if scale == 100 else 3
-    value, low, high = (f"{scale * end:+.{digits}f}" for end in (difference.value, difference.low, difference.high))
-    return f"{value} [{low}, {high}]".replace("-", "−")
 
 
 def as_markdown(found: Sequence[Pair]) -> str:
