@@ -84,7 +84,8 @@ def test_what_beats_the_single_lambda_is_written_tested_and_reported(
 ) -> None:
     harm = {"late mlp": 0.3, "early mlp": 0.1}
     made_up(monkeypatch, harm, {"early attention": 2.0, "late attention": 0.5, "early mlp": 0.1})
-    done = run(recipe(tiny_model_folder, tuned, tmp_path / "a"))
+    wanted = recipe(tiny_model_folder, tuned, tmp_path / "a")
+    done = run(wanted)
     results = load(done.report)
     found = results.by_module
     assert found is not None
@@ -122,9 +123,20 @@ def test_what_beats_the_single_lambda_is_written_tested_and_reported(
     assert {(each.lam, each.by_module) for each in again if each.split == "test"} == {
         (0.0, False), (0.7, False), (1.0, False), (0.7, True),
     }  # fmt: skip
-    kept = json.loads((done.folder / "choice.json").read_text())
-    assert kept["modules"] == dict(best.modules)
-    assert json.loads((done.folder / "by_module.json").read_text())["chosen"] == found.chosen
+    assert json.loads((done.folder / "choice.json").read_text())["modules"] == {}  # the single λ's
+    kept = done.folder / "by_module.json"
+    text = kept.read_text()
+    assert json.loads(text)["chosen"] == found.chosen
+    # Back to a grid and here again, nothing of the one stands in the other's way.
+    plain = run(wanted.model_copy(update={"select": wanted.select.model_copy(update={"search": "grid"})}))
+    assert plain.choice.modules == {}
+    assert not any(each.by_module for each in rejudge(done.folder, [Judge()]))
+    assert run(wanted).choice == done.choice
+    kept.write_text(text.replace('"chosen": ', '"chosen":  '))
+    with pytest.raises(DataError, match=r"by_module\.json: is not as the run left it"):
+        run(wanted)
+    with pytest.raises(DataError, match=r"by_module\.json: is not as the run left it"):
+        rejudge(done.folder, [Judge()])
 
 
 def test_where_none_beats_it_the_single_lambda_stays_and_the_run_goes_on_from_what_is_done(

@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from mooring.files import atomic_text
 from mooring.records import ByModule, Choice, Trial, to_dict
 from mooring.run.changes import read_changes
 from mooring.run.groups import changed
+from mooring.run.store import Store
 from mooring.run.trials import Subject, Trials
 from mooring.select.flips import with_flips
-from mooring.select.modules import Modules, by_module, taken
+from mooring.select.modules import Modules, by_module
 
 FILE = "by_module.json"
 NONE: Modules = {}
@@ -73,9 +73,8 @@ def _beside_base(trial: Trial, subject: Subject, trials: Trials) -> Trial:
     return with_flips([trial], hits)[0]
 
 
-def write(folder: Path, choice: Choice, found: ByModule) -> Choice:
-    """Keep what was found, and the choice as it leaves it, in the run folder; returns that choice."""
-    choice = taken(choice, found)
-    for file, record in ((FILE, found), ("choice.json", choice)):
-        atomic_text(folder / file, json.dumps(to_dict(record), ensure_ascii=False, indent=1) + "\n")
-    return choice
+def keep(store: Store, found: ByModule) -> None:
+    """Keep what was found in the run folder."""
+    path, record = store.folder / FILE, to_dict(found)
+    text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+    store.once("select by module", record, [path], lambda: atomic_text(path, text))

@@ -33,7 +33,7 @@ from mooring.run.trials import Subject, Trials
 from mooring.sections import Metric, Tune
 from mooring.select.choose import choose
 from mooring.select.flips import with_flips
-from mooring.select.modules import Modules
+from mooring.select.modules import Modules, taken
 from mooring.tune.lora import tune
 
 
@@ -245,9 +245,7 @@ class _Run:
 
     def _choose(self, scored: list[Trial], metrics: Sequence[Metric], trials: Trials) -> tuple[Choice, ByModule | None]:
         """The choice; with `search: modules` after λ by module was searched around it, and what that found."""
-        metric = metrics[0] if metrics else None
-        more = self.recipe.select.search == "modules"
-        path = self.folder / ("choice-single.json" if more else "choice.json")
+        metric, path = metrics[0] if metrics else None, self.folder / "choice.json"
 
         def make() -> None:
             choice = choose(scored, metric=metric, settings=self.recipe.select)
@@ -256,12 +254,13 @@ class _Run:
         inputs = [[to_dict(t) for t in scored], self.recipe.select.model_dump(mode="json"), metric]
         self.store.once("select", inputs, [path], make)
         choice = read_record(path, Choice)
-        if not more:
+        if self.recipe.select.search != "modules":
             return choice, None
         subject_at = functools.partial(self._subject, choice.lam)
         ask = functools.partial(self._trials, trials, split="validation")
         found = by_module.search(trials, scored, choice, tensor_names(self.base.folder), subject_at, ask)
-        return by_module.write(self.folder, choice, found), found
+        by_module.keep(self.store, found)
+        return taken(choice, found), found
 
     def _report(
         self, scored: list[Trial], found: ByModule | None, choice: Choice, trials: Trials, warnings: list[str]

@@ -7,7 +7,8 @@ from pathlib import Path
 from mooring.errors import DataError
 from mooring.ledger import LEDGER, Ledger, check_as_left, read_ledger
 from mooring.recipe import Recipe
-from mooring.records import Choice, Completion, Prompt, Score, Verdict, read_jsonl, read_record
+from mooring.records import ByModule, Completion, Prompt, Score, Verdict, read_jsonl, read_record
+from mooring.run.by_module import FILE
 from mooring.run.judging import Judging, said
 from mooring.run.sets import Name, Sets, asked, evaluation_sets
 from mooring.run.store import Store, key_of
@@ -114,7 +115,7 @@ def _kept(folder: Path, ledger: Ledger, sets: Sets) -> Iterator[_Kept]:
     """The completions of a run, by model, split and set; those of the task aside, merges not taken too."""
     halves: tuple[Half, ...] = ("validation", "test")
     places = sorted((float(path.name[4:]), False, path) for path in (folder / "completions").glob("lam-*"))
-    for lam, by_module, place in [*places, *_taken(folder)]:
+    for lam, by_module, place in [*places, *_taken(folder, ledger)]:
         for split in halves:
             for name, prompts in asked(sets, split).items():
                 if name != "task" and (path := place / f"{name}-{split}.jsonl").is_file():
@@ -122,13 +123,17 @@ def _kept(folder: Path, ledger: Ledger, sets: Sets) -> Iterator[_Kept]:
                     yield _Kept(lam, by_module, place, split, name, prompts, read_jsonl(path, Completion))
 
 
-def _taken(folder: Path) -> list[tuple[float, bool, Path]]:
-    """The chosen model's completions, where λ by module was chosen."""
-    path = folder / "choice.json"
-    choice = read_record(path, Choice) if path.is_file() else None
-    if choice is None or not choice.modules:
+def _taken(folder: Path, ledger: Ledger) -> list[tuple[float, bool, Path]]:
+    """The completions of λ by module, where that was taken; its file stays when a recipe goes back to a grid."""
+    path = folder / FILE
+    if Recipe.load(folder / "recipe.yaml").select.search != "modules" or not path.is_file():
         return []
-    return [(choice.lam, True, folder / "completions" / folder_of(choice.lam, choice.modules))]
+    check_as_left(folder, ledger, path)
+    found = read_record(path, ByModule)
+    if found.chosen is None:
+        return []
+    trial = found.tried[found.chosen].trial
+    return [(trial.lam, True, folder / "completions" / folder_of(trial.lam, trial.modules))]
 
 
 def _foretell(judging: Judging, judge: str, kept: Sequence[_Kept], on_say: Callable[[str], None] | None) -> None:
