@@ -7,7 +7,7 @@ import pytest
 from mooring.records import ByModule, Choice, Score, Trial
 from mooring.sections import Select
 from mooring.select.modules import by_module, taken
-from mooring.select.support import SINGLE_SHARE, attempt_confidence, sharper, smallest_set
+from mooring.select.support import as_tested, attempt_confidence, smallest_set
 
 GROUPS = ["early attention", "early mlp", "late attention", "late mlp"]
 GRID = (0.2, 0.4, 0.6, 0.8)
@@ -145,7 +145,9 @@ def test_the_best_task_score_of_those_that_beat_it_is_taken() -> None:
 
 def test_errors_add_up_to_the_stated_one() -> None:
     for budget in (1, 12, 40):
-        single, each = sharper(0.95, SINGLE_SHARE), attempt_confidence(0.95, budget)
+        # What `choose` holds the single λ to, and the search each of its tries.
+        single, each = as_tested(Select(search="modules")).confidence, attempt_confidence(0.95, budget)
+        assert single is not None
         assert (1 - single) + budget * (1 - each) == pytest.approx(0.05)
     found, _ = search(lambda modules: (0.4, 0.05), trial(0.5, 0.04))
     assert found.confidence == pytest.approx(1 - 0.2 * 0.05 / 12)

@@ -65,6 +65,14 @@ def test_what_differs_in_case_spacing_or_unicode_form_alone_stays_on_one_side():
         assert sorted(len(texts(side) & set(variants)) for side in sides) == [0, 4]
 
 
+def test_what_is_alike_goes_where_it_goes_in_whatever_order_it_stands():
+    words = [text for n in range(20) for text in (f"question {n}", f"QUESTION {n}")]
+    turned = [text for n in range(20) for text in (f"QUESTION {n}", f"question {n}")]
+    for seed in range(10):
+        sides = [[texts(side) for side in split_prompts(prompts(given_), 0.5, seed)] for given_ in (words, turned)]
+        assert sides[0] == sides[1]
+
+
 @pytest.mark.parametrize("words", [[], ["a"], ["a", "a", "a"], ["a", "A ", "\ta"]])
 def test_what_cannot_be_split(words):
     with pytest.raises(DataError, match=r"(one|no) prompt cannot be split in two"):
