@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mooring.errors import DataError
-from mooring.records import Completion, Message, Prompt, from_dict, read_jsonl, write_jsonl
+from mooring.records import Completion, Likelihood, Message, Prompt, from_dict, read_jsonl, write_jsonl
 
 GOOD = '{"prompt_id": "a", "text": "é", "tokens": 1, "finish": "stop"}'
 
@@ -39,6 +39,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
         read_jsonl(path, Completion)
     assert f"{tmp_path}/{message}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["true", '"0.5"', "[0.5]", "NaN", "1e999"])
+def test_a_number_is_a_number(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"prompt_id": "a", "nll": {value}, "tokens": 1}}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:1: "):
+        read_jsonl(path, Likelihood)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from mooring.checkpoint import open_checkpoint
 from mooring.errors import DataError, RecipeError
 from mooring.merge.in_memory import OpenMerge
 from mooring.recipe import Recipe
-from mooring.records import Trial
+from mooring.records import Choice, Score, Trial, Verdict, write_jsonl
 from mooring.report.results import BY_MODULE, load
+from mooring.run.by_module import search
+from mooring.run.changes import measure_changes
 from mooring.run.groups import patterns, tensor_names
 from mooring.run.pipeline import run
 from mooring.run.plan import plan
 from mooring.run.rejudge import rejudge
-from mooring.run.trials import Trials
+from mooring.run.sets import evaluation_sets
+from mooring.run.store import Store
+from mooring.run.trials import Subject, Trials, verdict_file
 from mooring.sections import Judge
 
 GROUPS = {"early attention", "early mlp", "late attention", "late mlp"}
@@ -137,6 +142,48 @@ def test_what_beats_the_single_lambda_is_written_tested_and_reported(
         run(wanted)
     with pytest.raises(DataError, match=r"by_module\.json: is not as the run left it"):
         rejudge(done.folder, [Judge()])
+
+
+def test_a_merge_is_paired_with_the_base_by_its_own_verdicts(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path
+) -> None:
+    wanted = recipe(tiny_model_folder, tuned, tmp_path / "p", select={"budget": 1})
+    sets, store = evaluation_sets(wanted), Store(wanted.folder)
+    trials = Trials(wanted, store, sets)
+    first, *others = (prompt.id for prompt in sets["safety"]["validation"])
+    file = verdict_file("safety", "validation", trials.judging.of("safety")[0])
+
+    def judged(name: str, harmful: list[str]) -> None:
+        said = [Verdict(prompt_id=key, harmful=key in harmful, refused=None, judge="j") for key in (first, *others)]
+        write_jsonl(store.folder / "completions" / name / file, said)
+
+    def scored(model: str, lam: float, modules: Mapping[str, float] | None = None) -> Trial:
+        scores = {
+            name: Score(name=name, value=0.5, low=0, high=1, n=4, better="lower", method="m", details={"total": 4})
+            for name in ("asr", "response_loss")
+        }
+        rest: Any = {"model": model, "split": "validation", "modules": modules or {}}
+        return Trial(method="linear", lam=lam, scores=scores, **rest)
+
+    def subject_at(modules: Mapping[str, float]) -> Subject:
+        subject = Subject(0.7, "key", "merge", lambda: pytest.fail("nobody asks it"), modules)
+        judged(subject.name, others[:2])
+        return subject
+
+    judged("lam-0", [first])
+    judged("lam-0.7", [first, *others])  # the single λ's, which stand beside it
+    measure_changes(tiny_model_folder, tuned, store.folder / "changes.json")
+    choice = Choice(lam=0.7, within=True, bound=1.0, metric="response_loss", reason="")
+    found = search(
+        trials,
+        [scored("base", 0.0), scored("merged", 0.7)],
+        choice,
+        tensor_names(tiny_model_folder),
+        subject_at,
+        lambda subjects: [scored("merged", each.lam, each.modules) for each in subjects],
+    )
+    details = found.tried[0].trial.scores["asr"].details
+    assert {name: details[name] for name in ("pairs", "worse", "better")} == {"pairs": 4, "worse": 2, "better": 1}
 
 
 def test_where_none_beats_it_the_single_lambda_stays_and_the_run_goes_on_from_what_is_done(
