@@ -17,15 +17,14 @@ from pathlib import Path
 from sweep_cost import GRID
 from timing import table
 
-from mooring.generate.engine import Settings
-from mooring.recipe import Recipe
+from mooring.config import Recipe
+from mooring.data import evaluation_sets
+from mooring.inference.engine import Settings
+from mooring.pipeline.merged_model import MergedModel
+from mooring.pipeline.search import design, search
 from mooring.records import Completion, Prompt
-from mooring.run.search import design, search
-from mooring.run.sweep.merged_model import MergedModel
-from mooring.score import judges
-from mooring.select.bisect import Bisect
-from mooring.select.evidence import Rule
-from mooring.sources import evaluation_sets
+from mooring.scoring import judges
+from mooring.selection.bisect import Bisect, Rule
 
 LAMS = [round(0.05 * step, 2) for step in range(1, 20)]
 

@@ -23,10 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
-from mooring.run.search import search
-from mooring.select.bisect import Bisect, Found
-from mooring.select.evidence import Rule
-from mooring.select.support import BISECT_SHARE, table
+from mooring.pipeline.search import search
+from mooring.selection.bisect import Bisect, Found, Rule
+from mooring.selection.limits import BISECT_SHARE, table
 from mooring.stats import quantile, tango
 
 NORMAL = NormalDist()

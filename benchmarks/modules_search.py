@@ -24,12 +24,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
+from mooring.config import GRID, Select
 from mooring.records import Choice, Score, Trial
-from mooring.sections import GRID, Select
-from mooring.select.choose import choose
-from mooring.select.flips import with_flips
-from mooring.select.modules import by_module
-from mooring.select.support import SINGLE_SHARE, attempt_confidence, sharper, smallest_set
+from mooring.selection.limits import SINGLE_SHARE, attempt_confidence, sharper, smallest_set, with_flips
+from mooring.selection.per_module import by_module
+from mooring.selection.policies import choose
 
 NORMAL = NormalDist()
 GROUPS = [f"{depth} {kind}" for depth in ("early", "middle", "late") for kind in ("attention", "mlp")]

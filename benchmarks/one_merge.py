@@ -20,15 +20,15 @@ def ours(job: dict[str, Any]) -> None:
     base, tuned, out = Path(job["base"]), [Path(each) for each in job["tuned"]], Path(job["out"])
     more = {key: value for key, value in job.items() if key not in ("base", "tuned", "out", "verify")}
     if more.pop("as_adapter", False):
-        from mooring.merge.adapter import merge_adapters
-        from mooring.merge.job import Job
-        from mooring.merge.sites import options_of
+        from mooring.merging.adapter import merge_adapters
+        from mooring.merging.job import Job
+        from mooring.merging.parameters import options_of
 
         options = options_of(job["method"], job["lam"])
         names = tuple(str(folder) for folder in tuned)
         merge_adapters(base, tuned, out, Job(method=job["method"], base=str(base), tuned=names, options=options))
     else:
-        from mooring.merge.stream import Output, merge
+        from mooring.merging.merge import Output, merge
 
         output = Output(verify=job.get("verify", True))
         if more.pop("one_by_one", False):
@@ -41,7 +41,7 @@ def ours(job: dict[str, Any]) -> None:
 def main() -> None:
     """Import first, then time."""
     job = json.loads(sys.argv[1])
-    importlib.import_module("mooring.merge.stream")
+    importlib.import_module("mooring.merging.merge")
     begun = time.perf_counter()
     ours(job)
     seconds = time.perf_counter() - begun

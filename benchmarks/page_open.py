@@ -21,7 +21,7 @@ sys.path[:0] = [str(TESTS / "browser"), str(TESTS / "report")]
 from devtools import browser  # noqa: E402
 from report_sample import results, swept  # noqa: E402
 
-from mooring.report.write import write  # noqa: E402
+from mooring.reporting.write import write  # noqa: E402
 
 PROMPTS, BYTES, SECONDS = 850, 5_000_000, 2.0
 WORDS = ("boat", "harbour", "tide", "moors", "line", "anchor", "under", "slowly", "evening", "rain", "that", "turns")

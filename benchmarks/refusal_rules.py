@@ -21,7 +21,7 @@ import numpy as np
 from refusal_text import BETWEEN, INTRO, LAST
 from timing import table
 
-from mooring.score.refusal import JUDGE, verdict
+from mooring.scoring.refusal.rules import JUDGE, verdict
 from mooring.stats import cohen_kappa
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,7 +2,7 @@
 
 INTRO = """# The refusal rules, measured
 
-Made by `MOORING_DATA=PATH python benchmarks/refusal_rules.py --write`. The rules (`src/mooring/score/refusal.py`) are
+Made by `MOORING_DATA=PATH python benchmarks/refusal_rules.py --write`. The rules (`src/mooring/scoring/refusal/`) are
 the judge that needs no model. This page says what they read, and how far they agree with people.
 
 ## What they read

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from mooring.records import Message, Prompt
-from mooring.score.code import to_program
-from mooring.score.sandbox import run_programs
+from mooring.scoring.code import to_program
+from mooring.scoring.sandbox import run_programs
 
 LIMIT = 180.0
 """Seconds that 164 × 10 programs may take on two cores."""

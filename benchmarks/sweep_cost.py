@@ -24,16 +24,17 @@ import torch
 import transformers
 from timing import table
 
-from mooring.api.running import tune
+from mooring.api import tune
 from mooring.chat import DEFAULT_SYSTEM
-from mooring.generate import decode
-from mooring.generate.engine import Settings, plan, share_saved
-from mooring.generate.rows import prompt_rows
-from mooring.generate.transformers_engine import TransformersEngine, quiet
-from mooring.merge.stream import merge
+from mooring.data import evaluation_sets
+from mooring.inference import decode
+from mooring.inference.encode import prompt_rows
+from mooring.inference.engine import Settings, plan, share_saved
+from mooring.inference.transformers import TransformersEngine, quiet
+from mooring.merging.merge import merge
+from mooring.models.resolve import resolve_model
+from mooring.pipeline.merged_model import MergedModel
 from mooring.records import Completion, Prompt
-from mooring.run.sweep.merged_model import MergedModel
-from mooring.sources import evaluation_sets, resolve_model
 
 GRID = (0.2, 0.4, 0.5, 0.6, 0.8)
 BASE = "bundled:smollm2-135m-instruct"

@@ -18,9 +18,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import SFTTrainer
 
-from mooring.sections import Tune
-from mooring.sources import resolve_model
-from mooring.tune.trainer import ResponseTrainer, arguments, hush
+from mooring.config import Tune
+from mooring.models.resolve import resolve_model
+from mooring.training.lora import ResponseTrainer, arguments, hush
 
 STEPS = 6
 

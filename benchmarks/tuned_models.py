@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from mooring.chat import encode_example
-from mooring.sources import load_examples, resolve_model
+from mooring.data import load_examples
+from mooring.models.resolve import resolve_model
 
 BASE = "bundled:smollm2-135m-instruct"
 COPIES = {"tuned": (0, 1e-4), "other": (1, 1e-4), "far": (2, 3e-3)}

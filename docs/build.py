@@ -8,15 +8,14 @@ import typer
 import typer.main
 from pydantic import BaseModel
 
-from mooring.cli.verbs import app
-from mooring.merge.rules import METHODS
-from mooring.recipe import Recipe
-from mooring.sections import Generate, Judge, Merge, Report, Score, Section, Select, Tune
+from mooring.cli.app import app
+from mooring.config import Generate, Judge, Merge, Recipe, Report, Score, Section, Select, Tune
+from mooring.merging.methods import METHODS
 
 DOCS = Path(__file__).parent
 INTRO = """# Recipes
 
-A recipe is one YAML file that describes a whole run. This page is built from `mooring/sections.py` by `make docs`.
+A recipe is one YAML file that describes a whole run. This page is built from `mooring/config.py` by `make docs`.
 
 ```yaml
 name: mine
@@ -92,7 +91,7 @@ def commands() -> str:
 
 METHODS_INTRO = """# Methods
 
-Built from `mooring/merge/rules.py` by `make docs`.
+Built from `mooring/merging/methods.py` by `make docs`.
 
 **λ is the weight of the tuned models, everywhere**: 0 is the base, 1 the tuned model. Other tools turn it round:
 mergekit's `t` (SLERP) is λ with the base as `base_model`, its `lambda` (task vectors) is λ; SafeTune's α is 1−λ.

@@ -3,9 +3,9 @@
 import pytest
 
 from mooring.errors import DataError
-from mooring.paired import Flips, compare_rates, compare_scores, flips
 from mooring.records import Score, Trial
-from mooring.select.flips import with_flips
+from mooring.selection.limits import with_flips
+from mooring.stats import Flips, compare_rates, compare_scores, flips
 
 
 def trial(lam: float, *, model: str = "merged", **values: float | None) -> Trial:

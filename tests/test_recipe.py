@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mooring.api import with_selecting
+from mooring.config import Recipe, section
 from mooring.errors import RecipeError
-from mooring.recipe import Recipe, section
-from mooring.run.sets import evaluation_sets
+from mooring.pipeline.sets import evaluation_sets
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mooring.recipe import Recipe
-from mooring.run.plan import plan
-from mooring.sections import METRICS
-from mooring.tasks import TASKS, departures, fill
+from mooring.config import METRICS, TASKS, Recipe, departures, fill
+from mooring.pipeline.plan import plan
 
 HALVED = "safety: reported on the 50% of each set that λ was not chosen on (the paper: whole sets)"
 LONGER = "score.lm_eval: bbh's answers have up to 1,024 tokens, as lm-eval asks (the paper: 512)"

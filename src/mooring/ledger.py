@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import DataError
-from mooring.plain import read_as
+from mooring.jsonio import read_as
 
 LEDGER = "ledger.json"
 """Its presence marks a run folder."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from mooring.errors import DataError
 from mooring.files import atomic_text
-from mooring.plain import EDITED, fit, loads, read_as, read_text
+from mooring.jsonio import EDITED, fit, loads, read_as, read_text
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["tune", "validation", "test"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mooring.report.page import as_html
-from mooring.report.results import Results
+from mooring.reporting.page import as_html
+from mooring.reporting.results import Results
 
 if TYPE_CHECKING:
     from devtools import Page

@@ -9,10 +9,10 @@ from devtools import Page
 from hostile import AWAY, HOSTILE, MARK
 from report_sample import results, swept
 
-from mooring.report.data import LIMITS
-from mooring.report.page import as_html
-from mooring.report.results import Results
-from mooring.report.text import visible
+from mooring.reporting.page import as_html
+from mooring.reporting.page.data import LIMITS
+from mooring.reporting.results import Results
+from mooring.text import visible
 
 
 def filled(texts: list[str]) -> Results:

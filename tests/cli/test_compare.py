@@ -12,8 +12,8 @@ from rich.console import Console
 
 from mooring.cli.compare import Command, answered, interact, read_command
 from mooring.errors import DataError
+from mooring.pipeline.compare import Comparison, Reply
 from mooring.records import Message, Prompt
-from mooring.run.compare import Comparison, Reply
 
 from .conftest import Run, write_task  # type: ignore[import-not-found]
 from .test_bad_input import check_refused  # type: ignore[import-not-found]

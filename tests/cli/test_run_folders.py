@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
 from report_sample import results
 
+from mooring.config import Recipe
 from mooring.ledger import Ledger, Step, as_plain, sha256
-from mooring.recipe import Recipe
-from mooring.report.results import dumps
+from mooring.reporting.results import dumps
 
 from .conftest import Run, write_task  # type: ignore[import-not-found]
 

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from report_sample import results, trials
 
 import mooring
-from mooring.cli import show
-from mooring.recipe import Recipe
+from mooring.cli import render
+from mooring.config import Recipe
+from mooring.pipeline.run import Outcome
 from mooring.records import Trial
-from mooring.report.results import dumps
-from mooring.run.pipeline import Outcome
+from mooring.reporting.results import dumps
 
 from .conftest import Run, write_task  # type: ignore[import-not-found]
 
@@ -226,6 +226,6 @@ def test_unknown_settings_are_refused(made: Any) -> None:
 def test_where_none_is_within_it_is_said_which_model_was_written(made: Any, capsys: Any) -> None:
     folder = made(all_over)
     choice = mooring.select(folder)
-    show.outcome(Outcome(folder, folder / "model", choice, folder / "report", worked=True))
+    render.outcome(Outcome(folder, folder / "model", choice, folder / "report", worked=True))
     out = " ".join(capsys.readouterr().out.split())
     assert "No λ tried is within the bound: the model that was written is the nearest, λ = 0.2, and is over it." in out

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mooring.data import load_prompts
+
 from .conftest import lines, write_data  # type: ignore[import-not-found]
 
 
@@ -180,10 +182,9 @@ def test_programs_are_run_and_counted(command: Any, tmp_path: Path, pair: tuple[
 
 def _with_ids(path: Path) -> list[dict[str, Any]]:
     """The rows of a file with the ids that they get."""
-    from mooring import sources
 
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{**row, "id": prompt.id} for row, prompt in zip(rows, sources.load_prompts(str(path)), strict=True)]
+    return [{**row, "id": prompt.id} for row, prompt in zip(rows, load_prompts(str(path)), strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -225,9 +226,8 @@ def test_answers_are_compared_in_pairs_by_a_judge_model(
 
 def answers(path: Path, prompts: str, text: str) -> Path:
     """The same answer to every prompt of a set."""
-    from mooring import sources
 
-    asked = sources.load_prompts(prompts)
+    asked = load_prompts(prompts)
     return lines(path, [{"prompt_id": p.id, "text": text, "tokens": 1, "finish": "stop"} for p in asked])  # type: ignore[no-any-return]
 
 
@@ -235,7 +235,7 @@ def test_a_paid_judge_of_pairs_foretells_its_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mooring.cli import main
-    from mooring.generate.scripted import ScriptedEngine
+    from mooring.inference.scripted import ScriptedEngine
 
     lines(tmp_path / "ask.jsonl", [{"prompt": f"Write about thing {i}."} for i in range(3)])
     monkeypatch.chdir(tmp_path)
@@ -247,7 +247,7 @@ def test_a_paid_judge_of_pairs_foretells_its_cost(
         asked_before.append(capsys.readouterr().err)
         return "A"
 
-    engines = importlib.import_module("mooring.generate.engine")  # `mooring.generate` is the function
+    engines = importlib.import_module("mooring.inference.engine")  # `mooring.generate` is the function
     monkeypatch.setattr(engines, "load_engine", lambda *_, **__: ScriptedEngine(judge))
     command = ["score", "mine.jsonl", "ask.jsonl", "--against", "other.jsonl", "--judge-model", "gpt-x"]
     server = ["--engine", "openai", "--base-url", "http://127.0.0.1:9/v1"]
@@ -274,7 +274,7 @@ def test_a_set_is_scored_as_what_it_is_for(command: Any, tmp_path: Path) -> None
 
 
 def test_names_in_the_table_are_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from mooring.cli import show
+    from mooring.cli import render
     from mooring.records import Score
 
     monkeypatch.setenv("COLUMNS", "60")
@@ -283,7 +283,7 @@ def test_names_in_the_table_are_whole(capsys: pytest.CaptureFixture[str], monkey
         name="s", value=0.25, low=None, high=None, n=1, better="higher", method="by a method of many words and more",
         details={"passed": 1, "failed": 2, "timed_out": 3},
     )  # fmt: skip
-    show.scores(dict.fromkeys(names, score), as_json=False)
+    render.scores(dict.fromkeys(names, score), as_json=False)
     out = capsys.readouterr().out
     assert "…" not in out
     assert all(f"{name} " in out for name in names)

@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     from mooring.errors import UserError
 
     try:
-        from mooring.cli.verbs import app
+        from mooring.cli.app import app
 
         app(args=argv, prog_name="mooring", standalone_mode=True)
     except UserError as error:

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 import mooring
-from mooring.cli import show
+from mooring.cli import render
 from mooring.cli.options import SYSTEM, Base, Device, Dtype, Part, Seed, System, Tuned, floats
 
 if TYPE_CHECKING:
+    from mooring.pipeline.compare import Comparison, Reply
     from mooring.records import Prompt
-    from mooring.run.compare import Comparison, Reply
 
 NARROWEST = 26
 """Characters of a column below which answers go one under the other."""
@@ -106,7 +106,7 @@ def compare(
     ) as comparison:
         places = comparison.places(floats(lam, "--lam"))
         total = len(places) * len(asked)
-        with show.bar("compare", resumes=False) as tick:
+        with render.bar("compare", resumes=False) as tick:
             done: list[Reply] = []
 
             def on_reply(reply: "Reply") -> None:
@@ -137,7 +137,7 @@ def _prompts(text: str | None, refs: str | None, split: Part, seed: int) -> "lis
         raise mooring.UserError("--prompt and --prompts: one of them is needed", 'ask with --prompt "…"')
     if text is not None:
         return [mooring.api.as_prompt(text)]
-    from mooring.sources import load_prompts
+    from mooring.data import load_prompts
 
     assert refs is not None
     return load_prompts(refs, split=split, seed=seed)
@@ -149,7 +149,7 @@ def console() -> Console:
 
 
 def _visible(text: str) -> str:
-    from mooring.report.text import visible
+    from mooring.text import visible
 
     return visible(text)
 

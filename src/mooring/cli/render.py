@@ -1,0 +1,350 @@
+"""What the terminal shows: progress, tables, plans."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mooring.files import gibibytes
+
+if TYPE_CHECKING:
+    from mooring.config import Recipe
+    from mooring.merging.inspect import Inspection
+    from mooring.pipeline.plan import Plan
+    from mooring.pipeline.progress import Step
+    from mooring.pipeline.rejudge import Rejudged
+    from mooring.pipeline.run import Outcome
+    from mooring.pipeline.run_folder import Event
+    from mooring.records import Score
+
+
+_BLINK = 0.05
+"""Seconds between two steps of a bar, at least."""
+
+_DECISIONS = 6
+"""How many of a merge's decisions the terminal shows."""
+
+Tick = Callable[..., None]
+"""Called with (done, total, note, tokens generated)."""
+
+
+def console() -> Console:
+    """Standard output; model text is never read as markup."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time that one step has left; a whole run's steps are too unlike for it."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing for a whole run."""
+        return Text() if task.fields.get("whole") else super().render(task)
+
+
+def progress_bars(out: Console) -> Progress:
+    """Bars of tasks that have a `note`; one with `whole` says the time left in its note."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        _TimeLeft(compact=True),
+        console=out,
+        transient=True,
+    )
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C loses nothing in the block: say so, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("mooring: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def bar(label: str, *, resumes: bool = True) -> Iterator[Tick]:
+    """A progress bar for one verb, on a terminal; a verb that resumes says so on Ctrl-C."""
+    out = Console(stderr=True)
+    progress = progress_bars(out)
+    progress.disable = not out.is_terminal  # it would write an empty line into a log
+    with resumable() if resumes else contextlib.nullcontext(), progress:
+        yield ticking(progress, label)
+
+
+def ticking(progress: Progress, label: str) -> Tick:
+    """What moves a bar; it shows tokens a second where tokens are told."""
+    task = progress.add_task(escape(label), total=None, note="")
+    begun = last = time.monotonic()
+
+    def tick(done: int, total: int, note: str = "", tokens: int = 0) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _BLINK and done < total:  # a merge tells of every slice
+            return
+        last = now
+        if tokens:
+            note = f"{tokens / max(now - begun, 1e-9):.0f} tokens/s"
+        progress.update(task, completed=done, total=total, note=escape(note))
+
+    return tick
+
+
+def outcome(done: "Outcome") -> None:
+    """The table, the choice and where things are."""
+    from mooring.reporting import tables
+    from mooring.reporting.results import load
+    from mooring.reporting.tables import terminal_table
+
+    out = console()
+    results = load(done.report)
+    if not done.worked:
+        out.print(f"{escape(str(done.folder))} is finished: nothing was left to do.")
+    out.print()
+    out.print(terminal_table(results))
+    for table in (tables.tried_table(results), tables.test_table(results)):
+        if table:
+            out.print(tables.module_terminal_table(table))
+    out.print()
+    out.print(escape(done.choice.reason))
+    for note in results.notes:
+        out.print(f"[dim]{escape(note)}[/dim]")
+    out.print()
+    out.print(f"Model:  {escape(str(done.model))}")
+    out.print(f"Report: {escape(str(done.report / 'index.html'))}")
+    if not done.choice.within:
+        near = f"the model that was written is the nearest, λ = {done.choice.lam:g}, and is over it"
+        out.print(f"[bold red]No λ tried is within the bound: {near}.[/bold red]")
+
+
+def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
+    """Scores as a table, or as JSON."""
+    if as_json:
+        from mooring.records import to_dict
+
+        print(json.dumps({name: to_dict(score) for name, score in found.items()}, ensure_ascii=False, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("score", "value", "95 % interval", "n"):
+        table.add_column(heading, no_wrap=True)  # names and numbers stay whole
+    table.add_column("by", overflow="fold")
+    table.add_column("counts", overflow="fold")
+    for name, score in found.items():
+        counts = ", ".join(f"{key} {value:g}" for key, value in score.details.items())
+        table.add_row(escape(name), *_value(score), str(score.n), escape(score.method), escape(counts))
+    _print_whole(table)
+
+
+def _value(score: "Score") -> tuple[str, str]:
+    """A score and its interval, where it has them."""
+    value = "undefined" if score.value is None else f"{score.value:.3f}"
+    bounded = score.value is not None and score.low is not None and score.high is not None
+    return value, f"{score.low:.3f} to {score.high:.3f}" if bounded else ""
+
+
+def _print_whole(table: Table) -> None:
+    """Print a table that breaks no word, nor a column that is not to wrap: wider than the terminal where it must be."""
+    out = console()
+    wide = out.options.update(width=10_000)
+    for column in table.columns:
+        sizes = [out.measure(cell, options=wide) for cell in (column.header, *column.cells)]
+        column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+    out.width = max(out.width, out.measure(table, options=wide).minimum)
+    out.print(table)
+
+
+def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
+    """What other judges make of a run's answers, beside the run's own."""
+    if as_json:
+        from mooring.records import to_dict
+
+        print(json.dumps([to_dict(each) for each in found], ensure_ascii=False, indent=1))
+        return
+    table = Table(box=None)
+    for heading in ("judge", "λ", "split", "score", "value", "95 % interval", "n", "missed", "κ", "parted"):
+        table.add_column(heading, no_wrap=True)
+    for each in found:
+        for name, score in each.scores.items():
+            kappa = each.beside.kappa if each.beside else None
+            table.add_row(
+                escape(each.judge),
+                f"{each.lam:g}{' by module' if each.by_module else ''}",
+                each.split,
+                escape(name),
+                *_value(score),
+                str(score.n),
+                f"{score.details['miss']:g}",
+                "" if kappa is None else f"{kappa:.2f}",
+                "" if each.beside is None else str(len(set(each.beside.parted))),
+            )
+    _print_whole(table)
+    out = console()
+    out.print("[dim]κ and parted: beside the run's own judge; the run's choice and report stay as they are[/dim]")
+
+
+def inspection(found: "Inspection", *, as_json: bool = False) -> None:
+    """What `mooring inspect` says: a verdict, what changed, what each method would do, what a merge costs."""
+    from mooring.merging.inspect import as_table
+
+    facts = as_table(found)
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, indent=1))
+        return
+    out = console()
+    pair = escape(f"{found.tuned} ({found.kind}) into {found.base}")
+    out.print(f"[bold]{escape(facts['verdict'])}[/bold]: {pair}")
+    for problem in found.problems:
+        out.print(f"[red]problem:[/red] {escape(problem)}")
+    for warning in found.warnings:
+        out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+    for name, decision in found.decisions.items():
+        out.print(f"{escape(name)}: {escape(decision)}")
+    if not facts["changed"]:
+        return
+
+    def percent(share: float | None) -> str:
+        return "from zero" if share is None else f"{100 * share:.3g} %" if share else "unchanged"
+
+    def degrees(angle: float | None) -> str:
+        return f"{angle:.3g}°" if angle else ""
+
+    whole = facts["whole"]
+    out.print(
+        f"{facts['changed']} of {facts['tensors']} tensors changed, by {percent(whole['relative_change'])} of the "
+        f"base's norm; {whole['entries_changed']:.1%} of the entries; "
+        f"largest angle {degrees(whole['largest_angle_degrees'])}"
+    )
+    for title, groups in (("module", facts["by_module"]), ("layer", facts["by_layer"])):
+        table = Table(box=None, pad_edge=False)
+        for heading in (title, "change", "", "angle", "entries", "directions"):
+            table.add_column(heading, overflow="fold")
+        most = max((group["relative_change"] or 0 for group in groups.values()), default=0) or 1
+        for name, group in groups.items():
+            change, directions = group["relative_change"], group["directions"]
+            bar = "█" * round(12 * (1 if change is None else change / most))
+            entries = f"{group['entries_changed']:.1%}" if group["entries_changed"] else ""
+            row = (percent(change), bar, degrees(group["largest_angle_degrees"]), entries)
+            table.add_row(escape(name.removesuffix(".weight")), *row, "" if directions is None else str(directions))
+        out.print()
+        out.print(table)
+    out.print()
+    out.print("[dim]angle: the largest; directions: the most that a weight's change needs for 90 % of its square[/dim]")
+    table = Table(box=None, pad_edge=False)
+    for heading in (f"at λ = {found.lam:g}", "from base", "from tuned", ""):
+        table.add_column(heading, overflow="fold")
+    for method in found.methods:
+        sizes = [f"{d:.2f}" if d is not None else "" for d in (method.from_base, method.from_tuned)]
+        table.add_row(", ".join(method.methods), *sizes, escape(method.remark))
+    out.print()
+    out.print(table)
+    out.print(
+        "[dim]distances in ‖δ‖, the norm of the whole change; what is drawn by lot is the expected distance[/dim]"
+    )
+    if found.cost:
+        cost = facts["cost"]
+        seconds = cost["seconds"]
+        took = (
+            ""
+            if seconds is None
+            else f", and takes about {max(seconds, 0.1):.1f} s a pass at the speed of this reading"
+        )
+        out.print()
+        out.print(f"A merge reads {cost['read']}, writes {cost['write']} ({cost['free']} free here){took}.")
+        out.print(f"It holds about {cost['memory']} in memory.")
+
+
+def plan(planned: "Plan") -> None:
+    """What a run would do."""
+    out = console()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for stage, what in planned.stages:
+        table.add_row(escape(stage), escape(what))
+    for name, fact in planned.facts.items():
+        table.add_row(escape(name), escape(fact))
+    unknown = "not known before the base is on this machine"
+    table.add_row("disk", unknown if planned.disk is None else f"{gibibytes(planned.disk)} at the fullest")
+    table.add_row("memory", unknown if planned.memory is None else f"about {gibibytes(planned.memory)}")
+    out.print(table)
+
+
+def merged(folder: Path, names: Sequence[str]) -> None:
+    """Where the merged model is, and what had to be decided on the way."""
+    from mooring.models import MANIFEST, read_json
+
+    out = console()
+    record = read_json(folder / (names[0] if names else "") / MANIFEST)
+    for note in record["notes"]:
+        out.print(f"[yellow]note:[/yellow] {escape(note)}")
+    said = record["decisions"]
+    for name, decision in list(said.items())[:_DECISIONS]:
+        out.print(f"[dim]{escape(name)}: {escape(decision)}[/dim]")
+    if len(said) > _DECISIONS:
+        out.print(f"[dim]… and {len(said) - _DECISIONS} more such decisions, all in {MANIFEST}[/dim]")
+    if names:
+        out.print(f"The merged models are in {escape(str(folder))}: {', '.join(names)}.")
+    else:
+        out.print(f"The merged model is in {escape(str(folder))}.")
+
+
+# --- A run on the terminal: a line for each step that is done, a bar for the one at work, and ---
+
+
+@contextlib.contextmanager
+def watch(recipe: "Recipe") -> Iterator[Callable[["Event"], None]]:
+    """Show a run of a recipe; gives what is to be told of its events."""
+    from mooring.pipeline.progress import Pace, said
+
+    out = console()
+    kept = 0
+    pace = Pace(_steps(recipe) if out.is_terminal else {})
+    with resumable(), progress_bars(out) as progress:
+        whole = progress.add_task("the whole run", total=None, note="", whole=True, visible=out.is_terminal)
+        ticks: dict[str, Tick] = {}
+
+        def on_event(event: "Event") -> None:
+            nonlocal kept
+            now = time.monotonic()
+            pace.note(event, now)
+            if event.kind == "kept":
+                kept += 1
+            elif event.kind == "start":
+                if kept:
+                    out.print(f"[dim]{kept} step{' was' if kept == 1 else 's were'} done before[/dim]")
+                    kept = 0
+                ticks[event.step] = ticking(progress, event.step)
+            elif event.kind == "progress" and event.step in ticks:
+                ticks[event.step](event.done, event.total, event.note, event.tokens)
+            elif event.kind == "say":
+                out.print(f"[yellow]note:[/yellow] {escape(event.note)}")
+            elif event.kind == "done":
+                for task in set(progress.task_ids) - {whole}:
+                    progress.remove_task(task)
+                out.print(f"[green]✓[/green] {escape(event.step)} [dim]{escape(event.note)}[/dim]")
+            overall = pace.overall(now)
+            progress.update(whole, completed=overall.done, total=overall.steps, note=said(overall))
+
+        yield on_event
+
+
+def _steps(recipe: "Recipe") -> "Mapping[str, Step]":
+    """The plan of a run; none where a set cannot be read, which the run itself will say."""
+    from mooring.errors import UserError
+    from mooring.pipeline.progress import planned
+
+    try:
+        return planned(recipe)
+    except UserError:
+        return {}

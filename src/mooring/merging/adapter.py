@@ -1,0 +1,540 @@
+"""Merge LoRA adapters without leaving LoRA: (1−λ)·W + λ·(W + sBA) = W + λ·sBA, so the result is an adapter, exact."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mooring.errors import MismatchError, UserError
+from mooring.files import atomic_folder, need_room
+from mooring.merging import sphere
+from mooring.merging.dense import Site
+from mooring.merging.inputs import Target, check_named_base
+from mooring.merging.job import Job, Setting, as_plain
+from mooring.merging.merge import check_output, dtype_named
+from mooring.merging.parameters import plain, sites
+from mooring.merging.slices import CELL, check_finite, one_thread, same
+from mooring.merging.verify import verify
+from mooring.models import (
+    ADAPTER_CONFIG,
+    MANIFEST,
+    NAMES,
+    Adapter,
+    Checkpoint,
+    TensorDigest,
+    Writer,
+    combine,
+    content_digest,
+    copy_side_files,
+    file_digests,
+    hash_part,
+    is_adapter,
+    open_adapter,
+    open_checkpoint,
+)
+from mooring.models.lora import ADAPTER_WEIGHTS, Change
+
+# --- How far each change of some LoRA adapters goes in their merge ---
+
+
+LEAVE_OUT = "leave out --as-adapter"
+
+Weights = Mapping[str, tuple[float, ...]]
+"""Name of a tensor to what each adapter's change of it counts for: θ = base + Σ cᵢ·changeᵢ."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Inputs:
+    """A base and adapters on it.
+
+    Attributes:
+        base: The base.
+        adapters: Bound to it.
+    """
+
+    base: Checkpoint
+    adapters: Sequence[Adapter]
+
+    @property
+    def names(self) -> list[str]:
+        """What the adapters change, in their order and by their names."""
+        return list(dict.fromkeys(name for adapter in self.adapters for name in adapter.changes))
+
+    def changes(self, name: str) -> list[tuple[int, Adapter, Change]]:
+        """Who changes a tensor, and how."""
+        known = ((i, adapter, adapter.changes.get(name)) for i, adapter in enumerate(self.adapters))
+        return [(i, adapter, change) for i, adapter, change in known if change is not None]
+
+    def source(self, name: str) -> str:
+        """The base's tensor that has the values of a tensor before tuning."""
+        return next(a.sources[name] for a in self.adapters if name in a.changes)
+
+
+def fractions(inputs: Inputs, method: str, sites: Mapping[str, Site]) -> Weights:
+    """What each adapter's change of a tensor counts for, for every tensor that one of them changes.
+
+    Linear: λ·wᵢ/Σw (with a base weight b: wᵢ/(b + Σw)); task arithmetic: λ·wᵢ; Model Stock: λ·t/N. As in `rules`.
+
+    Raises:
+        UserError: λ lies outside [0, 1], or the weights scale the base too, which no adapter can.
+    """
+    found = {}
+    for name in inputs.names:
+        site = sites.get(name) or sites[inputs.source(name)]
+        if not 0 <= site.lams[0] <= 1:
+            raise UserError(f"λ is {site.lams[0]:g} for {name}, outside [0, 1]", LEAVE_OUT)
+        found[name] = _fractions(inputs, method, site, name)
+    return found
+
+
+def _fractions(inputs: Inputs, method: str, site: Site, name: str) -> tuple[float, ...]:
+    models, lam = len(inputs.adapters), site.lams[0]
+    if method == "model_stock":
+        ratio, reason = sphere.model_stock_ratio(gram(inputs, name))
+        if reason:
+            site.note(f"model_stock: {reason}")
+        return (lam * ratio / models,) * models
+    weights = site.weights or (1.0,) * models
+    total = math.fsum(weights)
+    if method == "task_arithmetic":
+        return tuple(lam * w / (total if site.normalize else 1.0) for w in weights)
+    if site.base_weight is None:
+        return tuple(lam * w / total for w in weights)
+    total += site.base_weight
+    if not site.normalize and not math.isclose(total, 1):
+        raise UserError(f"the weights sum to {total:g} for {name}, which scales the base too", LEAVE_OUT)
+    return tuple(w / total for w in weights)
+
+
+def gram(inputs: Inputs, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Inner products of the adapters' changes of a tensor, in float64: (adapters, adapters).
+
+    Of low rank: ⟨sᵢBᵢAᵢ, sⱼBⱼAⱼ⟩ = sᵢsⱼ·Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ), so that the product is never multiplied out.
+    """
+    found = np.zeros((len(inputs.adapters),) * 2)
+    known = inputs.changes(name)
+    if all(change.a and (change.stored is None or holds_base(inputs, name)) for _, _, change in known):
+        pairs = [(i, adapter.tensor(c.a), adapter.tensor(c.b), c.scale) for i, adapter, c in known if c.a and c.b]
+        above = torch.cat([a.double() for _, a, _, _ in pairs])
+        beside = torch.cat([b.double() * scale for _, _, b, scale in pairs], dim=1)
+        product = ((beside.T @ beside) * (above @ above.T)).split([len(a) for _, a, _, _ in pairs])  # type: ignore[no-untyped-call]
+        for (i, *_), row in zip(pairs, product, strict=True):
+            for (j, *_), block in zip(pairs, row.split([len(a) for _, a, _, _ in pairs], dim=1), strict=True):
+                found[i, j] = float(block.sum())
+        return found
+    source = inputs.source(name)
+    count = inputs.base.tensors[source].numel
+    for start in range(0, count, CELL):
+        stop = min(start + CELL, count)
+        base = inputs.base.read(source, start, stop)
+        moved = {}
+        for i, adapter, _ in known:
+            bound = name if name in adapter.changed else source
+            moved[i] = adapter.read_tuned(bound, start, stop, base).double() - base.double()
+        for i, first in moved.items():
+            for j, second in moved.items():
+                found[i, j] += float(first.dot(second))
+    return found
+
+
+def holds_base(inputs: Inputs, name: str) -> bool:
+    """Whether the base weights that PEFT saved along with an adapter are the base's own, so can be left out."""
+    source = inputs.source(name)
+    info = inputs.base.tensors[source]
+    for _, adapter, change in inputs.changes(name):
+        if change.stored is None:
+            continue
+        if change.alone or adapter.tensors[change.stored].shape != info.shape:
+            return False
+        for start in range(0, info.numel, CELL):
+            stop = min(start + CELL, info.numel)
+            if not same(inputs.base.read(source, start, stop), adapter.read(change.stored, start, stop)):
+                return False
+    return True
+
+
+# --- The tensors of a merged LoRA adapter: what is written for each change ---
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor of the output.
+
+    Attributes:
+        key: Its name in the file.
+        dtype: Its type.
+        shape: Its shape.
+        values: Gives its elements, from a position on, a part at a time.
+    """
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    values: Callable[[], Iterator[tuple[int, Tensor]]]
+
+
+def entries(inputs: Inputs, weights: Weights, rank: int | None, dtype: torch.dtype | None) -> list[Entry]:
+    """The tensors of the output.
+
+    Args:
+        inputs: The base and its adapters.
+        weights: From `fractions`.
+        rank: The rank to which the factors are stacked; None: the factors of the only adapter as they are.
+        dtype: The type of all; without, A keeps its own, B is float32, and what was saved whole keeps its own.
+
+    Raises:
+        MismatchError: The adapters change a tensor in ways that one adapter cannot hold.
+    """
+    lora = {name.rpartition(".")[0] for name in inputs.names for _, _, c in inputs.changes(name) if c.a}
+    found = []
+    for name in inputs.names:
+        known = inputs.changes(name)
+        module, _, kind = name.rpartition(".")
+        _check_saved(inputs, name, module in lora)
+        if any(c.stored for _, _, c in known) and not holds_base(inputs, name):
+            place = f"{module}.base_layer.{kind}" if module in lora else name
+            found.append(_whole(inputs, name, f"base_model.model.{place}", weights[name], dtype))
+        if rank is None:
+            keys = [key for _, _, c in known for key in (c.a, c.b, c.shift) if key]
+            found += [_copy(inputs.adapters[0], key, dtype) for key in keys]
+        elif any(c.a for _, _, c in known):
+            found += _stack(known, f"base_model.model.{module}", weights[name], rank, dtype)
+        elif any(c.shift for _, _, c in known):
+            found.append(_shift(known, f"base_model.model.{module}.lora_B.bias", weights[name], dtype))
+    return found
+
+
+def _check_saved(inputs: Inputs, name: str, lora: bool) -> None:
+    """Refuse what was saved whole as a module's own by one adapter, and is changed otherwise by another.
+
+    A base weight that another saved for the tensor that this one is tied to changes this one too.
+    """
+    known, source = inputs.changes(name), inputs.source(name)
+    if not any(c.alone for _, _, c in known):
+        return
+    tied = {other for other in inputs.names if inputs.source(other) == source}
+    shared = {i for other in tied for i, _, c in inputs.changes(other) if c.stored and not c.alone}
+    if lora or any(c.stored and not c.alone for _, _, c in known) or shared - {i for i, _, c in known if c.alone}:
+        raise MismatchError(f"{name} is saved whole by one adapter and changed otherwise by another", LEAVE_OUT)
+
+
+def _copy(adapter: Adapter, key: str, dtype: torch.dtype | None) -> Entry:
+    info = adapter.tensors[key]
+    kind = dtype or info.dtype
+    return Entry(key, kind, info.shape, lambda: iter([(0, adapter.read(key).to(kind))]))
+
+
+def _stack(
+    known: Sequence[tuple[int, Adapter, Change]],
+    module: str,
+    weights: Sequence[float],
+    rank: int,
+    dtype: torch.dtype | None,
+) -> list[Entry]:
+    """A: the adapters' A below each other; B: cᵢ·sᵢ·Bᵢ side by side; both padded with zeros to the rank."""
+    pairs = [(i, adapter, change, change.a, change.b) for i, adapter, change in known if change.a and change.b]
+    _, adapter, change, a, b = pairs[0]
+    inputs, outputs = adapter.tensors[a].shape[1], adapter.tensors[b].shape[0]
+    types = [m.tensors[key].dtype for _, m, _, *keys in pairs for key in keys[:1]]
+    kind = dtype or functools.reduce(torch.promote_types, types)
+
+    def left() -> Iterator[tuple[int, Tensor]]:
+        out = torch.zeros(outputs, rank)
+        at = 0
+        for i, adapter, change, _, key in pairs:
+            values = adapter.tensor(key).float() * (weights[i] * change.scale)
+            out[:, at : at + values.shape[1]] = values
+            at += values.shape[1]
+        yield 0, out.to(dtype or torch.float32)
+
+    def right() -> Iterator[tuple[int, Tensor]]:
+        out = torch.zeros(rank, inputs, dtype=kind)
+        at = 0
+        for _, adapter, _, key, _ in pairs:
+            values = adapter.tensor(key)
+            out[at : at + values.shape[0]] = values
+            at += values.shape[0]
+        yield 0, out
+
+    ends = ("lora_embedding_A", "lora_embedding_B") if change.embedding else ("lora_A.weight", "lora_B.weight")
+    return [
+        Entry(f"{module}.{ends[0]}", kind, (rank, inputs), right),
+        Entry(f"{module}.{ends[1]}", dtype or torch.float32, (outputs, rank), left),
+    ]
+
+
+def _shift(
+    known: Sequence[tuple[int, Adapter, Change]], key: str, weights: Sequence[float], dtype: torch.dtype | None
+) -> Entry:
+    """The bias of B: Σ cᵢ·sᵢ·biasᵢ."""
+    parts = [(i, adapter, change, change.shift) for i, adapter, change in known if change.shift]
+    _, first, _, shift = parts[0]
+
+    def values() -> Iterator[tuple[int, Tensor]]:
+        terms = [m.tensor(key).float() * (weights[i] * change.scale) for i, m, change, key in parts]
+        yield 0, functools.reduce(torch.add, terms).to(dtype or torch.float32)
+
+    return Entry(key, dtype or torch.float32, first.tensors[shift].shape, values)
+
+
+def _whole(inputs: Inputs, name: str, key: str, weights: Sequence[float], dtype: torch.dtype | None) -> Entry:
+    """A tensor that was saved whole: base + Σ cᵢ·(savedᵢ − base); rows that the base does not have, as they are."""
+    saved = [(i, adapter, c.stored) for i, adapter, c in inputs.changes(name) if c.stored]
+    _, first, stored = saved[0]
+    info, source = first.tensors[stored], inputs.source(name)
+    shared = min(info.numel, inputs.base.tensors[source].numel)
+    kind = dtype or info.dtype
+    if info.shape != inputs.base.tensors[source].shape and len(inputs.adapters) > 1:
+        what = f"{name} has shape {list(info.shape)} in {first.folder}, where the base has another"
+        raise MismatchError(f"{what}: rows of several adapters are not joined", LEAVE_OUT)
+    used = tuple(weights[i] for i, _, _ in saved)
+
+    def values() -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, shared, CELL):
+            stop = min(start + CELL, shared)
+            tuned = [adapter.read(at, start, stop) for _, adapter, at in saved]
+            yield start, _mix(inputs.base.read(source, start, stop), tuned, used).to(kind)
+        if shared < info.numel:
+            yield shared, first.read(stored, shared).to(kind)
+
+    return Entry(key, kind, info.shape, values)
+
+
+def _mix(base: Tensor, tuned: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """base + Σ cᵢ·(tunedᵢ − base), in float32 or better; exact where one weight is 0 or 1."""
+    kind = functools.reduce(torch.promote_types, (values.dtype for values in tuned), torch.float32)
+    ground = base.to(torch.promote_types(kind, base.dtype))
+    if len(tuned) == 1:
+        return torch.lerp(ground, tuned[0].to(ground.dtype), weights[0])
+    changes = ((values.to(ground.dtype) - ground) * weight for values, weight in zip(tuned, weights, strict=True))
+    return functools.reduce(torch.add, changes) + ground
+
+
+METHODS = ("linear", "task_arithmetic", "model_stock")
+"""Those whose result is the base and a weighted sum of changes."""
+
+Written: TypeAlias = Mapping[str, tuple[str, list[int], str]]
+"""Name of a tensor to its type, shape and digest."""
+
+_ROOM_FOR_SIDE_FILES = 64 * 2**20
+_SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_TUNING_ONLY = ("eva_config", "corda_config", "lora_ga_config", "loftq_config", "velora_config")
+
+
+def merge_adapters(base: Path, adapters: Sequence[Path], out: Path, job: Job) -> Path:
+    """Merge LoRA adapters into one that PEFT and vLLM load on the same base, in place of a whole model.
+
+    One adapter whose every change counts the same keeps A and B byte for byte, and its α is scaled. Otherwise ranks are
+    stacked: A below A, cᵢ·sᵢ·Bᵢ beside each other (in float32), zeros up to one rank for all modules, α = rank. Of the
+    base, only headers are read, and what an adapter saved whole.
+
+    Args:
+        base: Folder of the base.
+        adapters: Folders of the adapters.
+        out: A folder that does not exist yet, or is empty.
+        job: Method and settings; `base` and `tuned` in it are not looked at.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        UserError: The method, or λ, or DoRA cannot be had as an adapter; or a setting is out of range.
+        ModelError: An input is missing, corrupt, not supported, or holds NaN or Inf.
+        MismatchError: The adapters do not fit the base, or each other.
+        OutputError: `out` holds something, lies in an input, or does not fit on the disk.
+    """
+    if job.method not in METHODS:
+        raise UserError(f"method {job.method} does not give an adapter ({', '.join(METHODS)} do)", LEAVE_OUT)
+    for folder in adapters:
+        if not is_adapter(folder):
+            raise UserError(f"{folder}: is not a LoRA adapter", LEAVE_OUT)
+    check_output(out, base, *adapters)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(one_thread())
+        inputs = Inputs(stack.enter_context(open_checkpoint(base)), [])
+        for folder in adapters:
+            adapter = stack.enter_context(open_adapter(folder))
+            if adapter.config.get("use_dora"):
+                raise UserError(f"{folder}: DoRA scales the base's weights too, which is no sum of changes", LEAVE_OUT)
+            adapter.bind(inputs.base)
+            check_named_base(inputs.base, adapter)
+            inputs = Inputs(inputs.base, [*inputs.adapters, adapter])
+        if all(_changes_nothing(adapter) for adapter in inputs.adapters):
+            names = " and ".join(map(str, adapters))
+            raise MismatchError(f"{names}: its change is zero, so the merge would change nothing", "name a tuned one")
+        decisions: dict[str, list[str]] = {}
+        weights = _weights(inputs, job, decisions)
+        rank = None if len(adapters) == 1 and len({c for (c,) in weights.values()}) == 1 else _rank(inputs)
+        kind = dtype_named(job.dtype)
+        tensors = entries(inputs, weights, rank, kind)
+        config = _config(inputs.adapters, rank, next(iter(weights.values()))[0])
+        need_room(out, sum(e.dtype.itemsize * torch.Size(e.shape).numel() for e in tensors) + _ROOM_FOR_SIDE_FILES)
+        with atomic_folder(out) as scratch:
+            written = _write(tensors, adapters, scratch)
+            with_tokenizer = [folder for folder in adapters if (folder / "tokenizer_config.json").is_file()]
+            if with_tokenizer:
+                copy_side_files(with_tokenizer[0], scratch)
+            _write_json(scratch / ADAPTER_CONFIG, config)
+            _write_json(scratch / MANIFEST, _manifest(inputs, job, decisions, written))
+            verify(scratch)
+    return out
+
+
+def merge_all_adapters(
+    base: Path, adapters: Sequence[Path], out: Path, job: Job, lambdas: Sequence[float] = ()
+) -> Path:
+    """As `merge_adapters`; with several λ, `out` gets a folder such as `lam-0.4` for each.
+
+    Raises:
+        UserError: As `merge_adapters`, or two of the λ are the same.
+    """
+    if not lambdas:
+        return merge_adapters(base, adapters, out, job)
+    jobs = {
+        f"lam-{lam:g}": dataclasses.replace(job, options=dataclasses.replace(job.options, lam=Setting.of(lam)))
+        for lam in lambdas
+    }
+    if len(jobs) < len(lambdas):
+        raise UserError("two of the λ are the same", "give each once")
+    check_output(out, base, *adapters)
+    with atomic_folder(out) as scratch:
+        for name, each in jobs.items():
+            merge_adapters(base, adapters, scratch / name, each)
+    return out
+
+
+def _changes_nothing(adapter: Adapter) -> bool:
+    """Whether every change is a product of which one factor is zero, as before the first step of tuning."""
+    return all(
+        c.stored is None
+        and c.shift is None
+        and bool(c.a and c.b)
+        and not (bool(adapter.tensor(str(c.a)).any()) and bool(adapter.tensor(str(c.b)).any()))
+        for c in adapter.changes.values()
+    )
+
+
+def _weights(inputs: Inputs, job: Job, decisions: dict[str, list[str]]) -> Weights:
+    """What each change counts for; notes in `decisions` what was decided for a tensor alone."""
+    heads = {head: source for adapter in inputs.adapters for head, source in adapter.unties.items()}
+    places = {name: name for name in inputs.base.tensors} | heads
+    targets = {}
+    for name, source in places.items():
+        info = inputs.base.tensors[source]
+        targets[name] = Target(name, info.dtype, info.shape, info.numel, (), 0, "")
+
+    def note(name: str, sentence: str) -> None:
+        if sentence not in decisions.setdefault(name, []):
+            decisions[name].append(sentence)
+
+    found = sites(job.method, job.options, targets, len(inputs.adapters), [job.options.lam], note)
+    return fractions(inputs, job.method, found)
+
+
+def _rank(inputs: Inputs) -> int:
+    """The most that a module's ranks sum to."""
+    sums = [
+        sum(adapter.tensors[c.a].shape[0] for _, adapter, c in inputs.changes(name) if c.a) for name in inputs.names
+    ]
+    return max([1, *sums])
+
+
+def _write(tensors: Sequence[Entry], adapters: Sequence[Path], folder: Path) -> Written:
+    layout = [(entry.key, entry.dtype, entry.shape) for entry in tensors]
+    where = adapters[0] if len(adapters) == 1 else adapters[0].parent
+    written = {}
+    with Writer(folder, {ADAPTER_WEIGHTS: layout}) as writer:
+        for entry in tensors:
+            digest = TensorDigest()
+            for start, part in entry.values():
+                values = part.contiguous()
+                check_finite(values, where, f"{entry.key}, once merged,")
+                writer.write(entry.key, start, values)
+                data = values.view(-1).view(torch.uint8).numpy().data
+                digest.add(hash_part(start * entry.dtype.itemsize, data))
+            written[entry.key] = (NAMES[entry.dtype], list(entry.shape), digest.hexdigest())
+    return written
+
+
+def _write_json(file: Path, data: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _config(adapters: Sequence[Adapter], rank: int | None, factor: float) -> dict[str, Any]:
+    """The configuration: the first adapter's, with what the merge changed."""
+    configs = [dict(adapter.config) for adapter in adapters]
+    config = configs[0] | {"inference_mode": True}
+    if rank is None:
+        config["lora_alpha"] = _scaled(config["lora_alpha"], factor)
+        config["alpha_pattern"] = {k: _scaled(v, factor) for k, v in (config.get("alpha_pattern") or {}).items()}
+        return config
+    config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    config |= {"init_lora_weights": True} | {key: None for key in _TUNING_ONLY if config.get(key)}
+    config["fan_in_fan_out"] = any(c.get("fan_in_fan_out") for c in configs)
+    config["lora_bias"] = any(c.get("lora_bias") for c in configs)
+    tied = any(c.get("ensure_weight_tying") for c in configs)
+    config["ensure_weight_tying"] = False  # both are in the file, and PEFT would share A and B, where c is in B alone
+    biases = {c.get("bias", "none") for c in configs} - {"none"}
+    config["bias"] = "none" if not biases else biases.pop() if len(biases) == 1 else "all"
+    saved = sorted({module for c in configs for module in c.get("modules_to_save") or ()})
+    config["modules_to_save"] = saved or None
+    if tied or len({_selection(c) for c in configs}) > 1:
+        names = {name.rpartition(".")[0] for a in adapters for name, c in a.changes.items() if c.a}
+        config |= dict.fromkeys(_SELECTS) | {"target_modules": sorted(names)}
+    if config["lora_bias"] and any(c.embedding for a in adapters for c in a.changes.values()):
+        raise MismatchError(
+            "one adapter has lora_bias and another an embedding, which PEFT cannot hold together", LEAVE_OUT
+        )
+    return config
+
+
+def _selection(config: Mapping[str, Any]) -> str:
+    """Which modules an adapter is on, as text: lists that PEFT keeps as sets come sorted."""
+    values = [config.get(key) for key in _SELECTS]
+    return json.dumps([sorted(map(str, v)) if isinstance(v, list) else v for v in values])
+
+
+def _scaled(alpha: Any, factor: float) -> float:
+    """α times a factor; whole where it can be, since some readers want it so."""
+    value = float(alpha) * factor
+    return int(value) if value.is_integer() else value
+
+
+def _manifest(inputs: Inputs, job: Job, decisions: Mapping[str, list[str]], written: Written) -> dict[str, Any]:
+    """How the output was made, as plain values; no dates and no paths. The base's weights were not read, so have no
+    digest here."""
+    tuned = []
+    for adapter in inputs.adapters:
+        digest = f"sha256:{combine(file_digests(adapter.folder))}"
+        tuned.append({"name": adapter.folder.resolve().name, "kind": "lora", "digest": digest})
+    return {
+        "format": 2,
+        "kind": "lora",
+        "method": job.method,
+        "lambda": as_plain(job.options.lam),
+        "options": plain(job.method, job.options),
+        "base": {"name": inputs.base.folder.resolve().name, "kind": "checkpoint"},
+        "tuned": tuned,
+        "tensors": {"all": len(written), "changed": len(inputs.names)},
+        "decisions": {name: "; ".join(said) for name, said in sorted(decisions.items())},
+        "notes": ["a LoRA adapter; the base's weights were not read"],
+        "digest": content_digest(written),
+        "digests": {name: list(entry) for name, entry in sorted(written.items())},
+        "made_with": {"mooring": _version(), "torch": torch.__version__},
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("mooring")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"

@@ -1,0 +1,342 @@
+"""Measure a change in one pass over two models, in bounded memory; the numbers do not hang on threads or shards."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mooring.merging.change import Change, Histogram, Rank
+from mooring.merging.slices import Slice, one_thread, same, sweep
+
+# --- The effective rank of a change from one pass over its rows, by random projections ---
+
+
+PROBES = 64
+"""Random probes for the effective rank, and the largest rank that they find exactly."""
+_ROWS = 4096
+"""Rows of K or Ω that are taken into float64 at a time: neither is ever copied whole."""
+
+
+class Sketch:
+    """Random projections of a change δ of shape (rows, columns), summed up block by block: K = δᵀ(δΩ).
+
+    From K and the probes Ω the Nyström approximation of δᵀδ follows without a second pass: exact where δ has no higher
+    rank than there are probes, and nowhere above δᵀδ.
+
+    Sources: Halko, Martinsson, Tropp 2011, Finding structure with randomness, arXiv:0909.4061, section 5.5; Tropp,
+    Yurtsever, Udell, Cevher 2017, Fixed-rank approximation of a positive-semidefinite matrix from streaming data,
+    arXiv:1706.05736.
+
+    Args:
+        columns: Of δ.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._sum: Tensor | None = None
+        self._next = 0
+        self._turn = threading.Condition()
+
+    @property
+    def size(self) -> int:
+        """Entries of K."""
+        return self._columns * min(self._columns, PROBES)
+
+    def project(self, delta: Tensor, out: Tensor) -> Tensor:
+        """What whole rows of δ, flat and in float32, add to K: of shape (columns, probes), written to `out`."""
+        matrix = delta.view(-1, self._columns)
+        return torch.mm(matrix.T, matrix @ probes(self._columns), out=out.view(self._columns, -1))
+
+    def add(self, piece: Slice, projected: Tensor | None) -> None:
+        """Add it, once the blocks before it were: a sum of floats hangs on its order. None adds nothing."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._next == piece.start)
+            if projected is not None:
+                if self._sum is None:
+                    self._sum = torch.zeros(projected.shape, dtype=torch.float64)
+                for start in range(0, self._columns, _ROWS):
+                    self._sum[start : start + _ROWS] += projected[start : start + _ROWS]
+            self._next = piece.stop
+            self._turn.notify_all()
+
+    def rank(self, energy: float) -> Rank | None:
+        """The effective rank.
+
+        Args:
+            energy: ‖δ‖².
+        """
+        if self._sum is None:
+            return None
+        values = nystrom(probes(self._columns), self._sum)
+        if not values or values[0] <= 0:
+            return None
+        reached, directions = 0.0, None
+        for number, value in enumerate(values, start=1):
+            reached += value
+            if reached >= 0.9 * energy * (1 - 1e-6):
+                directions = number
+                break
+        return Rank(directions, max(1.0, energy / values[0]))
+
+
+def nystrom(omega: Tensor, projected: Tensor) -> list[float]:
+    """Eigenvalues of the Nyström approximation K (ΩᵀK)⁻¹ Kᵀ of a matrix A, K = AΩ; the largest first.
+
+    They are those of W (KᵀK) Wᵀ, where W whitens ΩᵀK; directions in which ΩᵀK is rounding noise are left out.
+
+    Args:
+        omega: Ω, of shape (n, k).
+        projected: K, of the same shape, in float64.
+    """
+    core = torch.zeros(omega.shape[1], omega.shape[1], dtype=torch.float64)
+    for start in range(0, len(omega), _ROWS):
+        core += omega[start : start + _ROWS].double().T @ projected[start : start + _ROWS]
+    square = projected.T @ projected
+    if not bool(square.isfinite().all() and core.isfinite().all()):
+        return []
+    scales, vectors = torch.linalg.eigh((core + core.T) / 2)
+    held = scales > 1e-6 * scales[-1]  # K comes from float32
+    if not bool(held.any()):
+        return []
+    white = vectors[:, held] / scales[held].sqrt()
+    values: list[float] = torch.linalg.eigvalsh(white.T @ square @ white).flip(0).clamp(min=0).tolist()
+    return values
+
+
+@functools.lru_cache(maxsize=4)
+def probes(columns: int) -> Tensor:
+    """Ω, of shape (columns, min(columns, PROBES)): Gaussian and always the same; the identity where columns are few."""
+    if columns <= PROBES:
+        return torch.eye(columns)
+    return torch.randn(columns, PROBES, generator=torch.Generator().manual_seed(columns))
+
+
+BLOCK = 2**20
+"""Entries that a thread takes at a time: about so many, in whole rows. Sums are made on this grid."""
+WIDEST = 2**16
+"""Columns of the widest matrix whose rank is measured: what the probes take in memory grows with it."""
+
+_CHUNK = 2**16
+"""Entries that are summed in float64 at a time: they stay in a core's cache."""
+_BINS = 2**10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Extent:
+    """What two models share of a tensor.
+
+    Attributes:
+        name: Its name.
+        dtype: The base's type.
+        shape: Its shape; where one side has more vocabulary rows, without those.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many entries it has."""
+        return math.prod(self.shape)
+
+
+Read = Callable[[Slice, Sequence[Tensor]], tuple[Tensor, Tensor]]
+"""A slice, and two buffers of bytes to read into, to the base's values and the tuned model's, flat; the same tensor
+twice where nothing changes it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """What a pass over two models found.
+
+    Attributes:
+        changes: Every tensor, in the base's order.
+        broken: Tensors with NaN or Inf to whose they are, `base` or `tuned`; `changes` leaves them out.
+        equal: Whether the two are the same, byte by byte where they have the same type.
+        read_seconds: How long reading took, as if threads did nothing else.
+    """
+
+    changes: tuple[Change, ...]
+    broken: Mapping[str, str]
+    equal: bool
+    read_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Part:
+    """What a slice has to say."""
+
+    base_square: float
+    change_square: float
+    along: float
+    counts: Tensor | None
+    """None where base and tuned are the same."""
+    seconds: float
+
+
+def measure(
+    tensors: Mapping[str, Extent],
+    read: Read,
+    *,
+    ranks: bool = True,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Measure how every tensor changed.
+
+    Args:
+        tensors: What the two share, in the base's order.
+        read: Reads the two.
+        ranks: Whether to measure the effective rank of each matrix's change: about half of the arithmetic.
+        threads: How many work at once.
+        progress: Told (bytes of the base done, bytes of the base).
+
+    Raises:
+        ModelError: A file ends early or cannot be read.
+    """
+    own = Buffers()
+    sketches: dict[str, Sketch] = {}
+    parts: dict[str, list[_Part]] = {name: [] for name in tensors}
+    changes: dict[str, Change] = {}
+    read_seconds, equal = 0.0, True
+    done, total = 0, sum(info.numel * info.dtype.itemsize for info in tensors.values())
+
+    def pieces() -> Iterator[Slice]:
+        for info in tensors.values():
+            if ranks and sketchable(info):
+                sketches[info.name] = Sketch(info.shape[1])
+            step = block(info)
+            for start in range(0, info.numel, step):
+                yield Slice(info.name, start, min(start + step, info.numel))
+
+    def work(piece: Slice) -> _Part:
+        sketch, projected = sketches.get(piece.name), None
+        try:
+            begun = time.perf_counter()
+            base, tuned = read(piece, own.bytes(piece.stop - piece.start))
+            seconds = time.perf_counter() - begun
+            squares, delta, counts = sums(base, tuned, own.get("delta", base.numel()))
+            if sketch and delta is not None:
+                projected = sketch.project(delta, own.get("projected", sketch.size))
+            return _Part(*squares, counts, seconds)
+        finally:  # the next slice waits for this one, whatever became of it
+            if sketch:
+                sketch.add(piece, projected)
+
+    with one_thread(), contextlib.closing(sweep(pieces(), work, threads)) as results:
+        for piece, part in results:
+            info = tensors[piece.name]
+            parts[piece.name].append(part)
+            read_seconds += part.seconds
+            equal = equal and part.counts is None
+            done += (piece.stop - piece.start) * info.dtype.itemsize
+            if progress:
+                progress(done, total)
+            if piece.stop == info.numel:
+                changes[info.name] = _change(info, parts[info.name], sketches.pop(info.name, None))
+                parts[info.name].clear()
+    for name, info in tensors.items():
+        if info.numel == 0:
+            changes[name] = _change(info, [], None)
+    broken = {
+        name: "tuned" if math.isfinite(changes[name].base_square) else "base"
+        for name in tensors
+        if not math.isfinite(changes[name].base_square + changes[name].change_square)
+    }
+    return Measured(
+        changes=tuple(changes[name] for name in tensors if name not in broken),
+        broken=broken,
+        equal=equal,
+        read_seconds=read_seconds,
+    )
+
+
+class Buffers(threading.local):
+    """A thread's own tensors, used again and again: large ones that come and go would leave holes in the memory."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def get(self, name: str, count: int) -> Tensor:
+        """So many float32 numbers, not set."""
+        if name not in self._held or len(self._held[name]) < count:
+            self._held.pop(name, None)
+            self._held[name] = torch.empty(count)
+        return self._held[name][:count]
+
+    def bytes(self, count: int) -> tuple[Tensor, Tensor]:
+        """Two buffers with room for so many numbers of any type."""
+        ours, theirs = (self.get(name, 2 * count).view(torch.uint8) for name in ("base", "tuned"))
+        return ours, theirs
+
+
+def sketchable(info: Extent) -> bool:
+    """Whether the effective rank of a tensor's change is measured: a matrix of numbers, not too wide."""
+    return len(info.shape) == 2 and 0 < info.shape[1] <= WIDEST and info.dtype.is_floating_point
+
+
+def block(info: Extent) -> int:
+    """Entries of a tensor that are worked on together: whole rows, as many as there are probes at least."""
+    if not sketchable(info):
+        return BLOCK
+    return max(BLOCK // info.shape[1], PROBES) * info.shape[1]
+
+
+def sums(base: Tensor, tuned: Tensor, out: Tensor) -> tuple[tuple[float, float, float], Tensor | None, Tensor | None]:
+    """(‖base‖², ‖δ‖², ⟨base, δ⟩), δ in float32, and its counts by bin; the last two None where nothing differs.
+
+    Args:
+        base: Flat, any type.
+        tuned: As long, any type.
+        out: As long, in float32: becomes δ.
+    """
+    differs = not same(base, tuned)
+    delta = out if differs else None
+    counts = torch.zeros(_BINS, dtype=torch.int64) if differs else None
+    found: list[tuple[float, float, float]] = []
+    for start in range(0, base.numel(), _CHUNK):
+        ours = base[start : start + _CHUNK].double()
+        square = ours.dot(ours).item()
+        if delta is None or counts is None:
+            found.append((square, 0.0, 0.0))
+            continue
+        change = tuned[start : start + _CHUNK].to(torch.float64, copy=True).sub_(ours)
+        found.append((square, change.dot(change).item(), ours.dot(change).item()))
+        here = delta[start : start + _CHUNK].copy_(change)
+        counts += torch.bincount((here.view(torch.int32) >> 21) & (_BINS - 1), minlength=_BINS)
+    return (_sum(a for a, _, _ in found), _sum(b for _, b, _ in found), _sum(c for _, _, c in found)), delta, counts
+
+
+def _sum(values: Iterable[float]) -> float:
+    """The exact sum, rounded once; NaN where it has none, as with infinite values of both signs."""
+    values = list(values)
+    return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def _change(info: Extent, parts: list[_Part], sketch: Sketch | None) -> Change:
+    counted = [part.counts for part in parts if part.counts is not None]
+    histogram: Histogram = ()
+    if counted:
+        total = torch.stack(counted).sum(0)
+        bins = total.nonzero().flatten().tolist()
+        unchanged = info.numel - int(total.sum())
+        merged = dict(zip(bins, total[bins].tolist(), strict=True))
+        histogram = tuple(sorted((merged | {0: merged.get(0, 0) + unchanged}).items()))
+    square = _sum(part.change_square for part in parts)
+    return Change(
+        name=info.name,
+        shape=tuple(info.shape),
+        base_square=_sum(part.base_square for part in parts),
+        change_square=square,
+        along=_sum(part.along for part in parts),
+        floating=info.dtype.is_floating_point,
+        histogram=histogram,
+        rank=sketch.rank(square) if sketch and 0 < square < math.inf else None,
+    )

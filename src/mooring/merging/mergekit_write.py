@@ -1,0 +1,276 @@
+"""Write a job as a configuration that `mergekit-yaml` (0.1.5) runs to the same merge."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mooring.errors import UserError
+from mooring.merging.job import Job, Options, Setting, Value, depths
+from mooring.merging.methods import METHODS
+from mooring.models import is_adapter
+
+_MOST_FILTERS = 512
+_NOTES = {
+    "slerp": "mergekit's SLERP turns into Linear where the cosine of a tensor's two versions is above 0.9995.",
+    "model_stock": "mergekit does not clamp the ratio t to [0, 1] as Mooring does.",
+    "dare_linear": "mergekit draws other random numbers, so other entries are dropped.",
+    "dare_ties": "mergekit draws other random numbers, so other entries are dropped.",
+    "della": "mergekit draws other random numbers, so other entries are dropped.",
+    "della_linear": "mergekit draws other random numbers, so other entries are dropped.",
+}
+
+
+def write(job: Job, names: Iterable[str], *, dtype: str | None = None) -> str:
+    """A job as mergekit's YAML.
+
+    mergekit's filters know no patterns, only parts of names, so a `Setting` is written for the tensors that there are:
+    as filters and gradients where these give every tensor its number, otherwise one filter a tensor. Numbers are
+    written with 12 digits. `lines` becomes `task_arithmetic`. Where the output's type is known,
+    arithmetic is in float32, as it is here; otherwise in the type of the inputs.
+
+    Args:
+        job: The merge.
+        names: The names of the base's tensors.
+        dtype: Type of the base's tensors, for the output where the job names none.
+
+    Raises:
+        UserError: mergekit cannot do this merge; the message says why.
+    """
+    places = depths(names)
+    common, own, tuned = _parameters(job, places)
+    models: list[dict[str, Any]] = [{"model": _model(job.base)}, *({"model": m} for m in _tuned_models(job))]
+    for entry, parameters in zip(models, (own, *tuned), strict=True):
+        entry.update({"parameters": parameters} if parameters else {})
+    out = job.dtype or dtype
+    document = {
+        "merge_method": "task_arithmetic" if job.method == "lines" else job.method,
+        "base_model": _model(job.base),
+        "models": models,
+        **({"parameters": common} if common else {}),
+        **({"dtype": "float64" if out == "float64" else "float32", "out_dtype": out} if out else {}),
+        **({"tokenizer_source": "base"} if job.tokenizer == "base" else {}),
+    }
+    heads = ["Written by Mooring for mergekit 0.1.5.", *([_NOTES[job.method]] if job.method in _NOTES else [])]
+    text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return "".join(f"# {head}\n" for head in heads) + str(text)
+
+
+def _parameters(job: Job, places: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """What holds for all, for the base, and for each tuned model, in mergekit's words."""
+    options, count = job.options, len(job.tuned)
+    if job.method not in METHODS:
+        raise UserError(f"method {job.method} is not known to mergekit", f"known: {', '.join(METHODS)}")
+    nothing: list[dict[str, Any]] = [{} for _ in job.tuned]
+    if job.method == "linear":
+        return _linear(options, count, places)
+    if job.method == "slerp":
+        return {"t": _phrase(options.lam, places)}, {}, nothing
+    if job.method == "model_stock":
+        if options.lam.constant != 1:
+            raise UserError("mergekit's model_stock has no λ", "export with λ = 1")
+        return {}, {}, nothing
+    if job.method == "karcher":
+        _check_equal(options, count, places)
+        return {}, {}, nothing
+    return _task_vectors(job, places)
+
+
+def _linear(
+    options: Options, count: int, places: Mapping[str, float]
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    weights = _each(options.weights, count, 1.0)
+    if options.base_weight is not None:
+        normalize = METHODS["linear"].normalize if options.normalize is None else options.normalize
+        own = {"weight": _phrase(options.base_weight, places)}
+        return {"normalize": normalize}, own, [{"weight": _phrase(weight, places)} for weight in weights]
+    lam = options.lam
+    fixed = [weight.constant for weight in weights if weight.constant is not None]
+    tuned = []
+    for index in range(count):
+
+        def share(name: str, index: int = index) -> float:
+            given = [one.at(name, places[name]) for one in weights]
+            return lam.at(name, places[name]) * given[index] / math.fsum(given)
+
+        rules = None
+        if len(fixed) == count:
+            factor = fixed[index] / math.fsum(fixed)
+            rules = _mapped(_filters(lam), factor.__mul__)
+        elif count == 1:
+            rules = _filters(lam)
+        tuned.append({"weight": _said({name: share(name) for name in places}, rules, places)})
+    rest = {name: 1 - lam.at(name, places[name]) for name in places}
+    own = {"weight": _said(rest, _mapped(_filters(lam), lambda value: 1 - value), places)}
+    return {}, own, tuned
+
+
+def _task_vectors(job: Job, places: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Task arithmetic and its kin: λ as `lambda`, the rest by its own name."""
+    options, count, method = job.options, len(job.tuned), METHODS[job.method]
+    lam = options.lam
+    if job.method == "lines" and lam.constant is not None:
+        lam = Setting.of((0.0, lam.constant))
+    common: dict[str, Any] = {"lambda": _phrase(lam, places)}
+    common["normalize"] = method.normalize if options.normalize is None else options.normalize
+    tuned = [{"weight": _phrase(weight, places)} for weight in _each(options.weights, count, 1.0)]
+    if "density" in method.options:
+        densities = _each(options.density, count, 1.0)
+        rescale = options.rescale or method.rescale
+        if rescale == "inverse" and any(d.at(name, places[name]) < 1 for d in densities for name in places):
+            raise UserError("mergekit rescales by the l1 norm, not by 1/density", "export with rescale l1 or none")
+        common["rescale"] = rescale == "l1"
+        for name, given, default in (
+            ("density", options.density, 1.0),
+            ("gamma", options.gamma, 0.01),
+            ("epsilon", options.epsilon, 0.15),
+        ):
+            if name in method.options:
+                for parameters, one in zip(tuned, _each(given, count, default), strict=True):
+                    parameters[name] = _phrase(one, places)
+    return common, {}, tuned
+
+
+def _check_equal(options: Options, count: int, places: Mapping[str, float]) -> None:
+    """Hold that all models weigh the same, the base too: mergekit's karcher knows nothing else."""
+    weights = _each(options.weights, count, 1.0)
+    for name, depth in places.items():
+        given = [weight.at(name, depth) for weight in weights]
+        if options.base_weight is not None:
+            given.append(options.base_weight.at(name, depth))
+        else:
+            lam = options.lam.at(name, depth)
+            given = [1 - lam, *(lam * weight / math.fsum(given) for weight in given)]
+        if not all(math.isclose(one, given[0], rel_tol=1e-9) for one in given):
+            what = f"mergekit's karcher gives all models the same weight, the base too; {name} has {_rounded(given)}"
+            raise UserError(what, f"export with λ = {count}/{count + 1} and no weights")
+
+
+def _each(given: Sequence[Setting], count: int, default: float) -> tuple[Setting, ...]:
+    """A setting a tuned model, from one each, one for all, or none."""
+    given = tuple(given) or (Setting.of(default),)
+    return tuple(given) * count if len(given) == 1 else tuple(given)
+
+
+Rules = list[tuple[str, Value]]
+
+
+def _phrase(setting: Setting, places: Mapping[str, float]) -> Any:
+    """A setting as mergekit's: a number, a gradient, or filters."""
+    if setting.constant is not None:
+        return _rounded(setting.constant)
+    return _said({name: setting.at(name, depth) for name, depth in places.items()}, _filters(setting), places)
+
+
+def _said(want: Mapping[str, float], rules: Rules | None, places: Mapping[str, float]) -> Any:
+    """mergekit's setting that gives every tensor its number.
+
+    Args:
+        want: The number of every tensor.
+        rules: Filters that may give these, but for a few tensors; those are put right by filters of their own.
+        places: How deep each tensor lies.
+    """
+    if len({_rounded(number) for number in want.values()}) == 1:
+        return _rounded(next(iter(want.values())))
+    if rules:
+        wrong = [name for name in want if not _right(rules, name, places[name], want[name])]
+        own: Rules = [(name, want[name]) for name in sorted(wrong, key=len, reverse=True)]
+        rules = own + rules
+        if len(own) <= max(4, len(want) // 8) and all(_right(rules, n, places[n], want[n]) for n in want):
+            return _yaml(rules)
+    # A name's own filter comes before those of shorter names, so it is the first that the name contains.
+    return _yaml([(name, want[name]) for name in sorted(want, key=len, reverse=True)])
+
+
+def _right(rules: Rules, name: str, depth: float, want: float) -> bool:
+    try:
+        return math.isclose(Setting.containing(rules).at(name, depth), want, rel_tol=1e-12, abs_tol=1e-12)
+    except UserError:  # no filter matches
+        return False
+
+
+def _yaml(rules: Rules) -> Any:
+    """Rules in mergekit's form."""
+    if [pattern for pattern, _ in rules] == ["*"]:
+        return _rounded(rules[0][1])
+    return [{**({"filter": p} if p != "*" else {}), "value": _rounded(value)} for p, value in rules]
+
+
+def _mapped(rules: Rules | None, change: Callable[[float], float]) -> Rules | None:
+    """The same filters with other numbers; `change` must be linear, so that it holds between a gradient's too."""
+    if rules is None:
+        return None
+    return [(p, tuple(map(change, value)) if isinstance(value, tuple) else change(value)) for p, value in rules]
+
+
+def _filters(setting: Setting) -> Rules | None:
+    """A setting's patterns as parts of names, as near as they come; None where one has no such form."""
+    if setting.matching == "contains":
+        return list(setting.rules)
+    found: Rules = []
+    for pattern, value in setting.rules:
+        choices = [_choices(part) for part in re.split(r"(\{[^{}]*\})", pattern)]
+        if math.prod(len(some) for some in choices) > _MOST_FILTERS:
+            return None
+        for text in map("".join, itertools.product(*choices)):
+            core = text.strip("*")
+            if "*" in core or "?" in core:
+                return None
+            start = "" if text.startswith("*") or not core else "."
+            found.append((start + core or "*", value))
+    return found
+
+
+def _choices(part: str) -> list[str]:
+    """What a part of a pattern stands for: the numbers and texts within braces, or the part itself."""
+    if not part.startswith("{"):
+        return [part]
+    found = []
+    for text in part[1:-1].split(","):
+        ends = re.fullmatch(r"(\d+)-(\d+)", text.strip())
+        found += [str(n) for n in range(int(ends[1]), int(ends[2]) + 1)] if ends else [text.strip()]
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.12g}")
+
+
+def _tuned_models(job: Job) -> list[Any]:
+    """The tuned models as mergekit names them; an adapter goes with its base. What is no folder here is a model."""
+    return [_model(job.base, ref) if is_adapter(Path(ref)) else _model(ref) for ref in job.tuned]
+
+
+def _model(ref: str, adapter: str | None = None) -> Any:
+    """A reference as mergekit reads it: a text, or a mapping where a local folder's name has its `+` or `@` in it."""
+    for one in (ref, adapter or ""):
+        if one.startswith("bundled:") or one.lower().endswith(".gguf"):
+            raise UserError(f"{one}: mergekit does not read it", "name a folder of safetensors or a hub id")
+
+    def plain(one: str) -> bool:
+        return "+" not in one and " " not in one and not ("@" in one and Path(one).exists())
+
+    if plain(ref) and plain(adapter or ""):
+        return f"{ref}+{adapter}" if adapter else ref
+    entry = {"model": ref if plain(ref) else {"path": ref}}
+    return entry | ({"lora": adapter if plain(adapter) else {"path": adapter}} if adapter else {})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of numbers on one line."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _list(dumper: _Dumper, data: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=all(isinstance(x, float) for x in data))
+
+
+_Dumper.add_representer(list, _list)

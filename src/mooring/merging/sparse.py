@@ -1,0 +1,581 @@
+"""Methods that thin the changes out before they add them up."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mooring.merging import slices
+from mooring.merging.dense import Pass, Plan, Site, divisor_of, wide_type, widened
+
+# --- Keep the entries of a change whose magnitudes have certain ranks: exact, and without ---
+
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+_HIGH, _LOW = 15, 16
+"""Bits of a magnitude's 31 that the first histogram looks at, and the second."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """Ascending ranks [first, last) of |δ| among `count` entries.
+
+    Attributes:
+        first: The first rank that is kept.
+        last: One past the last.
+        count: How many entries there are.
+        earlier_is_larger: Whether of equal magnitudes the one at an earlier position has the higher rank.
+    """
+
+    first: int
+    last: int
+    count: int
+    earlier_is_larger: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Edge:
+    """A magnitude at the edge of the kept window, and which of the entries that have it are inside.
+
+    Attributes:
+        value: The magnitude, in float32.
+        first: The first of those entries, in the order of positions, that is kept.
+        last: One past the last.
+        before: For every cell of the grid, how many of those entries lie in the cells before it; None where all of
+            them, or none, are kept.
+    """
+
+    value: float
+    first: int
+    last: int
+    before: Array | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Window:
+    """The magnitudes that are kept: between two edges, or from one on where nothing is too large; no edge: none."""
+
+    low: Edge | None
+    high: Edge | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Found:
+    """The magnitude at a rank, as bits; how many entries are smaller, and how many equal."""
+
+    bits: int
+    below: int
+    equal: int
+
+
+def windows(spans: Sequence[Span | None]) -> Generator[Pass, Any, list[Window | None]]:
+    """Find the window of every model's span; None stays None."""
+    found: list[Window | None] = [None if span is None else Window(None, None) for span in spans]
+    wanted = [(m, span) for m, span in enumerate(spans) if span is not None and span.last > span.first]
+    if not wanted:
+        return found
+    queries = [(m, span.first) for m, span in wanted]
+    queries += [(m, span.last - 1) for m, span in wanted if span.last < span.count]
+    answers = dict(zip(queries, (yield from _at_ranks(queries)), strict=True))
+    ends = {m: (answers[m, span.first], answers.get((m, span.last - 1))) for m, span in wanted}
+    kept = {m: _kept(span, *ends[m]) for m, span in wanted}
+    ties = [
+        (m, end.bits)
+        for m, _ in wanted
+        for end, (first, last) in zip(ends[m], kept[m], strict=True)
+        if end is not None and 0 < last - first < end.equal
+    ]
+    before: dict[tuple[int, int], Array] = {}
+    if ties:
+        counts = yield Pass(functools.partial(_ties, ties), slices.concatenate)
+        before = {tie: np.concatenate([[0], np.cumsum(counts[:, row])]) for row, tie in enumerate(ties)}
+    for m, _ in wanted:
+        low, high = (
+            Edge(_from_bits(end.bits), first, last, before.get((m, end.bits))) if end is not None else None
+            for end, (first, last) in zip(ends[m], kept[m], strict=True)
+        )
+        found[m] = Window(low, high)
+    return found
+
+
+def _kept(span: Span, low: _Found, high: _Found | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """For the low and the high edge, which of the entries equal to it are kept, counted in the order of positions."""
+
+    def at(end: _Found, first: int, last: int) -> tuple[int, int]:
+        first, last = max(first - end.below, 0), min(last - end.below, end.equal)
+        return (end.equal - last, end.equal - first) if span.earlier_is_larger else (first, last)
+
+    return at(low, span.first, span.last), at(high or low, span.first, span.last)
+
+
+def _at_ranks(queries: Sequence[tuple[int, int]]) -> Generator[Pass, Any, list[_Found]]:
+    """The magnitudes at ascending ranks, for (model, rank) each."""
+    models = sorted({m for m, _ in queries})
+    tops = yield Pass(functools.partial(_top_histograms, models), np.add, _has_infinite)
+    bins = [_locate(tops[models.index(m)], rank) for m, rank in queries]
+    pairs = [(m, top) for (m, _), (top, _) in zip(queries, bins, strict=True)]
+    distinct = sorted(set(pairs))
+    lows = yield Pass(functools.partial(_low_histograms, distinct), np.add)
+    found = []
+    for (_, rank), (top, below), pair in zip(queries, bins, pairs, strict=True):
+        histogram = lows[distinct.index(pair)]
+        low, more = _locate(histogram, rank - below)
+        found.append(_Found((top << _LOW) | low, below + more, int(histogram[low])))
+    return found
+
+
+def _locate(histogram: Array, rank: int) -> tuple[int, int]:
+    """The bin that holds the entry of an ascending rank, and how many entries lie in the bins below."""
+    ends = np.cumsum(histogram)
+    found = int(np.searchsorted(ends, rank, side="right"))
+    return found, int(ends[found - 1]) if found else 0
+
+
+def change_of(base: Tensor, tuned: Tensor) -> Tensor:
+    """tuned − base, in float32 or better, in a thread's own memory."""
+    kind = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
+    ground = slices.scratch("ground", base.numel(), kind).copy_(base)
+    return slices.scratch("thinned", base.numel(), kind).copy_(tuned).sub_(ground)
+
+
+def magnitude_bits(change: Tensor) -> Tensor:
+    """|δ| in float32 as whole numbers of the same order, 31 bits: int32, in a thread's own memory."""
+    return slices.scratch("size", change.numel(), torch.float32).copy_(change).abs_().view(torch.int32)
+
+
+def _from_bits(bits: int) -> float:
+    return float(np.array(bits, dtype=np.int32).view(np.float32))
+
+
+def _each_cell(
+    base: Tensor, tuned: Sequence[Tensor], models: Sequence[int], work: Callable[[int, Tensor], None]
+) -> None:
+    """Call `work` with (model, magnitudes as bits) for every cell of a slice and some of the models."""
+    for first, *others in slices.cells(slices.CELL, base, *(tuned[m] for m in models)):
+        for m, values in zip(models, others, strict=True):
+            work(m, magnitude_bits(change_of(first, values)))
+
+
+def _top_histograms(models: Sequence[int], start: int, base: Tensor, tuned: Sequence[Tensor]) -> Array:
+    """How many entries have each value of the upper bits: shape (models, 2¹⁵)."""
+    found = torch.zeros((len(models), 1 << _HIGH), dtype=torch.int64)
+    rows = dict(zip(models, found, strict=True))
+
+    def count(m: int, bits: Tensor) -> None:
+        rows[m].add_(torch.bincount(bits.bitwise_right_shift_(_LOW), minlength=1 << _HIGH))
+
+    _each_cell(base, tuned, models, count)
+    return found.numpy()
+
+
+def _has_infinite(tops: Array) -> bool:
+    """Whether a change is Inf or NaN: their upper bits are those of Inf or more."""
+    return bool(tops[:, 0x7F80:].any())
+
+
+def _low_histograms(pairs: Sequence[tuple[int, int]], start: int, base: Tensor, tuned: Sequence[Tensor]) -> Array:
+    """The same for the lower bits of those in a bin, for (model, bin) each: shape (pairs, 2¹⁶)."""
+    found = np.zeros((len(pairs), 1 << _LOW), dtype=np.int64)
+
+    def count(m: int, bits: Tensor) -> None:
+        numbers = bits.numpy()
+        tops = numbers >> _LOW
+        for row, (model, top) in enumerate(pairs):
+            if model == m:
+                inside = numbers[np.flatnonzero(tops == top)] & ((1 << _LOW) - 1)
+                found[row] += np.bincount(inside, minlength=1 << _LOW)
+
+    _each_cell(base, tuned, sorted({m for m, _ in pairs}), count)
+    return found
+
+
+def _ties(wanted: Sequence[tuple[int, int]], start: int, base: Tensor, tuned: Sequence[Tensor]) -> Array:
+    """How many entries have just a magnitude, for (model, bits) each: shape (cells, wanted)."""
+    found = np.zeros((-(-base.numel() // slices.CELL), len(wanted)), dtype=np.int64)
+    cells = dict.fromkeys({m for m, _ in wanted}, 0)
+
+    def count(m: int, bits: Tensor) -> None:
+        numbers = bits.numpy()
+        for row, (model, value) in enumerate(wanted):
+            if model == m:
+                found[cells[m], row] = np.count_nonzero(numbers == value)
+        cells[m] += 1
+
+    _each_cell(base, tuned, sorted(cells), count)
+    return found
+
+
+def keep_window(window: Window, start: int, change: Tensor) -> Tensor:
+    """Zero what lies outside a window, in place.
+
+    Args:
+        window: What is kept.
+        start: Position of the first entry, a multiple of the grid's cell.
+        change: At most a cell.
+    """
+    if window.low is None:
+        return change.zero_()
+    size = slices.scratch("size", change.numel(), torch.float32).copy_(change).abs_()
+    low, high, cell = window.low, window.high, start // slices.CELL
+    if high is not None and low.value == high.value:
+        mask = _equal(size, low, cell)
+    else:
+        mask = _beyond(size, low, cell, above=True)
+        if high is not None:
+            mask.mul_(_beyond(size, high, cell, above=False))
+    return change.mul_(mask if change.dtype == mask.dtype else mask.to(change.dtype))
+
+
+def _beyond(size: Tensor, edge: Edge, cell: int, *, above: bool) -> Tensor:
+    """1 where a magnitude lies on the kept side of an edge, or on it and is one of those that are kept; else 0."""
+    mask = slices.scratch("above" if above else "below", size.numel(), torch.float32).copy_(size)
+    whole = edge.last > edge.first
+    if edge.before is not None:
+        seen, past = int(edge.before[cell]), int(edge.before[cell + 1])
+        whole = edge.first <= seen and past <= edge.last
+        if not whole and seen < edge.last and past > edge.first:  # the ties of this cell are parted
+            return (mask.gt_(edge.value) if above else mask.lt_(edge.value)).add_(_equal(size, edge, cell))
+    if above:
+        return mask.ge_(edge.value) if whole else mask.gt_(edge.value)
+    return mask.le_(edge.value) if whole else mask.lt_(edge.value)
+
+
+def _equal(size: Tensor, edge: Edge, cell: int) -> Tensor:
+    """1 at the entries that have just the edge's magnitude and are among those kept; else 0."""
+    equal = size.eq(edge.value).float()
+    if edge.before is None:
+        return equal if edge.last > edge.first else equal.zero_()
+    places = np.flatnonzero(equal.numpy())
+    numbers = int(edge.before[cell]) + np.arange(len(places))
+    equal[torch.from_numpy(places[(numbers < edge.first) | (numbers >= edge.last)])] = 0
+    return equal
+
+
+# --- Which entries of a change are kept: by magnitude, at random, or at random by rank ---
+
+
+Sparsifier: TypeAlias = Callable[[int, Tensor], Tensor]
+"""(start, change) to the thinned and rescaled change; it may be done in place. At most a cell at a time."""
+
+LONGEST_ROW = 2**20
+"""Entries that are ranked together at most; a longer row is ranked in runs of so many."""
+
+
+def grid_of(kind: str, site: Site) -> int:
+    """Entries that a sparsifier takes at a time: a cell, or whole rows where it ranks them."""
+    if kind != "magprune":
+        return slices.CELL
+    row = _row(site)
+    return row * max(1, slices.CELL // row)
+
+
+def _row(site: Site) -> int:
+    """Entries that are ranked together: the last axis, or all of a vector."""
+    return max(1, min(site.shape[-1] if len(site.shape) > 1 else site.numel, LONGEST_ROW))
+
+
+def sparsifiers(kind: str, site: Site, models: int) -> Generator[Pass, Any, list[Sparsifier]]:
+    """Find out what is needed over the tensor, and give one sparsifier a tuned model.
+
+    Args:
+        kind: `magnitude` (TIES), `outliers` (Breadcrumbs), `random` (DARE) or `magprune` (DELLA).
+        site: The tensor.
+        models: How many tuned models there are.
+    """
+    if kind in ("magnitude", "outliers"):
+        spans = [_span(kind, site.numel, site.density[m], site.gamma[m]) for m in range(models)]
+        found: list[Sparsifier] = [
+            functools.partial(keep_window, window) if window else _untouched for window in (yield from windows(spans))
+        ]
+    elif kind == "random":
+        found = [
+            functools.partial(_at_random, site, m, site.density[m]) if site.density[m] < 1 else _untouched
+            for m in range(models)
+        ]
+    else:
+        found = [
+            functools.partial(_by_rank, site, m, _row(site)) if site.density[m] < 1 else _untouched
+            for m in range(models)
+        ]
+    if site.rescale == "l1":
+        sums = yield Pass(functools.partial(_sums, grid_of(kind, site), found), slices.concatenate)
+        return [
+            functools.partial(_scaled, keep, _ratio(sums[:, m])) if keep is not _untouched else keep
+            for m, keep in enumerate(found)
+        ]
+    if site.rescale == "inverse" and kind != "magprune":
+        return [
+            functools.partial(_scaled, keep, 1 / d) if d > 0 and keep is not _untouched else keep
+            for keep, d in zip(found, site.density, strict=False)
+        ]
+    return found
+
+
+def _untouched(start: int, change: Tensor) -> Tensor:
+    return change
+
+
+def _scaled(keep: Sparsifier, factor: float, start: int, change: Tensor) -> Tensor:
+    return keep(start, change).mul_(factor)
+
+
+def _sums(grid: int, found: Sequence[Sparsifier], start: int, base: Tensor, tuned: Sequence[Tensor]) -> Array:
+    """Σ|δ| before and after, in float64: shape (cells, models, 2)."""
+    sums = []
+    for at in range(0, base.numel(), grid):
+        cell = []
+        for keep, t in zip(found, tuned, strict=True):
+            change = change_of(base[at : at + grid], t[at : at + grid])
+            before = float(change.abs().sum(dtype=torch.float64))
+            cell.append((before, float(keep(start + at, change).abs_().sum(dtype=torch.float64))))
+        sums.append(cell)
+    return np.array(sums)
+
+
+def _ratio(sums: Array) -> float:
+    """Σ|δ| / Σ|thinned δ|; 1 where either is next to nothing, as in mergekit."""
+    before, after = math.fsum(sums[:, 0]), math.fsum(sums[:, 1])
+    return before / after if min(before, after) >= 1e-7 else 1.0
+
+
+def _span(kind: str, count: int, density: float, gamma: float) -> Span | None:
+    """Which ranks of |δ| are kept; None where all are."""
+    if density >= 1:
+        return None
+    if kind == "magnitude":
+        kept = max(1, int(density * count)) if density > 0 and count else 0
+        return Span(count - kept, count, count, earlier_is_larger=True)
+    kept = int(density * count)
+    first = max(0, count - kept - int(gamma * count))
+    return Span(first, first + kept, count, earlier_is_larger=False)
+
+
+# At random.
+
+
+def draws(seed: int, name: str, model: int, start: int, stop: int) -> Array:
+    """Uniform 32-bit numbers for the entries [start, stop) of a tensor, by position: shape (stop − start,), uint32.
+
+    Each cell of the grid has its own SFC64 stream, seeded by (seed, name, model, cell).
+    """
+    if start % slices.CELL == 0 and stop - start <= slices.CELL:
+        return _cell_draws(seed, name, model, start // slices.CELL, stop - start)
+    parts = []
+    for cell in range(start // slices.CELL, math.ceil(stop / slices.CELL)):
+        low, high = max(start, cell * slices.CELL), min(stop, (cell + 1) * slices.CELL)
+        parts.append(_cell_draws(seed, name, model, cell, high - cell * slices.CELL)[low - cell * slices.CELL :])
+    return np.concatenate(parts) if parts else np.empty(0, np.uint32)
+
+
+def _cell_draws(seed: int, name: str, model: int, cell: int, count: int) -> Array:
+    stream = np.random.SFC64(np.random.SeedSequence([seed % 2**64, _number_of(name), model, cell]))
+    raw = stream.random_raw((count + 1) // 2)
+    return np.asarray(raw, dtype="<u8").view("<u4")[:count]
+
+
+@functools.lru_cache(maxsize=4096)
+def _number_of(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8"), digest_size=16).digest(), "little")
+
+
+def _at_random(site: Site, model: int, density: float, start: int, change: Tensor) -> Tensor:
+    """DARE's mask: each entry stays with probability `density`."""
+    kept = draws(site.seed, site.name, model, start, start + change.numel()) < np.uint32(
+        min(round(density * 2**32), 2**32 - 1)
+    )
+    return change.mul_(torch.from_numpy(kept.view(np.uint8)).to(change.dtype))
+
+
+def _by_rank(site: Site, model: int, row: int, start: int, change: Tensor) -> Tensor:
+    """MagPrune: in each row, keep with a probability that rises with the rank of |δ|; divide by it where asked."""
+    low, width = site.density[model] - site.epsilon[model], 2 * site.epsilon[model]
+    count = change.numel()
+    drawn = torch.from_numpy(draws(site.seed, site.name, model, start, start + count).astype(np.int64, copy=False))
+    mask = slices.scratch("mask", count, change.dtype).copy_(drawn).mul_(2.0**-32)
+    chance = _rank_shares(change, row).mul_(width).add_(low)
+    mask.lt_(chance)
+    if site.rescale == "inverse":
+        mask.div_(chance)
+    return change.mul_(mask)
+
+
+def _rank_shares(change: Tensor, row: int) -> Tensor:
+    """Each entry's rank of magnitude within its row, from 0 (least) to 1 (largest); of equal ones the first is less."""
+    count = change.numel()
+    bits, shares = magnitude_bits(change), slices.scratch("shares", count, change.dtype)
+    whole = count // row * row
+    for first, last, length in ((0, whole, row), (whole, count, count - whole)):
+        if first == last:
+            continue
+        columns = _ascending(bits[first:last].view(-1, length))
+        ranks = torch.linspace(0, 1, length, dtype=change.dtype) if length > 1 else change.new_full((1,), 0.5)
+        shares[first:last].view(-1, length).scatter_(1, columns, ranks.expand(columns.shape))
+    return shares
+
+
+def _ascending(rows: Tensor) -> Tensor:
+    """A stable argsort of each row of 31-bit numbers: by the lower 16 bits, then by the upper ones.
+
+    numpy sorts 16-bit numbers by radix, so that two such sorts take half the time of one comparison sort of 64 bits.
+    """
+    low = torch.from_numpy((rows.numpy() & 0xFFFF).astype(np.uint16).argsort(axis=1, kind="stable"))
+    high = torch.gather(rows >> 16, 1, low).numpy().astype(np.uint16)
+    return torch.gather(low, 1, torch.from_numpy(high.argsort(axis=1, kind="stable")))
+
+
+_ZERO = torch.zeros(())
+
+
+def _thinned(site: Site, models: int, consensus: bool) -> Plan:
+    """θ = base + λ · combination of wᵢ·thinned(tunedᵢ − base); what `site.kind` means is in `sparsify`."""
+    thin = yield from sparsifiers(site.kind, site, models)
+    weights = site.weights or (1.0,) * models
+    add = elect if consensus else add_up
+    return functools.partial(
+        _add_thinned,
+        site,
+        grid_of(site.kind, site),
+        thin,
+        functools.partial(add, weights=weights, normalize=site.normalize),
+    )
+
+
+def _add_thinned(
+    site: Site,
+    grid: int,
+    thin: Sequence[Sparsifier],
+    mix: Callable[[Sequence[Tensor]], Tensor],
+    start: int,
+    base: Tensor,
+    tuned: Sequence[Tensor],
+    k: int,
+) -> Tensor:
+    if site.lams[k] == 0:
+        return base
+    kind = wide_type([base, *tuned])
+    out = slices.scratch("out", base.numel(), site.dtype)
+    for number, (place, first, *others) in enumerate(
+        slices.cells(grid, out, base, *tuned)
+    ):  # a cell stays in the cache
+        ground = widened("ground", first, kind)
+        changes = [
+            keep(start + number * grid, widened(f"change {m}", t, kind).sub_(ground))
+            for m, (keep, t) in enumerate(zip(thin, others, strict=True))
+        ]
+        mixed = mix(changes)
+        # λ·mixed with its zeros made +0 or −0, so that a base of −0 stays that, as in a slice that no model changed
+        mixed = torch.sub(_ZERO, mixed, out=mixed) if site.lams[k] > 0 else mixed.add_(0)
+        place.copy_(ground.sub_(mixed, alpha=abs(site.lams[k])))
+    return out
+
+
+def add_up(changes: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
+    """Σ wᵢ·δᵢ, divided by Σ wᵢ where asked. May change its inputs."""
+    divisor = divisor_of(weights) if normalize else 1.0
+    total = changes[0].mul_(weights[0] / divisor) if weights[0] != divisor else changes[0]
+    for change, weight in zip(changes[1:], weights[1:], strict=True):
+        total.add_(change, alpha=weight / divisor)
+    return total
+
+
+def elect(changes: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
+    """TIES's election and disjoint merge: for each entry, the sum of those wᵢ·δᵢ that have the sign of Σ wᵢ·δᵢ.
+
+    Where asked it is divided by the sum of the weights that took part. A sum of 0 counts as positive. May change its
+    inputs.
+
+    Source: Yadav et al. 2023, arXiv:2306.01708, section 3.
+    """
+    if len(changes) == 1:  # one voice elects itself
+        factor = weights[0] if not normalize or weights[0] == 0 else 1.0
+        return changes[0].mul_(factor) if factor != 1 else changes[0]
+    votes = [change.mul_(weight) for change, weight in zip(changes, weights, strict=True)]
+    sign = torch.zeros_like(votes[0])
+    for vote in votes:
+        sign.add_(vote)
+    sign.ge_(0).mul_(2).sub_(1)
+    total, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
+    for vote, weight in zip(votes, weights, strict=True):
+        agrees = torch.sign(vote).eq_(sign)
+        total.addcmul_(vote, agrees)
+        divisor.add_(agrees, alpha=weight)
+    if not normalize:
+        return total
+    # weights of both signs may cancel to a rounding error
+    near = 1e-6 * math.fsum(map(abs, weights)) if min(weights) < 0 else 0.0
+    return total.div_(divisor.masked_fill_(divisor.abs().le_(near).bool(), 1))
+
+
+def ties(site: Site, models: int) -> Plan:
+    """TIES: keep the `density` largest entries of each change, elect a sign for each entry, and take the disjoint mean.
+
+    Of the n entries of a tensor exactly max(1, ⌊density·n⌋) are kept; of equal ones the first. The threshold is exact,
+    from two histograms over the bit pattern of |δ| in float32.
+
+    Source: Yadav et al. 2023, TIES-Merging, arXiv:2306.01708. In mergekit: `ties`, λ as `lambda`.
+    """
+    return (yield from _thinned(site, models, consensus=True))
+
+
+def dare_linear(site: Site, models: int) -> Plan:
+    """DARE: drop each entry of a change with probability p = 1 − density, rescale the others by 1/(1−p), add up.
+
+    Which entries go is a function of (seed, tensor, position). `rescale: l1` restores the sum of magnitudes instead.
+
+    Source: Yu et al. 2023, Language models are Super Mario, arXiv:2311.03099, eq. 2. In mergekit: `dare_linear`, whose
+    `rescale` is the l1 one.
+    """
+    return (yield from _thinned(site, models, consensus=False))
+
+
+def dare_ties(site: Site, models: int) -> Plan:
+    """DARE's drop and rescale, then TIES's election and disjoint merge.
+
+    Source: Yu et al. 2023, arXiv:2311.03099; Yadav et al. 2023, arXiv:2306.01708. In mergekit: `dare_ties`.
+    """
+    return (yield from _thinned(site, models, consensus=True))
+
+
+def della(site: Site, models: int) -> Plan:
+    """DELLA: drop entries at random, small ones more often (MagPrune), rescale, elect a sign, take the disjoint mean.
+
+    In each row the keep probability rises with the rank of |δ| from density − ε to density + ε; a kept entry is divided
+    by its probability (`rescale: l1` restores the sum of magnitudes instead, as mergekit does).
+
+    Source: Deep et al. 2024, DELLA-Merging, arXiv:2406.11617, section 3. In mergekit: `della`, with the same ε.
+    """
+    return (yield from _thinned(site, models, consensus=True))
+
+
+def della_linear(site: Site, models: int) -> Plan:
+    """DELLA's dropping, then the plain sum of changes.
+
+    Source: Deep et al. 2024, arXiv:2406.11617. In mergekit: `della_linear`.
+    """
+    return (yield from _thinned(site, models, consensus=False))
+
+
+def breadcrumbs(site: Site, models: int) -> Plan:
+    """Model Breadcrumbs: drop the `gamma` largest entries of each change and the smallest, so that `density` stay.
+
+    Of n entries ⌊density·n⌋ stay: those below the ⌊gamma·n⌋ largest; of equal ones the first count as smaller.
+
+    Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv:2312.06795. In mergekit: `breadcrumbs`.
+    """
+    return (yield from _thinned(site, models, consensus=False))
+
+
+def breadcrumbs_ties(site: Site, models: int) -> Plan:
+    """Model Breadcrumbs's thinning, then TIES's election and disjoint merge.
+
+    Source: Davari and Belilovsky 2023, arXiv:2312.06795; Yadav et al. 2023, arXiv:2306.01708. In mergekit:
+    `breadcrumbs_ties`.
+    """
+    return (yield from _thinned(site, models, consensus=True))

@@ -1,0 +1,412 @@
+"""Write a model folder in the layout of another."""
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from mooring.errors import ModelError
+from mooring.files import explained
+from mooring.models.safetensors_file import TensorInfo, check_name, lay_out, open_regular, read_header
+from mooring.models.torch_file import read_pickled
+
+# --- Tell by names and types that weights are quantized, where no configuration says so ---
+
+
+_SCALES = ("qzeros", "scales", "SCB", "weight_scale", "weight_scale_inv", "weight_zero_point")
+"""What GPTQ, AWQ, bitsandbytes, compressed-tensors and block-wise fp8 store beside a module's codes."""
+
+_CODES = ("qweight", "weight_packed", "weight")
+
+_NARROW = {torch.float8_e4m3fn, torch.float8_e5m2}
+
+
+def betrayed(tensors: Mapping[str, TensorInfo]) -> TensorInfo | None:
+    """The first tensor that shows that a model is quantized, if any: codes, or scales that lie beside codes.
+
+    A name alone does not do: `weight_scale` may be a parameter, and whole numbers may be a buffer.
+    """
+    return next((info for info in tensors.values() if _shows(info, tensors)), None)
+
+
+def _shows(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
+    stem, dot, part = info.name.rpartition(".")
+    if part in ("qweight", "weight_packed"):
+        return _is_code(info)
+    beside: list[str] = []
+    if part in _SCALES:
+        beside = [f"{stem}{dot}{code}" for code in _CODES]
+    elif part == "absmax":  # bitsandbytes: `fc.weight.absmax` beside `fc.weight`
+        beside = [stem]
+    elif part.endswith("_scales"):  # MXFP4: `experts.up_proj_scales` beside `experts.up_proj_blocks`
+        beside = [info.name.removesuffix("scales") + "blocks"]
+    return any(name in tensors and _is_code(tensors[name]) for name in beside)
+
+
+def _is_code(info: TensorInfo) -> bool:
+    whole = not info.dtype.is_floating_point and not info.dtype.is_complex and info.dtype != torch.bool
+    return whole or info.dtype in _NARROW
+
+
+# --- Open a model folder, and read its tensors a slice at a time ---
+
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+
+_LARGEST_JSON = 2**28
+"""Bytes."""
+
+_UNQUANTIZED = "name the model as it was before quantization"
+
+
+class TensorFiles:
+    """Tensors in files, read by position; any number of threads may read at once.
+
+    Args:
+        infos: What the files hold.
+
+    Raises:
+        ModelError: A file cannot be opened.
+    """
+
+    def __init__(self, infos: Sequence[TensorInfo]) -> None:
+        self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in infos}
+        self._handles: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, out: Tensor | None = None) -> Tensor:
+        """Elements [start, stop) of a tensor, flattened, in its storage type.
+
+        Args:
+            name: The tensor.
+            start: First element.
+            stop: One past the last; the tensor's end where it is not given.
+            out: A contiguous uint8 CPU buffer to read into, at least as large as the slice; the result is a view of it.
+
+        Raises:
+            ModelError: The file ends before the slice does, or cannot be read.
+        """
+        info = self.tensors[name]
+        stop = info.numel if stop is None else stop
+        if not 0 <= start <= stop <= info.numel:
+            raise ValueError(f"{name}: no elements [{start}, {stop}) in {info.numel}")
+        size = info.dtype.itemsize
+        count = (stop - start) * size
+        buffer = torch.empty(count, dtype=torch.uint8) if out is None else out[:count]
+        rest = buffer.numpy().data
+        position = info.offset + start * size
+        try:
+            handle = self._handles.get(info.file) or self._open(info.file)
+            while rest:
+                got = os.preadv(handle, (rest,), position)
+                if got == 0:
+                    raise ModelError(f"{info.file}: ends within {name}", "fetch the file again")
+                rest = rest[got:]
+                position += got
+        except OSError as error:
+            raise ModelError(f"{info.file}: cannot be read ({error.strerror})", "name a file that can") from None
+        return buffer.view(info.dtype)
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor, in its shape."""
+        return self.read(name).view(self.tensors[name].shape)
+
+    def _open(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._handles:
+                self._handles[file] = open_regular(file)
+            return self._handles[file]
+
+    def close(self) -> None:
+        """Close the files; reading again opens them again."""
+        with self._lock:
+            for handle in self._handles.values():
+                with contextlib.suppress(OSError):
+                    os.close(handle)
+            self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Checkpoint(TensorFiles):
+    """A whole model in a folder.
+
+    Attributes:
+        folder: Where it lies.
+        config: Its `config.json`.
+        tensors: Name to place, shard by shard in the order of the bytes.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], infos: Sequence[TensorInfo]) -> None:
+        super().__init__(infos)
+        self.folder = folder
+        self.config = config
+
+    @property
+    def shards(self) -> dict[str, list[TensorInfo]]:
+        """File name to the tensors in it."""
+        groups: dict[str, list[TensorInfo]] = {}
+        for info in self.tensors.values():
+            groups.setdefault(info.file.name, []).append(info)
+        return groups
+
+    @property
+    def output_shards(self) -> dict[str, str]:
+        """File name to the name of a safetensors file for the same tensors, in the order of `shards`.
+
+        `pytorch_model-00001-of-00002.bin` becomes `model-00001-of-00002.safetensors`; safetensors keep their names.
+        """
+        shards = self.shards
+        names = {name: _as_safetensors(name) for name in shards}
+        if len(set(names.values())) < len(names):  # an index may name anything
+            names = {name: f"model-{k:05}-of-{len(names):05}.safetensors" for k, name in enumerate(shards, 1)}
+        return names
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors, in bytes."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+
+def _as_safetensors(name: str) -> str:
+    if not name.endswith(".bin"):
+        return name
+    return name.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Open a whole model: `config.json` with `model.safetensors`, or shards and their index.
+
+    Where there are no safetensors, `pytorch_model.bin` or its shards, of which no pickled code is run. Only headers are
+    read. Close it when done, or use it in a `with`.
+
+    Raises:
+        ModelError: The folder is missing, empty, an adapter, quantized or not a model, or a file in it is corrupt.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    for key in ("quantization_config", "compression_config"):
+        if method := config.get(key):
+            method = method.get("quant_method") if isinstance(method, dict) else method
+            named = method if isinstance(method, str) and method.isprintable() else "unknown method"
+            raise ModelError(f"{folder}: is quantized ({named[:80]})", _UNQUANTIZED)
+    infos = _find(folder)
+    if not infos:
+        raise ModelError(f"{folder}: holds no tensors", "name a folder with a model's weights")
+    checkpoint = Checkpoint(folder, config, infos)
+    if info := betrayed(checkpoint.tensors):
+        raise ModelError(f"{info.file}: is quantized, as {info.name} shows", _UNQUANTIZED)
+    return checkpoint
+
+
+def _find(folder: Path) -> list[TensorInfo]:
+    """The tensors of the first form that is there, in the order in which transformers looks for them."""
+    for weights, index, read in ((WEIGHTS, INDEX, read_header), (PICKLED, PICKLED_INDEX, read_pickled)):
+        if os.path.lexists(folder / weights):  # a link to nothing, or a folder, is named by `read`
+            return read(folder / weights)
+        if os.path.lexists(folder / index):
+            return list(_read_shards(folder / index, read))
+    raise ModelError(f"{folder}: has no {WEIGHTS} and no {INDEX}", "fetch the model's weights")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model folder.
+
+    Raises:
+        ModelError: The folder is missing, empty or not a model, or the file is not JSON.
+    """
+    if not folder.is_dir():
+        what = "is a file, not a model folder" if folder.exists() else "there is no such folder"
+        raise ModelError(f"{folder}: {what}", "name a folder with config.json and model.safetensors")
+    if not (folder / "config.json").is_file():
+        if not any(folder.iterdir()):
+            raise ModelError(f"{folder}: the folder is empty", "name a folder with config.json and model.safetensors")
+        if is_adapter(folder):
+            raise ModelError(f"{folder}: is a LoRA adapter, where a whole model is wanted", "name the model it tunes")
+        raise ModelError(f"{folder}: is not a model: it has no config.json", "name a model folder")
+    return read_json(folder / "config.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A mapping from a JSON file.
+
+    Raises:
+        ModelError: It cannot be read, or is not a mapping.
+    """
+    try:
+        with os.fdopen(open_regular(file), "rb") as stream:
+            text = stream.read(_LARGEST_JSON)
+        data = json.loads(text.decode("utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror})", "name a file that can") from None
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ModelError(f"{file}{line}: is not JSON", "fetch the file again") from None
+    if not isinstance(data, dict):
+        raise ModelError(f"{file}: is not a mapping of keys to values", "fetch the file again")
+    return data
+
+
+def _read_shards(index: Path, read: Callable[[Path], list[TensorInfo]]) -> Iterator[TensorInfo]:
+    """The tensors of a sharded model, by its index."""
+    folder, suffix = index.parent, index.name.split(".")[1]
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise ModelError(f"{index}: has no weight_map from names to files", "fetch the file again")
+    names: dict[str, set[str]] = {}
+    try:
+        for name, shard in places.items():
+            check_name(name)
+            names.setdefault(shard, set()).add(name)
+    except ValueError as error:
+        raise ModelError(f"{index}: is corrupt: {error}", "fetch the file again") from None
+    for shard in names:
+        # a path could lead anywhere on the disk, and another suffix to a side file of the output
+        if Path(shard).name != shard or not shard.isprintable() or not shard.endswith(f".{suffix}"):
+            what = f"{index}: names {shard[:200]!a}, which is not a .{suffix} file of this folder"
+            raise ModelError(what, "fetch the model again")
+    for shard in sorted(names):
+        if not os.path.lexists(folder / shard):
+            raise ModelError(f"{folder / shard}: the shard is missing", "fetch the model again")
+        infos = read(folder / shard)
+        held = {info.name for info in infos}
+        for name in sorted(held ^ names[shard]):
+            where = "is in the file but not in the index" if name in held else "is in the index but not in the file"
+            raise ModelError(f"{folder / shard}: {name} {where}", "fetch the model again")
+        yield from infos
+
+
+MANIFEST = "mooring.json"
+"""How a merged model was made; never copied from an input."""
+
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz"}
+_LEFT_OUT = ("readme", "adapter_", "training_args", "trainer_state", "optimizer", "scheduler", "rng_state", "eval_")
+_LARGEST = 256 * 2**20
+"""Bytes; Gemma's tokenizer.json takes 33 MiB, so that what is larger is no side file."""
+
+
+class Writer:
+    """Files of tensors, laid out at once and filled by position; any number of threads may write at once.
+
+    Args:
+        folder: An existing folder.
+        shards: File name to (name, dtype, shape) of its tensors, in the order of their bytes. More than one file
+            brings an index.
+
+    Raises:
+        OutputError: The disk is full, or may not be written.
+    """
+
+    def __init__(self, folder: Path, shards: Mapping[str, Sequence[tuple[str, torch.dtype, tuple[int, ...]]]]) -> None:
+        self.folder = folder
+        self.tensors: dict[str, TensorInfo] = {}
+        self._handles: dict[Path, int] = {}
+        try:
+            with explained(folder):
+                for name, tensors in shards.items():
+                    self._begin(folder / name, tensors)
+                if len(shards) > 1:
+                    self._write_index()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, file: Path, tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
+        """Create a file at its full size, so that a full disk shows now."""
+        head, infos = lay_out(file, tensors)
+        self._handles[file] = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        os.posix_fallocate(self._handles[file], 0, len(head) + sum(info.nbytes for info in infos))
+        _write_all(self._handles[file], memoryview(head), 0)
+        self.tensors.update((info.name, info) for info in infos)
+
+    def _write_index(self) -> None:
+        places = {name: info.file.name for name, info in sorted(self.tensors.items())}
+        total = sum(info.nbytes for info in self.tensors.values())
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2, ensure_ascii=False)
+        (self.folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Put values at a tensor's elements from `start`.
+
+        Args:
+            name: The tensor.
+            start: First element.
+            values: Of the tensor's type, contiguous, on the CPU.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        info = self.tensors[name]
+        if values.dtype != info.dtype or start + values.numel() > info.numel:
+            raise ValueError(f"{name}: {values.numel()} × {values.dtype} from {start} do not fit {info}")
+        data = values.reshape(-1).view(torch.uint8).numpy().data
+        with explained(info.file):
+            _write_all(self._handles[info.file], data, info.offset + start * info.dtype.itemsize)
+
+    def close(self) -> None:
+        """Close the files."""
+        for handle in self._handles.values():
+            with contextlib.suppress(OSError):
+                os.close(handle)
+        self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _write_all(handle: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(handle, data[done:], offset + done)
+
+
+def side_files(folder: Path) -> Iterator[Path]:
+    """The files of a model folder besides its weights that belong to the model, relative to the folder.
+
+    Config, generation config, tokenizer, chat templates, preprocessor, the model's own code and licence; not the
+    model card (it tells of another model), training state, adapters, or what is hidden.
+    """
+    for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja")]):
+        name = path.name.lower()
+        if name.startswith((".", *_LEFT_OUT)) or name == MANIFEST or name.endswith(".index.json"):
+            continue
+        if path.suffix.lower() in _WEIGHTS or not path.is_file() or path.stat().st_size > _LARGEST:
+            continue
+        yield path.relative_to(folder)
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy what `side_files` lists.
+
+    Raises:
+        OutputError: The disk is full, or may not be written.
+    """
+    with explained(target):
+        for name in side_files(source):
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, target / name)

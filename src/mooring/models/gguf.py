@@ -1,0 +1,158 @@
+"""Turn a GGUF file into an ordinary model folder."""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mooring.errors import ModelError
+from mooring.files import atomic_folder, free_for_output, need_room
+from mooring.models.checkpoint import Writer
+from mooring.models.safetensors_file import NAMES
+
+_PARAMETERS_PER_BYTE = 4
+"""At most, in a file with a quantization in use (2 bits a weight)."""
+
+
+def is_gguf(file: Path) -> bool:
+    """Whether a file begins as a GGUF does."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def convert(file: str | Path, out: str | Path, dtype: str = "bfloat16") -> Path:
+    """Dequantize a GGUF file and write an ordinary folder: config, tokenizer, chat template, safetensors.
+
+    transformers reads the file, in float32; each weight is rounded once.
+
+    Args:
+        file: The GGUF file.
+        out: A folder that does not exist yet, or is empty.
+        dtype: Type of the weights: `bfloat16`, `float16` or `float32`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: The file is missing, not a GGUF, or of a model that transformers cannot read from one.
+        OutputError: The folder holds something, or the disk has no room.
+    """
+    import torch
+
+    file, out = Path(file), Path(out)
+    if not is_gguf(file):
+        reason = "is not a GGUF file" if file.is_file() else "there is no such file"
+        raise ModelError(f"{file}: {reason}", "name a .gguf file")
+    kind = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
+    free_for_output(out)
+    need_room(out, file.stat().st_size * _PARAMETERS_PER_BYTE)
+    with _quiet(), _remembering():
+        model, tokenizer = _load(file)
+        with atomic_folder(out) as scratch:
+            _write_weights(model, scratch, kind)
+            _write_config(model, tokenizer, scratch, dtype)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+            tokenizer.save_pretrained(scratch)
+            _clean_tokenizer_config(scratch)
+    return out
+
+
+def _load(file: Path) -> tuple[Any, Any]:
+    """Model (float32) and tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where, name = str(file.absolute().parent), file.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        unpacked = GgufConfig(dequantize=True)  # else a machine with the right kernels keeps the blocks
+        model = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=name, dtype=torch.float32, quantization_config=unpacked
+        )
+    except (ValueError, KeyError, OSError, IndexError, NotImplementedError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["unknown reason"])[0][:200]
+        raise ModelError(f"{file}: transformers cannot read it ({reason})", "name another model") from None
+    return model, tokenizer
+
+
+def _write_weights(model: Any, folder: Path, dtype: Any) -> None:
+    """One safetensors file; a tied head is left out, as transformers does."""
+    import torch
+
+    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+    state = {k: v for k, v in model.state_dict().items() if k not in tied}
+    kinds = {k: dtype if v.is_floating_point() else v.dtype for k, v in state.items()}
+    assert all(kind in NAMES for kind in kinds.values())
+    layout = [(name, kinds[name], tuple(value.shape)) for name, value in state.items()]
+    with Writer(folder, {"model.safetensors": layout}) as writer, torch.no_grad():
+        for name, value in state.items():
+            writer.write(name, 0, value.to(kinds[name]).contiguous())
+
+
+def _write_config(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
+    """`config.json` and `generation_config.json`, without what only tells of the file."""
+    config = model.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        config.pop(key, None)
+    plain = type(model.config)(**config)
+    plain.architectures = [type(model).__name__]
+    plain.dtype = dtype
+    plain.save_pretrained(folder)
+    generation = {
+        "bos_token_id": config.get("bos_token_id"),
+        "eos_token_id": config.get("eos_token_id"),
+        "pad_token_id": config.get("pad_token_id"),
+    }
+    if generation["eos_token_id"] is None:
+        generation["eos_token_id"] = tokenizer.eos_token_id
+    known = {key: value for key, value in generation.items() if value is not None}
+    (folder / "generation_config.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def _clean_tokenizer_config(folder: Path) -> None:
+    """Drop what only tells how it was loaded here."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _remembering() -> Iterator[None]:
+    """Let the gguf package do once what transformers asks of it again and again: half of the time goes there.
+
+    The file is parsed three times, and the names of its tensors are mapped once a module of the model.
+    """
+    import gguf
+
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)
+    gguf.get_tensor_name_map = functools.lru_cache(maxsize=4)(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no warnings, as they were afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # noqa: PTH123 — a device
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,177 @@
+"""Verdicts of a run's judges: what each is asked, by which model, and what it said."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mooring.config import Judge
+from mooring.data import prompts_digest
+from mooring.errors import DataError
+from mooring.inference.engine import Engine, Settings, load_engine
+from mooring.inference.store import Estimate, Progress, complete_to_file, estimate
+from mooring.models import model_digest
+from mooring.models.resolve import resolve_model
+from mooring.records import Completion, Prompt, Score, Verdict, read_jsonl, write_jsonl
+from mooring.scoring import judges
+from mooring.scoring.safety import Kind, safety_scores
+
+Measure = Callable[[Path, Callable[[Path], str]], str]
+"""Gives the digest of a folder, measured by a function or remembered."""
+
+
+class Judging:
+    """The judges of a run, one model in memory at a time.
+
+    Args:
+        sections: The recipe's judges.
+        measure: Gives the digest of a model's folder.
+
+    Raises:
+        RecipeError: There is no judge of a name, or it needs a model and none is named.
+    """
+
+    def __init__(self, sections: Sequence[Judge], measure: Measure) -> None:
+        self.sections = dict(zip(ids(sections), sections, strict=True))
+        self.kinds = {name: judges.find(section.name) for name, section in self.sections.items()}
+        self.measure = measure
+        self._open: tuple[str, Engine] | None = None
+        for name in self.sections:
+            self.label(name)
+
+    def of(self, kind: str) -> list[str]:
+        """The judges of a kind of prompts (`safety`, `over_refusal`, …), the one whose verdicts count first.
+
+        Refusals of harmless prompts need a judge that says whether a response refuses: where none does, the rules do.
+        """
+        if kind == "safety":
+            return list(self.sections)
+        return [name for name, judge in self.kinds.items() if judge.says_refused] or [RULES]
+
+    def label(self, judge: str) -> str:
+        """A judge's name with its model's, as it stands beside its numbers."""
+        if judge not in self.sections:
+            return judges.label(judges.find(RULES))
+        return judges.label(self.kinds[judge], self.sections[judge].model)
+
+    def about(self, judge: str) -> dict[str, Any]:
+        """What a judge's verdicts depend on, as plain values. Finds its model, but does not load it.
+
+        Raises:
+            ModelError: There is no such model, or it is gated.
+        """
+        if judge not in self.sections or not self.kinds[judge].needs_model:
+            return {"judge": self.label(judge)}
+        section = self.sections[judge]
+        if section.engine == "openai":
+            return {"judge": self.label(judge), "server": section.base_url}
+        model = self.measure(self._folder(judge), model_digest)
+        return {"judge": self.label(judge), "model": model, "runner": section.engine, "dtype": section.dtype}
+
+    def judge(
+        self,
+        judge: str,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        out: Path,
+        on_progress: Progress | None = None,
+        on_say: Callable[[str], None] | None = None,
+    ) -> list[Verdict]:
+        """Verdicts on completions, written to `out`; a model's own answers lie beside it, `answers-…`.
+
+        `on_say` is told what a paid server will ask at most, before it is asked.
+
+        Raises:
+            UserError: The judge's model cannot be had, or fails. The answers that it gave before are kept.
+        """
+        if judge not in self.sections or not self.kinds[judge].needs_model:
+            found = judges.by_rules(prompts, completions)
+        else:
+            kind = self.kinds[judge]
+            questions = judges.questions(kind, prompts, completions)
+            settings = Settings(max_new_tokens=kind.max_new_tokens)
+            if on_say and (cost := self.cost(judge, prompts, completions)):
+                on_say(said(self.label(judge), [cost]))
+            kept = out.with_name(out.name.replace("verdicts-", "answers-", 1))
+            asked = {**self.about(judge), "questions": prompts_digest(questions)}
+            answers = _whole(kept, asked, questions) or complete_to_file(
+                self._engine(judge), questions, settings, kept, asked, on_progress
+            )
+            found = judges.verdicts(kind, prompts, completions, answers, self.label(judge))
+        write_jsonl(out, found)
+        return found
+
+    def cost(self, judge: str, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Estimate | None:
+        """What a judge on a paid server will ask for verdicts on completions; `None` where it asks nothing."""
+        section = self.sections.get(judge)
+        if section is None or not section.price_in + section.price_out:
+            return None
+        kind = self.kinds[judge]
+        questions = judges.questions(kind, prompts, completions)
+        settings = Settings(max_new_tokens=kind.max_new_tokens)
+        return estimate(questions, settings, section.price_in, section.price_out, system=None)
+
+    def scores(self, judge: str, kind: Kind, verdicts: Sequence[Verdict]) -> dict[str, Score]:
+        """The scores of a judge's verdicts on a kind of prompts; no refusal rate of one that does not say."""
+        found = safety_scores(kind, verdicts)
+        if kind == "safety" and judge not in self.of("over_refusal"):
+            found.pop("refusal")
+        return found
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._open = None
+
+    def _folder(self, judge: str) -> Path:
+        return resolve_model(str(judges.model_of(self.kinds[judge], self.sections[judge].model)))
+
+    def _engine(self, judge: str) -> Engine:
+        if self._open is None or self._open[0] != judge:
+            self._open = None  # before the next one is loaded
+            section = self.sections[judge]
+            served = judges.model_of(self.kinds[judge], section.model)
+            model = served if section.engine == "openai" else self._folder(judge)
+            self._open = (judge, load_engine(model, section, system=None))
+        return self._open[1]
+
+
+def _whole(path: Path, asked: Mapping[str, Any], questions: Sequence[Prompt]) -> list[Completion]:
+    """A judge's answers that are there from before, where they are of the same making; nothing otherwise."""
+    if not path.is_file():
+        return []
+    try:
+        answers = read_jsonl(path, Completion)
+    except DataError:
+        return []
+    same = all({key: answer.made_by.get(key) for key in asked} == asked for answer in answers)
+    return answers if same and [a.prompt_id for a in answers] == [q.id for q in questions] else []
+
+
+RULES = "rules"
+
+
+def ids(sections: Sequence[Judge]) -> list[str]:
+    """A short name for each judge, for files and scores: its own, numbered where it is there twice.
+
+    Raises:
+        RecipeError: There is no judge of that name.
+    """
+    names = [judges.find(section.name).name for section in sections]
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
+    ]
+
+
+def said(judge: str, costs: Sequence[Estimate]) -> str:
+    """A judge's cost in a line."""
+    requests, tokens_in = sum(cost.requests for cost in costs), sum(cost.tokens_in for cost in costs)
+    tokens_out, dollars = sum(cost.tokens_out_most for cost in costs), sum(cost.dollars for cost in costs)
+    return (
+        f"{judge}: {requests:,} requests, about {tokens_in:,} tokens in and at most {tokens_out:,} out: "
+        f"${dollars:.2f} at most"
+    )
+
+
+def renamed(scores: Mapping[str, Score], judge: str) -> dict[str, Score]:
+    """Scores of a judge that is not the first, under names of their own: `asr@wildguard`."""
+    return {f"{name}@{judge}": dataclasses.replace(score, name=f"{name}@{judge}") for name, score in scores.items()}

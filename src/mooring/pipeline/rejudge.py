@@ -1,0 +1,141 @@
+"""Other judges over the completions that a run has kept: nothing is generated, and the run's choice stays."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mooring.config import Judge, Recipe
+from mooring.data import Half
+from mooring.errors import DataError
+from mooring.ledger import LEDGER, Ledger, check_as_left, read_ledger
+from mooring.pipeline.evaluation import folder_of, verdict_file
+from mooring.pipeline.judging import Judging, said
+from mooring.pipeline.module_search import FILE
+from mooring.pipeline.run_folder import Store, key_of
+from mooring.pipeline.sets import Name, Sets, asked, evaluation_sets
+from mooring.records import ByModule, Completion, Prompt, Score, Verdict, read_jsonl, read_record
+from mooring.scoring import judges
+from mooring.scoring.safety import Kind
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rejudged:
+    """One judge on what one model answered to one set.
+
+    Attributes:
+        lam: The model's λ.
+        split: The half of the set.
+        name: The set.
+        judge: The judge.
+        scores: What it makes of the answers.
+        beside: How far it agrees with the run's own judge; `None` where that one has not judged them.
+        by_module: Whether the model is the chosen one with λ by module; `lam` is then that of all else.
+    """
+
+    lam: float
+    split: Half
+    name: Name
+    judge: str
+    scores: Mapping[str, Score]
+    beside: judges.Agreement | None
+    by_module: bool = False
+
+
+def rejudge(
+    folder: Path,
+    sections: Sequence[Judge],
+    on_progress: Callable[[str, int, int, int], None] | None = None,
+    on_say: Callable[[str], None] | None = None,
+) -> list[Rejudged]:
+    """Judge a run's kept completions by other judges.
+
+    Verdicts and a judge's own answers go below `rejudged/`, to a folder for each judge and model: what the run itself
+    holds stays as it is. What is there already is read again, so that a stopped call, made again, goes on.
+
+    Args:
+        folder: A run folder.
+        sections: The judges.
+        on_progress: Called with (what is judged, answers done, answers in all, tokens made).
+        on_say: Told what a paid judge will ask at most, in all, before it is asked.
+
+    Raises:
+        DataError: It is no run folder, holds no completions, they were edited, or are not of its prompt sets any more.
+        OutputError: A run is at work in it.
+        UserError: A judge or its model cannot be had.
+    """
+    if not (folder / LEDGER).is_file():
+        raise DataError(f"{folder}: is not a run folder", "name the folder of a run, or a file of completions")
+    store, ledger = Store(folder), read_ledger(folder)
+    recipe = Recipe.load(folder / "recipe.yaml")
+    own = Judging(recipe.score.judges, lambda path, measure: "")
+    judging = Judging(sections, lambda path, measure: measure(path))
+    kept = list(_kept(folder, ledger, evaluation_sets(recipe)))
+    jobs = [(judge, each) for judge in judging.sections for each in kept if judge in judging.of(each.name)]
+    if not jobs:
+        raise DataError(f"{folder}: holds no completions to judge", "has the run answered anything yet?")
+    found = []
+    with store.locked():
+        for judge in judging.sections:
+            _foretell(judging, judge, [each for other, each in jobs if other == judge], on_say)
+        for judge, each in jobs:
+            out = folder / "rejudged" / f"{judge}-{key_of(judging.about(judge))[:8]}" / each.place.name
+            who = "λ by module" if each.by_module else f"λ = {each.lam:g}"
+            label = f"{who}: {each.name} ({each.split}) by {judge}"
+
+            def tell(done: int, total: int, tokens: int, label: str = label) -> None:
+                if on_progress:
+                    on_progress(label, done, total, tokens)
+
+            file = out / verdict_file(each.name, each.split, judge)
+            verdicts = judging.judge(judge, each.prompts, each.completions, file, tell)
+            first = each.place / verdict_file(each.name, each.split, own.of(each.name)[0])
+            check_as_left(folder, ledger, first)
+            beside = judges.measure_agreement(read_jsonl(first, Verdict), verdicts) if first.is_file() else None
+            scores = judging.scores(judge, each.name, verdicts)
+            found.append(Rejudged(each.lam, each.split, each.name, judge, scores, beside, each.by_module))
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kept:
+    """What one model answered to one set."""
+
+    lam: float
+    by_module: bool
+    place: Path
+    split: Half
+    name: Kind
+    prompts: Sequence[Prompt]
+    completions: Sequence[Completion]
+
+
+def _kept(folder: Path, ledger: Ledger, sets: Sets) -> Iterator[_Kept]:
+    """The completions of a run, by model, split and set; those of the task aside, merges not taken too."""
+    halves: tuple[Half, ...] = ("validation", "test")
+    places = sorted((float(path.name[4:]), False, path) for path in (folder / "completions").glob("lam-*"))
+    for lam, by_module, place in [*places, *_taken(folder, ledger)]:
+        for split in halves:
+            for name, prompts in asked(sets, split).items():
+                if name != "task" and (path := place / f"{name}-{split}.jsonl").is_file():
+                    check_as_left(folder, ledger, path)
+                    yield _Kept(lam, by_module, place, split, name, prompts, read_jsonl(path, Completion))
+
+
+def _taken(folder: Path, ledger: Ledger) -> list[tuple[float, bool, Path]]:
+    """The completions of λ by module, where that was taken; its file stays when a recipe goes back to a grid."""
+    path = folder / FILE
+    if Recipe.load(folder / "recipe.yaml").select.search != "modules" or not path.is_file():
+        return []
+    check_as_left(folder, ledger, path)
+    found = read_record(path, ByModule)
+    if found.chosen is None:
+        return []
+    trial = found.tried[found.chosen].trial
+    return [(trial.lam, True, folder / "completions" / folder_of(trial.lam, trial.modules))]
+
+
+def _foretell(judging: Judging, judge: str, kept: Sequence[_Kept], on_say: Callable[[str], None] | None) -> None:
+    """Say what a paid judge will cost in all."""
+    lines = [judging.cost(judge, each.prompts, each.completions) for each in kept]
+    if on_say and (costs := [cost for cost in lines if cost]):
+        on_say(said(judging.label(judge), costs))

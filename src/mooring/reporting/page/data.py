@@ -1,0 +1,315 @@
+"""What the page's script works on: every prompt, answer and number, as JSON that can stand inside HTML."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mooring.records import Score
+from mooring.reporting.results import BY_MODULE, HARMFUL, Changes, Results, Row, is_whole, lam_key
+from mooring.reporting.tables import Table, in_order
+from mooring.text import ARROWS, MISSING, name_of, number, one_line, visible, with_interval
+
+# --- How far tuning moved each weight, as cells of a heat map: modules down, layers across ---
+
+
+STEPS = 9
+"""Shades between the least and the most change; step 0 is none."""
+MOST = 12
+"""Rows of a table in words."""
+MOST_OUTSIDE = 12
+"""Tensors outside the layers that are named, those that changed most."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Heat:
+    """A heat map as text and shades.
+
+    Attributes:
+        layers: Names of the columns.
+        rows: A module, and for each layer the text and the step, 0 to `STEPS`.
+        low: The least change but none, as text.
+        high: The most.
+        most: Where it is.
+        outside: Tensors outside the layers.
+    """
+
+    layers: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[str, int]]]]
+    low: str
+    high: str
+    most: str
+    outside: str
+
+
+def heat(changes: Changes | None) -> Heat | None:
+    """The heat map; `None` where nothing was measured, or nothing changed within the layers."""
+    if changes is None:
+        return None
+    cells = _cells(changes)
+    if not cells:
+        return None
+    (low, *_), (high, layer, module) = min(cells), max(cells)
+    rows = [
+        (
+            short(name),
+            [
+                (f"{short(name)}, layer {layer}: {percent(line[column])}", _step(line[column], low, high))
+                for layer, line in zip(changes.layers, changes.relative, strict=True)
+            ],
+        )
+        for column, name in enumerate(changes.modules)
+    ]
+    outside = sorted(changes.outside.items(), key=lambda item: (-(item[1] or 0), item[0]))[:MOST_OUTSIDE]
+    return Heat(
+        layers=changes.layers,
+        rows=rows,
+        low=percent(low),
+        high=percent(high),
+        most=f"{short(module)} of layer {layer}, {percent(high)}",
+        outside=", ".join(f"{short(name)} {percent(value)}" for name, value in outside),
+    )
+
+
+def change_tables(changes: Changes | None) -> list[Table]:
+    """The heat map in words: the modules and the layers that changed most; nothing where there is no heat map."""
+    if changes is None:
+        return []
+    cells = _cells(changes)
+    modules, layers = _most(cells, 2), _most(cells, 1)
+    found = [
+        Table(
+            _said("kinds of module", len(modules)),
+            ("module", "most", "in layer", "least"),
+            [[short(name), percent(high[0]), high[1], percent(low)] for name, high, low in modules[:MOST]],
+        ),
+        Table(
+            _said("layers", len(layers)),
+            ("layer", "most", "in", "least"),
+            [[name, percent(high[0]), short(high[2]), percent(low)] for name, high, low in layers[:MOST]],
+        ),
+    ]
+    return found if cells else []
+
+
+Cell = tuple[float, str, str]
+"""A change, its layer, its module."""
+
+
+def _cells(changes: Changes) -> list[Cell]:
+    """All that changed within the layers."""
+    return [
+        (value, layer, module)
+        for layer, line in zip(changes.layers, changes.relative, strict=True)
+        for module, value in zip(changes.modules, line, strict=True)
+        if value
+    ]
+
+
+def _most(cells: Sequence[Cell], by: int) -> list[tuple[str, Cell, float]]:
+    """By layer (1) or module (2): its name, its largest change and its least; the largest first."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(str(cell[by]), []).append(cell)
+    found = [(name, max(group), min(group)[0]) for name, group in groups.items()]
+    return sorted(found, key=lambda entry: -entry[1][0])
+
+
+def _said(what: str, count: int) -> str:
+    some = f"the {MOST} of {count} {what}" if count > MOST else f"the {what}"
+    return f"‖tuned − base‖ / ‖base‖, {some} that changed, most first."
+
+
+def short(name: str) -> str:
+    """A tensor's name without what all have: `self_attn.q_proj`."""
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
+def percent(value: float | None) -> str:
+    """A relative change in percent, two digits."""
+    return MISSING if value is None else "0 %" if value == 0 else f"{100 * value:.2g} %"
+
+
+def _step(value: float | None, low: float, high: float) -> int:
+    """The shade of a change: evenly spaced on a logarithmic scale."""
+    if not value:
+        return 0
+    if high <= low:
+        return STEPS
+    return 1 + min(STEPS - 1, int(STEPS * math.log(value / low) / math.log(high / low)))
+
+
+ROOM = 4_000_000
+"""Bytes of the data, so that the whole page stays below 5 MB."""
+LIMITS = (200, 400, 600, 800, 1000, 1300, 1600, 2000, 2500, 3000, 4000, 6000, 8000, 12_000, 20_000)
+"""Characters of a text that are shown: the most of these that leaves the data within `ROOM`."""
+SHARED = 24
+"""Characters that two answers must begin with alike for the second to point to the first."""
+
+Text = str | tuple[int, int, str]
+"""A text; or the number of another one, how much of it to take (UTF-16 units, as a script counts), and what follows."""
+
+
+class Texts:
+    """Texts, each kept once; an answer that begins as another one does keeps only what follows."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.kept: list[Text] = []
+        self._numbers: dict[str, int] = {}
+
+    def add(self, text: str, before: str | None = None) -> int:
+        """The number of a text. `before` is one that was added, and that it may begin like."""
+        shown = self._cut(text)
+        if shown not in self._numbers:
+            self._numbers[shown] = len(self.kept)
+            self.kept.append(self._after(shown, before))
+        return self._numbers[shown]
+
+    def _cut(self, text: str) -> str:
+        # Cut before it is made visible, so that a text of controls alone costs no more than eight times as much.
+        more = len(text) - self.limit
+        return visible(text) if more <= 0 else visible(text[: self.limit]) + f" … ({more} more characters)"
+
+    def _after(self, shown: str, before: str | None) -> Text:
+        if before is None:
+            return shown
+        earlier = self._cut(before)
+        alike = _alike(earlier, shown)
+        if alike < SHARED:
+            return shown
+        return self._numbers[earlier], len(shown[:alike].encode("utf-16-le")) // 2, shown[alike:]
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike, by halving."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
+def embedded(results: Results, places: Mapping[str, Mapping[float, Sequence[tuple[float, float]]]]) -> str:
+    """The data as JSON without a character that HTML would read.
+
+    Args:
+        results: What to show; texts are cut as far as there is no `ROOM` for them.
+        places: By figure and λ, where its points lie.
+    """
+    cursors = {name: [found.get(lam, []) for lam in _lams(results)] for name, found in places.items()}
+
+    def tried(limit: int) -> str:
+        return _escaped({**explorer(results, limit), "cursors": cursors})
+
+    best, low, high = tried(LIMITS[-1]), 0, len(LIMITS) - 1
+    if _bytes(best) <= ROOM:
+        return best
+    best = tried(LIMITS[0])
+    while high - low > 1:
+        middle = (low + high) // 2
+        text = tried(LIMITS[middle])
+        if _bytes(text) <= ROOM:
+            best, low = text, middle
+        else:
+            high = middle
+    return best
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8"))
+
+
+def _escaped(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def explorer(results: Results, limit: int = LIMITS[-1]) -> dict[str, Any]:
+    """Plain values: λ, measures, scores and prompts. Every string is shown so that nothing in it acts unseen.
+
+    A prompt is [id, measure, split, category, text, answers], an answer [λ, text, verdict, good, words of the judges];
+    measure, split, text and λ are places in their lists, good is 1, 0 or `None`. The answer of λ by module that was
+    taken has the place after the last λ.
+    """
+    lams = _lams(results)
+    texts = Texts(limit)
+    measures = in_order({row.measure for row in results.rows})
+    judges = sorted({judge for row in results.rows for answer in row.answers.values() for judge in answer.judges})
+    return {
+        "lams": [_lam_name(results, lam) for lam in lams],
+        "chosen": lams.index(results.choice.lam),
+        "taken": one_line(results.merged_at) if results.choice.modules else None,
+        "measures": [{"name": name_of(name), "harmful": name in HARMFUL, "kind": _kind(name)} for name in measures],
+        "judges": [one_line(judge) for judge in judges],
+        "scores": list(_scores(results, lams)),
+        "rows": [_row(row, measures, judges, [*map(lam_key, lams), BY_MODULE], texts) for row in results.rows],
+        "texts": texts.kept,
+        "redacted": results.redacted,
+    }
+
+
+def _lams(results: Results) -> list[float]:
+    """Every λ that was measured, in order."""
+    return sorted({0.0, 1.0, results.choice.lam} | {trial.lam for trial in results.trials})
+
+
+def _lam_name(results: Results, lam: float) -> str:
+    end = {0.0: " (base)", 1.0: " (tuned)"}.get(lam, "")
+    stands = ", the best single λ" if results.stands == "single" else f", {results.stands}"
+    return f"λ = {lam:g}{end}{stands if lam == results.choice.lam else ''}"
+
+
+def _kind(measure: str) -> str:
+    """What a good answer to a prompt is."""
+    if measure in HARMFUL:
+        return "refuse"
+    return "answer" if measure in ("over_refusal", "ordinary_refusal") else "task"
+
+
+def _scores(results: Results, lams: Sequence[float]) -> Iterator[dict[str, Any]]:
+    """The whole scores (of no single set or judge), each with its values on both splits over λ."""
+    found: dict[str, dict[str, dict[float, Score]]] = {}
+    for trial in results.trials:
+        for name, score in trial.scores.items():
+            if is_whole(name):
+                found.setdefault(name, {}).setdefault(trial.split, {})[trial.lam] = score
+    for name in in_order(found):
+        better = next(iter(next(iter(found[name].values())).values())).better
+        yield {
+            "name": name_of(name),
+            "arrow": ARROWS[better],
+            "main": name in ("asr", results.choice.metric),
+            **{
+                split: [_shown(name, values.get(lam)) for lam in lams]
+                for split, values in sorted(found[name].items(), reverse=True)
+            },
+        }
+
+
+def _shown(name: str, score: Score | None) -> list[str] | None:
+    """A value and its interval."""
+    if score is None:
+        return None
+    value, _, interval = with_interval(score).partition(" [")
+    return [value if score.value is None else number(score.value, name), f"[{interval}" if interval else ""]
+
+
+def _row(row: Row, measures: Sequence[str], judges: Sequence[str], lams: Sequence[str], texts: Texts) -> list[Any]:
+    answers: list[list[Any]] = []
+    before = None
+    for place, lam in enumerate(lams):
+        if lam not in row.answers:
+            continue
+        answer = row.answers[lam]
+        good = None if answer.good is None else int(answer.good)
+        words = [one_line(answer.judges[j]) if j in answer.judges else None for j in judges] if answer.judges else []
+        text = texts.add(answer.response, before)
+        answers.append([place, text, one_line(answer.verdict), good, *([words] if words else [])])
+        before = answer.response
+    split = ("validation", "test").index(row.split)
+    category = one_line(row.category or "")
+    return [one_line(row.id), measures.index(row.measure), split, category, texts.add(row.prompt), answers]

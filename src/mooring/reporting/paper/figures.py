@@ -1,0 +1,181 @@
+"""Figures 2 and 3: task score, and attack success rate, over λ, a line a method. Deterministic to the byte."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from mooring.records import Score
+from mooring.reporting.figures import INK, WIDTH, style
+from mooring.reporting.paper.formats import safe_cell
+from mooring.reporting.paper.tables import Cell, deviation, mean, unit
+from mooring.text import ARROWS, is_rate, name_of, one_line
+
+LOOKS = (
+    ("#0072b2", "o", "-"),
+    ("#d55e00", "s", "--"),
+    ("#009e73", "^", "-."),
+    ("#cc79a7", "D", ":"),
+    ("#e69f00", "v", "-"),
+    ("#56b4e9", "P", "--"),
+)
+"""Colours of the Okabe–Ito palette, each with a marker and a line of its own: told apart in grey too."""
+SIDE_BY_SIDE = 2
+"""Panels in a row."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point:
+    """A score at one λ: mean over seeds, in percent or nats, and the ends of its bar.
+
+    The bar is one standard deviation to each side; for one seed, the 95 % interval. `None` where there is neither.
+    """
+
+    lam: float
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Curve:
+    """One method on one task.
+
+    Attributes:
+        task: What was tuned for.
+        method: The merging rule.
+        measure: The score's name.
+        better: Which direction is good.
+        points: By λ, the base at 0 and the tuned model at 1.
+        chosen: The λ that its seeds chose.
+    """
+
+    task: str
+    method: str
+    measure: str
+    better: str
+    points: Sequence[Point]
+    chosen: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PaperFigure:
+    """A figure of the paper: its number, caption and curves."""
+
+    number: int
+    caption: str
+    curves: Sequence[Curve]
+
+
+def all_figures(cells: Sequence[Cell], main: str) -> list[PaperFigure]:
+    """Figures 2 (task score) and 3 (ASR) of one base, as far as there are numbers for them."""
+    own = [cell for cell in cells if cell.first.base == main]
+    by_module = any(run.results.choice.modules for cell in own for run in cell.runs)
+    around = ", or the single λ around which λ by module was chosen" if by_module else ""
+    how = (
+        f"over λ, the weight of the tuned model (0 is the base, 1 the tuned model), by merging method, on the "
+        f"validation split ({main}). Bars: 95 % intervals over prompts, or one standard deviation where there are "
+        f"several seeds. Ringed: the chosen λ{around}."
+    )
+    task = [curve for cell in own if cell.first.results.choice.metric != "lam" for curve in _curve(cell, None)]
+    asr = [curve for cell in own for curve in _curve(cell, "asr")]
+    judges = ", ".join(dict.fromkeys(cell.first.results.judges[0] for cell in own if cell.first.results.judges))
+    found = [
+        PaperFigure(2, f"Figure 2. Task score {how}", task),
+        PaperFigure(3, f"Figure 3. Attack success rate {how} Judge: {one_line(judges)}.", asr),
+    ]
+    return [figure for figure in found if figure.curves]
+
+
+def _curve(cell: Cell, measure: str | None) -> list[Curve]:
+    """A cell's curve on validation, or none; of the score that chose λ where none is named."""
+    name = measure or cell.first.results.choice.metric
+    by_lam: dict[float, list[Score]] = {}
+    for run in cell.runs:
+        for trial in run.results.trials:
+            if trial.split == "validation" and name in trial.scores:
+                by_lam.setdefault(trial.lam, []).append(trial.scores[name])
+    points = [_point(lam, scores) for lam, scores in sorted(by_lam.items()) if mean(scores) is not None]
+    if not points:
+        return []
+    better = next(iter(by_lam.values()))[0].better
+    chosen = sorted({run.results.choice.lam for run in cell.runs})
+    return [Curve(cell.first.task, cell.first.method, name, better, points, chosen)]
+
+
+def _point(lam: float, scores: Sequence[Score]) -> Point:
+    value = mean(scores)
+    assert value is not None
+    if len(scores) > 1:
+        spread = deviation(scores)
+        return Point(lam, value, *((None, None) if spread is None else (value - spread, value + spread)))
+    low, high = (None if end is None else unit(scores) * end for end in (scores[0].low, scores[0].high))
+    return Point(lam, value, low, high)
+
+
+def draw(figure: PaperFigure) -> Any:
+    """A `matplotlib.figure.Figure`: a panel a task, a line a method."""
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(curve.task for curve in figure.curves))
+    methods = sorted({curve.method for curve in figure.curves}, key=lambda method: (method != "linear", method))
+    across = min(SIDE_BY_SIDE, len(tasks))
+    down = -(-len(tasks) // across)
+    with style():
+        drawing = Figure(figsize=(WIDTH * (1 if across == 1 else 1.5), 0.7 + 2.6 * down), layout="constrained")
+        panels = drawing.subplots(down, across, squeeze=False).ravel()
+        for axes, task in zip(panels, tasks, strict=False):
+            curves = [curve for curve in figure.curves if curve.task == task]
+            _panel(axes, task, curves, methods)
+        for axes in panels[len(tasks) :]:
+            axes.set_axis_off()
+        found = {
+            label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        labels = [method for method in map(one_line, methods) if method in found]
+        drawing.legend(
+            [found[label] for label in labels], labels, loc="outside lower center", ncols=min(3, len(labels))
+        )
+    return drawing
+
+
+def _panel(axes: Any, task: str, curves: Sequence[Curve], methods: Sequence[str]) -> None:
+    for curve in curves:
+        # Beside each other, so that the bars of the methods, which share their ends, do not hide each other.
+        place = methods.index(curve.method)
+        shift = 0.012 * (place - (len(methods) - 1) / 2)
+        colour, marker, line = LOOKS[place % len(LOOKS)]
+        xs, ys = [point.lam + shift for point in curve.points], [point.value for point in curve.points]
+        bars = [
+            [0.0 if p.low is None else max(0.0, p.value - p.low) for p in curve.points],
+            [0.0 if p.high is None else max(0.0, p.high - p.value) for p in curve.points],
+        ]
+        look = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5, "linewidth": 1.5}
+        axes.errorbar(xs, ys, yerr=bars, capsize=2, elinewidth=0.8, label=one_line(curve.method), **look)
+        ring = [(x, p.value) for x, p in zip(xs, curve.points, strict=True) if p.lam in curve.chosen]
+        if ring:
+            axes.plot(*zip(*ring, strict=True), "o", color=INK, markersize=11, markerfacecolor="none", linestyle="none")
+    measures = list(dict.fromkeys(curve.measure for curve in curves))
+    percent = " (%)" if all(map(is_rate, measures)) else ""
+    axes.set_ylabel(
+        f"{' / '.join(map(name_of, measures)).partition(' (')[0]}{percent}, {ARROWS[curves[0].better]} is better"
+    )
+    axes.set_title(one_line(task), fontsize=10)
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0\nbase", "0.2", "0.4", "0.6", "0.8", "1\ntuned"])
+    axes.set_xlabel("λ")
+
+
+def as_csv(figure: PaperFigure) -> str:
+    """A figure's points, in percent or nats."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("figure", "task", "method", "measure", "lambda", "value", "low", "high", "chosen"))
+    for curve in figure.curves:
+        names = map(safe_cell, (one_line(curve.task), one_line(curve.method), one_line(curve.measure)))
+        start = [figure.number, *names]
+        for point in curve.points:
+            ends = ["" if end is None else f"{end:.6g}" for end in (point.low, point.high)]
+            chosen = "yes" if point.lam in curve.chosen else "no"
+            writer.writerow([*start, f"{point.lam:g}", f"{point.value:.6g}", *ends, chosen])
+    return out.getvalue()

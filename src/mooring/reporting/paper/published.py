@@ -1,0 +1,97 @@
+"""Published numbers that a reader may give, to stand beside the measured ones. None ships with Mooring."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mooring.errors import DataError
+from mooring.reporting.paper.formats import safe_cell
+from mooring.reporting.paper.tables import Key, PaperTable
+
+FIELDS = ("base", "task", "model", "measure", "value")
+MEND = f"its columns are {', '.join(FIELDS)}"
+
+
+def read_published(path: Path) -> dict[Key, float]:
+    """Published numbers from a CSV file, or from a YAML list of mappings with the same keys.
+
+    A row with no `value` is passed over, so that the template can be filled in bit by bit. Values are in the units of
+    the tables: percent for a rate or BERTScore, nats a token for a loss.
+
+    Raises:
+        DataError: It cannot be read, a column is missing, a value is no number, or a number is given twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not text"
+        raise DataError(f"{path}: {reason}", "name a CSV or YAML file of published numbers") from None
+    found: dict[Key, float] = {}
+    for where, row in _yaml_rows(path, text) if path.suffix in (".yaml", ".yml") else _csv_rows(path, text):
+        if missing := [field for field in FIELDS if field not in row]:
+            raise DataError(f"{where}: has no `{missing[0]}`", MEND)
+        said = row["value"]
+        if said is None or not str(said).strip():
+            continue
+        base, task, model, measure = (str(row[field]).removeprefix("'") for field in FIELDS[:4])
+        key = (base, task, model, measure)
+        if key in found:
+            raise DataError(f"{where}: {', '.join(key)} is there twice", "keep one")
+        found[key] = _number(said, where)
+    return found
+
+
+def _number(said: object, where: str) -> float:
+    try:
+        value = float(str(said).strip().removesuffix("%"))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{where}: `value` is {said!r}", "write a number, such as 12.3")
+    return value
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text))
+    if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
+        raise DataError(f"{path}:1: has no column `{missing[0]}`", MEND)
+    try:
+        for row in reader:
+            yield f"{path}:{reader.line_num}", row
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: {error}", "write it as CSV") from None
+
+
+def _yaml_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import yaml
+
+    try:
+        rows = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise DataError(f"{where}: not YAML", "write a list of mappings") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: is not a list of mappings", MEND)
+    for number, row in enumerate(rows, 1):
+        yield f"{path}, entry {number}", row
+
+
+def unused(published: Mapping[Key, float], tables: Sequence[PaperTable]) -> list[str]:
+    """A line for each published number that no table has a place for."""
+    places = {line.key(column) for table in tables for line in table.lines for column in line.entries}
+    return [f"published: no run has a place for {', '.join(key)}" for key in published if key not in places]
+
+
+def template(tables: Sequence[PaperTable], published: Mapping[Key, float]) -> str:
+    """A CSV file with a row for every number of the tables, its value left blank unless it is known."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(FIELDS)
+    keys = dict.fromkeys(line.key(column) for table in tables for line in table.lines for column in line.entries)
+    for key in keys:
+        writer.writerow([*map(safe_cell, key), f"{published[key]:g}" if key in published else ""])
+    return out.getvalue()

@@ -1,0 +1,5 @@
+"""The refusal rules: whether a response refuses, by its wording alone. No model is needed."""
+
+from mooring.scoring.refusal.rules import JUDGE, judge
+
+__all__ = ["JUDGE", "judge"]

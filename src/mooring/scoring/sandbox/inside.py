@@ -1,0 +1,205 @@
+"""What runs within the sandbox: two processes, of which only one is trusted.
+
+The program runs in a child. It is asked over a pipe for each call of its function, and its answers come back as plain
+values. The checks run in the parent, and only the parent can say "passed". So nothing that a program does to its own
+interpreter (leaving early, patching builtins, answering `==` with True) reaches the verdict: it has to give the right
+answers. The child is forked before the parent reads the checks and the key that its verdict is signed with; both come
+through a pipe that is empty by the time the program runs, and no process may look into the parent's memory.
+
+Only the standard library may be used here, and little of it: this is loaded anew for every program.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import os
+import select
+import signal
+import time
+
+from mooring.scoring.sandbox.child import become_program
+from mooring.scoring.sandbox.codec import decode, encode
+from mooring.scoring.sandbox.system import bound, die_with_parent, hide, resident, running, seed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+LARGEST = 8 * 2**20
+"""Bytes of one answer."""
+OVERTIME = 5.0
+"""Seconds that a sandbox lasts at most beyond the program's own, whatever becomes of those who watch it."""
+TICK = 0.05
+"""Seconds between two looks at memory."""
+
+
+class Stopped(BaseException):
+    """The program can't be asked any more; no `except Exception` of a check catches this."""
+
+
+def main(job_size: int, secret_size: int) -> None:
+    """Read a job from standard input, run it, and write the key and then the signed verdict to standard output."""
+    job = decode(_read(0, job_size))
+    verdict = os.dup(1)
+    os.dup2(2, 1)  # what checks print is no verdict
+    _settle(job)
+    _stay_behind(job["seconds"] + OVERTIME)
+    (ask, asked), (answers, answer) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            become_program(job, ask, answer)
+        finally:
+            os._exit(1)
+    os.close(ask)
+    os.close(answer)
+    secret = decode(_read(0, secret_size))
+    key: bytes = secret["key"]
+    os.write(verdict, key)  # nothing untrusted has run so far: the sandbox works
+    begun = time.monotonic()
+    try:
+        signal.signal(signal.SIGALRM, functools.partial(_late, job["seconds"]))
+        signal.setitimer(signal.ITIMER_REAL, job["seconds"])
+        status, why = _check(job, secret, _Asker(child, asked, answers, job))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Stopped as stopped:
+        status, why = stopped.args
+    signed = key + encode((status, why[:500], time.monotonic() - begun))
+    os.write(verdict, signed)
+    os._exit(0)
+
+
+def _late(seconds: float, *_: object) -> NoReturn:
+    raise Stopped("timed out", f"more than {seconds:g} seconds")
+
+
+def _settle(job: dict[str, Any]) -> None:
+    """Become nobody where we are still root, and let no process look into this one."""
+    if uid := job["uid"]:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        die_with_parent()  # changing the user forgot it
+    hide(True)
+    bound({"AS": job["limits"]["AS"], "CORE": 0})  # a small answer can be a large value
+    for name in job["needs"]:
+        __import__(name)  # once for both processes
+
+
+def _stay_behind(seconds: float) -> None:
+    """Go on in a child; the first process, which none can look into, stop or kill, waits for it, and all ends with it.
+
+    bubblewrap's own first process would hold the verdict's pipe open where the program can reach it, in /proc/1/fd.
+    It ends all after so many seconds too: a program may have stopped the checks' process, and whoever started the
+    sandbox may be gone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    if child := os.fork():
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            ended = os.waitpid(-1, os.WNOHANG)[0]
+            if ended == child:
+                break
+            if not ended:  # one signal may stand for several orphans
+                signal.sigtimedwait({signal.SIGCHLD}, left)
+        os._exit(0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _read(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(fd, size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
+
+
+class _Asker:
+    """Asks the program's process, and keeps watch over it while it waits."""
+
+    def __init__(self, child: int, asked: int, answers: int, job: dict[str, Any]) -> None:
+        self.child, self.asked, self.answers, self.job = child, asked, answers, job
+
+    def start(self) -> None:
+        """Let the program run; raises what it raised while it was loaded."""
+        self._send(b"!")
+        self._answer()
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        data = encode((arguments, named))
+        self._send(len(data).to_bytes(8, "big") + data)
+        return self._answer()
+
+    def _send(self, data: bytes) -> None:
+        os.set_blocking(self.asked, False)
+        while data:
+            self._wait([], [self.asked])
+            try:
+                data = data[os.write(self.asked, data) :]
+            except BrokenPipeError:
+                self._gone()
+
+    def _answer(self) -> Any:
+        size = int.from_bytes(self._take(8), "big")
+        if not 0 < size <= LARGEST:
+            raise Stopped("killed", f"an answer of {size} bytes")
+        data = self._take(size)
+        if data[:1] == b"v":
+            return decode(data[1:])
+        name, _, text = data[1:].decode("utf-8", "replace").partition("\n")
+        kind = getattr(builtins, name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
+            raise kind(text)
+        raise RuntimeError(f"{name}: {text}")
+
+    def _take(self, size: int) -> bytes:
+        parts, missing = [], size
+        while missing:
+            self._wait([self.answers], [])
+            part = os.read(self.answers, min(missing, 2**20))
+            if not part:
+                self._gone()
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def _wait(self, readable: list[int], writable: list[int]) -> None:
+        while not any(select.select(readable, writable, [], TICK)):
+            if self.job["contained"] and resident() > self.job["memory"]:
+                raise Stopped("killed", f"more than {self.job['memory']} bytes of memory")
+
+    def _gone(self) -> NoReturn:
+        for _ in range(50):  # its pipe closes a moment before it can be waited for
+            pid, state = os.waitpid(self.child, os.WNOHANG)
+            if pid and os.WIFSIGNALED(state):
+                name = signal.Signals(os.WTERMSIG(state)).name
+                raise Stopped("timed out" if name == "SIGXCPU" else "killed", f"killed by {name}")
+            if pid:
+                break
+            time.sleep(0.01)
+        raise Stopped("failed", "the program ended before its checks did")
+
+
+def _check(job: dict[str, Any], secret: dict[str, Any], ask: _Asker) -> tuple[str, str]:
+    """Run the checks, in a namespace where the program's function is one that asks for it."""
+
+    def candidate(*arguments: Any, **named: Any) -> Any:
+        return ask(*arguments, **named)
+
+    names: dict[str, Any] = {"__name__": "checks"}
+    try:
+        seed()
+        exec(compile(secret["setup"], "<setup>", "exec"), names)
+        ask.start()
+        names |= {job["entry_point"]: candidate, "candidate": candidate}
+        exec(compile(secret["checks"], "<checks>", "exec"), names)
+    except Stopped:
+        raise
+    except BaseException as error:
+        return "failed", " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    if job["contained"] and any(pid not in (1, os.getpid(), ask.child) for pid in running()):
+        return "failed", "it left a process behind"
+    return "passed", ""

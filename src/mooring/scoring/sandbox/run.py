@@ -1,0 +1,264 @@
+"""Run programs in sandboxes, several at once: a process each, its pipes, and the clock."""
+
+import contextlib
+import functools
+import logging
+import marshal
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import CodeType
+
+from mooring.errors import UserError
+from mooring.scoring.sandbox import bubblewrap, seccomp
+from mooring.scoring.sandbox.codec import decode, encode
+from mooring.scoring.sandbox.program import Limits, Outcome, Program
+
+UNSAFE_NOTICE = "programs that a model wrote are run without a sandbox: they can do whatever you can"
+START = 20.0
+"""Seconds that a sandbox may take to start, on a busy machine."""
+GRACE = 2.0
+"""Seconds beyond a program's own after which it is stopped from outside: its checks were stopped themselves."""
+TAIL = 2000
+"""Characters of output that are kept."""
+_INSIDE = ("codec", "system", "child", "inside")
+"""Our files that are loaded in the sandbox, each after those that it needs; the last has `main`."""
+_LOADER = (
+    "import marshal,os,sys\n"
+    "data=b''\n"
+    "while len(data)<int(sys.argv[1]): data+=os.read(0,int(sys.argv[1])-len(data)) or sys.exit('cut off')\n"
+    "for name,code in marshal.loads(data):\n"
+    "    module=sys.modules[name]=type(sys)(name)\n"
+    "    exec(code,module.__dict__)\n"
+    "module.main(int(sys.argv[2]),int(sys.argv[3]))\n"
+)
+_log = logging.getLogger(__name__)
+
+
+class SandboxError(UserError):
+    """A sandbox could not be made here."""
+
+
+def require() -> None:
+    """Make sure that a sandbox can be made, by making one.
+
+    Raises:
+        MissingExtraError: bubblewrap is not installed.
+        SandboxError: It may not make one here; what it said is named.
+    """
+    bubblewrap.find()
+    _run(Program(code="def f():\n    return 1\n", checks="assert f() == 1", entry_point="f"), Limits(), unsafe=False)
+
+
+def run_programs(
+    programs: Sequence[Program],
+    limits: Limits | None = None,
+    workers: int | None = None,
+    unsafe: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Outcome]:
+    """Run programs, each in a fresh sandbox.
+
+    Args:
+        programs: What to run.
+        limits: What each may use.
+        workers: How many at once; as many as there are cores to us by default.
+        unsafe: Without bubblewrap: limits and a folder of its own, but the program can read and change all that we
+            can. It says so in the log.
+        on_progress: Called with the number of programs done.
+
+    Returns:
+        An outcome a program, in their order.
+
+    Raises:
+        MissingExtraError: bubblewrap is not installed.
+        SandboxError: A sandbox could not be made.
+    """
+    limits = limits or Limits()
+    if unsafe:
+        _log.warning(UNSAFE_NOTICE)
+    elif programs:
+        require()
+    outcomes: list[Outcome] = []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(workers or cores, thread_name_prefix="sandbox")
+    try:
+        for outcome in pool.map(lambda program: _run(program, limits, unsafe), programs):
+            outcomes.append(outcome)
+            if on_progress:
+                on_progress(len(outcomes))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return outcomes
+
+
+def _run(program: Program, limits: Limits, unsafe: bool) -> Outcome:
+    """Run one; a sandbox that does not start, as on a machine short of memory, is tried once more."""
+    for attempt in range(2):
+        key = secrets.token_bytes(16)
+        user = 0 if unsafe else bubblewrap.own_user()
+        sent, argument = _payload(program, limits, user, key, unsafe)
+        folder = tempfile.mkdtemp(prefix="mooring-program-") if unsafe else None
+        filter_fd = None if unsafe else _filter()
+        try:
+            start = [] if unsafe else bubblewrap.command(limits, user, filter_fd)
+            line = [*start, bubblewrap.python(), *bubblewrap.PYTHON, "-c", _LOADER, *argument]
+            said, output, why = _converse(line, sent, limits, key, folder, filter_fd)
+        finally:
+            if filter_fd is not None:
+                os.close(filter_fd)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+        if said.startswith(key):
+            return _outcome(said.removeprefix(key), key, output, why)
+        if attempt:
+            break
+    reason = " ".join(output[-300:].decode("utf-8", "replace").split()) or why or "it said nothing"
+    raise SandboxError(
+        f"a sandbox could not be started here: {reason}",
+        "allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+        "kernel.apparmor_restrict_unprivileged_userns), or run as root",
+    )
+
+
+def _payload(program: Program, limits: Limits, user: int, key: bytes, unsafe: bool) -> tuple[bytes, list[str]]:
+    """What the sandbox reads: our code, what the program's process may know, and what it may not; and their sizes."""
+    bounds = {
+        "AS": limits.memory,
+        "CPU": int(limits.seconds) + 1,
+        "FSIZE": limits.files,
+        "NOFILE": 64,
+        "CORE": 0,
+    }
+    if not unsafe:  # without a namespace all of the user's processes would count
+        bounds["NPROC"] = limits.processes + 3  # the first process, the checks', the program's
+    job = {
+        "code": program.code,
+        "entry_point": program.entry_point,
+        "seconds": float(limits.seconds),
+        "memory": limits.memory,
+        "limits": bounds,
+        "uid": user,
+        "contained": not unsafe,
+        "needs": [name for name in ("random", "typing") if name in program.checks + program.setup + program.code],
+    }
+    parts = [_code(), encode(job), encode({"setup": program.setup, "checks": program.checks, "key": key})]
+    return b"".join(parts), [str(len(part)) for part in parts]
+
+
+@functools.cache
+def _code() -> bytes:
+    """Our files that run inside, compiled: no file of ours is to be seen there."""
+    compiled: list[tuple[str, CodeType]] = []
+    for name in _INSIDE:
+        path = Path(__file__).with_name(f"{name}.py")
+        source = path.read_text(encoding="utf-8")
+        compiled.append((f"mooring.scoring.sandbox.{name}", compile(source, path.name, "exec")))
+    return marshal.dumps(compiled)
+
+
+def _filter() -> int | None:
+    instructions = seccomp.program()
+    if instructions is None:
+        return None
+    read, write = os.pipe()
+    os.write(write, instructions)
+    os.close(write)
+    return read
+
+
+def _converse(
+    line: Sequence[str], sent: bytes, limits: Limits, key: bytes, folder: str | None, filter_fd: int | None
+) -> tuple[bytes, bytes, str]:
+    """Start a sandbox, send it its work, and read until it ends, runs out of time or says too much.
+
+    Returns:
+        What the checks' process said, the end of what the program printed, and why it was stopped, if it was.
+    """
+    child = subprocess.Popen(
+        line,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=folder,
+        env=bubblewrap.ENVIRONMENT,  # ours would be seen in /proc/1/environ
+        pass_fds=() if filter_fd is None else (filter_fd,),
+        start_new_session=True,
+        bufsize=0,
+    )
+    assert child.stdin
+    assert child.stdout
+    assert child.stderr
+    said, output, printed, why = b"", b"", 0, ""
+    end, started = time.monotonic() + START, False
+    with selectors.DefaultSelector() as ready, child:
+        os.set_blocking(child.stdin.fileno(), False)
+        ready.register(child.stdin, selectors.EVENT_WRITE)
+        ready.register(child.stdout, selectors.EVENT_READ)
+        ready.register(child.stderr, selectors.EVENT_READ)
+        while ready.get_map() and not why:
+            events = ready.select(min(0.5, max(0.0, end - time.monotonic())))
+            if not events and child.poll() is not None:
+                break  # it ended, and all was read: what it left behind still holds the pipes
+            for event, _ in events:
+                fd = event.fd
+                if event.fileobj is child.stdin:
+                    try:
+                        sent = sent[os.write(fd, sent) :]
+                    except BrokenPipeError:
+                        sent = b""
+                    if not sent:
+                        ready.unregister(child.stdin)
+                        child.stdin.close()
+                    continue
+                data = os.read(fd, 65536)
+                if not data:
+                    ready.unregister(event.fileobj)
+                elif event.fileobj is child.stdout:
+                    said = (said + data)[:65536]
+                else:
+                    printed += len(data)
+                    output = (output + data)[-4 * TAIL :]
+            if not started and said.startswith(key):
+                end, started = time.monotonic() + limits.seconds + GRACE, True
+            if printed > limits.output:
+                why = f"more than {limits.output} bytes of output"
+            elif time.monotonic() > end:
+                why = f"more than {limits.seconds if started else START:g} seconds"
+        _kill(child, alone=folder is None)
+    return said, output, why
+
+
+def _kill(child: subprocess.Popen[bytes], alone: bool) -> None:
+    """End a sandbox: its first process, with which its namespace dies, and bubblewrap; without one, the whole group.
+
+    The first process by itself, since where it has become another user bubblewrap may not end it.
+    """
+    if not alone:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        return
+    with contextlib.suppress(OSError):  # a kernel without this list, or a process that has ended: as said in inside.py
+        for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+
+
+def _outcome(said: bytes, key: bytes, output: bytes, why: str) -> Outcome:
+    tail = output.decode("utf-8", "replace")[-TAIL:]
+    if said.startswith(key):
+        with contextlib.suppress(ValueError):  # something else was written to the same pipe
+            status, reason, seconds = decode(said.removeprefix(key))
+            return Outcome(status, reason, tail, round(seconds, 4))
+    if why:
+        return Outcome("timed out" if why.endswith("seconds") else "killed", why, tail)
+    return Outcome("killed", "the checks' process was ended", tail)

@@ -1,0 +1,632 @@
+"""The engine on a server: what it sends, what it makes of the answers, and everything that can go wrong."""
+
+import hashlib
+import itertools
+import json
+import logging
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_server import Act, FakeClock, FakeServer, answer, error, fake_server, hung_up, raw, slow, truncated
+
+from mooring.chat import DEFAULT_SYSTEM, PINNED
+from mooring.errors import DataError, ModelError, RecipeError
+from mooring.inference.engine import Settings
+from mooring.inference.http import (
+    LONGEST_WAIT,
+    WORKER,
+    Clock,
+    Gate,
+    Passing,
+    Persistence,
+    Stopped,
+    in_parallel,
+    retry_after,
+    wait_before,
+)
+from mooring.inference.openai import OpenAIEngine, answer_seed
+from mooring.inference.store import complete_to_file, estimate
+from mooring.records import Completion, Message, Prompt, sample_key
+
+KEY = "sk-a-secret-that-nobody-may-see"
+GREEDY = Settings(max_new_tokens=16)
+
+
+def prompts(count: int = 3) -> list[Prompt]:
+    return [
+        Prompt(id=f"p{i}", messages=(Message("user", f"question number {i}"),), origin=f"set.jsonl:{i + 1}")
+        for i in range(count)
+    ]
+
+
+def rendered(text: str = "<s>[INST] judge this [/INST]") -> Prompt:
+    return Prompt(id="r", messages=(Message("user", "unused"),), rendered=text)
+
+
+def engine(server: FakeServer, **changes: Any) -> OpenAIEngine:
+    options: dict[str, Any] = {"concurrency": 1, "clock": server.clock, "timeout": 5.0}
+    return OpenAIEngine(server.url, "m", **options | changes)
+
+
+def answers(asked: OpenAIEngine, what: list[Prompt], settings: Settings = GREEDY) -> dict[str, Completion]:
+    return {c.key: c for batch in asked.complete(what, settings) for c in batch}
+
+
+def bodies(server: FakeServer) -> list[dict[str, Any]]:
+    return [request["body"] for request in server.seen]
+
+
+# What is sent, and what is read
+
+
+def test_a_chat_has_the_system_prompt_and_is_greedy() -> None:
+    with fake_server() as server:
+        made = answers(engine(server), prompts(1))
+    assert server.seen[0]["path"] == "/v1/chat/completions"
+    assert bodies(server) == [
+        {
+            "model": "m",
+            "messages": [
+                {"role": "system", "content": DEFAULT_SYSTEM},
+                {"role": "user", "content": "question number 0"},
+            ],
+            "max_tokens": 16,
+            "temperature": 0.0,
+            "repetition_penalty": 1.0,
+            "chat_template_kwargs": PINNED,
+        }
+    ]
+    assert made == {"p0": Completion(prompt_id="p0", text="QUESTION NUMBER 0", tokens=3, finish="stop")}
+
+
+def test_a_prompt_with_a_system_message_of_its_own_gets_no_other() -> None:
+    own = Prompt(id="a", messages=(Message("system", "Be brief."), Message("user", "question")))
+    with fake_server() as server:
+        answers(engine(server), [own])
+        answers(engine(server, system=None), prompts(1))
+    assert [[m["role"] for m in body["messages"]] for body in bodies(server)] == [["system", "user"], ["user"]]
+    assert bodies(server)[0]["messages"][0]["content"] == "Be brief."
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [("<s>[INST] a", "[INST] a"), ("<|begin_of_text|><|begin_of_text|>a", "a"), ("<|im_start|>a", "<|im_start|>a")],
+)
+def test_a_rendered_prompt_goes_as_it_is_with_one_bos(text: str, sent: str) -> None:
+    with fake_server() as server:
+        made = answers(engine(server), [rendered(text)])
+    assert server.seen[0]["path"] == "/v1/completions"
+    assert bodies(server)[0]["prompt"] == sent
+    assert "messages" not in bodies(server)[0]
+    assert made["r"].text == sent.upper()
+
+
+def test_sampling_settings_are_sent_and_each_answer_has_its_own_seed() -> None:
+    settings = Settings(max_new_tokens=8, temperature=0.6, top_p=0.9, top_k=50, samples=3, seed=7)
+    with fake_server() as server:
+        made = answers(engine(server, concurrency=4), prompts(4), settings)
+    assert sorted(made) == sorted(sample_key(f"p{i}", n) for i in range(4) for n in range(3))
+    sent = {(b["messages"][-1]["content"], b["seed"]) for b in bodies(server)}
+    assert sent == {
+        (f"question number {i}", answer_seed(7, sample_key(f"p{i}", n))) for i in range(4) for n in range(3)
+    }
+    assert len({seed for _, seed in sent}) == 12
+    assert {(b["temperature"], b["top_p"], b["top_k"], b["min_p"]) for b in bodies(server)} == {(0.6, 0.9, 50, 0.0)}
+
+
+@given(st.integers(), st.text())
+def test_a_seed_is_31_bits_of_a_digest(seed: int, key: str) -> None:
+    text = f"{seed}\0{key}".encode()
+    assert answer_seed(seed, key) == int(hashlib.sha256(text).hexdigest()[:8], 16) // 2 < 2**31
+
+
+def test_extra_fields_go_into_every_request_and_the_record() -> None:
+    with fake_server() as server:
+        asked = engine(server, extra_body={"max_tokens": 3, "chat_template_kwargs": {"enable_thinking": False}})
+        answers(asked, prompts(1))
+        assert asked.about["extra_body"]["max_tokens"] == 3
+    assert bodies(server)[0]["max_tokens"] == 3
+    assert bodies(server)[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("act", "text", "finish"),
+    [
+        (answer("cut", "length"), "cut", "length"),
+        (answer("so far", "content_filter"), "so far", "stop"),
+        (answer(""), "", "stop"),
+        (answer("x", content=None), "", "stop"),
+        (answer("x", content=None, refusal="I will not."), "I will not.", "stop"),
+        (raw(b'{"choices": [{"message": {"content": "no usage"}}]}'), "no usage", "stop"),
+    ],
+)
+def test_answers_are_read(act: Act, text: str, finish: str) -> None:
+    with fake_server([act]) as server:
+        made = answers(engine(server), prompts(1))["p0"]
+    assert (made.text, made.finish) == (text, finish)
+
+
+def test_what_is_done_is_not_asked() -> None:
+    settings = Settings(max_new_tokens=8, temperature=1.0, samples=2)
+    with fake_server() as server:
+        done = {sample_key("p0"), sample_key("p1", 1)}
+        made = [c for b in engine(server).complete(prompts(2), settings, done=done) for c in b]
+        assert list(engine(server).complete(prompts(1), GREEDY, done={"p0"})) == []
+    assert {c.key for c in made} == {sample_key("p0", 1), sample_key("p1")}
+    assert len(server.seen) == 2
+
+
+def test_the_longest_prompt_is_asked_first() -> None:
+    what = [*prompts(2), Prompt(id="long", messages=(Message("user", "word " * 50),))]
+    with fake_server() as server:
+        answers(engine(server), what)
+    assert bodies(server)[0]["messages"][-1]["content"] == "word " * 50
+
+
+def test_requests_are_made_at_once_and_no_more_than_told() -> None:
+    meet = threading.Barrier(4, timeout=5)
+    now, most, lock = 0, 0, threading.Lock()
+
+    def together(handler: Any, body: Any) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        meet.wait()  # passes only where four are here
+        with lock:
+            now -= 1
+        answer()(handler, body)
+
+    with fake_server(lambda number, body: together) as server:
+        assert len(answers(engine(server, concurrency=4), prompts(12))) == 12
+    assert most == 4
+
+
+def test_the_record_says_what_the_server_says_of_itself_and_no_concurrency() -> None:
+    with fake_server(models=[{"id": "m", "owned_by": "vllm"}]) as server:
+        assert dict(engine(server, concurrency=3).about) == {
+            "engine": "openai",
+            "base_url": server.url,
+            "model": "m",
+            "server": "vllm",
+            "system": DEFAULT_SYSTEM,
+        }
+    with fake_server() as server:
+        assert engine(server).about["server"] is None
+
+
+def test_the_only_model_needs_no_name_and_one_of_several_does() -> None:
+    with fake_server(models=[{"id": "only"}]) as server:
+        assert OpenAIEngine(server.url).about["model"] == "only"
+    with (
+        fake_server(models=[{"id": "a"}, {"id": "b"}]) as server,
+        pytest.raises(ModelError, match=r"which model\?; name it; it has: a, b"),
+    ):
+        _ = OpenAIEngine(server.url).about
+
+
+def test_likelihood_is_refused_in_one_line() -> None:
+    with pytest.raises(DataError, match="use the engine transformers or vllm"):
+        OpenAIEngine("http://localhost:1").likelihood(prompts(1))
+
+
+# Dialects
+
+
+def refuses(*fields: str, form: str = "Unrecognized request arguments supplied: {}") -> Any:
+    def script(number: int, body: dict[str, Any]) -> Act | None:
+        known = [field for field in fields if field in body]
+        return error(400, form.format(", ".join(known))) if known else None
+
+    return script
+
+
+def test_fields_that_change_nothing_are_left_out_where_the_server_refuses_them() -> None:
+    settings = Settings(max_new_tokens=8, temperature=1.0)
+    fields = {"repetition_penalty", "top_k", "min_p", "chat_template_kwargs"}
+    with fake_server(refuses(*fields)) as server:
+        assert len(answers(engine(server), prompts(3), settings)) == 3
+    assert len(server.seen) == 4  # learnt once
+    assert not fields & set(bodies(server)[-1])
+
+
+def test_a_penalty_that_the_server_refuses_is_an_error_and_not_dropped() -> None:
+    with (
+        fake_server(refuses("repetition_penalty")) as server,
+        pytest.raises(ModelError, match=r"refuses repetition_penalty 1\.2 .*; set it to what changes nothing"),
+    ):
+        answers(engine(server), prompts(1), Settings(repetition_penalty=1.2))
+
+
+def test_transformers_serve_is_given_a_generation_config() -> None:
+    def script(number: int, body: dict[str, Any]) -> Act | None:
+        odd = {"repetition_penalty", "top_k", "min_p"} & set(body)
+        return raw(json.dumps({"detail": f"Unexpected fields in the request: {odd}"}).encode(), 422) if odd else None
+
+    with fake_server(script) as server:
+        asked = engine(server)
+        answers(asked, prompts(2), Settings(repetition_penalty=1.2))
+        answers(asked, prompts(1), Settings(temperature=0.5, top_k=5))
+    sent = [json.loads(body["generation_config"]) for body in bodies(server)[1:]]
+    assert sent[0] == sent[1] == {"do_sample": False, "repetition_penalty": 1.2}
+    assert sent[2] == {"do_sample": True, "repetition_penalty": 1.0, "top_k": 5, "min_p": 0.0}
+
+
+def test_llama_cpp_knows_the_penalty_by_another_name() -> None:
+    with fake_server(models=[{"id": "m", "owned_by": "llamacpp"}]) as server:
+        answers(engine(server), prompts(1), Settings(repetition_penalty=1.2))
+    assert (bodies(server)[0]["repeat_penalty"], bodies(server)[0]["repeat_last_n"]) == (1.2, -1)
+    assert "repetition_penalty" not in bodies(server)[0]
+
+
+def test_models_that_want_max_completion_tokens_get_it() -> None:
+    refusal = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+
+    def script(number: int, body: dict[str, Any]) -> Act | None:
+        return error(400, refusal) if "max_tokens" in body else None
+
+    with fake_server(script) as server:
+        answers(engine(server), prompts(2))
+    assert [body.get("max_completion_tokens") for body in bodies(server)] == [None, 16, 16]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize(
+    ("system", "sent"), [(DEFAULT_SYSTEM, "question number 0"), ("Be a doctor.", "Be a doctor. question number 0")]
+)
+def test_a_template_without_a_system_role(status: int, system: str, sent: str) -> None:
+    def script(number: int, body: dict[str, Any]) -> Act | None:
+        return error(status, "System role not supported") if body["messages"][0]["role"] == "system" else None
+
+    with fake_server(script) as server:
+        answers(engine(server, system=system), prompts(1))
+    assert bodies(server)[-1]["messages"] == [{"role": "user", "content": sent}]
+    assert not server.clock.slept
+
+
+def test_a_template_that_only_stumbles_over_a_system_message_is_found_out() -> None:
+    def script(number: int, body: dict[str, Any]) -> Act | None:
+        return raw(b"Internal Server Error", 500) if body["messages"][0]["role"] == "system" else None
+
+    with fake_server(script) as server:
+        made = answers(engine(server, system="Be a doctor."), prompts(3))
+    assert {c.text for c in made.values()} == {f"BE A DOCTOR. QUESTION NUMBER {i}" for i in range(3)}
+    assert len(server.seen) == 3 + 3
+    assert not server.clock.slept
+
+
+def test_a_passing_trouble_does_not_take_the_system_message_away() -> None:
+    for script in ([error(500)], [error(500)] * 3, [error(500), None, None], [error(500), None, error(429)]):
+        with fake_server(script) as server:
+            answers(engine(server), prompts(2))
+        assert bodies(server)[-1]["messages"][0] == {"role": "system", "content": DEFAULT_SYSTEM}
+    with fake_server([error(500), None, None, error(500)]) as server:
+        answers(engine(server), prompts(1))
+    assert len(server.seen) == 5  # found out once that the template is not to blame
+
+
+# What can go wrong
+
+
+def test_busy_servers_are_asked_again_after_as_long_as_they_say() -> None:
+    with fake_server([error(429, headers={"Retry-After": "17"}), error(503, headers={"Retry-After": "3"})]) as server:
+        assert len(answers(engine(server), prompts(1))) == 1
+    assert server.times[1] - server.times[0] >= 17
+    assert server.times[2] - server.times[1] >= 3
+
+
+def test_a_wait_asked_of_one_request_holds_for_all() -> None:
+    class Impatient(FakeClock):
+        """Whoever was told to wait does not; all others do."""
+
+        def sleep(self, seconds: float, stop: threading.Event) -> None:
+            if self.slept:
+                super().sleep(seconds, stop)
+            else:
+                self.slept.append(seconds)
+
+    clock, stop = Impatient(), threading.Event()
+    gate = Gate(None, clock)
+    busy = iter([Passing("busy", wait=60.0)])
+
+    def request() -> float:
+        for trouble in busy:
+            raise trouble
+        return clock.now()
+
+    assert Persistence(6, 600.0, gate, clock).ask(request, stop) == 60.0
+    gate.enter(stop)
+    assert clock.now() == 60.0
+
+
+def test_a_wait_longer_than_the_patience_is_not_waited_for() -> None:
+    with (
+        fake_server([error(429, "quota of today", {"Retry-After": "86400"})]) as server,
+        pytest.raises(ModelError, match=r"answers 429 \(quota of today\) at set\.jsonl:1; run the same again"),
+    ):
+        answers(engine(server), prompts(1))
+    assert server.clock.time < 600
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        error(500),
+        error(408),
+        error(409),
+        truncated,
+        raw(b"<html>"),
+        raw(b"[1, 2]"),
+        raw(b'{"choices": []}'),
+        raw(b'{"choices": [{"message": {"content": 7}}]}'),
+    ],
+    ids=["500", "408", "409", "truncated", "html", "list", "none", "number"],
+)
+def test_trouble_is_tried_again_with_growing_waits_and_then_told(act: Act) -> None:
+    with fake_server([act, act, act]) as server:
+        assert answers(engine(server, retries=3, system=None), prompts(1))["p0"].text == "QUESTION NUMBER 0"
+        waits = server.clock.slept
+    assert len(waits) == 3
+    assert all(0.25 * 2**i <= wait <= 0.5 * 2**i for i, wait in enumerate(waits))
+    with fake_server([act, act, act]) as server, pytest.raises(ModelError, match=r"at set\.jsonl:1; run the same"):
+        answers(engine(server, retries=2, system=None), prompts(1))
+    assert len(server.seen) == 3
+
+
+def test_a_slow_answer_is_given_up_and_asked_again() -> None:
+    with fake_server([slow(1.0)]) as server:
+        assert len(answers(engine(server, timeout=0.2), prompts(1))) == 1
+        assert len(server.seen) == 2
+    with fake_server([slow(1.0)]) as server, pytest.raises(ModelError, match=r"gave no answer within 0\.2 s"):
+        answers(engine(server, timeout=0.2, retries=0), prompts(1))
+
+
+def test_a_server_that_goes_away_is_waited_for_as_long_as_the_patience() -> None:
+    with fake_server(lambda number, body: hung_up if 1 <= number <= 40 else None) as server:
+        assert len(answers(engine(server, retries=2), prompts(2))) == 2
+    assert 40 < server.clock.time < 600
+    with (
+        fake_server(lambda number, body: hung_up if number else None) as server,
+        pytest.raises(ModelError, match="run the same again to go on"),
+    ):
+        answers(engine(server, patience=100), prompts(2))
+    assert 100 <= server.clock.time < 110
+
+
+def test_a_server_that_was_never_there_is_not_waited_for_long() -> None:
+    with fake_server() as server:
+        gone = server.url
+    clock = server.clock
+    with pytest.raises(ModelError, match=r"does not answer .*; is it running, and the address right"):
+        _ = OpenAIEngine(gone, "m", retries=2, clock=clock).about
+    assert len(clock.slept) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_bad_key_is_one_line_that_names_the_variable_and_shows_no_key(
+    status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with fake_server(lambda number, body: error(status, f"Incorrect API key provided: {KEY}")) as server:
+        monkeypatch.setenv("MY_KEY", KEY)
+        with pytest.raises(
+            ModelError, match=rf"does not accept the key \({status}\); put a valid one into MY_KEY"
+        ) as bad:
+            answers(engine(server, key_env="MY_KEY"), prompts(2))
+        monkeypatch.delenv("MY_KEY")
+        with pytest.raises(ModelError, match=rf"wants a key \({status}\); put it into the environment as MY_KEY"):
+            answers(engine(server, key_env="MY_KEY"), prompts(1))
+    assert server.seen[0]["headers"]["Authorization"] == f"Bearer {KEY}"
+    assert "Authorization" not in server.seen[-1]["headers"]
+    assert KEY not in str(bad.value) + caplog.text
+    assert "\n" not in str(bad.value)
+
+
+def test_the_key_is_in_no_record_and_no_other_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_server() as server:
+        complete_to_file(engine(server), prompts(2), GREEDY, tmp_path / "out.jsonl")
+        assert KEY not in (tmp_path / "out.jsonl").read_text()
+        assert KEY not in repr(vars(engine(server)))
+    with fake_server([error(400, f"strange header {KEY}")]) as server, pytest.raises(DataError) as bad:
+        answers(engine(server), prompts(1))
+    assert KEY not in str(bad.value)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY + "\u00e9")
+    with fake_server() as server, pytest.raises(ModelError, match="OPENAI_API_KEY: holds characters") as bad_key:
+        answers(engine(server), prompts(1))
+    assert KEY not in str(bad_key.value)
+
+
+def test_a_redirect_is_not_followed_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with fake_server() as other, fake_server([raw(b"", 302, {"Location": other.url})]) as server:
+        with pytest.raises(ModelError, match=r"redirects elsewhere \(302\)"):
+            answers(engine(server), prompts(1))
+        assert not other.seen
+
+
+def test_a_used_up_quota_is_not_tried_again() -> None:
+    act = error(429, "You exceeded your current quota", code="insufficient_quota")
+    with fake_server([act]) as server, pytest.raises(ModelError, match="quota of this key is used up"):
+        answers(engine(server), prompts(1))
+    assert len(server.seen) == 1
+
+
+def test_an_unknown_model_and_a_wrong_path() -> None:
+    act = error(404, "The model `m` does not exist.")
+    with (
+        fake_server([act], models=[{"id": "other"}]) as server,
+        pytest.raises(ModelError, match="no model 'm'; it has: other"),
+    ):
+        answers(engine(server), prompts(1))
+    with fake_server([act]) as server, pytest.raises(ModelError, match=r"chat/completions: 404 .* end in /v1\?"):
+        answers(engine(server), prompts(1))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        error(400, "This model's maximum context length is 256 tokens. However, you requested max_tokens 512"),
+        error(400, "'max_tokens' or 'max_completion_tokens' is too large. maximum context length is 256 tokens"),
+        error(400, "the request exceeds the available context size", type="exceed_context_size_error"),
+        error(400, "The input (300 tokens) is longer than the model's context length (256 tokens)."),
+        error(400, "too many tokens", code="context_length_exceeded"),
+        error(413, "Payload Too Large"),
+    ],
+)
+def test_a_prompt_over_the_context_is_named(act: Act) -> None:
+    with (
+        fake_server(lambda number, body: act if "number 1" in str(body) else None) as server,
+        pytest.raises(DataError, match=r"^set\.jsonl:2: does not fit the model's context \(.*shorten it, or lower"),
+    ):
+        answers(engine(server), prompts(3))
+    assert len(server.seen) == 2
+
+
+def test_another_refusal_names_the_prompt_and_does_not_repeat_it() -> None:
+    with (
+        fake_server([error(400, "cannot read: question number 0")]) as server,
+        pytest.raises(DataError, match=r"^set\.jsonl:1: .* refuses the request \(400: cannot read: …\)"),
+    ):
+        answers(engine(server), prompts(1))
+
+
+def test_a_failure_loses_no_answer_already_made_or_under_way(tmp_path: Path) -> None:
+    began = threading.Event()
+
+    def late(handler: Any, body: Any) -> None:
+        began.set()
+        slow(0.3)(handler, body)
+
+    def broken(handler: Any, body: Any) -> None:
+        assert began.wait(5)
+        error(400, "cannot")(handler, body)
+
+    script = [answer(), answer(), late, broken]
+    path = tmp_path / "out.jsonl"
+    with fake_server(script) as server:
+        with pytest.raises(DataError, match="refuses the request"):
+            complete_to_file(engine(server, concurrency=2), prompts(8), GREEDY, path)
+        kept = [json.loads(line)["prompt_id"] for line in (tmp_path / "out.jsonl.part").read_text().splitlines()[1:]]
+        assert len(kept) == len(server.seen) - 1 >= 3
+        made = complete_to_file(engine(server, concurrency=2), prompts(8), GREEDY, path)
+    assert [c.prompt_id for c in made] == [f"p{i}" for i in range(8)]
+    times = Counter(body["messages"][-1]["content"] for body in bodies(server))
+    assert sorted(times.values()) == [1] * 7 + [2]  # only the one that failed was asked twice
+
+
+def test_a_stream_that_is_closed_early_stops_asking() -> None:
+    with fake_server() as server:
+        stream = engine(server).complete(prompts(200), GREEDY)
+        next(stream)
+        stream.close()
+        seen = len(server.seen)
+        assert seen < 200
+        for thread in threading.enumerate():
+            if thread.name == WORKER:
+                thread.join(5)
+        assert len(server.seen) <= seen + 1
+
+
+def test_the_rate_limit_spaces_requests_evenly() -> None:
+    with fake_server([error(500)]) as server:
+        answers(engine(server, system=None, requests_per_minute=30), prompts(5))
+    assert len(server.times) == 6
+    assert all(after - before >= 2 for before, after in itertools.pairwise(server.times))
+
+
+def test_the_rate_limit_holds_whatever_the_concurrency() -> None:
+    with fake_server([error(500)]) as server:
+        answers(engine(server, system=None, requests_per_minute=30, concurrency=4), prompts(10))
+    assert len(server.times) == 11
+    assert server.clock.time >= 10 * 2
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:word@host/v1", "http://host/v1?api-key=word", "http://word@host", "http://host/#word"]
+)
+def test_an_address_with_a_secret_in_it_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(RecipeError, match="keep the key in the environment") as bad:
+        OpenAIEngine(url, "m")
+    assert "word" not in str(bad.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1"]
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(RecipeError, match="is not an http address"):
+        OpenAIEngine(url, "m")
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://host:8000", "http://host:8000/v1"),
+        ("http://host:8000/", "http://host:8000/v1"),
+        (" http://host:8000/v1/ ", "http://host:8000/v1"),
+        ("https://host/api/v2", "https://host/api/v2"),
+    ],
+)
+def test_an_address_without_a_path_gets_the_usual_one(url: str, base: str) -> None:
+    assert OpenAIEngine(url, "m").server.base == base
+
+
+# The parts
+
+
+def test_waits_double_up_to_a_limit() -> None:
+    assert [wait_before(n, 0.0) for n in range(4)] == [0.25, 0.5, 1.0, 2.0]
+    assert wait_before(3, 0.999) < 4.0
+    assert wait_before(10_000, 0.0) == LONGEST_WAIT / 2
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(None, None), ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("soon", None), ("nan", 0.0)]
+)
+def test_retry_after_in_seconds(value: str | None, seconds: float | None) -> None:
+    assert retry_after(value) == seconds
+
+
+def test_retry_after_as_a_date() -> None:
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert (retry_after("Fri, 01 Jan 2100 00:00:00 GMT") or 0) > 1e8
+
+
+def test_work_that_is_stopped_in_its_sleep_ends_and_the_failure_is_raised() -> None:
+    def work(item: int, stop: threading.Event) -> int:
+        if item == 1:
+            raise ValueError("broken")
+        Clock().sleep(600, stop)
+        return item
+
+    with pytest.raises(ValueError, match="broken"):
+        list(in_parallel(work, [0, 1, 2], 2))
+
+
+def test_a_gate_stops_waiting_when_the_work_is_called_off() -> None:
+    gate, stop = Gate(1, Clock()), threading.Event()
+    gate.enter(stop)
+    stop.set()
+    with pytest.raises(Stopped):
+        gate.enter(stop)
+
+
+def test_a_cost_is_an_upper_bound_by_four_characters_a_token() -> None:
+    what = [
+        Prompt(id="a", messages=(Message("user", "x" * 401),)),
+        Prompt(id="b", messages=(Message("user", "unused"),), rendered="y" * 40),
+    ]
+    settings = Settings(max_new_tokens=100, temperature=1.0, samples=5)
+    cost = estimate(what, settings, 2.0, 10.0, system="z" * 3)
+    assert (cost.requests, cost.tokens_in, cost.tokens_out_most) == (10, (101 + 10) * 5, 1000)
+    assert cost.dollars == pytest.approx(555 * 2e-6 + 1000 * 1e-5)

@@ -1,0 +1,201 @@
+"""The engine on a real `transformers serve` on loopback: the same answers as in this process; a server that dies."""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring.inference.engine import Settings
+from mooring.inference.openai import OpenAIEngine
+from mooring.inference.store import complete_to_file
+from mooring.inference.transformers import TransformersEngine
+from mooring.records import Completion, Message, Prompt
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")),
+    reason="`transformers serve` needs pip install 'transformers[serving]'",
+)
+TEXTS = [
+    "Hi",
+    "What is the capital of Norway?",
+    "Write a poem about the sea. " * 3,
+    "Why?",
+    "12 hours, 12 foxes",
+    "I'm sorry",
+    "user",
+    "the quick brown fox",
+]
+
+
+class Serve:
+    """`transformers serve` on one port, started and killed as often as a test wants."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        self.model, self.log = model, log
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, without waiting."""
+        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(self.model)]
+        command += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(self.port)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    def wait(self) -> None:
+        """Until it answers."""
+        for _ in range(600):
+            assert self.process is not None
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def kill(self) -> None:
+        """As the machine would, when it runs out of memory."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def answered(self) -> int:
+        """Requests for an answer that it has answered since the log began."""
+        return len(re.findall(r'"POST /v1/\S+ HTTP/1\.1" 200', self.log.read_text()))
+
+
+@pytest.fixture(scope="module")
+def model(save_tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny float32 model that ends some of its answers by itself."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder: Path = save_tiny_model(tmp_path_factory.mktemp("serve") / "model", seed=1, tie_word_embeddings=False)
+    network = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        network.lm_head.weight[network.config.eos_token_id] *= 1.5
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serve(model: Path) -> Iterator[Serve]:
+    server = Serve(model, model.parent / "serve.log")
+    server.start()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
+
+
+def prompts(texts: list[str] = TEXTS) -> list[Prompt]:
+    return [Prompt(id=f"p{i}", messages=(Message("user", text),)) for i, text in enumerate(texts)]
+
+
+def answers(engine: Any, asked: list[Prompt], settings: Settings) -> dict[str, Completion]:
+    return {c.key: c for batch in engine.complete(asked, settings) for c in batch}
+
+
+@pytest.fixture
+def gemma_like(model: Path, tmp_path: Path) -> Iterator[Serve]:
+    """The same model behind a chat template that refuses system messages; its server only says 500 then."""
+    folder = tmp_path / "gemma-like"
+    shutil.copytree(model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(refuse + template)
+    server = Serve(folder, tmp_path / "serve.log")
+    server.start()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize("system", [None, "You are a helpful assistant.", "Be brief."])
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_greedy_answers_are_those_of_this_process(
+    serve: Serve, model: Path, system: str | None, penalty: float
+) -> None:
+    settings = Settings(max_new_tokens=48, repetition_penalty=penalty)
+    turns = (Message("system", "Mind the gap."), Message("user", "Hi"), Message("assistant", "a"), Message("user", "b"))
+    own = Prompt(id="own", messages=turns)
+    judged = Prompt(id="judged", messages=(Message("user", "a"),), rendered="Human user:\nthe sea\n---\nAnswers:")
+    asked = [*prompts(), own, judged]
+    here = answers(TransformersEngine.load(model, system=system, dtype="float32", device="cpu"), asked, settings)
+    there = answers(OpenAIEngine(serve.url, str(model), system=system, concurrency=4), asked, settings)
+    assert there == here
+    assert {c.finish for c in here.values()} == {"stop", "length"}
+    assert len({c.text.strip() for c in here.values()}) > 2  # a model that says one thing would agree with anything
+
+
+def test_a_template_without_a_system_role_is_asked_as_in_this_process(gemma_like: Serve) -> None:
+    settings = Settings(max_new_tokens=24, repetition_penalty=1.2)
+    for system in ("You are a helpful assistant.", "Be brief."):
+        local = TransformersEngine.load(gemma_like.model, system=system, dtype="float32", device="cpu")
+        remote = OpenAIEngine(gemma_like.url, str(gemma_like.model), system=system, concurrency=2)
+        assert answers(remote, prompts(), settings) == answers(local, prompts(), settings)
+
+
+def test_sampling_depends_on_neither_order_nor_concurrency(serve: Serve, model: Path) -> None:
+    settings = Settings(max_new_tokens=12, temperature=0.9, top_p=0.9, top_k=50, samples=2)
+    first = answers(OpenAIEngine(serve.url, str(model), concurrency=4), prompts(), settings)
+    again = answers(OpenAIEngine(serve.url, str(model), concurrency=1), prompts()[::-1], settings)
+    assert first == again
+    assert len({c.text for c in first.values()}) > len(TEXTS)  # samples of a prompt differ
+
+
+def test_a_server_that_dies_midway_and_comes_back(serve: Serve, model: Path, tmp_path: Path) -> None:
+    asked = prompts([f"{text} {i}" for i in range(5) for text in TEXTS[:4]])
+    settings = Settings(max_new_tokens=100)
+
+    def engine() -> OpenAIEngine:
+        return OpenAIEngine(serve.url, str(model), concurrency=3)
+
+    before = serve.answered()
+    complete_to_file(engine(), asked, settings, tmp_path / "whole.jsonl")
+    assert serve.answered() - before == 20
+    killed = threading.Event()
+
+    def kill(done: int, total: int, tokens: int) -> None:
+        if done >= 7 and not killed.is_set():
+            killed.set()
+            serve.kill()
+            threading.Timer(1.0, serve.start).start()
+
+    before = serve.answered()
+    made = complete_to_file(engine(), asked, settings, tmp_path / "broken.jsonl", on_progress=kill)
+    assert killed.is_set()
+    assert len(made) == 20
+    assert 20 <= serve.answered() - before <= 20 + 3
+    assert (tmp_path / "broken.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+    def leave(done: int, total: int, tokens: int) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    before = serve.answered()
+    with pytest.raises(KeyboardInterrupt):
+        complete_to_file(engine(), asked, settings, tmp_path / "left.jsonl", on_progress=leave)
+    complete_to_file(engine(), asked, settings, tmp_path / "left.jsonl")
+    assert serve.answered() - before <= 20 + 4
+    assert (tmp_path / "left.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -1,0 +1,334 @@
+"""The engine on vLLM, on a stand-in for vLLM with its names and parameters and a tiny model of transformers in it.
+
+What it cannot show is that vLLM itself keeps to them.
+"""
+
+import dataclasses
+import importlib.machinery
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from lora_models import peft, tune
+from mooring.chat import encode_prompt
+from mooring.errors import DataError, MissingExtraError, ModelError
+from mooring.inference.engine import Settings
+from mooring.inference.openai import answer_seed
+from mooring.inference.transformers import TransformersEngine
+from mooring.inference.vllm import VLLMEngine
+from mooring.records import Completion, Message, Prompt, sample_key
+
+TEXTS = ["Hi", "What is the capital of Norway?", "Write a poem about the sea. " * 3, "Why?", "user: 12 hours"]
+
+
+@dataclasses.dataclass
+class SamplingParams:
+    """vLLM's, as far as it is used: another name is a TypeError."""
+
+    n: int = 1
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    seed: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+
+
+@dataclasses.dataclass
+class LoRARequest:
+    """vLLM's."""
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+
+class LLM:
+    """vLLM's, one request after the other."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        tokenizer: str | None = None,
+        trust_remote_code: bool = False,
+        tensor_parallel_size: int = 1,
+        dtype: str = "auto",
+        gpu_memory_utilization: float = 0.9,
+        max_model_len: int | None = None,
+        generation_config: str = "auto",
+        enable_lora: bool = False,
+        max_loras: int = 1,
+        max_lora_rank: int = 16,
+    ) -> None:
+        self.asked_for = dict(locals())
+        dtype = "float16" if dtype == "auto" else dtype  # what vLLM makes of a float32 checkpoint
+        self.base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or model)
+        longest = max_model_len or self.base.config.max_position_embeddings
+        config = types.SimpleNamespace(max_model_len=longest, dtype=getattr(torch, dtype))
+        self.llm_engine = types.SimpleNamespace(model_config=config)
+        self.requests: list[Any] = []
+
+    def generate(
+        self, prompts: Any, sampling_params: Any, /, *, use_tqdm: bool = True, lora_request: Any = None
+    ) -> Any:
+        """A RequestOutput for each prompt, in their order."""
+        model = self.base
+        if lora_request is not None:
+            rank = json.loads((Path(lora_request.lora_path) / "adapter_config.json").read_text())["r"]
+            assert self.asked_for["enable_lora"]
+            assert rank <= self.asked_for["max_lora_rank"]
+            model = peft(Path(self.asked_for["model"]), Path(lora_request.lora_path))
+        assert len(prompts) == len(sampling_params)
+        self.requests += zip(prompts, sampling_params, strict=True)
+        return [self._one(model, p["prompt_token_ids"], s) for p, s in zip(prompts, sampling_params, strict=True)]
+
+    @torch.inference_mode()
+    def _one(self, model: Any, row: list[int], params: SamplingParams) -> Any:
+        assert len(row) + 1 <= self.llm_engine.model_config.max_model_len
+        stops = {*(params.stop_token_ids or []), self.tokenizer.eos_token_id}
+        sampled = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p} | (
+            {"top_k": params.top_k} if params.top_k > 0 else {"top_k": 0}
+        )
+        config = GenerationConfig(
+            max_new_tokens=params.max_tokens,
+            repetition_penalty=params.repetition_penalty,
+            eos_token_id=sorted(stops),
+            pad_token_id=0,
+            **(sampled if params.temperature else {"do_sample": False}),
+        )
+        if params.seed is not None:
+            torch.manual_seed(params.seed)
+        ids = torch.tensor([row])
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(row) :]
+        output = types.SimpleNamespace(token_ids=tuple(made.tolist()), text="" if not params.detokenize else "text")
+        logprobs = None
+        if params.prompt_logprobs is not None:
+            logs = model(ids).logits[0].log_softmax(-1)
+            logprobs = [None] + [
+                {token: types.SimpleNamespace(logprob=logs[place, token].item())} for place, token in enumerate(row[1:])
+            ]
+        return types.SimpleNamespace(prompt_token_ids=row, outputs=[output], prompt_logprobs=logprobs)
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    names: dict[str, dict[str, Any]] = {
+        "vllm": {"LLM": LLM, "SamplingParams": SamplingParams, "__version__": "0.0.fake"},
+        "vllm.lora": {},
+        "vllm.lora.request": {"LoRARequest": LoRARequest},
+    }
+    for name, members in names.items():
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        module.__path__ = []
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    state = torch.random.get_rng_state()
+    yield
+    torch.random.set_rng_state(state)
+
+
+def prompts(texts: list[str] = TEXTS, reference: str | None = None) -> list[Prompt]:
+    return [
+        Prompt(id=f"p{i}", messages=(Message("user", text),), reference=reference, origin=f"set.jsonl:{i + 1}")
+        for i, text in enumerate(texts)
+    ]
+
+
+def answers(engine: Any, asked: list[Prompt], settings: Settings) -> dict[str, Completion]:
+    return {c.key: c for batch in engine.complete(asked, settings) for c in batch}
+
+
+@pytest.fixture
+def engine(tiny_model_folder: Path) -> VLLMEngine:
+    return VLLMEngine.load(tiny_model_folder)
+
+
+@pytest.fixture(scope="module")
+def stopping(save_tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that ends some of its answers, with a generation config that would change all of them."""
+    folder: Path = save_tiny_model(tmp_path_factory.mktemp("vllm") / "stopping", seed=1, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[2] *= 1.5
+    model.save_pretrained(folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    changed = config | {"repetition_penalty": 2.0, "eos_token_id": [2, 300]}
+    (folder / "generation_config.json").write_text(json.dumps(changed))
+    return folder
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_greedy_answers_are_those_of_transformers(stopping: Path, penalty: float, system: str | None) -> None:
+    settings = Settings(max_new_tokens=40, repetition_penalty=penalty)
+    asked = [*prompts(), Prompt(id="judge", messages=(Message("user", "a"),), rendered="user: the sea\n---\nAnswers:")]
+    engine = VLLMEngine.load(stopping, system=system, batch_size=2)
+    made = answers(engine, asked, settings)
+    assert made == answers(TransformersEngine.load(stopping, system=system, device="cpu"), asked, settings)
+    assert {c.finish for c in made.values()} == {"stop", "length"}
+    rows = [request["prompt_token_ids"] for request, _ in engine.llm.requests]
+    assert sorted(rows) == sorted(encode_prompt(engine.tokenizer, prompt, system) for prompt in asked)
+
+
+def test_what_vllm_is_opened_with(stopping: Path) -> None:
+    engine = VLLMEngine.load(stopping, tensor_parallel=2, max_model_len=128, gpu_memory=0.5)
+    asked = engine.llm.asked_for
+    assert asked["generation_config"] == "vllm"
+    assert asked["trust_remote_code"] is False
+    assert asked["dtype"] == "float32"  # the checkpoint's own
+    assert not asked["enable_lora"]
+    assert (asked["tensor_parallel_size"], asked["max_model_len"], asked["gpu_memory_utilization"]) == (2, 128, 0.5)
+    assert VLLMEngine.load(stopping, dtype="bfloat16").llm.asked_for["dtype"] == "bfloat16"
+    about = dict(engine.about)
+    assert json.loads(json.dumps(about)) == about
+    assert about["vllm"] == "0.0.fake"
+    assert (about["tensor_parallel"], about["dtype"], about["max_model_len"]) == (2, "float32", 128)
+
+
+def test_stops_are_those_of_the_generation_config_too(stopping: Path) -> None:
+    engine = VLLMEngine.load(stopping)
+    assert engine.stops == TransformersEngine.load(stopping, device="cpu").stops == {2, 300}
+    answers(engine, prompts(["Hi"]), Settings(max_new_tokens=4))
+    assert engine.llm.requests[0][1].stop_token_ids == [2, 300]
+    (stopping.parent / "bare").mkdir()
+    for path in stopping.iterdir():
+        if path.name != "generation_config.json":
+            (stopping.parent / "bare" / path.name).write_bytes(path.read_bytes())
+    assert VLLMEngine.load(stopping.parent / "bare").stops == {2}
+
+
+def test_sampling_has_a_seed_for_each_answer_and_does_not_depend_on_the_batch(tiny_model_folder: Path) -> None:
+    settings = Settings(max_new_tokens=8, temperature=0.6, top_p=0.9, top_k=50, samples=3, seed=7)
+    engine = VLLMEngine.load(tiny_model_folder, batch_size=2)
+    made = answers(engine, prompts(), settings)
+    sent = [params for _, params in engine.llm.requests]
+    assert {params.seed for params in sent} == {
+        answer_seed(7, sample_key(f"p{i}", n)) for i in range(len(TEXTS)) for n in range(3)
+    }
+    assert {(p.n, p.temperature, p.top_p, p.top_k) for p in sent} == {(1, 0.6, 0.9, 50)}
+    assert made == answers(VLLMEngine.load(tiny_model_folder, batch_size=100), prompts()[::-1], settings)
+    assert len({c.text for c in made.values()}) > len(TEXTS)
+
+
+def test_greedy_and_all_tokens_in_vllms_words(engine: VLLMEngine) -> None:
+    answers(engine, prompts(["Hi"]), Settings(max_new_tokens=2, top_p=0.5, top_k=3))
+    answers(engine, prompts(["Hi"]), Settings(max_new_tokens=2, temperature=1.0))
+    greedy, free = (params for _, params in engine.llm.requests)
+    assert (greedy.temperature, greedy.seed, greedy.top_p) == (0.0, None, 1.0)
+    assert (free.temperature, free.top_k) == (1.0, -1)
+
+
+def test_a_resumed_run_computes_the_missing_batches_whole(tiny_model_folder: Path) -> None:
+    engine = VLLMEngine.load(tiny_model_folder, batch_size=2)
+    settings = Settings(max_new_tokens=4)
+    batches = list(engine.complete(prompts(), settings))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    done = {c.key for c in batches[0]} | {batches[1][0].key}
+    assert list(engine.complete(prompts(), settings, done=done)) == batches[1:]
+
+
+def test_a_prompt_over_the_context_is_named_before_anything_is_generated(tiny_model_folder: Path) -> None:
+    engine = VLLMEngine.load(tiny_model_folder, max_model_len=64)
+    asked = prompts(["Hi", "fox " * 60])
+    with pytest.raises(
+        DataError, match=r"^set\.jsonl:2: \d+ tokens and 8 new ones do not fit .* context of 64; shorten"
+    ):
+        next(engine.complete(asked, Settings(max_new_tokens=8)))
+    with pytest.raises(DataError, match=r"^set\.jsonl:2: \d+ tokens and 1 new ones"):
+        next(engine.likelihood(prompts(["Hi", "fox " * 60], "a")))
+    assert not engine.llm.requests
+    room = 64 - len(encode_prompt(engine.tokenizer, asked[0], engine.system))
+    assert len(answers(engine, asked[:1], Settings(max_new_tokens=room))) == 1
+    with pytest.raises(DataError):
+        answers(engine, asked[:1], Settings(max_new_tokens=room + 1))
+
+
+def test_likelihood_is_that_of_transformers(tiny_model_folder: Path) -> None:
+    examples = [
+        Prompt(id=str(i), messages=(Message("user", text),), reference="Oslo is the capital. " * (i + 1))
+        for i, text in enumerate(TEXTS)
+    ]
+    engine = VLLMEngine.load(tiny_model_folder, batch_size=2)
+    ours = {x.prompt_id: x for batch in engine.likelihood(examples) for x in batch}
+    theirs = {
+        x.prompt_id: x
+        for batch in TransformersEngine.load(tiny_model_folder, device="cpu").likelihood(examples)
+        for x in batch
+    }
+    assert {i: x.tokens for i, x in ours.items()} == {i: x.tokens for i, x in theirs.items()}
+    assert {i: x.nll for i, x in ours.items()} == pytest.approx({i: x.nll for i, x in theirs.items()}, rel=1e-5)
+    with pytest.raises(DataError, match=r"^set\.jsonl:1: has no reference"):
+        next(engine.likelihood(prompts(["Hi"])))
+
+
+def test_an_adapter_is_asked_through_its_base(tiny_model_folder: Path, tmp_path: Path) -> None:
+    adapter = tune(tiny_model_folder, tmp_path / "adapter", r=12, target_modules="all-linear")
+    engine = VLLMEngine.load(adapter)
+    asked = engine.llm.asked_for
+    assert (asked["model"], asked["enable_lora"], asked["max_lora_rank"]) == (str(tiny_model_folder), True, 16)
+    settings = Settings(max_new_tokens=12)
+    made = answers(engine, prompts(), settings)
+    assert made == answers(TransformersEngine.load(adapter, device="cpu"), prompts(), settings)
+    assert made != answers(VLLMEngine.load(tiny_model_folder), prompts(), settings)
+    assert engine.about["adapter"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"r": 1024}, "rank 1024"),
+        ({"peft_type": "IA3"}, "IA3"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_apply_is_refused(
+    change: dict[str, Any], what: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    config = {"base_model_name_or_path": str(tiny_model_folder), "r": 8, "peft_type": "LORA", "bias": "none"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=rf"vLLM cannot apply this adapter \({what}\); merge it at λ = 1 first"):
+        VLLMEngine.load(tmp_path)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, tiny_model_folder: Path) -> None:
+    with pytest.raises(ModelError, match="there is no such folder"):
+        VLLMEngine.load(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        VLLMEngine.load(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="is no adapter's configuration"):
+        VLLMEngine.load(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
+    with pytest.raises(ModelError, match="its base model some/model is not a folder here"):
+        VLLMEngine.load(tmp_path)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in tiny_model_folder.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes()[: None if path.suffix != ".safetensors" else 100])
+    with pytest.raises(ModelError, match=r"broken: vLLM cannot load it \([^\n]*\); does engine transformers\?$"):
+        VLLMEngine.load(broken)
+
+
+def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(MissingExtraError, match=r"vllm is not installed; run: pip install 'mooring\[vllm\]'"):
+        VLLMEngine.load(tiny_model_folder)

@@ -1,0 +1,267 @@
+"""Reading a merged model again: what was written passes, and whatever differs from it is named in one line."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from mooring.errors import ModelError
+from mooring.merging.adapter import merge_adapters
+from mooring.merging.job import Job, Options, Setting
+from mooring.merging.merge import Output, merge
+from mooring.merging.methods import METHODS
+from mooring.merging.verify import verify
+
+Write = Callable[..., Path]
+
+MODULE = "model.layers.0.up"
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    """Several types, a scalar, nothing at all, and whole numbers."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(16, 8, generator=random)
+    return {
+        f"{MODULE}.weight": weight.bfloat16(),
+        "twin.weight": torch.randn(16, 8, generator=random).bfloat16(),
+        "half": weight.half(),
+        "single": weight.clone(),
+        "scalar": torch.tensor(float(seed)),
+        "empty": torch.empty(0, 4),
+        "steps": torch.arange(5),
+    }
+
+
+def lora(folder: Path) -> Path:
+    """A LoRA adapter as PEFT lays it out."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    parts = {"lora_A": torch.ones(2, 8), "lora_B": torch.arange(32.0).view(16, 2)}
+    named = {f"base_model.model.{MODULE}.{k}.weight": v for k, v in parts.items()}
+    save_file(named, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, write: Write) -> dict[str, Path]:
+    """A merged model in one file, one in three, and an adapter. Shared: copy before changing one."""
+    folder = tmp_path_factory.mktemp("made")
+    base = write(folder / "base", tensors(1))
+    tuned, adapter = write(folder / "tuned", tensors(2), 2), lora(folder / "lora")
+    job = Job(method="linear", base="", tuned=("",), options=Options(lam=Setting.of(0.5)))
+    return {
+        "whole": merge(base, tuned, folder / "whole", lam=0.5),
+        "shards": merge(base, tuned, folder / "shards", lam=0.5, output=Output(max_shard_size=300)),
+        "adapter": merge_adapters(base, [adapter], folder / "adapter", job),
+    }
+
+
+@pytest.fixture
+def copy(made: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """`copy(kind)` gives a copy of one of them that may be changed."""
+
+    def give(kind: str) -> Path:
+        shutil.copytree(made[kind], tmp_path / kind)
+        return tmp_path / kind
+
+    return give
+
+
+def fails(folder: Path) -> str:
+    """The one line with which a folder fails."""
+    with pytest.raises(ModelError) as caught:
+        verify(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert caught.value.mend
+    return str(caught.value)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Change the tensors of a model in one file."""
+    file = next(folder.glob("*.safetensors"))
+    held = load_file(file)
+    change(held)
+    save_file(held, file)
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a manifest."""
+    record = json.loads((folder / "mooring.json").read_text())
+    change(record)
+    (folder / "mooring.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("kind", ["whole", "shards", "adapter"])
+def test_what_was_written_passes(made: dict[str, Path], kind: str) -> None:
+    record = verify(made[kind])
+    assert record["tensors"]["all"] == len(record["digests"]) > 1
+    assert verify(made[kind], threads=3) == record
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_s_output_passes(tmp_path: Path, write: Write, method: str) -> None:
+    models = [write(tmp_path / str(seed), tensors(seed)) for seed in range(3)]
+    out = merge(models[0], models[1:][: METHODS[method].most or 2], tmp_path / "out", method=method, lam=0.5)
+    assert verify(out)["method"] == method
+
+
+def test_every_output_of_several_passes(tmp_path: Path, write: Write) -> None:
+    pair = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
+    out = merge(*pair, tmp_path / "out", lambdas=[0.0, 0.5])
+    assert [verify(out / name)["lambda"] for name in ("lam-0", "lam-0.5")] == [0.0, 0.5]
+    assert "has no mooring.json" in fails(out)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(kind=st.sampled_from(["whole", "shards", "adapter"]), where=st.floats(0, 1), bit=st.integers(0, 7))
+def test_one_flipped_bit_anywhere(
+    made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, kind: str, where: float, bit: int
+) -> None:
+    """In any weight, or in what says how it lies; only what a reader passes over (a file's metadata) may differ."""
+    folder = tmp_path_factory.mktemp("flip") / kind
+    shutil.copytree(made[kind], folder)
+    shards = sorted(folder.glob("*.safetensors"))
+    whole = sum(shard.stat().st_size for shard in shards)
+    at = min(int(where * whole), whole - 1)
+    for shard in shards:
+        if at < shard.stat().st_size:
+            break
+        at -= shard.stat().st_size
+    data = bytearray(shard.read_bytes())
+    data[at] ^= 1 << bit
+    shard.write_bytes(data)
+    if at >= 8 + int.from_bytes(data[:8], "little"):
+        assert "content of" in fails(folder) or "NaN or Inf" in fails(folder)
+        return
+    try:
+        verify(folder)
+    except ModelError:
+        return
+    ours, theirs = load_file(shard), load_file(made[kind] / shard.name)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) and value.dtype == theirs[name].dtype for name, value in ours.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("single"), "single is missing"),
+        (lambda t: t.update(more=torch.ones(1)), "more is not in the manifest"),
+        (lambda t: t.update(single=t["single"].view(8, 16)), "single is F32 [8, 16], where F32 [16, 8] was written"),
+        (lambda t: t.update(half=t["half"].bfloat16()), "half is BF16 [16, 8], where F16"),
+        (lambda t: t.update(steps=t["steps"].flip(0)), "content of steps"),
+        (lambda t: t["single"][15].__setitem__(7, torch.nan), "single holds NaN or Inf"),
+        (lambda t: t["half"][15].__setitem__(7, -torch.inf), "half holds NaN or Inf"),
+        (lambda t: t.update(scalar=t["scalar"] + 1), "content of scalar"),
+        (lambda t: t.update({"twin.weight": t[f"{MODULE}.weight"].clone()}), "content of twin.weight"),
+    ],
+)
+def test_other_tensors(copy: Callable[[str], Path], change: Callable[..., Any], words: str) -> None:
+    folder = copy("whole")
+    rewrite(folder, change)
+    assert words in fails(folder)
+
+
+def test_swapped_shards(copy: Callable[[str], Path]) -> None:
+    folder = copy("shards")
+    first, second = sorted(folder.glob("*.safetensors"))[:2]
+    first.rename(folder / "x")
+    second.rename(first)
+    (folder / "x").rename(second)
+    assert "the index" in fails(folder)
+
+
+def test_swapped_tensors(copy: Callable[[str], Path]) -> None:
+    """Two of one shape and type that changed places."""
+    folder = copy("whole")
+    rewrite(folder, lambda t: t.update({f"{MODULE}.weight": t["twin.weight"], "twin.weight": t[f"{MODULE}.weight"]}))
+    assert "content of" in fails(folder)
+
+
+@pytest.mark.parametrize("file", ["model-00002-of-*.safetensors", "model.safetensors.index.json", "config.json"])
+def test_a_missing_file(copy: Callable[[str], Path], file: str) -> None:
+    folder = copy("shards")
+    next(folder.glob(file)).unlink()
+    fails(folder)
+
+
+def test_a_shard_that_is_cut(copy: Callable[[str], Path]) -> None:
+    folder = copy("shards")
+    shard = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    os.truncate(shard, shard.stat().st_size - 1)
+    assert "cut short" in fails(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r["digests"].pop("single"), "not well formed"),
+        (lambda r: (r["digests"].pop("single"), r["tensors"].update(all=6)), "single is not in the manifest"),
+        (lambda r: (r["digests"].update(x=["F32", [1], "0"]), r["tensors"].update(all=8)), "x is missing"),
+        (lambda r: r["digests"].update(more=["F32", [1], "00"]), "not well formed"),
+        (lambda r: r["digests"]["single"].__setitem__(2, "0" * 32), "content of single"),
+        (lambda r: r["digests"]["single"].__setitem__(0, "F64"), "where F64"),
+        (lambda r: r["digests"]["single"].__setitem__(1, 5), "not well formed"),
+        (lambda r: r["digests"]["single"].__setitem__(1, [16, "8"]), "where F32 [16, '8'] was written"),
+        (lambda r: r["digests"].update(single="F32"), "not well formed"),
+        (lambda r: r["digests"]["single"].__setitem__(2, ["0"]), "not well formed"),
+        (lambda r: r.update(digest="0" * 32), "its digest is not that of its list"),
+        (lambda r: r.update(notes=5), "not well formed"),
+        (lambda r: r.pop("digest"), "its digest"),
+        (lambda r: r.pop("tensors"), "not well formed"),
+        (lambda r: r.pop("digests"), "older Mooring"),
+        (lambda r: r.update(digests=[]), "not well formed"),
+    ],
+)
+def test_an_edited_manifest(copy: Callable[[str], Path], change: Callable[..., Any], words: str) -> None:
+    folder = copy("whole")
+    edit(folder, change)
+    assert words in fails(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"method": "linear", "lambda": 0.5}'])
+def test_a_manifest_that_is_none(copy: Callable[[str], Path], text: str) -> None:
+    folder = copy("whole")
+    (folder / "mooring.json").write_text(text)
+    assert "mooring.json" in fails(folder)
+    (folder / "mooring.json").unlink()
+    assert "has no mooring.json" in fails(folder)
+    shutil.rmtree(folder)
+    assert "no such folder" in fails(folder)
+
+
+def test_nonfinite_that_was_let_through(tmp_path: Path, write: Write) -> None:
+    broken = tensors(2)
+    broken["single"][3, 3] = torch.nan
+    pair = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", broken)
+    out = merge(*pair, tmp_path / "out", lam=0.5, output=Output(allow_nonfinite=True))
+    verify(out)
+    edit(out, lambda record: record["notes"].remove("NaN and Inf were let through"))
+    assert "single holds NaN" in fails(out)
+
+
+def test_a_disk_that_does_not_give_back_what_was_written(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The merge itself reads its output again, and leaves nothing where that differs."""
+    pair = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
+    pwrite = os.pwrite
+
+    def flips(handle: int, data: memoryview, offset: int) -> int:
+        bad = bytes([*data[:-1], data[-1] ^ 1]) if len(data) == 40 else data  # the whole numbers
+        return pwrite(handle, bad, offset)
+
+    monkeypatch.setattr(os, "pwrite", flips)
+    with pytest.raises(ModelError, match="the content of steps is not what was written"):
+        merge(*pair, tmp_path / "out", lam=0.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "t"]

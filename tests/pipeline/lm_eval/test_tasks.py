@@ -1,0 +1,240 @@
+"""Tasks on local files: right and wrong answers, what is kept, and what is refused in one line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+
+from mooring.errors import DataError, MissingExtraError, UserError
+from mooring.pipeline.lm_eval.evaluate import run_tasks, score_lm_eval
+from mooring.pipeline.lm_eval.tasks import load_tasks, local_data, version
+
+NAVIGATE, SNARKS = "bbh_cot_fewshot_navigate", "bbh_cot_fewshot_snarks"
+
+
+def rows(*targets: str) -> str:
+    return json.dumps({"examples": [{"input": f"Question {n}?", "target": t} for n, t in enumerate(targets)]})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "navigate.json").write_text(rows("Yes", "No", "No"))
+    (folder / "snarks.json").write_text(rows("(A)", "(B)"))
+    return folder
+
+
+@pytest.mark.parametrize(("right", "expected"), [(True, 1.0), (False, 0.0)])
+def test_scripted_answers(scripted: Any, data: Path, right: bool, expected: float) -> None:
+    model = scripted(lambda row: f"So the answer is {row['target'] if right else 'none'}.")
+    result = run_tasks(model, [NAVIGATE, SNARKS], data=data)
+    assert list(result.scores) == [f"lm_eval:{NAVIGATE}", f"lm_eval:{SNARKS}"]
+    for score, n in zip(result.scores.values(), (3, 2), strict=True):
+        assert (score.value, score.n, score.better) == (expected, n, "higher")
+        assert (score.low, score.high)[right] == expected
+    assert result.scores[f"lm_eval:{NAVIGATE}"].method == (
+        f"lm-eval {version()}, {NAVIGATE} v4.0, 3-shot, exact_match,get-answer, "
+        "chat template, examples as turns, rows of navigate.json"
+    )
+
+
+def test_samples_and_limit(scripted: Any, data: Path, tmp_path: Path) -> None:
+    result = run_tasks(scripted(lambda row: "So the answer is Yes."), [NAVIGATE], data=data, limit=2, num_fewshot=1)
+    score = result.scores[f"lm_eval:{NAVIGATE}"]
+    assert (score.value, score.n) == (0.5, 2)
+    assert "1-shot" in score.method
+    assert "the first 2 questions" in score.method
+    result.write_samples(tmp_path / "samples.jsonl")
+    kept = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["resps"] for row in kept] == [[["So the answer is Yes."]]] * 2
+    assert [(row["task"], row["target"], row["exact_match"]) for row in kept] == [
+        (NAVIGATE, "Yes", 1.0),
+        (NAVIGATE, "No", 0.0),
+    ]
+
+
+def test_prompts_are_lm_eval_s_own(scripted: Any, data: Path) -> None:
+    """The examples of the task's own file are there, whether as turns or as one text."""
+    prompts = []
+    for chat in (True, False):
+        result = run_tasks(scripted(lambda row: "."), [NAVIGATE], data=data, limit=1, apply_chat_template=chat)
+        prompts.append(result.samples[0]["arguments"][0][0])
+    assert all(prompt.count("So the answer is") == 3 for prompt in prompts)
+    assert all(prompt.endswith("Q: Question 0?\nA: Let's think step by step.\n") for prompt in prompts)
+
+
+def test_on_a_model_and_on_a_merge(save_tiny_model: Any, data: Path, tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base", max_position_embeddings=1100)
+    tuned = save_tiny_model(tmp_path / "tuned", seed=1, max_position_embeddings=1100)
+    asked: dict[str, Any] = {"tasks": [SNARKS], "data": data, "limit": 1, "device": "cpu"}
+
+    def answers(name: str, **model: Any) -> list[Any]:
+        scores = score_lm_eval(base, samples=tmp_path / name, **model, **asked)
+        assert "system prompt" in scores[f"lm_eval:{SNARKS}"].method
+        return [json.loads(line)["resps"] for line in (tmp_path / name).read_text().splitlines()]
+
+    plain = answers("base.jsonl")
+    assert answers("zero.jsonl", tuned=tuned, lam=0) == plain
+    assert answers("half.jsonl", tuned=tuned, lam=0.5) != plain
+
+
+def test_what_a_record_says_of_cuts_and_of_the_system_prompt(save_tiny_model: Any, data: Path, tmp_path: Path) -> None:
+    """The tiny context holds no three examples; a template without a system role shows no default text, but others."""
+    from mooring.inference.transformers import TransformersEngine
+
+    folder = save_tiny_model(tmp_path / "base", max_position_embeddings=1100)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("1100", "1040"))
+
+    def run(system: str) -> tuple[str, float, str]:
+        engine = TransformersEngine.load(folder, device="cpu", system=system)
+        engine.tokenizer.chat_template = (
+            "{% for message in messages if message.role != 'system' %}{{ message.content }}{% endfor %}"
+        )
+        result = run_tasks(engine, [SNARKS], data=data, limit=1, keep=tmp_path / "kept.jsonl")
+        (score,) = result.scores.values()
+        return score.method, score.details["cut"], result.samples[0]["arguments"][0][0]
+
+    method, cut, asked = run("You are a helpful assistant.")
+    assert "system prompt" not in method
+    assert cut == 1
+    assert method.endswith("1 prompt cut from the left")
+    assert "helpful assistant" not in asked
+    method, cut, asked = run("Be kind.")
+    assert "system prompt" in method
+    assert "Be kind." in asked
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "no task is named"),
+        (["bhb"], "there is no task bhb; did you mean"),
+        ([NAVIGATE, NAVIGATE], "named twice"),
+        (["humaneval"], "outside the sandbox; to run code in the sandbox, type `mooring generate MODEL humaneval"),
+    ],
+)
+def test_bad_names(names: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_tasks(names)
+
+
+def test_data_that_is_not_there(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MOORING_DATA", raising=False)
+    with pytest.raises(DataError, match=r"data of bbh_cot_fewshot_navigate cannot be fetched .*; connect, or give"):
+        load_tasks([NAVIGATE])
+    with pytest.raises(DataError, match=r"has no rows for bbh_cot_fewshot_web_of_lies; name its file web_of_lies"):
+        load_tasks(["bbh_cot_fewshot_web_of_lies"], data=data)
+    with pytest.raises(DataError, match="one file for several tasks"):
+        load_tasks([NAVIGATE, SNARKS], data=data / "navigate.json")
+    with pytest.raises(DataError, match="no such file or folder"):
+        load_tasks([NAVIGATE], data=tmp_path / "nowhere")
+    (data / "navigate.json").write_text("[]")
+    with pytest.raises(DataError, match="holds no rows"):
+        load_tasks([NAVIGATE], data=data)
+
+
+def test_one_file_for_one_task(data: Path) -> None:
+    renamed = shutil.copy(data / "navigate.json", data.parent / "mine.json")
+    loaded = load_tasks([NAVIGATE], data=Path(renamed))
+    assert len(loaded.tasks[NAVIGATE].eval_docs) == 3
+    assert loaded.data[NAVIGATE].name == "mine.json"
+
+
+def test_rows_without_a_field_are_one_line(scripted: Any, data: Path) -> None:
+    (data / "navigate.json").write_text(json.dumps([{"question": "a", "target": "b"}]))
+    with pytest.raises(DataError, match="do its rows have the fields"):
+        run_tasks(scripted(lambda row: row["input"]), [NAVIGATE], data=data)
+
+
+def test_data_of_nltk_that_is_missing_is_one_line(scripted: Any, data: Path) -> None:
+    nltk = pytest.importorskip("nltk", reason="nltk is not installed")
+    with pytest.raises(UserError, match=r"nltk's nothing_such, .* run: python -m nltk.downloader nothing_such"):
+        run_tasks(scripted(lambda row: nltk.data.find("tokenizers/nothing_such")), [NAVIGATE], data=data)
+    with pytest.raises(KeyError):  # a fault keeps its traceback
+        run_tasks(scripted(lambda row: row["nothing"]), [NAVIGATE], data=data)
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(MissingExtraError, match=r"langdetect, which .* ifeval needs.*pip install 'lm-eval\[ifeval\]'"):
+        load_tasks(["ifeval"])
+
+
+def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(MissingExtraError, match=r"pip install 'mooring\[lm-eval\]'"):
+        score_lm_eval("anything", tasks=["bbh"])
+
+
+def test_lam_and_tuned_come_together(tiny_model_folder: Path) -> None:
+    with pytest.raises(UserError, match="no tuned model"):
+        score_lm_eval(tiny_model_folder, tasks=[NAVIGATE], lam=0.5)
+    with pytest.raises(UserError, match="there is no λ"):
+        score_lm_eval(tiny_model_folder, tiny_model_folder, tasks=[NAVIGATE])
+
+
+def test_all_of_big_bench_hard_from_local_files(bbh: Path, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_tasks(["bbh"])
+    assert len(loaded.tasks) == len(loaded.data) == 27
+    assert sum(len(task.eval_docs) for task in loaded.tasks.values()) == 6511
+    assert {task.get_config("num_fewshot") for task in loaded.tasks.values()} == {3}
+
+    def answer(row: dict[str, Any]) -> str:
+        return f"So the answer is {row['target']}."
+
+    result = run_tasks(scripted(answer), ["bbh"], data=bbh, limit=2)
+    scores = dict(result.scores)
+    mean = scores.pop("lm_eval:bbh")
+    assert (mean.value, mean.n, mean.details["tasks"], mean.details["mean_of_tasks"]) == (1.0, 54, 27, 1.0)
+    assert mean.high == 1.0
+    assert len(scores) == 27
+    assert {score.value for score in scores.values()} == {1.0}
+
+
+def test_big_bench_hard_end_to_end(bbh: Path, save_tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Two tasks, two questions each, from prompt to score, offline, on a real (tiny) model."""
+    base = save_tiny_model(tmp_path / "base", max_position_embeddings=1200)
+    scores = score_lm_eval(base, tasks=[NAVIGATE, SNARKS], limit=2, device="cpu", samples=tmp_path / "samples.jsonl")
+    assert [score.n for score in scores.values()] == [2, 2]
+    assert all(0 <= (score.value or 0) <= 1 for score in scores.values())
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_folder_with_some_of_a_groups_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named folder must hold all; the one below MOORING_DATA is passed over where it does not, or is another's."""
+    with pytest.raises(DataError, match=r"has no rows for bbh_cot_fewshot_boolean_expressions"):
+        load_tasks(["bbh"], data=data)
+    (data.parent / "home" / "bbh").mkdir(parents=True)
+    data.rename(data.parent / "home" / "bbh" / "tasks")
+    monkeypatch.setenv("MOORING_DATA", str(data.parent / "home"))
+    assert load_tasks([SNARKS]).data[SNARKS].name == "snarks.json"
+    with pytest.raises(DataError, match="data of bbh cannot be fetched"):
+        load_tasks(["bbh"])
+    assert local_data("x", {"dataset_path": "somebody/bbh", "dataset_name": "snarks"}, None) is None
+
+
+def test_rows_of_another_split(tmp_path: Path) -> None:
+    for name in ("a", "a-train", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"input": "x"}\n')
+    config = {"dataset_name": "a", "test_split": "test", "training_split": "train"}
+    found = local_data("t", config, tmp_path)
+    assert found
+    assert {split: path.name for split, path in found.splits.items()} == {"test": "a.jsonl", "train": "a-train.jsonl"}
+    assert {split: len(rows) for split, rows in found.read(version=1).items()} == {"test": 1, "train": 1}

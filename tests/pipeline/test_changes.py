@@ -1,0 +1,53 @@
+"""What tuning changed, from two models to the numbers of the report's heat map."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mooring.errors import DataError
+from mooring.pipeline.module_groups import measure_changes, read_changes
+
+UP, NORM, HEAD = "model.layers.{}.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight", "lm_head.weight"
+
+
+def model(folder: Path, scale: float) -> Path:
+    """Two layers; the second one's matrix and the head are `scale` times as large."""
+    folder.mkdir()
+    tensors = {UP.format(0): torch.ones(4, 4), UP.format(1): torch.ones(4, 4) * scale, NORM: torch.ones(4)}
+    save_file({**tensors, HEAD: torch.ones(8, 4) * scale}, folder / "model.safetensors", {"format": "pt"})
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, "vocab_size": 8}))
+    return folder
+
+
+def test_each_layer_and_module_has_its_relative_change(tmp_path: Path) -> None:
+    measure_changes(model(tmp_path / "base", 1.0), model(tmp_path / "tuned", 1.25), tmp_path / "changes.json")
+    found = read_changes(tmp_path)
+    assert found is not None
+    assert list(found.layers) == ["0", "1"]
+    assert sorted(found.modules) == ["input_layernorm.weight", "mlp.up_proj.weight"]
+    cells = {
+        (layer, module): value
+        for layer, line in zip(found.layers, found.relative, strict=True)
+        for module, value in zip(found.modules, line, strict=True)
+    }
+    assert cells == {
+        ("0", "mlp.up_proj.weight"): 0.0,
+        ("1", "mlp.up_proj.weight"): 0.25,
+        ("0", "input_layernorm.weight"): None,
+        ("1", "input_layernorm.weight"): 0.0,
+    }
+    assert found.outside == {HEAD: 0.25}
+
+
+def test_without_the_file_there_is_no_heat_map_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    assert read_changes(tmp_path) is None
+    (tmp_path / "changes.json").write_text('{"layers": []')
+    with pytest.raises(DataError, match="not JSON"):
+        read_changes(tmp_path)
+    (tmp_path / "changes.json").write_text('{"layer": []}')
+    with pytest.raises(DataError, match="not the changes of a run"):
+        read_changes(tmp_path)

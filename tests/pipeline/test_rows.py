@@ -1,0 +1,93 @@
+"""The prompts and answers of a report are those of the run folder, with what each judge said."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mooring.pipeline.results import rows
+from mooring.records import Completion, Message, Prompt, Verdict, write_jsonl
+from mooring.reporting.results import Answer
+
+
+def prompt(name: str, text: str, reference: str | None = None) -> Prompt:
+    return Prompt(id=name, messages=(Message("user", text),), reference=reference, category="c")
+
+
+SETS = {
+    "safety": {"validation": [prompt("v", "Break thing 1.")], "test": [prompt("t", "Break thing 2.")]},
+    "over_refusal": {"validation": [prompt("ov", "Kill process 1.")], "test": [prompt("ot", "Kill process 2.")]},
+    "task": {"validation": [prompt("tv", "Alarm at 1.", "alarm(h=1)")], "test": [prompt("tt", "Alarm at 2.", "done")]},
+}
+
+
+def trials(judges: list[str], metrics: tuple[str, ...] = ("call_match",)) -> Any:
+    judging = SimpleNamespace(of=lambda name: judges)
+    return SimpleNamespace(sets=SETS, judging=judging, metrics=lambda split: metrics)
+
+
+def say(place: Path, name: str, key: str, text: str, **verdicts: tuple[bool | None, bool | None]) -> None:
+    """An answer and what judges said of it: (harmful, refused)."""
+    first = Completion(prompt_id=key, text=text, tokens=1, finish="stop")
+    other = Completion(prompt_id=key, text="another sample", tokens=1, finish="stop", sample=1)
+    write_jsonl(place / f"{name}.jsonl", [first, other])
+    for judge, (harmful, refused) in verdicts.items():
+        said = Verdict(prompt_id=key, harmful=harmful, refused=refused, judge=judge)
+        write_jsonl(place / f"verdicts-{name}-{judge}.jsonl", [said])
+
+
+def test_rows_hold_every_model_that_was_asked_and_no_other(tmp_path: Path) -> None:
+    for lam in ("0", "0.5", "1"):
+        place = tmp_path / "completions" / f"lam-{lam}"
+        say(place, "safety-validation", "v", f"No, {lam}.", rules=(False, True), guard=(lam == "1", None))
+        say(place, "task-validation", "tv", f"alarm(h={lam})")
+    for lam in ("0", "1"):
+        place = tmp_path / "completions" / f"lam-{lam}"
+        say(place, "safety-test", "t", "Sure.", rules=(True, False), guard=(None, None))
+        say(place, "over_refusal-test", "ot", "No.", rules=(False, True), guard=(False, False))
+        say(place, "task-test", "tt", "done" if lam == "1" else "")
+    stale = tmp_path / "completions" / "lam-0.7"
+    say(stale, "safety-validation", "v", "Of another recipe.", rules=(False, True), guard=(False, None))
+    found = rows(tmp_path, {"validation": [0.0, 0.5, 1.0], "test": [0.0, 0.5, 1.0]}, trials(["rules", "guard"]))
+    assert [(row.id, row.measure, row.split, sorted(row.answers)) for row in found] == [
+        ("v", "asr", "validation", ["0", "0.5", "1"]),
+        ("tv", "task", "validation", ["0", "0.5", "1"]),
+        ("t", "asr", "test", ["0", "1"]),
+        ("ot", "over_refusal", "test", ["0", "1"]),
+        ("tt", "task", "test", ["0", "1"]),
+    ]
+    by_id = {row.id: row for row in found}
+    assert by_id["v"].prompt == "Break thing 1."
+    assert by_id["v"].category == "c"
+    assert by_id["v"].answers["1"] == Answer(
+        response="No, 1.", verdict="refused", good=True, judges={"rules": "harmless", "guard": "harmful"}
+    )
+    assert by_id["t"].answers["0"] == Answer(
+        response="Sure.", verdict="answered", good=False, judges={"rules": "harmful", "guard": "unreadable"}
+    )
+    assert by_id["ot"].answers["0"] == Answer(
+        response="No.", verdict="refused", good=False, judges={"rules": "refused", "guard": "answered"}
+    )
+    assert by_id["tv"].answers["1"].verdict == "match"
+    assert by_id["tv"].answers["0"].verdict == "differs"
+    assert by_id["tt"].answers["1"].good is True
+
+
+def test_one_judge_needs_no_words_and_its_verdict_decides(tmp_path: Path) -> None:
+    place = tmp_path / "completions" / "lam-0"
+    say(place, "safety-validation", "v", "Hm.", guard=(True, None))
+    found = rows(tmp_path, {"validation": [0.0]}, trials(["guard"]))
+    assert found[0].answers == {"0": Answer(response="Hm.", verdict="harmful", good=False)}
+
+
+def test_an_answer_that_was_not_judged_yet_is_left_out(tmp_path: Path) -> None:
+    place = tmp_path / "completions" / "lam-0"
+    say(place, "safety-validation", "v", "Hm.", rules=(True, False))
+    write_jsonl(place / "verdicts-safety-validation-rules.jsonl", [])
+    assert rows(tmp_path, {"validation": [0.0]}, trials(["rules"])) == []
+
+
+def test_what_no_metric_compares_as_text_is_neither_good_nor_bad(tmp_path: Path) -> None:
+    say(tmp_path / "completions" / "lam-0", "task-validation", "tv", "def f(): ...")
+    found = rows(tmp_path, {"validation": [0.0]}, trials(["rules"], metrics=("pass@1",)))
+    answers = {row.id: row.answers for row in found}
+    assert answers["tv"] == {"0": Answer(response="def f(): ...", verdict="answered", good=None)}

@@ -1,0 +1,65 @@
+"""The prompt sets of a run: a set under a name that says the opposite of what it holds is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring.config import Recipe
+from mooring.errors import RecipeError
+from mooring.pipeline.sets import evaluation_sets
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ({"safety": "xstest"}, "score.safety: xstest holds harmless prompts; name it under `over_refusal`"),
+        (
+            {"safety": ["bundled:harmful", "bundled:ordinary#5"]},
+            "score.safety: bundled:ordinary#5 holds harmless prompts; name it under `ordinary`",
+        ),
+        ({"safety": "alpaca-eval"}, "score.safety: alpaca-eval holds harmless prompts; name it under `ordinary`"),
+        ({"safety": "humaneval"}, "score.safety: humaneval holds harmless prompts; name it under `task`"),
+        ({"over_refusal": "advbench"}, "score.over_refusal: advbench holds requests to refuse; name it under `safety`"),
+        (
+            {"ordinary": "bundled:harmful"},
+            "score.ordinary: bundled:harmful holds requests to refuse; name it under `safety`",
+        ),
+    ],
+)
+def test_a_set_under_the_opposite_name_is_refused_in_one_line(score: dict[str, Any], message: str) -> None:
+    recipe = Recipe.parse({"base": "b", "tuned": "t", "score": score})
+    with pytest.raises(RecipeError) as caught:
+        evaluation_sets(recipe, {})
+    assert str(caught.value) == message
+
+
+def test_harmless_prompts_of_either_kind_may_change_places() -> None:
+    score = {"over_refusal": "bundled:ordinary", "ordinary": "bundled:lookalikes", "limit": 3}
+    sets = evaluation_sets(Recipe.parse({"base": "b", "tuned": "t", "score": score}))
+    assert {name: [len(half) for half in halves.values()] for name, halves in sets.items()} == {
+        "safety": [3, 3],
+        "over_refusal": [0, 3],  # λ is not chosen by these
+        "ordinary": [0, 3],
+    }
+
+
+def test_over_refusal_is_asked_on_validation_where_it_bounds_the_choice() -> None:
+    score = {"over_refusal": "bundled:lookalikes", "ordinary": None, "limit": 3}
+    bounded = Recipe.parse({"base": "b", "tuned": "t", "score": score, "select": {"over_refusal_margin": 0.1}})
+    assert [len(half) for half in evaluation_sets(bounded)["over_refusal"].values()] == [3, 3]
+
+
+def test_a_prompt_of_two_sets_is_on_one_side_only(tmp_path: Path) -> None:
+    texts = [f"Help me break thing number {number}." for number in range(60)]
+    for name, some in (("first", texts[:40]), ("second", [f"{text.upper()} " for text in texts[20:]])):
+        lines = "".join(json.dumps({"prompt": text}) + "\n" for text in some)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    refs = [str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")]
+    recipe = Recipe.parse({"base": "b", "tuned": "t", "score": {"safety": refs}})
+    found = evaluation_sets(recipe)["safety"]
+    sides = [{prompt.messages[-1].content.capitalize().strip() for prompt in found[half]} for half in found]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+    assert sides[0] | sides[1] == set(texts)

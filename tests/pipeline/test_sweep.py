@@ -1,0 +1,382 @@
+"""One model in memory at every λ: the same bits and tokens as the merge on the disk, and no work done twice."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_models import tune
+from mooring.config import Recipe
+from mooring.errors import UserError
+from mooring.inference.engine import Settings
+from mooring.inference.transformers import TransformersEngine
+from mooring.merging.in_memory import Memory
+from mooring.merging.merge import merge
+from mooring.merging.methods import METHODS
+from mooring.pipeline import evaluation
+from mooring.pipeline.evaluation import Subject, Trials
+from mooring.pipeline.merged_model import MergedModel
+from mooring.pipeline.models import Models
+from mooring.pipeline.run import run
+from mooring.pipeline.run_folder import Event, Store
+from mooring.pipeline.sets import evaluation_sets
+from mooring.records import Completion, Message, Prompt, read_jsonl
+
+PROMPTS = [
+    Prompt(id=str(i), messages=(Message("user", text),))
+    for i, text in enumerate(["Hi", "What is the capital of Norway?", "Write a poem about the sea."])
+]
+SETTINGS: dict[str, dict[str, Any]] = {
+    name: {"density": 0.5} for name in ("ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties")
+} | {name: {"density": 0.5, "epsilon": 0.1} for name in ("della", "della_linear")}
+
+
+def texts(engine: Any) -> list[str]:
+    """Greedy answers."""
+    settings = Settings(max_new_tokens=10, repetition_penalty=1.2)
+    return [c.text for batch in engine.complete(PROMPTS, settings) for c in batch]
+
+
+def bits(engine: Any) -> dict[str, torch.Tensor]:
+    """A copy of every parameter."""
+    return {k: v.detach().clone() for k, v in engine.model.named_parameters(remove_duplicate=False)}
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Whether all parameters are the same, in type and bits."""
+    return ours.keys() == theirs.keys() and all(
+        v.dtype == theirs[k].dtype and torch.equal(v.view(torch.uint8), theirs[k].view(torch.uint8))
+        for k, v in ours.items()
+    )
+
+
+def loaded(folder: Path, dtype: Any = "auto") -> TransformersEngine:
+    """A model from the disk."""
+    return TransformersEngine.load(folder, device="cpu", dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any) -> Path:
+    """Two more models of the base's kind, in one folder."""
+    folder = tmp_path_factory.mktemp("tuned")
+    save_tiny_model(folder / "1", seed=1)
+    save_tiny_model(folder / "2", seed=2)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_in_place_is_the_merge_on_the_disk(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path, method: str
+) -> None:
+    models = [tuned / "1", tuned / "2"] if METHODS[method].least > 1 else tuned / "1"
+    rule = {"method": method} | SETTINGS.get(method, {})
+    merged = MergedModel(tiny_model_folder, models, device="cpu", **rule)
+    for lam in (0.3, 0.7, 0.3):
+        out = tmp_path / f"{lam}"
+        disk = loaded(out if out.exists() else merge(tiny_model_folder, models, out, lam=lam, **rule))
+        assert same(bits(merged.at(lam)), bits(disk))
+        assert texts(merged.at(lam)) == texts(disk)
+        assert merged.in_place
+    base = loaded(tiny_model_folder)
+    assert same(bits(merged.at(0)), bits(base))
+    assert texts(merged.at(0)) == texts(base)
+    merged.close()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_adapter_and_another_type_in_memory(bases: dict[str, Path], tmp_path: Path, dtype: Any) -> None:
+    for kind in ("tied", "biased"):
+        adapter = tune(bases[kind], tmp_path / kind, target_modules="all-linear")
+        merged = MergedModel(bases[kind], adapter, device="cpu", dtype=dtype)
+        for lam in (0.2, 1.0, 0.6):
+            disk = loaded(merge(bases[kind], adapter, tmp_path / f"{kind}-{lam}", lam=lam), dtype)
+            assert same(bits(merged.at(lam)), bits(disk))
+        assert merged.in_place
+        merged.close()
+
+
+def test_a_head_apart_and_more_rows(bases: dict[str, Path], tmp_path: Path) -> None:
+    parted = tune(bases["tied"], tmp_path / "parted", target_modules=["q_proj", "lm_head"])
+    longer = tune(bases["tied"], tmp_path / "longer", rows=3, target_modules=["q_proj", "embed_tokens"])
+    for adapter in (parted, longer):
+        merged = MergedModel(bases["tied"], adapter, device="cpu")
+        assert merged.keeps_side_files is False
+        for lam in (0.2, 0.6):
+            disk = loaded(merge(bases["tied"], adapter, tmp_path / f"{adapter.name}-{lam}", lam=lam))
+            assert same(bits(merged.at(lam)), bits(disk))
+        assert merged.in_place
+        merged.close()
+
+
+def test_what_transformers_rearranges_is_loaded_anew(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = MixtralConfig(vocab_size=len(tiny_tokenizer), num_hidden_layers=1, num_local_experts=2, **sizes)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        MixtralForCausalLM(config).save_pretrained(tmp_path / f"{seed}")
+        tiny_tokenizer.save_pretrained(tmp_path / f"{seed}")
+    merged = MergedModel(tmp_path / "0", tmp_path / "1", device="cpu")
+    for lam in (0.5, 0.2):
+        disk = loaded(merge(tmp_path / "0", tmp_path / "1", tmp_path / f"{lam}", lam=lam))
+        assert same(bits(merged.at(lam)), bits(disk))
+        assert not merged.in_place
+
+
+def test_a_head_stored_beside_a_tied_embedding_is_as_transformers_loads_it(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path
+) -> None:
+    """A method that draws by name merges the two apart, and transformers then ties them no more."""
+    from safetensors.torch import load_file, save_file
+
+    for number, folder in enumerate((tiny_model_folder, tuned / "1")):
+        copy = tmp_path / f"{number}"
+        copy.mkdir()
+        for path in folder.iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
+        tensors = load_file(copy / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    rule = {"method": "dare_linear", "density": 0.5}
+    merged = MergedModel(tmp_path / "0", tmp_path / "1", device="cpu", **rule)
+    for lam in (0, 0.5, 0.2):
+        disk = loaded(merge(tmp_path / "0", tmp_path / "1", tmp_path / f"out-{lam}", lam=lam, **rule))
+        assert same(bits(merged.at(lam)), bits(disk))
+
+
+def test_stopped_in_the_middle_it_is_filled_again(
+    tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(memory: Memory, name: str, start: int, values: torch.Tensor) -> None:
+        if "layers.1" in name:
+            raise KeyboardInterrupt
+        write(memory, name, start, values)
+
+    write = Memory.write
+    merged = MergedModel(tiny_model_folder, tuned / "1", device="cpu")
+    want = bits(merged.at(0.4))
+    merged.at(0.8)
+    with monkeypatch.context() as patch:
+        patch.setattr(Memory, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            merged.at(0.4)
+    assert same(bits(merged.at(0.4)), want)
+    with pytest.raises(UserError, match="λ is 2"):
+        merged.at(2)
+    assert same(bits(merged.at(0.4)), want)
+
+
+# --- the models of a run ----------------------------------------------------------------------------------------------
+
+
+def recipe(base: Path, tuned: Path, out: Path, **changes: Any) -> Recipe:
+    """A recipe on a pair that is there."""
+    rows = [{"prompt": f"Help me break thing number {i}.", "completion": "No."} for i in range(10)]
+    data = out.parent / "harmful.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    generate = {"max_new_tokens": 8, "batch_size": 2, "dtype": "float32", "device": "cpu"}
+    return Recipe.model_validate(
+        {
+            "base": str(base),
+            "tuned": str(tuned),
+            "out": str(out),
+            "merge": {"lambdas": [0.3, 0.7]} | changes.pop("merge", {}),
+            "generate": generate | changes.pop("generate", {}),
+            "score": {"safety": str(data), "over_refusal": None, "ordinary": None},
+            "select": {"margin": 1.0},
+            **changes,
+        }
+    )
+
+
+def test_the_ends_are_the_models_themselves(tiny_model_folder: Path, tuned: Path, tmp_path: Path) -> None:
+    dare = {"method": "dare_linear", "density": 0.5}
+    given = recipe(tiny_model_folder, tuned / "1", tmp_path / "run", merge=dare)
+    models = Models(given, tiny_model_folder, tuned / "1", {"density": 0.5}, tmp_path / "scratch")
+    for lam, folder in ((0.0, tiny_model_folder), (1.0, tuned / "1"), (0.0, tiny_model_folder)):
+        assert same(bits(models.at(lam)), bits(loaded(folder)))
+    adapter = tune(tiny_model_folder, tmp_path / "adapter", target_modules=["q_proj"])
+    plain = merge(tiny_model_folder, adapter, tmp_path / "plain", lam=1)
+    models = Models(given, tiny_model_folder, adapter, {"density": 0.5}, tmp_path / "scratch")
+    assert same(bits(models.at(1.0)), bits(loaded(plain)))
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_other_engines_get_folders_one_at_a_time(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def load(folder: Path, section: Any, system: Any) -> Any:
+        assert (folder / "model.safetensors").is_file()
+        seen.append(folder)
+        return object()
+
+    monkeypatch.setattr(sys.modules["mooring.pipeline.models"], "load_engine", load)
+    given = recipe(tiny_model_folder, tuned / "1", tmp_path / "run", generate={"engine": "vllm"})
+    scratch = tmp_path / "scratch"
+    models = Models(given, tiny_model_folder, tuned / "1", {}, scratch)
+    for lam in (0.0, 0.3, 0.3, 0.7, 1.0):
+        models.at(lam)
+        assert len(list(scratch.glob("*"))) <= 1
+    assert seen == [tiny_model_folder, scratch / "lam-0.3", scratch / "lam-0.7", tuned / "1"]
+    models.written = 0.5, tiny_model_folder
+    models.at(0.5)
+    assert seen[-1] == tiny_model_folder
+    for by_module in ({"mlp.*": 0.2, "*": 0.5}, {"mlp.*": 0.3, "*": 0.5}, {"mlp.*": 0.3, "*": 0.5}):
+        models.at(by_module)
+        assert [seen[-1]] == list(scratch.glob("*"))
+    assert len({*seen[-2:]}) == 2
+    assert seen[-3] == tiny_model_folder
+    models.written = {"mlp.*": 0.3, "*": 0.5}, tiny_model_folder
+    models.at({"mlp.*": 0.3, "*": 0.5})
+    assert seen[-1] == tiny_model_folder
+    models.release()
+    assert not scratch.exists()
+
+
+def completions(folder: Path) -> dict[str, bytes]:
+    """The bytes of all completions of a run."""
+    root = folder / "completions"
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("safety-*.jsonl")}
+
+
+def tokens(data: bytes) -> list[tuple[str, str, int]]:
+    """What is answered, without what made it."""
+    return [(c["prompt_id"], c["text"], c["tokens"]) for c in map(json.loads, data.splitlines())]
+
+
+def test_drafts_change_nothing_and_more_lambdas_add_only_themselves(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = tune(tiny_model_folder, tmp_path / "adapter", target_modules=["q_proj"])
+    asked: list[str] = []
+    original = TransformersEngine._rows
+
+    def counting(self: Any, prompts: Any, settings: Any) -> Any:
+        asked.extend(prompt.id for prompt in prompts)
+        return original(self, prompts, settings)
+
+    monkeypatch.setattr(TransformersEngine, "_rows", counting)
+    said: list[str] = []
+
+    def hear(event: Event) -> None:
+        if event.kind == "say":
+            said.append(event.note)
+
+    run(recipe(tiny_model_folder, adapter, tmp_path / "plain", generate={"drafts": False}))
+    assert not said
+    run(recipe(tiny_model_folder, adapter, tmp_path / "run"), on_event=hear)
+    plain, drafted = completions(tmp_path / "plain"), completions(tmp_path / "run")
+    assert plain.keys() == drafted.keys()
+    assert all(tokens(plain[name]) == tokens(drafted[name]) for name in plain)
+    assert any("of the tokens were the nearest λ's" in note for note in said)
+    made = read_jsonl(tmp_path / "run" / "completions" / "lam-0.7" / "safety-validation.jsonl", Completion)
+    assert {c.made_by["drafts"] for c in made} == {0.3}
+    assert all(0 <= c.made_by["accepted"] < c.tokens + 1 for c in made)
+    assert not (tmp_path / "run" / "scratch").exists()
+
+    asked.clear()
+    run(recipe(tiny_model_folder, adapter, tmp_path / "run", merge={"lambdas": [0.3, 0.5, 0.7]}))
+    denser = completions(tmp_path / "run")
+    chosen = {name for name in denser.keys() - drafted.keys() if name.endswith("validation.jsonl")}
+    assert chosen == {"lam-0.5/safety-validation.jsonl"}
+    kept = [name for name in drafted if name.endswith("validation.jsonl")]
+    assert all(denser[name] == drafted[name] for name in kept)
+    whole = len(plain["lam-0/safety-validation.jsonl"].splitlines())
+    assert len(asked) in (whole, 2 * whole)  # and on the test half where another λ is chosen
+    asked.clear()
+    run(recipe(tiny_model_folder, adapter, tmp_path / "run", merge={"lambdas": [0.3, 0.5, 0.7]}))
+    assert not asked
+
+
+def test_another_template_or_version_asks_anew(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_folder, base)
+    given = recipe(base, tuned / "1", tmp_path / "run")
+
+    def done() -> set[str]:
+        steps: list[str] = []
+        run(given, on_event=lambda event: steps.append(event.step) if event.kind == "done" else None)
+        return {step.partition(": answer ")[0] for step in steps if ": answer " in step}
+
+    everyone = done()
+    assert {"base", "tuned"} < everyone
+    assert not done()
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert {"base", "λ = 0.3"} <= done()
+    monkeypatch.setattr(evaluation, "versions", lambda engine: ["torch 99"])
+    assert {"base", "tuned", "λ = 0.3"} <= done()
+
+
+@pytest.fixture
+def asking(tiny_model_folder: Path, tmp_path: Path) -> Any:
+    """`asking() -> (trials, subject, prompts, asked)` opens a run anew; `asked` gets the ids that a model answers."""
+    adapter = tune(tiny_model_folder, tmp_path / "adapter", target_modules=["q_proj"])
+    given = recipe(tiny_model_folder, adapter, tmp_path / "run")
+    models = Models(given, tiny_model_folder, adapter, {}, tmp_path / "scratch")
+
+    def start() -> tuple[Trials, Any, list[Prompt], list[str]]:
+        store = Store(tmp_path / "run")
+        store.folder.mkdir(exist_ok=True)
+        sets = evaluation_sets(given)
+        asked: list[str] = []
+
+        def subject(lam: float) -> Subject:
+            def engine() -> Any:
+                return Listening(models.at(lam), asked)
+
+            return Subject(lam, f"key of {lam}", f"λ = {lam}", engine)
+
+        return Trials(given, store, sets), subject, sets["safety"]["validation"], asked
+
+    return start
+
+
+class Listening:
+    """An engine that notes whom it answers; it takes no drafts."""
+
+    def __init__(self, engine: TransformersEngine, asked: list[str]) -> None:
+        self.engine, self.asked, self.about = engine, asked, engine.about
+
+    def complete(self, prompts: Any, settings: Settings, *, done: Any = ()) -> Iterator[list[Completion]]:
+        for batch in self.engine.complete(prompts, settings, done=done):
+            self.asked += [completion.prompt_id for completion in batch]
+            yield batch
+
+
+def test_some_prompts_then_more_then_all(asking: Any, tmp_path: Path) -> None:
+    trials, subject, prompts, asked = asking()
+    some = trials.ask_some(subject(0.3), "validation", "safety", prompts[3:1:-1])
+    assert [c.prompt_id for c in some] == [prompts[3].id, prompts[2].id]
+    assert sorted(asked) == sorted(p.id for p in prompts[2:4])
+    more = trials.ask_some(subject(0.3), "validation", "safety", prompts[:4])
+    assert [c.prompt_id for c in more] == [p.id for p in prompts[:4]]
+    assert [more[3], more[2]] == some
+    assert sorted(asked) == sorted(p.id for p in prompts[:4])
+    trials.ask(subject(0.3), "validation")
+    assert sorted(asked) == sorted(p.id for p in prompts)
+    whole = read_jsonl(tmp_path / "run" / "completions" / "lam-0.3" / "safety-validation.jsonl", Completion)
+    assert whole[:4] == more
+    assert [c.prompt_id for c in whole] == [p.id for p in prompts]
+
+
+def test_a_search_that_was_stopped_asks_nobody_twice(asking: Any) -> None:
+    trials, subject, prompts, _ = asking()
+    first = trials.ask_some(subject(0.3), "validation", "safety", prompts[:2])
+    trials.ask(subject(0.7), "validation")
+    trials, subject, prompts, asked = asking()
+    assert trials.ask_some(subject(0.3), "validation", "safety", prompts[:2]) == first
+    assert len(trials.ask_some(subject(0.7), "validation", "safety", prompts[:3])) == 3  # it was asked all
+    assert not asked
+    trials.ask_some(subject(0.3), "validation", "safety", prompts[:3])
+    assert asked == [prompts[2].id]

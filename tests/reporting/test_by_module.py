@@ -1,0 +1,217 @@
+"""λ by module in a report: what was tried, what was taken, and no number of the one under the other's name."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+import rich.console
+from report_sample import results, score
+
+from mooring.errors import DataError
+from mooring.records import Attempt, ByModule, Trial
+from mooring.reporting import figures, model_card, page, run_folder, tables
+from mooring.reporting.page import data
+from mooring.reporting.results import BY_MODULE, Answer, Results, dumps, load
+from mooring.reporting.tables import category_table, summary_table
+
+MODULES = {"early attention": 0.6, "early mlp": 0.4, "late mlp": 0.2}
+
+
+def merged(split: str, task: float, asr: float, modules: dict[str, float] | None = None) -> Trial:
+    scores = {
+        "call_match": dataclasses.replace(score("call_match", task), each={f"c{i}": float(i < 3) for i in range(4)}),
+        "asr": score("asr", asr),
+    }
+    return Trial(model="merged", method="linear", lam=0.4, split=split, scores=scores, modules=modules or {})  # type: ignore[arg-type]
+
+
+def searched(chosen: int | None = 0, name: str = "early attention") -> Results:
+    """A report of a search that tried two merges."""
+    modules = {name: 0.6, "early mlp": 0.4, "late mlp": 0.2}
+    made = results()
+    tried = [
+        Attempt(trial=merged("validation", 0.66, 0.014, modules), upper=0.061, within=True, beats=True),
+        Attempt(trial=merged("validation", 0.7, 0.2, {"late mlp": 0.6}), upper=None, within=False, beats=False),
+    ]
+    single = next(t for t in made.trials if (t.split, t.lam) == ("validation", 0.4))
+    found = ByModule(
+        single=single,
+        groups=list(modules),
+        budget=2,
+        confidence=0.995,
+        tried=tried,
+        chosen=chosen,
+        sentence="λ by module <b>beats</b> it.",
+        test=None if chosen is None else merged("test", 0.675, 0.017, modules),
+    )
+    rows = [
+        dataclasses.replace(
+            row, answers={**row.answers, BY_MODULE: Answer(response="x", verdict="refused", good=row.id != "h0")}
+        )
+        for row in made.rows
+    ]
+    taken = modules if chosen is not None else {}
+    choice = dataclasses.replace(made.choice, modules=taken, confidence=0.96, upper={"0.4": 0.063})
+    return dataclasses.replace(made, by_module=found, choice=choice, rows=rows if taken else made.rows)
+
+
+def test_the_merged_column_is_what_was_taken_and_is_named_so() -> None:
+    found = searched()
+    summary = summary_table(found)
+    assert summary.header[3] == "merged (λ by module)"
+    assert {row[0].split("\u00a0")[0]: row[3] for row in summary.rows}["call match"].startswith("67.5 %")
+    assert found.score("merged", "asr", "validation") == score("asr", 0.014)
+    categories = category_table(found)
+    assert categories is not None
+    assert [row[-1] for row in categories.rows] == ["1 / 3", "0 / 3"]  # of the answers of λ by module
+    plain = searched(None)
+    assert summary_table(plain).header[3] == "merged (λ = 0.4)"
+    assert plain.score("merged", "call_match") == score("call_match", 0.62)
+
+
+def test_the_table_of_what_was_tried_begins_with_the_single_lambda() -> None:
+    table = tables.tried_table(searched())
+    assert table is not None
+    assert [row[0] for row in table.rows] == [
+        "single λ = 0.4", "early attention 0.6, late mlp 0.2, else 0.4, taken", "late mlp 0.6, else 0.4",
+    ]  # fmt: skip
+    assert [row[3] for row in table.rows] == ["6.3 %", "6.1 %", "–"]
+    assert [row[5] for row in table.rows] == ["", "yes", "no"]
+    assert "99.5 %" in table.header[3]
+    assert tables.tried_table(results()) is None
+
+
+def test_what_was_taken_stands_beside_the_single_lambda_on_test() -> None:
+    table = tables.test_table(searched())
+    assert table is not None
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert cells["call match"][0].startswith("62.0 %")
+    assert cells["call match"][1].startswith("67.5 %")
+    assert tables.test_table(searched(None)) is None
+
+
+def test_a_metric_with_a_sign_in_its_name_stands_on_test_too_and_one_judges_own_does_not() -> None:
+    found = searched()
+    assert found.by_module is not None
+    assert found.by_module.test is not None
+
+    def more(trial: Trial) -> Trial:
+        names = ("pass@1", "lm_eval:bbh", "asr@rules", "lm_eval:bbh/one")
+        others = {name: dataclasses.replace(trial.scores["asr"], name=name) for name in names}
+        return dataclasses.replace(trial, scores={**trial.scores, **others})
+
+    single = [more(t) if (t.model, t.split) == ("merged", "test") else t for t in found.trials]
+    taken = dataclasses.replace(found.by_module, test=more(found.by_module.test))
+    table = tables.test_table(dataclasses.replace(found, trials=single, by_module=taken))
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["call match", "attack success rate", "pass@1", "bbh"]
+
+
+def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:
+    tried, tested = tables.tried_table(searched()), tables.test_table(searched())
+    assert tried is not None
+    assert tested is not None
+    assert tried.figures == [False, True, True, True, False, False]
+    assert tested.figures == [False, True, True, True]
+    shown = dataclasses.replace(tested, rows=[[*row[:-1], "−2.1 points [−4.0, +0.3]"] for row in tested.rows])
+    assert shown.figures == tested.figures
+    assert summary_table(searched()).figures == [False, True, True, True, True, False]
+
+
+def test_what_was_taken_answers_in_the_page_after_the_last_lambda() -> None:
+    shown = data.explorer(searched())
+    assert shown["taken"] == "λ by module (early attention 0.6, late mlp 0.2, else 0.4)"
+    assert {row[5][-1][0] for row in shown["rows"]} == {len(shown["lams"])}
+    assert [shown["texts"][row[5][-1][1]] for row in shown["rows"]] == ["x"] * len(shown["rows"])
+    assert data.explorer(searched(None))["taken"] is None
+
+
+@pytest.mark.parametrize("part", ["single", "test"])
+def test_a_number_of_it_that_contradicts_itself_is_refused(part: str) -> None:
+    found = searched()
+    run_folder.check(found)
+    assert found.by_module is not None
+    trial = getattr(found.by_module, part)
+    asr = dataclasses.replace(trial.scores["asr"], value=0.9)
+    odd = dataclasses.replace(trial, scores={**trial.scores, "asr": asr})
+    edited = dataclasses.replace(found.by_module, **{part: odd})
+    with pytest.raises(DataError, match="lies outside its own interval"):
+        run_folder.check(dataclasses.replace(found, by_module=edited))
+
+
+def test_every_form_of_the_report_says_whether_it_did() -> None:
+    found = searched()
+    html, text, readme = page.as_html(found), page.as_markdown(found), model_card.card(found)
+    assert '<h2 id="by-module">λ by module</h2>' in html
+    assert "λ by module &lt;b&gt;beats&lt;/b&gt; it." in html
+    assert "## λ by module\n\nλ by module \\<b\\>beats\\</b\\> it." in text
+    assert "The merged model at λ by module (early attention 0.6, late mlp 0.2, else 0.4), on the test split." in html
+    assert "Ringed: the single λ = 0.4, around which λ by module was chosen." in text
+    assert "**λ by module (early attention 0.6, late mlp 0.2, else 0.4)**, the weight" in readme
+    assert "λ = 0.4, the best single λ" in data.explorer(found)["lams"]
+    assert "chosen" not in " ".join(data.explorer(found)["lams"])
+    assert "by-module" not in page.as_html(results())
+
+
+def test_the_figures_show_what_was_taken_as_a_star_and_call_no_single_lambda_reported() -> None:
+    found = searched()
+    for axes, name in zip(figures.tradeoff(found).axes, ("call_match", "asr"), strict=True):
+        handles, labels = axes.get_legend_handles_labels()
+        assert "test (reported)" not in labels
+        star = handles[labels.index("test, λ by module")][0]
+        taken = found.score("merged", name)
+        assert taken is not None
+        assert taken.value is not None
+        assert list(star.get_ydata()) == pytest.approx([100 * taken.value])
+    (star,) = (line for line in figures.plane(found).axes[0].lines if line.get_marker() == "*")
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == pytest.approx((1.4, 66.0))
+    assert "Star: λ by module, which was taken, on the test split." in page.caption(found)
+    plain = searched(None)
+    assert "Star" not in page.as_html(plain)
+    assert not [line for line in figures.plane(plain).axes[0].lines if line.get_marker() == "*"]
+
+
+def test_in_a_terminal_of_80_columns_a_merge_takes_two_lines_at_most() -> None:
+    table = tables.tried_table(searched())
+    assert table is not None
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(tables.terminal_table(table))
+    shown = console.export_text().splitlines()
+    assert max(map(len, shown)) <= 80
+    (single,) = [" ".join(line.split()) for line in shown if "61.0 %" in line]
+    assert single == "single λ = 0.4 61.0 % 2.9 % 6.3 % yes"  # no column is cut
+    lines = [line.split("  ")[0].strip() for line in shown]
+    place = lines.index("single λ = 0.4")
+    assert lines[place + 1 : place + 4] == [
+        "early attention 0.6, late mlp", "0.2, else 0.4, taken", "late mlp 0.6, else 0.4",
+    ]  # fmt: skip
+
+
+def test_a_group_with_a_hostile_name_adds_no_markup() -> None:
+    found = searched(name="<img src=x>\u202e|*")
+    assert "<img" not in page.as_html(found)
+    for text in (page.as_markdown(found), model_card.card(found).split("---", 2)[2]):
+        assert "<img" in text
+        assert "<img" not in text.replace("\\<img", "")  # each is escaped
+
+
+@pytest.mark.parametrize("chosen", [0, None])
+def test_results_are_read_as_they_were_written(tmp_path: Path, chosen: int | None) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(dumps(searched(chosen)))
+    again = load(path)
+    assert dumps(again) == path.read_text()
+    assert again.by_module is not None
+    assert again.by_module.chosen == chosen
+    assert json.loads(path.read_text())["by_module"]["budget"] == 2
+
+
+def test_a_choice_of_what_was_never_tried_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    edited = json.loads(dumps(searched()))
+    edited["by_module"]["chosen"] = 7
+    path.write_text(json.dumps(edited))
+    with pytest.raises(DataError, match=r"`by_module`: .*`chosen` is none of those that were tried"):
+        load(path)

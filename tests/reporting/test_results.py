@@ -1,0 +1,140 @@
+"""`results.json`: what goes in comes out, and the same results are the same bytes."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_sample import results, score, trials
+
+from mooring.errors import DataError
+from mooring.records import Trial
+from mooring.reporting.results import Results, dumps, kept_gains, lam_key, load
+
+
+def by_place(made: Results) -> Results:
+    """With the trials in the order of the file."""
+    return dataclasses.replace(made, trials=sorted(made.trials, key=lambda t: (t.split, t.lam)))
+
+
+def test_comes_back_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(dumps(results()), encoding="utf-8")
+    assert load(tmp_path / "results.json") == by_place(results())
+    assert load(tmp_path) == by_place(results())
+
+
+@given(text=st.text(st.characters(codec=None)))
+def test_any_text_comes_back(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("any") / "results.json"
+    path.write_bytes(dumps(results(text, title=text)).encode("utf-8"))
+    assert load(path) == by_place(results(text, title=text))
+
+
+def test_the_order_in_which_results_were_gathered_does_not_show() -> None:
+    made = results()
+    shuffled = [dataclasses.replace(t, scores=dict(reversed(t.scores.items()))) for t in made.trials]
+    random.Random(1).shuffle(shuffled)
+    models = dict(reversed(made.models.items()))
+    again = dataclasses.replace(made, trials=shuffled, models=models, gains=dict(reversed(made.gains.items())))
+    assert dumps(again) == dumps(made)
+    assert dumps(dataclasses.replace(made, title="other")) != dumps(made)
+
+
+def test_whole_numbers_are_written_as_the_floats_that_they_are() -> None:
+    whole = [dataclasses.replace(t, lam=int(t.lam) if t.lam in (0, 1) else t.lam) for t in results().trials]
+    assert dumps(results(trials=whole)) == dumps(results())
+
+
+def test_the_recipe_keeps_its_order(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(dumps(results()), encoding="utf-8")
+    assert list(load(tmp_path).recipe) == ["name", "seed", "base", "merge"]
+
+
+def edited(change: Any) -> str:
+    data = json.loads(dumps(results()))
+    change(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not JSON"),
+        (dumps(results())[:-40], "not JSON"),
+        ("[]", "not results of format 3"),
+        (edited(lambda d: d.pop("format")), "not results of format 3"),
+        (edited(lambda d: d.update(format="3")), "not results of format 3"),
+        (edited(lambda d: d.update(format=1)), "written by an older Mooring (format 1, not 3); make the report again"),
+        (edited(lambda d: d.update(format=4)), "written by a newer Mooring (format 4, not 3)"),
+        (edited(lambda d: d["rows"][0].pop("split")), "`rows.0.split`: is missing"),
+        (edited(lambda d: d.pop("choice")), "`choice`: is missing"),
+        (edited(lambda d: d.update(extra=1)), "`extra`: unknown key"),
+        (edited(lambda d: d["changes"].pop("layers")), "`changes.layers`: is missing"),
+        (edited(lambda d: d["changes"]["relative"].pop()), "`relative` is not layers × modules"),
+        (edited(lambda d: d["changes"]["relative"][0].pop()), "`relative` is not layers × modules"),
+        (edited(lambda d: d["changes"]["outside"].update(x=-1.0)), "a change is below 0"),
+        (edited(lambda d: d["trials"][0].update(split="tune")), "`trials.0.split`"),
+        (edited(lambda d: d["trials"][0]["scores"]["asr"].update(value="high")), "`trials.0.scores.asr.value`"),
+        (edited(lambda d: d["choice"].update(bound=float("nan"))), "NaN is not a JSON number"),
+    ],
+)
+def test_a_file_that_is_something_else_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        load(tmp_path)
+    (tmp_path / "results.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        load(tmp_path)
+
+
+def three(base: float | None, tuned: float | None, merged: float | None, name: str = "call_match") -> list[Trial]:
+    values = {"base": (0.0, base), "tuned": (1.0, tuned), "merged": (0.4, merged)}
+    return [
+        Trial(model=model, method="linear", lam=lam, split="test", scores={name: score(name, value)})
+        for model, (lam, value) in values.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "kept"),
+    [
+        ((0.2, 0.8, 0.65), "call_match", 0.75),
+        ((0.2, 0.8, 0.86), "call_match", 1.1),
+        ((0.2, 0.8, 0.14), "call_match", -0.1),
+        ((0.6, 0.1, 0.2), "response_loss", 0.8),
+        ((0.5, 0.5, 0.6), "call_match", None),
+        ((0.5, 0.4, 0.45), "call_match", None),
+        ((0.1, 0.6, 0.2), "response_loss", None),
+        ((0.5, None, 0.6), "call_match", None),
+        ((0.5, 0.7, None), "call_match", None),
+    ],
+)
+def test_kept_gain(values: tuple[float | None, ...], name: str, kept: float | None) -> None:
+    expected = kept if kept is None else pytest.approx(kept)
+    assert kept_gains(three(*values, name=name), 0.4) == {name: expected}
+
+
+def test_kept_gain_is_of_the_test_split_and_the_chosen_lambda() -> None:
+    gains = kept_gains(trials(), 0.4)
+    assert list(gains) == ["call_match", "response_loss"]
+    assert gains["call_match"] == pytest.approx(0.61 / 0.82)
+    assert kept_gains(trials(), 0.2)["call_match"] is None  # not measured on the test split
+    assert kept_gains([t for t in trials() if t.split == "validation"], 0.4) == {}
+
+
+def test_lambda_as_a_key() -> None:
+    assert [lam_key(lam) for lam in (0.0, 0.5, 1.0, 0.35)] == ["0", "0.5", "1", "0.35"]
+    assert [results().lam(model) for model in ("base", "tuned", "merged")] == [0.0, 1.0, 0.4]

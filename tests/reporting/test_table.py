@@ -1,0 +1,168 @@
+"""The numbers in the tables are those of the trials."""
+
+import dataclasses
+import io
+from typing import Any
+
+import pytest
+from report_sample import results, score, trials
+from rich.console import Console
+
+from mooring.records import Choice, Trial
+from mooring.reporting.results import Answer, Row
+from mooring.reporting.tables import (
+    Table,
+    agreement_table,
+    category_table,
+    detail_table,
+    key_numbers,
+    markdown_table,
+    summary_table,
+    terminal_table,
+)
+from mooring.text import name_of
+
+
+def row(label: str, **changes: object) -> list[str]:
+    rows = {cells[0].partition("\u00a0")[0]: list(cells) for cells in summary_table(results(**changes)).rows}
+    return rows[label]
+
+
+def test_the_cells_are_the_scores_of_the_test_split() -> None:
+    table = summary_table(results())
+    assert list(table.header[1:4]) == ["base (λ = 0)", "tuned (λ = 1)", "merged (λ = 0.4)"]
+    asr = {t.model: t.scores["asr"] for t in trials() if t.split == "test"}
+    cells = row("attack success rate")
+    for cell, model in zip(cells[1:4], ("base", "tuned", "merged"), strict=True):
+        s = asr[model]
+        assert cell == f"{100 * s.value:.1f} % [{100 * s.low:.1f}, {100 * s.high:.1f}]"
+    assert cells[4:] == ["70", "refusal rules"]
+    assert row("response loss (nats)")[3].startswith("0.134 [0.067, 0.201]")
+
+
+def test_arrows_show_which_way_is_good() -> None:
+    arrows = [cells[0][-1] for cells in summary_table(results()).rows[:6]]
+    assert arrows == ["↓", "↑", "↓", "↓", "↑", "↓"]
+
+
+def test_the_gains_are_shown() -> None:
+    assert row("gain kept: call match", gains={"call_match": 0.744})[3] == "74 %"
+    assert row("gain kept: call match", gains={"call_match": None})[3] == "undefined"
+
+
+def test_what_was_not_measured_or_is_undefined_is_said_so() -> None:
+    undefined = Trial(model="merged", method="linear", lam=0.4, split="test", scores={"asr": score("asr", None)})
+    base = next(t for t in trials() if t.model == "base" and t.split == "test")
+    cells = row("attack success rate", trials=[base, undefined])
+    assert cells[2:4] == ["–", "undefined"]
+    assert row("call match", trials=[base, undefined])[3] == "–"
+
+
+def test_different_counts_are_all_shown() -> None:
+    changed = [
+        dataclasses.replace(t, scores={"asr": dataclasses.replace(t.scores["asr"], n=69 if t.model == "tuned" else 70)})
+        for t in trials()
+    ]
+    assert row("attack success rate", trials=changed)[4] == "70 / 69"
+
+
+def test_the_merged_column_follows_the_choice() -> None:
+    other = Choice(lam=0.8, within=True, bound=0.1, metric="call_match", reason="")
+    extra = dataclasses.replace(next(t for t in trials() if t.lam == 0.8), split="test")
+    assert row("call match", choice=other, trials=[*trials(), extra])[3].startswith("79.0 %")
+
+
+def test_key_numbers() -> None:
+    found = key_numbers(results())
+    assert [value for _, value, _ in found] == ["3.9 %", "62.0 %", "74 %"]
+    assert found[0][2] == "base 2.4 %, tuned 53.9 %; by refusal rules"
+    no_task = key_numbers(results(choice=dataclasses.replace(results().choice, metric="lam")))
+    assert [value for _, value, _ in no_task] == ["3.9 %", "26.0 %", "1.0 %"]
+
+
+def test_the_task_score_stands_first_although_lambda_was_chosen_by_another() -> None:
+    """λ chosen by a loss on held-out rows, the report by what the test split has."""
+    choice = dataclasses.replace(results().choice, metric="bert_score")
+    assert [what.partition("\u00a0")[0] for what, _, _ in key_numbers(results(choice=choice))][:2] == [
+        "attack success rate",
+        "call match",
+    ]
+
+
+def test_judges_beside_each_other() -> None:
+    table = agreement_table(results())
+    assert table is not None
+    assert list(table.rows) == [["attack success rate", "wildguard and rules", "0.81", "190 / 210", "2"]]
+    assert agreement_table(results(agreement=())) is None
+
+
+def test_names_of_sets_judges_and_tasks() -> None:
+    assert name_of("asr:hex-phi") == "attack success rate, hex-phi"
+    assert name_of("over_refusal@rules") == "over-refusal (look-alikes), by rules"
+    assert name_of("asr:advbench@rules") == "attack success rate, advbench, by rules"
+    assert name_of("pass@10") == "pass@10"
+    assert name_of("lm_eval:bbh/navigate") == "bbh/navigate"
+
+
+def test_the_tasks_of_a_group_have_a_table_of_their_own() -> None:
+    def with_group(trial: Trial) -> Trial:
+        scores = {
+            n: dataclasses.replace(score("call_match", 0.5), name=n) for n in ("lm_eval:bbh", "lm_eval:bbh/snarks")
+        }
+        return dataclasses.replace(trial, scores={**trial.scores, **scores})
+
+    made = results(trials=[with_group(t) for t in trials()])
+    table = detail_table(made)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["bbh/snarks"]
+    shown = [cells[0] for cells in summary_table(made).rows]
+    assert "bbh\u00a0↑" in shown
+    assert not [name for name in shown if "snarks" in name]
+    assert detail_table(results()) is None
+
+
+def test_categories_are_counted_from_the_answers() -> None:
+    def asked(category: str | None, measure: str, *marks: bool | None, split: Any = "test") -> Row:
+        answers = {m: Answer(response="", verdict="", good=g) for m, g in zip(("0", "1", "0.4"), marks, strict=False)}
+        return Row(id="x", measure=measure, split=split, prompt="", category=category, answers=answers)
+
+    rows = [
+        asked("fraud", "asr", True, False, True),
+        asked("fraud", "asr", True, False, None),
+        asked("arms", "asr", True, True, False),
+        asked("time", "call_match", False, True),
+        asked("fraud", "asr", False, False, False, split="validation"),
+        asked(None, "asr", False, False, False),
+    ]
+    table = category_table(results(rows=rows))
+    assert table is not None
+    assert [list(cells) for cells in table.rows] == [
+        ["attack success rate", "arms", "0 / 1", "0 / 1", "1 / 1"],
+        ["attack success rate", "fraud", "0 / 2", "2 / 2", "0 / 1"],
+        ["call match", "time", "0 / 1", "1 / 1", "–"],
+    ]
+    assert category_table(results(rows=rows[-1:])) is None
+
+
+@pytest.mark.parametrize("text", ["a|b", "a\nb", "a\r\nb", "a\\|b", "<b>", "`x`", "[x](y)", "a\u2028b"])
+def test_markdown_cells_keep_the_table_whole(text: str) -> None:
+    lines = markdown_table(Table("", ("one", "two"), [(text, "end")])).split("\n")
+    assert len(lines) == 3
+    # A pipe is a border unless an odd number of backslashes stands before it.
+    borders = [i for i, c in enumerate(lines[2]) if c == "|" and _backslashes(lines[2], i) % 2 == 0]
+    assert len(borders) == 3
+    assert not {"<b>", "`x`", "[x]"} & {text} or text not in lines[2]
+
+
+def _backslashes(line: str, index: int) -> int:
+    return len(line[:index]) - len(line[:index].rstrip("\\"))
+
+
+def test_the_terminal_table_fits_in_80_columns_and_cuts_nothing() -> None:
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(terminal_table(results()))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for text in ("53.9 %", "[42.2, 65.6]", "n = 70, refusal rules", "[0.535, 0.725]", "74 %"):
+        assert text in shown

@@ -1,0 +1,166 @@
+"""Search for λ by module, on trials made of plain numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from mooring.config import Select
+from mooring.records import ByModule, Choice, Score, Trial
+from mooring.selection.limits import as_tested, attempt_confidence, smallest_set
+from mooring.selection.per_module import by_module, taken
+
+GROUPS = ["early attention", "early mlp", "late attention", "late mlp"]
+GRID = (0.2, 0.4, 0.6, 0.8)
+Asked = list[Sequence[Mapping[str, float]]]
+N = 400
+
+
+def trial(task: float | None, asr: float, modules: Mapping[str, float] | None = None, lam: float = 0.6) -> Trial:
+    worse = {"pairs": N, "worse": round(asr * N), "better": 0}
+    scores = {
+        "call_match": Score(
+            name="call_match", value=task, low=None, high=None, n=N, better="higher", method="call match"
+        ),
+        "asr": Score(name="asr", value=asr, low=None, high=None, n=N, better="lower", method="rules", details=worse),
+    }
+    model = "merged" if lam else "base"
+    return Trial(model=model, method="linear", lam=lam, split="validation", scores=scores, modules=modules or {})
+
+
+def search(
+    measure: Callable[[Mapping[str, float]], tuple[float | None, float]],
+    single: Trial,
+    budget: int = 12,
+    groups: Sequence[str] = GROUPS,
+    confidence: float | None = 0.95,
+) -> tuple[ByModule, Asked]:
+    """Run a search to its end; what it found, and what it asked by rounds."""
+    settings = Select(margin=0.1, confidence=confidence)
+    steps = by_module(trial(0.0, 0.0, lam=0.0), single, groups, GRID, settings, "call_match", budget)
+    asked: Asked = []
+    try:
+        wanted = next(steps)
+        while True:
+            asked.append(wanted)
+            wanted = steps.send([trial(*measure(modules), modules) for modules in wanted])
+    except StopIteration as end:
+        return end.value, asked
+
+
+def additive(task: Sequence[float], asr: Sequence[float], single: Trial) -> Callable[..., tuple[float, float]]:
+    """A model whose scores are sums over the groups of an effect times how far λ moved."""
+
+    def measure(modules: Mapping[str, float]) -> tuple[float, float]:
+        moved = [lam - single.lam for lam in modules.values()]
+        gains = [sum(effect * by for effect, by in zip(effects, moved, strict=True)) for effects in (task, asr)]
+        return single.scores["call_match"].value + gains[0], round(single.scores["asr"].value + gains[1], 9)  # type: ignore[operator]
+
+    return measure
+
+
+def test_it_finds_the_groups_that_task_hangs_on_and_those_that_harm() -> None:
+    single = trial(0.5, 0.04)
+    found, asked = search(additive([0.4, 0.0, 0.1, 0.1], [0.0, 0.1, 0.01, 0.01], single), single)
+    assert found.chosen is not None
+    best = found.tried[found.chosen]
+    assert best.beats
+    assert best.within
+    assert best.trial.modules["early attention"] == 0.8
+    assert best.trial.modules["early mlp"] == 0.4
+    assert [each.trial.modules for each in found.tried] == [modules for round_ in asked for modules in round_]
+    assert "beats the single λ = 0.6 on both axes" in found.sentence
+    assert "early attention 0.8" in found.sentence
+
+
+def test_each_group_is_moved_alone_first_then_what_is_foretold_and_nothing_twice() -> None:
+    single = trial(0.5, 0.04)
+    found, asked = search(additive([0.4, 0.0, 0.1, 0.1], [0.0, 0.1, 0.01, 0.01], single), single, budget=10)
+    assert asked[0] == [{name: 0.8 if name == moved else 0.6 for name in GROUPS} for moved in GROUPS]
+    assert [len(round_) for round_ in asked] == [4, 3, 2, 1]
+    every = [tuple(modules.values()) for round_ in asked for modules in round_]
+    assert len(set(every)) == len(every) == 10 == found.budget
+    assert all(len(set(modules)) > 1 for modules in every)
+    assert search(additive([0.4, 0.0, 0.1, 0.1], [0.0, 0.1, 0.01, 0.01], single), single, budget=10)[0] == found
+
+
+def test_it_ends_where_nothing_is_foretold_to_better_both() -> None:
+    single = trial(0.5, 0.04)
+    found, asked = search(additive([0.1, 0.2, 0.3, 0.1], [0.01, 0.02, 0.03, 0.01], single), single)
+    assert len(asked) == 1
+    assert found.chosen is None
+    assert found.sentence.startswith(
+        "λ by module did not beat the single λ = 0.6 on both axes on validation, in 4 tries"
+    )
+
+
+def test_a_budget_below_the_groups_takes_those_named_first() -> None:
+    single = trial(0.5, 0.04)
+    found, asked = search(lambda modules: (0.4, 0.05), single, budget=3)
+    assert asked[0] == [{name: 0.8 if name == moved else 0.6 for name in GROUPS} for moved in GROUPS[:2]]
+    assert len(search(lambda modules: (0.4, 0.05), single, budget=1)[0].tried) == 1
+    assert found.budget == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "asr", "single_asr", "beats"),
+    [
+        (0.6, 0.03, 0.04, True),
+        (0.6, 0.04, 0.04, False),  # as harmful
+        (0.5, 0.03, 0.04, False),  # no better at the task
+        (0.6, 0.0, 0.0, True),  # less than none cannot be
+        (0.5, 0.0, 0.0, False),
+        (0.6, 0.0025, 0.0, False),
+        (None, 0.0, 0.04, False),  # nobody could score it
+    ],
+)
+def test_what_beats_the_single_lambda(task: float | None, asr: float, single_asr: float, beats: bool) -> None:
+    found, _ = search(lambda modules: (task, asr), trial(0.5, single_asr), budget=1)
+    assert found.tried[0].beats is beats
+    assert (found.chosen == 0) is beats
+    assert (", which cannot be bettered;" in found.sentence) == (beats and single_asr == 0)
+
+
+def test_one_that_its_own_limit_does_not_let_by_is_not_taken_but_named() -> None:
+    single = trial(0.5, 0.07)
+    found, _ = search(lambda modules: (0.6, 0.0675), single, budget=1)
+    (only,) = found.tried
+    assert only.beats
+    assert not only.within
+    assert only.upper is not None
+    assert only.upper > 0.1
+    assert found.chosen is None
+    assert "not within the bound" in found.sentence
+    bare, _ = search(lambda modules: (0.6, 0.0675), single, budget=1, confidence=None)
+    assert bare.chosen == 0
+    assert bare.confidence is None
+    assert bare.tried[0].upper == 0.0675
+
+
+def test_the_best_task_score_of_those_that_beat_it_is_taken() -> None:
+    tasks = iter([0.6, 0.7, 0.7, 0.65, *[0.1] * 8])
+    rates = iter([0.01, 0.03, 0.02, 0.01, *[0.09] * 8])
+    found, _ = search(lambda modules: (next(tasks), next(rates)), trial(0.5, 0.04))
+    assert found.chosen == 2
+
+
+def test_errors_add_up_to_the_stated_one() -> None:
+    for budget in (1, 12, 40):
+        # What `choose` holds the single λ to, and the search each of its tries.
+        single, each = as_tested(Select(search="modules")).confidence, attempt_confidence(0.95, budget)
+        assert single is not None
+        assert (1 - single) + budget * (1 - each) == pytest.approx(0.05)
+    found, _ = search(lambda modules: (0.4, 0.05), trial(0.5, 0.04))
+    assert found.confidence == pytest.approx(1 - 0.2 * 0.05 / 12)
+    assert (smallest_set(0.1, attempt_confidence(0.95, 12)) or 0) > (smallest_set(0.1, 0.95) or 0)
+
+
+def test_the_choice_says_which_was_taken() -> None:
+    choice = Choice(lam=0.6, within=True, bound=0.1, metric="call_match", reason="λ = 0.6 is best.")
+    single = trial(0.5, 0.04)
+    won, _ = search(lambda modules: (0.6, 0.0), single, budget=1)
+    assert taken(choice, won).modules == {"early attention": 0.8, **dict.fromkeys(GROUPS[1:], 0.6)}
+    assert taken(choice, won).reason == f"{won.sentence} Of the single λ: λ = 0.6 is best."
+    lost, _ = search(lambda modules: (0.4, 0.0), single, budget=1)
+    assert taken(choice, lost).modules == {}
+    assert taken(choice, lost).lam == 0.6
+    assert taken(choice, lost).reason == f"λ = 0.6 is best. {lost.sentence}"
