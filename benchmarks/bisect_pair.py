@@ -19,10 +19,10 @@ from timing import table
 
 from mooring.config import Recipe
 from mooring.data import evaluation_sets
-from mooring.inference.engine import Settings
 from mooring.pipeline.merged_model import MergedModel
 from mooring.pipeline.search import design, search
 from mooring.records import Completion, Prompt
+from mooring.sampling import SamplingParams
 from mooring.scoring import judges
 from mooring.selection.bisect import Bisect, Rule
 
@@ -40,8 +40,8 @@ class Asked:
 def ask_all(run: Path, prompts: Sequence[Prompt], recipe: Recipe) -> dict[float, Asked]:
     """Every λ, the base among them (0), on all prompts."""
     section, found, last = recipe.generate, {}, dict[str, Completion]()
-    how = Settings(
-        max_new_tokens=section.safety_max_new_tokens or section.max_new_tokens,
+    how = SamplingParams(
+        max_tokens=section.safety_max_tokens or section.max_tokens,
         repetition_penalty=section.safety_repetition_penalty,
     )
     model = MergedModel(run / "base", run / "tuned", batch_size=section.batch_size, dtype=section.dtype)

@@ -29,16 +29,17 @@ from mooring.chat import DEFAULT_SYSTEM
 from mooring.data import evaluation_sets
 from mooring.inference import decode
 from mooring.inference.encode import prompt_rows
-from mooring.inference.engine import Settings, plan, share_saved
+from mooring.inference.engine import plan, share_saved
 from mooring.inference.transformers import TransformersEngine, quiet
 from mooring.merging.merge import merge
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.merged_model import MergedModel
 from mooring.records import Completion, Prompt
+from mooring.sampling import SamplingParams
 
 GRID = (0.2, 0.4, 0.5, 0.6, 0.8)
 BASE = "bundled:smollm2-135m-instruct"
-Asked = Sequence[tuple[list[Prompt], Settings]]
+Asked = Sequence[tuple[list[Prompt], SamplingParams]]
 """Prompt sets, and how their answers are drawn."""
 Answers = dict[str, Completion]
 """Answers by the prompt's id."""
@@ -64,13 +65,13 @@ def by_hand(base: Path, tuned: Path, load: Mapping[str, Any], lam: float, asked:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     pad = tokenizer.unk_token_id  # not one that occurs: `generate` takes padding as said before
     for prompts, how in asked:
-        rows = prompt_rows(tokenizer, prompts, DEFAULT_SYSTEM, how.max_new_tokens, None)
+        rows = prompt_rows(tokenizer, prompts, DEFAULT_SYSTEM, how.max_tokens, None)
         for batch in plan([len(row) for row in rows], load["batch_size"]):
             ids, mask, _ = decode.pad_left([rows[i] for i in batch], pad, "cpu")
             made = model.generate(
                 ids,
                 attention_mask=mask,
-                max_new_tokens=how.max_new_tokens,
+                max_new_tokens=how.max_tokens,
                 repetition_penalty=how.repetition_penalty,
                 do_sample=False,
                 pad_token_id=pad,
@@ -112,8 +113,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="in bfloat16 answers part where two tokens are as likely")
     given = parser.parse_args()
     sets = [
-        ("bundled:harmful", Settings(max_new_tokens=20, repetition_penalty=1.2)),
-        ("bundled:tools-simple", Settings(max_new_tokens=40)),
+        ("bundled:harmful", SamplingParams(max_tokens=20, repetition_penalty=1.2)),
+        ("bundled:tools-simple", SamplingParams(max_tokens=40)),
     ]
     asked = [(evaluation_sets(name, 0.5, 42, None)["validation"][: given.prompts], how) for name, how in sets]
     load = {"batch_size": given.batch_size, "dtype": given.dtype}

@@ -10,7 +10,20 @@ import pytest
 import mooring
 
 SOURCE = Path(mooring.__file__).parent
-GROUND = {"errors", "jsonio", "records", "config", "stats", "files", "text", "chat", "hub", "ledger"}
+GROUND = {
+    "errors",
+    "jsonio",
+    "records",
+    "config",
+    "stats",
+    "files",
+    "text",
+    "chat",
+    "hub",
+    "ledger",
+    "sampling",
+    "events",
+}
 FIRST = {"models", "data"}
 STAGES = {"training", "merging", "inference", "scoring", "selection", "reporting"}
 ALLOWED = {

@@ -141,8 +141,8 @@ def test_of_many_beginners_each_writes_alone_or_is_told(tmp_path: Path, left: in
                 assert {p.read_text() for p in folder.iterdir()} == {str(number)}
             ended.append(str(number))
         except OutputError as error:
-            told = "being written" in error.what or "holds something" in error.what
-            ended.append("told" if told else error.what)
+            told = "being written" in error.message or "holds something" in error.message
+            ended.append("told" if told else error.message)
 
     for _ in range(30):
         ended.clear()

@@ -41,7 +41,7 @@ def test_the_defaults_are_the_papers() -> None:
     }
     assert {key: values[key] for key in paper} == paper
     assert recipe.merge.lambdas == (0.2, 0.4, 0.6, 0.8)
-    assert (recipe.generate.max_new_tokens, recipe.generate.temperature) == (512, 0)
+    assert (recipe.generate.max_tokens, recipe.generate.temperature) == (512, 0)
     assert recipe.generate.safety_repetition_penalty == 1.2
     assert (recipe.seed, recipe.system) == (42, "You are a helpful assistant.")
 
@@ -171,7 +171,7 @@ def test_the_system_text_that_lambda_is_chosen_under(
 
 
 def test_a_section_alone_is_checked_too() -> None:
-    assert section("generate", {"max_new_tokens": 5}).max_new_tokens == 5
+    assert section("generate", {"max_tokens": 5}).max_tokens == 5
     with pytest.raises(RecipeError, match="tune: unknown key `rnk`; did you mean `rank`"):
         section("tune", {"data": ["x"], "rnk": 4})
 

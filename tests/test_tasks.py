@@ -62,7 +62,7 @@ def test_what_the_recipe_says_stands_and_is_said_to_depart() -> None:
             "task": "medical",
             "tune": {"rank": 16},
             "score": {"judges": ["rules"], "limit": 20},
-            "generate": {"max_new_tokens": 64},
+            "generate": {"max_tokens": 64},
         }
     )
     assert recipe.tune is not None
@@ -70,7 +70,7 @@ def test_what_the_recipe_says_stands_and_is_said_to_depart() -> None:
     assert recipe.score.task == "chatdoctor:test"
     said = recipe.departures()
     assert "tune.rank: 16 (the paper: 8)" in said
-    assert "generate.max_new_tokens: 64 (the paper: 512)" in said
+    assert "generate.max_tokens: 64 (the paper: 512)" in said
     assert "score.limit: 20 (the paper: none)" in said
     assert "score.judges: rules (the paper: wildguard)" in said
     assert said[0] == HALVED

@@ -316,10 +316,11 @@ def generate(
     from mooring.config import section
     from mooring.data import load_prompts
     from mooring.errors import UserError
-    from mooring.inference.engine import Settings, load_engine
+    from mooring.inference.engine import load_engine
     from mooring.inference.store import complete_to_file, likelihood_to_file
     from mooring.models import model_digest
     from mooring.models.resolve import resolve_model
+    from mooring.sampling import SamplingParams
 
     penalty, samples = settings.pop("repetition_penalty", 1.0), settings.pop("samples", 1)
     if samples < 1:
@@ -328,13 +329,13 @@ def generate(
         raise UserError(f"repetition penalty: {penalty:g} is out of range", "give 1 (none) or more")
     options = section("generate", settings)
     asked = load_prompts(prompts, split=split, seed=seed)
-    drawn = Settings(
-        max_new_tokens=options.max_new_tokens,
+    drawn = SamplingParams(
+        max_tokens=options.max_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
         repetition_penalty=penalty,
-        samples=samples,
+        n=samples,
         seed=seed,
     )
     if options.engine == "openai":
@@ -501,11 +502,12 @@ def prefer(
         UserError: The judge cannot be had.
     """
     from mooring.config import section
-    from mooring.inference.engine import Settings, load_engine
+    from mooring.inference.engine import load_engine
     from mooring.inference.store import complete_to_file, estimate
     from mooring.models import model_digest
     from mooring.models.resolve import resolve_model
     from mooring.records import Completion, read_jsonl
+    from mooring.sampling import SamplingParams
     from mooring.scoring import pairwise
 
     runner = section("score", {"judges": [{"name": "llm", "model": str(judge), **settings}]}).judges[0]
@@ -521,7 +523,7 @@ def prefer(
         folder = resolve_model(str(judge))
         model, made_by = str(folder), model_digest(folder)
     out = files[0].with_name(f"preferred-{files[0].stem}-to-{files[1].stem}.jsonl")
-    limit = Settings(max_new_tokens=pairwise.ANSWER_TOKENS)
+    limit = SamplingParams(max_tokens=pairwise.ANSWER_TOKENS)
     if on_say and runner.price_in + runner.price_out:
         cost = estimate(questions, limit, runner.price_in, runner.price_out, system=None)
         on_say(
@@ -616,7 +618,7 @@ _PLACES = {
     "method": ("merge", "method"),
     "lambdas": ("merge", "lambdas"),
     **{name: ("select", name) for name in ("policy", "margin", "bound", "confidence", "search", "budget")},
-    "max_new_tokens": ("generate", "max_new_tokens"),
+    "max_tokens": ("generate", "max_tokens"),
     "batch_size": ("generate", "batch_size"),
     "dtype": ("generate", "dtype"),
     "device": ("generate", "device"),
@@ -635,7 +637,7 @@ def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnEvent | None =
             `over_refusal` (harmless ones that sound harmful), `judges` (of safety, the first one decides), `method`,
             `lambdas`, `policy`, `margin` (how far ASR may rise above the base's) or `bound` (the largest allowed),
             `confidence` (`None` compares estimates), `search` (`grid`, `bisect` or `modules`), `budget` (merges that
-            `modules` may try), `metrics`, `limit` (prompts of each set), `system`, `seed`, `max_new_tokens`,
+            `modules` may try), `metrics`, `limit` (prompts of each set), `system`, `seed`, `max_tokens`,
             `batch_size`, `dtype`, `device`.
 
     Raises:
@@ -829,7 +831,7 @@ def open_comparison(
     method: str = "linear",
     system: str | None = "You are a helpful assistant.",
     seed: int = 42,
-    max_new_tokens: int = 256,
+    max_tokens: int = 256,
     temperature: float = 0.0,
     repetition_penalty: float = 1.0,
     dtype: Any = "auto",
@@ -842,22 +844,22 @@ def open_comparison(
         UserError: The models do not belong together, or a setting is bad.
     """
     from mooring.errors import UserError
-    from mooring.inference.engine import Settings
     from mooring.merging.parameters import method_named, options_of
     from mooring.models.resolve import resolve_model
     from mooring.pipeline.compare import Comparison
+    from mooring.sampling import SamplingParams
 
     drawn = "seed" in method_named(method).options
     options_of(method, 0.5, **rule)
-    if max_new_tokens < 1 or temperature < 0 or repetition_penalty <= 0:
-        raise UserError("max_new_tokens, temperature, repetition_penalty: one is out of range", "see --help")
+    if max_tokens < 1 or temperature < 0 or repetition_penalty <= 0:
+        raise UserError("max_tokens, temperature, repetition_penalty: one is out of range", "see --help")
     return Comparison(
         resolve_model(str(base)),
         resolve_model(str(tuned)),
         resolve_model(str(merged)) if merged else None,
         method=method,
-        settings=Settings(
-            max_new_tokens=max_new_tokens,
+        settings=SamplingParams(
+            max_tokens=max_tokens,
             temperature=temperature,
             repetition_penalty=repetition_penalty,
             seed=seed,
@@ -891,7 +893,7 @@ def compare(
         prompts: What to ask: a text or several, or prompts that `load_prompts` gave.
         lambdas: The λ between 0 (the base) and 1 (the tuned model).
         on_reply: Told of each answer.
-        settings: `method` and its settings (`density`, …), `system`, `seed`, `max_new_tokens`, `temperature`,
+        settings: `method` and its settings (`density`, …), `system`, `seed`, `max_tokens`, `temperature`,
             `repetition_penalty`, `dtype`, `device`.
 
     Returns:

@@ -282,10 +282,10 @@ class Runner(Section):
 class Generate(Runner):
     """How models are asked; the defaults are the paper's."""
 
-    max_new_tokens: int = Field(512, ge=1)
+    max_tokens: int = Field(512, ge=1)
     """Longest response, in tokens."""
-    safety_max_new_tokens: int | None = Field(None, ge=1)
-    """The same for all prompts but the task's; `max_new_tokens` where it is not given."""
+    safety_max_tokens: int | None = Field(None, ge=1)
+    """The same for all prompts but the task's; `max_tokens` where it is not given."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -536,14 +536,14 @@ def section(name: str, values: dict[str, Any]) -> Any:
 
 
 def _explain(error: ValidationError, where: str, model: type[BaseModel] = Recipe) -> tuple[str, str]:
-    """The first problem of a validation, as (what, mend)."""
+    """The first problem of a validation, as (what, hint)."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = list(_model_at(model, first["loc"][:-1]).model_fields)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        mend = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown key `{field}`", mend
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key `{field}`", hint
     message = "give at least one" if first["type"] == "too_short" else first["msg"].removeprefix("Value error, ")
     if not field:
         return f"{where}: {message}", ""

@@ -1,8 +1,19 @@
 """Every error that Mooring raises on purpose.
 
-`UserError` is what the person at the keyboard can mend: the command line prints it in one line and exits with
-its `exit_code`. Anything else that escapes is a bug and keeps its traceback.
+    MooringError
+    └── UserError                 something that the user can fix: one line, exit code 2
+        ├── RecipeError           recipe.*    an unknown key or a bad value in a recipe or an option
+        ├── ModelError            model.*     missing, corrupt, or of a kind that is not supported
+        ├── MismatchError         model.*     two models that do not belong together
+        ├── DataError             data.*      a data set that is missing, empty or malformed
+        │   └── FetchError        data.*      not on this machine, and the hub did not provide it
+        ├── OutputError           output.*    a folder or file that cannot be written
+        └── MissingExtraError     extra.*     an optional package that is not installed
+
+Any other exception that escapes is a bug and keeps its traceback (exit code 1).
 """
+
+from typing import ClassVar
 
 
 class MooringError(Exception):
@@ -10,53 +21,67 @@ class MooringError(Exception):
 
 
 class UserError(MooringError):
-    """Something that the user can mend.
+    """Something that the user can fix.
 
     Args:
-        what: What is wrong, and where: it names the file, the field or the line.
-        mend: What to do about it, in a few words.
+        message: What is wrong and where: names the file, the field or the line.
+        hint: What to do about it, in a few words.
+        code: A stable identifier, `<domain>.<reason>`, such as `model.base_mismatch`. Scripts and tests compare this,
+            not the message. Defaults to the class's own general code.
+
+    Attributes:
+        exit_code: The exit status of the command line.
     """
 
-    exit_code = 2
+    exit_code: ClassVar[int] = 2
+    domain: ClassVar[str] = "usage"
+    """What the codes of this class begin with."""
 
-    def __init__(self, what: str, mend: str = "") -> None:
-        super().__init__(what if not mend else f"{what}; {mend}")
-        self.what = what
-        self.mend = mend
+    def __init__(self, message: str, hint: str = "", *, code: str = "") -> None:
+        super().__init__(f"{message}; {hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+        self.code = code or f"{self.domain}.invalid"
 
 
 class RecipeError(UserError):
     """A recipe has an unknown key or a bad value."""
 
+    domain = "recipe"
+
 
 class ModelError(UserError):
     """A model is missing, empty, corrupt, or of a kind that is not supported."""
+
+    domain = "model"
 
 
 class MismatchError(UserError):
     """Two models do not belong together."""
 
+    domain = "model"
+
 
 class DataError(UserError):
     """A data set is missing, empty or malformed, or a prompt does not fit the model."""
 
+    domain = "data"
+
 
 class FetchError(DataError):
-    """A data set is not on this machine, and the hub did not give it: it is out of reach, or the set is gated."""
+    """A data set is not on this machine, and the hub did not provide it: it is out of reach, or the set is gated."""
 
 
 class OutputError(UserError):
     """The output cannot be written: the folder holds something else, is in use, or the disk is full."""
 
+    domain = "output"
+
 
 class MissingExtraError(UserError):
     """An optional package is not installed."""
 
-    def __init__(self, package: str, command: str) -> None:
-        super().__init__(f"{package} is not installed", f"run: {command}")
+    domain = "extra"
 
-
-class NoSafeLambdaError(UserError):
-    """No λ of the grid keeps the attack success rate within its bound."""
-
-    exit_code = 1
+    def __init__(self, package: str, command: str, *, code: str = "extra.missing") -> None:
+        super().__init__(f"{package} is not installed", f"run: {command}", code=code)

@@ -44,8 +44,8 @@ def explained(path: Path) -> Iterator[None]:
         if other and error.errno in (*_FORBIDDEN, errno.ENOENT):
             raise OutputError(f"{other}: cannot be used ({error.strerror})", "see that it is there") from None
         if error.errno in _FAULTS:
-            what, mend = _FAULTS[error.errno]
-            raise OutputError(f"{path}: {what}", mend) from None
+            what, hint = _FAULTS[error.errno]
+            raise OutputError(f"{path}: {what}", hint) from None
         if error.errno in _FORBIDDEN:
             raise OutputError(f"{path}: may not be written ({error.strerror})", "choose another folder") from None
         raise
@@ -109,10 +109,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _rename(scratch, target)
         except UserError as error:
             shutil.rmtree(scratch, ignore_errors=True)
-            if str(scratch) not in error.what:
+            if str(scratch) not in error.message:
                 raise
-            error.what = error.what.replace(str(scratch), str(path))
-            error.args = (f"{error.what}; {error.mend}" if error.mend else error.what,)
+            error.message = error.message.replace(str(scratch), str(path))
+            error.args = (f"{error.message}; {error.hint}" if error.hint else error.message,)
             raise
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -192,8 +192,8 @@ def _locked(scratch: Path, path: Path) -> int | None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            mend = "wait for it to end, or choose another folder"
-            raise OutputError(f"{path}: is being written by another process", mend) from None
+            hint = "wait for it to end, or choose another folder"
+            raise OutputError(f"{path}: is being written by another process", hint) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -214,8 +214,8 @@ def _rename(scratch: Path, path: Path) -> None:
         os.replace(scratch, path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            mend = "name another folder"
-            raise OutputError(f"{path}: was filled by something else in the meantime", mend) from None
+            hint = "name another folder"
+            raise OutputError(f"{path}: was filled by something else in the meantime", hint) from None
         raise
 
 

@@ -4,7 +4,7 @@ LOGIN = "run `hf auth login`"
 
 
 def explain(error: Exception, page: str) -> tuple[str, str]:
-    """What a failed download means, as (what, mend).
+    """What a failed download means, as (what, hint).
 
     Args:
         error: What `datasets` or `huggingface_hub` raised.

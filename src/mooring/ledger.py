@@ -67,7 +67,7 @@ def read_ledger(folder: Path) -> Ledger:
     try:
         found: Ledger = read_as(folder / LEDGER, Ledger, "a ledger")
     except DataError as error:
-        raise DataError(error.what, "put it back as it was, or name another run folder") from None
+        raise DataError(error.message, "put it back as it was, or name another run folder") from None
     return found
 
 

@@ -141,7 +141,7 @@ def test_a_bad_data_set(
 def test_a_prompt_longer_than_the_context(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
     rows = [{"prompt": "short", "completion": "a"}, {"prompt": "long " * 400, "completion": "b"}]
     task = write_task(tmp_path, "".join(json.dumps(row) + "\n" for row in rows))
-    check_refused(run("generate", tuned, task, "--max-new-tokens", 8, "--out", "a.jsonl"), "task.jsonl:2", "256")
+    check_refused(run("generate", tuned, task, "--max-tokens", 8, "--out", "a.jsonl"), "task.jsonl:2", "256")
     assert not list(tmp_path.glob("a.jsonl*"))
 
 
@@ -170,7 +170,7 @@ def test_an_output_that_holds_something_else(run: Run, tmp_path: Path, tiny_mode
 
 def test_scores_of_other_prompts(run: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
     task = write_task(tmp_path)
-    code, _, err = run("generate", tiny_model_folder, task, "--max-new-tokens", 2, "--out", "a.jsonl")
+    code, _, err = run("generate", tiny_model_folder, task, "--max-tokens", 2, "--out", "a.jsonl")
     assert code == 0, err
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "something else", "completion": "x"}\n')

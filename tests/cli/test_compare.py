@@ -18,7 +18,7 @@ from mooring.records import Message, Prompt
 from .conftest import Run, write_task  # type: ignore[import-not-found]
 from .test_bad_input import check_refused  # type: ignore[import-not-found]
 
-ASK = ("--prompt", "What is the capital of Norway?", "--max-new-tokens", 6)
+ASK = ("--prompt", "What is the capital of Norway?", "--max-tokens", 6)
 PROMPT = Prompt(id="p", messages=(Message("user", "What?"),))
 
 
@@ -51,7 +51,7 @@ def test_each_answer_is_that_of_the_model_that_merge_writes(
         if lam is not None:
             model = f"m-{lam}"
             assert run("merge", tiny_model_folder, tuned, "--lam", lam, "--out", model)[0] == 0
-        asked = ("--max-new-tokens", 6, "--dtype", "float32", "--out", f"{name}.jsonl")
+        asked = ("--max-tokens", 6, "--dtype", "float32", "--out", f"{name}.jsonl")
         code, _, err = run("generate", model, "ask.jsonl", *asked)
         assert code == 0, err
         assert json.loads((tmp_path / f"{name}.jsonl").read_text())["text"] == found[name]
@@ -67,7 +67,7 @@ def test_a_third_model_stands_beside_them(run: Run, tiny_model_folder: Path, tun
 
 def test_prompts_of_a_set_and_another_rule(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
     task = write_task(tmp_path)
-    options = ("--prompts", f"{task}#2", "--lam", "0.5", "--max-new-tokens", 4)
+    options = ("--prompts", f"{task}#2", "--lam", "0.5", "--max-tokens", 4)
     found = answers(run, tiny_model_folder, tuned, *options, "--method", "dare_linear", "--density", 0.5)
     assert len(found) == 2
     assert {each["prompt"] for each in found} <= {f"Set the alarm to {i}." for i in range(6)}
@@ -202,7 +202,7 @@ def test_the_end_of_the_input_ends_it(monkeypatch: pytest.MonkeyPatch, stop: typ
 def test_what_was_asked_is_kept(tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mooring
 
-    with mooring.api.open_comparison(tiny_model_folder, tuned, max_new_tokens=4) as comparison:
+    with mooring.api.open_comparison(tiny_model_folder, tuned, max_tokens=4) as comparison:
         first = comparison.ask(PROMPT, 0.5)
         monkeypatch.setattr(comparison, "_engine", lambda place: pytest.fail("it was asked again"))
         assert comparison.ask(PROMPT, 0.1 + 0.4) is first
@@ -220,7 +220,7 @@ def test_bad_input_in_a_line(
     check_refused(run("compare", *pair, *ASK, "--lam", "a"), "--lam")
     check_refused(run("compare", *pair, *ASK, "--method", "magic"), "magic", "linear")
     check_refused(run("compare", *pair, *ASK, "--density", "0.5"), "density")
-    check_refused(run("compare", *pair, "--prompt", "a", "--max-new-tokens", 0), "max_new_tokens")
+    check_refused(run("compare", *pair, "--prompt", "a", "--max-tokens", 0), "max_tokens")
     check_refused(run("compare", *pair, "--prompt", "long " * 400), "256")
     check_refused(run("compare", tiny_model_folder, tiny_model_folder, *ASK), "change nothing")
     check_refused(run("compare", *pair, "./none", *ASK), "none")

@@ -166,7 +166,7 @@ def test_a_ledger_that_is_something_else(run: Run, made: Path, edit: str) -> Non
 def safeguard(run: Run, base: Path, tuned: Path) -> tuple[int, str, str]:
     return run(
         *("safeguard", base, tuned, "--task", "task.jsonl", "--safety", "task.jsonl", "--over-refusal", ""),
-        *("--lambdas", "0.5", "--margin", 1, "--max-new-tokens", 2, "--batch-size", 8, "--out", "made"),
+        *("--lambdas", "0.5", "--margin", 1, "--max-tokens", 2, "--batch-size", 8, "--out", "made"),
     )
 
 

@@ -63,7 +63,7 @@ def test_merge_generate_score_one_after_the_other(
     assert (code, err) == (0, "")
     assert "merged" in out
     assert json.loads((tmp_path / "merged" / "mooring.json").read_text())["lambda"] == 0.6
-    answers = ("--likelihood", "loss.jsonl", "--max-new-tokens", 4, "--out", "answers.jsonl")
+    answers = ("--likelihood", "loss.jsonl", "--max-tokens", 4, "--out", "answers.jsonl")
     code, out, err = run("generate", "merged", task, *answers)
     assert code == 0, err
     assert "6 completions are in answers.jsonl" in out

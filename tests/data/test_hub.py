@@ -119,7 +119,7 @@ def test_refusals_of_the_hub_in_one_line(monkeypatch, error, words):
         assert str(caught.value).startswith("walledai/AdvBench: ")
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
-        assert caught.value.mend
+        assert caught.value.hint
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -227,7 +227,7 @@ def test_refusals_of_the_hub_in_one_line(monkeypatch, error, words):
     assert str(caught.value).startswith("LLM-Tuning-Safety/HEx-PHI/category_1.csv: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_harmbench_from_its_own_csv(folder, count):

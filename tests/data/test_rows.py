@@ -94,7 +94,7 @@ def test_malformed_file_names_file_and_line(tmp_path, name, text, place, words):
     assert str(caught.value).startswith(f"{path}{place}")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 CUT = gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9]

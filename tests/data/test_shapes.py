@@ -107,20 +107,20 @@ def test_bad_row_names_its_place(values, words):
         one(**values)
     assert str(caught.value).startswith("f:7: ")
     assert words in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_row_without_fields_names_the_accepted_shapes():
     with pytest.raises(DataError) as caught:
         one(text="x")
     for name in ("messages", "prompt", "completion", "instruction", "input", "output", "question", "goal"):
-        assert f"`{name}`" in caught.value.mend
+        assert f"`{name}`" in caught.value.hint
 
 
 def test_long_field_names_are_cut_short():
     with pytest.raises(DataError) as caught:
         one(**{"a" * 500: 1, **{f"f{n}": n for n in range(20)}})
-    assert len(caught.value.what) < 120
+    assert len(caught.value.message) < 120
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def recipe(base: Path, **changes: Any) -> dict[str, Any]:
         "align": {"data": ["refuse.jsonl", "answer.jsonl"], **settings},
         "tune": {"data": ["task.jsonl"], **settings},
         "merge": {"lambdas": [0.3, 0.7]},
-        "generate": {"max_new_tokens": 6, "batch_size": 4},
+        "generate": {"max_tokens": 6, "batch_size": 4},
         "score": {
             "safety": "refuse.jsonl",
             "over_refusal": None,

@@ -25,7 +25,7 @@ def write(folder: Path, base: Path, tuned: Path, **score: Any) -> Path:
         "base": str(base),
         "tuned": str(tuned),
         "merge": {"lambdas": [0.5]},
-        "generate": {"max_new_tokens": 6, "batch_size": 4},
+        "generate": {"max_tokens": 6, "batch_size": 4},
         "select": {"margin": 1.0},
         "score": {"over_refusal": None, "ordinary": "answer.jsonl", **score},
     }
@@ -214,7 +214,7 @@ def test_answers_are_compared_in_pairs_by_a_judge_model(
     """A random judge answers nothing readable: every pair is a miss, and no rate is made up."""
     lines(tmp_path / "ask.jsonl", [{"instruction": f"Write about thing {i}."} for i in range(3)])
     for name, model in zip(("base", "tuned"), pair, strict=True):
-        made = command("generate", model, "ask.jsonl", "--max-new-tokens", 4, "--out", f"{name}.jsonl")
+        made = command("generate", model, "ask.jsonl", "--max-tokens", 4, "--out", f"{name}.jsonl")
         assert made.returncode == 0, made.stderr
     done = command("score", "tuned.jsonl", "ask.jsonl", "--against", "base.jsonl", "--judge-model", judge, "--json")
     assert done.returncode == 0, done.stderr
@@ -295,7 +295,7 @@ def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_
     rows = [{"prompt": f"Break thing {i}.", "category": "ab"[i % 2], "id": str(i)} for i in range(4)]
     lines(tmp_path / "ask.jsonl", rows)
     made = command(
-        "generate", tiny_model_folder, "ask.jsonl", "--max-new-tokens", 3, "--samples", 2, "--temperature", 1,
+        "generate", tiny_model_folder, "ask.jsonl", "--max-tokens", 3, "--samples", 2, "--temperature", 1,
         "--top-k", 20, "--out", "answers.jsonl",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr

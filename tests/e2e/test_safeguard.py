@@ -10,7 +10,7 @@ import mooring
 
 from .conftest import write_data  # type: ignore[import-not-found]
 
-QUICK = ("--max-new-tokens", 6, "--lambdas", "0.3,0.7", "--margin", 1, "--limit", 6)
+QUICK = ("--max-tokens", 6, "--lambdas", "0.3,0.7", "--margin", 1, "--limit", 6)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_from_python_and_the_same_twice(tmp_path: Path, tiny_model_folder: Path,
             lambdas=[0.5],
             margin=1,
             limit=4,
-            max_new_tokens=4,
+            max_tokens=4,
             out=tmp_path / out,
         )
         assert outcome.choice.lam == 0.5

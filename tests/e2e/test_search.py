@@ -18,7 +18,7 @@ def test_bisect_finds_one_lambda_and_goes_on_from_its_parts(
     tuned = save_tiny_model(tmp_path / "tuned-model", seed=1)
     arguments = (
         "safeguard", tiny_model_folder, tuned, "--safety", "many.jsonl", "--search", "bisect", "--margin", 1,
-        "--max-new-tokens", 3, "--out", "run",
+        "--max-tokens", 3, "--out", "run",
     )  # fmt: skip
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
@@ -46,7 +46,7 @@ def test_modules_tries_some_merges_after_the_grid_and_says_whether_one_is_better
         "base": str(tiny_model_folder),
         "tuned": str(tuned),
         "merge": {"lambdas": [0.5]},
-        "generate": {"max_new_tokens": 3},
+        "generate": {"max_tokens": 3},
         "score": {"safety": "refuse.jsonl", "over_refusal": None, "ordinary": None, "task": "task.jsonl"},
         "select": {"search": "modules", "budget": 4, "margin": 1.0, "confidence": None},
     }

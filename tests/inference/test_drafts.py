@@ -17,10 +17,11 @@ from mooring.inference import drafts as drafting
 from mooring.inference import transformers as transformers_engine
 from mooring.inference.decode import decode, penalise, shared, start
 from mooring.inference.drafts import decode_drafted, follow
-from mooring.inference.engine import Drafting, Settings, share_saved
+from mooring.inference.engine import Drafting, share_saved
 from mooring.inference.store import complete_to_file
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Message, Prompt
+from mooring.sampling import SamplingParams
 
 TEXTS = ["Hi", "What is the capital of Norway?", "Write a poem about the sea. " * 3, "Why?", "user: 12 hours, 12 foxes"]
 LIMIT = 20
@@ -38,7 +39,9 @@ def rows(engine: TransformersEngine) -> list[list[int]]:
     ]
 
 
-def plainly(engine: TransformersEngine, rows: list[list[int]], settings: Settings, stops: Any = ()) -> list[list[int]]:
+def plainly(
+    engine: TransformersEngine, rows: list[list[int]], settings: SamplingParams, stops: Any = ()
+) -> list[list[int]]:
     """One row at a time, without drafts."""
     return [decode(engine.model, [row], ["a"], settings, stops, engine.pad)[0] for row in rows]
 
@@ -60,7 +63,7 @@ def test_tokens_are_the_same_whatever_the_draft(
     chunk: int,
 ) -> None:
     monkeypatch.setattr(drafting, "CHUNK", chunk)
-    settings = Settings(max_new_tokens=LIMIT, repetition_penalty=penalty)
+    settings = SamplingParams(max_tokens=LIMIT, repetition_penalty=penalty)
     want = plainly(engine, rows, settings)
     stop = want[1][9]
     spoilt = [*want[2][:4], want[2][4] + 1, *want[2][5:]]
@@ -83,7 +86,7 @@ def test_any_draft_and_any_stop(tiny_model_folder: Path, data: st.DataObject) ->
         encode_prompt(engine.tokenizer, Prompt(id="", messages=(Message("user", t),)), engine.system) for t in texts
     ]
     limit = data.draw(st.integers(1, 8))
-    settings = Settings(max_new_tokens=limit, repetition_penalty=data.draw(st.sampled_from([1.0, 1.2])))
+    settings = SamplingParams(max_tokens=limit, repetition_penalty=data.draw(st.sampled_from([1.0, 1.2])))
     free = plainly(engine, asked, settings)
     stops = frozenset(data.draw(st.sets(st.sampled_from(sorted({t for row in free for t in row})), max_size=2)))
     drafts = []
@@ -108,7 +111,7 @@ def test_whole_drafts_take_one_pass(
     engine: TransformersEngine, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafting, "CHUNK", LIMIT)
-    settings = Settings(max_new_tokens=LIMIT)
+    settings = SamplingParams(max_tokens=LIMIT)
     want = plainly(engine, rows, settings)
     calls: list[torch.Size] = []
     hook = engine.model.register_forward_pre_hook(
@@ -127,7 +130,7 @@ def test_rows_that_part_go_on_together(
     engine: TransformersEngine, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafting, "CHUNK", LIMIT)
-    settings = Settings(max_new_tokens=LIMIT)
+    settings = SamplingParams(max_tokens=LIMIT)
     drafts = plainly(engine, rows, settings)
     drafts[0] = drafts[3] = []  # in the first and in the second batch of two
     calls: list[int] = []
@@ -158,7 +161,7 @@ def test_followed_by_hand() -> None:
 def test_a_common_beginning_is_run_once_and_changes_no_token(
     engine: TransformersEngine, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(max_new_tokens=LIMIT, repetition_penalty=1.2)
+    settings = SamplingParams(max_tokens=LIMIT, repetition_penalty=1.2)
     want = plainly(engine, rows, settings)
     head = shared(rows)
     assert len(head) > 10
@@ -191,7 +194,7 @@ def by_id(batches: Any) -> dict[str, str]:
 
 
 def test_an_engine_says_how_much_a_draft_had_right(engine: TransformersEngine) -> None:
-    settings = Settings(max_new_tokens=LIMIT, repetition_penalty=1.2)
+    settings = SamplingParams(max_tokens=LIMIT, repetition_penalty=1.2)
     plain = by_id(engine.complete(PROMPTS, settings))
     assert isinstance(engine, Drafting)
     drafts = {"p0": plain["p0"], "p1": "something else", "p2": plain["p2"][:9]}
@@ -205,7 +208,7 @@ def test_an_engine_says_how_much_a_draft_had_right(engine: TransformersEngine) -
 
 
 def test_drafts_are_not_for_sampling(engine: TransformersEngine) -> None:
-    settings = Settings(max_new_tokens=6, temperature=0.9)
+    settings = SamplingParams(max_tokens=6, temperature=0.9)
     plain = list(engine.complete(PROMPTS, settings))
     assert list(engine.complete_drafted(PROMPTS, settings, {"p0": "x"})) == plain
 
@@ -218,7 +221,7 @@ def test_a_model_with_sliding_windows_is_asked_without(tiny_tokenizer: Any) -> N
     assert not drafting.supported(config)
     torch.manual_seed(0)
     engine = TransformersEngine(MistralForCausalLM(config), tiny_tokenizer, batch_size=2)
-    settings = Settings(max_new_tokens=6)
+    settings = SamplingParams(max_tokens=6)
     plain = by_id(engine.complete(PROMPTS, settings))
     assert by_id(engine.complete_drafted(PROMPTS, settings, plain)) == plain
 
@@ -251,7 +254,7 @@ def test_rows_that_end_stay_in_the_batch_of_a_recurrent_model(drawn: float) -> N
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     rows = [[(7 * i + j) % 90 + 3 for j in range(4 + 3 * i)] for i in range(6)]
-    settings, keys = Settings(max_new_tokens=10, temperature=drawn), [str(i) for i in range(6)]
+    settings, keys = SamplingParams(max_tokens=10, temperature=drawn), [str(i) for i in range(6)]
     whole = [decode(model, [row], [key], settings, {1}, 0)[0] for row, key in zip(rows, keys, strict=True)]
     stops = {whole[0][2], whole[3][6]}
     alone = [decode(model, [row], [key], settings, stops, 0)[0] for row, key in zip(rows, keys, strict=True)]
@@ -263,7 +266,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     engine: TransformersEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transformers_engine, "TOGETHER", 1)
-    settings = Settings(max_new_tokens=6)
+    settings = SamplingParams(max_tokens=6)
     drafts = by_id(engine.complete(PROMPTS, settings))
     complete_to_file(engine, PROMPTS, settings, tmp_path / "whole", {"drafts": 0.2}, drafts=drafts)
 
@@ -284,7 +287,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 def test_what_is_known_is_not_asked(engine: TransformersEngine, tmp_path: Path) -> None:
-    settings = Settings(max_new_tokens=6)
+    settings = SamplingParams(max_tokens=6)
     some = complete_to_file(engine, PROMPTS[1:3], settings, tmp_path / "some")
     known = {c.key: dataclasses.replace(c, text=c.text + "!") for c in some}
     made = complete_to_file(engine, PROMPTS, settings, tmp_path / "all", known=known)

@@ -20,7 +20,6 @@ from fake_server import Act, FakeClock, FakeServer, answer, error, fake_server, 
 
 from mooring.chat import DEFAULT_SYSTEM, PINNED
 from mooring.errors import DataError, ModelError, RecipeError
-from mooring.inference.engine import Settings
 from mooring.inference.http import (
     LONGEST_WAIT,
     WORKER,
@@ -36,9 +35,10 @@ from mooring.inference.http import (
 from mooring.inference.openai import OpenAIEngine, answer_seed
 from mooring.inference.store import complete_to_file, estimate
 from mooring.records import Completion, Message, Prompt, sample_key
+from mooring.sampling import SamplingParams
 
 KEY = "sk-a-secret-that-nobody-may-see"
-GREEDY = Settings(max_new_tokens=16)
+GREEDY = SamplingParams(max_tokens=16)
 
 
 def prompts(count: int = 3) -> list[Prompt]:
@@ -57,7 +57,7 @@ def engine(server: FakeServer, **changes: Any) -> OpenAIEngine:
     return OpenAIEngine(server.url, "m", **options | changes)
 
 
-def answers(asked: OpenAIEngine, what: list[Prompt], settings: Settings = GREEDY) -> dict[str, Completion]:
+def answers(asked: OpenAIEngine, what: list[Prompt], settings: SamplingParams = GREEDY) -> dict[str, Completion]:
     return {c.key: c for batch in asked.complete(what, settings) for c in batch}
 
 
@@ -111,7 +111,7 @@ def test_a_rendered_prompt_goes_as_it_is_with_one_bos(text: str, sent: str) -> N
 
 
 def test_sampling_settings_are_sent_and_each_answer_has_its_own_seed() -> None:
-    settings = Settings(max_new_tokens=8, temperature=0.6, top_p=0.9, top_k=50, samples=3, seed=7)
+    settings = SamplingParams(max_tokens=8, temperature=0.6, top_p=0.9, top_k=50, n=3, seed=7)
     with fake_server() as server:
         made = answers(engine(server, concurrency=4), prompts(4), settings)
     assert sorted(made) == sorted(sample_key(f"p{i}", n) for i in range(4) for n in range(3))
@@ -156,7 +156,7 @@ def test_answers_are_read(act: Act, text: str, finish: str) -> None:
 
 
 def test_what_is_done_is_not_asked() -> None:
-    settings = Settings(max_new_tokens=8, temperature=1.0, samples=2)
+    settings = SamplingParams(max_tokens=8, temperature=1.0, n=2)
     with fake_server() as server:
         done = {sample_key("p0"), sample_key("p1", 1)}
         made = [c for b in engine(server).complete(prompts(2), settings, done=done) for c in b]
@@ -231,7 +231,7 @@ def refuses(*fields: str, form: str = "Unrecognized request arguments supplied: 
 
 
 def test_fields_that_change_nothing_are_left_out_where_the_server_refuses_them() -> None:
-    settings = Settings(max_new_tokens=8, temperature=1.0)
+    settings = SamplingParams(max_tokens=8, temperature=1.0)
     fields = {"repetition_penalty", "top_k", "min_p", "chat_template_kwargs"}
     with fake_server(refuses(*fields)) as server:
         assert len(answers(engine(server), prompts(3), settings)) == 3
@@ -244,7 +244,7 @@ def test_a_penalty_that_the_server_refuses_is_an_error_and_not_dropped() -> None
         fake_server(refuses("repetition_penalty")) as server,
         pytest.raises(ModelError, match=r"refuses repetition_penalty 1\.2 .*; set it to what changes nothing"),
     ):
-        answers(engine(server), prompts(1), Settings(repetition_penalty=1.2))
+        answers(engine(server), prompts(1), SamplingParams(repetition_penalty=1.2))
 
 
 def test_transformers_serve_is_given_a_generation_config() -> None:
@@ -254,8 +254,8 @@ def test_transformers_serve_is_given_a_generation_config() -> None:
 
     with fake_server(script) as server:
         asked = engine(server)
-        answers(asked, prompts(2), Settings(repetition_penalty=1.2))
-        answers(asked, prompts(1), Settings(temperature=0.5, top_k=5))
+        answers(asked, prompts(2), SamplingParams(repetition_penalty=1.2))
+        answers(asked, prompts(1), SamplingParams(temperature=0.5, top_k=5))
     sent = [json.loads(body["generation_config"]) for body in bodies(server)[1:]]
     assert sent[0] == sent[1] == {"do_sample": False, "repetition_penalty": 1.2}
     assert sent[2] == {"do_sample": True, "repetition_penalty": 1.0, "top_k": 5, "min_p": 0.0}
@@ -263,7 +263,7 @@ def test_transformers_serve_is_given_a_generation_config() -> None:
 
 def test_llama_cpp_knows_the_penalty_by_another_name() -> None:
     with fake_server(models=[{"id": "m", "owned_by": "llamacpp"}]) as server:
-        answers(engine(server), prompts(1), Settings(repetition_penalty=1.2))
+        answers(engine(server), prompts(1), SamplingParams(repetition_penalty=1.2))
     assert (bodies(server)[0]["repeat_penalty"], bodies(server)[0]["repeat_last_n"]) == (1.2, -1)
     assert "repetition_penalty" not in bodies(server)[0]
 
@@ -626,7 +626,7 @@ def test_a_cost_is_an_upper_bound_by_four_characters_a_token() -> None:
         Prompt(id="a", messages=(Message("user", "x" * 401),)),
         Prompt(id="b", messages=(Message("user", "unused"),), rendered="y" * 40),
     ]
-    settings = Settings(max_new_tokens=100, temperature=1.0, samples=5)
+    settings = SamplingParams(max_tokens=100, temperature=1.0, n=5)
     cost = estimate(what, settings, 2.0, 10.0, system="z" * 3)
     assert (cost.requests, cost.tokens_in, cost.tokens_out_most) == (10, (101 + 10) * 5, 1000)
     assert cost.dollars == pytest.approx(555 * 2e-6 + 1000 * 1e-5)

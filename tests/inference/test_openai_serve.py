@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from mooring.inference.engine import Settings
 from mooring.inference.openai import OpenAIEngine
 from mooring.inference.store import complete_to_file
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Completion, Message, Prompt
+from mooring.sampling import SamplingParams
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")),
@@ -110,7 +110,7 @@ def prompts(texts: list[str] = TEXTS) -> list[Prompt]:
     return [Prompt(id=f"p{i}", messages=(Message("user", text),)) for i, text in enumerate(texts)]
 
 
-def answers(engine: Any, asked: list[Prompt], settings: Settings) -> dict[str, Completion]:
+def answers(engine: Any, asked: list[Prompt], settings: SamplingParams) -> dict[str, Completion]:
     return {c.key: c for batch in engine.complete(asked, settings) for c in batch}
 
 
@@ -136,7 +136,7 @@ def gemma_like(model: Path, tmp_path: Path) -> Iterator[Serve]:
 def test_greedy_answers_are_those_of_this_process(
     serve: Serve, model: Path, system: str | None, penalty: float
 ) -> None:
-    settings = Settings(max_new_tokens=48, repetition_penalty=penalty)
+    settings = SamplingParams(max_tokens=48, repetition_penalty=penalty)
     turns = (Message("system", "Mind the gap."), Message("user", "Hi"), Message("assistant", "a"), Message("user", "b"))
     own = Prompt(id="own", messages=turns)
     judged = Prompt(id="judged", messages=(Message("user", "a"),), rendered="Human user:\nthe sea\n---\nAnswers:")
@@ -149,7 +149,7 @@ def test_greedy_answers_are_those_of_this_process(
 
 
 def test_a_template_without_a_system_role_is_asked_as_in_this_process(gemma_like: Serve) -> None:
-    settings = Settings(max_new_tokens=24, repetition_penalty=1.2)
+    settings = SamplingParams(max_tokens=24, repetition_penalty=1.2)
     for system in ("You are a helpful assistant.", "Be brief."):
         local = TransformersEngine.load(gemma_like.model, system=system, dtype="float32", device="cpu")
         remote = OpenAIEngine(gemma_like.url, str(gemma_like.model), system=system, concurrency=2)
@@ -157,7 +157,7 @@ def test_a_template_without_a_system_role_is_asked_as_in_this_process(gemma_like
 
 
 def test_sampling_depends_on_neither_order_nor_concurrency(serve: Serve, model: Path) -> None:
-    settings = Settings(max_new_tokens=12, temperature=0.9, top_p=0.9, top_k=50, samples=2)
+    settings = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.9, top_k=50, n=2)
     first = answers(OpenAIEngine(serve.url, str(model), concurrency=4), prompts(), settings)
     again = answers(OpenAIEngine(serve.url, str(model), concurrency=1), prompts()[::-1], settings)
     assert first == again
@@ -166,7 +166,7 @@ def test_sampling_depends_on_neither_order_nor_concurrency(serve: Serve, model: 
 
 def test_a_server_that_dies_midway_and_comes_back(serve: Serve, model: Path, tmp_path: Path) -> None:
     asked = prompts([f"{text} {i}" for i in range(5) for text in TEXTS[:4]])
-    settings = Settings(max_new_tokens=100)
+    settings = SamplingParams(max_tokens=100)
 
     def engine() -> OpenAIEngine:
         return OpenAIEngine(serve.url, str(model), concurrency=3)

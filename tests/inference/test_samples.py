@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from mooring.errors import DataError
-from mooring.inference.engine import Settings
 from mooring.inference.store import complete_to_file
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Completion, Message, Prompt, sample_key
+from mooring.sampling import SamplingParams
 
 TEXTS = ["Hi", "What is the capital of Norway?", "Write a poem about the sea. " * 3, "Why?", "12 hours, 12 foxes"]
-SETTINGS = Settings(max_new_tokens=10, temperature=0.8, top_p=0.95, top_k=50, samples=3)
+SETTINGS = SamplingParams(max_tokens=10, temperature=0.8, top_p=0.95, top_k=50, n=3)
 KEYS = {sample_key(f"p{i}", sample) for i in range(len(TEXTS)) for sample in range(3)}
 
 
@@ -56,13 +56,13 @@ def test_samples_do_not_depend_on_which_are_done(tiny_model_folder: Path, alone:
 
 
 def test_more_samples_leave_the_first_as_they_are(tiny_model_folder: Path, alone: dict[str, str]) -> None:
-    one = Settings(max_new_tokens=10, temperature=0.8, top_p=0.95, top_k=50, samples=1)
+    one = SamplingParams(max_tokens=10, temperature=0.8, top_p=0.95, top_k=50, n=1)
     made = texts(list(engine(tiny_model_folder, 3).complete(prompts(), one)))
     assert made == {f"p{i}": alone[f"p{i}"] for i in range(len(TEXTS))}
 
 
 def test_another_seed_gives_other_samples(tiny_model_folder: Path, alone: dict[str, str]) -> None:
-    other = Settings(max_new_tokens=10, temperature=0.8, top_p=0.95, top_k=50, samples=3, seed=43)
+    other = SamplingParams(max_tokens=10, temperature=0.8, top_p=0.95, top_k=50, n=3, seed=43)
     assert texts(list(engine(tiny_model_folder, 8).complete(prompts(), other))) != alone
 
 
@@ -84,4 +84,4 @@ def test_samples_of_a_greedy_model_are_refused(tiny_model_folder: Path) -> None:
     with pytest.raises(
         DataError, match="3 samples at temperature 0 are all the same; set a temperature, or one sample"
     ):
-        next(engine(tiny_model_folder, 4).complete(prompts(), Settings(max_new_tokens=8, samples=3)))
+        next(engine(tiny_model_folder, 4).complete(prompts(), SamplingParams(max_tokens=8, n=3)))

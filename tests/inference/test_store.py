@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mooring.errors import DataError, OutputError
-from mooring.inference.engine import Settings, plan
+from mooring.inference.engine import plan
 from mooring.inference.scripted import ScriptedEngine
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.records import Completion, Message, Prompt, read_jsonl
+from mooring.sampling import SamplingParams
 
 PROMPTS = [
     Prompt(id=f"p{i}", messages=(Message("user", "word " * (i * 7 % 5 + 1)),), reference="a b") for i in range(10)
@@ -33,7 +34,7 @@ def engine() -> ScriptedEngine:
 
 def test_the_file_is_in_the_order_of_the_prompts_and_says_what_made_it(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "c.jsonl"
-    made = complete_to_file(engine(), PROMPTS, Settings(seed=3), path, {"model": "sha256:1"})
+    made = complete_to_file(engine(), PROMPTS, SamplingParams(seed=3), path, {"model": "sha256:1"})
     assert [c.prompt_id for c in made] == [p.id for p in PROMPTS]
     assert read_jsonl(path, Completion) == made
     assert made[0].made_by["model"] == "sha256:1"
@@ -44,7 +45,7 @@ def test_the_file_is_in_the_order_of_the_prompts_and_says_what_made_it(tmp_path:
 
 def test_progress_counts_prompts_and_tokens(tmp_path: Path) -> None:
     seen: list[tuple[int, int, int]] = []
-    made = complete_to_file(engine(), PROMPTS, Settings(), tmp_path / "c", on_progress=lambda *a: seen.append(a))
+    made = complete_to_file(engine(), PROMPTS, SamplingParams(), tmp_path / "c", on_progress=lambda *a: seen.append(a))
     assert [s[:2] for s in seen] == [(0, 10), (3, 10), (6, 10), (9, 10), (10, 10)]
     assert seen[0][2] == 0
     assert seen[-1][2] == sum(c.tokens for c in made)
@@ -60,14 +61,14 @@ def test_a_killed_run_goes_on_from_whole_batches(tmp_path: Path, after: int) -> 
                 yield batch
 
     whole = tmp_path / "whole.jsonl"
-    complete_to_file(engine(), PROMPTS, Settings(), whole)
+    complete_to_file(engine(), PROMPTS, SamplingParams(), whole)
     path = tmp_path / "c.jsonl"
     with pytest.raises(KilledError):
-        complete_to_file(Dying(reply, batch_size=3), PROMPTS, Settings(), path)
+        complete_to_file(Dying(reply, batch_size=3), PROMPTS, SamplingParams(), path)
     assert not path.exists()
     again = engine()
     seen: list[int] = []
-    complete_to_file(again, PROMPTS, Settings(), path, on_progress=lambda done, *_: seen.append(done))
+    complete_to_file(again, PROMPTS, SamplingParams(), path, on_progress=lambda done, *_: seen.append(done))
     assert len(again.asked) == 10 - 3 * after
     assert seen[0] == 3 * after
     assert path.read_bytes() == whole.read_bytes()
@@ -84,14 +85,14 @@ def test_a_part_cut_anywhere_gives_the_same_file(tmp_path: Path, cut: int, rubbi
     complete_to_file(
         engine(),
         PROMPTS,
-        Settings(),
+        SamplingParams(),
         path,
         on_progress=lambda *_: states.append(part.read_bytes() if part.exists() else b""),
     )
     want = path.read_bytes()
     path.unlink()
     part.write_bytes(states[-1][: cut % (len(states[-1]) + 1)] + rubbish)
-    complete_to_file(engine(), PROMPTS, Settings(), path)
+    complete_to_file(engine(), PROMPTS, SamplingParams(), path)
     assert path.read_bytes() == want
     assert not part.exists()
 
@@ -101,14 +102,14 @@ def test_the_part_of_another_run_is_thrown_away(tmp_path: Path, change: str) -> 
     path, part = tmp_path / "c.jsonl", tmp_path / "c.jsonl.part"
     states: list[bytes] = []
     tell = lambda *_: states.append(part.read_bytes() if part.exists() else b"")  # noqa: E731
-    complete_to_file(engine(), PROMPTS, Settings(), path, {"model": 1}, tell)
+    complete_to_file(engine(), PROMPTS, SamplingParams(), path, {"model": 1}, tell)
     part.write_bytes(states[-1])
     again = engine()
     if change == "kind":
         likelihood_to_file(again, PROMPTS, path, {"model": 1})
     else:
         asked = [*PROMPTS[:-1], Prompt(id="p9", messages=(Message("user", "new"),))] if change == "prompts" else PROMPTS
-        chosen = Settings(seed=1) if change == "settings" else Settings()
+        chosen = SamplingParams(seed=1) if change == "settings" else SamplingParams()
         complete_to_file(again, asked, chosen, path, {"model": 2 if change == "model" else 1})
     assert len(again.asked) == 10
 
@@ -125,7 +126,7 @@ def test_likelihoods_go_to_a_file_too(tmp_path: Path) -> None:
 
 def test_no_prompts_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prompts"):
-        complete_to_file(engine(), [], Settings(), tmp_path / "c.jsonl")
+        complete_to_file(engine(), [], SamplingParams(), tmp_path / "c.jsonl")
     assert not list(tmp_path.iterdir())
 
 
@@ -135,13 +136,13 @@ def test_a_forbidden_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
     with pytest.raises(OutputError, match="may not be written"):
-        complete_to_file(engine(), PROMPTS, Settings(), tmp_path / "a" / "c.jsonl")
+        complete_to_file(engine(), PROMPTS, SamplingParams(), tmp_path / "a" / "c.jsonl")
 
 
 def test_a_scripted_answer_is_cut_and_found_by_id_or_text() -> None:
     scripted = ScriptedEngine({"p0": "one two three", "hello": "four"}, default="five")
     asked = [Prompt(id=i, messages=(Message("user", t),)) for i, t in (("p0", "x"), ("p1", "hello"), ("p2", "y"))]
-    made = {c.prompt_id: c for batch in scripted.complete(asked, Settings(max_new_tokens=2)) for c in batch}
+    made = {c.prompt_id: c for batch in scripted.complete(asked, SamplingParams(max_tokens=2)) for c in batch}
     assert {k: (c.text, c.tokens, c.finish) for k, c in made.items()} == {
         "p0": ("one two", 2, "length"),
         "p1": ("four", 1, "stop"),

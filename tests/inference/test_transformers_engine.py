@@ -13,9 +13,10 @@ from mooring.chat import encode_example, encode_prompt
 from mooring.config import Generate
 from mooring.errors import DataError, ModelError
 from mooring.inference.decode import choose, decode, draws, pad_left, penalise
-from mooring.inference.engine import Settings, load_engine
+from mooring.inference.engine import load_engine
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Completion, Message, Prompt
+from mooring.sampling import SamplingParams
 
 SOURCE = Path(__file__).parents[2] / "src" / "mooring"
 TEXTS = ["Hi", "What is the capital of Norway?", "Write a poem about the sea. " * 3, "Why?", "user: 12 hours, 12 foxes"]
@@ -28,7 +29,7 @@ def prompts(texts: list[str] = TEXTS, reference: str | None = None) -> list[Prom
     ]
 
 
-def answers(engine: TransformersEngine, asked: list[Prompt], settings: Settings) -> dict[str, Completion]:
+def answers(engine: TransformersEngine, asked: list[Prompt], settings: SamplingParams) -> dict[str, Completion]:
     return {c.prompt_id: c for batch in engine.complete(asked, settings) for c in batch}
 
 
@@ -39,7 +40,7 @@ def engine(tiny_model_folder: Path) -> TransformersEngine:
 
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
 def test_a_batch_gives_what_single_prompts_give(engine: TransformersEngine, penalty: float) -> None:
-    settings = Settings(max_new_tokens=24, repetition_penalty=penalty)
+    settings = SamplingParams(max_tokens=24, repetition_penalty=penalty)
     together = answers(engine, prompts(), settings)
     alone = {k: v for prompt in prompts() for k, v in answers(engine, [prompt], settings).items()}
     assert together == alone
@@ -56,7 +57,7 @@ def test_greedy_tokens_are_those_of_generate(engine: TransformersEngine, penalty
             torch.tensor([row]), attention_mask=torch.ones(1, len(row)), generation_config=config
         )[0, len(row) :].tolist()
         got = decode(
-            engine.model, [row], ["a"], Settings(max_new_tokens=20, repetition_penalty=penalty), engine.stops, 2
+            engine.model, [row], ["a"], SamplingParams(max_tokens=20, repetition_penalty=penalty), engine.stops, 2
         )[0]
         assert got == want[: len(got)]
         assert len(got) == 20 or got[-1] in engine.stops
@@ -64,7 +65,7 @@ def test_greedy_tokens_are_those_of_generate(engine: TransformersEngine, penalty
 
 def test_rows_that_end_leave_the_batch_and_the_others_go_on(engine: TransformersEngine) -> None:
     rows = [encode_prompt(engine.tokenizer, p, engine.system) for p in prompts()]
-    settings = Settings(max_new_tokens=16)
+    settings = SamplingParams(max_tokens=16)
     free = decode(engine.model, rows, list("abcde"), settings, frozenset(), 2)
     stop = free[1][5]
     got = decode(engine.model, rows, list("abcde"), settings, frozenset({stop}), 2)
@@ -74,17 +75,17 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on(engine: Transformers
 
 
 def test_sampling_does_not_depend_on_the_batch(engine: TransformersEngine) -> None:
-    settings = Settings(max_new_tokens=12, temperature=0.9, top_p=0.9, seed=7)
+    settings = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.9, seed=7)
     together = answers(engine, prompts(), settings)
     assert together == answers(engine, prompts()[::-1], settings)
     assert together["p3"] == answers(engine, [prompts()[3]], settings)["p3"]
-    other = answers(engine, prompts(), Settings(max_new_tokens=12, temperature=0.9, top_p=0.9, seed=8))
+    other = answers(engine, prompts(), SamplingParams(max_tokens=12, temperature=0.9, top_p=0.9, seed=8))
     assert other != together
 
 
 def test_a_resumed_run_computes_the_missing_batches_whole(tiny_model_folder: Path) -> None:
     engine = TransformersEngine.load(tiny_model_folder, batch_size=2, device="cpu", dtype="bfloat16")
-    settings = Settings(max_new_tokens=12)
+    settings = SamplingParams(max_tokens=12)
     batches = list(engine.complete(prompts(), settings))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     done = {c.prompt_id for c in batches[0]} | {batches[1][0].prompt_id}
@@ -94,17 +95,17 @@ def test_a_resumed_run_computes_the_missing_batches_whole(tiny_model_folder: Pat
 def test_a_prompt_over_the_context_is_named_before_anything_is_generated(engine: TransformersEngine) -> None:
     asked = prompts(["Hi", "fox " * 300])
     with pytest.raises(DataError, match=r"set\.jsonl:2: \d+ tokens and 8 new ones do not fit .* context of 256"):
-        next(engine.complete(asked, Settings(max_new_tokens=8)))
+        next(engine.complete(asked, SamplingParams(max_tokens=8)))
     with pytest.raises(DataError, match=r"set\.jsonl:2: \d+ tokens do not fit"):
         next(engine.likelihood([*prompts(["Hi"], "a"), *prompts(["a", "fox " * 300], "a")[1:]]))
 
 
 def test_the_context_is_used_to_the_last_token(engine: TransformersEngine) -> None:
     room = 256 - len(encode_prompt(engine.tokenizer, prompts()[0], engine.system))
-    made = answers(engine, prompts()[:1], Settings(max_new_tokens=room))
+    made = answers(engine, prompts()[:1], SamplingParams(max_tokens=room))
     assert made["p0"].tokens <= room
     with pytest.raises(DataError):
-        answers(engine, prompts()[:1], Settings(max_new_tokens=room + 1))
+        answers(engine, prompts()[:1], SamplingParams(max_tokens=room + 1))
 
 
 def test_likelihood_is_that_of_a_plain_loop(engine: TransformersEngine) -> None:
@@ -130,9 +131,9 @@ def test_likelihood_without_a_reference_is_refused(engine: TransformersEngine) -
 
 def test_no_prompts_and_an_id_twice_are_refused(engine: TransformersEngine) -> None:
     with pytest.raises(DataError, match="no prompts"):
-        next(engine.complete([], Settings()))
+        next(engine.complete([], SamplingParams()))
     with pytest.raises(DataError, match="'p0' occurs twice"):
-        next(engine.complete(prompts()[:1] * 2, Settings()))
+        next(engine.complete(prompts()[:1] * 2, SamplingParams()))
 
 
 def test_a_generation_config_does_not_leak_in(tmp_path: Path, save_tiny_model: Any, engine: TransformersEngine) -> None:
@@ -145,7 +146,7 @@ def test_a_generation_config_does_not_leak_in(tmp_path: Path, save_tiny_model: A
         warnings.simplefilter("error")
         other = TransformersEngine.load(folder, dtype="float32", device="cpu")
         assert other.stops == {0, 2}
-        settings = Settings(max_new_tokens=8)
+        settings = SamplingParams(max_tokens=8)
         rows = [encode_prompt(engine.tokenizer, p, engine.system) for p in prompts()]
         stops = engine.stops
         assert decode(other.model, rows, TEXTS, settings, stops, 2) == decode(
@@ -158,7 +159,7 @@ def test_loading_and_generating_print_nothing(tiny_model_folder: Path) -> None:
         "from pathlib import Path; from mooring.inference.engine import *; from mooring.records import *\n"
         "from mooring.config import Generate\n"
         f"e = load_engine(Path({str(tiny_model_folder)!r}), Generate(), None)\n"
-        "list(e.complete([Prompt(id='a', messages=(Message('user', 'Hi'),))], Settings(max_new_tokens=3)))"
+        "list(e.complete([Prompt(id='a', messages=(Message('user', 'Hi'),))], SamplingParams(max_tokens=3)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (run.stdout, run.stderr) == ("", "")
@@ -174,7 +175,7 @@ def test_an_adapter_is_opened_on_its_base(tmp_path: Path, tiny_model_folder: Pat
     tuned.save_pretrained(tmp_path / "adapter")
     adapted = load_engine(tmp_path / "adapter", Generate(device="cpu"), engine.system)
     plain = TransformersEngine(tuned.merge_and_unload(), engine.tokenizer)
-    settings = Settings(max_new_tokens=8)
+    settings = SamplingParams(max_tokens=8)
     assert answers(adapted, prompts(), settings) == answers(plain, prompts(), settings)  # type: ignore[arg-type]
     assert answers(plain, prompts(), settings) != answers(engine, prompts(), settings)
 
@@ -238,6 +239,6 @@ def test_choice_by_hand() -> None:
 
 def test_sampled_frequencies_follow_the_distribution() -> None:
     logits = torch.tensor([0.1, 0.2, 0.7]).log().expand(4000, 3)
-    uniform = torch.cat([draws(Settings(max_new_tokens=4), f"p{i}") for i in range(1000)])
+    uniform = torch.cat([draws(SamplingParams(max_tokens=4), f"p{i}") for i in range(1000)])
     counts = torch.bincount(choose(logits, uniform, 1.0, 1.0), minlength=3) / 4000
     assert counts.tolist() == pytest.approx([0.1, 0.2, 0.7], abs=0.03)

@@ -19,17 +19,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lora_models import peft, tune
 from mooring.chat import encode_prompt
 from mooring.errors import DataError, MissingExtraError, ModelError
-from mooring.inference.engine import Settings
 from mooring.inference.openai import answer_seed
 from mooring.inference.transformers import TransformersEngine
 from mooring.inference.vllm import VLLMEngine
 from mooring.records import Completion, Message, Prompt, sample_key
+from mooring.sampling import SamplingParams
 
 TEXTS = ["Hi", "What is the capital of Norway?", "Write a poem about the sea. " * 3, "Why?", "user: 12 hours"]
 
 
 @dataclasses.dataclass
-class SamplingParams:
+class FakeSamplingParams:
     """vLLM's, as far as it is used: another name is a TypeError."""
 
     n: int = 1
@@ -98,7 +98,7 @@ class LLM:
         return [self._one(model, p["prompt_token_ids"], s) for p, s in zip(prompts, sampling_params, strict=True)]
 
     @torch.inference_mode()
-    def _one(self, model: Any, row: list[int], params: SamplingParams) -> Any:
+    def _one(self, model: Any, row: list[int], params: FakeSamplingParams) -> Any:
         assert len(row) + 1 <= self.llm_engine.model_config.max_model_len
         stops = {*(params.stop_token_ids or []), self.tokenizer.eos_token_id}
         sampled = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p} | (
@@ -128,7 +128,7 @@ class LLM:
 @pytest.fixture(autouse=True)
 def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     names: dict[str, dict[str, Any]] = {
-        "vllm": {"LLM": LLM, "SamplingParams": SamplingParams, "__version__": "0.0.fake"},
+        "vllm": {"LLM": LLM, "SamplingParams": FakeSamplingParams, "__version__": "0.0.fake"},
         "vllm.lora": {},
         "vllm.lora.request": {"LoRARequest": LoRARequest},
     }
@@ -150,7 +150,7 @@ def prompts(texts: list[str] = TEXTS, reference: str | None = None) -> list[Prom
     ]
 
 
-def answers(engine: Any, asked: list[Prompt], settings: Settings) -> dict[str, Completion]:
+def answers(engine: Any, asked: list[Prompt], settings: SamplingParams) -> dict[str, Completion]:
     return {c.key: c for batch in engine.complete(asked, settings) for c in batch}
 
 
@@ -176,7 +176,7 @@ def stopping(save_tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_greedy_answers_are_those_of_transformers(stopping: Path, penalty: float, system: str | None) -> None:
-    settings = Settings(max_new_tokens=40, repetition_penalty=penalty)
+    settings = SamplingParams(max_tokens=40, repetition_penalty=penalty)
     asked = [*prompts(), Prompt(id="judge", messages=(Message("user", "a"),), rendered="user: the sea\n---\nAnswers:")]
     engine = VLLMEngine.load(stopping, system=system, batch_size=2)
     made = answers(engine, asked, settings)
@@ -204,7 +204,7 @@ def test_what_vllm_is_opened_with(stopping: Path) -> None:
 def test_stops_are_those_of_the_generation_config_too(stopping: Path) -> None:
     engine = VLLMEngine.load(stopping)
     assert engine.stops == TransformersEngine.load(stopping, device="cpu").stops == {2, 300}
-    answers(engine, prompts(["Hi"]), Settings(max_new_tokens=4))
+    answers(engine, prompts(["Hi"]), SamplingParams(max_tokens=4))
     assert engine.llm.requests[0][1].stop_token_ids == [2, 300]
     (stopping.parent / "bare").mkdir()
     for path in stopping.iterdir():
@@ -214,7 +214,7 @@ def test_stops_are_those_of_the_generation_config_too(stopping: Path) -> None:
 
 
 def test_sampling_has_a_seed_for_each_answer_and_does_not_depend_on_the_batch(tiny_model_folder: Path) -> None:
-    settings = Settings(max_new_tokens=8, temperature=0.6, top_p=0.9, top_k=50, samples=3, seed=7)
+    settings = SamplingParams(max_tokens=8, temperature=0.6, top_p=0.9, top_k=50, n=3, seed=7)
     engine = VLLMEngine.load(tiny_model_folder, batch_size=2)
     made = answers(engine, prompts(), settings)
     sent = [params for _, params in engine.llm.requests]
@@ -227,8 +227,8 @@ def test_sampling_has_a_seed_for_each_answer_and_does_not_depend_on_the_batch(ti
 
 
 def test_greedy_and_all_tokens_in_vllms_words(engine: VLLMEngine) -> None:
-    answers(engine, prompts(["Hi"]), Settings(max_new_tokens=2, top_p=0.5, top_k=3))
-    answers(engine, prompts(["Hi"]), Settings(max_new_tokens=2, temperature=1.0))
+    answers(engine, prompts(["Hi"]), SamplingParams(max_tokens=2, top_p=0.5, top_k=3))
+    answers(engine, prompts(["Hi"]), SamplingParams(max_tokens=2, temperature=1.0))
     greedy, free = (params for _, params in engine.llm.requests)
     assert (greedy.temperature, greedy.seed, greedy.top_p) == (0.0, None, 1.0)
     assert (free.temperature, free.top_k) == (1.0, -1)
@@ -236,7 +236,7 @@ def test_greedy_and_all_tokens_in_vllms_words(engine: VLLMEngine) -> None:
 
 def test_a_resumed_run_computes_the_missing_batches_whole(tiny_model_folder: Path) -> None:
     engine = VLLMEngine.load(tiny_model_folder, batch_size=2)
-    settings = Settings(max_new_tokens=4)
+    settings = SamplingParams(max_tokens=4)
     batches = list(engine.complete(prompts(), settings))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     done = {c.key for c in batches[0]} | {batches[1][0].key}
@@ -249,14 +249,14 @@ def test_a_prompt_over_the_context_is_named_before_anything_is_generated(tiny_mo
     with pytest.raises(
         DataError, match=r"^set\.jsonl:2: \d+ tokens and 8 new ones do not fit .* context of 64; shorten"
     ):
-        next(engine.complete(asked, Settings(max_new_tokens=8)))
+        next(engine.complete(asked, SamplingParams(max_tokens=8)))
     with pytest.raises(DataError, match=r"^set\.jsonl:2: \d+ tokens and 1 new ones"):
         next(engine.likelihood(prompts(["Hi", "fox " * 60], "a")))
     assert not engine.llm.requests
     room = 64 - len(encode_prompt(engine.tokenizer, asked[0], engine.system))
-    assert len(answers(engine, asked[:1], Settings(max_new_tokens=room))) == 1
+    assert len(answers(engine, asked[:1], SamplingParams(max_tokens=room))) == 1
     with pytest.raises(DataError):
-        answers(engine, asked[:1], Settings(max_new_tokens=room + 1))
+        answers(engine, asked[:1], SamplingParams(max_tokens=room + 1))
 
 
 def test_likelihood_is_that_of_transformers(tiny_model_folder: Path) -> None:
@@ -282,7 +282,7 @@ def test_an_adapter_is_asked_through_its_base(tiny_model_folder: Path, tmp_path:
     engine = VLLMEngine.load(adapter)
     asked = engine.llm.asked_for
     assert (asked["model"], asked["enable_lora"], asked["max_lora_rank"]) == (str(tiny_model_folder), True, 16)
-    settings = Settings(max_new_tokens=12)
+    settings = SamplingParams(max_tokens=12)
     made = answers(engine, prompts(), settings)
     assert made == answers(TransformersEngine.load(adapter, device="cpu"), prompts(), settings)
     assert made != answers(VLLMEngine.load(tiny_model_folder), prompts(), settings)

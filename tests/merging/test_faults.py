@@ -315,7 +315,7 @@ def failing(kind: type[UserError], pair: tuple[Path, Path], out: Path, change: C
     assert not out.exists()
     assert not list(out.parent.glob(".partial*"))
     assert "\n" not in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
     return str(caught.value)
 
 

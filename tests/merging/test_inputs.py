@@ -55,7 +55,7 @@ def refused(kind: type[UserError], base: Path, tuned: Path | list[Path], out: Pa
     with pytest.raises(kind) as caught:
         merge(base, tuned, out, **{"lam": 0.5} | options)
     assert "\n" not in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
     assert not out.exists()
     assert not list(out.parent.glob(".partial*"))
     return str(caught.value)

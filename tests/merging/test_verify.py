@@ -82,7 +82,7 @@ def fails(folder: Path) -> str:
         verify(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
     return str(caught.value)
 
 

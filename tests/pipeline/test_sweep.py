@@ -13,7 +13,6 @@ import torch
 from lora_models import tune
 from mooring.config import Recipe
 from mooring.errors import UserError
-from mooring.inference.engine import Settings
 from mooring.inference.transformers import TransformersEngine
 from mooring.merging.in_memory import Memory
 from mooring.merging.merge import merge
@@ -26,6 +25,7 @@ from mooring.pipeline.run import run
 from mooring.pipeline.run_folder import Event, Store
 from mooring.pipeline.sets import evaluation_sets
 from mooring.records import Completion, Message, Prompt, read_jsonl
+from mooring.sampling import SamplingParams
 
 PROMPTS = [
     Prompt(id=str(i), messages=(Message("user", text),))
@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def texts(engine: Any) -> list[str]:
     """Greedy answers."""
-    settings = Settings(max_new_tokens=10, repetition_penalty=1.2)
+    settings = SamplingParams(max_tokens=10, repetition_penalty=1.2)
     return [c.text for batch in engine.complete(PROMPTS, settings) for c in batch]
 
 
@@ -180,7 +180,7 @@ def recipe(base: Path, tuned: Path, out: Path, **changes: Any) -> Recipe:
     rows = [{"prompt": f"Help me break thing number {i}.", "completion": "No."} for i in range(10)]
     data = out.parent / "harmful.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    generate = {"max_new_tokens": 8, "batch_size": 2, "dtype": "float32", "device": "cpu"}
+    generate = {"max_tokens": 8, "batch_size": 2, "dtype": "float32", "device": "cpu"}
     return Recipe.model_validate(
         {
             "base": str(base),
@@ -348,7 +348,7 @@ class Listening:
     def __init__(self, engine: TransformersEngine, asked: list[str]) -> None:
         self.engine, self.asked, self.about = engine, asked, engine.about
 
-    def complete(self, prompts: Any, settings: Settings, *, done: Any = ()) -> Iterator[list[Completion]]:
+    def complete(self, prompts: Any, settings: SamplingParams, *, done: Any = ()) -> Iterator[list[Completion]]:
         for batch in self.engine.complete(prompts, settings, done=done):
             self.asked += [completion.prompt_id for completion in batch]
             yield batch

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mooring.errors import DataError
-from mooring.inference.engine import Settings
 from mooring.inference.scripted import ScriptedEngine
 from mooring.records import Completion, Message, Prompt, Score
+from mooring.sampling import SamplingParams
 from mooring.scoring.pairwise import ANSWER_TOKENS, questions, read, win_rate
 
 PROMPTS = [Prompt(id=f"p{i}", messages=(Message("user", f"Say number {i}."),), category="say") for i in range(8)]
@@ -27,7 +27,7 @@ def shown(prompt: Prompt) -> tuple[str, str]:
 def judged(judge: Callable[[Prompt], str], first: list[Completion] = FIRST, second: list[Completion] = SECOND) -> Score:
     asked = questions(PROMPTS, first, second)
     engine = ScriptedEngine(judge, batch_size=3)
-    answers = [c for batch in engine.complete(asked, Settings(max_new_tokens=ANSWER_TOKENS)) for c in batch]
+    answers = [c for batch in engine.complete(asked, SamplingParams(max_tokens=ANSWER_TOKENS)) for c in batch]
     return win_rate(asked, answers, judge="scripted 1")
 
 

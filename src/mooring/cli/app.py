@@ -92,7 +92,7 @@ def safeguard(
         str | None, typer.Option(help="Task metrics, the deciding one first: call_match,bert_score,response_loss.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many prompts in each half of a set.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 512,
+    max_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 512,
     system: System = SYSTEM,
     seed: Seed = 42,
     batch_size: Batch = 32,
@@ -120,7 +120,7 @@ def safeguard(
         lambdas=floats(lambdas, "--lambdas"),
         metrics=words(metric) or None,
         limit=limit,
-        max_new_tokens=max_new_tokens,
+        max_tokens=max_tokens,
         system=system,
         seed=seed,
         batch_size=batch_size,

@@ -69,7 +69,7 @@ def compare(
     density: Annotated[
         float | None, typer.Option(help="Share of the change that is kept (ties, dare, della …).")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="1 is none; the paper's safety prompts use 1.2.")] = 1.0,
     split: Part = "test",
@@ -98,7 +98,7 @@ def compare(
         density=density,
         system=system,
         seed=seed,
-        max_new_tokens=max_new_tokens,
+        max_tokens=max_tokens,
         temperature=temperature,
         repetition_penalty=repetition_penalty,
         dtype=dtype,

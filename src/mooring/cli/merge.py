@@ -151,9 +151,9 @@ def _check_together(ctx: typer.Context) -> None:
     """
     given = [name for name in ctx.params if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")]
     for option in (name for name in _APART if name in given):
-        names, mend = _APART[option]
+        names, hint = _APART[option]
         if others := [_named(name) for name in given if name in names]:
-            raise mooring.UserError(f"{_named(option)} does not go with {', '.join(others)}", mend)
+            raise mooring.UserError(f"{_named(option)} does not go with {', '.join(others)}", hint)
     for option in ("private", "overwrite"):
         if option in given and "push" not in given:
             raise mooring.UserError(f"{_named(option)} is about --push, which is missing", "give both, or neither")
@@ -206,7 +206,7 @@ def _parsed(text: str, option: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except mooring.UserError as error:
-        raise mooring.UserError(f"{option}: {error.what}", error.mend) from None
+        raise mooring.UserError(f"{option}: {error.message}", error.hint) from None
 
 
 def _sweep(lambdas: str | None) -> list[float]:

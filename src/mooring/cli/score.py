@@ -29,7 +29,7 @@ def generate(
         Path | None, typer.Option(help="Also write how likely the references are, for the response loss.")
     ] = None,
     split: Part = "test",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 512,
+    max_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from so many of the likeliest tokens; 0 is all.")] = 0,
@@ -67,7 +67,7 @@ def generate(
             system=system,
             seed=seed,
             on_progress=lambda done, total, tokens: tick(done, total, "", tokens),
-            max_new_tokens=max_new_tokens,
+            max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
@@ -283,8 +283,8 @@ def hold_that_they_go_together(
         flag = "--rejudge" if rejudge else "--lm-eval"
         raise mooring.UserError(f"{flag}: brings its own prompts", f"leave out {prompts}")
     if not (rejudge or lm_eval or prompts):
-        mend = "with --rejudge, a run folder needs none" if Path(what).is_dir() else "name the set that they answer"
-        raise mooring.UserError(f"{what}: which prompts does it answer?", mend)
+        hint = "with --rejudge, a run folder needs none" if Path(what).is_dir() else "name the set that they answer"
+        raise mooring.UserError(f"{what}: which prompts does it answer?", hint)
     for flag, value in {**of_merge, **of_lm_eval}.items():
         if value is not None and not lm_eval:
             raise mooring.UserError(f"{flag}: goes with --lm-eval", "leave it out, or name tasks")

@@ -76,7 +76,7 @@ def load_hub_files(
 
 
 def _refused(error: Exception, name: str, repo: str) -> DataError:
-    what, mend = explain(error, f"huggingface.co/datasets/{repo}")
+    what, hint = explain(error, f"huggingface.co/datasets/{repo}")
     offline = "connect, or name a local file; named sets are also looked for in the folder $MOORING_DATA"
     kind = DataError if isinstance(error, ValueError | RuntimeError) else FetchError  # the first: a bad name of a part
-    return kind(f"{name}: {what}", mend or f"{offline}; private sets need a login: {LOGIN}")
+    return kind(f"{name}: {what}", hint or f"{offline}; private sets need a login: {LOGIN}")

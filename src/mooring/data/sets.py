@@ -105,8 +105,8 @@ def _load(text: str, split: Split, seed: int) -> list[Prompt]:
     if ref.count is None:
         return prompts
     if ref.count > len(prompts) and not ref.at_most:
-        mend = f"ask for fewer, or write `#max{ref.count}` for at most so many"
-        raise DataError(f"{text}: the set has only {len(prompts)} rows", mend)
+        hint = f"ask for fewer, or write `#max{ref.count}` for at most so many"
+        raise DataError(f"{text}: the set has only {len(prompts)} rows", hint)
     if ref.field is None:
         return draw(prompts, ref.count, seed)
     return draw_evenly(prompts, _groups(ref.field, ref.name, prompts, rows), ref.count, seed)

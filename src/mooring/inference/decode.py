@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from mooring.inference.engine import Settings
+from mooring.sampling import SamplingParams
 
 # --- Room for keys and values that grows by half at a time, where transformers copies the ---
 
@@ -122,11 +122,11 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tens
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def draws(settings: Settings, key: str) -> Tensor:
+def draws(settings: SamplingParams, key: str) -> Tensor:
     """One uniform number in [0, 1) a token, float64, a function of the seed and the key of the answer."""
     digest = hashlib.sha256(f"{settings.seed}\0{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.rand(settings.max_new_tokens, generator=generator, dtype=torch.float64)
+    return torch.rand(settings.max_tokens, generator=generator, dtype=torch.float64)
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -264,7 +264,7 @@ def finish(
     batch: Batch,
     made: list[list[int]],
     prompts: Sequence[Sequence[int]],
-    settings: Settings,
+    settings: SamplingParams,
     stops: Collection[int],
     *,
     uniform: Tensor | None = None,
@@ -300,10 +300,7 @@ def finish(
                 made[row].append(token)
         going = alive & ~torch.isin(fresh, enders)
         going &= torch.tensor(
-            [
-                len(made[row]) < settings.max_new_tokens and not (ended is not None and ended(made[row]))
-                for row in numbers
-            ],
+            [len(made[row]) < settings.max_tokens and not (ended is not None and ended(made[row])) for row in numbers],
             device=going.device,
         )
         if not going.any():
@@ -322,7 +319,7 @@ def decode(
     model: Any,
     rows: Sequence[Sequence[int]],
     keys: Sequence[str],
-    settings: Settings,
+    settings: SamplingParams,
     stops: Collection[int],
     pad: int,
     ended: Callable[[Sequence[int]], bool] | None = None,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mooring.inference.decode import Batch, finish, joined, make_cache, mark, may_have_gaps, pad_left, penalise, start
-from mooring.inference.engine import Settings
+from mooring.sampling import SamplingParams
 
 CHUNK = 16
 """Most tokens of a draft that are checked at a time: what follows where it parts is read in vain."""
@@ -41,7 +41,7 @@ def decode_drafted(
     model: Any,
     rows: Sequence[Sequence[int]],
     drafts: Sequence[Sequence[int]],
-    settings: Settings,
+    settings: SamplingParams,
     stops: Collection[int],
     pad: int,
     batch_size: int,
@@ -62,7 +62,7 @@ def decode_drafted(
     """
     made: list[list[int]] = [[] for _ in rows]
     accepted = [0] * len(rows)
-    useful = [_cut(draft, stops, settings.max_new_tokens - 1) for draft in drafts]
+    useful = [_cut(draft, stops, settings.max_tokens - 1) for draft in drafts]
     waiting: list[Batch] = []
 
     def go_on() -> None:
@@ -93,7 +93,7 @@ def _check(
     drafts: Sequence[Sequence[int]],
     made: list[list[int]],
     accepted: list[int],
-    settings: Settings,
+    settings: SamplingParams,
     stops: Collection[int],
     pad: int,
 ) -> Iterator[Batch]:
@@ -117,7 +117,7 @@ def _check(
             if count == len(chunks[place]) and more and more[0] == token:
                 accepted[number] += 1
                 going.append(place)
-            elif token not in stops and len(made[number]) < settings.max_new_tokens:
+            elif token not in stops and len(made[number]) < settings.max_tokens:
                 parted.append(place)
         if parted:
             yield _pick(model, batch, parted, [len(chunks[place]) - counts[place] for place in parted], made)

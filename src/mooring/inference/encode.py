@@ -27,7 +27,7 @@ def prompt_rows(
     check_prompts(prompts)
     rows = [encode_prompt(tokenizer, prompt, system) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
-        _fits(prompt, len(row), new, context, "lower generate.max_new_tokens")
+        _fits(prompt, len(row), new, context, "lower generate.max_tokens")
     return rows
 
 
@@ -62,9 +62,9 @@ def name(prompt: Prompt) -> str:
     return prompt.origin or f"prompt {prompt.id}"
 
 
-def _fits(prompt: Prompt, tokens: int, new: int, context: int | None, mend: str) -> None:
+def _fits(prompt: Prompt, tokens: int, new: int, context: int | None, hint: str) -> None:
     if context and tokens + new > context:
         asked = f"{tokens} tokens" + (f" and {new} new ones" if new else "")
         raise DataError(
-            f"{name(prompt)}: {asked} do not fit the model's context of {context}", f"shorten it, or {mend}"
+            f"{name(prompt)}: {asked} do not fit the model's context of {context}", f"shorten it, or {hint}"
         )

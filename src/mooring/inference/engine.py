@@ -1,6 +1,5 @@
 """What an engine is: it answers prompts and says how likely references are, batch by batch."""
 
-import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -8,29 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from mooring.config import Runner
 from mooring.errors import DataError
 from mooring.records import Completion, Likelihood, Prompt
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How responses are drawn.
-
-    Attributes:
-        max_new_tokens: Longest response, in tokens.
-        temperature: 0 is greedy.
-        top_p: Sample from the fewest tokens that hold this much probability; only where the temperature is above 0.
-        top_k: Sample from so many of the likeliest tokens, before `top_p`; 0 is all. Likewise.
-        samples: Answers to each prompt; more than one needs a temperature above 0.
-        repetition_penalty: Logits of tokens seen in prompt or response are divided by it if positive, else multiplied.
-        seed: With the prompt's id and the sample's number it seeds the sampling, whatever the batch.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 42
-    top_k: int = 0
-    samples: int = 1
+from mooring.sampling import SamplingParams
 
 
 class Engine(Protocol):
@@ -46,7 +23,7 @@ class Engine(Protocol):
         ...
 
     def complete(
-        self, prompts: Sequence[Prompt], settings: Settings, *, done: Collection[str] = ()
+        self, prompts: Sequence[Prompt], settings: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """Answer prompts; yield a batch as soon as it is made, in the engine's own order.
 
@@ -56,7 +33,7 @@ class Engine(Protocol):
             done: Keys (`records.sample_key`) that need no answer. A batch of which any is missing is computed whole.
 
         Raises:
-            DataError: A prompt and `max_new_tokens` do not fit the model's context; before anything is generated.
+            DataError: A prompt and `max_tokens` do not fit the model's context; before anything is generated.
         """
         ...
 
@@ -74,7 +51,12 @@ class Drafting(Engine, Protocol):
     """An engine that may be helped by another model's answers."""
 
     def complete_drafted(
-        self, prompts: Sequence[Prompt], settings: Settings, drafts: Mapping[str, str], *, done: Collection[str] = ()
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingParams,
+        drafts: Mapping[str, str],
+        *,
+        done: Collection[str] = (),
     ) -> Iterator[list[Completion]]:
         """As `complete`, and the same answers up to rounding; `made_by` says how many tokens a draft had right.
 
@@ -131,17 +113,15 @@ def pending(batches: Sequence[list[int]], keys: Sequence[str], done: Collection[
     return [batch for batch in batches if any(keys[i] not in known for i in batch)]
 
 
-def each_sample(prompts: Sequence[Prompt], settings: Settings) -> list[tuple[int, int]]:
+def each_sample(prompts: Sequence[Prompt], settings: SamplingParams) -> list[tuple[int, int]]:
     """Every answer that is asked for, as (index of the prompt, sample), the samples of a prompt together.
 
     Raises:
         DataError: Several samples of a greedy model, which would all be the same.
     """
-    if settings.samples > 1 and settings.temperature == 0:
-        raise DataError(
-            f"{settings.samples} samples at temperature 0 are all the same", "set a temperature, or one sample"
-        )
-    return [(index, sample) for index in range(len(prompts)) for sample in range(settings.samples)]
+    if settings.n > 1 and settings.temperature == 0:
+        raise DataError(f"{settings.n} samples at temperature 0 are all the same", "set a temperature, or one sample")
+    return [(index, sample) for index in range(len(prompts)) for sample in range(settings.n)]
 
 
 def load_engine(model: Path | str | None, section: Runner, system: str | None) -> Engine:

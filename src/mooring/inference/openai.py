@@ -13,9 +13,10 @@ from typing import Any, Literal
 from mooring.chat import DEFAULT_SYSTEM, PINNED, fold_system, with_system
 from mooring.errors import DataError, ModelError, UserError
 from mooring.inference.encode import name
-from mooring.inference.engine import Settings, check_prompts, each_sample
+from mooring.inference.engine import check_prompts, each_sample
 from mooring.inference.http import Clock, Gate, Passing, Persistence, Refused, in_parallel, open_server, short
 from mooring.records import Completion, Likelihood, Prompt, sample_key
+from mooring.sampling import SamplingParams
 
 # --- What to tell the user when a server will not answer a request ---
 
@@ -37,7 +38,7 @@ def explained(
     if CONTEXT.search(refusal.text) or refusal.status == 413:
         return DataError(
             f"{name(prompt)}: does not fit the model's context ({text})",
-            "shorten it, or lower generate.max_new_tokens",
+            "shorten it, or lower generate.max_tokens",
         )
     if refusal.status in (404, 405):
         model = body["model"]
@@ -99,7 +100,7 @@ def answer_seed(seed: int, key: str) -> int:
 
 
 def request(
-    prompt: Prompt, sample: int, settings: Settings, *, model: str, system: str | None, dialect: Dialect
+    prompt: Prompt, sample: int, settings: SamplingParams, *, model: str, system: str | None, dialect: Dialect
 ) -> tuple[str, dict[str, Any]]:
     """What to send for one answer.
 
@@ -120,13 +121,13 @@ def request(
         if "chat_template_kwargs" not in dialect.left_out:
             body["chat_template_kwargs"] = dict(PINNED)
     limit = dialect.limit if path == "chat/completions" else "max_tokens"
-    body |= {limit: settings.max_new_tokens, "temperature": settings.temperature}
+    body |= {limit: settings.max_tokens, "temperature": settings.temperature}
     if settings.temperature:
         body |= {"top_p": settings.top_p, "seed": answer_seed(settings.seed, sample_key(prompt.id, sample))}
     return path, body | sampling(settings, dialect)
 
 
-def sampling(settings: Settings, dialect: Dialect) -> dict[str, Any]:
+def sampling(settings: SamplingParams, dialect: Dialect) -> dict[str, Any]:
     """The fields that OpenAI's API does not have."""
     if dialect.config:
         config: dict[str, Any] = {"do_sample": settings.temperature > 0}
@@ -319,7 +320,7 @@ class OpenAIEngine:
         }
 
     def complete(
-        self, prompts: Sequence[Prompt], settings: Settings, *, done: Collection[str] = ()
+        self, prompts: Sequence[Prompt], settings: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`; a batch is one answer, and they come in the order in which they are made.
 
@@ -353,7 +354,7 @@ class OpenAIEngine:
         """
         raise DataError("response_loss cannot be measured through a server", "use the engine transformers or vllm")
 
-    def _answer(self, prompt: Prompt, sample: int, settings: Settings, stop: threading.Event) -> Completion:
+    def _answer(self, prompt: Prompt, sample: int, settings: SamplingParams, stop: threading.Event) -> Completion:
         for _ in range(DIALECTS):
             dialect = self.dialect
             path, body = request(prompt, sample, settings, model=self.served[0], system=self.system, dialect=dialect)
@@ -398,8 +399,8 @@ class OpenAIEngine:
         return False
 
     def _lost(self, trouble: Passing, where: str = "") -> ModelError:
-        mend = "run the same again to go on" if self._persistence.met else "is it running, and the address right?"
-        return ModelError(f"{self.server.base}: {trouble}{where}", mend)
+        hint = "run the same again to go on" if self._persistence.met else "is it running, and the address right?"
+        return ModelError(f"{self.server.base}: {trouble}{where}", hint)
 
 
 def _length(prompt: Prompt) -> int:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from mooring.inference.engine import Settings, check_prompts, each_sample, pending, plan
+from mooring.inference.engine import check_prompts, each_sample, pending, plan
 from mooring.records import Completion, Likelihood, Prompt, sample_key
+from mooring.sampling import SamplingParams
 
 
 class ScriptedEngine:
@@ -39,9 +40,9 @@ class ScriptedEngine:
         return {"engine": "scripted", "batch_size": self.batch_size}
 
     def complete(
-        self, prompts: Sequence[Prompt], settings: Settings, *, done: Collection[str] = ()
+        self, prompts: Sequence[Prompt], settings: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
-        """As `Engine.complete`; an answer is cut after `max_new_tokens` words."""
+        """As `Engine.complete`; an answer is cut after `max_tokens` words."""
         asked = each_sample(prompts, settings)
         check_prompts(prompts)
         keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
@@ -56,15 +57,15 @@ class ScriptedEngine:
         for batch in pending(batches, [example.id for example in examples], done):
             yield [self._likelihood(examples[i]) for i in batch]
 
-    def _complete(self, prompt: Prompt, sample: int, settings: Settings) -> Completion:
+    def _complete(self, prompt: Prompt, sample: int, settings: SamplingParams) -> Completion:
         self.asked.append(prompt.id)
         if callable(self.answers):
             text = self.answers(prompt)
         else:
             text = self.answers.get(prompt.id, self.answers.get(prompt.messages[-1].content, self.default))
         words = text.split(" ")
-        if len(words) > settings.max_new_tokens:
-            cut = words[: settings.max_new_tokens]
+        if len(words) > settings.max_tokens:
+            cut = words[: settings.max_tokens]
             text = " ".join(cut)
             return Completion(prompt_id=prompt.id, text=text, tokens=len(cut), finish="length", sample=sample)
         return Completion(prompt_id=prompt.id, text=text, tokens=len(words), finish="stop", sample=sample)

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from mooring.chat import DEFAULT_SYSTEM, with_system
 from mooring.errors import DataError
 from mooring.files import explained
-from mooring.inference.engine import Drafting, Engine, Settings, check_prompts, each_sample
+from mooring.inference.engine import Drafting, Engine, check_prompts, each_sample
 from mooring.jsonio import loads
 from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, to_dict, write_jsonl
+from mooring.sampling import SamplingParams
 
 # --- What a job on a paid server will cost at most, before it starts ---
 
@@ -43,7 +44,7 @@ class Estimate:
 
 def estimate(
     prompts: Sequence[Prompt],
-    settings: Settings,
+    settings: SamplingParams,
     price_in: float,
     price_out: float,
     *,
@@ -58,9 +59,9 @@ def estimate(
         price_out: Dollars per million tokens of output.
         system: System prompt for prompts that bring none.
     """
-    tokens_in = sum(math.ceil(_characters(prompt, system) / CHARACTERS) for prompt in prompts) * settings.samples
-    requests = len(prompts) * settings.samples
-    tokens_out = requests * settings.max_new_tokens
+    tokens_in = sum(math.ceil(_characters(prompt, system) / CHARACTERS) for prompt in prompts) * settings.n
+    requests = len(prompts) * settings.n
+    tokens_out = requests * settings.max_tokens
     return Estimate(requests, tokens_in, tokens_out, (tokens_in * price_in + tokens_out * price_out) / 1e6)
 
 
@@ -78,7 +79,7 @@ Record = TypeVar("Record", Completion, Likelihood)
 def complete_to_file(
     engine: Engine,
     prompts: Sequence[Prompt],
-    settings: Settings,
+    settings: SamplingParams,
     path: Path,
     made_by: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,

@@ -18,8 +18,9 @@ from mooring.errors import ModelError
 from mooring.inference.decode import decode, pad_left
 from mooring.inference.drafts import decode_drafted, supported
 from mooring.inference.encode import example_rows, prompt_rows
-from mooring.inference.engine import Settings, each_sample, pending, plan
+from mooring.inference.engine import each_sample, pending, plan
 from mooring.records import Completion, Likelihood, Message, Prompt, sample_key
+from mooring.sampling import SamplingParams
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LOGITS = 2**26
@@ -84,7 +85,7 @@ class TransformersEngine:
         }
 
     def complete(
-        self, prompts: Sequence[Prompt], settings: Settings, *, done: Collection[str] = ()
+        self, prompts: Sequence[Prompt], settings: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`."""
         rows = self._rows(prompts, settings)
@@ -100,7 +101,12 @@ class TransformersEngine:
             ]
 
     def complete_drafted(
-        self, prompts: Sequence[Prompt], settings: Settings, drafts: Mapping[str, str], *, done: Collection[str] = ()
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingParams,
+        drafts: Mapping[str, str],
+        *,
+        done: Collection[str] = (),
     ) -> Iterator[list[Completion]]:
         """As `Drafting.complete_drafted`: several batches are yielded together, as they are worked on together.
 
@@ -124,9 +130,9 @@ class TransformersEngine:
                 for i, answer in zip(batch, made, strict=True)
             ]
 
-    def _rows(self, prompts: Sequence[Prompt], settings: Settings) -> list[list[int]]:
+    def _rows(self, prompts: Sequence[Prompt], settings: SamplingParams) -> list[list[int]]:
         """The prompts' tokens; they fit the context with the answers."""
-        return prompt_rows(self.tokenizer, prompts, self.system, settings.max_new_tokens, self._context)
+        return prompt_rows(self.tokenizer, prompts, self.system, settings.max_tokens, self._context)
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """As `Engine.likelihood`."""

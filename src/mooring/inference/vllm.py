@@ -9,9 +9,10 @@ from typing import Any, Literal
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import MissingExtraError, ModelError
 from mooring.inference.encode import example_rows, prompt_rows
-from mooring.inference.engine import Settings, each_sample, pending, plan
+from mooring.inference.engine import each_sample, pending, plan
 from mooring.inference.openai import answer_seed
 from mooring.records import Completion, Likelihood, Prompt, sample_key
+from mooring.sampling import SamplingParams
 
 # --- What vLLM must be told about a model folder before it opens it ---
 
@@ -215,10 +216,10 @@ class VLLMEngine:
         }
 
     def complete(
-        self, prompts: Sequence[Prompt], settings: Settings, *, done: Collection[str] = ()
+        self, prompts: Sequence[Prompt], settings: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`. Sampling is seeded for each answer; vLLM draws its own numbers from the seed."""
-        rows = prompt_rows(self.tokenizer, prompts, self.system, settings.max_new_tokens, self.context)
+        rows = prompt_rows(self.tokenizer, prompts, self.system, settings.max_tokens, self.context)
         asked = each_sample(prompts, settings)
         keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
         for batch in pending(plan([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
@@ -254,12 +255,12 @@ class VLLMEngine:
         answers: list[Any] = self.llm.generate(asked, list(params), use_tqdm=False, lora_request=self.adapter)
         return answers
 
-    def _params(self, settings: Settings, key: str) -> Any:
+    def _params(self, settings: SamplingParams, key: str) -> Any:
         from vllm import SamplingParams
 
         common: dict[str, Any] = {
             "n": 1,
-            "max_tokens": settings.max_new_tokens,
+            "max_tokens": settings.max_tokens,
             "repetition_penalty": settings.repetition_penalty,
             "stop_token_ids": sorted(self.stops),
             "detokenize": False,  # done here, as for every engine

@@ -268,8 +268,8 @@ class Engine:
 
 def _overflow(where: Path, name: str, dtype: torch.dtype) -> ModelError:
     """What to say where finite inputs give an infinite result: float16, for one, ends at 65504."""
-    mend = f"it does not fit {dtype}; write another --dtype, or go on with --allow-nonfinite"
-    return ModelError(f"{where}: {name}, once merged, holds NaN or Inf", mend)
+    hint = f"it does not fit {dtype}; write another --dtype, or go on with --allow-nonfinite"
+    return ModelError(f"{where}: {name}, once merged, holds NaN or Inf", hint)
 
 
 def _shows(method: Method, site: Site) -> bool:

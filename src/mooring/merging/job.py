@@ -101,8 +101,8 @@ class Setting:
             if _matches(pattern, name, self.matching):
                 return value
         patterns = ", ".join(pattern for pattern, _ in self.rules)
-        mend = "add the pattern `*`" if self.matching == "glob" else "add a value that has no filter"
-        raise UserError(f"{name}: none of the patterns {patterns} matches it", mend)
+        hint = "add the pattern `*`" if self.matching == "glob" else "add a value that has no filter"
+        raise UserError(f"{name}: none of the patterns {patterns} matches it", hint)
 
     @property
     def constant(self) -> float | None:
@@ -164,7 +164,7 @@ def parse_rule(text: str) -> tuple[str, Value]:
     try:
         return pattern.strip(), parse(value.strip())
     except UserError as error:
-        raise UserError(f"{text!r}: {error.what}", error.mend) from None
+        raise UserError(f"{text!r}: {error.message}", error.hint) from None
 
 
 def layer(name: str) -> tuple[str, int] | None:

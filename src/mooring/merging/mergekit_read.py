@@ -49,8 +49,8 @@ def check_parameters(scopes: Iterable[Scope], shared: Sequence[str]) -> None:
         for key in scope.parameters:
             if key not in _KNOWN:
                 near = difflib.get_close_matches(str(key), _KNOWN, n=1)
-                mend = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(_KNOWN)}"
-                raise RecipeError(f"{scope.where}.{key} is not supported", mend)
+                hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(_KNOWN)}"
+                raise RecipeError(f"{scope.where}.{key} is not supported", hint)
             if key in shared:
                 what = f"{scope.where}.{key}: mergekit takes no notice of it at a single model"
                 raise RecipeError(what, "move it to the parameters at the top of the file")
@@ -354,9 +354,9 @@ def known(given: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
     for key in given:
         if key not in keys:
             near = difflib.get_close_matches(str(key), keys, n=1)
-            mend = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(keys)}"
+            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(keys)}"
             joint = "." if ": " in where else ": "
-            raise RecipeError(f"{where}{joint}{key} is not supported", mend)
+            raise RecipeError(f"{where}{joint}{key} is not supported", hint)
 
 
 __all__ = ["read", "write"]

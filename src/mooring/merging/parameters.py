@@ -147,8 +147,8 @@ def _check_count(method: str, known: Method, models: int) -> None:
     if models < known.least:
         raise UserError(f"{method} merges at least {known.least} tuned models, not {models}", "name more of them")
     if known.most is not None and models > known.most:
-        mend = "use karcher for several" if method == "slerp" else "name fewer"
-        raise UserError(f"{method} merges {known.most} tuned model, not {models}", mend)
+        hint = "use karcher for several" if method == "slerp" else "name fewer"
+        raise UserError(f"{method} merges {known.most} tuned model, not {models}", hint)
 
 
 def _check_patterns(options: Options, lams: Sequence[Setting], names: Iterable[str]) -> None:

@@ -69,8 +69,8 @@ def check_finite(values: Tensor, where: Path, name: str) -> None:
         ModelError: There is one.
     """
     if not finite(values):
-        mend = "the model is broken; fetch or train it again, or go on with --allow-nonfinite"
-        raise ModelError(f"{where}: {name} holds NaN or Inf", mend)
+        hint = "the model is broken; fetch or train it again, or go on with --allow-nonfinite"
+        raise ModelError(f"{where}: {name} holds NaN or Inf", hint)
 
 
 SLICE = 2**20

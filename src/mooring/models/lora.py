@@ -236,7 +236,7 @@ def fit(
     """
     named = config.get("base_model_name_or_path")
     hint = f" (it names {named} as its base)" if named else ""
-    mend = "name the model that the adapter was tuned from"
+    hint = "name the model that the adapter was tuned from"
     sources = {name: _resolve(name, base) for name in changes}
     ours = {sources[name]: change for name, change in changes.items()}
     tie = _tie(ours, base)
@@ -257,14 +257,14 @@ def fit(
     for name, change in ours.items():
         source = unties.get(name, name)
         if source not in base.tensors:
-            raise MismatchError(f"{folder}: changes {name}, which {base.folder} does not have{hint}", mend)
+            raise MismatchError(f"{folder}: changes {name}, which {base.folder} does not have{hint}", hint)
         info = base.tensors[source]
         if not info.dtype.is_floating_point:
-            raise MismatchError(f"{folder}: changes {name}, which is {info.dtype} in {base.folder}", mend)
+            raise MismatchError(f"{folder}: changes {name}, which is {info.dtype} in {base.folder}", hint)
         fitted = _shape(files, change, info.shape, name, lies)
         if isinstance(fitted, list):
             what = f"{folder}: changes {name} of shape {fitted}, which is {list(info.shape)} in {base.folder}{hint}"
-            raise MismatchError(what, mend)
+            raise MismatchError(what, hint)
         bound[name] = Bound(change=change, base=source, shape=fitted[0], transposed=fitted[1])
     return Fit(bound=bound, sources=sources, unties=unties, parts=parts)
 

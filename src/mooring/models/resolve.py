@@ -74,8 +74,8 @@ def _bundled(ref: str) -> Path:
     """The GGUF file of a bundled model, found without importing the package, which would need all of `llm`."""
     if ref != BUNDLED_MODEL:
         near = difflib.get_close_matches(ref, [BUNDLED_MODEL], n=1, cutoff=0.5)
-        mend = f"did you mean `{BUNDLED_MODEL}`?" if near else f"there is `{BUNDLED_MODEL}`"
-        raise ModelError(f"{ref}: no such bundled model", mend)
+        hint = f"did you mean `{BUNDLED_MODEL}`?" if near else f"there is `{BUNDLED_MODEL}`"
+        raise ModelError(f"{ref}: no such bundled model", hint)
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(f"{PACKAGE}, which carries the bundled model,", INSTALL)
@@ -116,8 +116,8 @@ def _downloaded(repo: str, revision: str | None) -> Path:
         if not any(folder.glob("*.safetensors")):
             snapshot_download(repo, revision=revision, allow_patterns=PICKLED, ignore_patterns=UNWANTED)
     except download_errors() as error:
-        what, mend = explain(error, f"huggingface.co/{repo}")
-        raise ModelError(f"{repo}: {what}", mend or "connect, or name a local folder") from None
+        what, hint = explain(error, f"huggingface.co/{repo}")
+        raise ModelError(f"{repo}: {what}", hint or "connect, or name a local folder") from None
     if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", *PICKLED)):
         raise ModelError(f"{repo}: holds no weights as safetensors", "choose a repository that does, or a .gguf file")
     return folder

@@ -387,8 +387,8 @@ def _infos(state: Any, file: Path, root: str, places: _Places) -> list[TensorInf
     for name, stored in state.items():
         check_name(name)
         if isinstance(stored, dict):
-            mend = "save that mapping alone, as safetensors"
-            raise ModelError(f"{file}: holds a mapping within a mapping, under {name!r}", mend)
+            hint = "save that mapping alone, as safetensors"
+            raise ModelError(f"{file}: holds a mapping within a mapping, under {name!r}", hint)
         if not isinstance(stored, Stored) or name == "__metadata__":  # which would be no tensor in safetensors
             raise ValueError(f"{name!r} is not a tensor")
         infos.append(_info(name, stored, file, *places.find(f"{root}/data/{stored.storage.key}")))

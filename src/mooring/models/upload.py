@@ -22,7 +22,7 @@ STATUS = {
     413: ("takes no file of that size", "write smaller shards"),
     429: ("cannot be written now: too many requests", "wait a while, then run it again"),
 }
-"""What the hub's answer means, as (what, mend)."""
+"""What the hub's answer means, as (what, hint)."""
 
 
 def check_hub_id(hub_id: str) -> str:
@@ -37,13 +37,13 @@ def check_hub_id(hub_id: str) -> str:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
 
-    mend = "name it as owner/name, in ASCII letters, digits, '-', '_' and '.'"
+    hint = "name it as owner/name, in ASCII letters, digits, '-', '_' and '.'"
     try:
         validate_repo_id(hub_id)
     except HFValidationError:
-        raise OutputError(f"{hub_id!r}: cannot be the id of a repository on the hub", mend) from None
+        raise OutputError(f"{hub_id!r}: cannot be the id of a repository on the hub", hint) from None
     if hub_id.count("/") != 1:
-        raise OutputError(f"{hub_id!r}: names no owner on the hub", mend)
+        raise OutputError(f"{hub_id!r}: names no owner on the hub", hint)
     return hub_id
 
 
@@ -134,8 +134,8 @@ def _look(api: Any, hub_id: str, private: bool) -> Any:
             return None
         raise _explained(error, hub_id) from None
     if private and not found.private:
-        mend = "make it private in its settings on the hub, or name another"
-        raise OutputError(f"{hub_id}: is public already, and a private repository was asked for", mend)
+        hint = "make it private in its settings on the hub, or name another"
+        raise OutputError(f"{hub_id}: is public already, and a private repository was asked for", hint)
     return found
 
 
@@ -183,20 +183,20 @@ def _explained(error: Exception, hub_id: str, after: str = "") -> OutputError:
     said = " ".join(str(getattr(error, "server_message", None) or "").split())
     first = said or str(error).strip().partition("\n")[0] or type(error).__name__
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        what, mend = "cannot be sent: not logged in to the hub, or the token has run out", LOGIN
+        what, hint = "cannot be sent: not logged in to the hub, or the token has run out", LOGIN
     elif status in STATUS:
-        what, mend = STATUS[status]
+        what, hint = STATUS[status]
         what += f" ({said})" if said else ""
     elif isinstance(error, HfHubHTTPError):
-        what, mend = f"cannot be sent ({first})", "run it again later" if (status or 0) >= 500 else "see what it says"
+        what, hint = f"cannot be sent ({first})", "run it again later" if (status or 0) >= 500 else "see what it says"
     elif isinstance(error, OSError) and error.filename is not None:
         what = f"{error.filename}: cannot be read ({error.strerror})"
         return OutputError(what, f"see to it, then run it again{after}")
     elif isinstance(error, (ConnectionError, TimeoutError)) or _is_transport(error):
-        what, mend = f"cannot be sent: the hub is out of reach ({first})", "connect, then run it again"
+        what, hint = f"cannot be sent: the hub is out of reach ({first})", "connect, then run it again"
     else:
-        what, mend = f"cannot be sent ({first})", "run it again"
-    return OutputError(f"{hub_id}: {what}", f"{mend}{after}")
+        what, hint = f"cannot be sent ({first})", "run it again"
+    return OutputError(f"{hub_id}: {what}", f"{hint}{after}")
 
 
 def _is_transport(error: Exception) -> bool:

@@ -7,11 +7,12 @@ from typing import Any
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import UserError
-from mooring.inference.engine import Engine, Settings
+from mooring.inference.engine import Engine
 from mooring.inference.transformers import Dtype, TransformersEngine
 from mooring.merging.compatibility import belong_together
 from mooring.pipeline.merged_model import MergedModel
 from mooring.records import Completion, Prompt
+from mooring.sampling import SamplingParams
 
 Place = float | None
 """Which model: λ, or `None` for the merged model that was given as a folder."""
@@ -61,7 +62,7 @@ class Comparison:
         merged: Path | None = None,
         *,
         method: str = "linear",
-        settings: Settings,
+        settings: SamplingParams,
         system: str | None = DEFAULT_SYSTEM,
         dtype: Dtype = "auto",
         device: str = "auto",

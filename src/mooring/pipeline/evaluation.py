@@ -10,7 +10,7 @@ from typing import Any
 from mooring.config import Metric, Recipe
 from mooring.data import Half, prompts_digest
 from mooring.files import atomic_text
-from mooring.inference.engine import Engine, Settings, share_saved
+from mooring.inference.engine import Engine, share_saved
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.jsonio import read_as
 from mooring.pipeline.judging import RULES, Judging, renamed
@@ -18,6 +18,7 @@ from mooring.pipeline.lm_eval.evaluate import run_tasks
 from mooring.pipeline.run_folder import Event, Store, key_of
 from mooring.pipeline.sets import SET, Name, Sets, asked, task_metrics
 from mooring.records import Completion, Likelihood, Prompt, Score, Trial, Verdict, read_jsonl, read_record, to_dict
+from mooring.sampling import SamplingParams
 from mooring.scoring.safety import attack_success_by
 from mooring.scoring.task import TaskOptions, needs_completions, task_scores
 
@@ -197,20 +198,20 @@ def folder_of(lam: float, modules: Mapping[str, float] | None = None) -> str:
     return f"modules-{key_of([lam, dict(modules)])[:12]}" if modules else f"lam-{lam:g}"
 
 
-def settings_for(recipe: Recipe, name: Name) -> Settings:
+def settings_for(recipe: Recipe, name: Name) -> SamplingParams:
     """How a set's responses are drawn."""
     section = recipe.generate
     drawn: Mapping[str, Any] = {"temperature": section.temperature, "top_p": section.top_p, "top_k": section.top_k}
     if name != "task":
-        limit = section.safety_max_new_tokens or section.max_new_tokens
+        limit = section.safety_max_tokens or section.max_tokens
         penalty = section.safety_repetition_penalty
-        return Settings(max_new_tokens=limit, repetition_penalty=penalty, seed=recipe.seed, **drawn)
+        return SamplingParams(max_tokens=limit, repetition_penalty=penalty, seed=recipe.seed, **drawn)
     given = {key: getattr(section, f"task_{key}") for key in drawn}
-    return Settings(
-        max_new_tokens=section.max_new_tokens,
+    return SamplingParams(
+        max_tokens=section.max_tokens,
         repetition_penalty=section.task_repetition_penalty,
         seed=recipe.seed,
-        samples=section.task_samples,
+        n=section.task_samples,
         **{key: drawn[key] if value is None else value for key, value in given.items()},
     )
 

@@ -8,11 +8,12 @@ from typing import Any
 from mooring.config import Judge
 from mooring.data import prompts_digest
 from mooring.errors import DataError
-from mooring.inference.engine import Engine, Settings, load_engine
+from mooring.inference.engine import Engine, load_engine
 from mooring.inference.store import Estimate, Progress, complete_to_file, estimate
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
 from mooring.records import Completion, Prompt, Score, Verdict, read_jsonl, write_jsonl
+from mooring.sampling import SamplingParams
 from mooring.scoring import judges
 from mooring.scoring.safety import Kind, safety_scores
 
@@ -89,7 +90,7 @@ class Judging:
         else:
             kind = self.kinds[judge]
             questions = judges.questions(kind, prompts, completions)
-            settings = Settings(max_new_tokens=kind.max_new_tokens)
+            settings = SamplingParams(max_tokens=kind.max_tokens)
             if on_say and (cost := self.cost(judge, prompts, completions)):
                 on_say(said(self.label(judge), [cost]))
             kept = out.with_name(out.name.replace("verdicts-", "answers-", 1))
@@ -108,7 +109,7 @@ class Judging:
             return None
         kind = self.kinds[judge]
         questions = judges.questions(kind, prompts, completions)
-        settings = Settings(max_new_tokens=kind.max_new_tokens)
+        settings = SamplingParams(max_tokens=kind.max_tokens)
         return estimate(questions, settings, section.price_in, section.price_out, system=None)
 
     def scores(self, judge: str, kind: Kind, verdicts: Sequence[Verdict]) -> dict[str, Score]:

@@ -179,5 +179,5 @@ def read_changes(folder: Path) -> Changes | None:
     try:
         found: Changes = read_as(path, Changes, "the changes of a run")
     except DataError as error:
-        raise DataError(error.what, "remove it, and run again") from None
+        raise DataError(error.message, "remove it, and run again") from None
     return found

@@ -118,7 +118,7 @@ def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str], judging: Judgin
                 continue
             parts.append(f"{len(prompts)} {name}" + (f" × {samples} samples" if samples > 1 else ""))
             total += models * len(prompts) * samples
-        limit = recipe.generate.max_new_tokens
+        limit = recipe.generate.max_tokens
         most = "at most " if more else ""
         what = f"{split}: {most}{models} models × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens"
         if halves and split == "validation":
@@ -180,7 +180,7 @@ def _memory(recipe: Recipe, size: int, config: Mapping[str, object]) -> int:
 
     hidden, heads = number("hidden_size", 4096), number("num_attention_heads", 32)
     width = number("head_dim", hidden // heads) * number("num_key_value_heads", heads)
-    tokens = recipe.generate.batch_size * (recipe.generate.max_new_tokens + 256)
+    tokens = recipe.generate.batch_size * (recipe.generate.max_tokens + 256)
     cache = 2 * 2 * tokens * width * number("num_hidden_layers", 32)
     logits = 4 * recipe.generate.batch_size * number("vocab_size", 128_000) * 3
     tuning = 0

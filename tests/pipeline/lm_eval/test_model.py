@@ -72,7 +72,7 @@ def test_rolling_log_likelihoods_agree(ours: MooringLM, theirs: Any) -> None:
     "settings",
     [
         {"until": ["\n\n", "Q"], "max_gen_toks": 16, "do_sample": False},
-        {"until": [" the", "s"], "max_new_tokens": 24},
+        {"until": [" the", "s"], "max_tokens": 24},
         {"until": "e", "max_gen_toks": 24, "temperature": 0.0},
         {"until": [], "max_gen_toks": 12},
     ],
@@ -226,13 +226,13 @@ def test_stop_strings(tiny_tokenizer: Any) -> None:
 def test_a_stop_string_over_several_tokens_ends_a_row_early(tiny_model_folder: Path) -> None:
     """The row takes no more tokens than the string needs, and the others go on."""
     from mooring.inference.decode import decode
-    from mooring.inference.engine import Settings
     from mooring.inference.transformers import TransformersEngine
     from mooring.pipeline.lm_eval.model import StopTokens
+    from mooring.sampling import SamplingParams
 
     engine = TransformersEngine.load(tiny_model_folder, device="cpu", dtype="float32")
     rows = [engine.tokenizer(text)["input_ids"] for text in ("Oslo is the", "Write a poem")]
-    settings = Settings(max_new_tokens=24)
+    settings = SamplingParams(max_tokens=24)
     whole = decode(engine.model, rows, ["a", "b"], settings, (), 0)
     text = engine.tokenizer.decode(whole[0][:4])
     ended = StopTokens(engine.tokenizer).spelled([text])

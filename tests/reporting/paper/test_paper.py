@@ -131,7 +131,7 @@ def test_several_safety_sets_have_a_column_each(make_run: MakeRun, tmp_path: Pat
     [
         ({"safety": ["advbench"]}, "score.safety advbench, not bundled:harmful"),
         ({"judges": ("wildguard",)}, "score.judges wildguard, not refusal rules"),
-        ({"generate": {"max_new_tokens": 99}}, "generate.max_new_tokens 99, not 512"),
+        ({"generate": {"max_tokens": 99}}, "generate.max_tokens 99, not 512"),
         ({"limit": 50}, "score.limit 50, not none"),
     ],
 )

@@ -10,9 +10,9 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from mooring.chat import encode_prompt
-from mooring.inference.engine import Settings
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Completion, Prompt
+from mooring.sampling import SamplingParams
 from mooring.scoring import judges
 from mooring.scoring.judges import JUDGES, find
 from mooring.scoring.safety import attack_success
@@ -81,7 +81,7 @@ def test_the_real_path_on_random_weights(
     model, tokenizer = build(name, tiny_tokenizer)
     engine = TransformersEngine(model, tokenizer, system=None, batch_size=4)
     asked = judges.questions(judge, prompts, completions)
-    settings = Settings(max_new_tokens=min(judge.max_new_tokens, 6))
+    settings = SamplingParams(max_tokens=min(judge.max_tokens, 6))
     answers = [completion for batch in engine.complete(asked, settings) for completion in batch]
     made = judges.verdicts(judge, prompts, completions, answers, judges.label(judge, "tiny/random"))
     said = {a.prompt_id: a.text for a in answers}

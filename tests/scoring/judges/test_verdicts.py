@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from mooring.errors import DataError, RecipeError, UserError
-from mooring.inference.engine import Settings
 from mooring.inference.scripted import ScriptedEngine
 from mooring.records import Completion, Prompt, Verdict
+from mooring.sampling import SamplingParams
 from mooring.scoring import judges
 from mooring.scoring.judges import JUDGES, find
 from mooring.scoring.refusal import rules as refusal
@@ -43,7 +43,7 @@ def truth(name: str, question: Prompt) -> str:
 
 
 def answer(judge: judges.Judge, asked: list[Prompt], engine: ScriptedEngine) -> list[Completion]:
-    settings = Settings(max_new_tokens=judge.max_new_tokens)
+    settings = SamplingParams(max_tokens=judge.max_tokens)
     return [completion for batch in engine.complete(asked, settings) for completion in batch]
 
 

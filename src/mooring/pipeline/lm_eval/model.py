@@ -19,11 +19,12 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, re
 from mooring.chat import has_system_role, render, tokenize
 from mooring.errors import DataError
 from mooring.inference.decode import decode, pad_left
-from mooring.inference.engine import Settings, pending, plan
+from mooring.inference.engine import pending, plan
 from mooring.inference.transformers import LOGITS, TransformersEngine
 from mooring.pipeline.lm_eval.cache import Kept
 from mooring.pipeline.lm_eval.evaluate import open_engine
 from mooring.records import Message, sample_key
+from mooring.sampling import SamplingParams
 
 # --- Stop strings: where a response is cut, and which single tokens already hold one ---
 
@@ -354,7 +355,7 @@ class MooringLM(TemplateLM):
         done = 0
         for numbers in groups.values():
             settings, until = self._settings(requests[numbers[0]].args[1])
-            room = self.max_length - settings.max_new_tokens
+            room = self.max_length - settings.max_tokens
             whole = [self.tok_encode(requests[n].args[0]) for n in numbers]
             self._cut |= {
                 (requests[n].task_name, requests[n].doc_id)
@@ -396,7 +397,7 @@ class MooringLM(TemplateLM):
         ended = tokens[-1] in self.engine.stops
         return self.tok_decode(tokens[:-1] if ended else tokens)
 
-    def _settings(self, asked: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    def _settings(self, asked: Mapping[str, Any]) -> tuple[SamplingParams, list[str]]:
         """The engine's settings, and the stop strings, for what a task asks."""
         given = dict(normalize_gen_kwargs(dict(asked), self.max_gen_toks))
         until = handle_stop_sequences(given.pop("until"), eos=self.tok_decode([self.eot_token_id], False))
@@ -411,7 +412,7 @@ class MooringLM(TemplateLM):
                 f"lm-eval: a task asks for {longest} new tokens of a model with a context of {self.max_length}",
                 "choose a model with a longer one",
             )
-        return Settings(max_new_tokens=longest, temperature=temperature, seed=self.seed, **drawn), until
+        return SamplingParams(max_tokens=longest, temperature=temperature, seed=self.seed, **drawn), until
 
 
 _ASKS_NOTHING: Mapping[str, Any] = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "min_length": 0}

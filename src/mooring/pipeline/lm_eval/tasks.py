@@ -248,8 +248,8 @@ def _known(name: str, index: Mapping[str, Any]) -> None:
     """
     if name not in index:
         near = difflib.get_close_matches(name, index, n=3, cutoff=0.6)
-        mend = f"did you mean {' or '.join(near)}?" if near else "see `lm-eval ls tasks`"
-        raise UserError(f"lm-eval: there is no task {name}", mend)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see `lm-eval ls tasks`"
+        raise UserError(f"lm-eval: there is no task {name}", hint)
 
 
 def _local(leaves: Sequence[str], index: Mapping[str, Any], data: Path | None) -> dict[str, LocalData]:
@@ -306,8 +306,8 @@ def _load(name: str, leaves: Sequence[str], local: Mapping[str, Callable[..., An
     except OSError as error:
         raise DataError(f"lm-eval: the data of {name} cannot be fetched ({_line(error)})", _MEND) from error
     except Exception as error:  # tasks run code of their own; whatever it meets, in one line
-        mend = "do its rows have the fields that it asks for?" if local else "see the task's notes in lm-eval"
-        raise DataError(f"lm-eval: the task {name} cannot be loaded ({_line(error)})", mend) from error
+        hint = "do its rows have the fields that it asks for?" if local else "see the task's notes in lm-eval"
+        raise DataError(f"lm-eval: the task {name} cannot be loaded ({_line(error)})", hint) from error
 
 
 def _group(config: Mapping[str, Any], members: Sequence[Any]) -> Any:

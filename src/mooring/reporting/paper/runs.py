@@ -27,8 +27,8 @@ ASKED = "harmful prompts tested"
 _SAFETY = re.compile(rf"{ASKED}|system|generate\.(?!task_).*|score\.(safety|validation|limit|judges\b.*)")
 """What ASR hangs on, whatever the task is."""
 _SAFETY_SET = "safety"
-_TASK_ONLY = {"generate.max_new_tokens"}
-"""Of these, what ASR hangs on only where a recipe has no `safety_max_new_tokens`."""
+_TASK_ONLY = {"generate.max_tokens"}
+"""Of these, what ASR hangs on only where a recipe has no `safety_max_tokens`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
         try:
             runs.append(_read(path, name))
         except DataError as error:
-            what = error.what.removeprefix(f"{path}: ").removeprefix(f"{path}/").replace(str(path), name)
-            mend = error.mend.replace(str(path), f"{folder.resolve().name}/{name}")
-            lines.append(one_line(f"{name}: left out: {DataError(what, mend)}"))
+            what = error.message.removeprefix(f"{path}: ").removeprefix(f"{path}/").replace(str(path), name)
+            hint = error.hint.replace(str(path), f"{folder.resolve().name}/{name}")
+            lines.append(one_line(f"{name}: left out: {DataError(what, hint)}"))
     if not runs:
         why = f" ({lines[0]})" if lines else ""
         raise DataError(f"{folder}: holds no finished run{why}", "name a folder with runs in it: runs/")
@@ -215,7 +215,7 @@ def other_prompts(own: Run, other: Run) -> list[str]:
 
 def _matters(place: str, own: Run, other: Run) -> bool:
     if place in _TASK_ONLY:
-        return any(run.settings.get("generate.safety_max_new_tokens") is None for run in (own, other))
+        return any(run.settings.get("generate.safety_max_tokens") is None for run in (own, other))
     return bool(_SAFETY.fullmatch(place))
 
 

@@ -82,8 +82,8 @@ def model_of(judge: Judge, given: str | None) -> str | None:
     if not judge.needs_model:
         return None
     if not given and judge.model is None:
-        mend = f"give it one: `{{name: {judge.name}, model: …}}` in a recipe, `--judge-model …` on the command line"
-        raise RecipeError(f"the judge {judge.name} has no model of its own", mend)
+        hint = f"give it one: `{{name: {judge.name}, model: …}}` in a recipe, `--judge-model …` on the command line"
+        raise RecipeError(f"the judge {judge.name} has no model of its own", hint)
     return given or judge.model
 
 

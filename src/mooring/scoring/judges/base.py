@@ -123,7 +123,7 @@ class Judge(Protocol):
         ...
 
     @property
-    def max_new_tokens(self) -> int:
+    def max_tokens(self) -> int:
         """Longest answer, in tokens."""
         ...
 

@@ -46,7 +46,7 @@ class ChatJudge:
     model: str | None = None
     needs_model: bool = True
     gated: bool = False
-    max_new_tokens: int = 64
+    max_tokens: int = 64
     whole_lines: int | None = None
     says_refused: bool = True
 

@@ -59,7 +59,7 @@ class GraniteGuardian:
     model: str | None = "ibm-granite/granite-guardian-3.3-8b"
     needs_model: bool = True
     gated: bool = False
-    max_new_tokens: int = 48
+    max_tokens: int = 48
     whole_lines: int | None = None
     says_refused: bool = False
 
@@ -91,7 +91,7 @@ class GraniteGuardian32:
     model: str | None = "ibm-granite/granite-guardian-3.2-5b"
     needs_model: bool = True
     gated: bool = False
-    max_new_tokens: int = 32
+    max_tokens: int = 32
     whole_lines: int | None = None
     says_refused: bool = False
 

@@ -80,7 +80,7 @@ class HarmBench:
     model: str | None = "cais/HarmBench-Llama-2-13b-cls"
     needs_model: bool = True
     gated: bool = False
-    max_new_tokens: int = 1
+    max_tokens: int = 1
     whole_lines: int | None = 0
     says_refused: bool = False
 

@@ -78,7 +78,7 @@ class LlamaGuard:
     hazards: int = 14
     needs_model: bool = True
     gated: bool = True
-    max_new_tokens: int = 64
+    max_tokens: int = 64
     whole_lines: int | None = None
     says_refused: bool = False
 

@@ -82,7 +82,7 @@ class Qwen3Guard:
     model: str | None = "Qwen/Qwen3Guard-Gen-8B"
     needs_model: bool = True
     gated: bool = False
-    max_new_tokens: int = 128
+    max_tokens: int = 128
     whole_lines: int | None = None
     says_refused: bool = True
 

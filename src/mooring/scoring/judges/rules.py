@@ -18,7 +18,7 @@ class Rules:
     model: str | None = None
     needs_model: bool = False
     gated: bool = False
-    max_new_tokens: int = 0
+    max_tokens: int = 0
     whole_lines: int | None = None
     says_refused: bool = True
 

@@ -62,7 +62,7 @@ class ShieldGemma:
     model: str | None = "google/shieldgemma-9b"
     needs_model: bool = True
     gated: bool = True
-    max_new_tokens: int = 4
+    max_tokens: int = 4
     whole_lines: int | None = 0
     says_refused: bool = False
 

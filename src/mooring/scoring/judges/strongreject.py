@@ -74,7 +74,7 @@ class StrongReject:
     model: str | None = None
     needs_model: bool = True
     gated: bool = False
-    max_new_tokens: int = 1024
+    max_tokens: int = 1024
     whole_lines: int | None = None
     says_refused: bool = True
 

@@ -39,7 +39,7 @@ class WildGuard:
     model: str | None = "allenai/wildguard"
     needs_model: bool = True
     gated: bool = True
-    max_new_tokens: int = 128
+    max_tokens: int = 128
     whole_lines: int | None = 3
     says_refused: bool = True
 
