@@ -1,0 +1,129 @@
+"""λ as a value: one point between the base and the tuned model."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from mooring.errors import RecipeError
+
+Role = Literal["base", "tuned", "merged"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MergePoint:
+    """A model of a run: θ = (1−λ)·base + λ·tuned, with other λ for some groups of modules if `overrides` says so.
+
+    It is built once where text enters (`parse`) or by a search, and passed on unopened: no other place decides what λ
+    means, formats it, or reads it from a name.
+
+    Args:
+        lam: λ, the weight of the tuned model, from 0 (the base) to 1 (the tuned model).
+        overrides: λ of groups of modules, such as `{"early attention": 0.2}`; `lam` applies to all else.
+
+    Raises:
+        RecipeError: A λ is not from 0 to 1 (`recipe.lam_out_of_range`).
+    """
+
+    lam: float
+    overrides: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for value in (self.lam, *self.overrides.values()):
+            if not 0 <= value <= 1:  # NaN fails too
+                raise RecipeError(
+                    f"λ = {value:g} is not from 0 (the base) to 1 (the tuned model)",
+                    "give a λ such as 0.5",
+                    code="recipe.lam_out_of_range",
+                )
+        object.__setattr__(self, "lam", float(self.lam))
+        object.__setattr__(self, "overrides", dict(self.overrides))
+
+    def __hash__(self) -> int:
+        return hash((self.lam, frozenset(self.overrides.items())))
+
+    def __lt__(self, other: "MergePoint") -> bool:
+        return self._order < other._order
+
+    def __repr__(self) -> str:
+        return f"MergePoint({self.lam:g}, {dict(self.overrides)})" if self.overrides else f"MergePoint({self.lam:g})"
+
+    @classmethod
+    def parse(cls, text: str) -> "MergePoint":
+        """Read a single λ that a person typed, such as `0.4`.
+
+        Raises:
+            RecipeError: It is not a number (`recipe.lam_not_a_number`), or not from 0 to 1.
+        """
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isnan(value):
+            raise RecipeError(f"λ: {text!r} is not a number", "give a λ such as 0.5", code="recipe.lam_not_a_number")
+        return cls(value)
+
+    @property
+    def by_module(self) -> bool:
+        """Whether λ differs between groups of modules."""
+        return any(value != self.lam for value in self.overrides.values())
+
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the base itself."""
+        return self.lam == 0 and not self.by_module
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether this is the tuned model itself."""
+        return self.lam == 1 and not self.by_module
+
+    @property
+    def role(self) -> Role:
+        """`base`, `tuned` or `merged`."""
+        return "base" if self.is_base else "tuned" if self.is_tuned else "merged"
+
+    @property
+    def key(self) -> str:
+        """A short text that is equal for equal points, for JSON keys: `0.4`, or `0.4;early attention=0.2`."""
+        changed = (f"{name}={value:g}" for name, value in sorted(self.overrides.items()) if value != self.lam)
+        return ";".join([f"{self.lam:g}", *changed])
+
+    @property
+    def folder(self) -> str:
+        """The name of a folder for this model's files: `lam-0.4`; a digest if λ differs by module."""
+        if not self.by_module:
+            return f"lam-{self.lam:g}"
+        return f"modules-{hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:12]}"
+
+    @property
+    def label(self) -> str:
+        """What people read: `base`, `tuned`, `λ = 0.4`, or `λ by module (early attention 0.2, else 0.4)`."""
+        if self.role != "merged":
+            return self.role
+        return f"λ by module ({self.groups_label})" if self.by_module else f"λ = {self.lam:g}"
+
+    @property
+    def groups_label(self) -> str:
+        """The groups whose λ differs, then the λ of all else: `early attention 0.2, else 0.4`."""
+        changed = [f"{name} {value:g}" for name, value in self.overrides.items() if value != self.lam]
+        return ", ".join([*changed, f"else {self.lam:g}"])
+
+    @property
+    def single(self) -> "MergePoint":
+        """The same λ for all modules."""
+        return MergePoint(self.lam)
+
+    @property
+    def _order(self) -> tuple[float, str]:
+        return self.lam, self.key
+
+
+BASE, TUNED = MergePoint(0.0), MergePoint(1.0)
+
+
+def grid(lambdas: Iterable[float]) -> tuple[MergePoint, ...]:
+    """Points of single λ, in ascending order, each once."""
+    return tuple(sorted({MergePoint(lam) for lam in lambdas}))

@@ -1,0 +1,78 @@
+"""λ as a value."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mooring.errors import RecipeError
+from mooring.merge_point import BASE, TUNED, MergePoint, grid
+
+LAM = st.floats(0, 1)
+
+
+def test_the_ends_are_the_base_and_the_tuned_model() -> None:
+    assert BASE.is_base
+    assert BASE.role == BASE.label == "base"
+    assert TUNED.is_tuned
+    assert TUNED.role == TUNED.label == "tuned"
+    between = MergePoint(0.4)
+    assert (between.role, between.label, between.key, between.folder) == ("merged", "λ = 0.4", "0.4", "lam-0.4")
+
+
+def test_overrides_make_a_model_of_their_own() -> None:
+    point = MergePoint(0.4, {"early mlp": 0.2, "late mlp": 0.4})
+    assert point.by_module
+    assert point.label == "λ by module (early mlp 0.2, else 0.4)"
+    assert point.key == "0.4;early mlp=0.2"
+    assert point.folder.startswith("modules-")
+    assert point.single == MergePoint(0.4) != point
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_an_end_with_other_lambdas_in_it_is_a_merge(lam: float) -> None:
+    point = MergePoint(lam, {"early mlp": 0.5})
+    assert point.role == "merged"
+    assert not point.is_base
+    assert not point.is_tuned
+
+
+def test_overrides_that_change_nothing_do_not_count() -> None:
+    assert MergePoint(0.0, {"early mlp": 0.0}).is_base
+    assert MergePoint(0.4, {"early mlp": 0.4}).folder == "lam-0.4"
+
+
+@pytest.mark.parametrize("lam", [-0.1, 1.1, math.nan, math.inf])
+def test_lambda_outside_of_its_range_is_refused(lam: float) -> None:
+    for make in (lambda: MergePoint(lam), lambda: MergePoint(0.5, {"early mlp": lam})):
+        with pytest.raises(RecipeError) as caught:
+            make()
+        assert caught.value.code == "recipe.lam_out_of_range"
+
+
+@pytest.mark.parametrize(("text", "code"), [("half", "not_a_number"), ("", "not_a_number"), ("2", "out_of_range")])
+def test_text_that_is_not_a_lambda_is_refused(text: str, code: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        MergePoint.parse(text)
+    assert caught.value.code == f"recipe.lam_{code}"
+
+
+@given(LAM, st.dictionaries(st.sampled_from(["early mlp", "late attention"]), LAM))
+def test_equal_points_hash_alike_and_survive_a_copy(lam: float, overrides: dict[str, float]) -> None:
+    point = MergePoint(lam, overrides)
+    again = MergePoint(**{field.name: getattr(point, field.name) for field in dataclasses.fields(point)})
+    assert again == point
+    assert hash(again) == hash(point)
+    assert (again.key, again.folder, again.label) == (point.key, point.folder, point.label)
+
+
+def test_a_grid_is_sorted_and_has_each_lambda_once() -> None:
+    assert grid([1, 0.2, 0, 0.2]) == (BASE, MergePoint(0.2), TUNED)
+
+
+def test_a_point_is_a_plain_record() -> None:
+    assert dataclasses.asdict(MergePoint(0.4, {"early mlp": 0.2})) == {"lam": 0.4, "overrides": {"early mlp": 0.2}}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MergePoint(0.4).lam = 0.5  # type: ignore[misc]
