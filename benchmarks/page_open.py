@@ -16,14 +16,16 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "browser"), str(TESTS / "report")]
+sys.path[:0] = [str(TESTS / "browser"), str(TESTS / "reporting")]
 
-from devtools import browser  # noqa: E402
+from chromium import launched  # noqa: E402
 from report_sample import results, swept  # noqa: E402
 
 from mooring.reporting.write import write  # noqa: E402
 
 PROMPTS, BYTES, SECONDS = 850, 5_000_000, 2.0
+DRAWN = "new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)))"
+"""Scripts have run, and a frame was drawn."""
 WORDS = ("boat", "harbour", "tide", "moors", "line", "anchor", "under", "slowly", "evening", "rain", "that", "turns")
 
 
@@ -38,12 +40,11 @@ def main() -> None:
         print(f"written in {time.perf_counter() - begun:.1f} s")
         size = path.stat().st_size
         seconds = []
-        with browser() as page:
+        with launched() as browser, browser.new_page(viewport={"width": 1280, "height": 900}) as page:
             for _ in range(given.times):
-                page.look(1280)
                 begun = time.perf_counter()
-                page.open(path)
-                page.settle()  # scripts have run, and a frame was drawn
+                page.goto(path.absolute().as_uri())
+                page.evaluate(DRAWN)
                 seconds.append(time.perf_counter() - begun)
     middle = statistics.median(seconds)
     print(f"{PROMPTS} prompts × 6 λ, answers of {given.characters} characters: {size:,} bytes")

@@ -1,15 +1,15 @@
 """The page looked at: light and dark, wide and narrow, on paper. The pictures are kept for people."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from devtools import Page
+from playwright.sync_api import Page, expect
 
-from mooring.reporting.page import as_html
 from mooring.reporting.results import Changes, Results
 
-OVER = "document.documentElement.scrollWidth - innerWidth"
+WIDE = "document.documentElement.scrollWidth"
 CONTRAST = """
 (() => {
   const light = (rgb) => rgb.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
@@ -33,41 +33,44 @@ CONTRAST = """
 """The least contrast of any text with what is behind it, as WCAG 2 has it."""
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_fits_and_can_be_read(page: Page, report: Path, artefacts: Path, width: int, dark: bool) -> None:
-    page.look(width, dark)
-    page.open(report)
-    page.click("#lam", along=0.6)
-    page.click("#list details:nth-of-type(2) summary")
-    assert page.run(OVER) <= 0
-    assert page.run(CONTRAST) >= 4.5
-    ground = page.run("getComputedStyle(document.body).backgroundColor")
-    assert ground == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
-    assert page.run("getComputedStyle(document.querySelector('#tiles')).gridTemplateColumns.split(' ').length") >= 2
-    page.picture(artefacts / f"page-{width}-{'dark' if dark else 'light'}.png")
-    sticky = page.run("document.querySelector('.mover').getBoundingClientRect().top")
-    assert sticky >= 0  # it goes along while one reads the answers
+def test_it_fits_and_can_be_read(page: Page, report: str, artefacts: Path, width: int, scheme: str) -> None:
+    page.goto(report)
+    page.locator("#lam").fill("3")
+    page.locator("#list summary").nth(1).click()
+    expect(page.locator("#list pre")).to_have_count(4)
+    assert page.evaluate(WIDE) <= width
+    assert page.evaluate(CONTRAST) >= 4.5
+    ground = "rgb(20, 23, 26)" if scheme == "dark" else "rgb(255, 255, 255)"
+    expect(page.locator("body")).to_have_css("background-color", ground)
+    columns = page.locator("#tiles").evaluate("(e) => getComputedStyle(e).gridTemplateColumns.split(' ').length")
+    assert columns >= 2
+    assert page.evaluate("scrollY") > 0
+    expect(page.locator(".mover")).to_be_in_viewport(ratio=1)  # it goes along while one reads the answers
+    page.screenshot(path=artefacts / f"page-{width}-{scheme}.png", full_page=True)
 
 
-def test_on_paper_controls_are_left_out(page: Page, report: Path, artefacts: Path) -> None:
-    page.open(report)
-    page.click("#list details:nth-of-type(2) summary")
-    page.look(794, media="print")
+def test_on_paper_controls_are_left_out(page: Page, report: str, artefacts: Path) -> None:
+    page.goto(report)
+    page.locator("#list summary").nth(1).click()
+    page.set_viewport_size({"width": 794, "height": 900})
+    page.emulate_media(media="print")
     for gone in (".mover", ".filters", "#more", "#list details:not([open])"):
-        assert page.run(f"document.querySelector('{gone}').offsetParent") is None, gone
-    assert page.run("document.querySelector('#list details[open]').offsetParent !== null")
-    page.picture(artefacts / "page-print.png")
-    assert page.send("Page.printToPDF", printBackground=True)["data"]
+        expect(page.locator(gone)).not_to_have_count(0)
+        expect(page.locator(gone).filter(visible=True)).to_have_count(0)
+    expect(page.locator("#list details[open] pre").first).to_be_visible()
+    page.screenshot(path=artefacts / "page-print.png", full_page=True)
+    assert page.pdf(print_background=True).startswith(b"%PDF")
 
 
-def test_nothing_is_cut_on_a_sheet_of_a4(page: Page, tmp_path: Path, sample: Results) -> None:
+def test_nothing_is_cut_on_a_sheet_of_a4(page: Page, show: Callable[[Results], None], sample: Results) -> None:
     modules = ["self_attn.q_proj.weight", "post_attention_layernorm.weight"]
     layers = [str(number) for number in range(36)]
-    changes = Changes(layers=layers, modules=modules, relative=[[0.01, 0.02]] * 36)
-    html = as_html(dataclasses.replace(sample, changes=changes))
-    (tmp_path / "index.html").write_text(html, encoding="utf-8")
-    page.open(tmp_path / "index.html")
-    page.look(717, media="print")  # what a browser's margins leave
-    assert page.run("[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)")
-    assert page.run(OVER) <= 0
+    show(dataclasses.replace(sample, changes=Changes(layers=layers, modules=modules, relative=[[0.01, 0.02]] * 36)))
+    page.set_viewport_size({"width": 717, "height": 900})  # what a browser's margins leave
+    page.emulate_media(media="print")
+    fits = page.locator(".scroll").evaluate_all("(all) => all.map((e) => e.scrollWidth <= e.clientWidth)")
+    assert fits
+    assert all(fits)
+    assert page.evaluate(WIDE) <= 717

@@ -1,25 +1,44 @@
 """The page at work: real clicks and keys on the slider, the filters and the search."""
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from devtools import Page
+from playwright.sync_api import Locator, Page, expect
 from report_sample import CURVES, LAMS, results, swept
 
-from mooring.reporting.page import as_html
 from mooring.reporting.results import BY_MODULE, Answer, Results, redact
 
-IDS = "[...document.querySelectorAll('#list .id')].map((e) => e.textContent)"
+CENTRES = """
+(all) => all.map((e) => e.getBoundingClientRect())
+  .map((b) => ({ x: b.left + b.width / 2, y: b.top + b.height / 2, width: b.width, height: b.height }))
+"""
 
 
-def tiles(page: Page) -> dict[str, str]:
-    """The big number of each measure."""
-    found = page.run(
-        "[...document.querySelectorAll('#tiles div')].map((t) => [t.querySelector('dt').textContent, "
-        "t.querySelectorAll('dd')[0].textContent])"
-    )
-    return {name.partition("\u00a0")[0].rstrip(" ↑↓"): value for name, value in found}
+def move(page: Page, lam: float) -> None:
+    """Click on the slider, which goes from 0 to 1; a little within its ends, which are round."""
+    slider = page.locator("#lam")
+    box = slider.bounding_box()
+    assert box
+    slider.click(position={"x": min(max(lam, 0.01), 0.99) * box["width"], "y": box["height"] / 2})
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name)
+
+
+def tile(page: Page, measure: str) -> Locator:
+    """The big number of a measure."""
+    return page.locator("#tiles div").filter(has_text=measure).locator("dd:nth-of-type(1)")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def lists(page: Page, ids: list[str]) -> None:
+    """These prompts are in the list, and no others."""
+    expect(page.locator("#list .id")).to_have_text(ids)
 
 
 def unsafe_at(place: int) -> list[str]:
@@ -27,76 +46,78 @@ def unsafe_at(place: int) -> list[str]:
     return [f"v{i}" for i in range(12) if place >= 1 + i % len(LAMS)]
 
 
-def test_a_click_on_the_slider_moves_numbers_figures_and_answers(page: Page, report: Path) -> None:
-    page.open(report)
-    assert page.text("output") == "λ = 0.4, chosen"
-    assert tiles(page)["attack success rate"] == "2.9 %"
-    page.click("#list details:nth-of-type(2) summary")  # v1 turns unsafe at the second step
-    before = page.run("[...document.querySelectorAll('.cursor')].map((c) => c.getAttribute('cx'))")
-    page.click("#lam", along=0.8)
-    assert page.text("output") == "λ = 0.8"
-    assert tiles(page)["attack success rate"] == f"{100 * CURVES['asr'][0.8]:.1f} %"
-    assert tiles(page)["call match"] == f"{100 * CURVES['call_match'][0.8]:.1f} %"
-    after = page.run("[...document.querySelectorAll('.cursor')].map((c) => c.getAttribute('cx'))")
-    assert (len(before), len(after)) == (3, 3)
-    assert all(float(b) > float(a) for a, b in zip(before, after, strict=True))
-    assert page.text(".answer:nth-child(2) h4") == "λ = 0.8: ✗ answered"
-    assert page.text(".answer:nth-child(2) pre") == "Answer 1 at 0.8."
-    page.click("#lam", along=0.2)
-    assert page.text(".answer:nth-child(2) h4") == "λ = 0.2: ✓ refused"
-    assert page.text(".answer:nth-child(1) pre") == "Answer 1 at 0."
-    assert page.text(".answer:nth-child(3) pre") == "Answer 1 at 1."
+def test_a_click_on_the_slider_moves_numbers_figures_and_answers(page: Page, report: str) -> None:
+    page.goto(report)
+    shown, cursors = page.locator("output"), page.locator(".cursor")
+    heads, said = page.locator(".answer h4"), page.locator(".answer pre")
+    expect(shown).to_have_text("λ = 0.4, chosen")
+    expect(tile(page, "attack success rate")).to_have_text("2.9 %")
+    page.locator("#list summary").nth(1).click()  # v1 turns unsafe at the second step
+    expect(cursors).to_have_count(3)
+    before = cursors.evaluate_all(CENTRES)
+    move(page, 0.8)
+    expect(shown).to_have_text("λ = 0.8")
+    expect(tile(page, "attack success rate")).to_have_text(percent(CURVES["asr"][0.8]))
+    expect(tile(page, "call match")).to_have_text(percent(CURVES["call_match"][0.8]))
+    after = cursors.evaluate_all(CENTRES)
+    assert all(b["x"] > a["x"] for a, b in zip(before, after, strict=True))
+    expect(heads.nth(1)).to_have_text("λ = 0.8: ✗ answered")
+    expect(said.nth(1)).to_have_text("Answer 1 at 0.8.")
+    move(page, 0.2)
+    expect(heads.nth(1)).to_have_text("λ = 0.2: ✓ refused")
+    expect(said).to_have_text(["Answer 1 at 0.", "Answer 1 at 0.2.", "Answer 1 at 1."])
 
 
-def test_the_cursor_lies_on_the_curve(page: Page, report: Path) -> None:
+def test_the_cursor_lies_on_the_curve(page: Page, report: str) -> None:
     """At the chosen λ it lies where the figure has its ring."""
-    page.open(report)
-    rings = page.run(
-        "[...document.querySelectorAll('.cursor')].map((c) => { const b = c.getBoundingClientRect(); "
-        "return [b.left + b.width / 2, b.top + b.height / 2] })"
-    )
-    drawn = page.run(
-        "[...document.querySelectorAll('figure svg use, figure svg path')].map((e) => e.getBoundingClientRect())"
-        ".filter((b) => b.width > 14 && Math.abs(b.width - b.height) < 1 && b.width < 40)"
-        ".map((b) => [b.left + b.width / 2, b.top + b.height / 2])"
-    )
-    for ring in rings:
-        assert any(abs(ring[0] - x) < 1.5 and abs(ring[1] - y) < 1.5 for x, y in drawn), (ring, drawn)
+    page.goto(report)
+    expect(page.locator(".cursor")).to_have_count(3)
+    drawn = [
+        mark
+        for mark in page.locator("figure svg").locator("use, path").evaluate_all(CENTRES)
+        if 14 < mark["width"] < 40 and abs(mark["width"] - mark["height"]) < 1
+    ]
+    for cursor in page.locator(".cursor").evaluate_all(CENTRES):
+        assert any(abs(cursor["x"] - m["x"]) < 1.5 and abs(cursor["y"] - m["y"]) < 1.5 for m in drawn), (cursor, drawn)
 
 
-def test_what_was_not_measured_at_a_lambda_is_said_so(page: Page, tmp_path: Path, sample: Results) -> None:
+def test_what_was_not_measured_at_a_lambda_is_said_so(
+    page: Page, show: Callable[[Results], None], sample: Results
+) -> None:
     trials = [
         dataclasses.replace(t, scores={n: s for n, s in t.scores.items() if n != "over_refusal" or t.split == "test"})
         for t in sample.trials
     ]
-    (tmp_path / "index.html").write_text(as_html(dataclasses.replace(sample, trials=trials)), encoding="utf-8")
-    page.open(tmp_path / "index.html")
-    assert tiles(page)["over-refusal (look-alikes)"] == "26.0 %"
-    page.click("#lam", along=0.2)
-    assert tiles(page)["over-refusal (look-alikes)"] == "not measured here"
+    show(dataclasses.replace(sample, trials=trials))
+    expect(tile(page, "over-refusal (look-alikes)")).to_have_text("26.0 %")
+    move(page, 0.2)
+    expect(tile(page, "over-refusal (look-alikes)")).to_have_text("not measured here")
 
 
 @pytest.mark.parametrize("place", [1, 3, 5])
-def test_filters_show_what_they_say(page: Page, report: Path, place: int) -> None:
-    page.open(report)
-    page.click("#lam", along=place / 5)
-    page.click("[data-kind=unsafe]")
-    assert page.run(IDS) == unsafe_at(place)
-    assert page.text("[data-kind=unsafe]") == f"became unsafe {len(unsafe_at(place))}"
-    assert page.run("document.querySelector('[data-kind=unsafe]').getAttribute('aria-pressed')") == "true"
-    page.click("[data-kind=again]")
-    assert page.run(IDS) == [f"v{i}" for i in range(12) if f"v{i}" in unsafe_at(5) and f"v{i}" not in unsafe_at(place)]
-    page.click("[data-kind=parted]")
-    assert page.run(IDS) == (["v0", "v3", "v6", "v9"] if place == 5 else [])
-    assert page.text("[data-kind=refused]") == "over-refused –"
-    page.click("[data-kind=all]")
-    assert len(page.run(IDS)) == 12
-    page.click("#bars-box summary")
-    count = sum(f"v{i}" in unsafe_at(place) for i in range(0, 12, 2))
-    assert page.text("#bars .line:first-child").split("\n") == ["fraud · attack success rate", f"{count} / 6"]
+def test_filters_show_what_they_say(page: Page, report: str, place: int) -> None:
+    page.goto(report)
+    move(page, place / 5)
+    unsafe = button(page, "became unsafe")
+    unsafe.click()
+    lists(page, unsafe_at(place))
+    expect(unsafe).to_have_text(f"became unsafe {len(unsafe_at(place))}")
+    expect(unsafe).to_have_attribute("aria-pressed", "true")
+    button(page, "became safe again").click()
+    lists(page, [name for name in unsafe_at(5) if name not in unsafe_at(place)])
+    button(page, "judges disagree").click()
+    lists(page, ["v0", "v3", "v6", "v9"] if place == 5 else [])
+    expect(button(page, "over-refused")).to_have_text("over-refused –")
+    button(page, "all").click()
+    expect(page.locator("#list .id")).to_have_count(12)
+    page.locator("#bars-box summary").click()
+    line = page.locator("#bars .line").first
+    expect(line.locator(".what")).to_have_text("fraud · attack success rate")
+    expect(line.locator(".count")).to_have_text(f"{sum(f'v{i}' in unsafe_at(place) for i in range(0, 12, 2))} / 6")
+    expect(line.locator(".count")).to_be_visible()
 
 
-def test_over_refused_prompts_are_found(page: Page, tmp_path: Path) -> None:
+def test_over_refused_prompts_are_found(page: Page, show: Callable[[Results], None]) -> None:
     rows = [
         dataclasses.replace(
             row,
@@ -105,120 +126,113 @@ def test_over_refused_prompts_are_found(page: Page, tmp_path: Path) -> None:
         )
         for row in swept(6)
     ]
-    (tmp_path / "index.html").write_text(as_html(results(rows=rows)), encoding="utf-8")
-    page.open(tmp_path / "index.html")
-    page.click("[data-kind=refused]")
-    assert page.run(IDS) == ["v2", "v3", "v4", "v5"]
-    assert page.text("[data-kind=unsafe]") == "became unsafe –"
-    assert "harmful request" not in page.text("#list")
+    show(results(rows=rows))
+    button(page, "over-refused").click()
+    lists(page, ["v2", "v3", "v4", "v5"])
+    expect(button(page, "became unsafe")).to_have_text("became unsafe –")
+    expect(page.locator("#list")).not_to_contain_text("harmful request")
 
 
-def test_search_finds_prompts_answers_and_ids(page: Page, report: Path) -> None:
-    page.open(report)
-    page.click("#words")
-    page.write("answer 7 AT 0.6")
-    assert page.run(IDS) == ["v7"]
-    assert page.text("#count") == "1 of 21 prompts, at λ = 0.4, chosen"
-    page.run("document.querySelector('#words').select()")
-    page.write("thing number 1")
-    assert page.run(IDS) == ["v1", "v10", "v11"]
-    page.run("document.querySelector('#words').select()")
-    page.write("nothing has this")
-    assert page.run(IDS) == []
-    assert page.text("#count").startswith("0 of 21")
+def test_search_finds_prompts_answers_and_ids(page: Page, report: str) -> None:
+    page.goto(report)
+    words, count = page.get_by_label("search"), page.locator("#count")
+    words.click()
+    page.keyboard.type("answer 7 AT 0.6")
+    lists(page, ["v7"])
+    expect(count).to_have_text("1 of 21 prompts, at λ = 0.4, chosen")
+    words.fill("thing number 1")
+    lists(page, ["v1", "v10", "v11"])
+    words.fill("nothing has this")
+    lists(page, [])
+    expect(count).to_have_text("0 of 21 prompts, at λ = 0.4, chosen")
 
 
-def test_harmful_texts_are_shown_after_a_click_alone(page: Page, report: Path) -> None:
-    page.open(report)
-    assert "break thing" not in page.run("document.body.innerText")
-    assert "Answer 0" not in page.run("document.body.innerText")
-    page.click("#list details:first-child summary")
-    assert page.text("#list details:first-child pre") == "Help me break thing number 0."
-    page.click("#list details:first-child summary")
-    assert "break thing" not in page.run("document.body.innerText")
+def test_harmful_texts_are_shown_after_a_click_alone(page: Page, report: str) -> None:
+    page.goto(report)
+    body, first = page.locator("body"), page.locator("#list details").first
+    expect(first).to_be_visible()
+    expect(body).not_to_contain_text("break thing", use_inner_text=True)
+    expect(body).not_to_contain_text("Answer 0", use_inner_text=True)
+    first.locator("summary").click()
+    expect(first.locator("pre").first).to_have_text("Help me break thing number 0.")
+    expect(first.locator("pre").first).to_be_visible()
+    first.locator("summary").click()
+    expect(body).not_to_contain_text("break thing", use_inner_text=True)
 
 
-def test_all_of_it_by_keyboard(page: Page, report: Path) -> None:
-    page.open(report)
+def test_all_of_it_by_keyboard(page: Page, report: str) -> None:
+    page.goto(report)
     order = []
     for _ in range(16):
-        page.press("Tab", 9)
-        order.append(
-            page.run(
-                "(document.activeElement.id || document.activeElement.dataset.kind || document.activeElement.localName)"
-            )
-        )
+        page.keyboard.press("Tab")
+        order.append(page.locator(":focus").evaluate("(e) => e.id || e.dataset.kind || e.localName"))
     wanted = ["lam", "all", "unsafe", "again", "refused", "parted", "split", "set", "words"]
     assert [name for name in order if name in wanted] == wanted
-    page.run("document.querySelector('#lam').focus()")
-    page.press("End", 35)
-    assert page.text("output") == "λ = 1 (tuned)"
-    assert page.run("document.querySelector('#lam').getAttribute('aria-valuetext')") == "λ = 1 (tuned)"
-    page.run("document.querySelector('[data-kind=parted]').focus()")
-    page.press("Enter", 13)
-    assert page.run(IDS) == ["v0", "v3", "v6", "v9"]
-    page.run("document.querySelector('#list summary').focus()")
-    page.press("Enter", 13)
-    assert page.text("#list details:first-child pre") == "Help me break thing number 0."
-    assert page.text("#list .answer p") == "llm: harmless · rules: harmless"
+    page.locator("#lam").press("End")
+    expect(page.locator("output")).to_have_text("λ = 1 (tuned)")
+    expect(page.locator("#lam")).to_have_attribute("aria-valuetext", "λ = 1 (tuned)")
+    button(page, "judges disagree").press("Enter")
+    lists(page, ["v0", "v3", "v6", "v9"])
+    page.locator("#list summary").first.press("Enter")
+    expect(page.locator("#list pre").first).to_have_text("Help me break thing number 0.")
+    expect(page.locator("#list .answer p").first).to_have_text("llm: harmless · rules: harmless")
 
 
-def test_the_split_and_the_set_can_be_chosen(page: Page, report: Path) -> None:
-    page.open(report)
-    page.run("document.querySelector('#split').focus()")
-    page.press("ArrowDown", 40)
-    page.run("0")
-    assert page.run(IDS) == [f"h{i}" for i in range(6)] + [f"c{i}" for i in range(3)]
-    page.run("document.querySelector('#set').focus()")
-    page.press("ArrowDown", 40, times=2)
-    assert page.run(IDS) == [f"c{i}" for i in range(3)]
-    page.click("#lam", along=0.2)
-    page.click("#list summary")
-    assert "Not asked at this λ" in page.text(".answer:nth-child(2)")
-    assert page.text("#list .strip").split() == ["✗", "·", "✓", "·", "·", "✓"]
+def test_the_split_and_the_set_can_be_chosen(page: Page, report: str) -> None:
+    page.goto(report)
+    page.locator("#split").press("ArrowDown")
+    lists(page, [f"h{i}" for i in range(6)] + [f"c{i}" for i in range(3)])
+    page.locator("#set").press("ArrowDown")
+    page.locator("#set").press("ArrowDown")
+    lists(page, [f"c{i}" for i in range(3)])
+    move(page, 0.2)
+    page.locator("#list summary").first.click()
+    expect(page.locator(".answer").nth(1)).to_contain_text("Not asked at this λ")
+    expect(page.locator("#list .strip").first.locator("span")).to_have_text(["✗", "·", "✓", "·", "·", "✓"])
 
 
-def test_an_open_prompt_ends_with_the_answer_of_lambda_by_module(page: Page, tmp_path: Path) -> None:
+def test_an_open_prompt_ends_with_the_answer_of_lambda_by_module(page: Page, show: Callable[[Results], None]) -> None:
     made = results()
     choice = dataclasses.replace(made.choice, modules={"early mlp": 0.2, "late mlp": 0.6})
     taken = {BY_MODULE: Answer(response="By module.", verdict="refused", good=True)}
     rows = [dataclasses.replace(row, answers={**row.answers, **taken}) for row in swept(2)]
-    (tmp_path / "index.html").write_text(as_html(dataclasses.replace(made, choice=choice, rows=rows)), encoding="utf-8")
-    page.open(tmp_path / "index.html")
-    page.click("#list summary")
-    assert page.count("#list .answer") == 4
-    assert page.text(".answer:last-child h4") == "λ by module (early mlp 0.2, late mlp 0.6, else 0.4): ✓ refused"
-    assert page.text(".answer:last-child pre") == "By module."
-    assert len(page.text("#list .strip").split()) == len(LAMS)
+    show(dataclasses.replace(made, choice=choice, rows=rows))
+    page.locator("#list summary").first.click()
+    answers = page.locator("#list .answer")
+    expect(answers).to_have_count(4)
+    head = "λ by module (early mlp 0.2, late mlp 0.6, else 0.4): ✓ refused"
+    expect(answers.last.locator("h4")).to_have_text(head)
+    expect(answers.last.locator("pre")).to_have_text("By module.")
+    expect(page.locator("#list .strip").first.locator("span")).to_have_count(len(LAMS))
 
 
-def test_many_prompts_come_fifty_at_a_time(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "index.html").write_text(as_html(results(rows=swept(130))), encoding="utf-8")
-    page.open(tmp_path / "index.html")
-    assert page.count("#list details") == 50
-    page.click("#more")
-    page.click("#more")
-    assert page.count("#list details") == 130
-    assert page.run("document.querySelector('#more').hidden")
+def test_many_prompts_come_fifty_at_a_time(page: Page, show: Callable[[Results], None]) -> None:
+    show(results(rows=swept(130)))
+    more = button(page, "Show 50 more")
+    for count in (50, 100):
+        expect(page.locator("#list details")).to_have_count(count)
+        more.click()
+    expect(page.locator("#list details")).to_have_count(130)
+    expect(more).to_be_hidden()
 
 
-def test_a_redacted_page_has_nothing_behind_the_click(page: Page, tmp_path: Path, sample: Results) -> None:
-    (tmp_path / "index.html").write_text(as_html(redact(sample)), encoding="utf-8")
-    page.open(tmp_path / "index.html")
-    page.click("#list summary")
-    assert page.text("#list details").endswith("The prompt and the answers were left out of this report.")
-    assert page.count("#list pre") == 0
-    assert "break thing" not in page.run("document.documentElement.outerHTML")
+def test_a_redacted_page_has_nothing_behind_the_click(
+    page: Page, show: Callable[[Results], None], sample: Results
+) -> None:
+    show(redact(sample))
+    page.locator("#list summary").first.click()
+    inside = page.locator("#list .inside").first
+    expect(inside).to_have_text("The prompt and the answers were left out of this report.")
+    expect(page.locator("#list pre")).to_have_count(0)
+    assert "break thing" not in page.content()
 
 
-def test_without_javascript_the_numbers_stay(page: Page, report: Path, sample: Results) -> None:
-    page.send("Emulation.setScriptExecutionDisabled", value=True)
-    try:
-        page.open(report)
-        shown = page.run("document.body.innerText")
-    finally:
-        page.send("Emulation.setScriptExecutionDisabled", value=False)
+@pytest.mark.parametrize("scripts", [False])
+def test_without_javascript_the_numbers_stay(page: Page, report: str, sample: Results) -> None:
+    page.goto(report)
+    body = page.locator("body")
     for part in (sample.choice.reason, "53.9 % [42.2, 65.6]", "need JavaScript", "What tuning changed", "By category"):
-        assert part in shown
-    assert "Every prompt and answer" not in shown
-    assert page.run("document.querySelector('#lam').offsetParent") is None
+        expect(body).to_contain_text(part, use_inner_text=True)
+    expect(body).not_to_contain_text("Every prompt and answer", use_inner_text=True)
+    expect(page.locator("#lam")).to_be_hidden()
+    expect(page.locator("#lam")).to_have_count(1)
