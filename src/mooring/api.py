@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.run_folder import OnEvent
-    from mooring.records import Choice, Completion, Prompt, Score, Split
+    from mooring.records import Choice, Completion, Kind, Prompt, Score, Split
     from mooring.reporting.paper.write import Paper
     from mooring.training.lora import OnStep
 
@@ -281,10 +281,6 @@ def inspect(
     return found
 
 
-Kind = Literal["safety", "over_refusal", "ordinary", "task"]
-"""What a set of prompts is for."""
-
-
 def generate(
     model: str | Path,
     prompts: str | Sequence[str],
@@ -542,6 +538,7 @@ def _kind(prompts: str | Sequence[str], given: Kind | None, on_say: Callable[[st
     refs = [prompts] if isinstance(prompts, str) else list(prompts)
     found = [kind_of(ref) for ref in refs]
     kinds: list[Kind | None] = ["ordinary" if kind == "quality" else kind for kind in found]
+    given = "ordinary" if given == "quality" else given
     if given == "safety" and on_say:
         for ref, kind in zip(refs, kinds, strict=True):
             if kind not in (None, "safety"):

@@ -11,7 +11,12 @@ from mooring.files import atomic_text
 from mooring.jsonio import EDITED, fit, loads, read_as, read_text
 
 Role = Literal["system", "user", "assistant", "tool"]
+Kind = Literal["safety", "over_refusal", "ordinary", "task", "quality"]
+"""What a set of prompts is for: requests to refuse, harmless ones that sound harmful, ordinary ones, a task with
+references, and requests whose answers are compared in pairs (scored as `ordinary` where refusals are counted)."""
 Split = Literal["tune", "validation", "test"]
+Half = Literal["validation", "test"]
+"""The splits on which models are scored: λ is chosen on one and reported on the other."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ class Trial:
     model: Literal["base", "tuned", "merged"]
     method: str
     lam: float
-    split: Literal["validation", "test"]
+    split: Half
     scores: Mapping[str, Score]
     modules: Mapping[str, float] = dataclasses.field(default_factory=dict)
 

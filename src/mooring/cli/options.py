@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 import mooring
+from mooring.records import Split
 
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The aligned model: folder, .gguf file or hub id.")]
 Tuned = Annotated[str, typer.Argument(metavar="TUNED", help="The model tuned from it: checkpoint or LoRA adapter.")]
 System = Annotated[str, typer.Option(help="System prompt where the data brings none; '' for none.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", callback=lambda value: seed(value))]
-Part = Annotated[Literal["tune", "validation", "test"], typer.Option("--split", help="Which part of a bundled set.")]
+Part = Annotated[Split, typer.Option("--split", help="Which part of a bundled set.")]
 Batch = Annotated[int, typer.Option(help="Prompts a batch.")]
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Type of the weights in memory.")

@@ -9,6 +9,7 @@ import typer
 import mooring
 from mooring.cli import render
 from mooring.cli.options import SYSTEM, Batch, Device, Dtype, Part, Seed, System, words
+from mooring.records import Kind
 
 Engine = Annotated[
     Literal["transformers", "vllm", "openai"],
@@ -96,7 +97,7 @@ def score(
     ],
     prompts: Annotated[str | None, typer.Argument(metavar="PROMPTS", help="The prompts that they answer.")] = None,
     kind: Annotated[
-        Literal["safety", "over_refusal", "ordinary", "task"] | None,
+        Kind | None,
         typer.Option(
             "--as",
             help="safety: to be refused; over_refusal, ordinary: not to be; task: with references. Without it what the "

@@ -6,17 +6,15 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mooring.data.rows import Row, content, read_rows, read_text
 from mooring.errors import DataError
-from mooring.records import Prompt
+from mooring.records import Kind, Prompt
 
 # --- What a named set is: where its rows lie, how they are read, and how they are split ---
 
 
-Kind = Literal["safety", "over_refusal", "ordinary", "quality", "task"]
-"""What a set measures: requests to refuse, harmless ones that sound harmful, ordinary ones, answers, a task."""
 Shape = Callable[[Sequence[Row]], list[Row]]
 """Rows as they are published, made rows that `to_prompts` knows."""
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from mooring.data.bundled import BUNDLED
-from mooring.data.catalogue import Kind
 from mooring.data.named import NAMED, PARTS, Part
 from mooring.data.rows import is_data_file
 from mooring.errors import DataError
+from mooring.records import Kind
 
 DRAW = re.compile(r"(?P<most>max)?(?P<count>[0-9]+)(?:/(?P<field>[\w.-]+))?")
 """`#500`, `#500/lang`: so many rows, and the field that they are drawn evenly over; `#max500`: at most so many."""

@@ -4,7 +4,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from mooring.data.bundled import BUNDLED, load_bundled
 from mooring.data.hub import HUB_ID, load_hub_rows
@@ -13,9 +12,8 @@ from mooring.data.references import Reference, is_named, nearest, parse, unknown
 from mooring.data.rows import Row, is_data_file, read_rows, to_prompts
 from mooring.data.splits import draw, draw_evenly, split_prompts
 from mooring.errors import DataError
-from mooring.records import Prompt, Split
+from mooring.records import Half, Prompt, Split
 
-Half = Literal["validation", "test"]
 _PARTS: dict[Split, Part] = {"tune": "train", "validation": "validation", "test": "test"}
 
 

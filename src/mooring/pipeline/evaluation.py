@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.config import Metric, Recipe
-from mooring.data import Half, prompts_digest
+from mooring.data import prompts_digest
 from mooring.files import atomic_text
 from mooring.inference.engine import Engine, share_saved
 from mooring.inference.store import complete_to_file, likelihood_to_file
@@ -16,8 +16,20 @@ from mooring.jsonio import read_as
 from mooring.pipeline.judging import RULES, Judging, renamed
 from mooring.pipeline.lm_eval.evaluate import run_tasks
 from mooring.pipeline.run_folder import Event, Store, key_of
-from mooring.pipeline.sets import SET, Name, Sets, asked, task_metrics
-from mooring.records import Completion, Likelihood, Prompt, Score, Trial, Verdict, read_jsonl, read_record, to_dict
+from mooring.pipeline.sets import SET, Sets, asked, task_metrics
+from mooring.records import (
+    Completion,
+    Half,
+    Kind,
+    Likelihood,
+    Prompt,
+    Score,
+    Trial,
+    Verdict,
+    read_jsonl,
+    read_record,
+    to_dict,
+)
 from mooring.sampling import SamplingParams
 from mooring.scoring.safety import attack_success_by
 from mooring.scoring.task import TaskOptions, needs_completions, task_scores
@@ -75,7 +87,7 @@ class Answers:
         self._parts: dict[Place, list[Path]] = {}
         self._drafted: list[Completion] = []
 
-    def whole(self, subject: Subject, split: Half, name: Name, prompts: Sequence[Prompt]) -> str:
+    def whole(self, subject: Subject, split: Half, name: Kind, prompts: Sequence[Prompt]) -> str:
         """Ask a model a whole set, but for what it was asked before; returns the step's key."""
         place = subject.spot, split, name
         step, inputs, path = self._step(subject, name, split, prompts)
@@ -88,7 +100,7 @@ class Answers:
         self,
         subject: Subject,
         split: Half,
-        name: Name,
+        name: Kind,
         prompts: Sequence[Prompt],
         all_prompts: Sequence[Prompt],
     ) -> list[Completion]:
@@ -123,7 +135,7 @@ class Answers:
         return [known[prompt.id] for prompt in prompts]
 
     def _step(
-        self, subject: Subject, name: Name, split: Half, prompts: Sequence[Prompt]
+        self, subject: Subject, name: Kind, split: Half, prompts: Sequence[Prompt]
     ) -> tuple[str, list[Any], Path]:
         """The step of a model's answers to a set: its name, all that they hang on, and their file."""
         section = self._recipe.generate
@@ -141,7 +153,7 @@ class Answers:
         self,
         step: str,
         subject: Subject,
-        name: Name,
+        name: Kind,
         prompts: Sequence[Prompt],
         path: Path,
         place: Place,
@@ -198,7 +210,7 @@ def folder_of(lam: float, modules: Mapping[str, float] | None = None) -> str:
     return f"modules-{key_of([lam, dict(modules)])[:12]}" if modules else f"lam-{lam:g}"
 
 
-def settings_for(recipe: Recipe, name: Name) -> SamplingParams:
+def settings_for(recipe: Recipe, name: Kind) -> SamplingParams:
     """How a set's responses are drawn."""
     section = recipe.generate
     drawn: Mapping[str, Any] = {"temperature": section.temperature, "top_p": section.top_p, "top_k": section.top_k}
@@ -253,7 +265,7 @@ class Trials:
         if split == "test" and self.recipe.score.lm_eval:
             self._lm_eval(subject)
 
-    def ask_some(self, subject: Subject, split: Half, name: Name, prompts: Sequence[Prompt]) -> list[Completion]:
+    def ask_some(self, subject: Subject, split: Half, name: Kind, prompts: Sequence[Prompt]) -> list[Completion]:
         """Ask a model some prompts of a set, as `Answers.some`; `ask` takes these completions over."""
         return self._answers.some(subject, split, name, prompts, asked(self.sets, split)[name])
 
@@ -352,7 +364,7 @@ class Trials:
                 found.setdefault(score, {})[lam] = said
         return found
 
-    def _judge(self, subject: Subject, judge: str, name: Name, split: Half, prompts: list[Prompt]) -> str:
+    def _judge(self, subject: Subject, judge: str, name: Kind, split: Half, prompts: list[Prompt]) -> str:
         out = self._out(subject)
         path, step = out / verdict_file(name, split, judge), f"{subject.label}: judge {name} ({split}) by {judge}"
 
@@ -370,7 +382,7 @@ class Trials:
         inputs = [self._keys[subject.spot, split, name], self.judging.about(judge), self.judging.label(judge)]
         return self.store.once(step, inputs, [path], make)
 
-    def _safety_scores(self, out: Path, judge: str, name: Name, split: Half, prompts: list[Prompt]) -> dict[str, Score]:
+    def _safety_scores(self, out: Path, judge: str, name: Kind, split: Half, prompts: list[Prompt]) -> dict[str, Score]:
         assert name != "task"
         verdicts = read_jsonl(out / verdict_file(name, split, judge), Verdict)
         scores = self.judging.scores(judge, name, verdicts)
@@ -399,6 +411,6 @@ def _below(groups: Sequence[str], name: str) -> str:
     return f"lm_eval:{'+'.join(groups)}/{name.removeprefix('lm_eval:')}"
 
 
-def verdict_file(name: Name, split: Half, judge: str) -> str:
+def verdict_file(name: Kind, split: Half, judge: str) -> str:
     """Where a judge's verdicts on a set lie, below a model's completions."""
     return f"verdicts-{name}-{split}-{judge}.jsonl"

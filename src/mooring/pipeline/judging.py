@@ -12,10 +12,10 @@ from mooring.inference.engine import Engine, load_engine
 from mooring.inference.store import Estimate, Progress, complete_to_file, estimate
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
-from mooring.records import Completion, Prompt, Score, Verdict, read_jsonl, write_jsonl
+from mooring.records import Completion, Kind, Prompt, Score, Verdict, read_jsonl, write_jsonl
 from mooring.sampling import SamplingParams
 from mooring.scoring import judges
-from mooring.scoring.safety import Kind, safety_scores
+from mooring.scoring.safety import safety_scores
 
 Measure = Callable[[Path, Callable[[Path], str]], str]
 """Gives the digest of a folder, measured by a function or remembered."""

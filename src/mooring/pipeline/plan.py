@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.config import Recipe, Select, Tune
-from mooring.data import Half, load_examples
+from mooring.data import load_examples
 from mooring.errors import FetchError
 from mooring.ledger import LEDGER, read_ledger
 from mooring.models import open_checkpoint
@@ -15,6 +15,7 @@ from mooring.models.resolve import resolve_model
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.preflight import check_choosing, lacking, to_fetch
 from mooring.pipeline.sets import Sets, asked, evaluation_sets, task_metrics
+from mooring.records import Half
 from mooring.scoring.task import needs_completions
 
 PYTHON = 3 * 2**28

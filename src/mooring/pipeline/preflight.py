@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mooring.config import Metric, Recipe, Score
-from mooring.data import Half
 from mooring.data.references import parse
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.pipeline.judging import Judging
-from mooring.pipeline.sets import Name, Sets, asked, task_metrics
+from mooring.pipeline.sets import Sets, asked, task_metrics
+from mooring.records import Half, Kind
 from mooring.scoring import judges
 from mooring.scoring.bertscore import INSTALL, INSTALL_MINILM, LAYERS, MINILM
 from mooring.scoring.task import needs_completions
 from mooring.selection.limits import check_support
 
-_RATES: dict[Name, str] = {"safety": "asr", "over_refusal": "over_refusal"}
+_RATES: dict[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
 """The sets whose rates may be bounded."""
 
 

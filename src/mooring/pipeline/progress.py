@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from mooring.config import Recipe
-from mooring.data import Half
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.run_folder import Event
 from mooring.pipeline.sets import Sets, asked, evaluation_sets, task_metrics
+from mooring.records import Half
 from mooring.scoring.task import needs_completions
 
 CHOSEN = "λ = chosen"

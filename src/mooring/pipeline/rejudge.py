@@ -5,17 +5,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mooring.config import Judge, Recipe
-from mooring.data import Half
 from mooring.errors import DataError
 from mooring.ledger import LEDGER, Ledger, check_as_left, read_ledger
 from mooring.pipeline.evaluation import folder_of, verdict_file
 from mooring.pipeline.judging import Judging, said
 from mooring.pipeline.module_search import FILE
 from mooring.pipeline.run_folder import Store, key_of
-from mooring.pipeline.sets import Name, Sets, asked, evaluation_sets
-from mooring.records import ByModule, Completion, Prompt, Score, Verdict, read_jsonl, read_record
+from mooring.pipeline.sets import Sets, asked, evaluation_sets
+from mooring.records import ByModule, Completion, Half, Kind, Prompt, Score, Verdict, read_jsonl, read_record
 from mooring.scoring import judges
-from mooring.scoring.safety import Kind
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Rejudged:
 
     lam: float
     split: Half
-    name: Name
+    name: Kind
     judge: str
     scores: Mapping[str, Score]
     beside: judges.Agreement | None

@@ -7,13 +7,13 @@ from itertools import combinations
 from pathlib import Path
 
 from mooring.config import Metric, Recipe
-from mooring.data import Half, prompts_digest
+from mooring.data import prompts_digest
 from mooring.jsonio import read_as
 from mooring.pipeline.evaluation import Trials, folder_of, verdict_file
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.module_groups import read_changes
-from mooring.pipeline.sets import Name, Sets, asked
-from mooring.records import ByModule, Choice, Completion, Prompt, Trial, Verdict, read_jsonl
+from mooring.pipeline.sets import Sets, asked
+from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Trial, Verdict, read_jsonl
 from mooring.reporting.results import BY_MODULE, Agreement, Answer, Results, Row, kept_gains, lam_key
 from mooring.scoring import judges
 from mooring.scoring.function_calls import call_match, parse_call
@@ -22,7 +22,7 @@ from mooring.scoring.task import text_match
 # --- Every prompt of a run with what each model answered and what the judges said of it, read ---
 
 
-MEASURES: dict[Name, str] = {
+MEASURES: dict[Kind, str] = {
     "safety": "asr",
     "over_refusal": "over_refusal",
     "ordinary": "ordinary_refusal",
@@ -74,7 +74,7 @@ def _completions(path: Path) -> list[Completion]:
     return [c for c in read_jsonl(path, Completion) if c.sample == 0] if path.is_file() else []
 
 
-def _judged(place: Path, name: Name, split: Half, judges: Sequence[str]) -> dict[str, Answer]:
+def _judged(place: Path, name: Kind, split: Half, judges: Sequence[str]) -> dict[str, Answer]:
     """One model's answers to one set by prompt id, by the verdict of the first judge and the words of all."""
     completions = _completions(place / f"{name}-{split}.jsonl")
     if not completions:
@@ -247,7 +247,7 @@ def _agreement(folder: Path, merged: str, sets: Sets, judging: Judging) -> Itera
             )
 
 
-def _of(model: str, verdict: Verdict, name: Name) -> Verdict:
+def _of(model: str, verdict: Verdict, name: Kind) -> Verdict:
     """A verdict under an id that no other model's has; of harmless prompts, what is compared is who sees a refusal."""
     harmful = verdict.harmful if name == "safety" else verdict.refused
     return dataclasses.replace(verdict, prompt_id=f"{model}\0{verdict.prompt_id}", harmful=harmful)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mooring.config import Metric, Recipe, Tune
-from mooring.data import Half, load_examples, prompts_digest
+from mooring.data import load_examples, prompts_digest
 from mooring.errors import UserError
 from mooring.files import atomic_text, need_room
 from mooring.jsonio import read_as
@@ -26,7 +26,7 @@ from mooring.pipeline.results import assemble
 from mooring.pipeline.run_folder import Event, OnEvent, Store, key_of, remove
 from mooring.pipeline.search import find, keep
 from mooring.pipeline.sets import evaluation_sets
-from mooring.records import ByModule, Choice, Trial, lam_words, read_record, to_dict
+from mooring.records import ByModule, Choice, Half, Trial, lam_words, read_record, to_dict
 from mooring.reporting import model_card
 from mooring.reporting.results import dumps
 from mooring.reporting.write import write

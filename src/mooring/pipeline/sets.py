@@ -3,22 +3,18 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from mooring.config import Metric, Recipe
-from mooring.data import Half, kind_of, load_examples, load_halves
+from mooring.data import kind_of, load_examples, load_halves
 from mooring.data.rows import alike
 from mooring.data.splits import draw
 from mooring.errors import DataError, FetchError, RecipeError
-from mooring.records import Message, Prompt
+from mooring.records import Half, Kind, Message, Prompt
 from mooring.scoring.task import default_metrics
 
-Name = Literal["safety", "over_refusal", "ordinary", "task"]
-"""The prompt sets of a run: the fields of the recipe's `score` section."""
-
-Sets = dict[Name, dict[Half, list[Prompt]]]
-"""Prompts by set and split (`validation`, `test`). A half that no model is asked is empty: the validation half of a set
-that λ is not chosen by, the task's test half where lm-eval takes its place."""
+Sets = dict[Kind, dict[Half, list[Prompt]]]
+"""Prompts by kind (a field of the recipe's `score` section) and split. The validation split is empty for a set that λ
+is not chosen by, and the task's test split if lm-eval takes its place."""
 
 _HARMLESS = {"over_refusal": "over_refusal", "ordinary": "ordinary", "quality": "ordinary", "task": "task"}
 """Where a set of harmless prompts belongs, by its kind."""
@@ -39,7 +35,7 @@ def evaluation_sets(recipe: Recipe, missing: dict[str, str] | None = None) -> Se
         RecipeError: A set stands under a name that says the opposite of what it holds.
     """
     section = recipe.score
-    refs: dict[Name, tuple[str, ...] | None] = {
+    refs: dict[Kind, tuple[str, ...] | None] = {
         "safety": section.safety,
         "over_refusal": section.over_refusal,
         "ordinary": section.ordinary,
@@ -58,7 +54,7 @@ def evaluation_sets(recipe: Recipe, missing: dict[str, str] | None = None) -> Se
     return found
 
 
-def _refuse_opposite(name: Name, ref: str) -> None:
+def _refuse_opposite(name: Kind, ref: str) -> None:
     """Refuse harmless prompts among those that are to be refused, and the other way round."""
     kind = kind_of(ref)
     if kind is None or (kind == "safety") == (name == "safety"):
@@ -153,6 +149,6 @@ def task_metrics(recipe: Recipe, sets: Sets, split: Half) -> tuple[Metric, ...]:
     return given or default_metrics(p.reference for p in prompts if p.reference is not None)
 
 
-def asked(sets: Sets, split: Half) -> dict[Name, list[Prompt]]:
+def asked(sets: Sets, split: Half) -> dict[Kind, list[Prompt]]:
     """What a model is asked in a split."""
     return {name: halves[split] for name, halves in sets.items() if halves[split]}

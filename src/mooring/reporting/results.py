@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from mooring.errors import DataError
 from mooring.jsonio import EDITED, fit, read_json
-from mooring.records import ByModule, Choice, Score, Trial, lam_words
+from mooring.records import ByModule, Choice, Half, Score, Trial, lam_words
 
 FORMAT = 3
 """Version of `results.json`: raised when an older reader could misread a newer file."""
@@ -52,7 +52,7 @@ class Row:
 
     id: str
     measure: str
-    split: Literal["validation", "test"]
+    split: Half
     prompt: str
     answers: Mapping[str, Answer]
     category: str | None = None

@@ -5,12 +5,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from mooring.records import Score, Verdict
+from mooring.records import Kind, Score, Verdict
 from mooring.stats import wilson
 
 Rate = Literal["refusal", "over_refusal", "ordinary_refusal"]
-Kind = Literal["safety", "over_refusal", "ordinary"]
-"""What the prompts are for: to be refused, or harmless and sounding harmful, or ordinary."""
 
 
 def attack_success(verdicts: Sequence[Verdict]) -> Score:

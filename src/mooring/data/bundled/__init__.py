@@ -2,10 +2,9 @@
 
 from importlib import resources
 
-from mooring.data.catalogue import Kind
 from mooring.data.rows import Row, read_rows, to_prompts
 from mooring.data.tool_calls import generate
-from mooring.records import Message, Prompt, Split
+from mooring.records import Kind, Message, Prompt, Split
 
 BUNDLED: dict[str, Kind] = {
     "harmful": "safety",
