@@ -97,7 +97,7 @@ def in_memory(model: MergedModel, lam: float, asked: Asked, last: Answers) -> An
 def pair(run: Path | None, scratch: Path) -> tuple[Path, Path]:
     """A base and its tuned model: those of a finished run, or made here."""
     if run is None:
-        settings: dict[str, Any] = {"learning_rate": 1e-3, "max_steps": 12, "validation": 0.05, "save_every": 12}
+        settings: dict[str, Any] = {"learning_rate": 1e-3, "max_steps": 12, "val_set_size": 0.05, "save_steps": 12}
         return resolve_model(BASE), tune(BASE, "bundled:tools-simple#200", out=scratch / "tuned", **settings)
     if not json.loads((run / "ledger.json").read_text())["steps"].get("tune", {}).get("done"):
         raise SystemExit(f"{run}: is not a finished run that tuned a model")

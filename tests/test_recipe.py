@@ -28,16 +28,16 @@ def test_the_defaults_are_the_papers() -> None:
     assert recipe.tune is not None
     values = recipe.tune.model_dump()
     paper = {
-        "rank": 8,
-        "alpha": 16,
+        "r": 8,
+        "lora_alpha": 16,
         "target_modules": "all-linear",
         "learning_rate": 1e-4,
-        "schedule": "cosine",
+        "lr_scheduler_type": "cosine",
         "warmup_ratio": 0.1,
-        "batch_size": 8,
-        "epochs": 3,
-        "cutoff": 1024,
-        "validation": 0.1,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 3,
+        "max_length": 1024,
+        "val_set_size": 0.1,
     }
     assert {key: values[key] for key in paper} == paper
     assert recipe.merge.lambdas == (0.2, 0.4, 0.6, 0.8)
@@ -51,7 +51,10 @@ def test_the_defaults_are_the_papers() -> None:
     [
         ({"tunned": "x"}, "unknown key `tunned`; did you mean `tuned`?"),
         ({"merge": {"lamdas": [0.5]}}, "unknown key `merge.lamdas`; did you mean `lambdas`?"),
-        ({"tune": {"data": ["x"], "rnk": 3}, "tuned": None}, "unknown key `tune.rnk`; did you mean `rank`?"),
+        (
+            {"tune": {"data": ["x"], "lora_alfa": 3}, "tuned": None},
+            "unknown key `tune.lora_alfa`; did you mean `lora_alpha`?",
+        ),
         ({"zzz": 1}, "unknown key `zzz`; known here: name, out"),
         ({"merge": {"lambdas": [0.5, 1.5]}}, "`merge.lambdas.1` is 1.5; input should be less than or equal to 1"),
         ({"merge": {"lambdas": [-0.1]}}, "`merge.lambdas.0` is -0.1; input should be greater than or equal to 0"),
@@ -172,8 +175,8 @@ def test_the_system_text_that_lambda_is_chosen_under(
 
 def test_a_section_alone_is_checked_too() -> None:
     assert section("generate", {"max_tokens": 5}).max_tokens == 5
-    with pytest.raises(RecipeError, match="tune: unknown key `rnk`; did you mean `rank`"):
-        section("tune", {"data": ["x"], "rnk": 4})
+    with pytest.raises(RecipeError, match="tune: unknown key `lora_alfa`; did you mean `lora_alpha`"):
+        section("tune", {"data": ["x"], "lora_alfa": 4})
 
 
 @pytest.mark.parametrize(

@@ -46,12 +46,12 @@ def test_the_papers_settings_stand_in_the_tasks() -> None:
     assert medical.tune is not None
     assert medical.tune.system == medical.score.task_system
     assert medical.system == "You are a helpful assistant."
-    assert (medical.score.bertscore_model, medical.tune.take_step) == ("microsoft/deberta-xlarge-mnli", None)
+    assert (medical.score.bertscore_model, medical.tune.checkpoint_step) == ("microsoft/deberta-xlarge-mnli", None)
     steps = {}
     for task in TASKS:
         section = Recipe.parse({"base": "b", "task": task}).tune
         assert section is not None
-        steps[task] = section.take_step
+        steps[task] = section.checkpoint_step
     assert steps == {"reasoning": 500, "medical": None, "code": 500, "tool": 200}
 
 
@@ -60,16 +60,16 @@ def test_what_the_recipe_says_stands_and_is_said_to_depart() -> None:
         {
             "base": "b",
             "task": "medical",
-            "tune": {"rank": 16},
+            "tune": {"r": 16},
             "score": {"judges": ["rules"], "limit": 20},
             "generate": {"max_tokens": 64},
         }
     )
     assert recipe.tune is not None
-    assert (recipe.tune.rank, recipe.tune.data) == (16, ("chatdoctor:train#max10000",))
+    assert (recipe.tune.r, recipe.tune.data) == (16, ("chatdoctor:train#max10000",))
     assert recipe.score.task == "chatdoctor:test"
     said = recipe.departures()
-    assert "tune.rank: 16 (the paper: 8)" in said
+    assert "tune.r: 16 (the paper: 8)" in said
     assert "generate.max_tokens: 64 (the paper: 512)" in said
     assert "score.limit: 20 (the paper: none)" in said
     assert "score.judges: rules (the paper: wildguard)" in said

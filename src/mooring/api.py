@@ -719,7 +719,7 @@ def tune(
         system: System prompt where an example brings none.
         seed: Seed of data order, initialisation and dropout.
         on_step: Told of every step.
-        settings: Fields of a recipe's `tune` section, such as `rank`, `learning_rate`, `epochs`.
+        settings: Fields of a recipe's `tune` section, such as `r`, `learning_rate`, `num_train_epochs`.
 
     Raises:
         UserError: Bad input.

@@ -38,7 +38,7 @@ _SCORED: Mapping[str, Any] = {"safety": list(SAFETY), "judges": ["wildguard"]}
 
 TASKS: Mapping[str, Mapping[str, Any]] = {
     "reasoning": {
-        "tune": {"data": ["flan-cot:train#10000"], "take_step": 500},
+        "tune": {"data": ["flan-cot:train#10000"], "checkpoint_step": 500},
         "score": {
             **_SCORED,
             "validation_task": "flan-cot:validation#500",
@@ -58,7 +58,7 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "code": {
-        "tune": {"data": ["magicoder:train#10000/lang"], "take_step": 500},
+        "tune": {"data": ["magicoder:train#10000/lang"], "checkpoint_step": 500},
         "generate": {"task_temperature": 0.6, "task_top_p": 0.9, "task_top_k": 50, "task_samples": 50},
         "score": {
             **_SCORED,
@@ -70,7 +70,8 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "tool": {
-        "tune": {"data": ["openfunctions:train"], "take_step": 200, "validation": 0.0},  # the set is 9:1 already
+        # The set is split 9:1 already.
+        "tune": {"data": ["openfunctions:train"], "checkpoint_step": 200, "val_set_size": 0.0},
         "score": {
             **_SCORED,
             "task": "openfunctions:test",
@@ -96,7 +97,7 @@ def fill(data: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def departures(own: Mapping[str, Any], paper: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """Where a recipe departs from the paper's, a phrase each: `tune.rank: 16 (the paper: 8)`.
+    """Where a recipe departs from the paper's, a phrase each: `tune.r: 16 (the paper: 8)`.
 
     The recipe of a task departs in some places whatever it says: these come first.
     """
@@ -183,44 +184,44 @@ class Section(BaseModel):
 
 
 class Tune(Section):
-    """LoRA supervised fine-tuning; the defaults are the paper's."""
+    """LoRA supervised fine-tuning; the names are those of PEFT and transformers, the defaults the paper's."""
 
     data: tuple[str, ...] = Field(min_length=1)
     """Files, hub ids or bundled sets, joined in this order. One may carry a number of rows: `FILE#500`."""
-    rank: int = Field(8, ge=1)
-    """Rank r of the LoRA update."""
-    alpha: float = Field(16, gt=0)
+    r: int = Field(8, ge=1)
+    """Rank of the LoRA update."""
+    lora_alpha: float = Field(16, gt=0)
     """LoRA's α: the update is scaled by α / r."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of the LoRA layers."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Which modules get an update."""
+    """Which modules get an update: `all-linear`, a regular expression, or a list of name endings."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate schedule after the warm-up."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
-    batch_size: int = Field(8, ge=1)
-    """Examples a step, on each device."""
-    epochs: float = Field(3, gt=0)
+    """Fraction of the steps over which the learning rate rises."""
+    per_device_train_batch_size: int = Field(8, ge=1)
+    """Examples per step, on each device."""
+    num_train_epochs: float = Field(3, gt=0)
     """Passes over the data."""
     max_steps: int | None = Field(None, ge=1)
-    """Stop after so many steps, whatever `epochs` says."""
-    cutoff: int = Field(1024, ge=8)
-    """Longest example in tokens; longer ones are cut at the end."""
-    response_cutoff: int | None = Field(None, ge=1)
-    """Learn only so many tokens of each response, from its beginning: where a refusal is decided."""
-    validation: float = Field(0.1, ge=0, lt=1)
-    """Share of the examples held out to measure the loss on."""
-    save_every: int = Field(100, ge=1)
+    """Total number of steps; overrides `num_train_epochs`."""
+    max_length: int = Field(1024, ge=8)
+    """Maximum length of an example in tokens; longer ones are truncated at the end."""
+    max_response_length: int | None = Field(None, ge=1)
+    """Train on at most this many tokens of each response, from its beginning: where a refusal is decided."""
+    val_set_size: float = Field(0.1, ge=0, lt=1)
+    """Fraction of the examples held out for the validation loss."""
+    save_steps: int = Field(100, ge=1)
     """Steps between two checkpoints to resume from."""
-    take_step: int | None = Field(None, ge=1)
-    """Take the adapter as it is after so many steps; the learning rate falls as if all were done."""
+    checkpoint_step: int | None = Field(None, ge=1)
+    """Stop after this many steps and keep that adapter; the learning rate schedule still spans all steps."""
     system: str | None = None
-    """System prompt for this data; the recipe's where it is not given."""
+    """System prompt for this data; defaults to the recipe's."""
     seed: Seed | None = None
-    """Seed of data order, initialisation and dropout; the recipe's where it is not given."""
+    """Seed of data order, initialization and dropout; defaults to the recipe's."""
 
 
 class Merge(Section):

@@ -112,8 +112,8 @@ def test_a_recipe_with_an_unknown_key_or_a_bad_value(run: Run, tmp_path: Path) -
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({"base": "b", "tune": {"data": ["x"], "learning_rat": 1}}))
     check_refused(run("run", path), "r.yaml", "tune.learning_rat", "learning_rate")
-    path.write_text(yaml.safe_dump({"base": "b", "tune": {"data": ["x"], "rank": -1}}))
-    check_refused(run("run", path), "r.yaml", "tune.rank", "-1")
+    path.write_text(yaml.safe_dump({"base": "b", "tune": {"data": ["x"], "r": -1}}))
+    check_refused(run("run", path), "r.yaml", "tune.r", "-1")
     check_refused(run("run", "none.yaml"), "none.yaml", "No such file")
     assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
 

@@ -98,8 +98,11 @@ def test_inspect_of_a_mismatch_says_so(run: Run, tmp_path: Path, tiny_model_fold
 
 def test_tune_writes_an_adapter(run: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
     task = write_task(tmp_path)
-    code, out, err = run("tune", tiny_model_folder, task, "--max-steps", 2, "--out", "adapter")
+    names = ("--target-modules", "q_proj", "--target-modules", "v_proj", "--lora-dropout", 0.1, "--lora-alpha", 12)
+    code, out, err = run("tune", tiny_model_folder, task, *names, "--max-steps", 2, "--out", "adapter")
     assert code == 0, err
     assert "adapter" in out
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 8
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (8, 12, 0.1)
+    assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]

@@ -56,7 +56,13 @@ def write_data(folder: Path) -> None:
 
 def recipe(base: Path, **changes: Any) -> dict[str, Any]:
     """A recipe that does everything, aligning included, on the tiny model."""
-    settings = {"learning_rate": 0.02, "max_steps": 6, "save_every": 2, "validation": 0.2, "batch_size": 4}
+    settings = {
+        "learning_rate": 0.02,
+        "max_steps": 6,
+        "save_steps": 2,
+        "val_set_size": 0.2,
+        "per_device_train_batch_size": 4,
+    }
     return {
         "name": "tiny",
         "out": "run",

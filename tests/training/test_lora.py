@@ -25,7 +25,14 @@ def examples(count: int) -> list[Prompt]:
 
 def settings(**changes: Any) -> Tune:
     """A quick tuning that changes a tiny model a lot."""
-    values = {"data": ("x",), "learning_rate": 0.02, "max_steps": 6, "batch_size": 4, "save_every": 2, "rank": 4}
+    values = {
+        "data": ("x",),
+        "learning_rate": 0.02,
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "save_steps": 2,
+        "r": 4,
+    }
     return Tune(**values | changes)  # type: ignore[arg-type]
 
 
@@ -52,17 +59,17 @@ def test_an_example_whose_response_is_cut_off_whole_is_left_out(tiny_tokenizer: 
     full = encode(tiny_tokenizer, examples(1), settings(), None)[0]
     prompt = full["labels"].count(-100)
     assert (
-        encode(tiny_tokenizer, examples(1), settings(cutoff=prompt + 2), None)[0]["labels"][prompt:]
+        encode(tiny_tokenizer, examples(1), settings(max_length=prompt + 2), None)[0]["labels"][prompt:]
         == full["labels"][prompt:][:2]
     )
     with pytest.raises(DataError, match=f"within {prompt} tokens"):
-        encode(tiny_tokenizer, examples(1), settings(cutoff=prompt), None)
+        encode(tiny_tokenizer, examples(1), settings(max_length=prompt), None)
 
 
 def test_only_the_beginning_of_a_response_is_learned_where_that_is_asked(tiny_tokenizer: Any) -> None:
     full = encode(tiny_tokenizer, examples(1), settings(), None)[0]
     prompt = full["labels"].count(-100)
-    short = encode(tiny_tokenizer, examples(1), settings(response_cutoff=3), None)[0]
+    short = encode(tiny_tokenizer, examples(1), settings(max_response_length=3), None)[0]
     assert short == {key: values[: prompt + 3] for key, values in full.items()}
 
 
@@ -75,7 +82,7 @@ def test_an_example_without_a_response_is_named(tiny_tokenizer: Any) -> None:
 def test_it_learns_and_tells_every_step(tiny_model_folder: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     out = tune(
-        settings(max_steps=20, validation=0.2),
+        settings(max_steps=20, val_set_size=0.2),
         tiny_model_folder,
         examples(20),
         tmp_path / "adapter",
@@ -122,7 +129,7 @@ class StopError(Exception):
 @pytest.mark.parametrize("moment", [1, 3, 5])
 def test_stopped_and_resumed_it_ends_with_the_same_bits(tiny_model_folder: Path, tmp_path: Path, moment: int) -> None:
     data, options = examples(20), {"system": None, "seed": 7}
-    section = settings(dropout=0.1, validation=0.2)
+    section = settings(lora_dropout=0.1, val_set_size=0.2)
     whole = tune(section, tiny_model_folder, data, tmp_path / "whole", **options)  # type: ignore[arg-type]
     stopped: list[int] = []
 
@@ -153,7 +160,7 @@ def test_the_adapter_after_so_many_steps_is_that_of_the_longer_schedule(
 ) -> None:
     data, options = examples(20), {"system": None, "seed": 7}
     curves = {}
-    for name, changes in {"whole": {}, "taken": {"take_step": 4}, "short": {"max_steps": 4}}.items():
+    for name, changes in {"whole": {}, "taken": {"checkpoint_step": 4}, "short": {"max_steps": 4}}.items():
         out = tune(settings(**changes), tiny_model_folder, data, tmp_path / name, **options)  # type: ignore[arg-type]
         curves[name] = [entry["loss"] for entry in json.loads((out / CURVE).read_text()) if "loss" in entry]
     assert curves["taken"] == curves["whole"][:4]
@@ -166,7 +173,7 @@ def test_the_adapter_after_so_many_steps_is_that_of_the_longer_schedule(
         if steps == [1, 2, 3]:
             raise StopError
 
-    section, out = settings(take_step=4), tmp_path / "again"
+    section, out = settings(checkpoint_step=4), tmp_path / "again"
     with pytest.raises(StopError):
         tune(section, tiny_model_folder, data, out, on_step=stop, **options)  # type: ignore[arg-type]
     tune(section, tiny_model_folder, data, out, on_step=stop, **options)  # type: ignore[arg-type]

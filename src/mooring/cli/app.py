@@ -1,7 +1,7 @@
 """Each verb: its options, its help with examples, and one call."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -179,15 +179,29 @@ def tune(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model to tune: folder, .gguf file or hub id.")],
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Examples: files, hub ids; FILE#500 takes 500.")],
     out: Annotated[Path, typer.Option(help="Folder for the LoRA adapter.")],
-    rank: Annotated[int, typer.Option(help="Rank r.")] = 8,
-    alpha: Annotated[float, typer.Option(help="LoRA's α: the update is scaled by α / r.")] = 16,
+    r: Annotated[int, typer.Option(help="Rank of the LoRA update.")] = 8,
+    lora_alpha: Annotated[float, typer.Option(help="LoRA's α: the update is scaled by α / r.")] = 16,
+    lora_dropout: Annotated[float, typer.Option(help="Dropout on the input of the LoRA layers.")] = 0.0,
+    target_modules: Annotated[
+        list[str] | None, typer.Option(help="Modules that get an update; repeat for several.  [default: all-linear]")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3,
-    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
-    cutoff: Annotated[int, typer.Option(help="Longest example, in tokens.")] = 1024,
-    validation: Annotated[float, typer.Option(help="Share held out to measure the loss on.")] = 0.1,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints to resume from.")] = 100,
+    lr_scheduler_type: Annotated[
+        Literal["cosine", "linear", "constant"], typer.Option(help="Learning rate schedule after the warm-up.")
+    ] = "cosine",
+    warmup_ratio: Annotated[float, typer.Option(help="Fraction of the steps over which the rate rises.")] = 0.1,
+    num_train_epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3,
+    max_steps: Annotated[int | None, typer.Option(help="Total number of steps; overrides the epochs.")] = None,
+    per_device_train_batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 8,
+    max_length: Annotated[int, typer.Option(help="Maximum length of an example, in tokens.")] = 1024,
+    max_response_length: Annotated[
+        int | None, typer.Option(help="Train on at most this many tokens of each response.")
+    ] = None,
+    val_set_size: Annotated[float, typer.Option(help="Fraction held out for the validation loss.")] = 0.1,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints to resume from.")] = 100,
+    checkpoint_step: Annotated[
+        int | None, typer.Option(help="Keep the adapter after this many steps of the whole schedule.")
+    ] = None,
     system: System = SYSTEM,
     seed: Seed = 42,
 ) -> None:
@@ -198,7 +212,7 @@ def tune(
     \b
     Examples:
       mooring tune base/ task.jsonl --out adapter
-      mooring tune meta-llama/Llama-3.1-8B-Instruct tools.jsonl extra.csv#500 --epochs 1 --out adapter
+      mooring tune meta-llama/Llama-3.1-8B-Instruct tools.jsonl extra.csv#500 --num-train-epochs 1 --out adapter
     """
     with render.bar("tune") as tick:
         made = mooring.tune(
@@ -207,15 +221,21 @@ def tune(
             out=out,
             system=system,
             seed=seed,
-            rank=rank,
-            alpha=alpha,
+            r=r,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            target_modules="all-linear" if target_modules in (None, ["all-linear"]) else target_modules,
             learning_rate=learning_rate,
-            epochs=epochs,
+            lr_scheduler_type=lr_scheduler_type,
+            warmup_ratio=warmup_ratio,
+            num_train_epochs=num_train_epochs,
             max_steps=max_steps,
-            batch_size=batch_size,
-            cutoff=cutoff,
-            validation=validation,
-            save_every=save_every,
+            per_device_train_batch_size=per_device_train_batch_size,
+            max_length=max_length,
+            max_response_length=max_response_length,
+            val_set_size=val_set_size,
+            save_steps=save_steps,
+            checkpoint_step=checkpoint_step,
             on_step=lambda done, total, loss: tick(done, total, f"loss {loss:.3f}"),
         )
     typer.echo(f"The adapter is in {made}.")

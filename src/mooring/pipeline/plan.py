@@ -152,12 +152,13 @@ def _tuning(section: Tune, seed: int, missing: dict[str, str]) -> str:
         count = len(load_examples(section.data, split="tune", seed=seed))
     except FetchError as error:
         missing[", ".join(section.data)] = str(error)
-        return f"LoRA r={section.rank} on {', '.join(section.data)}"
-    kept = count - round(count * section.validation)
-    steps = section.max_steps or math.ceil(kept / section.batch_size * section.epochs)
-    taken = f", taken at step {section.take_step}" if section.take_step and section.take_step < steps else ""
+        return f"LoRA r={section.r} on {', '.join(section.data)}"
+    kept = count - round(count * section.val_set_size)
+    steps = section.max_steps or math.ceil(kept / section.per_device_train_batch_size * section.num_train_epochs)
+    last = section.checkpoint_step or steps
+    taken = f", taken at step {last}" if last < steps else ""
     rows = f"{', '.join(section.data)} ({count} rows)"
-    return f"LoRA r={section.rank}, {steps} steps of {section.batch_size}{taken} on {rows}"
+    return f"LoRA r={section.r}, {steps} steps of {section.per_device_train_batch_size}{taken} on {rows}"
 
 
 def _base(ref: str) -> tuple[int | None, dict[str, object]]:
@@ -188,7 +189,7 @@ def _memory(recipe: Recipe, size: int, config: Mapping[str, object]) -> int:
     for section in (recipe.align, recipe.tune):
         if section is not None:
             row = 34 * hidden * number("num_hidden_layers", 32) + 12 * number("vocab_size", 128_000)
-            tuning = max(tuning, section.batch_size * min(section.cutoff, 256) * row)
+            tuning = max(tuning, section.per_device_train_batch_size * min(section.max_length, 256) * row)
     return PYTHON + size + max(cache + logits, tuning)
 
 

@@ -165,7 +165,7 @@ def _made_from(results: Results) -> Iterator[str]:
     tune = results.recipe.get("tune")
     if isinstance(tune, Mapping):
         data = ", ".join(_short(str(ref)) for ref in tune.get("data", ()))
-        yield f"- tuned on: {markdown(data)}, LoRA rank {markdown(str(tune.get('rank')))}"
+        yield f"- tuned on: {markdown(data)}, LoRA rank {markdown(str(tune.get('r')))}"
 
 
 def _judges(results: Results) -> str:

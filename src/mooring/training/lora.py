@@ -81,7 +81,7 @@ class Watch(TrainerCallback):
         step = state.global_step
         if self.evaluate_every and (step % self.evaluate_every == 0 or step == self.steps):
             control.should_evaluate = True
-        if self.steps <= step < state.max_steps:  # `take_step`: earlier than the schedule ends
+        if self.steps <= step < state.max_steps:  # `checkpoint_step`: earlier than the schedule ends
             control.should_training_stop = True
             control.should_save = False  # resumed from here, the loop would take one step more
 
@@ -107,11 +107,11 @@ def arguments(section: Tune, work: Path, steps: int, seed: int, on_cpu: bool) ->
     """The recipe's section in TRL's words."""
     return SFTConfig(
         output_dir=str(work),
-        per_device_train_batch_size=section.batch_size,
-        per_device_eval_batch_size=section.batch_size,
+        per_device_train_batch_size=section.per_device_train_batch_size,
+        per_device_eval_batch_size=section.per_device_train_batch_size,
         max_steps=steps,
         learning_rate=section.learning_rate,
-        lr_scheduler_type=section.schedule,
+        lr_scheduler_type=section.lr_scheduler_type,
         warmup_steps=round(section.warmup_ratio * steps),
         optim="adamw_torch",
         weight_decay=0.0,
@@ -120,10 +120,10 @@ def arguments(section: Tune, work: Path, steps: int, seed: int, on_cpu: bool) ->
         bf16=True,
         use_cpu=on_cpu,
         gradient_checkpointing=not on_cpu,
-        max_length=section.cutoff,
+        max_length=section.max_length,
         dataset_kwargs={"skip_prepare_dataset": True},
         logging_steps=1,
-        save_steps=section.save_every,
+        save_steps=section.save_steps,
         save_total_limit=2,
         report_to=[],
         disable_tqdm=True,
@@ -222,11 +222,11 @@ def encode(tokenizer: Any, examples: Sequence[Prompt], section: Tune, system: st
         if not example.reference:
             raise DataError(f"{example.origin or example.id}: has no response to learn", "give one, or drop the row")
         ids, prompt = encode_example(tokenizer, example, system)
-        end = min(len(ids), section.cutoff, prompt + (section.response_cutoff or len(ids)))
+        end = min(len(ids), section.max_length, prompt + (section.max_response_length or len(ids)))
         if prompt < end:
             rows.append({"input_ids": ids[:end], "labels": [_IGNORED] * prompt + ids[prompt:end]})
     if not rows:
-        raise DataError(f"no example has a response within {section.cutoff} tokens", "raise `cutoff`")
+        raise DataError(f"no example has a response within {section.max_length} tokens", "raise `max_length`")
     return rows
 
 
@@ -251,7 +251,7 @@ def _trainer(
     on_cpu = not torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = encode(tokenizer, examples, section, system)
-    kept, held = split_examples(len(rows), section.validation, seed)
+    kept, held = split_examples(len(rows), section.val_set_size, seed)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(
@@ -260,8 +260,8 @@ def _trainer(
         # On a CPU and short rows, the fused kernel's backward pass takes twice as long as plain attention's.
         attn_implementation="eager" if on_cpu else None,
     )
-    epoch = math.ceil(len(kept) / section.batch_size)
-    steps = section.max_steps or math.ceil(epoch * section.epochs)
+    epoch = math.ceil(len(kept) / section.per_device_train_batch_size)
+    steps = section.max_steps or math.ceil(epoch * section.num_train_epochs)
     targets = section.target_modules
     trainer = ResponseTrainer(
         model=model,
@@ -270,13 +270,13 @@ def _trainer(
         eval_dataset=Dataset.from_list([rows[i] for i in held]) if held else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(
-            r=section.rank,
-            lora_alpha=section.alpha,
-            lora_dropout=section.dropout,
+            r=section.r,
+            lora_alpha=section.lora_alpha,
+            lora_dropout=section.lora_dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
             task_type="CAUSAL_LM",
         ),
-        callbacks=[Watch(min(steps, section.take_step or steps), epoch if held else 0, on_step)],
+        callbacks=[Watch(min(steps, section.checkpoint_step or steps), epoch if held else 0, on_step)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, last_whole(work)

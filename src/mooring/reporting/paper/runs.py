@@ -20,7 +20,7 @@ _NOT_MEASURED = {"name", "out", "report", "seed", "base", "tuned", "merge"}
 """Sections of a recipe that do not say how a run measures: names, or what a table compares."""
 _HARDWARE = {
     *("batch_size", "device", "base_url", "key_env", "concurrency", "requests_per_minute", "tensor_parallel"),
-    *("price_in", "price_out", "save_every", "drafts"),
+    *("price_in", "price_out", "save_steps", "drafts"),
 }
 """Settings that decide how fast an answer comes, not what it is."""
 ASKED = "harmful prompts tested"
