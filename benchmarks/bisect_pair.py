@@ -22,7 +22,6 @@ from mooring.data import evaluation_sets
 from mooring.pipeline.merged_model import MergedModel
 from mooring.pipeline.search import design, search
 from mooring.records import Completion, Prompt
-from mooring.sampling import SamplingParams
 from mooring.scoring import judges
 from mooring.selection.bisect import Bisect, Rule
 
@@ -40,10 +39,7 @@ class Asked:
 def ask_all(run: Path, prompts: Sequence[Prompt], recipe: Recipe) -> dict[float, Asked]:
     """Every λ, the base among them (0), on all prompts."""
     section, found, last = recipe.generate, {}, dict[str, Completion]()
-    how = SamplingParams(
-        max_tokens=section.safety_max_tokens or section.max_tokens,
-        repetition_penalty=section.safety_repetition_penalty,
-    )
+    how = section.sampling("safety", recipe.seed)
     model = MergedModel(run / "base", run / "tuned", batch_size=section.batch_size, dtype=section.dtype)
     for lam in (0.0, *LAMS):
         drafts = {key: completion.text for key, completion in last.items()}

@@ -42,7 +42,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert {key: values[key] for key in paper} == paper
     assert recipe.merge.lambdas == (0.2, 0.4, 0.6, 0.8)
     assert (recipe.generate.max_tokens, recipe.generate.temperature) == (512, 0)
-    assert recipe.generate.safety_repetition_penalty == 1.2
+    assert recipe.generate.safety.repetition_penalty == 1.2
     assert (recipe.seed, recipe.system) == (42, "You are a helpful assistant.")
 
 

@@ -33,16 +33,16 @@ def test_a_task_fills_in_what_the_recipe_leaves_out(task: str) -> None:
 def test_the_papers_settings_stand_in_the_tasks() -> None:
     """PROTOCOL's tables: prompts, generation, the step that is reported."""
     code = Recipe.parse({"base": "b", "task": "code"})
-    drawn = code.generate
-    assert (drawn.task_temperature, drawn.task_top_p, drawn.task_top_k, drawn.task_samples) == (0.6, 0.9, 50, 50)
-    assert drawn.temperature == 0
+    drawn = code.generate.sampling("task", 42)
+    assert (drawn.temperature, drawn.top_p, drawn.top_k, drawn.n) == (0.6, 0.9, 50, 50)
+    assert code.generate.sampling("safety", 42).temperature == 0
     assert code.score.task_system == (
         "You are a helpful assistant.\nComplete the following code and return only the completed code, without any "
         "explanations or additional text."
     )
     assert code.score.metrics[0] == "pass@10"
     medical = Recipe.parse({"base": "b", "task": "medical"})
-    assert medical.generate.task_repetition_penalty == medical.generate.safety_repetition_penalty == 1.2
+    assert medical.generate.task.repetition_penalty == medical.generate.safety.repetition_penalty == 1.2
     assert medical.tune is not None
     assert medical.tune.system == medical.score.task_system
     assert medical.system == "You are a helpful assistant."

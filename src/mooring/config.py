@@ -23,6 +23,8 @@ from pydantic import (
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import RecipeError
+from mooring.records import Kind
+from mooring.sampling import SamplingParams
 
 # --- The paper's four tasks by name: what they are tuned on, asked, and measured by (Farn et ---
 
@@ -48,7 +50,7 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
     },
     "medical": {
         "tune": {"data": ["chatdoctor:train#max10000"], "system": MEDICAL},
-        "generate": {"task_repetition_penalty": 1.2},
+        "generate": {"task": {"repetition_penalty": 1.2}},
         "score": {
             **_SCORED,
             "task": "chatdoctor:test",
@@ -59,7 +61,7 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
     },
     "code": {
         "tune": {"data": ["magicoder:train#10000/lang"], "checkpoint_step": 500},
-        "generate": {"task_temperature": 0.6, "task_top_p": 0.9, "task_top_k": 50, "task_samples": 50},
+        "generate": {"task": {"temperature": 0.6, "top_p": 0.9, "top_k": 50, "n": 50}},
         "score": {
             **_SCORED,
             "task": "humaneval",
@@ -280,33 +282,68 @@ class Runner(Section):
         return self
 
 
-class Generate(Runner):
-    """How models are asked; the defaults are the paper's."""
+MaxTokens = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(ge=0)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=0)]
+Samples = Annotated[int, Field(ge=1)]
+RepetitionPenalty = Annotated[float, Field(ge=1)]
 
-    max_tokens: int = Field(512, ge=1)
-    """Longest response, in tokens."""
-    safety_max_tokens: int | None = Field(None, ge=1)
-    """The same for all prompts but the task's; `max_tokens` where it is not given."""
-    temperature: float = Field(0.0, ge=0)
-    """0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling, where the temperature is above 0."""
-    top_k: int = Field(0, ge=0)
-    """Sample from so many of the likeliest tokens, where the temperature is above 0; 0 is all."""
-    task_temperature: float | None = Field(None, ge=0)
-    """The same for the task's prompts; `temperature` where it is not given. So `task_top_p`, `task_top_k`."""
-    task_top_p: float | None = Field(None, gt=0, le=1)
-    """See `task_temperature`."""
-    task_top_k: int | None = Field(None, ge=0)
-    """See `task_temperature`."""
-    task_samples: int = Field(1, ge=1)
-    """Answers to each of the task's prompts; more than one needs a temperature above 0."""
-    safety_repetition_penalty: float = Field(1.2, ge=1)
-    """For all prompts but the task's."""
-    task_repetition_penalty: float = Field(1.0, ge=1)
-    """For the task's prompts."""
+
+class TaskSampling(Section):
+    """Sampling for the task's prompts, if it differs: each field defaults to that of `generate`."""
+
+    max_tokens: MaxTokens | None = None
+    """Maximum length of a response, in tokens."""
+    temperature: Temperature | None = None
+    """Sampling temperature; 0 is greedy decoding."""
+    top_p: TopP | None = None
+    """Nucleus sampling; only above temperature 0."""
+    top_k: TopK | None = None
+    """Sample from this many of the most likely tokens; 0 is all of them. Only above temperature 0."""
+    n: Samples | None = None
+    """Responses per prompt; more than one needs a temperature above 0."""
+    repetition_penalty: RepetitionPenalty | None = None
+    """Penalty on tokens that occurred before; 1 is none."""
+
+
+class SafetySampling(TaskSampling):
+    """Sampling for all prompts but the task's, if it differs: each field defaults to that of `generate`."""
+
+    repetition_penalty: RepetitionPenalty | None = 1.2
+    """Penalty on tokens that occurred before, the paper's; `null` for that of `generate`."""
+
+
+class Generate(Runner):
+    """How models generate; the defaults are the paper's. `safety` and `task` override the sampling of their prompts."""
+
+    max_tokens: MaxTokens = 512
+    """Maximum length of a response, in tokens."""
+    temperature: Temperature = 0.0
+    """Sampling temperature; 0 is greedy decoding."""
+    top_p: TopP = 1.0
+    """Nucleus sampling; only above temperature 0."""
+    top_k: TopK = 0
+    """Sample from this many of the most likely tokens; 0 is all of them. Only above temperature 0."""
+    n: Samples = 1
+    """Responses per prompt; more than one needs a temperature above 0."""
+    repetition_penalty: RepetitionPenalty = 1.0
+    """Penalty on tokens that occurred before; 1 is none."""
+    safety: SafetySampling = SafetySampling()
+    """Overrides for safety, over-refusal and ordinary prompts."""
+    task: TaskSampling = TaskSampling()
+    """Overrides for the task's prompts."""
     drafts: bool = True
-    """Check the nearest λ's answer as a draft and go on from where the two part; greedy answers only (transformers)."""
+    """Verify the nearest λ's response as a draft, and decode from where they diverge; greedy only (transformers)."""
+
+    def sampling(self, kind: Kind, seed: int) -> SamplingParams:
+        """How responses to a kind of prompts are sampled: in a run, by `mooring generate` and by `mooring compare`."""
+        overrides = (self.task if kind == "task" else self.safety).model_dump(exclude_none=True)
+        return SamplingParams(**({name: getattr(self, name) for name in SAMPLING} | overrides), seed=seed)
+
+
+SAMPLING = tuple(TaskSampling.model_fields)
+"""The fields of `Generate` that `generate.safety` and `generate.task` override."""
 
 
 class Judge(Runner):
@@ -463,6 +500,12 @@ class Recipe(Section):
         bare = {key: getattr(self, key) for key in ("base", "task", "tuned") if getattr(self, key) is not None}
         paper = type(self).model_validate(bare).model_dump(mode="json", exclude=same)
         return list(departures(self.model_dump(mode="json", exclude=same), paper))
+
+    @model_validator(mode="after")
+    def _one_response_per_safety_prompt(self) -> "Recipe":
+        if self.generate.sampling("safety", self.seed).n > 1:
+            raise ValueError("only the task's prompts get several responses each; set `generate.task.n`")
+        return self
 
     @model_validator(mode="after")
     def _lines_has_its_own_lambdas(self) -> "Recipe":

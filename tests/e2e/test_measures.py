@@ -155,7 +155,7 @@ def test_programs_are_run_and_counted(command: Any, tmp_path: Path, pair: tuple[
     document = yaml.safe_load(
         write(tmp_path, base, tuned, safety="refuse.jsonl", task="code.jsonl", metrics=["pass@2", "pass@1"]).read_text()
     )
-    document["generate"] |= {"task_temperature": 1.0, "task_samples": 3}
+    document["generate"] |= {"task": {"temperature": 1.0, "n": 3}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
     done = command("run", tmp_path / "recipe.yaml")
     assert done.returncode == 0, done.stderr

@@ -42,10 +42,10 @@ def test_what_is_whole_passes(tmp_path: Path) -> None:
 
 
 def test_several_samples_at_temperature_0(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"3 samples at temperature 0 .*; set generate.task_temperature"):
-        check(recipe(tmp_path, generate={"task_samples": 3}, metrics=["exact_match"]))
-    check(recipe(tmp_path, generate={"task_samples": 3, "task_temperature": 0.5}, metrics=["exact_match"]))
-    check(recipe(tmp_path, generate={"task_samples": 3}, metrics=["response_loss"]))  # nothing is drawn for it
+    with pytest.raises(RecipeError, match=r"3 responses at temperature 0 .*; set generate.task.temperature"):
+        check(recipe(tmp_path, generate={"task": {"n": 3}}, metrics=["exact_match"]))
+    check(recipe(tmp_path, generate={"task": {"n": 3, "temperature": 0.5}}, metrics=["exact_match"]))
+    check(recipe(tmp_path, generate={"task": {"n": 3}}, metrics=["response_loss"]))  # nothing is drawn for it
 
 
 def test_pass_at_k_on_rows_without_tests(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_tuning_and_several_judges_are_planned(tmp_path: Path) -> None:
             "base": "a/b",
             "align": {"data": ["bundled:harmful#10"]},
             "tune": {"data": ["bundled:tools#10"]},
-            "generate": {"task_samples": 3, "task_temperature": 0.6},
+            "generate": {"task": {"n": 3, "temperature": 0.6}},
             "score": {"task": "bundled:tools", "limit": 4, "judges": ["wildguard", "rules"], "lm_eval": ["bbh"]},
         }
     )

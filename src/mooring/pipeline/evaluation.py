@@ -30,7 +30,6 @@ from mooring.records import (
     read_record,
     to_dict,
 )
-from mooring.sampling import SamplingParams
 from mooring.scoring.safety import attack_success_by
 from mooring.scoring.task import TaskOptions, needs_completions, task_scores
 
@@ -142,7 +141,7 @@ class Answers:
         inputs = [
             subject.key,
             prompts_digest(prompts),
-            dataclasses.asdict(settings_for(self._recipe, name)),
+            dataclasses.asdict(self._recipe.generate.sampling(name, self._recipe.seed)),
             self._recipe.system,
             [section.engine, section.batch_size, section.dtype, section.device, *versions(section.engine)],
         ]
@@ -160,7 +159,7 @@ class Answers:
         known: Mapping[str, Completion],
     ) -> None:
         """Answer prompts into a file, with the nearest λ's answers as drafts."""
-        settings = settings_for(self._recipe, name)
+        settings = self._recipe.generate.sampling(name, self._recipe.seed)
         section = self._recipe.generate
         helps = section.drafts and section.engine == "transformers" and settings.temperature == 0
         near = self._nearest(place) if helps else None
@@ -208,24 +207,6 @@ def versions(engine: str) -> list[str]:
 def folder_of(lam: float, modules: Mapping[str, float] | None = None) -> str:
     """A model's folder below `completions/`; one with λ by module has a digest of them for a name."""
     return f"modules-{key_of([lam, dict(modules)])[:12]}" if modules else f"lam-{lam:g}"
-
-
-def settings_for(recipe: Recipe, name: Kind) -> SamplingParams:
-    """How a set's responses are drawn."""
-    section = recipe.generate
-    drawn: Mapping[str, Any] = {"temperature": section.temperature, "top_p": section.top_p, "top_k": section.top_k}
-    if name != "task":
-        limit = section.safety_max_tokens or section.max_tokens
-        penalty = section.safety_repetition_penalty
-        return SamplingParams(max_tokens=limit, repetition_penalty=penalty, seed=recipe.seed, **drawn)
-    given = {key: getattr(section, f"task_{key}") for key in drawn}
-    return SamplingParams(
-        max_tokens=section.max_tokens,
-        repetition_penalty=section.task_repetition_penalty,
-        seed=recipe.seed,
-        n=section.task_samples,
-        **{key: drawn[key] if value is None else value for key, value in given.items()},
-    )
 
 
 __all__ = ["Subject", "Trials", "verdict_file"]

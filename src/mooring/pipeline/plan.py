@@ -114,7 +114,7 @@ def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str], judging: Judgin
     for split, models in asked_of:
         parts, total = [], 0
         for name, prompts in asked(sets, split).items():
-            samples = recipe.generate.task_samples if name == "task" else 1
+            samples = recipe.generate.sampling(name, recipe.seed).n
             if name == "task" and not needs_completions(task_metrics(recipe, sets, split)):
                 continue
             parts.append(f"{len(prompts)} {name}" + (f" × {samples} samples" if samples > 1 else ""))

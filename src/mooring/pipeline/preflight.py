@@ -134,12 +134,12 @@ def _check_recipe(recipe: Recipe, metrics: set[Metric], sets: Sets | None) -> No
     section, score = recipe.generate, recipe.score
     for field, refs in (("safety", score.safety), ("over_refusal", score.over_refusal), ("ordinary", score.ordinary)):
         _check_each_once(f"score.{field}", refs or ())
-    _check_samples(_ks(metrics), section.task_samples)
-    temperature = section.temperature if section.task_temperature is None else section.task_temperature
-    if section.task_samples > 1 and temperature == 0 and metrics and needs_completions(metrics):
+    drawn = section.sampling("task", recipe.seed)
+    _check_samples(_ks(metrics), drawn.n)
+    if drawn.n > 1 and drawn.temperature == 0 and metrics and needs_completions(metrics):
         raise RecipeError(
-            f"generate.task_samples: {section.task_samples} samples at temperature 0 are all the same",
-            "set generate.task_temperature above 0, or one sample",
+            f"generate.task.n: {drawn.n} responses at temperature 0 are all the same",
+            "set generate.task.temperature above 0, or generate.task.n to 1",
         )
     if score.lm_eval and section.engine != "transformers":
         raise RecipeError("score.lm_eval: runs by the transformers engine alone", "set `generate.engine` to it")
@@ -172,7 +172,7 @@ def _check_samples(ks: Sequence[int], samples: int) -> None:
     if ks and max(ks) > samples:
         raise RecipeError(
             f"pass@{max(ks)} needs {max(ks)} samples of each prompt, and {samples} are drawn",
-            "raise generate.task_samples, with a task_temperature above 0",
+            "raise generate.task.n, with a generate.task.temperature above 0",
         )
 
 
@@ -185,7 +185,7 @@ def _needs(
     """What must be here, by the measure that needs it; what may have to be fetched comes last."""
     score = recipe.score
     if programs := sorted(metric for metric in metrics if metric.startswith("pass@")):
-        samples, unsafe = recipe.generate.task_samples, score.unsafe_exec
+        samples, unsafe = recipe.generate.sampling("task", recipe.seed).n, score.unsafe_exec
         yield ", ".join(programs), functools.partial(check_programs, programs, samples, unsafe)
     if "bert_score" in metrics:
         yield "bert_score", functools.partial(_check_encoder, score.bertscore_model, score.bertscore_layer, fetch)

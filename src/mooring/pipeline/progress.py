@@ -72,7 +72,10 @@ def _trials(recipe: Recipe, sets: Sets, judging: Judging, split: Half, labels: l
             if name != "task":
                 yield f"{who}: answer {name} ({split})", Step("answer", len(rows))
             elif needs_completions(metrics):
-                yield f"{who}: answer task ({split})", Step("answer task", len(rows) * recipe.generate.task_samples)
+                yield (
+                    f"{who}: answer task ({split})",
+                    Step("answer task", len(rows) * recipe.generate.sampling("task", recipe.seed).n),
+                )
         if "response_loss" in metrics:
             yield f"{who}: response loss ({split})", Step("loss", len(prompts["task"]))
         if split == "test" and recipe.score.lm_eval:

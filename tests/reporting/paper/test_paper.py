@@ -227,7 +227,7 @@ def test_rows_that_do_not_compare_are_marked(make_run: MakeRun, tmp_path: Path) 
     make_run("a")
     make_run("b", method="slerp", limit=50)
     make_run("c", task="c.jsonl", judges=("wildguard",))
-    make_run("d", task="d.jsonl", generate={"task_samples": 5, "task_temperature": 0.6})  # its ASR is measured alike
+    make_run("d", task="d.jsonl", generate={"task": {"n": 5, "temperature": 0.6}})  # its ASR is measured alike
     make_run("e", base="google/gemma-2b-it", seed=7)
     folder, notes = paper(tmp_path)
     text = (folder / "table1.md").read_text()

@@ -24,11 +24,9 @@ _HARDWARE = {
 }
 """Settings that decide how fast an answer comes, not what it is."""
 ASKED = "harmful prompts tested"
-_SAFETY = re.compile(rf"{ASKED}|system|generate\.(?!task_).*|score\.(safety|validation|limit|judges\b.*)")
+_SAFETY = re.compile(rf"{ASKED}|system|generate\.(?!task\.).*|score\.(safety|validation|limit|judges\b.*)")
 """What ASR hangs on, whatever the task is."""
 _SAFETY_SET = "safety"
-_TASK_ONLY = {"generate.max_tokens"}
-"""Of these, what ASR hangs on only where a recipe has no `safety_max_tokens`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,7 +162,10 @@ def _settings(recipe: Mapping[str, Any], results: Results) -> Iterator[tuple[str
                     and key != "judges"
                     and (section, key) != ("tune", "seed")
                 ):
-                    yield f"{section}.{key}", _plain(value)
+                    if isinstance(value, Mapping):
+                        yield from ((f"{section}.{key}.{name}", _plain(each)) for name, each in value.items())
+                    else:
+                        yield f"{section}.{key}", _plain(value)
         else:
             yield section, _plain(values)
     yield "score.judges", list(results.judges)
@@ -214,8 +215,9 @@ def other_prompts(own: Run, other: Run) -> list[str]:
 
 
 def _matters(place: str, own: Run, other: Run) -> bool:
-    if place in _TASK_ONLY:
-        return any(run.settings.get("generate.safety_max_tokens") is None for run in (own, other))
+    override = place.replace("generate.", "generate.safety.", 1)
+    if override != place and all(run.settings.get(override) is not None for run in (own, other)):
+        return False  # ASR depends on the override alone
     return bool(_SAFETY.fullmatch(place))
 
 
