@@ -28,8 +28,8 @@ from mooring.api import tune
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.data import evaluation_sets
 from mooring.inference import decode
-from mooring.inference.encode import prompt_rows
-from mooring.inference.engine import plan, share_saved
+from mooring.inference.encode import encode_prompts
+from mooring.inference.engine import accepted_share, plan_batches
 from mooring.inference.transformers import TransformersEngine, quiet
 from mooring.merging.merge import merge
 from mooring.models.resolve import resolve_model
@@ -65,8 +65,8 @@ def by_hand(base: Path, tuned: Path, load: Mapping[str, Any], lam: float, asked:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     pad = tokenizer.unk_token_id  # not one that occurs: `generate` takes padding as said before
     for prompts, how in asked:
-        rows = prompt_rows(tokenizer, prompts, DEFAULT_SYSTEM, how.max_tokens, None)
-        for batch in plan([len(row) for row in rows], load["batch_size"]):
+        rows = encode_prompts(tokenizer, prompts, DEFAULT_SYSTEM, how.max_tokens, None)
+        for batch in plan_batches([len(row) for row in rows], load["batch_size"]):
             ids, mask, _ = decode.pad_left([rows[i] for i in batch], pad, "cpu")
             made = model.generate(
                 ids,
@@ -136,7 +136,7 @@ def main() -> None:
             taken = [end - begun for begun, end in itertools.pairwise(stamps)]
             totals = [total + seconds for total, seconds in zip(totals, taken, strict=True)]
             same = [sum(last[key].text == other[key].text for key in other) for other in (hand, theirs)]
-            saved = share_saved(last.values())
+            saved = accepted_share(last.values())
             rows.append(
                 [
                     f"{lam}",

@@ -14,13 +14,13 @@ from mooring.errors import UserError
 
 if TYPE_CHECKING:
     from mooring.config import Judge, Recipe
-    from mooring.inference.store import Progress
+    from mooring.events import OnEvent
     from mooring.merging.inspect import Inspection
     from mooring.merging.job import Job
     from mooring.pipeline.compare import Comparison, Reply
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
-    from mooring.pipeline.run_folder import OnEvent
+    from mooring.pipeline.run_folder import OnEvent as OnRunEvent
     from mooring.records import Choice, Completion, Kind, Prompt, Score, Split
     from mooring.reporting.paper.write import Paper
     from mooring.training.lora import OnStep
@@ -290,7 +290,7 @@ def generate(
     system: str | None = "You are a helpful assistant.",
     seed: int = 42,
     likelihood: str | Path | None = None,
-    on_progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     **settings: Any,
 ) -> list[Completion]:
     """Answer prompts into a JSON Lines file.
@@ -303,7 +303,7 @@ def generate(
         system: System prompt where a prompt brings none.
         seed: Seed of draws and sampling.
         likelihood: Write how likely the model finds the references to this file too.
-        on_progress: Told (answers done, answers in all, tokens made).
+        on_event: Receives the progress, in responses.
         settings: Fields of a recipe's `generate` section, `samples` (1 or more) and `repetition_penalty` (1 is none).
 
     Raises:
@@ -312,7 +312,7 @@ def generate(
     from mooring.config import section
     from mooring.data import load_prompts
     from mooring.errors import UserError
-    from mooring.inference.engine import load_engine
+    from mooring.inference.load import load_engine
     from mooring.inference.store import complete_to_file, likelihood_to_file
     from mooring.models import model_digest
     from mooring.models.resolve import resolve_model
@@ -339,9 +339,9 @@ def generate(
     else:
         folder = resolve_model(str(model))
         engine, made_by = load_engine(folder, options, system), {"model": model_digest(folder)}
-    completions = complete_to_file(engine, asked, drawn, Path(out), made_by, on_progress)
+    completions = complete_to_file(engine, asked, drawn, Path(out), made_by=made_by, on_event=on_event)
     if likelihood is not None:
-        likelihood_to_file(engine, asked, Path(likelihood), made_by)
+        likelihood_to_file(engine, asked, Path(likelihood), made_by=made_by, on_event=on_event)
     return completions
 
 
@@ -355,7 +355,7 @@ def score(
     metrics: Sequence[str] = (),
     judges: Sequence[str | Judge] = ("rules",),
     seed: int = 42,
-    on_progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     on_say: Callable[[str], None] | None = None,
     **options: Any,
 ) -> dict[str, Score]:
@@ -372,7 +372,7 @@ def score(
         judges: Safety judges; the scores of all but the first carry their names. Verdicts, and a model judge's own
             answers, are kept beside the completions.
         seed: As it was given to `generate`.
-        on_progress: Told of a model judge's answers.
+        on_event: Receives the progress of a model judge, in responses.
         on_say: Told what a paid judge will cost at most, before it is asked, and where `kind` is not what a set is for.
         options: Fields of a recipe's `score` section: `bertscore_model`, `bertscore_layer`, `unsafe_exec`.
 
@@ -390,7 +390,7 @@ def score(
     given = read_jsonl(Path(completions), Completion)
     _hold_that_they_belong(Path(completions), asked, given)
     if kind != "task":
-        return _judged(Path(completions), asked, given, kind, chosen.judges, on_progress, on_say)
+        return _judged(Path(completions), asked, given, kind, chosen.judges, on_event, on_say)
     losses = read_jsonl(Path(likelihood), Likelihood) if likelihood else []
     wanted = chosen.metrics or [
         m for m in default_metrics(p.reference or "" for p in asked) if losses or m != "response_loss"
@@ -405,7 +405,7 @@ def _judged(
     given: Sequence[Completion],
     kind: Kind,
     sections: Sequence[Judge],
-    on_progress: Progress | None,
+    on_event: OnEvent | None,
     on_say: Callable[[str], None] | None,
 ) -> dict[str, Score]:
     """Safety scores of every judge."""
@@ -417,7 +417,7 @@ def _judged(
     scores: dict[str, Score] = {}
     for number, judge in enumerate(judging.of(kind)):
         out = completions.with_name(f"verdicts-{completions.stem}-{judge}.jsonl")
-        verdicts = judging.judge(judge, asked, given, out, on_progress, on_say)
+        verdicts = judging.judge(judge, asked, given, out, on_event, on_say)
         found = judging.scores(judge, kind, verdicts)
         if kind == "safety" and len({p.category for p in asked if p.category}) > 1:
             found |= attack_success_by({p.id: p.category for p in asked if p.category}, verdicts)
@@ -474,7 +474,7 @@ def prefer(
     judge: str | Path,
     split: Split = "test",
     seed: int = 42,
-    on_progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     on_say: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Score:
@@ -489,7 +489,7 @@ def prefer(
         judge: The judge model; with `engine="openai"` its name on the server.
         split: Which part of a set that has parts.
         seed: As it was given to `generate`.
-        on_progress: Told of the judge's answers, which are kept beside `completions`.
+        on_event: Receives the progress of the judge, whose answers are kept beside `completions`.
         on_say: Told what a paid judge will cost at most, before it is asked.
         settings: How the judge runs: fields of a recipe's judge (`engine`, `base_url`, `batch_size`, `price_in`, …).
 
@@ -498,8 +498,9 @@ def prefer(
         UserError: The judge cannot be had.
     """
     from mooring.config import section
-    from mooring.inference.engine import load_engine
-    from mooring.inference.store import complete_to_file, estimate
+    from mooring.inference.cost import estimate
+    from mooring.inference.load import load_engine
+    from mooring.inference.store import complete_to_file
     from mooring.models import model_digest
     from mooring.models.resolve import resolve_model
     from mooring.records import Completion, read_jsonl
@@ -526,7 +527,9 @@ def prefer(
             f"{judge}: {cost.requests:,} requests, about {cost.tokens_in:,} tokens in and at most "
             f"{cost.tokens_out_most:,} out: ${cost.dollars:.2f} at most"
         )
-    answers = complete_to_file(load_engine(model, runner, None), questions, limit, out, {"model": made_by}, on_progress)
+    answers = complete_to_file(
+        load_engine(model, runner, None), questions, limit, out, made_by={"model": made_by}, on_event=on_event
+    )
     return pairwise.win_rate(questions, answers, judge=str(judge), seed=seed)
 
 
@@ -565,7 +568,7 @@ def _hold_that_they_belong(path: Path, asked: Sequence[Prompt], given: Sequence[
         )
 
 
-def run(recipe: Recipe | str | Path, *, on_event: OnEvent | None = None) -> Outcome:
+def run(recipe: Recipe | str | Path, *, on_event: OnRunEvent | None = None) -> Outcome:
     """Do a recipe, or what is left of it.
 
     Args:
@@ -623,7 +626,7 @@ _PLACES = {
 """Where each option of `safeguard` stands in a recipe."""
 
 
-def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnEvent | None = None, **options: Any) -> Outcome:
+def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnRunEvent | None = None, **options: Any) -> Outcome:
     """Find the λ that makes a tuned model as safe as its base, write the merged model, and report.
 
     Args:

@@ -1,6 +1,5 @@
 """A run that measures as the paper does: several sets and judges, a task by name, programs, all on tiny models."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -235,7 +234,7 @@ def test_a_paid_judge_of_pairs_foretells_its_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mooring.cli import main
-    from mooring.inference.scripted import ScriptedEngine
+    from scripted_engine import ScriptedEngine
 
     lines(tmp_path / "ask.jsonl", [{"prompt": f"Write about thing {i}."} for i in range(3)])
     monkeypatch.chdir(tmp_path)
@@ -247,8 +246,7 @@ def test_a_paid_judge_of_pairs_foretells_its_cost(
         asked_before.append(capsys.readouterr().err)
         return "A"
 
-    engines = importlib.import_module("mooring.inference.engine")  # `mooring.generate` is the function
-    monkeypatch.setattr(engines, "load_engine", lambda *_, **__: ScriptedEngine(judge))
+    monkeypatch.setattr("mooring.inference.load.load_engine", lambda *_, **__: ScriptedEngine(judge))
     command = ["score", "mine.jsonl", "ask.jsonl", "--against", "other.jsonl", "--judge-model", "gpt-x"]
     server = ["--engine", "openai", "--base-url", "http://127.0.0.1:9/v1"]
     with pytest.raises(SystemExit) as stop:

@@ -12,12 +12,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mooring.chat import encode_prompt
+from mooring.events import Event
 from mooring.inference import decode as decoding
 from mooring.inference import drafts as drafting
 from mooring.inference import transformers as transformers_engine
 from mooring.inference.decode import decode, penalise, shared, start
 from mooring.inference.drafts import decode_drafted, follow
-from mooring.inference.engine import Drafting, share_saved
+from mooring.inference.engine import Drafting, accepted_share
 from mooring.inference.store import complete_to_file
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Message, Prompt
@@ -202,9 +203,9 @@ def test_an_engine_says_how_much_a_draft_had_right(engine: TransformersEngine) -
     assert {c.prompt_id: c.text for c in made} == plain
     accepted = {c.prompt_id: c.made_by["accepted"] for c in made}
     assert accepted["p3"] == accepted["p4"] == 0 < accepted["p2"] <= accepted["p0"]
-    assert share_saved(made) == sum(accepted.values()) / sum(c.tokens for c in made)
-    assert share_saved([]) is None
-    assert share_saved(c for batch in engine.complete(PROMPTS, settings) for c in batch) is None
+    assert accepted_share(made) == sum(accepted.values()) / sum(c.tokens for c in made)
+    assert accepted_share([]) is None
+    assert accepted_share(c for batch in engine.complete(PROMPTS, settings) for c in batch) is None
 
 
 def test_drafts_are_not_for_sampling(engine: TransformersEngine) -> None:
@@ -268,18 +269,24 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     monkeypatch.setattr(transformers_engine, "TOGETHER", 1)
     settings = SamplingParams(max_tokens=6)
     drafts = by_id(engine.complete(PROMPTS, settings))
-    complete_to_file(engine, PROMPTS, settings, tmp_path / "whole", {"drafts": 0.2}, drafts=drafts)
+    complete_to_file(engine, PROMPTS, settings, tmp_path / "whole", made_by={"drafts": 0.2}, drafts=drafts)
 
-    def die(done: int, total: int, tokens: int) -> None:
-        if done == 2:
+    def die(event: Event) -> None:
+        if event.done == 2:
             raise KeyboardInterrupt
 
     path = tmp_path / "c"
     with pytest.raises(KeyboardInterrupt):
-        complete_to_file(engine, PROMPTS, settings, path, {"drafts": 0.2}, die, drafts=drafts)
+        complete_to_file(engine, PROMPTS, settings, path, made_by={"drafts": 0.2}, drafts=drafts, on_event=die)
     seen: list[int] = []
     made = complete_to_file(
-        engine, PROMPTS, settings, path, {"drafts": 0.2}, lambda done, *_: seen.append(done), drafts=drafts
+        engine,
+        PROMPTS,
+        settings,
+        path,
+        made_by={"drafts": 0.2},
+        drafts=drafts,
+        on_event=lambda event: seen.append(event.done),
     )
     assert seen[0] == 2
     assert path.read_bytes() == (tmp_path / "whole").read_bytes()

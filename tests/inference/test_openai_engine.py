@@ -20,6 +20,8 @@ from fake_server import Act, FakeClock, FakeServer, answer, error, fake_server, 
 
 from mooring.chat import DEFAULT_SYSTEM, PINNED
 from mooring.errors import DataError, ModelError, RecipeError
+from mooring.inference.cost import estimate
+from mooring.inference.encode import response_seed
 from mooring.inference.http import (
     LONGEST_WAIT,
     WORKER,
@@ -32,8 +34,8 @@ from mooring.inference.http import (
     retry_after,
     wait_before,
 )
-from mooring.inference.openai import OpenAIEngine, answer_seed
-from mooring.inference.store import complete_to_file, estimate
+from mooring.inference.openai import OpenAIEngine
+from mooring.inference.store import complete_to_file
 from mooring.records import Completion, Message, Prompt, sample_key
 from mooring.sampling import SamplingParams
 
@@ -117,7 +119,7 @@ def test_sampling_settings_are_sent_and_each_answer_has_its_own_seed() -> None:
     assert sorted(made) == sorted(sample_key(f"p{i}", n) for i in range(4) for n in range(3))
     sent = {(b["messages"][-1]["content"], b["seed"]) for b in bodies(server)}
     assert sent == {
-        (f"question number {i}", answer_seed(7, sample_key(f"p{i}", n))) for i in range(4) for n in range(3)
+        (f"question number {i}", response_seed(7, sample_key(f"p{i}", n))) for i in range(4) for n in range(3)
     }
     assert len({seed for _, seed in sent}) == 12
     assert {(b["temperature"], b["top_p"], b["top_k"], b["min_p"]) for b in bodies(server)} == {(0.6, 0.9, 50, 0.0)}
@@ -126,7 +128,7 @@ def test_sampling_settings_are_sent_and_each_answer_has_its_own_seed() -> None:
 @given(st.integers(), st.text())
 def test_a_seed_is_31_bits_of_a_digest(seed: int, key: str) -> None:
     text = f"{seed}\0{key}".encode()
-    assert answer_seed(seed, key) == int(hashlib.sha256(text).hexdigest()[:8], 16) // 2 < 2**31
+    assert response_seed(seed, key) == int(hashlib.sha256(text).hexdigest()[:8], 16) // 2 < 2**31
 
 
 def test_extra_fields_go_into_every_request_and_the_record() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from mooring.events import Event
 from mooring.inference.openai import OpenAIEngine
 from mooring.inference.store import complete_to_file
 from mooring.inference.transformers import TransformersEngine
@@ -176,26 +177,26 @@ def test_a_server_that_dies_midway_and_comes_back(serve: Serve, model: Path, tmp
     assert serve.answered() - before == 20
     killed = threading.Event()
 
-    def kill(done: int, total: int, tokens: int) -> None:
-        if done >= 7 and not killed.is_set():
+    def kill(event: Event) -> None:
+        if event.done >= 7 and not killed.is_set():
             killed.set()
             serve.kill()
             threading.Timer(1.0, serve.start).start()
 
     before = serve.answered()
-    made = complete_to_file(engine(), asked, settings, tmp_path / "broken.jsonl", on_progress=kill)
+    made = complete_to_file(engine(), asked, settings, tmp_path / "broken.jsonl", on_event=kill)
     assert killed.is_set()
     assert len(made) == 20
     assert 20 <= serve.answered() - before <= 20 + 3
     assert (tmp_path / "broken.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
-    def leave(done: int, total: int, tokens: int) -> None:
-        if done == 9:
+    def leave(event: Event) -> None:
+        if event.done == 9:
             raise KeyboardInterrupt
 
     before = serve.answered()
     with pytest.raises(KeyboardInterrupt):
-        complete_to_file(engine(), asked, settings, tmp_path / "left.jsonl", on_progress=leave)
+        complete_to_file(engine(), asked, settings, tmp_path / "left.jsonl", on_event=leave)
     complete_to_file(engine(), asked, settings, tmp_path / "left.jsonl")
     assert serve.answered() - before <= 20 + 4
     assert (tmp_path / "left.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

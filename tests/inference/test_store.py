@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mooring.errors import DataError, OutputError
-from mooring.inference.engine import plan
-from mooring.inference.scripted import ScriptedEngine
+from mooring.events import Event
+from mooring.inference.engine import plan_batches
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.records import Completion, Message, Prompt, read_jsonl
 from mooring.sampling import SamplingParams
+from scripted_engine import ScriptedEngine
 
 PROMPTS = [
     Prompt(id=f"p{i}", messages=(Message("user", "word " * (i * 7 % 5 + 1)),), reference="a b") for i in range(10)
@@ -34,7 +35,7 @@ def engine() -> ScriptedEngine:
 
 def test_the_file_is_in_the_order_of_the_prompts_and_says_what_made_it(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "c.jsonl"
-    made = complete_to_file(engine(), PROMPTS, SamplingParams(seed=3), path, {"model": "sha256:1"})
+    made = complete_to_file(engine(), PROMPTS, SamplingParams(seed=3), path, made_by={"model": "sha256:1"})
     assert [c.prompt_id for c in made] == [p.id for p in PROMPTS]
     assert read_jsonl(path, Completion) == made
     assert made[0].made_by["model"] == "sha256:1"
@@ -44,11 +45,18 @@ def test_the_file_is_in_the_order_of_the_prompts_and_says_what_made_it(tmp_path:
 
 
 def test_progress_counts_prompts_and_tokens(tmp_path: Path) -> None:
-    seen: list[tuple[int, int, int]] = []
-    made = complete_to_file(engine(), PROMPTS, SamplingParams(), tmp_path / "c", on_progress=lambda *a: seen.append(a))
-    assert [s[:2] for s in seen] == [(0, 10), (3, 10), (6, 10), (9, 10), (10, 10)]
-    assert seen[0][2] == 0
-    assert seen[-1][2] == sum(c.tokens for c in made)
+    events: list[Event] = []
+    made = complete_to_file(engine(), PROMPTS, SamplingParams(), tmp_path / "c", on_event=events.append)
+    assert [(e.done, e.total) for e in events] == [(0, 10), (3, 10), (6, 10), (9, 10), (10, 10)]
+    assert {(e.step, e.kind, e.unit) for e in events} == {("generate", "progress", "responses")}
+    assert events[0].tokens == 0
+    assert events[-1].tokens == sum(c.tokens for c in made)
+    events.clear()
+    likelihood_to_file(engine(), PROMPTS, tmp_path / "l", on_event=events.append)
+    assert [(e.step, e.done, e.unit) for e in (events[0], events[-1])] == [
+        ("likelihood", 0, "responses"),
+        ("likelihood", 10, "responses"),
+    ]
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
@@ -68,7 +76,7 @@ def test_a_killed_run_goes_on_from_whole_batches(tmp_path: Path, after: int) -> 
     assert not path.exists()
     again = engine()
     seen: list[int] = []
-    complete_to_file(again, PROMPTS, SamplingParams(), path, on_progress=lambda done, *_: seen.append(done))
+    complete_to_file(again, PROMPTS, SamplingParams(), path, on_event=lambda event: seen.append(event.done))
     assert len(again.asked) == 10 - 3 * after
     assert seen[0] == 3 * after
     assert path.read_bytes() == whole.read_bytes()
@@ -87,7 +95,7 @@ def test_a_part_cut_anywhere_gives_the_same_file(tmp_path: Path, cut: int, rubbi
         PROMPTS,
         SamplingParams(),
         path,
-        on_progress=lambda *_: states.append(part.read_bytes() if part.exists() else b""),
+        on_event=lambda _: states.append(part.read_bytes() if part.exists() else b""),
     )
     want = path.read_bytes()
     path.unlink()
@@ -101,16 +109,16 @@ def test_a_part_cut_anywhere_gives_the_same_file(tmp_path: Path, cut: int, rubbi
 def test_the_part_of_another_run_is_thrown_away(tmp_path: Path, change: str) -> None:
     path, part = tmp_path / "c.jsonl", tmp_path / "c.jsonl.part"
     states: list[bytes] = []
-    tell = lambda *_: states.append(part.read_bytes() if part.exists() else b"")  # noqa: E731
-    complete_to_file(engine(), PROMPTS, SamplingParams(), path, {"model": 1}, tell)
+    record = lambda _: states.append(part.read_bytes() if part.exists() else b"")  # noqa: E731
+    complete_to_file(engine(), PROMPTS, SamplingParams(), path, made_by={"model": 1}, on_event=record)
     part.write_bytes(states[-1])
     again = engine()
     if change == "kind":
-        likelihood_to_file(again, PROMPTS, path, {"model": 1})
+        likelihood_to_file(again, PROMPTS, path, made_by={"model": 1})
     else:
         asked = [*PROMPTS[:-1], Prompt(id="p9", messages=(Message("user", "new"),))] if change == "prompts" else PROMPTS
         chosen = SamplingParams(seed=1) if change == "settings" else SamplingParams()
-        complete_to_file(again, asked, chosen, path, {"model": 2 if change == "model" else 1})
+        complete_to_file(again, asked, chosen, path, made_by={"model": 2 if change == "model" else 1})
     assert len(again.asked) == 10
 
 
@@ -125,8 +133,9 @@ def test_likelihoods_go_to_a_file_too(tmp_path: Path) -> None:
 
 
 def test_no_prompts_leave_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no prompts"):
+    with pytest.raises(DataError) as caught:
         complete_to_file(engine(), [], SamplingParams(), tmp_path / "c.jsonl")
+    assert caught.value.code == "data.no_prompts"
     assert not list(tmp_path.iterdir())
 
 
@@ -152,7 +161,7 @@ def test_a_scripted_answer_is_cut_and_found_by_id_or_text() -> None:
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 9))
 def test_a_plan_holds_every_prompt_once(lengths: list[int], size: int) -> None:
-    batches = plan(lengths, size)
+    batches = plan_batches(lengths, size)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     flat = [lengths[i] for batch in batches for i in batch]
     assert flat == sorted(flat, reverse=True)

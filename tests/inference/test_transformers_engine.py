@@ -13,7 +13,7 @@ from mooring.chat import encode_example, encode_prompt
 from mooring.config import Generate
 from mooring.errors import DataError, ModelError
 from mooring.inference.decode import choose, decode, draws, pad_left, penalise
-from mooring.inference.engine import load_engine
+from mooring.inference.load import load_engine
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Completion, Message, Prompt
 from mooring.sampling import SamplingParams
@@ -130,10 +130,12 @@ def test_likelihood_without_a_reference_is_refused(engine: TransformersEngine) -
 
 
 def test_no_prompts_and_an_id_twice_are_refused(engine: TransformersEngine) -> None:
-    with pytest.raises(DataError, match="no prompts"):
+    with pytest.raises(DataError) as caught:
         next(engine.complete([], SamplingParams()))
-    with pytest.raises(DataError, match="'p0' occurs twice"):
+    assert caught.value.code == "data.no_prompts"
+    with pytest.raises(DataError, match="'p0'") as caught:
         next(engine.complete(prompts()[:1] * 2, SamplingParams()))
+    assert caught.value.code == "data.repeated_id"
 
 
 def test_a_generation_config_does_not_leak_in(tmp_path: Path, save_tiny_model: Any, engine: TransformersEngine) -> None:
@@ -156,7 +158,8 @@ def test_a_generation_config_does_not_leak_in(tmp_path: Path, save_tiny_model: A
 
 def test_loading_and_generating_print_nothing(tiny_model_folder: Path) -> None:
     code = (
-        "from pathlib import Path; from mooring.inference.engine import *; from mooring.records import *\n"
+        "from pathlib import Path; from mooring.inference.load import *; from mooring.records import *\n"
+        "from mooring.sampling import *\n"
         "from mooring.config import Generate\n"
         f"e = load_engine(Path({str(tiny_model_folder)!r}), Generate(), None)\n"
         "list(e.complete([Prompt(id='a', messages=(Message('user', 'Hi'),))], SamplingParams(max_tokens=3)))"

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lora_models import peft, tune
 from mooring.chat import encode_prompt
 from mooring.errors import DataError, MissingExtraError, ModelError
-from mooring.inference.openai import answer_seed
+from mooring.inference.encode import response_seed
 from mooring.inference.transformers import TransformersEngine
 from mooring.inference.vllm import VLLMEngine
 from mooring.records import Completion, Message, Prompt, sample_key
@@ -219,7 +219,7 @@ def test_sampling_has_a_seed_for_each_answer_and_does_not_depend_on_the_batch(ti
     made = answers(engine, prompts(), settings)
     sent = [params for _, params in engine.llm.requests]
     assert {params.seed for params in sent} == {
-        answer_seed(7, sample_key(f"p{i}", n)) for i in range(len(TEXTS)) for n in range(3)
+        response_seed(7, sample_key(f"p{i}", n)) for i in range(len(TEXTS)) for n in range(3)
     }
     assert {(p.n, p.temperature, p.top_p, p.top_k) for p in sent} == {(1, 0.6, 0.9, 50)}
     assert made == answers(VLLMEngine.load(tiny_model_folder, batch_size=100), prompts()[::-1], settings)

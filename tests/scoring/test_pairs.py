@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mooring.errors import DataError
-from mooring.inference.scripted import ScriptedEngine
 from mooring.records import Completion, Message, Prompt, Score
 from mooring.sampling import SamplingParams
 from mooring.scoring.pairwise import ANSWER_TOKENS, questions, read, win_rate
+from scripted_engine import ScriptedEngine
 
 PROMPTS = [Prompt(id=f"p{i}", messages=(Message("user", f"Say number {i}."),), category="say") for i in range(8)]
 FIRST = [Completion(prompt_id=f"p{i}", text=f"good {i} words here", tokens=4, finish="stop") for i in range(8)]

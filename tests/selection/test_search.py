@@ -7,7 +7,6 @@ import pytest
 
 from mooring.config import Recipe, Select
 from mooring.errors import DataError
-from mooring.inference.scripted import ScriptedEngine
 from mooring.pipeline.evaluation import Subject, Trials
 from mooring.pipeline.run_folder import Event, Store
 from mooring.pipeline.search import find, keep
@@ -15,6 +14,7 @@ from mooring.records import Message, Prompt
 from mooring.selection.bisect import Found
 from mooring.selection.limits import with_flips
 from mooring.selection.policies import choose
+from scripted_engine import ScriptedEngine
 
 REFUSAL, ANSWER = "I can't help with that.", "Sure, here is how."
 

@@ -9,6 +9,7 @@ import typer
 import mooring
 from mooring.cli import render
 from mooring.cli.options import SYSTEM, Batch, Device, Dtype, Part, Seed, System, words
+from mooring.events import Event
 from mooring.records import Kind
 
 Engine = Annotated[
@@ -67,7 +68,7 @@ def generate(
             split=split,
             system=system,
             seed=seed,
-            on_progress=lambda done, total, tokens: tick(done, total, "", tokens),
+            on_event=lambda event: tick(event.done, event.total, "", event.tokens),
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -219,8 +220,8 @@ def score(
     assert prompts is not None
     with render.bar("score") as tick:
 
-        def on_progress(done: int, total: int, tokens: int) -> None:
-            tick(done, total, "", tokens)
+        def on_event(event: Event) -> None:
+            tick(event.done, event.total, "", event.tokens)
 
         if against:
             if judge_model is None:
@@ -232,7 +233,7 @@ def score(
                 judge=judge_model,
                 split=split,
                 seed=seed,
-                on_progress=on_progress,
+                on_event=on_event,
                 on_say=on_say,
                 **runner,
             )
@@ -247,7 +248,7 @@ def score(
                 metrics=words(metric),
                 judges=judges,  # type: ignore[arg-type]
                 seed=seed,
-                on_progress=on_progress,
+                on_event=on_event,
                 on_say=on_say,
                 bertscore_model=bertscore_model,
                 bertscore_layer=bertscore_layer,

@@ -122,11 +122,11 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tens
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def draws(settings: SamplingParams, key: str) -> Tensor:
+def draws(params: SamplingParams, key: str) -> Tensor:
     """One uniform number in [0, 1) a token, float64, a function of the seed and the key of the answer."""
-    digest = hashlib.sha256(f"{settings.seed}\0{key}".encode()).digest()
+    digest = hashlib.sha256(f"{params.seed}\0{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.rand(settings.max_tokens, generator=generator, dtype=torch.float64)
+    return torch.rand(params.max_tokens, generator=generator, dtype=torch.float64)
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -264,7 +264,7 @@ def finish(
     batch: Batch,
     made: list[list[int]],
     prompts: Sequence[Sequence[int]],
-    settings: SamplingParams,
+    params: SamplingParams,
     stops: Collection[int],
     *,
     uniform: Tensor | None = None,
@@ -277,7 +277,7 @@ def finish(
         batch: Rows that have not ended, with something lined up.
         made: New tokens of every row so far.
         prompts: The prompts, by the same numbers.
-        settings: How tokens are drawn.
+        params: How tokens are drawn.
         stops: Tokens that end a response.
         uniform: As `choose` takes it, (rows asked, tokens); None for greedy.
         ended: As `decode` takes it.
@@ -287,20 +287,20 @@ def finish(
     alive = torch.ones(len(batch.number), dtype=torch.bool, device=model.device)
     while True:
         logits = batch.forward(model)[:, -1].float()
-        if settings.repetition_penalty != 1:
+        if params.repetition_penalty != 1:
             if batch.seen is None:
                 texts = [[*prompts[row], *made[row]] for row in batch.number.tolist()]
                 batch.seen = mark(texts, logits.shape[-1], logits.device)
-            logits = penalise(logits, batch.seen, settings.repetition_penalty)
+            logits = penalise(logits, batch.seen, params.repetition_penalty)
         numbers = batch.number.tolist()
         drawn = None if uniform is None else uniform[batch.number, max(len(made[row]) for row in numbers)]
-        fresh = choose(logits, drawn, settings.temperature, settings.top_p, settings.top_k)
+        fresh = choose(logits, drawn, params.temperature, params.top_p, params.top_k)
         for row, token, one in zip(numbers, fresh.tolist(), alive.tolist(), strict=True):
             if one:
                 made[row].append(token)
         going = alive & ~torch.isin(fresh, enders)
         going &= torch.tensor(
-            [len(made[row]) < settings.max_tokens and not (ended is not None and ended(made[row])) for row in numbers],
+            [len(made[row]) < params.max_tokens and not (ended is not None and ended(made[row])) for row in numbers],
             device=going.device,
         )
         if not going.any():
@@ -319,7 +319,7 @@ def decode(
     model: Any,
     rows: Sequence[Sequence[int]],
     keys: Sequence[str],
-    settings: SamplingParams,
+    params: SamplingParams,
     stops: Collection[int],
     pad: int,
     ended: Callable[[Sequence[int]], bool] | None = None,
@@ -330,7 +330,7 @@ def decode(
         model: A causal model, in evaluation mode.
         rows: Prompt tokens.
         keys: Keys of the answers, which seed the sampling.
-        settings: How tokens are drawn.
+        params: How tokens are drawn.
         stops: Tokens that end a response.
         pad: Any token; what stands left of shorter rows is masked.
         ended: Whether the new tokens of a row are enough, such as where they spell a stop string.
@@ -339,6 +339,6 @@ def decode(
         New tokens of each row, the stop token included.
     """
     made: list[list[int]] = [[] for _ in rows]
-    uniform = torch.stack([draws(settings, key) for key in keys]).to(model.device) if settings.temperature else None
-    finish(model, start(model, rows, pad), made, rows, settings, stops, uniform=uniform, ended=ended)
+    uniform = torch.stack([draws(params, key) for key in keys]).to(model.device) if params.temperature else None
+    finish(model, start(model, rows, pad), made, rows, params, stops, uniform=uniform, ended=ended)
     return made

@@ -41,7 +41,7 @@ def decode_drafted(
     model: Any,
     rows: Sequence[Sequence[int]],
     drafts: Sequence[Sequence[int]],
-    settings: SamplingParams,
+    params: SamplingParams,
     stops: Collection[int],
     pad: int,
     batch_size: int,
@@ -55,24 +55,24 @@ def decode_drafted(
         model: A causal model, in evaluation mode, of a configuration that is `supported`.
         rows: Prompt tokens, any number of rows.
         drafts: A draft for each, without its prompt; an empty one where there is none.
-        settings: How tokens are drawn; the temperature is 0.
+        params: How tokens are drawn; the temperature is 0.
         stops: Tokens that end a response.
         pad: Any token; it is masked.
         batch_size: Rows at a time.
     """
     made: list[list[int]] = [[] for _ in rows]
     accepted = [0] * len(rows)
-    useful = [_cut(draft, stops, settings.max_tokens - 1) for draft in drafts]
+    useful = [_cut(draft, stops, params.max_tokens - 1) for draft in drafts]
     waiting: list[Batch] = []
 
     def go_on() -> None:
         if waiting:
-            finish(model, _join(model, waiting), made, rows, settings, stops)
+            finish(model, _join(model, waiting), made, rows, params, stops)
             waiting.clear()
 
     for first in range(0, len(rows), batch_size):
         some = range(first, min(first + batch_size, len(rows)))
-        for parted in _check(model, some, rows, useful, made, accepted, settings, stops, pad):
+        for parted in _check(model, some, rows, useful, made, accepted, params, stops, pad):
             if sum(len(batch.number) for batch in waiting) + len(parted.number) > batch_size:
                 go_on()
             waiting.append(parted)
@@ -93,7 +93,7 @@ def _check(
     drafts: Sequence[Sequence[int]],
     made: list[list[int]],
     accepted: list[int],
-    settings: SamplingParams,
+    params: SamplingParams,
     stops: Collection[int],
     pad: int,
 ) -> Iterator[Batch]:
@@ -105,9 +105,9 @@ def _check(
     batch.number = torch.tensor(list(some), device=model.device)
     while True:
         logits = batch.forward(model, 1 + max(map(len, chunks)))
-        if settings.repetition_penalty != 1 and batch.seen is None:
+        if params.repetition_penalty != 1 and batch.seen is None:
             batch.seen = mark([rows[i] for i in some], logits.shape[-1], logits.device)
-        counts, fresh = follow(logits, chunks, batch.seen, settings.repetition_penalty)
+        counts, fresh = follow(logits, chunks, batch.seen, params.repetition_penalty)
         del logits
         numbers, going, parted = batch.number.tolist(), [], []
         for place, (number, count, token) in enumerate(zip(numbers, counts, fresh, strict=True)):
@@ -117,7 +117,7 @@ def _check(
             if count == len(chunks[place]) and more and more[0] == token:
                 accepted[number] += 1
                 going.append(place)
-            elif token not in stops and len(made[number]) < settings.max_tokens:
+            elif token not in stops and len(made[number]) < params.max_tokens:
                 parted.append(place)
         if parted:
             yield _pick(model, batch, parted, [len(chunks[place]) - counts[place] for place in parted], made)

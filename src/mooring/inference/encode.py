@@ -1,70 +1,109 @@
-"""Prompts and examples as rows of tokens that fit a model's context: the same for every engine that takes tokens."""
+"""From prompts to token rows that fit the context, and back to completions: shared by all engines that take tokens."""
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mooring.chat import encode_example, encode_prompt
 from mooring.errors import DataError
 from mooring.inference.engine import check_prompts
-from mooring.records import Prompt
+from mooring.records import Completion, Message, Prompt
 
 
-def prompt_rows(
-    tokenizer: Any, prompts: Sequence[Prompt], system: str | None, new: int, context: int | None
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[Prompt], system: str | None, max_tokens: int, context: int | None
 ) -> list[list[int]]:
-    """The tokens of each prompt.
+    """Tokenize prompts.
 
     Args:
         tokenizer: A transformers tokenizer.
-        prompts: What is asked.
-        system: System prompt for prompts that bring none.
-        new: Most tokens of a response.
-        context: Most tokens of prompt and response together; `None` where the model names no limit.
+        prompts: The prompts.
+        system: System prompt for prompts that have none.
+        max_tokens: Maximum number of tokens of a response.
+        context: Maximum number of tokens of prompt and response together; None if the model has no limit.
 
     Raises:
-        DataError: There are no prompts, an id occurs twice, or one does not fit.
+        DataError: There are no prompts, an id is repeated, or a prompt does not fit.
     """
     check_prompts(prompts)
     rows = [encode_prompt(tokenizer, prompt, system) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
-        _fits(prompt, len(row), new, context, "lower generate.max_tokens")
+        _check_fit(prompt, len(row), max_tokens, context, "lower generate.max_tokens")
     return rows
 
 
-def example_rows(
-    tokenizer: Any, examples: Sequence[Prompt], system: str | None, context: int | None, spare: int = 0
+def encode_examples(
+    tokenizer: Any, examples: Sequence[Prompt], system: str | None, context: int | None, reserve: int = 0
 ) -> list[tuple[list[int], int]]:
-    """The tokens of each prompt with its reference, and how many of them are the prompt's.
+    """Tokenize prompts with their references.
 
     Args:
-        tokenizer: As in `prompt_rows`, and so with the arguments that are not named here.
+        tokenizer: A transformers tokenizer.
         examples: Prompts with references.
-        system: As there.
-        context: As there.
-        spare: Tokens that the engine writes besides.
+        system: System prompt for prompts that have none.
+        context: Maximum number of tokens of prompt and reference together; None if the model has no limit.
+        reserve: Number of tokens that the engine generates in addition.
+
+    Returns:
+        For each example, its tokens and how many of them belong to the prompt.
 
     Raises:
-        DataError: As there, or a prompt has no reference.
+        DataError: There are no examples, an id is repeated, a reference is missing, or an example does not fit.
     """
     check_prompts(examples)
     rows = []
     for example in examples:
         if example.reference is None:
-            raise DataError(f"{name(example)}: has no reference", "the response loss needs one for each prompt")
+            raise DataError(
+                f"{name_of(example)}: has no reference",
+                "the response loss needs one for each prompt",
+                code="data.no_reference",
+            )
         row, start = encode_example(tokenizer, example, system)
-        _fits(example, len(row), spare, context, "leave it out")
+        _check_fit(example, len(row), reserve, context, "leave it out")
         rows.append((row, start))
     return rows
 
 
-def name(prompt: Prompt) -> str:
-    """What an error message calls a prompt."""
+def decode_completion(
+    tokenizer: Any, tokens: list[int], stops: Collection[int], prompt_id: str, sample: int = 0
+) -> Completion:
+    """A completion from the tokens of a response; it is finished by `stop` if the last one is a stop token."""
+    stopped = bool(tokens) and tokens[-1] in stops
+    text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
+    finish: Any = "stop" if stopped else "length"
+    return Completion(prompt_id=prompt_id, text=text, tokens=len(tokens), finish=finish, sample=sample)
+
+
+def stop_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a response: those of the generation config, of the tokenizer, and the template's end of turn."""
+    stops: set[int] = set()
+    for value in (generation_config.eos_token_id, tokenizer.eos_token_id):
+        stops.update([value] if isinstance(value, int) else value or [])
+    if tokenizer.chat_template:
+        example = Prompt(id="", messages=(Message("user", "a"),), reference="a")
+        row, start = encode_example(tokenizer, example, system=None)
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        stops.update(itertools.takewhile(special.__contains__, reversed(row[start:])))
+    return frozenset(stops)
+
+
+def response_seed(seed: int, key: str) -> int:
+    """The 31-bit seed of one response's sampling: a function of the seed and the response's key (`sample_key`)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:4], "big") >> 1
+
+
+def name_of(prompt: Prompt) -> str:
+    """How error messages refer to a prompt."""
     return prompt.origin or f"prompt {prompt.id}"
 
 
-def _fits(prompt: Prompt, tokens: int, new: int, context: int | None, hint: str) -> None:
+def _check_fit(prompt: Prompt, tokens: int, new: int, context: int | None, hint: str) -> None:
     if context and tokens + new > context:
-        asked = f"{tokens} tokens" + (f" and {new} new ones" if new else "")
+        size = f"{tokens} tokens" + (f" and {new} new ones" if new else "")
         raise DataError(
-            f"{name(prompt)}: {asked} do not fit the model's context of {context}", f"shorten it, or {hint}"
+            f"{name_of(prompt)}: {size} do not fit the model's context of {context}",
+            f"shorten it, or {hint}",
+            code="data.context_exceeded",
         )

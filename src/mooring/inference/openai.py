@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import re
 import threading
@@ -12,8 +11,8 @@ from typing import Any, Literal
 
 from mooring.chat import DEFAULT_SYSTEM, PINNED, fold_system, with_system
 from mooring.errors import DataError, ModelError, UserError
-from mooring.inference.encode import name
-from mooring.inference.engine import check_prompts, each_sample
+from mooring.inference.encode import name_of, response_seed
+from mooring.inference.engine import check_prompts, sample_indices
 from mooring.inference.http import Clock, Gate, Passing, Persistence, Refused, in_parallel, open_server, short
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
@@ -37,7 +36,7 @@ def explained(
     text = short(without_prompt(refusal.text, prompt))
     if CONTEXT.search(refusal.text) or refusal.status == 413:
         return DataError(
-            f"{name(prompt)}: does not fit the model's context ({text})",
+            f"{name_of(prompt)}: does not fit the model's context ({text})",
             "shorten it, or lower generate.max_tokens",
         )
     if refusal.status in (404, 405):
@@ -51,7 +50,7 @@ def explained(
     if named := sorted(refused_fields(refusal.text, body)):
         values = ", ".join(f"{field} {body[field]}" for field in named if body[field] != NEUTRAL[field])
         return ModelError(f"{base}: refuses {values} ({text})", "set it to what changes nothing, or use vLLM")
-    return DataError(f"{name(prompt)}: {base} refuses the request ({refusal.status}: {text})", "mend that")
+    return DataError(f"{name_of(prompt)}: {base} refuses the request ({refusal.status}: {text})", "mend that")
 
 
 def without_prompt(text: str, prompt: Prompt) -> str:
@@ -94,13 +93,8 @@ class Dialect:
     left_out: frozenset[str] = frozenset()
 
 
-def answer_seed(seed: int, key: str) -> int:
-    """The seed of one answer's sampling, of 31 bits: a function of the seed and the answer's key (`sample_key`)."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:4], "big") >> 1
-
-
 def request(
-    prompt: Prompt, sample: int, settings: SamplingParams, *, model: str, system: str | None, dialect: Dialect
+    prompt: Prompt, sample: int, params: SamplingParams, *, model: str, system: str | None, dialect: Dialect
 ) -> tuple[str, dict[str, Any]]:
     """What to send for one answer.
 
@@ -121,25 +115,25 @@ def request(
         if "chat_template_kwargs" not in dialect.left_out:
             body["chat_template_kwargs"] = dict(PINNED)
     limit = dialect.limit if path == "chat/completions" else "max_tokens"
-    body |= {limit: settings.max_tokens, "temperature": settings.temperature}
-    if settings.temperature:
-        body |= {"top_p": settings.top_p, "seed": answer_seed(settings.seed, sample_key(prompt.id, sample))}
-    return path, body | sampling(settings, dialect)
+    body |= {limit: params.max_tokens, "temperature": params.temperature}
+    if params.temperature:
+        body |= {"top_p": params.top_p, "seed": response_seed(params.seed, sample_key(prompt.id, sample))}
+    return path, body | sampling(params, dialect)
 
 
-def sampling(settings: SamplingParams, dialect: Dialect) -> dict[str, Any]:
+def sampling(params: SamplingParams, dialect: Dialect) -> dict[str, Any]:
     """The fields that OpenAI's API does not have."""
     if dialect.config:
-        config: dict[str, Any] = {"do_sample": settings.temperature > 0}
-        config["repetition_penalty"] = settings.repetition_penalty
-        if settings.temperature:
-            config |= {"top_k": settings.top_k, "min_p": 0.0}
+        config: dict[str, Any] = {"do_sample": params.temperature > 0}
+        config["repetition_penalty"] = params.repetition_penalty
+        if params.temperature:
+            config |= {"top_k": params.top_k, "min_p": 0.0}
         return {"generation_config": json.dumps(config)}
-    fields: dict[str, Any] = {dialect.penalty: settings.repetition_penalty}
+    fields: dict[str, Any] = {dialect.penalty: params.repetition_penalty}
     if dialect.penalty == "repeat_penalty":
         fields["repeat_last_n"] = -1
-    if settings.temperature:
-        fields |= {"top_k": settings.top_k or -1, "min_p": 0.0}
+    if params.temperature:
+        fields |= {"top_k": params.top_k or -1, "min_p": 0.0}
     return {name: value for name, value in fields.items() if name not in dialect.left_out}
 
 
@@ -320,7 +314,7 @@ class OpenAIEngine:
         }
 
     def complete(
-        self, prompts: Sequence[Prompt], settings: SamplingParams, *, done: Collection[str] = ()
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`; a batch is one answer, and they come in the order in which they are made.
 
@@ -333,7 +327,7 @@ class OpenAIEngine:
         """
         check_prompts(prompts)
         known = frozenset(done)
-        asked = [(prompts[i], n) for i, n in each_sample(prompts, settings)]
+        asked = [(prompts[i], n) for i, n in sample_indices(prompts, params)]
         asked = [(prompt, sample) for prompt, sample in asked if sample_key(prompt.id, sample) not in known]
         asked.sort(key=lambda pair: -_length(pair[0]))
         if not asked:
@@ -341,7 +335,7 @@ class OpenAIEngine:
         _ = self.dialect  # met in this thread, once
 
         def answer(pair: tuple[Prompt, int], stop: threading.Event) -> Completion:
-            return self._answer(pair[0], pair[1], settings, stop)
+            return self._answer(pair[0], pair[1], params, stop)
 
         for completion in in_parallel(answer, asked, self.concurrency):
             yield [completion]
@@ -354,19 +348,19 @@ class OpenAIEngine:
         """
         raise DataError("response_loss cannot be measured through a server", "use the engine transformers or vllm")
 
-    def _answer(self, prompt: Prompt, sample: int, settings: SamplingParams, stop: threading.Event) -> Completion:
+    def _answer(self, prompt: Prompt, sample: int, params: SamplingParams, stop: threading.Event) -> Completion:
         for _ in range(DIALECTS):
             dialect = self.dialect
-            path, body = request(prompt, sample, settings, model=self.served[0], system=self.system, dialect=dialect)
+            path, body = request(prompt, sample, params, model=self.served[0], system=self.system, dialect=dialect)
             body |= self.extra_body
             # `transformers serve` has one generator for all requests: a seed holds only for one at a time.
-            alone = self._one_at_a_time if dialect.config and settings.temperature else contextlib.nullcontext()
+            alone = self._one_at_a_time if dialect.config and params.temperature else contextlib.nullcontext()
             try:
                 with alone:
                     data = self._persistence.ask(functools.partial(self._asked, path, body, stop), stop)
                 return read_answer(data, prompt.id, sample)
             except Passing as trouble:
-                raise self._lost(trouble, f" at {name(prompt)}") from None
+                raise self._lost(trouble, f" at {name_of(prompt)}") from None
             except Refused as refusal:
                 following = adapted(dialect, refusal.text, body)
                 if following is None:

@@ -1,203 +1,171 @@
-"""From an engine to a file of records: batch by batch, so that a killed run goes on from what it had made."""
+"""From an engine to a JSON Lines file, batch by batch, so that a killed run resumes where it stopped."""
 
 import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mooring.chat import DEFAULT_SYSTEM, with_system
 from mooring.errors import DataError
+from mooring.events import Event, OnEvent, ignore
 from mooring.files import explained
-from mooring.inference.engine import Drafting, Engine, check_prompts, each_sample
+from mooring.inference.engine import Drafting, Engine, check_prompts, sample_indices
 from mooring.jsonio import loads
 from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, to_dict, write_jsonl
 from mooring.sampling import SamplingParams
 
-# --- What a job on a paid server will cost at most, before it starts ---
-
-
-CHARACTERS = 4
-"""Characters a token: the rule of thumb for English."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a job takes.
-
-    Attributes:
-        requests: Answers asked for.
-        tokens_in: Tokens of all requests, by the rule of four characters a token.
-        tokens_out_most: Tokens of all answers, were each as long as it may be.
-        dollars: What these cost.
-    """
-
-    requests: int
-    tokens_in: int
-    tokens_out_most: int
-    dollars: float
-
-
-def estimate(
-    prompts: Sequence[Prompt],
-    settings: SamplingParams,
-    price_in: float,
-    price_out: float,
-    *,
-    system: str | None = DEFAULT_SYSTEM,
-) -> Estimate:
-    """Estimate a job's cost.
-
-    Args:
-        prompts: What is asked.
-        settings: How long and how many the answers are.
-        price_in: Dollars per million tokens of input.
-        price_out: Dollars per million tokens of output.
-        system: System prompt for prompts that bring none.
-    """
-    tokens_in = sum(math.ceil(_characters(prompt, system) / CHARACTERS) for prompt in prompts) * settings.n
-    requests = len(prompts) * settings.n
-    tokens_out = requests * settings.max_tokens
-    return Estimate(requests, tokens_in, tokens_out, (tokens_in * price_in + tokens_out * price_out) / 1e6)
-
-
-def _characters(prompt: Prompt, system: str | None) -> int:
-    if prompt.rendered is not None:
-        return len(prompt.rendered)
-    return sum(len(message.content) for message in with_system(prompt, system))
-
-
-Progress = Callable[[int, int, int], None]
-"""Called with (prompts done, prompts in all, tokens made by this call)."""
 Record = TypeVar("Record", Completion, Likelihood)
 
 
 def complete_to_file(
     engine: Engine,
     prompts: Sequence[Prompt],
-    settings: SamplingParams,
+    params: SamplingParams,
     path: Path,
-    made_by: Mapping[str, Any] | None = None,
-    on_progress: Progress | None = None,
     *,
+    made_by: Mapping[str, Any] | None = None,
     drafts: Mapping[str, str] | None = None,
     known: Mapping[str, Completion] | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[Completion]:
-    """Answer prompts into a JSON Lines file, one completion a line, in the order of the prompts and their samples.
+    """Write the completions of prompts to a JSON Lines file, in the order of the prompts and their samples.
 
-    While it grows it is `<path>.part`; the file appears under its own name when it is whole. Called again after a
-    kill with the same engine, prompts and settings, it goes on from the batches that were whole, and the file is the
-    same as if nothing had happened. A `.part` of anything else is thrown away.
+    The file grows as `<path>.part` and is renamed when it is complete. If the process is killed, the same call (same
+    engine, prompts and parameters) continues after the last complete batch and writes the same bytes as an
+    uninterrupted run. The `.part` file of a different call is discarded.
 
     Args:
-        engine: What answers.
-        prompts: What is asked; ids unique.
-        settings: How responses are drawn.
-        path: The file to write; one that is there is replaced.
-        made_by: What the engine does not know of itself, such as the model's digest: kept in every completion,
-            beside the engine and the settings.
-        on_progress: Called once at the start and after every batch.
-        drafts: Another model's answers by their keys, for an engine that takes such help (`engine.Drafting`).
-        known: Completions of the same model by their keys, which are taken as they are.
+        engine: The model.
+        prompts: The prompts; ids are unique.
+        params: How responses are sampled.
+        path: The file to write; an existing one is replaced.
+        made_by: Provenance that the engine does not know, such as the model's digest; stored in each completion,
+            beside the engine and the sampling parameters.
+        drafts: Completions of another model by key, for an engine that can use them (`engine.Drafting`).
+        known: Completions of the same model by key, which are not generated again.
+        on_event: Receives a progress event (`generate`, in responses) at the start and after each batch.
 
     Returns:
         The completions, as written.
 
     Raises:
-        DataError: No prompts, an id twice, or a prompt that does not fit the model's context.
-        OutputError: The disk is full, or the folder may not be written.
+        DataError: There are no prompts, an id is repeated, or a prompt does not fit the model's context.
+        OutputError: The disk is full, or the folder is not writable.
     """
-    made = {**(made_by or {}), "engine": dict(engine.about), "settings": dataclasses.asdict(settings)}
+    provenance = {**(made_by or {}), "engine": dict(engine.about), "settings": dataclasses.asdict(params)}
     known = known or {}
     check_prompts(prompts)
-    each = each_sample(prompts, settings)
-    missing = {index for index, sample in each if sample_key(prompts[index].id, sample) not in known}
-    asked = [prompt for index, prompt in enumerate(prompts) if index in missing]
+    samples = sample_indices(prompts, params)
+    missing = {index for index, sample in samples if sample_key(prompts[index].id, sample) not in known}
+    pending = [prompt for index, prompt in enumerate(prompts) if index in missing]
 
     def batches(done: Collection[str]) -> Iterator[list[Completion]]:
-        if not asked:
+        if not pending:
             return
         if drafts and isinstance(engine, Drafting):
-            answers = engine.complete_drafted(asked, settings, drafts, done=done)
+            stream = engine.complete_drafted(pending, params, drafts, done=done)
         else:
-            answers = engine.complete(asked, settings, done=done)
-        for batch in answers:
-            yield [dataclasses.replace(c, made_by={**made, **c.made_by}) for c in batch]
+            stream = engine.complete(pending, params, done=done)
+        for batch in stream:
+            yield [dataclasses.replace(c, made_by={**provenance, **c.made_by}) for c in batch]
 
-    keys = [sample_key(prompts[index].id, sample) for index, sample in each]
-    return _to_file(batches, Completion, asked, keys, path, made, on_progress, known)
+    keys = [sample_key(prompts[index].id, sample) for index, sample in samples]
+    header = _header(Completion, provenance, pending)
+    return _to_file(batches, Completion, header, keys, path, known, "generate", on_event)
 
 
 def likelihood_to_file(
     engine: Engine,
     examples: Sequence[Prompt],
     path: Path,
+    *,
     made_by: Mapping[str, Any] | None = None,
-    on_progress: Progress | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[Likelihood]:
-    """The likelihood of every reference into a JSON Lines file, as `complete_to_file` does it for completions."""
-    made = {**(made_by or {}), "engine": dict(engine.about)}
+    """Write the likelihood of each reference to a JSON Lines file; resumes as `complete_to_file` does.
+
+    Args:
+        engine: The model.
+        examples: Prompts with references; ids are unique.
+        path: The file to write; an existing one is replaced.
+        made_by: Provenance: a `.part` file of another one is discarded.
+        on_event: Receives a progress event (`likelihood`, in responses) at the start and after each batch.
+
+    Raises:
+        DataError: There are no examples, an id is repeated, a reference is missing, or an example does not fit.
+        OutputError: The disk is full, or the folder is not writable.
+    """
     check_prompts(examples)
+    header = _header(Likelihood, {**(made_by or {}), "engine": dict(engine.about)}, examples)
+    keys = [example.id for example in examples]
 
     def batches(done: Collection[str]) -> Iterator[list[Likelihood]]:
         return engine.likelihood(examples, done=done)
 
-    return _to_file(batches, Likelihood, examples, [e.id for e in examples], path, made, on_progress)
+    return _to_file(batches, Likelihood, header, keys, path, {}, "likelihood", on_event)
+
+
+def _header(record_type: type[Record], provenance: Mapping[str, Any], prompts: Sequence[Prompt]) -> str:
+    """The first line of a `.part` file: a digest of everything that its records depend on."""
+    inputs = json.dumps([record_type.__name__, provenance, [to_dict(prompt) for prompt in prompts]], sort_keys=True)
+    return json.dumps({"part_of": hashlib.sha256(inputs.encode()).hexdigest()}) + "\n"
 
 
 def _to_file(
     batches: Callable[[Collection[str]], Iterator[list[Record]]],
-    kind: type[Record],
-    prompts: Sequence[Prompt],
+    record_type: type[Record],
+    header: str,
     keys: Sequence[str],
     path: Path,
-    made_by: Mapping[str, Any],
-    on_progress: Progress | None,
-    known: Mapping[str, Record] | None = None,
+    known: Mapping[str, Record],
+    step: str,
+    on_event: OnEvent | None,
 ) -> list[Record]:
-    what = json.dumps([kind.__name__, made_by, [to_dict(prompt) for prompt in prompts]], sort_keys=True)
-    header = json.dumps({"part_of": hashlib.sha256(what.encode()).hexdigest()}) + "\n"
     part = path.with_name(path.name + ".part")
-    tell = on_progress or (lambda done, total, tokens: None)
+    emit = on_event or ignore
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        made, size = read_part(part, kind, header)
-        stored = frozenset(made)
-        wanted = frozenset(keys)
-        made = {key: record for key, record in (known or {}).items() if key in wanted} | made
-        tell(len(made), len(keys), 0)
+        resumed, size = _read_part(part, record_type, header)
+        records = {key: known[key] for key in keys if key in known} | resumed
+
+        def progress(tokens: int) -> None:
+            event = Event(
+                step=step, kind="progress", done=len(records), total=len(keys), unit="responses", tokens=tokens
+            )
+            emit(event)
+
+        progress(0)
         tokens = 0
-        stream = batches(stored)
-        first = next(stream, None)  # a prompt that does not fit is refused here, before a file is made
+        stream = batches(frozenset(resumed))
+        first = next(stream, None)  # raises if a prompt does not fit, before the file is created
         with part.open("r+b" if size else "wb") as file:
             file.truncate(size)
             file.seek(size)
             if not size:
                 file.write(header.encode())
             for batch in itertools.chain([] if first is None else [first], stream):
-                # One write a batch; a batch that was half there is written again, and the later line counts.
+                # One write per batch; if a batch was only half written, its later lines replace the earlier ones.
                 file.write("".join(dumps(record) + "\n" for record in batch).encode())
                 file.flush()
                 os.fsync(file.fileno())
-                made.update((record.key, record) for record in batch)
+                records.update((record.key, record) for record in batch)
                 tokens += sum(record.tokens for record in batch)
-                tell(len(made), len(keys), tokens)
-        records = [made[key] for key in keys]
-        write_jsonl(path, records)
+                progress(tokens)
+        ordered = [records[key] for key in keys]
+        write_jsonl(path, ordered)
         part.unlink()
-    return records
+    return ordered
 
 
-def read_part(part: Path, kind: type[Record], header: str) -> tuple[dict[str, Record], int]:
-    """What an earlier run left.
+def _read_part(part: Path, record_type: type[Record], header: str) -> tuple[dict[str, Record], int]:
+    """Read what an interrupted run wrote.
 
     Returns:
-        Its records by key, and how many bytes they take with the header; a half-written line, and whatever
-        follows it, is not among them. Nothing where the header is another's.
+        Its records by key, up to the first line that is incomplete or invalid, and their size in bytes including the
+        header; nothing if the header belongs to a different call.
     """
     data = part.read_bytes() if part.is_file() else b""
     size = len(header.encode())
@@ -206,7 +174,7 @@ def read_part(part: Path, kind: type[Record], header: str) -> tuple[dict[str, Re
     records: dict[str, Record] = {}
     for line in data[size:].split(b"\n")[:-1]:
         try:
-            record = from_dict(kind, loads(line.decode()))
+            record = from_dict(record_type, loads(line.decode()))
         except (ValueError, DataError):
             break
         records[record.key] = record

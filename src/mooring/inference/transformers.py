@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,13 +12,13 @@ import torch
 import transformers
 from transformers.utils import logging as hf_logging
 
-from mooring.chat import DEFAULT_SYSTEM, encode_example
+from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import ModelError
 from mooring.inference.decode import decode, pad_left
 from mooring.inference.drafts import decode_drafted, supported
-from mooring.inference.encode import example_rows, prompt_rows
-from mooring.inference.engine import each_sample, pending, plan
-from mooring.records import Completion, Likelihood, Message, Prompt, sample_key
+from mooring.inference.encode import decode_completion, encode_examples, encode_prompts, stop_tokens
+from mooring.inference.engine import plan_batches, sample_indices, unfinished
+from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -46,7 +45,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.system = system
         self.batch_size = batch_size
-        self.stops = stop_tokens(model, tokenizer)
+        self.stops = stop_tokens(model.generation_config, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad = min(self.stops, default=0) if pad is None else pad
 
@@ -85,25 +84,26 @@ class TransformersEngine:
         }
 
     def complete(
-        self, prompts: Sequence[Prompt], settings: SamplingParams, *, done: Collection[str] = ()
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`."""
-        rows = self._rows(prompts, settings)
-        asked = each_sample(prompts, settings)
+        rows = self._rows(prompts, params)
+        asked = sample_indices(prompts, params)
         keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
-        for batch in pending(plan([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
+        for batch in unfinished(plan_batches([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
             which = [asked[number] for number in batch]
             made = decode(
-                self.model, [rows[i] for i, _ in which], [keys[n] for n in batch], settings, self.stops, self.pad
+                self.model, [rows[i] for i, _ in which], [keys[n] for n in batch], params, self.stops, self.pad
             )
             yield [
-                self._completion(prompts[i].id, sample, tokens) for (i, sample), tokens in zip(which, made, strict=True)
+                decode_completion(self.tokenizer, tokens, self.stops, prompts[i].id, sample)
+                for (i, sample), tokens in zip(which, made, strict=True)
             ]
 
     def complete_drafted(
         self,
         prompts: Sequence[Prompt],
-        settings: SamplingParams,
+        params: SamplingParams,
         drafts: Mapping[str, str],
         *,
         done: Collection[str] = (),
@@ -112,49 +112,44 @@ class TransformersEngine:
 
         Drafts help where every layer of the model keeps all positions; with sliding windows it is asked without.
         """
-        if settings.temperature or not supported(self.model.config):
-            yield from self.complete(prompts, settings, done=done)
+        if params.temperature or not supported(self.model.config):
+            yield from self.complete(prompts, params, done=done)
             return
-        rows = self._rows(prompts, settings)
-        for batch in pending(
-            plan([len(row) for row in rows], TOGETHER * self.batch_size), [p.id for p in prompts], done
+        rows = self._rows(prompts, params)
+        for batch in unfinished(
+            plan_batches([len(row) for row in rows], TOGETHER * self.batch_size), [p.id for p in prompts], done
         ):
             texts = [drafts.get(prompts[i].id, "") for i in batch]
             ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
             asked = [rows[i] for i in batch]
-            made = decode_drafted(self.model, asked, ids, settings, self.stops, self.pad, self.batch_size)
+            made = decode_drafted(self.model, asked, ids, params, self.stops, self.pad, self.batch_size)
             yield [
                 dataclasses.replace(
-                    self._completion(prompts[i].id, 0, answer.tokens), made_by={"accepted": answer.accepted}
+                    decode_completion(self.tokenizer, answer.tokens, self.stops, prompts[i].id),
+                    made_by={"accepted": answer.accepted},
                 )
                 for i, answer in zip(batch, made, strict=True)
             ]
 
-    def _rows(self, prompts: Sequence[Prompt], settings: SamplingParams) -> list[list[int]]:
+    def _rows(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
         """The prompts' tokens; they fit the context with the answers."""
-        return prompt_rows(self.tokenizer, prompts, self.system, settings.max_tokens, self._context)
+        return encode_prompts(self.tokenizer, prompts, self.system, params.max_tokens, self._context)
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """As `Engine.likelihood`."""
-        encoded = example_rows(self.tokenizer, examples, self.system, self._context)
-        for batch in pending(self._loss_batches(encoded), [example.id for example in examples], done):
+        encoded = encode_examples(self.tokenizer, examples, self.system, self._context)
+        for batch in unfinished(self._loss_batches(encoded), [example.id for example in examples], done):
             sums = response_nll(self.model, [encoded[i] for i in batch], self.pad)
             yield [
                 Likelihood(prompt_id=examples[i].id, nll=nll, tokens=len(encoded[i][0]) - encoded[i][1])
                 for i, nll in zip(batch, sums, strict=True)
             ]
 
-    def _completion(self, prompt_id: str, sample: int, tokens: list[int]) -> Completion:
-        stopped = tokens[-1] in self.stops
-        text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
-        finish: Literal["stop", "length"] = "stop" if stopped else "length"
-        return Completion(prompt_id=prompt_id, text=text, tokens=len(tokens), finish=finish, sample=sample)
-
     def _loss_batches(self, encoded: Sequence[tuple[list[int], int]]) -> list[list[int]]:
         # Logits are what takes the memory: they are made for the longest response of a batch, in every row.
         longest = max(len(row) - start for row, start in encoded)
         fit = max(1, LOGITS // (self.model.config.get_text_config().vocab_size * (longest + 1)))
-        return plan([len(row) for row, _ in encoded], min(self.batch_size, fit))
+        return plan_batches([len(row) for row, _ in encoded], min(self.batch_size, fit))
 
     @property
     def _context(self) -> int | None:
@@ -184,20 +179,6 @@ def response_nll(model: Any, encoded: Sequence[tuple[list[int], int]], pad: int)
         .item()
         for i, size in enumerate(sizes)
     ]
-
-
-def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a response: those of the generation config, of the tokenizer, and the template's end of turn."""
-    found: set[int] = set()
-    for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
-        found.update([value] if isinstance(value, int) else value or [])
-    if tokenizer.chat_template:
-        row, start = encode_example(
-            tokenizer, Prompt(id="", messages=(Message("user", "a"),), reference="a"), system=None
-        )
-        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-        found.update(itertools.takewhile(special.__contains__, reversed(row[start:])))
-    return frozenset(found)
 
 
 @contextlib.contextmanager

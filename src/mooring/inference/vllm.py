@@ -1,16 +1,14 @@
 """The engine on vLLM, in this process: tokens go in, and text comes out, as with the engine on transformers."""
 
 import json
-import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import MissingExtraError, ModelError
-from mooring.inference.encode import example_rows, prompt_rows
-from mooring.inference.engine import each_sample, pending, plan
-from mooring.inference.openai import answer_seed
+from mooring.inference.encode import decode_completion, encode_examples, encode_prompts, response_seed, stop_tokens
+from mooring.inference.engine import plan_batches, sample_indices, unfinished
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
 
@@ -81,14 +79,12 @@ def ends(folder: Path, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a response, as the engine `transformers` finds them."""
     import transformers
 
-    from mooring.inference.transformers import stop_tokens
-
     if (folder / "generation_config.json").is_file():
         config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     else:
         model = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config = transformers.GenerationConfig.from_model_config(model)
-    return stop_tokens(types.SimpleNamespace(generation_config=config), tokenizer)
+    return stop_tokens(config, tokenizer)
 
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -216,31 +212,31 @@ class VLLMEngine:
         }
 
     def complete(
-        self, prompts: Sequence[Prompt], settings: SamplingParams, *, done: Collection[str] = ()
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`. Sampling is seeded for each answer; vLLM draws its own numbers from the seed."""
-        rows = prompt_rows(self.tokenizer, prompts, self.system, settings.max_tokens, self.context)
-        asked = each_sample(prompts, settings)
+        rows = encode_prompts(self.tokenizer, prompts, self.system, params.max_tokens, self.context)
+        asked = sample_indices(prompts, params)
         keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
-        for batch in pending(plan([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
+        for batch in unfinished(plan_batches([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
             which = [asked[number] for number in batch]
             answers = self._generate(
-                [rows[i] for i, _ in which], [self._params(settings, keys[number]) for number in batch]
+                [rows[i] for i, _ in which], [self._params(params, keys[number]) for number in batch]
             )
             yield [
-                self._completion(prompts[i].id, sample, list(answer.outputs[0].token_ids))
+                decode_completion(self.tokenizer, list(answer.outputs[0].token_ids), self.stops, prompts[i].id, sample)
                 for (i, sample), answer in zip(which, answers, strict=True)
             ]
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """As `Engine.likelihood`, by vLLM's log-probabilities of prompt tokens; it writes one token more, unused."""
-        encoded = example_rows(self.tokenizer, examples, self.system, self.context, spare=1)
-        batches = plan([len(row) for row, _ in encoded], self.batch_size)
-        from vllm import SamplingParams
+        encoded = encode_examples(self.tokenizer, examples, self.system, self.context, reserve=1)
+        batches = plan_batches([len(row) for row, _ in encoded], self.batch_size)
+        import vllm
 
-        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        for batch in pending(batches, [example.id for example in examples], done):
-            answers = self._generate([encoded[i][0] for i in batch], [params] * len(batch))
+        request = vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        for batch in unfinished(batches, [example.id for example in examples], done):
+            answers = self._generate([encoded[i][0] for i in batch], [request] * len(batch))
             yield [
                 Likelihood(
                     prompt_id=examples[i].id,
@@ -255,31 +251,25 @@ class VLLMEngine:
         answers: list[Any] = self.llm.generate(asked, list(params), use_tqdm=False, lora_request=self.adapter)
         return answers
 
-    def _params(self, settings: SamplingParams, key: str) -> Any:
-        from vllm import SamplingParams
+    def _params(self, params: SamplingParams, key: str) -> Any:
+        import vllm
 
         common: dict[str, Any] = {
             "n": 1,
-            "max_tokens": settings.max_tokens,
-            "repetition_penalty": settings.repetition_penalty,
+            "max_tokens": params.max_tokens,
+            "repetition_penalty": params.repetition_penalty,
             "stop_token_ids": sorted(self.stops),
             "detokenize": False,  # done here, as for every engine
         }
-        if settings.temperature == 0:
-            return SamplingParams(temperature=0.0, **common)
-        return SamplingParams(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k or -1,  # −1 is "all" in every version, 0 only in newer ones
-            seed=answer_seed(settings.seed, key),
+        if params.temperature == 0:
+            return vllm.SamplingParams(temperature=0.0, **common)
+        return vllm.SamplingParams(
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k or -1,  # −1 is "all" in every version, 0 only in newer ones
+            seed=response_seed(params.seed, key),
             **common,
         )
-
-    def _completion(self, prompt_id: str, sample: int, tokens: list[int]) -> Completion:
-        stopped = bool(tokens) and tokens[-1] in self.stops
-        text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
-        finish: Literal["stop", "length"] = "stop" if stopped else "length"
-        return Completion(prompt_id=prompt_id, text=text, tokens=len(tokens), finish=finish, sample=sample)
 
 
 def response_nll(logprobs: Sequence[Any], row: Sequence[int], start: int) -> float:

@@ -9,8 +9,9 @@ from typing import Any
 
 from mooring.config import Metric, Recipe
 from mooring.data import prompts_digest
+from mooring.events import OnEvent
 from mooring.files import atomic_text
-from mooring.inference.engine import Engine, share_saved
+from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.jsonio import read_as
 from mooring.pipeline.judging import RULES, Judging, renamed
@@ -166,13 +167,20 @@ class Answers:
         drafts = {} if near is None else {key: c.text for key, c in self._known(near).items()}
         made_by = {"model": subject.key} | ({} if near is None else {"drafts": near[0][0]})
         made = complete_to_file(
-            subject.engine(), prompts, settings, path, made_by, self._tick(step), drafts=drafts, known=known
+            subject.engine(),
+            prompts,
+            settings,
+            path,
+            made_by=made_by,
+            drafts=drafts,
+            known=known,
+            on_event=self._tick(step),
         )
         self._drafted += [c for c in made if c.key not in known and "accepted" in c.made_by]
 
     def saved(self) -> float | None:
         """The share of tokens that drafts saved, of all answers that had drafts since it was last asked for."""
-        share = share_saved(self._drafted)
+        share = accepted_share(self._drafted)
         self._drafted.clear()
         return share
 
@@ -193,8 +201,8 @@ class Answers:
         files = [whole] if place in self._keys else self._parts.get(place, [])
         return {completion.key: completion for path in files for completion in read_jsonl(path, Completion)}
 
-    def _tick(self, step: str) -> Callable[[int, int, int], None]:
-        return lambda done, total, tokens: self._store.emit(Event(step, "progress", done, total, "", tokens))
+    def _tick(self, step: str) -> OnEvent:
+        return lambda event: self._store.emit(Event(step, "progress", event.done, event.total, "", event.tokens))
 
 
 def versions(engine: str) -> list[str]:
@@ -263,7 +271,9 @@ class Trials:
             step,
             inputs,
             [path],
-            lambda: likelihood_to_file(subject.engine(), prompts, path, {"model": subject.key}, self._tick(step)),
+            lambda: likelihood_to_file(
+                subject.engine(), prompts, path, made_by={"model": subject.key}, on_event=self._tick(step)
+            ),
         )
 
     def _lm_eval(self, subject: Subject) -> None:
@@ -278,7 +288,7 @@ class Trials:
                 seed=self.recipe.seed,
                 keep=path.with_name("lm-eval-answers.jsonl"),
                 made_by={"model": subject.key},
-                on_progress=lambda done, total: self._tick(step)(done, total, 0),
+                on_progress=lambda done, total: self.store.emit(Event(step, "progress", done, total)),
             )
             result.write_samples(path.with_name("lm-eval-samples.jsonl"))
             # What one task of a group scored is a detail of the group's.
@@ -383,8 +393,8 @@ class Trials:
     def _out(self, subject: Subject) -> Path:
         return self.store.folder / "completions" / subject.name
 
-    def _tick(self, step: str) -> Callable[[int, int, int], None]:
-        return lambda done, total, tokens: self.store.emit(Event(step, "progress", done, total, "", tokens))
+    def _tick(self, step: str) -> OnEvent:
+        return lambda event: self.store.emit(Event(step, "progress", event.done, event.total, "", event.tokens))
 
 
 def _below(groups: Sequence[str], name: str) -> str:

@@ -8,8 +8,11 @@ from typing import Any
 from mooring.config import Judge
 from mooring.data import prompts_digest
 from mooring.errors import DataError
-from mooring.inference.engine import Engine, load_engine
-from mooring.inference.store import Estimate, Progress, complete_to_file, estimate
+from mooring.events import OnEvent
+from mooring.inference.cost import Estimate, estimate
+from mooring.inference.engine import Engine
+from mooring.inference.load import load_engine
+from mooring.inference.store import complete_to_file
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
 from mooring.records import Completion, Kind, Prompt, Score, Verdict, read_jsonl, write_jsonl
@@ -75,7 +78,7 @@ class Judging:
         prompts: Sequence[Prompt],
         completions: Sequence[Completion],
         out: Path,
-        on_progress: Progress | None = None,
+        on_event: OnEvent | None = None,
         on_say: Callable[[str], None] | None = None,
     ) -> list[Verdict]:
         """Verdicts on completions, written to `out`; a model's own answers lie beside it, `answers-…`.
@@ -96,7 +99,7 @@ class Judging:
             kept = out.with_name(out.name.replace("verdicts-", "answers-", 1))
             asked = {**self.about(judge), "questions": prompts_digest(questions)}
             answers = _whole(kept, asked, questions) or complete_to_file(
-                self._engine(judge), questions, settings, kept, asked, on_progress
+                self._engine(judge), questions, settings, kept, made_by=asked, on_event=on_event
             )
             found = judges.verdicts(kind, prompts, completions, answers, self.label(judge))
         write_jsonl(out, found)

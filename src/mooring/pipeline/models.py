@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mooring.config import Recipe
-from mooring.inference.engine import Engine, load_engine
+from mooring.inference.engine import Engine
+from mooring.inference.load import load_engine
 from mooring.merging.merge import merge
 from mooring.models import is_adapter
 from mooring.pipeline.run_folder import key_of, remove

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mooring.config import Judge, Recipe
 from mooring.errors import DataError
+from mooring.events import Event
 from mooring.ledger import LEDGER, Ledger, check_as_left, read_ledger
 from mooring.pipeline.evaluation import folder_of, verdict_file
 from mooring.pipeline.judging import Judging, said
@@ -80,9 +81,9 @@ def rejudge(
             who = "λ by module" if each.by_module else f"λ = {each.lam:g}"
             label = f"{who}: {each.name} ({each.split}) by {judge}"
 
-            def tell(done: int, total: int, tokens: int, label: str = label) -> None:
+            def tell(event: Event, label: str = label) -> None:
                 if on_progress:
-                    on_progress(label, done, total, tokens)
+                    on_progress(label, event.done, event.total, event.tokens)
 
             file = out / verdict_file(each.name, each.split, judge)
             verdicts = judging.judge(judge, each.prompts, each.completions, file, tell)

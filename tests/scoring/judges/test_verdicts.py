@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from mooring.errors import DataError, RecipeError, UserError
-from mooring.inference.scripted import ScriptedEngine
 from mooring.records import Completion, Prompt, Verdict
 from mooring.sampling import SamplingParams
 from mooring.scoring import judges
 from mooring.scoring.judges import JUDGES, find
 from mooring.scoring.refusal import rules as refusal
 from mooring.scoring.safety import attack_success, refusal_rate
+from scripted_engine import ScriptedEngine
 
 SAID = {"p0": (False, True), "p1": (False, False), "p2": (True, False)}
 """What is true of the completions: harmful, refused."""

@@ -19,7 +19,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, re
 from mooring.chat import has_system_role, render, tokenize
 from mooring.errors import DataError
 from mooring.inference.decode import decode, pad_left
-from mooring.inference.engine import pending, plan
+from mooring.inference.engine import plan_batches, unfinished
 from mooring.inference.transformers import LOGITS, TransformersEngine
 from mooring.pipeline.lm_eval.cache import Kept
 from mooring.pipeline.lm_eval.evaluate import open_engine
@@ -126,7 +126,7 @@ def log_likelihoods(
     longest = max((len(end) for _, end in pairs), default=1)
     most = LOGITS // (model.config.get_text_config().vocab_size * max(1, longest))
     done, known = 0, known or {}
-    for batch in plan([len(row) for row in inputs], max(1, min(batch_size, most))):
+    for batch in plan_batches([len(row) for row in inputs], max(1, min(batch_size, most))):
         rows = [inputs[i] for i in batch]
         asked = [number for row in rows for number in wanted[row]]
         found = {number: known[number] for number in asked if number in known}
@@ -367,8 +367,8 @@ class MooringLM(TemplateLM):
                 self._kept.key("generate_until", requests[n].args[0], requests[n].args[1], keys[n], self.max_length)
                 for n in numbers
             ]
-            batches = plan([len(row) for row in rows], self.batch_size)
-            left = pending(batches, asked, [key for key in asked if key in self._kept])
+            batches = plan_batches([len(row) for row in rows], self.batch_size)
+            left = unfinished(batches, asked, [key for key in asked if key in self._kept])
             stops = self.engine.stops | self._stop_tokens.of(until)
             done += len(rows) - sum(len(batch) for batch in left)
             if self._on_progress:

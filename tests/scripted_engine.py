@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from mooring.inference.engine import check_prompts, each_sample, pending, plan
+from mooring.inference.engine import check_prompts, plan_batches, sample_indices, unfinished
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
 
@@ -40,32 +40,32 @@ class ScriptedEngine:
         return {"engine": "scripted", "batch_size": self.batch_size}
 
     def complete(
-        self, prompts: Sequence[Prompt], settings: SamplingParams, *, done: Collection[str] = ()
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`; an answer is cut after `max_tokens` words."""
-        asked = each_sample(prompts, settings)
+        asked = sample_indices(prompts, params)
         check_prompts(prompts)
         keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
         lengths = [_words(prompts[i]) for i, _ in asked]
-        for batch in pending(plan(lengths, self.batch_size), keys, done):
-            yield [self._complete(prompts[i], sample, settings) for i, sample in (asked[number] for number in batch)]
+        for batch in unfinished(plan_batches(lengths, self.batch_size), keys, done):
+            yield [self._complete(prompts[i], sample, params) for i, sample in (asked[number] for number in batch)]
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """As `Engine.likelihood`."""
         check_prompts(examples)
-        batches = plan([_words(example) for example in examples], self.batch_size)
-        for batch in pending(batches, [example.id for example in examples], done):
+        batches = plan_batches([_words(example) for example in examples], self.batch_size)
+        for batch in unfinished(batches, [example.id for example in examples], done):
             yield [self._likelihood(examples[i]) for i in batch]
 
-    def _complete(self, prompt: Prompt, sample: int, settings: SamplingParams) -> Completion:
+    def _complete(self, prompt: Prompt, sample: int, params: SamplingParams) -> Completion:
         self.asked.append(prompt.id)
         if callable(self.answers):
             text = self.answers(prompt)
         else:
             text = self.answers.get(prompt.id, self.answers.get(prompt.messages[-1].content, self.default))
         words = text.split(" ")
-        if len(words) > settings.max_tokens:
-            cut = words[: settings.max_tokens]
+        if len(words) > params.max_tokens:
+            cut = words[: params.max_tokens]
             text = " ".join(cut)
             return Completion(prompt_id=prompt.id, text=text, tokens=len(cut), finish="length", sample=sample)
         return Completion(prompt_id=prompt.id, text=text, tokens=len(words), finish="stop", sample=sample)

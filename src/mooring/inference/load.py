@@ -1,0 +1,58 @@
+"""The registry of engines. To add one: write its file, add its loader here and its name to `config.Runner.engine`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mooring.config import Runner
+from mooring.inference.engine import Engine
+
+
+def load_engine(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
+    """Open a model with the engine that a recipe names.
+
+    Args:
+        model: Folder of a full checkpoint, or of a LoRA adapter whose base is on this machine. With `openai`, the
+            model's name on the server, or None for the only one there.
+        runner: The recipe's `generate` section, or a judge's section.
+        system: System prompt for prompts that have none.
+
+    Raises:
+        ModelError: The folder does not hold a model that can be loaded, or the server has no such model.
+        MissingExtraError: The engine's package is not installed.
+    """
+    return ENGINES[runner.engine](model, runner, system)
+
+
+def _transformers(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
+    from mooring.inference.transformers import TransformersEngine
+
+    return TransformersEngine.load(
+        Path(str(model)), system=system, batch_size=runner.batch_size, dtype=runner.dtype, device=runner.device
+    )
+
+
+def _vllm(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
+    from mooring.inference.vllm import VLLMEngine
+
+    return VLLMEngine.load(Path(str(model)), system=system, dtype=runner.dtype, tensor_parallel=runner.tensor_parallel)
+
+
+def _openai(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
+    from mooring.inference.openai import OpenAIEngine
+
+    return OpenAIEngine(
+        str(runner.base_url),
+        None if model is None else str(model),
+        system=system,
+        key_env=runner.key_env,
+        concurrency=runner.concurrency,
+        requests_per_minute=runner.requests_per_minute,
+    )
+
+
+ENGINES: Mapping[str, Callable[[Path | str | None, Runner, str | None], Engine]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "openai": _openai,
+}
+"""Loaders by name. Each imports its engine when it is called, so that only that engine's libraries are loaded."""
