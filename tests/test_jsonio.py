@@ -1,4 +1,4 @@
-"""JSON from the disk: what fits a type is taken, and what does not is named by its place."""
+"""JSON that Mooring wrote is converted to types; anything else is refused with its place."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mooring.jsonio import fit, loads
+from mooring.jsonio import convert, loads
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Tree:
     rest: Any = None
 
 
-def test_what_fits_is_taken() -> None:
+def test_plain_values_become_dataclasses() -> None:
     data = {"leaves": {"l": {"share": 1, "count": None, "kind": "b"}}, "pair": ["y", 2], "flags": [True], "rest": [{}]}
-    found = fit(Tree, data)
+    found = convert(Tree, data)
     assert found == Tree({"l": Leaf(1.0, None, "b")}, ("y", 2), [True], [{}])
     assert isinstance(found.leaves["l"].share, float)
 
@@ -34,27 +34,29 @@ def test_what_fits_is_taken() -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ([], "list is no mapping"),
+        ([], "not an object"),
         ({}, "`leaves`: is missing"),
         ({"leaves": {}, "leafs": {}}, "`leafs`: unknown key"),
-        ({"leaves": []}, "`leaves`: [] is not a mapping"),
-        ({"leaves": {"l": {"share": "1"}}}, "`leaves.l.share`: '1' is not a number"),
-        ({"leaves": {"l": {"share": True}}}, "`leaves.l.share`: True is not a number"),
-        ({"leaves": {"l": {"share": float("inf")}}}, "`leaves.l.share`: inf"),
-        ({"leaves": {"l": {"share": 10**400}}}, "`leaves.l.share`: is too large"),
-        ({"leaves": {"l": {"share": 0, "count": 1.0}}}, "`leaves.l.count`: 1.0 is not a whole number"),
-        ({"leaves": {"l": {"share": 0, "count": 2**63}}}, "`leaves.l.count`: is too large"),
-        ({"leaves": {"l": {"share": 0, "kind": "c"}}}, "`leaves.l.kind`: 'c' is not one of a, b"),
-        ({"leaves": {"l": {"share": 0, "kind": []}}}, "`leaves.l.kind`: [] is not one of"),
-        ({"leaves": {}, "pair": ["y"]}, "`pair`: holds 1 values, not 2"),
-        ({"leaves": {}, "pair": "yz"}, "`pair`: 'yz' is not a list"),
-        ({"leaves": {}, "flags": [True, 0]}, "`flags.1`: 0 is not true or false"),
+        ({"leaves": []}, "`leaves`: "),
+        ({"leaves": {"l": {"share": "1"}}}, "`leaves.l.share`: "),
+        ({"leaves": {"l": {"share": True}}}, "`leaves.l.share`: "),
+        ({"leaves": {"l": {"share": float("inf")}}}, "`leaves.l.share`: "),
+        ({"leaves": {"l": {"share": 10**400}}}, "`leaves.l.share`: "),
+        ({"leaves": {"l": {"share": 0, "count": 1.0}}}, "`leaves.l.count`: "),
+        ({"leaves": {"l": {"share": 0, "count": 2**63}}}, "`leaves.l.count`: "),
+        ({"leaves": {"l": {"share": 0, "kind": "c"}}}, "`leaves.l.kind`: input should be 'a' or 'b'"),
+        ({"leaves": {"l": {"share": 0, "kind": []}}}, "`leaves.l.kind`: "),
+        ({"leaves": {}, "pair": ["y"]}, "`pair.1`: is missing"),
+        ({"leaves": {}, "pair": ["y", 2, 3]}, "`pair`: "),
+        ({"leaves": {}, "pair": "yz"}, "`pair`: "),
+        ({"leaves": {}, "flags": [True, 0]}, "`flags.1`: "),
+        ({"leaves": {}, "flags": "tf"}, "`flags`: "),
     ],
 )
-def test_what_does_not_fit_is_named(data: object, says: str) -> None:
+def test_a_value_of_another_type_is_named_by_its_place(data: object, says: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        fit(Tree, data)
-    assert says in str(caught.value)
+        convert(Tree, data)
+    assert str(caught.value).startswith(says)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +67,10 @@ def test_what_does_not_fit_is_named(data: object, says: str) -> None:
         ("1e999", "1e999 is not"),
         ("9" * 5000, "digits"),
         ("[" * 100_000, "nests too deeply"),
-        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is there twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'"),
         ("", "Expecting value"),
     ],
 )
-def test_json_that_mooring_does_not_write(text: str, says: str) -> None:
+def test_json_that_mooring_does_not_write_is_refused(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         loads(text)

@@ -19,25 +19,26 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "code", "place"),
     [
-        (None, "a.jsonl: No such file or directory; name a file"),
-        (b"\xff\xfe\x00{}\n", "a.jsonl: is not UTF-8 text"),
-        (f"{GOOD}\nnull\n".encode(), "a.jsonl:2: not a Completion record: NoneType"),
-        (f"{GOOD}\n[[1, 2]]\n".encode(), "a.jsonl:2: not a Completion record: list"),
-        (f"{GOOD}\n3\n".encode(), "a.jsonl:2: not a Completion record: int"),
-        (f"{GOOD}\n{{\n".encode(), "a.jsonl:2: "),
-        (b'{"text": "b"}\n', "a.jsonl:1: not a Completion record"),
+        (None, "data.unreadable", "a.jsonl: "),
+        (b"\xff\xfe\x00{}\n", "data.not_utf8", "a.jsonl: "),
+        (f"{GOOD}\nnull\n".encode(), "data.bad_record", "a.jsonl:2: "),
+        (f"{GOOD}\n[[1, 2]]\n".encode(), "data.bad_record", "a.jsonl:2: "),
+        (f"{GOOD}\n3\n".encode(), "data.bad_record", "a.jsonl:2: "),
+        (f"{GOOD}\n{{\n".encode(), "data.bad_record", "a.jsonl:2: "),
+        (b'{"text": "b"}\n', "data.bad_record", "a.jsonl:1: "),
     ],
-    ids=["missing", "binary", "null", "list", "number", "cut", "field"],
+    ids=["missing", "binary", "null", "list", "number", "truncated", "field"],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, code: str, place: str) -> None:
     path = tmp_path / "a.jsonl"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError) as caught:
         read_jsonl(path, Completion)
-    assert f"{tmp_path}/{message}" in str(caught.value)
+    assert caught.value.code == code
+    assert str(caught.value).startswith(f"{tmp_path}/{place}")
     assert "\n" not in str(caught.value)
 
 
@@ -45,16 +46,27 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
 def test_a_number_is_a_number(tmp_path: Path, value: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"prompt_id": "a", "nll": {value}, "tokens": 1}}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:1: "):
+    with pytest.raises(DataError) as caught:
         read_jsonl(path, Likelihood)
+    assert caught.value.code == "data.bad_record"
+    assert f"{path}:1: " in str(caught.value)
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Is a directory"):
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
         read_jsonl(tmp_path, Completion)
+    assert caught.value.code == "data.unreadable"
+
+
+def test_a_lone_surrogate_in_a_text_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(GOOD.replace("é", r"\ud800") + "\n")
+    assert read_jsonl(path, Completion)[0].text == "\ud800"
 
 
 def test_a_prompt_without_messages_is_refused() -> None:
     for messages in (None, [3], [{"role": "user"}]):
-        with pytest.raises(DataError, match="not a Prompt record"):
+        with pytest.raises(DataError) as caught:
             from_dict(Prompt, {"id": "a", "messages": messages})
+        assert caught.value.code == "data.bad_record"
+        assert "`messages" in str(caught.value)

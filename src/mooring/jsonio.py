@@ -1,193 +1,111 @@
-"""From JSON on the disk to values of the right types: what else a file holds is refused in one line."""
+"""JSON files that Mooring wrote, read back as values of their types; anything else is refused in one line."""
 
-import dataclasses
 import functools
 import json
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mooring.errors import DataError
 
-EDITED = "was the file edited by hand?"
-"""What is asked of a file that holds something else than Mooring writes."""
+EDITED = "the file may have been edited"
+"""The hint for a file that holds something Mooring does not write."""
+_LIMITS: dict[str, Any] = {
+    "str": {},
+    "bool": {},
+    "float": {"allow_inf_nan": False},
+    "int": {"gt": -(2**63), "lt": 2**63},
+}
 
 
 def loads(text: str) -> Any:
-    """A JSON value as Mooring writes it.
-
-    Raises:
-        ValueError: It is not JSON, holds NaN or a number that no float holds, a key twice, or nests too deeply.
-    """
+    """Parse JSON; raise ValueError also for NaN, numbers beyond float64, duplicate keys and too deep nesting."""
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_number, object_pairs_hook=_once)
+        return json.loads(text, parse_constant=_refuse, parse_float=_float, object_pairs_hook=_unique)
     except RecursionError:
-        raise ValueError("it nests too deeply") from None
+        raise ValueError("nests too deeply") from None
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _number(text: str) -> float:
+def _float(text: str) -> float:
     value = float(text)
     return value if math.isfinite(value) else _refuse(text[:20])
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return found
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return values
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that Mooring wrote.
-
-    Raises:
-        DataError: It cannot be read, or is not UTF-8.
-    """
+    """Read a UTF-8 file that Mooring wrote; DataError `data.unreadable` or `data.not_utf8`."""
+    hint = "give a file that mooring wrote"
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}", "name a file that mooring wrote") from None
+        raise DataError(f"{path}: {error.strerror or error}", hint, code="data.unreadable") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text", "name a file that mooring wrote") from None
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file that Mooring wrote.
-
-    Raises:
-        DataError: It cannot be read, or is not JSON.
-    """
-    try:
-        return loads(read_text(path))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}", EDITED) from None
+        raise DataError(f"{path}: is not UTF-8 text", hint, code="data.not_utf8") from None
 
 
 def read_as(path: Path, kind: Any, what: str) -> Any:
-    """The value of a JSON file that Mooring wrote, of a type as `fit` takes them; `what` names it in errors.
-
-    Raises:
-        DataError: It cannot be read, or holds something else.
-    """
-    value = read_json(path)
+    """Read a JSON file as a value of a type (`convert`), called `what` in errors; also DataError `data.bad_record`."""
+    text = read_text(path)
     try:
-        return fit(kind, value)
+        return convert(kind, loads(text))
     except ValueError as error:
-        raise DataError(f"{path}: not {what}: {error}", EDITED) from None
+        raise DataError(f"{path}: not {what}: {error}", EDITED, code="data.bad_record") from None
 
 
-class MisfitError(ValueError):
-    """A value is not of the type that is wanted of it, or, where `place` says more, something in it is not."""
-
-    def __init__(self, what: str, *place: object) -> None:
-        self.what, self.place = what, place
-        where = ".".join(map(str, place))
-        super().__init__(f"`{where}`: {what}" if place else what)
-
-
-def fit(kind: Any, value: Any) -> Any:
-    """A plain value as a value of a type: dataclasses from mappings, all else as it is.
+def convert(kind: Any, value: Any) -> Any:
+    """Convert plain JSON values to a type: objects to dataclasses, arrays to tuples; scalars are never coerced.
 
     Args:
-        kind: A dataclass, `str`, `int`, `float`, `bool`, `None`, `Any`, or a `Literal`, union, `Mapping`, `Sequence` or
-            `tuple` of these. An int will do for a float, but nothing else for anything else.
+        kind: A dataclass, or any other type that pydantic knows.
         value: Plain JSON values.
 
     Raises:
-        ValueError: It does not fit; the message names the place in it: `trials.0.scores.asr.value`.
+        ValueError: It is not of that type; the message names the place: `trials.0.scores.asr.value`.
     """
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind):
-        return _record(kind, value)
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        if not isinstance(value, str) or value not in inner:
-            raise ValueError(f"{_said(value)} is not one of {', '.join(inner)}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None and types.NoneType in inner:
-            return None
-        return fit(next(each for each in inner if each is not types.NoneType), value)
-    if origin is Mapping:
-        return {_key(key): _at(key, inner[1], each) for key, each in _of(dict, value, "a mapping").items()}
-    if origin is tuple and inner[1] is not ...:
-        if len(_of(list, value, "a list")) != len(inner):
-            raise ValueError(f"holds {len(value)} values, not {len(inner)}")
-        return tuple(_at(place, each, part) for place, (each, part) in enumerate(zip(inner, value, strict=True)))
-    if origin in (tuple, Sequence):
-        found = [_at(place, inner[0], each) for place, each in enumerate(_of(list, value, "a list"))]
-        return tuple(found) if origin is tuple else found
-    return _scalar(kind, value)
+    from pydantic import ValidationError
 
-
-def _scalar(kind: Any, value: Any) -> Any:
-    if kind is float and type(value) in (int, float):
-        try:
-            number = float(value)
-        except OverflowError:
-            raise ValueError("is too large a number") from None
-        return number if math.isfinite(number) else _refuse(str(number))
-    if type(value) is not kind:
-        raise ValueError(f"{_said(value)} is not {_NAMES[kind]}")
-    if kind is int and abs(value) >= 2**63:
-        raise ValueError("is too large a number")
-    return value
-
-
-_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null"}
-
-
-def _record(kind: Any, value: Any) -> Any:
-    hints, needed = _fields(kind)
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{type(value).__name__} is no mapping of keys to values")
-    if unknown := [key for key in value if key not in hints]:
-        raise MisfitError("unknown key", unknown[0])
-    if missing := [name for name in needed if name not in value]:
-        raise MisfitError("is missing", missing[0])
-    return kind(**{name: _at(name, hints[name], each) for name, each in value.items()})
+    try:
+        return _validator(kind).validate_python(value, extra="forbid")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    messages = {
+        "missing": "is missing",
+        "unexpected_keyword_argument": "unknown key",
+        "dataclass_type": "not an object",
+    }
+    message = messages.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
+    place = ".".join(map(str, first["loc"]))
+    raise ValueError(f"`{place}`: {message}" if place else message)
 
 
 @functools.cache
-def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
-    """The types of a dataclass's fields, and the names of those without a default."""
-    fields = dataclasses.fields(kind)
-    none = dataclasses.MISSING
-    needed = [each.name for each in fields if each.default is none and each.default_factory is none]
-    hints = typing.get_type_hints(kind)
-    return {each.name: hints[each.name] for each in fields}, needed
+def _validator(kind: Any) -> Any:
+    """Pydantic's validator of a type, strict about scalars alone.
 
+    Its own strict mode takes an object for a dataclass only from JSON text, and its parser of that refuses the lone
+    surrogates that a model's answer can contain.
+    """
+    from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
 
-def _at(place: object, kind: Any, value: Any) -> Any:
-    """`fit`, with the place in the message."""
-    try:
-        return fit(kind, value)
-    except ValueError as error:
-        what, inner = (error.what, error.place) if isinstance(error, MisfitError) else (str(error), ())
-        raise MisfitError(what, place, *inner) from None
+    def strict(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return [strict(item) for item in schema]
+        if not isinstance(schema, dict):
+            return schema
+        inner = {key: strict(item) for key, item in schema.items()}
+        name = schema.get("type")
+        return inner | {"strict": True, **_LIMITS[name]} if isinstance(name, str) and name in _LIMITS else inner
 
-
-def _of(kind: type, value: Any, name: str) -> Any:
-    if isinstance(value, tuple) and kind is list:
-        return value
-    if not isinstance(value, kind):
-        raise ValueError(f"{_said(value)} is not {name}")
-    return value
-
-
-def _key(key: Any) -> str:
-    return str(_scalar(str, key))
-
-
-def _said(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"
+    return SchemaValidator(strict(TypeAdapter(kind).core_schema))

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from mooring.errors import DataError
 from mooring.files import atomic_text
-from mooring.jsonio import EDITED, fit, loads, read_as, read_text
+from mooring.jsonio import EDITED, convert, loads, read_as, read_text
 
 Role = Literal["system", "user", "assistant", "tool"]
 Kind = Literal["safety", "over_refusal", "ordinary", "task", "quality"]
@@ -255,30 +255,30 @@ def moved_words(lam: float, modules: Mapping[str, float]) -> str:
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """A record as plain JSON values, fields in their order."""
+    """Convert a record to plain JSON values, fields in their order."""
     return dataclasses.asdict(record)
 
 
 def from_dict(kind: type[T], data: Any) -> T:
-    """The inverse of `to_dict`.
+    """Convert plain JSON values to a record: the inverse of `to_dict`.
 
     Raises:
-        DataError: It is no mapping, a field is missing or unknown, or a value is of another type.
+        DataError: `data` is not such a record (`data.bad_record`); the message names the field.
     """
     try:
-        found: T = fit(kind, data)
+        record: T = convert(kind, data)
     except ValueError as error:
-        raise DataError(f"not a {kind.__name__} record: {error}", EDITED) from None
-    return found
+        raise DataError(f"not a {kind.__name__} record: {error}", EDITED, code="data.bad_record") from None
+    return record
 
 
 def dumps(record: Any) -> str:
-    """A record as one line of JSON."""
+    """Format a record as one line of JSON."""
     return json.dumps(to_dict(record), ensure_ascii=False)
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
-    """Write records, one a line; the file appears whole or not at all."""
+    """Write records, one per line; the file appears complete or not at all."""
     atomic_text(path, "".join(dumps(record) + "\n" for record in records))
 
 
@@ -286,23 +286,24 @@ def read_record(path: Path, kind: type[T]) -> T:
     """Read a record from a JSON file of its own.
 
     Raises:
-        DataError: The file cannot be read, or holds something else.
+        DataError: The file cannot be read, or is not such a record (see `read_as`).
     """
-    found: T = read_as(path, kind, f"a {kind.__name__} record")
-    return found
+    record: T = read_as(path, kind, f"a {kind.__name__} record")
+    return record
 
 
 def read_jsonl(path: Path, kind: type[T]) -> list[T]:
     """Read records that `write_jsonl` wrote.
 
     Raises:
-        DataError: The file cannot be read, or a line is not such a record; it is named as file:line.
+        DataError: The file cannot be read, or a line is not such a record; the message names it as file:line.
     """
-    records = []
+    records: list[T] = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line:
             try:
-                records.append(from_dict(kind, loads(line)))
-            except (ValueError, DataError) as error:
-                raise DataError(f"{path}:{number}: {error}") from None
+                records.append(convert(kind, loads(line)))
+            except ValueError as error:
+                where = f"{path}:{number}: not a {kind.__name__} record"
+                raise DataError(f"{where}: {error}", EDITED, code="data.bad_record") from None
     return records

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import NormalDist
 
 from mooring.errors import DataError
+from mooring.jsonio import EDITED
 
 Z95 = 1.959963984540054
 """The standard normal's 97.5 % point."""
@@ -391,7 +392,7 @@ def compare_scores(
     """
     _same(first, second)
     if weights is not None and first.keys() - weights.keys():
-        raise DataError("compare: a prompt has a score and no weight", "was the file edited by hand?")
+        raise DataError("compare: a prompt has a score and no weight", EDITED)
     keys = sorted(first)
     below = [1.0 if weights is None else weights[key] for key in keys]
     tops = [first[key] for key in keys], [second[key] for key in keys]

@@ -63,8 +63,8 @@ def edited(change: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "not JSON"),
-        (dumps(results())[:-40], "not JSON"),
+        ("", "not results: Expecting value"),
+        (dumps(results())[:-40], "not results: "),
         ("[]", "not results of format 3"),
         (edited(lambda d: d.pop("format")), "not results of format 3"),
         (edited(lambda d: d.update(format="3")), "not results of format 3"),

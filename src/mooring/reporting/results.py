@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mooring.errors import DataError
-from mooring.jsonio import EDITED, fit, read_json
+from mooring.jsonio import EDITED, convert, read_as
 from mooring.records import ByModule, Choice, Half, Score, Trial, lam_words
 
 FORMAT = 3
@@ -279,7 +279,7 @@ def load(path: Path) -> Results:
         DataError: It is missing, not JSON, of another version, or holds something else.
     """
     path = path / "results.json" if path.is_dir() else path
-    data = read_json(path)
+    data = read_as(path, Any, "results")
     found = data.pop("format", None) if isinstance(data, dict) else None
     if isinstance(found, int) and found != FORMAT:
         age = "an older" if found < FORMAT else "a newer"
@@ -290,7 +290,7 @@ def load(path: Path) -> Results:
     if found is None or found != FORMAT:
         raise DataError(f"{path}: not results of format {FORMAT}", "make the report again from its run folder")
     try:
-        results: Results = fit(Results, data)
+        results: Results = convert(Results, data)
     except ValueError as error:
         raise DataError(f"{path}: {error}", EDITED) from None
     return results
