@@ -897,7 +897,7 @@ def compare(
             `repetition_penalty`, `dtype`, `device`.
 
     Returns:
-        A list a prompt: the answers of base, each λ in order, tuned, merged.
+        One list per prompt: the answers of base, each λ in ascending order, tuned, merged.
 
     Raises:
         UserError: Bad input.
@@ -905,7 +905,7 @@ def compare(
     texts: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     asked = [as_prompt(text, number) if isinstance(text, str) else text for number, text in enumerate(texts, 1)]
     with open_comparison(base, tuned, merged, **settings) as comparison:
-        return comparison.ask_all(asked, comparison.places(lambdas), on_reply)
+        return comparison.ask_all(asked, comparison.models_at(lambdas), on_reply)
 
 
 def as_prompt(text: str, number: int = 1) -> Prompt:

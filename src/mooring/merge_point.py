@@ -106,6 +106,11 @@ class MergePoint:
         return f"λ by module ({self.groups_label})" if self.by_module else f"λ = {self.lam:g}"
 
     @property
+    def long_label(self) -> str:
+        """As `label`, with λ: `base (λ = 0)`, `tuned (λ = 1)`."""
+        return self.label if self.role == "merged" else f"{self.role} (λ = {self.lam:g})"
+
+    @property
     def groups_label(self) -> str:
         """The groups whose λ differs, then the λ of all else: `early attention 0.2, else 0.4`."""
         changed = [f"{name} {value:g}" for name, value in self.overrides.items() if value != self.lam]

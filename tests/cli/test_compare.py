@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mooring.cli.compare import Command, answered, interact, read_command
 from mooring.errors import DataError
+from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.compare import Comparison, Reply
 from mooring.records import Message, Prompt
 
@@ -23,7 +24,7 @@ PROMPT = Prompt(id="p", messages=(Message("user", "What?"),))
 
 
 def reply(text: str = "Oslo.", lam: float | None = 0.5, finish: str = "stop") -> Reply:
-    return Reply(lam=lam, model="merged" if lam is None else f"λ = {lam:g}", text=text, tokens=4, finish=finish)
+    return Reply(point=None if lam is None else MergePoint(lam), text=text, tokens=4, finish=finish)
 
 
 def shown(replies: Sequence[Reply], width: int = 120) -> str:
@@ -125,10 +126,10 @@ def test_model_text_and_prompt_do_nothing(text: str, seen: str, width: int) -> N
 @pytest.mark.parametrize(
     ("line", "command"),
     [
-        ("0.3", Command("lam", lam=0.3)),
-        ("λ=0,25", Command("lam", lam=0.25)),
-        ("+", Command("lam", lam=0.6)),
-        ("-", Command("lam", lam=0.4)),
+        ("0.3", Command("point", MergePoint(0.3))),
+        ("λ=0,25", Command("point", MergePoint(0.25))),
+        ("+", Command("point", MergePoint(0.6))),
+        ("-", Command("point", MergePoint(0.4))),
         ("p What now?", Command("prompt", text="What now?")),
         ("q", Command("quit")),
         ("1.5", Command("help")),
@@ -139,32 +140,34 @@ def test_model_text_and_prompt_do_nothing(text: str, seen: str, width: int) -> N
     ],
 )
 def test_what_is_typed(line: str, command: Command) -> None:
-    assert read_command(line, 0.5) == command
+    assert read_command(line, MergePoint(0.5)) == command
 
 
 def test_lambda_stays_between_its_ends() -> None:
-    assert read_command("+", 0.95).lam == 1.0
-    assert read_command("-", 0.0).lam == 0.0
-    lam = 0.0
+    assert read_command("+", MergePoint(0.95)).point == TUNED
+    assert read_command("-", BASE).point == BASE
+    point: MergePoint | None = BASE
     for _ in range(3):
-        lam = read_command("+", lam).lam
-    assert lam == 0.3
+        assert point is not None
+        point = read_command("+", point).point
+    assert point == MergePoint(0.3)
 
 
 class Scripted:
     """A comparison that answers at once, and refuses one prompt."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, float | None]] = []
+        self.asked: list[tuple[str, MergePoint | None]] = []
 
-    places = Comparison.places
+    models_at = Comparison.models_at
     _merged = None
 
-    def ask(self, prompt: Prompt, place: float | None) -> Reply:
-        self.asked.append((prompt.messages[-1].content, place))
+    def ask(self, prompt: Prompt, model: MergePoint | None) -> Reply:
+        assert model is not None
+        self.asked.append((prompt.messages[-1].content, model))
         if "too long" in prompt.messages[-1].content:
             raise DataError("the prompt does not fit", "shorten it")
-        return reply(f"{prompt.messages[-1].content} at {place:g}", place)
+        return reply(f"{prompt.messages[-1].content} at {model.key}", model.lam)
 
 
 def test_lambda_and_prompt_can_be_moved_until_quit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,13 +180,19 @@ def test_lambda_and_prompt_can_be_moved_until_quit(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("builtins.input", typed)
     comparison, out = Scripted(), Console(width=120, file=io.StringIO(), markup=False, emoji=False)
-    interact(comparison, PROMPT, 0.5, out)  # type: ignore[arg-type]
+    interact(comparison, PROMPT, MergePoint(0.5), out)  # type: ignore[arg-type]
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert "What? at 0.2" in text
     assert "What? at 0.3" in text
     assert "mooring: the prompt does not fit; shorten it" in text
     assert "And? at 0.3" in text
-    assert [place for asked, place in comparison.asked if asked == "And?"] == [0.0, 0.3, 1.0, 0.0, 1.0]
+    assert [model for asked, model in comparison.asked if asked == "And?"] == [
+        BASE,
+        MergePoint(0.3),
+        TUNED,
+        BASE,
+        TUNED,
+    ]
     assert heads[-1] == "λ = 1 > "
     assert next(lines) == "0.9"
 
@@ -195,7 +204,7 @@ def test_the_end_of_the_input_ends_it(monkeypatch: pytest.MonkeyPatch, stop: typ
 
     monkeypatch.setattr("builtins.input", typed)
     comparison = Scripted()
-    interact(comparison, PROMPT, 0.5, Console(file=io.StringIO()))  # type: ignore[arg-type]
+    interact(comparison, PROMPT, MergePoint(0.5), Console(file=io.StringIO()))  # type: ignore[arg-type]
     assert comparison.asked == []
 
 
@@ -203,9 +212,9 @@ def test_what_was_asked_is_kept(tiny_model_folder: Path, tuned: Path, monkeypatc
     import mooring
 
     with mooring.api.open_comparison(tiny_model_folder, tuned, max_tokens=4) as comparison:
-        first = comparison.ask(PROMPT, 0.5)
-        monkeypatch.setattr(comparison, "_engine", lambda place: pytest.fail("it was asked again"))
-        assert comparison.ask(PROMPT, 0.1 + 0.4) is first
+        first = comparison.ask(PROMPT, MergePoint(0.5))
+        monkeypatch.setattr(comparison, "_engine", lambda model: pytest.fail("it was asked again"))
+        assert comparison.ask(PROMPT, MergePoint(0.1 + 0.4)) is first
 
 
 def test_bad_input_in_a_line(

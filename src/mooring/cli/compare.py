@@ -15,6 +15,7 @@ from rich.text import Text
 import mooring
 from mooring.cli import render
 from mooring.cli.options import SYSTEM, Base, Device, Dtype, Part, Seed, System, Tuned, floats
+from mooring.merge_point import MergePoint
 
 if TYPE_CHECKING:
     from mooring.pipeline.compare import Comparison, Reply
@@ -29,28 +30,27 @@ KEYS = "a number: λ · + and -: λ by 0.1 · p TEXT: another prompt · q: quit"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Command:
-    """What a line at the prompt asks for: `lam`, `prompt`, `quit`, or `help` where it cannot be read."""
+    """What a line at the prompt asks for: `point`, `prompt`, `quit`, or `help` if it cannot be read."""
 
-    kind: Literal["lam", "prompt", "quit", "help"]
-    lam: float = 0.0
+    kind: Literal["point", "prompt", "quit", "help"]
+    point: MergePoint | None = None
     text: str = ""
 
 
-def read_command(line: str, lam: float) -> Command:
-    """A line that was typed, given the λ that is shown. λ stays from 0 to 1."""
+def read_command(line: str, shown: MergePoint) -> Command:
+    """Parse a line that was typed, given the point that is shown. λ is clamped to 0 to 1."""
     said = line.strip()
     if said in ("q", "quit", "exit"):
         return Command("quit")
     if said in ("+", "-"):
-        moved = lam + (STEP if said == "+" else -STEP)
-        return Command("lam", lam=round(min(1.0, max(0.0, moved)), 6))
+        moved = shown.lam + (STEP if said == "+" else -STEP)
+        return Command("point", MergePoint(round(min(1.0, max(0.0, moved)), 6)))
     if said.startswith("p ") and said[2:].strip():
         return Command("prompt", text=said[2:].strip())
     try:
-        asked = float(said.replace("λ", "").replace("=", "").replace(",", "."))
-    except ValueError:
+        return Command("point", MergePoint.parse(said.replace("λ", "").replace("=", "").replace(",", ".")))
+    except mooring.UserError:
         return Command("help")
-    return Command("lam", lam=asked) if 0 <= asked <= 1 else Command("help")
 
 
 def compare(
@@ -104,16 +104,16 @@ def compare(
         dtype=dtype,
         device=device,
     ) as comparison:
-        places = comparison.places(floats(lam, "--lam"))
-        total = len(places) * len(asked)
+        models = comparison.models_at(floats(lam, "--lam"))
+        total = len(models) * len(asked)
         with render.bar("compare", resumes=False) as tick:
             done: list[Reply] = []
 
             def on_reply(reply: "Reply") -> None:
                 done.append(reply)
-                tick(len(done), total, reply.model)
+                tick(len(done), total, reply.label)
 
-            answers = comparison.ask_all(asked, places, on_reply)
+            answers = comparison.ask_all(asked, models, on_reply)
         if as_json:
             print(json.dumps([_plain(p, replies) for p, replies in zip(asked, answers, strict=True)], indent=1))
             return
@@ -123,8 +123,8 @@ def compare(
         for each, replies in zip(asked, answers, strict=True):
             out.print(answered(each, replies, out.width))
         if sys.stdin.isatty() and out.is_terminal:
-            between = [place for place in places if place not in (0.0, 1.0, None)]
-            interact(comparison, asked[-1], between[len(between) // 2] if between else 0.5, out)
+            merges = [point for point in models if point and point.role == "merged"]
+            interact(comparison, asked[-1], merges[len(merges) // 2] if merges else MergePoint(0.5), out)
 
 
 def _prompts(text: str | None, refs: str | None, split: Part, seed: int) -> "list[Prompt]":
@@ -155,7 +155,7 @@ def _visible(text: str) -> str:
 
 
 def _plain(prompt: "Prompt", replies: "Sequence[Reply]") -> dict[str, object]:
-    return {"prompt": prompt.messages[-1].content, "answers": [dataclasses.asdict(reply) for reply in replies]}
+    return {"prompt": prompt.messages[-1].content, "answers": [reply.to_dict() for reply in replies]}
 
 
 def answered(prompt: "Prompt", replies: "Sequence[Reply]", width: int) -> RenderableType:
@@ -175,9 +175,8 @@ def answered(prompt: "Prompt", replies: "Sequence[Reply]", width: int) -> Render
 
 
 def heading(reply: "Reply") -> str:
-    """What a column is called; both ends of λ by their names."""
-    ends = {0.0: "base (λ = 0)", 1.0: "tuned (λ = 1)", None: "merged (as given)"}
-    return ends.get(reply.lam, reply.model)
+    """The heading of a column."""
+    return reply.point.long_label if reply.point else "merged (as given)"
 
 
 def body(reply: "Reply") -> str:
@@ -186,17 +185,17 @@ def body(reply: "Reply") -> str:
     return f"{text} … (cut at {reply.tokens} tokens)" if reply.finish == "length" else text
 
 
-def interact(comparison: "Comparison", prompt: "Prompt", lam: float, out: Console) -> None:
+def interact(comparison: "Comparison", prompt: "Prompt", point: MergePoint, out: Console) -> None:
     """Ask what is typed, until `q` or the end of the input."""
     number = 1
     while True:
         out.print(Text(KEYS, style="dim"))
         try:
-            line = input(f"λ = {lam:g} > ")
+            line = input(f"λ = {point.key} > ")
         except (EOFError, KeyboardInterrupt):
             out.print()
             return
-        command = read_command(line, lam)
+        command = read_command(line, point)
         if command.kind == "quit":
             return
         if command.kind == "help":
@@ -204,11 +203,11 @@ def interact(comparison: "Comparison", prompt: "Prompt", lam: float, out: Consol
         if command.kind == "prompt":
             number += 1
             prompt = mooring.api.as_prompt(command.text, number)
-        else:
-            lam = command.lam
+        elif command.point:
+            point = command.point
         try:
-            with out.status(f"λ = {lam:g}"):
-                replies = [comparison.ask(prompt, place) for place in comparison.places([lam])]
+            with out.status(point.label):
+                replies = [comparison.ask(prompt, model) for model in comparison.models_at([point.lam])]
         except mooring.UserError as error:  # a prompt that is too long ends nothing
             out.print(Text(f"mooring: {_visible(' '.join(str(error).split()))}"))
             continue
