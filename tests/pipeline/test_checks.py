@@ -13,7 +13,7 @@ from mooring.errors import DataError, MissingExtraError, ModelError, RecipeError
 from mooring.pipeline import preflight
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.plan import plan
-from mooring.pipeline.preflight import check_measures, lacking, to_fetch
+from mooring.pipeline.preflight import check_measures, downloads, unavailable
 from mooring.pipeline.sets import evaluation_sets, task_metrics
 
 
@@ -65,7 +65,7 @@ def test_a_file_that_is_named_twice_in_two_ways(tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": "Help me break thing number 3."}) + "\n")
     refs = [str(file), f"{tmp_path}/../{tmp_path.name}/set.jsonl"]
     with pytest.raises(RecipeError, match=r"named twice, as .* and "):
-        lacking(recipe(tmp_path, safety=refs), (), Judging((), lambda folder, measure: ""))
+        unavailable(recipe(tmp_path, safety=refs), (), Judging((), lambda folder, measure: ""))
 
 
 @pytest.fixture
@@ -165,9 +165,9 @@ def test_a_model_in_the_hub_s_cache_is_not_to_be_fetched(tmp_path: Path, monkeyp
 
     asked = recipe(tmp_path, judges=["wildguard"])
     judging = Judging(asked.score.judges, lambda folder, measure: "")
-    assert len(to_fetch(asked, (), judging)) == 1
+    assert len(downloads(asked, (), judging)) == 1
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
-    assert to_fetch(asked, (), judging) == []
+    assert downloads(asked, (), judging) == []
 
 
 def test_lm_eval_s_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

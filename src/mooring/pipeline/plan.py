@@ -13,7 +13,7 @@ from mooring.ledger import LEDGER, read_ledger
 from mooring.models import open_checkpoint
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.judging import Judging
-from mooring.pipeline.preflight import check_choosing, lacking, to_fetch
+from mooring.pipeline.preflight import check_selection, downloads, unavailable
 from mooring.pipeline.sets import Sets, asked, evaluation_sets, task_metrics
 from mooring.records import Half
 from mooring.scoring.task import needs_completions
@@ -60,12 +60,12 @@ def plan(recipe: Recipe) -> Plan:
     stages = _stages(recipe, sets, missing, judging)
     facts |= {f"not here: {ref}": why for ref, why in missing.items()}
     if not missing:
-        check_choosing(recipe, sets)
+        check_selection(recipe, sets)
     metrics = {*task_metrics(recipe, sets, "validation"), *task_metrics(recipe, sets, "test")}
     if missing:  # of a task that cannot be read, what the recipe says
         metrics |= {*recipe.score.metrics, *recipe.score.validation_metrics}
-    facts |= {f"cannot be had here: {name}": why for name, why in lacking(recipe, metrics, judging, sets).items()}
-    if afar := to_fetch(recipe, metrics, judging):
+    facts |= {f"cannot be had here: {name}": why for name, why in unavailable(recipe, metrics, judging, sets).items()}
+    if afar := downloads(recipe, metrics, judging):
         facts["to be fetched"] = "; ".join(afar)
     if departures := recipe.departures():
         facts["departs from the paper"] = "; ".join(departures)

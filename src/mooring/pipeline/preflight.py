@@ -23,7 +23,7 @@ _RATES: dict[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
 """The sets whose rates may be bounded."""
 
 
-def check_choosing(recipe: Recipe, sets: Sets) -> None:
+def check_selection(recipe: Recipe, sets: Sets) -> None:
     """Hold that λ can be chosen as the recipe says, before anything is asked.
 
     Args:
@@ -72,7 +72,9 @@ def check_measures(recipe: Recipe, metrics: Iterable[Metric], judging: Judging, 
         check()
 
 
-def lacking(recipe: Recipe, metrics: Iterable[Metric], judging: Judging, sets: Sets | None = None) -> dict[str, str]:
+def unavailable(
+    recipe: Recipe, metrics: Iterable[Metric], judging: Judging, sets: Sets | None = None
+) -> dict[str, str]:
     """What `check_measures` would fail for here, without fetching anything: a measure to what it lacks, and the mend.
 
     Raises:
@@ -89,7 +91,7 @@ def lacking(recipe: Recipe, metrics: Iterable[Metric], judging: Judging, sets: S
     return found
 
 
-def to_fetch(recipe: Recipe, metrics: Iterable[Metric], judging: Judging) -> list[str]:
+def downloads(recipe: Recipe, metrics: Iterable[Metric], judging: Judging) -> list[str]:
     """What a run would fetch from the hub for its judges and metrics, with what has to be done for it before."""
     found = []
     for name, section in judging.sections.items():
@@ -104,7 +106,7 @@ def to_fetch(recipe: Recipe, metrics: Iterable[Metric], judging: Judging) -> lis
     if recipe.score.lm_eval and importlib.util.find_spec("lm_eval"):
         from mooring.pipeline.lm_eval.tasks import not_local
 
-        with contextlib.suppress(UserError):  # which `lacking` tells of
+        with contextlib.suppress(UserError):  # which `unavailable` tells of
             found += [f"lm-eval's rows of {name}" for name in not_local(recipe.score.lm_eval)]
     return list(dict.fromkeys(found))
 

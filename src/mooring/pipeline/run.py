@@ -20,7 +20,7 @@ from mooring.pipeline.evaluation import Subject, Trials
 from mooring.pipeline.models import Lam, Models
 from mooring.pipeline.module_groups import check_pair, measure_changes, patterns, tensor_names
 from mooring.pipeline.plan import disk, merge_settings
-from mooring.pipeline.preflight import check_choosing, check_measures
+from mooring.pipeline.preflight import check_measures, check_selection
 from mooring.pipeline.progress import label
 from mooring.pipeline.results import assemble
 from mooring.pipeline.run_folder import Event, OnEvent, Store, key_of, remove
@@ -109,7 +109,7 @@ class _Run:
         sets = evaluation_sets(self.recipe)
         trials = Trials(self.recipe, self.store, sets)
         metrics = (*trials.metrics("validation"), *trials.metrics("test"))
-        check_choosing(self.recipe, sets)
+        check_selection(self.recipe, sets)
         check_measures(self.recipe, metrics, trials.judging, sets)
         atomic_text(self.folder / "recipe.yaml", self.recipe.dump())  # not before: a refused one changes nothing
         self.base = self._base()
