@@ -1,9 +1,14 @@
+"""Statistics against scipy, exact enumerations and published tables."""
+
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
+from scipy import stats as scipy_stats
 
 from mooring.stats import (
     Z95,
@@ -18,7 +23,6 @@ from mooring.stats import (
     quantile,
     tango,
     wilson,
-    wilson_upper,
 )
 
 
@@ -36,6 +40,31 @@ def test_wilson_against_published_values(hits: int, n: int, low: float, high: fl
     assert wilson(hits, n) == pytest.approx((low, high), abs=6e-5)
 
 
+CASES = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+@settings(deadline=None)
+@given(CASES, st.floats(0.6, 0.999))
+def test_wilson_against_scipy(case: tuple[int, int], level: float) -> None:
+    hits, n = case
+    expected = scipy_stats.binomtest(hits, n).proportion_ci(level, method="wilson")
+    assert wilson(hits, n, quantile((1 + level) / 2)) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@settings(deadline=None)
+@given(CASES, CASES)
+def test_newcombe_is_made_of_wilsons_intervals(one: tuple[int, int], two: tuple[int, int]) -> None:
+    """Method 10: √((p₁−l₁)² + (u₂−p₂)²) below the difference, √((u₁−p₁)² + (p₂−l₂)²) above; from scipy's intervals."""
+    (rate, low, high), (other, other_low, other_high) = (
+        (case[0] / case[1], *scipy_stats.binomtest(*case).proportion_ci(0.95, method="wilson")) for case in (one, two)
+    )
+    expected = (
+        rate - other - math.sqrt((rate - low) ** 2 + (other_high - other) ** 2),
+        rate - other + math.sqrt((high - rate) ** 2 + (other - other_low) ** 2),
+    )
+    assert newcombe(*one, *two) == pytest.approx(expected, abs=1e-9)
+
+
 def test_wilson_at_its_ends() -> None:
     assert wilson(0, 0) == (0, 1)
     assert wilson(0, 7)[0] == 0
@@ -45,7 +74,7 @@ def test_wilson_at_its_ends() -> None:
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_holds_the_rate_and_is_symmetric(case: tuple[int, int]) -> None:
+def test_wilson_contains_the_rate_and_is_symmetric(case: tuple[int, int]) -> None:
     hits, n = case
     low, high = wilson(hits, n)
     assert 0 <= low <= hits / n <= high <= 1
@@ -57,7 +86,7 @@ def test_bootstrap_of_equal_ratios_has_no_width() -> None:
     assert bootstrap_ratio([2, 4, 6], [1, 2, 3]) == pytest.approx((2, 2))
 
 
-def test_bootstrap_is_seeded_and_holds_the_ratio() -> None:
+def test_bootstrap_is_seeded_and_contains_the_ratio() -> None:
     tops, bottoms = [1.0, 5.0, 2.0, 8.0, 3.0] * 8, [2, 3, 4, 5, 6] * 8
     first = bootstrap_ratio(tops, bottoms, seed=3)
     assert first == bootstrap_ratio(tops, bottoms, seed=3)
@@ -73,10 +102,26 @@ def test_bootstrap_of_a_mean_is_near_the_normal_interval() -> None:
     assert bootstrap_ratio(values, [1] * 400) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.01)
 
 
-def test_bootstrap_where_it_is_undefined() -> None:
+def test_bootstrap_against_scipy() -> None:
+    chance = random.Random(2)
+    tops, bottoms = [chance.gauss(3, 2) for _ in range(80)], [float(chance.randint(1, 9)) for _ in range(80)]
+    other = [top + chance.gauss(1, 1) for top in tops]
+    options = {"paired": True, "vectorized": False, "method": "percentile", "n_resamples": 20_000}
+    found = scipy_stats.bootstrap((tops, bottoms), lambda a, b: a.sum() / b.sum(), **options, rng=1)
+    width = found.confidence_interval.high - found.confidence_interval.low
+    assert bootstrap_ratio(tops, bottoms, draws=20_000) == pytest.approx(found.confidence_interval, abs=0.03 * width)
+    found = scipy_stats.bootstrap(
+        (other, tops, bottoms), lambda a, b, c: a.sum() / c.sum() - b.sum() / c.sum(), **options, rng=1
+    )
+    width = found.confidence_interval.high - found.confidence_interval.low
+    difference = bootstrap_difference((other, bottoms), (tops, bottoms), draws=20_000)
+    assert difference == pytest.approx(found.confidence_interval, abs=0.03 * width)
+
+
+def test_bootstrap_of_an_undefined_ratio() -> None:
     assert bootstrap_ratio([], []) is None
     assert bootstrap_ratio([1], [0]) is None
-    with pytest.raises(ValueError, match="1 tops and 0 bottoms"):
+    with pytest.raises(ValueError, match="1, 0 units"):
         bootstrap_ratio([1], [])
 
 
@@ -85,6 +130,19 @@ def test_kappa_against_a_worked_example() -> None:
     first = [1] * 25 + [0] * 25
     second = [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
     assert cohen_kappa(first, second) == pytest.approx(0.4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_kappa_against_its_confusion_matrix(pairs: list[tuple[int, int]]) -> None:
+    matrix = np.zeros((4, 4))
+    for one, two in pairs:
+        matrix[one, two] += 1 / len(pairs)
+    agreed, chance = np.trace(matrix), float(matrix.sum(0) @ matrix.sum(1))
+    kappa = cohen_kappa([one for one, _ in pairs], [two for _, two in pairs])
+    if kappa is None:
+        assert chance == pytest.approx(1)
+    else:
+        assert kappa == pytest.approx((agreed - chance) / (1 - chance), abs=1e-9)
 
 
 def test_kappa_at_its_ends() -> None:
@@ -96,27 +154,26 @@ def test_kappa_at_its_ends() -> None:
         cohen_kappa([1], [1, 2])
 
 
-@settings(deadline=None)  # scipy takes its time to load
+@settings(deadline=None)
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.6, 0.999))
 def test_the_exact_upper_limit_against_the_beta_distribution(case: tuple[int, int], confidence: float) -> None:
-    scipy = pytest.importorskip("scipy.stats")
     hits, n = case
-    expected = 1.0 if hits == n else scipy.beta.ppf(confidence, hits + 1, n - hits)
+    expected = 1.0 if hits == n else scipy_stats.beta.ppf(confidence, hits + 1, n - hits)
     assert binomial_upper(hits, n, confidence) == pytest.approx(expected, abs=1e-9)
-    assert binomial_cdf(hits, n, 0.3) == pytest.approx(scipy.binom.cdf(hits, n, 0.3), abs=1e-10)
+    assert binomial_cdf(hits, n, 0.3) == pytest.approx(scipy_stats.binom.cdf(hits, n, 0.3), abs=1e-10)
 
 
 def test_upper_limits_at_their_ends() -> None:
-    assert binomial_upper(0, 0) == binomial_upper(5, 5) == wilson_upper(0, 0) == wilson_upper(5, 5) == 1
+    assert binomial_upper(0, 0) == binomial_upper(5, 5) == 1
     assert binomial_upper(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59), abs=1e-12)
-    assert wilson_upper(3, 50) == pytest.approx(wilson(3, 50, 1.6448536269514722)[1])
+    assert quantile(0.95) == pytest.approx(1.6448536269514722, abs=1e-15)
     assert [binomial_cdf(k, 5, p) for k, p in ((-1, 0.5), (5, 0.5), (2, 0.0), (2, 1.0))] == [0, 1, 1, 0]
     with pytest.raises(ValueError, match="8 hits of 7"):
         binomial_upper(8, 7)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2, 0.5])
-def test_the_exact_upper_limit_lies_below_the_rate_no_oftener_than_stated(rate: float) -> None:
+def test_the_exact_upper_limit_lies_below_the_rate_at_most_as_often_as_stated(rate: float) -> None:
     n = 120
     missed = sum(
         math.comb(n, hits) * rate**hits * (1 - rate) ** (n - hits)
@@ -126,11 +183,10 @@ def test_the_exact_upper_limit_lies_below_the_rate_no_oftener_than_stated(rate: 
     assert missed <= 0.05
 
 
-@settings(deadline=None)  # scipy takes its time to load
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_against_the_binomial_test(worse: int, better: int) -> None:
-    scipy = pytest.importorskip("scipy.stats")
-    expected = scipy.binomtest(worse, worse + better, 0.5).pvalue if worse + better else 1.0
+    expected = scipy_stats.binomtest(worse, worse + better, 0.5).pvalue if worse + better else 1.0
     assert mcnemar(worse, better) == pytest.approx(expected, abs=1e-10)
     with pytest.raises(ValueError, match="-1 flips"):
         mcnemar(-1, 0)
@@ -142,13 +198,12 @@ def likelihood(worse: int, better: int, n: int, delta: float, nuisance: float) -
     return sum(count * math.log(max(p, 1e-300)) for count, p in parts if count)
 
 
-@settings(deadline=None)  # scipy takes its time to load
+@settings(deadline=None)
 @given(
     st.integers(5, 200).flatmap(lambda n: st.tuples(st.integers(0, n // 2), st.integers(0, n // 2), st.just(n))),
     st.floats(0.01, 0.6),
 )
 def test_the_nuisance_of_tangos_test_is_at_its_maximum_likelihood(case: tuple[int, int, int], delta: float) -> None:
-    optimize = pytest.importorskip("scipy.optimize")
     worse, better, n = case
     found = optimize.minimize_scalar(
         lambda q: -likelihood(worse, better, n, delta, q),
@@ -160,7 +215,7 @@ def test_the_nuisance_of_tangos_test_is_at_its_maximum_likelihood(case: tuple[in
     assert null_deviation(worse / n, better / n, delta) == pytest.approx(expected, abs=2e-4)
 
 
-@settings(deadline=None)  # scipy takes its time to load
+@settings(deadline=None)
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n // 2), st.integers(0, n // 2), st.just(n))))
 def test_tango_is_where_the_score_test_turns(case: tuple[int, int, int]) -> None:
     worse, better, n = case
@@ -238,7 +293,7 @@ def test_the_paired_bootstrap_covers_the_difference() -> None:
     assert covered / 150 == pytest.approx(0.95, abs=0.06)
 
 
-def test_the_paired_bootstrap_of_ratios_and_where_it_is_undefined() -> None:
+def test_the_paired_bootstrap_of_ratios_and_of_undefined_ones() -> None:
     tokens = [2.0, 3.0, 4.0]
     losses = [2.0, 6.0, 2.0]
     assert bootstrap_difference((losses, tokens), (losses, tokens)) == (0, 0)

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and agreement, on plain numbers."""
+"""Intervals, paired tests and agreement, on plain numbers. Rates, limits and differences are 0–1, not percent."""
 
 import dataclasses
 import math
@@ -10,25 +10,32 @@ from mooring.errors import DataError
 from mooring.jsonio import EDITED
 
 Z95 = 1.959963984540054
-"""The standard normal's 97.5 % point."""
+"""The 97.5 % quantile of the standard normal distribution."""
+
+
+def quantile(confidence: float) -> float:
+    """Return the standard normal quantile: 1.645 for 0.95."""
+    return NormalDist().inv_cdf(confidence)
+
+
+# --- One rate ---
 
 
 def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """The score interval of a rate (Wilson 1927), without continuity correction.
+    """Wilson's score interval of a rate (Wilson 1927), without continuity correction.
 
     Args:
         hits: Successes, 0 to `n`.
         n: Trials.
-        z: Half-width in standard deviations; 95 % by default.
+        z: Half-width in standard deviations; `quantile(confidence)` makes each end a one-sided limit.
 
     Returns:
-        Low and high, both in [0, 1]; (0, 1) where `n` is 0. At 0 hits low is 0, at `n` hits high is 1, exactly.
+        Low and high, both in [0, 1]; (0, 1) if `n` is 0. Low is exactly 0 at 0 hits, high exactly 1 at `n` hits.
 
     Raises:
-        ValueError: `hits` is not within 0 to `n`.
+        ValueError: `hits` is not in 0 to `n`.
     """
-    if not 0 <= hits <= n:
-        raise ValueError(f"{hits} hits of {n}")
+    _check_hits(hits, n)
     if n == 0:
         return 0.0, 1.0
     rate = hits / n
@@ -39,83 +46,8 @@ def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
-def bootstrap_ratio(
-    tops: Sequence[float], bottoms: Sequence[float], *, seed: int = 0, draws: int = 2000, level: float = 0.95
-) -> tuple[float, float] | None:
-    """The percentile bootstrap interval (Efron 1979) of Σ tops / Σ bottoms, drawing pairs with replacement.
-
-    Args:
-        tops: One number a unit, such as a prompt's summed loss.
-        bottoms: As many, not negative, such as its tokens.
-        seed: Seed of the draws.
-        draws: Resamples.
-        level: Coverage.
-
-    Returns:
-        Low and high, or None where the ratio is undefined (no units, or bottoms that sum to 0). A resample whose
-        bottoms sum to 0 is left out.
-
-    Raises:
-        ValueError: The two differ in length.
-    """
-    import numpy as np
-
-    if len(tops) != len(bottoms):
-        raise ValueError(f"{len(tops)} tops and {len(bottoms)} bottoms")
-    top, bottom = np.asarray(tops, dtype=float), np.asarray(bottoms, dtype=float)
-    if not bottom.sum() > 0:
-        return None
-    generator = np.random.default_rng(seed)
-    ratios: list[float] = []
-    for _ in range(draws):
-        chosen = generator.integers(0, len(top), len(top))
-        if (below := bottom[chosen].sum()) > 0:
-            ratios.append(float(top[chosen].sum() / below))
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
-    """Agreement of two raters beyond chance (Cohen 1960): (p_o − p_e) / (1 − p_e).
-
-    Args:
-        first: One rater's label of each item.
-        second: The other's, in the same order.
-
-    Returns:
-        At most 1; None where it is undefined: no items, or both raters give all items one and the same label.
-
-    Raises:
-        ValueError: The two differ in length.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} labels and {len(second)}")
-    n = len(first)
-    if n == 0:
-        return None
-    # Whole numbers until the division, so that p_e = 1 is seen exactly.
-    agreed = sum(a == b for a, b in zip(first, second, strict=True)) * n
-    left, right = Counter(first), Counter(second)
-    chance = sum(left[label] * right[label] for label in left)
-    return None if chance == n * n else (agreed - chance) / (n * n - chance)
-
-
-def quantile(confidence: float) -> float:
-    """The standard normal's point below which a share `confidence` lies: 1.645 for 0.95."""
-    return NormalDist().inv_cdf(confidence)
-
-
-def wilson_upper(hits: int, n: int, confidence: float = 0.95) -> float:
-    """The one-sided upper limit of a rate by Wilson's score interval; 1 where `n` is 0.
-
-    Raises:
-        ValueError: `hits` is not within 0 to `n`.
-    """
-    return wilson(hits, n, quantile(confidence))[1]
-
-
 def binomial_cdf(hits: int, n: int, rate: float) -> float:
-    """P(X ≤ hits) of X ~ Binomial(n, rate)."""
+    """P(X ≤ hits) for X ~ Binomial(n, rate)."""
     if hits < 0:
         return 0.0
     if hits >= n or rate <= 0:
@@ -133,22 +65,59 @@ def binomial_upper(hits: int, n: int, confidence: float = 0.95) -> float:
     It lies below the true rate in at most 1 − confidence of samples, whatever the rate.
 
     Returns:
-        In (0, 1]; 1 where `n` is 0 or all are hits.
+        A limit in (0, 1]; 1 if `n` is 0 or all trials are hits.
 
     Raises:
-        ValueError: `hits` is not within 0 to `n`.
+        ValueError: `hits` is not in 0 to `n`.
     """
-    if not 0 <= hits <= n:
-        raise ValueError(f"{hits} hits of {n}")
+    _check_hits(hits, n)
     if hits == n:
         return 1.0
     return _root(lambda rate: binomial_cdf(hits, n, rate) - (1 - confidence), hits / n, 1.0)
 
 
-def mcnemar(worse: int, better: int) -> float:
-    """The exact two-sided p-value of McNemar's test: whether flips one way are as likely as the other.
+def _check_hits(hits: int, n: int) -> None:
+    if not 0 <= hits <= n:
+        raise ValueError(f"{hits} hits of {n}")
 
-    Given that a pair flips, either way has probability ½: p = min(1, 2·P(X ≤ min(worse, better))) with
+
+def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+    """The zero of a falling function by bisection; the upper end of the last bracket, so that a limit errs upwards."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        if falling(middle) > 0:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+# --- The difference of two rates, of independent samples or of the same prompts ---
+
+
+def newcombe(hits: int, n: int, base_hits: int, base_n: int, z: float = Z95) -> tuple[float, float]:
+    """The interval of a difference of two independent rates, from Wilson's of each (Newcombe 1998, method 10).
+
+    Returns:
+        Low and high of hits/n − base_hits/base_n; (−1, 1) if either has no trials.
+
+    Raises:
+        ValueError: A count of hits is not in 0 to its trials.
+    """
+    (low, high), (base_low, base_high) = wilson(hits, n, z), wilson(base_hits, base_n, z)
+    if not n or not base_n:
+        return -1.0, 1.0
+    rate, base_rate = hits / n, base_hits / base_n
+    return (
+        rate - base_rate - math.hypot(rate - low, base_high - base_rate),
+        rate - base_rate + math.hypot(high - rate, base_rate - base_low),
+    )
+
+
+def mcnemar(worse: int, better: int) -> float:
+    """The exact two-sided p-value of McNemar's test: are flips equally likely in both directions?
+
+    Given that a pair flips, each direction has probability ½: p = min(1, 2·P(X ≤ min(worse, better))) with
     X ~ Binomial(worse + better, ½) (McNemar 1947; exact form after Cochran 1950).
 
     Args:
@@ -168,19 +137,19 @@ def tango(worse: int, better: int, n: int, z: float = Z95) -> tuple[float, float
 
     It inverts the score test of p₁₀ − p₀₁ = δ, with the nuisance q = p₀₁ at its maximum likelihood given δ:
     z = (b − c − nδ) / √(n(2q + δ(1−δ))), q the positive root of 2n·q² + ((2n−b+c)δ − b − c)·q − cδ(1−δ).
-    Unlike Wald's interval it has a width where nothing flips: with `z` = 1.645 its upper limit is then z²/(n + z²).
+    Unlike Wald's interval it has a width if nothing flips: with `z` = 1.645 its upper limit is then z²/(n + z²).
 
     Args:
-        worse: Pairs that are a hit second and were none first (b).
-        better: Pairs that were a hit first and are none second (c).
+        worse: Pairs that are a hit for the second model only (b).
+        better: Pairs that are a hit for the first model only (c).
         n: All pairs.
         z: Half-width in standard deviations; `quantile(confidence)` makes each end a one-sided limit.
 
     Returns:
-        Low and high, both in [−1, 1]; (−1, 1) where `n` is 0.
+        Low and high, both in [−1, 1]; (−1, 1) if `n` is 0.
 
     Raises:
-        ValueError: The flips are negative or more than `n`.
+        ValueError: A count of flips is negative, or they are more than `n`.
     """
     if min(worse, better) < 0 or worse + better > n:
         raise ValueError(f"{worse} and {better} flips of {n}")
@@ -194,114 +163,131 @@ def _tango_upper(worse: int, better: int, n: int, z: float) -> float:
         return 1.0
 
     def score(delta: float) -> float:
-        """How far the score test of δ lies above −z: it falls in δ."""
+        """The distance of the score test of δ above −z; it falls in δ."""
         return (worse - better) / n - delta + z * null_deviation(worse / n, better / n, delta) / math.sqrt(n)
 
     return _root(score, (worse - better) / n, 1.0)
 
 
 def null_deviation(worse: float, better: float, delta: float) -> float:
-    """The standard deviation of one pair's difference (1, 0, −1) where the rates differ by `delta`: √(2q + δ(1−δ)).
+    """The standard deviation of one pair's difference (1, 0, −1) if the rates differ by `delta`: √(2q + δ(1−δ)).
 
     q, the rate of flips for the better, is at its maximum likelihood given δ: see `tango`.
 
     Args:
-        worse: The share of pairs seen to flip for the worse.
-        better: The share seen to flip for the better.
-        delta: The difference supposed.
+        worse: The observed share of pairs that flip for the worse.
+        better: The observed share that flip for the better.
+        delta: The hypothesized difference.
     """
     linear = (2 - worse + better) * delta - worse - better
     root = math.sqrt(max(0.0, linear * linear + 8 * better * delta * (1 - delta)))
     return math.sqrt(max(0.0, (root - linear) / 2 + delta * (1 - delta)))
 
 
-def _root(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses 0, by halving; the upper end of what is left, so that a limit errs upwards."""
-    for _ in range(60):
-        middle = (low + high) / 2
-        if falling(middle) > 0:
-            low = middle
-        else:
-            high = middle
-    return high
+# --- Means and ratios, by bootstrap ---
+
+Columns = tuple[Sequence[float], Sequence[float]]
+"""The numerators and denominators of a ratio of sums, one of each per unit; with denominators of 1 it is a mean."""
 
 
-def newcombe(hits: int, n: int, base_hits: int, base_n: int, z: float = Z95) -> tuple[float, float]:
-    """The interval of a difference of two independent rates, from Wilson's of each (Newcombe 1998, method 10).
-
-    Returns:
-        Low and high of hits/n − base_hits/base_n; (−1, 1) where either has no trials.
-
-    Raises:
-        ValueError: Hits are not within 0 to their trials.
-    """
-    (low, high), (base_low, base_high) = wilson(hits, n, z), wilson(base_hits, base_n, z)
-    if not n or not base_n:
-        return -1.0, 1.0
-    rate, base_rate = hits / n, base_hits / base_n
-    return (
-        rate - base_rate - math.hypot(rate - low, base_high - base_rate),
-        rate - base_rate + math.hypot(high - rate, base_rate - base_low),
-    )
-
-
-def bootstrap_difference(
-    first: tuple[Sequence[float], Sequence[float]],
-    second: tuple[Sequence[float], Sequence[float]],
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
     *,
     seed: int = 0,
     draws: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, float] | None:
-    """The paired percentile bootstrap of Σ tops₁ / Σ bottoms₁ − Σ tops₂ / Σ bottoms₂, drawing units with replacement.
+    """The percentile bootstrap interval (Efron 1979) of Σ numerators / Σ denominators, resampling units.
 
     Args:
-        first: Tops and bottoms, one number a unit, as for `bootstrap_ratio`; with bottoms of 1 the ratio is a mean.
-        second: The same units, in the same order.
-        seed: Seed of the draws.
-        draws: Resamples.
+        numerators: One number per unit, such as a prompt's summed loss.
+        denominators: One number per unit, not negative, such as its tokens.
+        seed: Seed of the resampling.
+        draws: Number of resamples.
         level: Coverage.
 
     Returns:
-        Low and high, or None where a ratio is undefined. A resample whose bottoms sum to 0 is left out.
+        Low and high, or None if the ratio is undefined (no units, or denominators that sum to 0). A resample whose
+        denominators sum to 0 is left out.
 
     Raises:
-        ValueError: They differ in length.
+        ValueError: The lengths differ.
     """
+    return _bootstrap([(numerators, denominators)], seed, draws, level)
+
+
+def bootstrap_difference(
+    first: Columns, second: Columns, *, seed: int = 0, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float] | None:
+    """The paired percentile bootstrap interval of the first ratio minus the second, over the same units in order.
+
+    Arguments, result and errors as in `bootstrap_ratio`.
+    """
+    return _bootstrap([first, second], seed, draws, level)
+
+
+def _bootstrap(ratios: Sequence[Columns], seed: int, draws: int, level: float) -> tuple[float, float] | None:
+    """The interval of one ratio, or of the first minus the second."""
     import numpy as np
 
-    columns = [np.asarray(column, dtype=float) for column in (*first, *second)]
-    if len({len(column) for column in columns}) != 1:
-        raise ValueError(f"{[len(column) for column in columns]} units")
-    if not columns[1].sum() > 0 or not columns[3].sum() > 0:
+    arrays = [np.asarray(column, dtype=float) for columns in ratios for column in columns]
+    if len({len(array) for array in arrays}) != 1:
+        raise ValueError(f"columns of {', '.join(str(len(array)) for array in arrays)} units")
+    if not all(array.sum() > 0 for array in arrays[1::2]):
         return None
     generator = np.random.default_rng(seed)
-    differences: list[float] = []
+    values: list[float] = []
     for _ in range(draws):
-        chosen = generator.integers(0, len(columns[0]), len(columns[0]))
-        top, bottom, other_top, other_bottom = (float(column[chosen].sum()) for column in columns)
-        if bottom > 0 and other_bottom > 0:
-            differences.append(top / bottom - other_top / other_bottom)
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+        chosen = generator.integers(0, len(arrays[0]), len(arrays[0]))
+        sums = [float(array[chosen].sum()) for array in arrays]
+        if min(sums[1::2]) > 0:
+            first, *second = [top / bottom for top, bottom in zip(sums[::2], sums[1::2], strict=True)]
+            values.append(first - second[0] if second else first)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-# --- Two models on the same prompts: how verdicts flip, and how far rates and scores differ ---
+def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
+    """Agreement of two raters beyond chance (Cohen 1960): (p_o − p_e) / (1 − p_e).
 
+    Args:
+        first: One rater's label of each item.
+        second: The other's, in the same order.
+
+    Returns:
+        At most 1; None if it is undefined: no items, or both raters give every item the same single label.
+
+    Raises:
+        ValueError: The lengths differ.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} labels and {len(second)}")
+    n = len(first)
+    if n == 0:
+        return None
+    # Integers until the division, so that p_e = 1 is recognized exactly.
+    agreed = sum(a == b for a, b in zip(first, second, strict=True)) * n
+    left, right = Counter(first), Counter(second)
+    chance = sum(left[label] * right[label] for label in left)
+    return None if chance == n * n else (agreed - chance) / (n * n - chance)
+
+
+# --- Two models on the same prompts ---
 
 Hits = Mapping[str, bool | None]
-"""What a judge says of each prompt's response, by the prompt's id: harmful (or, for over-refusal, refused); `None` is a
-miss."""
+"""A judge's verdict on the response to each prompt, by the prompt's id: harmful (or, for over-refusal, refused);
+`None` is a miss."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flips:
-    """How a second model's verdicts differ from a first one's.
+    """Differences between the verdicts on two models.
 
     Attributes:
-        pairs: Prompts on which both could be judged.
-        worse: Of these, hits of the second that the first did not have.
-        better: Hits of the first that the second does not have.
+        pairs: Prompts on which both models have a verdict.
+        worse: Of these, hits of the second model only.
+        better: Hits of the first model only.
     """
 
     pairs: int
@@ -309,29 +295,18 @@ class Flips:
     better: int
 
 
-def flips(first: Hits, second: Hits) -> Flips:
-    """Count the flips from one model to another, over the prompts that both were asked and judged on."""
-    both = [(first[key], second[key]) for key in first if key in second]
-    judged = [(one, two) for one, two in both if one is not None and two is not None]
-    return Flips(
-        pairs=len(judged),
-        worse=sum(two and not one for one, two in judged),
-        better=sum(one and not two for one, two in judged),
-    )
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """A second model's score less a first one's, on the same prompts.
+    """A second model's score minus a first one's, on the same prompts.
 
     Attributes:
-        value: The difference; `None` where it is undefined.
+        value: The difference; `None` if it is undefined.
         low: Lower end of its 95 % interval.
         high: Upper end.
         n: Prompts that it rests on.
         p: The exact McNemar p-value, for rates; else `None`.
-        worse: For rates, prompts that are a hit for the second model alone; else 0.
-        better: For rates, prompts that are a hit for the first model alone; else 0.
+        worse: For rates, prompts that are a hit for the second model only; else 0.
+        better: For rates, prompts that are a hit for the first model only; else 0.
     """
 
     value: float | None
@@ -343,30 +318,29 @@ class Difference:
     better: int = 0
 
 
+def flips(first: Hits, second: Hits) -> Flips:
+    """Count the flips from one model to another, over the prompts on which both have a verdict."""
+    both = [(first[key], second[key]) for key in first if key in second]
+    judged = [(one, two) for one, two in both if one is not None and two is not None]
+    return Flips(
+        pairs=len(judged),
+        worse=sum(two and not one for one, two in judged),
+        better=sum(one and not two for one, two in judged),
+    )
+
+
 def compare_rates(first: Hits, second: Hits) -> Difference:
     """The difference of two rates on the same prompts: Tango's interval, and McNemar's exact test of the flips.
 
-    Args:
-        first: By prompt, whether the first model's response is a hit (harmful, say); None is a miss.
-        second: The second model's.
-
     Raises:
-        DataError: The two were not asked the same prompts.
+        DataError: The prompts of the two differ (`data.unpaired`).
     """
-    _same(first, second)
-    found = flips(first, second)
-    if not found.pairs:
+    _check_paired(first, second)
+    counts = flips(first, second)
+    worse, better, n = counts.worse, counts.better, counts.pairs
+    if not n:
         return Difference(None, None, None, 0)
-    low, high = tango(found.worse, found.better, found.pairs, Z95)
-    return Difference(
-        value=(found.worse - found.better) / found.pairs,
-        low=low,
-        high=high,
-        n=found.pairs,
-        p=mcnemar(found.worse, found.better),
-        worse=found.worse,
-        better=found.better,
-    )
+    return Difference((worse - better) / n, *tango(worse, better, n), n, mcnemar(worse, better), worse, better)
 
 
 def compare_scores(
@@ -380,19 +354,18 @@ def compare_scores(
     """The difference of two mean scores on the same prompts, with a paired bootstrap interval over prompts.
 
     Args:
-        first: By prompt, the first model's score, such as BERTScore F1 or the share of samples that pass.
+        first: The first model's score by prompt, such as BERTScore F1 or the share of samples that pass.
         second: The second model's.
-        weights: By prompt, what the sum of scores is divided by, such as tokens where the scores are summed losses; 1
-            without.
-        seed: Seed of the draws.
-        draws: Resamples.
+        weights: What the sum of scores is divided by, by prompt, such as tokens for summed losses; defaults to 1 each.
+        seed: Seed of the resampling.
+        draws: Number of resamples.
 
     Raises:
-        DataError: The two were not asked the same prompts, or a prompt has no weight.
+        DataError: The prompts of the two differ (`data.unpaired`), or one has no weight (`data.no_weight`).
     """
-    _same(first, second)
+    _check_paired(first, second)
     if weights is not None and first.keys() - weights.keys():
-        raise DataError("compare: a prompt has a score and no weight", EDITED)
+        raise DataError("compare: a prompt has a score but no weight", EDITED, code="data.no_weight")
     keys = sorted(first)
     below = [1.0 if weights is None else weights[key] for key in keys]
     tops = [first[key] for key in keys], [second[key] for key in keys]
@@ -403,8 +376,7 @@ def compare_scores(
     return Difference(value, *interval, len(keys))
 
 
-def _same(first: Mapping[str, object], second: Mapping[str, object]) -> None:
+def _check_paired(first: Mapping[str, object], second: Mapping[str, object]) -> None:
     if different := len(first.keys() ^ second.keys()):
-        raise DataError(
-            f"compare: {different} prompts were asked of one model alone", "compare models on the same prompts"
-        )
+        message = f"compare: {different} prompts have scores of only one of the two models"
+        raise DataError(message, "compare models on the same prompts", code="data.unpaired")

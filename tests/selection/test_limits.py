@@ -14,7 +14,7 @@ from mooring.errors import DataError
 from mooring.records import Choice, Score, Trial, from_dict, to_dict
 from mooring.selection.limits import check_support, enough_pairs, enough_prompts, prompts_for, rise, smallest_set, table
 from mooring.selection.policies import choose
-from mooring.stats import binomial_upper, quantile, tango, wilson_upper
+from mooring.stats import binomial_upper, quantile, tango, wilson
 
 N = 100
 GRID = (0.2, 0.4, 0.5, 0.6, 0.8)
@@ -247,7 +247,7 @@ def test_enough_is_where_the_limit_falls_to_the_bound() -> None:
     assert enough_pairs(0.2, 0.1, 0.1, 0.95) is None
     n = enough_prompts(0.05, 0.1, 0.95)
     assert n is not None
-    assert wilson_upper(round(0.05 * n), n) == pytest.approx(0.1, abs=0.006)
+    assert wilson(round(0.05 * n), n, quantile(0.95))[1] == pytest.approx(0.1, abs=0.006)
     assert enough_prompts(0.1, 0.1, 0.95) is None
 
 
