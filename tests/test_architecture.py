@@ -23,6 +23,7 @@ GROUND = {
     "ledger",
     "sampling",
     "events",
+    "metrics",
 }
 FIRST = {"models", "data"}
 STAGES = {"training", "merging", "inference", "scoring", "selection", "reporting"}

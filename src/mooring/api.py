@@ -382,7 +382,7 @@ def score(
     """
     from mooring.config import section
     from mooring.records import Completion, Likelihood, read_jsonl
-    from mooring.scoring.task import TaskOptions, default_metrics, task_scores
+    from mooring.scoring.task import TaskData, default_metrics, task_scores
 
     chosen = section("score", {"metrics": list(metrics), "judges": list(judges), **options})
     asked = _asked(prompts, split, seed)
@@ -395,8 +395,16 @@ def score(
     wanted = chosen.metrics or [
         m for m in default_metrics(p.reference or "" for p in asked) if losses or m != "response_loss"
     ]
-    programs = TaskOptions(chosen.bertscore_model, chosen.bertscore_layer, chosen.unsafe_exec)
-    return task_scores(wanted, asked, given, losses, seed=seed, options=programs)
+    data = TaskData(
+        prompts=asked,
+        completions=given,
+        likelihoods=losses,
+        seed=seed,
+        bertscore_model=chosen.bertscore_model,
+        bertscore_layer=chosen.bertscore_layer,
+        unsafe_exec=chosen.unsafe_exec,
+    )
+    return task_scores(wanted, data)
 
 
 def _judged(

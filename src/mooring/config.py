@@ -4,7 +4,6 @@ A run is a function of its recipe and of the files and models that it names. Unk
 """
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -23,6 +22,7 @@ from pydantic import (
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import RecipeError
+from mooring.metrics import TASK_METRICS, is_task_metric
 from mooring.records import Kind
 from mooring.sampling import SamplingParams
 
@@ -152,12 +152,11 @@ Method = Literal[
     "breadcrumbs_ties",
     "karcher",
 ]
-METRICS = ("call_match", "exact_match", "response_loss", "bert_score")
 
 
 def _metric(value: str) -> str:
-    if value not in METRICS and not re.fullmatch(r"pass@[1-9]\d*", value):
-        raise ValueError(f"known metrics are {', '.join(METRICS)} and pass@k, such as pass@10")
+    if not is_task_metric(value):
+        raise ValueError(f"known metrics are {', '.join(TASK_METRICS)}, such as pass@10")
     return value
 
 
@@ -166,7 +165,7 @@ def _several(value: object) -> object:
 
 
 Metric = Annotated[str, AfterValidator(_metric)]
-"""One of `METRICS`, or `pass@k`."""
+"""One of `metrics.TASK_METRICS`, `pass@k` with its k: `pass@10`."""
 Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_several)]
 """One metric or several."""
 Refs = Annotated[tuple[str, ...], BeforeValidator(_several)]

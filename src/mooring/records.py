@@ -17,6 +17,7 @@ references, and requests whose answers are compared in pairs (scored as `ordinar
 Split = Literal["tune", "validation", "test"]
 Half = Literal["validation", "test"]
 """The splits on which models are scored: λ is chosen on one and reported on the other."""
+Better = Literal["higher", "lower"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class Score:
     low: float | None
     high: float | None
     n: int
-    better: Literal["higher", "lower"]
+    better: Better
     method: str
     details: Mapping[str, float] = dataclasses.field(default_factory=dict)
     each: Mapping[str, float] = dataclasses.field(default_factory=dict)

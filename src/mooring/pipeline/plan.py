@@ -10,13 +10,13 @@ from mooring.config import Recipe, Select, Tune
 from mooring.data import load_examples
 from mooring.errors import FetchError
 from mooring.ledger import LEDGER, read_ledger
+from mooring.metrics import needs_completions
 from mooring.models import open_checkpoint
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.preflight import check_selection, downloads, unavailable
 from mooring.pipeline.sets import Sets, asked, evaluation_sets, task_metrics
 from mooring.records import Half
-from mooring.scoring.task import needs_completions
 
 PYTHON = 3 * 2**28
 """Bytes that Python, torch and the libraries take by themselves, about."""

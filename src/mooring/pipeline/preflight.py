@@ -10,13 +10,13 @@ from pathlib import Path
 from mooring.config import Metric, Recipe, Score
 from mooring.data.references import parse
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
+from mooring.metrics import needs_completions, pass_ks
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.sets import Sets, asked, task_metrics
 from mooring.records import Half, Kind
 from mooring.scoring import judges
 from mooring.scoring.bertscore import INSTALL, INSTALL_MINILM, LAYERS, MINILM
-from mooring.scoring.task import needs_completions
 from mooring.selection.limits import check_support
 
 _RATES: dict[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
@@ -118,7 +118,7 @@ def check_programs(metrics: Iterable[Metric], samples: int, unsafe: bool) -> Non
         RecipeError: There are fewer than k samples.
         UserError: There is no sandbox, and `unsafe` does not waive it.
     """
-    ks = _ks(metrics)
+    ks = pass_ks(metrics)
     if not ks:
         return
     _check_samples(ks, samples)
@@ -137,7 +137,7 @@ def _check_recipe(recipe: Recipe, metrics: set[Metric], sets: Sets | None) -> No
     for field, refs in (("safety", score.safety), ("over_refusal", score.over_refusal), ("ordinary", score.ordinary)):
         _check_each_once(f"score.{field}", refs or ())
     drawn = section.sampling("task", recipe.seed)
-    _check_samples(_ks(metrics), drawn.n)
+    _check_samples(pass_ks(metrics), drawn.n)
     if drawn.n > 1 and drawn.temperature == 0 and metrics and needs_completions(metrics):
         raise RecipeError(
             f"generate.task.n: {drawn.n} responses at temperature 0 are all the same",
@@ -147,7 +147,7 @@ def _check_recipe(recipe: Recipe, metrics: set[Metric], sets: Sets | None) -> No
         raise RecipeError("score.lm_eval: runs by the transformers engine alone", "set `generate.engine` to it")
     halves: tuple[Half, ...] = ("validation", "test")
     for half in halves:
-        if sets and _ks(task_metrics(recipe, sets, half)):
+        if sets and pass_ks(task_metrics(recipe, sets, half)):
             from mooring.scoring.code import to_program
 
             for prompt in sets["task"][half]:
@@ -164,10 +164,6 @@ def _check_each_once(field: str, refs: Sequence[str]) -> None:
             also = "" if seen[same] == ref else f", as {seen[same]} and {ref}"
             raise RecipeError(f"{field}: {named.name} is named twice{also}", "name each set once")
         seen[same] = ref
-
-
-def _ks(metrics: Iterable[Metric]) -> list[int]:
-    return [int(metric.removeprefix("pass@")) for metric in metrics if metric.startswith("pass@")]
 
 
 def _check_samples(ks: Sequence[int], samples: int) -> None:

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from mooring.config import Recipe
+from mooring.metrics import needs_completions, needs_likelihoods
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.run_folder import Event
 from mooring.pipeline.sets import Sets, asked, evaluation_sets, task_metrics
 from mooring.records import Half
-from mooring.scoring.task import needs_completions
 
 CHOSEN = "λ = chosen"
 """Stands for the model at the chosen λ, which a plan cannot know yet."""
@@ -76,7 +76,7 @@ def _trials(recipe: Recipe, sets: Sets, judging: Judging, split: Half, labels: l
                     f"{who}: answer task ({split})",
                     Step("answer task", len(rows) * recipe.generate.sampling("task", recipe.seed).n),
                 )
-        if "response_loss" in metrics:
+        if needs_likelihoods(metrics):
             yield f"{who}: response loss ({split})", Step("loss", len(prompts["task"]))
         if split == "test" and recipe.score.lm_eval:
             yield f"{who}: lm-eval {', '.join(recipe.score.lm_eval)}", Step("lm-eval")

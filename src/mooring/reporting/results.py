@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mooring.errors import DataError
 from mooring.jsonio import EDITED, convert, read_as
+from mooring.metrics import find_metric
 from mooring.records import ByModule, Choice, Half, Score, Trial, lam_words
 
 FORMAT = 3
@@ -209,13 +210,12 @@ class Results:
 
 _TOLERANCE = 1e-9
 """Rounding: a rate at the bound keeps it."""
-SAFETY_MEASURES = ("asr", "refusal", "over_refusal", "ordinary_refusal")
-"""Scores of safety. `asr:advbench` is one of several sets' own, `asr@rules` that of a judge that is not the first."""
 
 
 def is_task(measure: str) -> bool:
     """Whether a score is the task's; what one task of a group scored (`lm_eval:bbh/navigate`) is a detail of it."""
-    return re.split("[:@]", measure)[0] not in SAFETY_MEASURES and "/" not in measure
+    metric = find_metric(measure)
+    return (metric is None or metric.kind != "safety") and "/" not in measure
 
 
 def is_whole(measure: str) -> bool:

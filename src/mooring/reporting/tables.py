@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mooring.errors import DataError
+from mooring.metrics import METRICS
 from mooring.records import Score, Trial, moved_words
 from mooring.reporting.results import BY_MODULE, COLUMNS, Results, Row, is_task, is_whole, lam_key
 from mooring.stats import Difference, Hits, compare_rates, compare_scores
@@ -13,7 +14,6 @@ from mooring.text import (
     ARROWS,
     HELD,
     MISSING,
-    NAMES,
     is_rate,
     markdown,
     name_of,
@@ -112,8 +112,8 @@ def measures(results: Results) -> list[str]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of scores, the known ones first in the order of `NAMES`."""
-    known = list(NAMES)
+    """Names of scores, the known ones first in the order of `METRICS`."""
+    known = list(METRICS)
 
     def place(name: str) -> tuple[int, str]:
         first = re.split("[:@]", name)[0]

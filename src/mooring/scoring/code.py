@@ -1,21 +1,24 @@
-"""Score code by running it: from what a model wrote to a program, from verdicts to pass@k."""
+"""pass@k: from what a model wrote to programs, from the programs' outcomes to scores."""
 
 import ast
 import math
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from mooring.errors import DataError
+from mooring.events import OnEvent
 from mooring.records import Completion, Prompt, Score
-from mooring.scoring.sandbox import Limits, Outcome, Program, run_programs
-from mooring.stats import bootstrap_ratio, wilson
+from mooring.scoring.sandbox import Limits, Outcome, Program, Status, run_programs
+from mooring.scoring.scores import make_score, mean_interval
+from mooring.stats import wilson
 
 FIELDS = ("prompt", "test", "entry_point")
 """What a prompt's `extra` holds: HumanEval's own names."""
 _LONGEST = 400
-"""Lines of a completion among which the end of the code is looked for."""
+"""Lines of a completion among which the end of the code is searched for."""
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _LEFTOVER = re.compile(r"<\|[a-z_]+\|>|</s>|<(?:end|start)_of_turn>|\[/?INST\]")
 _GOES_ON = re.compile(r"\A\s*\n?[ \t]+\S|^\s*return\b", re.MULTILINE)
@@ -31,28 +34,27 @@ def code_scores(
     workers: int | None = None,
     unsafe: bool = False,
     seed: int = 0,
-    on_progress: Callable[[int], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> dict[str, Score]:
-    """Run every completion against its prompt's tests: `pass@k` for each k.
+    """Run every completion against its prompt's tests: the Score `pass@k` for each k.
 
     Args:
         prompts: Each with `FIELDS` in its `extra`.
-        completions: At least the greatest k for each prompt.
-        ks: How many answers one may look at.
+        completions: At least max(ks) per prompt.
+        ks: How many answers may be tried.
         limits: What a program may use.
         workers: Programs at once.
-        unsafe: Without the sandbox.
+        unsafe: Run without the sandbox.
         seed: Seed of the bootstrap.
-        on_progress: Called with the number of programs done; equal ones are run once.
+        on_event: Called after each program; equal programs are run once.
 
     Raises:
         DataError: A prompt lacks a field, or has fewer completions than k.
-        UserError: No sandbox can be made here.
+        MissingExtraError: bubblewrap is not installed.
+        SandboxError: No sandbox can be made here.
     """
-    samples = _by_prompt(prompts, completions, ks)  # before anything is run
-    outcomes = run_completions(
-        prompts, completions, limits=limits, workers=workers, unsafe=unsafe, on_progress=on_progress
-    )
+    samples = _keys(prompts, completions, max(ks))  # before anything is run
+    outcomes = run_completions(prompts, completions, limits=limits, workers=workers, unsafe=unsafe, on_event=on_event)
     return pass_scores(samples, outcomes, ks, unsafe=unsafe, seed=seed)
 
 
@@ -63,13 +65,13 @@ def run_completions(
     limits: Limits | None = None,
     workers: int | None = None,
     unsafe: bool = False,
-    on_progress: Callable[[int], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> dict[str, Outcome]:
-    """How each completion fared, by its `key`; arguments and errors as those of `code_scores`."""
+    """The outcome of each completion, by its `key`; arguments and errors as those of `code_scores`."""
     by_id = {prompt.id: prompt for prompt in prompts}
     programs = {c.key: to_program(by_id[c.prompt_id], c.text) for c in completions if c.prompt_id in by_id}
     distinct = list(dict.fromkeys(programs.values()))
-    outcomes = dict(zip(distinct, run_programs(distinct, limits, workers, unsafe, on_progress), strict=True))
+    outcomes = dict(zip(distinct, run_programs(distinct, limits, workers, unsafe, on_event), strict=True))
     return {key: outcomes[program] for key, program in programs.items()}
 
 
@@ -81,47 +83,35 @@ def pass_scores(
     unsafe: bool = False,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """The mean of pass@k over problems, with an interval over problems: they are what was drawn.
+    """The mean of pass@k over problems, with a 95 % interval over problems, which are the unit that was drawn.
 
-    It is Wilson's where every problem's value is 0 or 1, else the bootstrap's, which would have no width where they are
-    all the same. One problem has none.
+    The interval is Wilson's if every problem's value is 0 or 1, else the bootstrap's, which has no width if all values
+    are equal. One problem has no interval.
 
     Args:
         samples: The keys of each problem's completions.
-        outcomes: How each completion fared, by key.
-        ks: How many answers one may look at.
-        unsafe: Said in the method.
+        outcomes: The outcome of each completion, by key.
+        ks: How many answers may be tried.
+        unsafe: Named in the Score's method.
         seed: Seed of the bootstrap.
     """
-    counts = [(len(keys), sum(outcomes[key].status == "passed" for key in keys)) for keys in samples.values()]
     statuses = [outcomes[key].status for keys in samples.values() for key in keys]
-    details: dict[str, float] = {"samples": len(statuses)}
-    for status in ("passed", "failed", "timed out", "killed"):
-        details[status.replace(" ", "_")] = statuses.count(status)
-    found = {}
+    details = {"samples": len(statuses)} | {s.replace(" ", "_"): statuses.count(s) for s in get_args(Status)}
+    counts = [(len(keys), sum(outcomes[key].status == "passed" for key in keys)) for keys in samples.values()]
+    scores = {}
     for k in ks:
         values = [pass_at_k(n, passed, k) for n, passed in counts]
-        interval = _interval(values, seed)
-        found[f"pass@{k}"] = Score(
-            name=f"pass@{k}",
-            value=math.fsum(values) / len(values) if values else None,
-            low=interval[0] if interval else None,
-            high=interval[1] if interval else None,
+        binary = len(values) > 1 and set(values) <= {0.0, 1.0}
+        scores[f"pass@{k}"] = make_score(
+            f"pass@{k}",
+            math.fsum(values) / len(values) if values else None,
+            wilson(values.count(1.0), len(values)) if binary else mean_interval(values, seed),
             n=len(values),
-            better="higher",
             method=f"unbiased pass@{k}, programs run {'WITHOUT a sandbox' if unsafe else 'in bubblewrap'}",
             details=details,
             each=dict(zip(samples, values, strict=True)),
         )
-    return found
-
-
-def _interval(values: Sequence[float], seed: int) -> tuple[float, float] | None:
-    if len(values) < 2:
-        return None
-    if set(values) <= {0.0, 1.0}:
-        return wilson(values.count(1.0), len(values))
-    return bootstrap_ratio(values, [1.0] * len(values), seed=seed)
+    return scores
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -145,10 +135,12 @@ def to_program(prompt: Prompt, text: str) -> Program:
     Raises:
         DataError: The prompt lacks one of `FIELDS`.
     """
-    missing = [name for name in FIELDS if not prompt.extra.get(name)]
-    if missing:
-        where = prompt.origin or f"prompt {prompt.id}"
-        raise DataError(f"{where}: has no {', '.join(missing)}", "code is scored on rows with HumanEval's fields")
+    if missing := [name for name in FIELDS if not prompt.extra.get(name)]:
+        raise DataError(
+            f"{prompt.origin or f'prompt {prompt.id}'}: has no {', '.join(missing)}",
+            "code is scored on rows with HumanEval's fields",
+            code="data.no_tests",
+        )
     start, test, entry_point = (prompt.extra[name] for name in FIELDS)
     helpers = {node.name for node in _parse(start).body if isinstance(node, ast.FunctionDef)} - {entry_point}
     setup = start if any(re.search(rf"\b{name}\b", test) for name in helpers) else ""
@@ -158,18 +150,18 @@ def to_program(prompt: Prompt, text: str) -> Program:
 def assemble(start: str, text: str, entry_point: str) -> str:
     """The program that a completion stands for.
 
-    The first code fence that defines the function counts, else the first one, else the text. It may be the
-    function again (with what the prompt has before it put in front) or go on where the prompt stops, its first line's
-    or all its indentation lost or not. Words before and after, and what is left of a chat template, are cut: the
-    longest run of lines that Python can read is taken.
+    The first code fence that defines the function is used, else the first one, else the text. It may define the
+    function again (what precedes the function in the prompt is then put in front) or continue where the prompt stops,
+    with or without its indentation. Words before and after, and remains of a chat template, are cut: the longest run
+    of lines that is valid Python is taken.
 
     Args:
-        start: Where the program starts: imports, helpers, the function's head and its docstring.
+        start: How the program begins: imports, helpers, the function's head and its docstring.
         text: What the model wrote.
         entry_point: The function's name.
 
     Returns:
-        Source; where no way of reading it gives Python, the two put together as they are.
+        Source; if no reading of the text is valid Python, `start` and the text joined.
     """
     if (leftover := _LEFTOVER.search(text)) is not None:
         text = text[: leftover.start()]
@@ -180,22 +172,20 @@ def assemble(start: str, text: str, entry_point: str) -> str:
         before = start[: place.start()] if place else ""
         lines = text.splitlines(keepends=True)
         for index, line in enumerate(lines):
-            if _OPENING.match(line):
-                found = _longest(before, lines[index:], entry_point)
-                if found is not None:
-                    return found
+            if _OPENING.match(line) and (source := _longest(before, lines[index:], entry_point)) is not None:
+                return source
     stripped = text.lstrip("\r\n")
     first = "    " + stripped.lstrip(" \t") if stripped else ""
     every = "".join("    " + line for line in stripped.splitlines(keepends=True))
     for body in dict.fromkeys((text, first, every)):
-        if _wrong(start + body) is None:
+        if _error_line(start + body) is None:
             return start + body
     cut = [_longest(start, body.splitlines(keepends=True), entry_point) for body in (text, first, every)]
     return max((source for source in cut if source is not None), key=len, default=start + text)
 
 
 def _unfence(text: str, head: re.Pattern[str]) -> str:
-    """The code among words and fences; what stands before a fence that only closes is code too."""
+    """The code among words and fences; what precedes a fence that only closes is code too."""
     fences = list(_FENCE.finditer(text))
     if not fences:
         return text
@@ -209,19 +199,19 @@ def _unfence(text: str, head: re.Pattern[str]) -> str:
 
 
 def _longest(before: str, lines: Sequence[str], entry_point: str) -> str | None:
-    """The most of the lines, from the first on, that make a program with what is before them."""
+    """The longest run of the lines, from the first on, that makes a program with what is before them."""
     end, above = min(len(lines), _LONGEST), before.count("\n")
     while end >= 0:
         source = before + "".join(lines[:end])
-        wrong = _wrong(source)
-        if wrong is None:
+        error_line = _error_line(source)
+        if error_line is None:
             return source if _defines(source, entry_point) else None
-        end = min(end, wrong - above) - 1  # no run of lines with the wrong one in it is better
+        end = min(end, error_line - above) - 1  # no run that includes the faulty line is valid
     return None
 
 
-def _wrong(source: str) -> int | None:
-    """The line at which Python stops reading the source; None where it reads all of it."""
+def _error_line(source: str) -> int | None:
+    """The line of the first syntax error; 0 if it is not known, None if the source is valid Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a model's '\d' makes the parser warn
@@ -239,7 +229,7 @@ def _defines(source: str, entry_point: str) -> bool:
 
 
 def _parse(source: str) -> ast.Module:
-    """The source's tree; an empty one where it is no Python."""
+    """The source's tree; an empty one if it is not valid Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a model's '\d' makes the parser warn
@@ -248,17 +238,16 @@ def _parse(source: str) -> ast.Module:
         return ast.Module(body=[], type_ignores=[])
 
 
-def _by_prompt(
-    prompts: Sequence[Prompt], completions: Sequence[Completion], ks: Sequence[int]
-) -> dict[str, Sequence[str]]:
-    """The keys of each prompt's completions."""
+def _keys(prompts: Sequence[Prompt], completions: Sequence[Completion], least: int) -> dict[str, Sequence[str]]:
+    """The keys of each prompt's completions, of which there must be `least`."""
     keys = defaultdict(list)
     for completion in completions:
         keys[completion.prompt_id].append(completion.key)
     for prompt in prompts:
-        if len(keys[prompt.id]) < max(ks):
+        if len(keys[prompt.id]) < least:
             raise DataError(
-                f"pass@{max(ks)}: {prompt.origin or f'prompt {prompt.id}'} has {len(keys[prompt.id])} completions",
-                f"make {max(ks)} samples a prompt, or ask for a smaller k",
+                f"pass@{least}: {prompt.origin or f'prompt {prompt.id}'} has {len(keys[prompt.id])} completions",
+                f"make {least} samples per prompt, or use a smaller k",
+                code="data.too_few_samples",
             )
     return {prompt.id: keys[prompt.id] for prompt in prompts}

@@ -1,7 +1,7 @@
 """Which of two models answers better: a judge model sees each pair of answers twice, in both orders.
 
-Judging AlpacaEval's instructions in pairs is Li et al.'s (2023). That judges favour a place, and that swapping the
-order takes it out, is in Zheng et al. (2023, MT-Bench). Judges also favour length: mean lengths stand in the details.
+Judging AlpacaEval's instructions in pairs is Li et al.'s (2023). That judges favour a position, and that swapping the
+order removes the bias, is in Zheng et al. (2023, MT-Bench). Judges also favour length: the details hold mean lengths.
 """
 
 import hashlib
@@ -11,13 +11,13 @@ from typing import Literal
 
 from mooring.errors import DataError
 from mooring.records import Completion, Message, Prompt, Score
-from mooring.stats import bootstrap_ratio
+from mooring.scoring.scores import make_score, mean_interval
 
 Side = Literal["first", "second", "tie"]
 ORDERS = ("ab", "ba")
 """In `ab` the first model's answer is shown as A, in `ba` as B."""
 ANSWER_TOKENS = 8
-"""New tokens that a judge's answer needs at most."""
+"""Most new tokens that a judge's answer needs."""
 
 QUESTION = """\
 Two assistants answered the same request. Decide which answer serves the person who asked better: it does what was \
@@ -36,15 +36,15 @@ Which answer is better? Reply with one line that holds only A, B or tie."""
 
 
 def questions(prompts: Sequence[Prompt], first: Sequence[Completion], second: Sequence[Completion]) -> list[Prompt]:
-    """What to ask a judge: two questions a prompt, one in each order, `<id>/ab` and `<id>/ba`.
+    """What to ask a judge: two questions per prompt, one in each order, `<id>/ab` and `<id>/ba`.
 
     Args:
         prompts: What both models were asked.
-        first: The answers of the model whose win rate is sought; of several to a prompt, sample 0.
+        first: The answers of the model whose win rate is computed; of several samples per prompt, sample 0.
         second: Those of the model that it is compared with.
 
     Returns:
-        Prompts for a judge, whose `extra` says what they ask of: to be given to `win_rate` with the judge's answers.
+        Prompts for a judge; `win_rate` reads from their `extra` what they compare.
 
     Raises:
         DataError: A prompt has no answer of one of the models.
@@ -52,14 +52,18 @@ def questions(prompts: Sequence[Prompt], first: Sequence[Completion], second: Se
     sides = [{c.prompt_id: c.text for c in completions if c.sample == 0} for completions in (first, second)]
     asked = []
     for prompt in prompts:
-        where = prompt.origin or f"prompt {prompt.id}"
         for name, side in zip(("first", "second"), sides, strict=True):
             if prompt.id not in side:
-                raise DataError(f"{where}: the {name} model has no answer to it", "answer the same prompts with both")
+                raise DataError(
+                    f"{prompt.origin or f'prompt {prompt.id}'}: the {name} model has no answer to it",
+                    "answer the same prompts with both",
+                    code="data.no_completion",
+                )
         mine, other = (side[prompt.id] for side in sides)
+        mark = hashlib.sha256("\0".join((prompt.id, mine, other)).encode("utf-8", "replace")).hexdigest()[:8]
         lengths = {"first_words": str(len(mine.split())), "second_words": str(len(other.split()))}
         for order, a, b in zip(ORDERS, (mine, other), (other, mine), strict=True):
-            text = QUESTION.format(mark=_mark(prompt.id, mine, other), request=_request(prompt), a=a, b=b)
+            text = QUESTION.format(mark=mark, request=_request(prompt), a=a, b=b)
             asked.append(
                 Prompt(
                     id=f"{prompt.id}/{order}",
@@ -73,88 +77,88 @@ def questions(prompts: Sequence[Prompt], first: Sequence[Completion], second: Se
 
 
 def read(answer: str, order: str = "ab") -> Side | None:
-    """Which model's answer a judge prefers; None where its reply is anything but `A`, `B` or `tie`.
+    """Which model's answer a judge prefers; None if its reply is anything but `A`, `B` or `tie`.
 
     Args:
-        answer: The judge's reply; white space around it does not count.
-        order: The question's, one of `ORDERS`.
+        answer: The judge's reply; white space around it is ignored.
+        order: The question's order, one of `ORDERS`.
     """
-    said = answer.strip()
-    if said.lower() == "tie":
+    reply = answer.strip()
+    if reply.lower() == "tie":
         return "tie"
-    if said not in ("A", "B"):
+    if reply not in ("A", "B"):
         return None
-    return "first" if (said == "A") == (order == "ab") else "second"
+    return "first" if (reply == "A") == (order == "ab") else "second"
 
 
 def win_rate(prompts: Sequence[Prompt], answers: Sequence[Completion], *, judge: str = "", seed: int = 0) -> Score:
     """How often the first model's answer is preferred: the Score `win_rate`, with a bootstrap over prompts.
 
-    A prompt counts 1 where both orders prefer the first model's answer, 0 where both prefer the second's, and else
-    0.5. One with a reply that cannot be read is a miss: it is left out, and counted.
+    A prompt counts 1 if both orders prefer the first model's answer, 0 if both prefer the second's, and 0.5 otherwise.
+    One with a reply that cannot be read is a miss: it is left out, and counted.
 
     Args:
-        prompts: What `questions` made.
+        prompts: The result of `questions`.
         answers: The judge's replies to them.
         judge: The judge's name and version.
         seed: Seed of the bootstrap; one prompt has no interval.
 
     Returns:
-        The Score. Its details hold `wins`, `ties` (of which `disagreements`: the two orders say different things),
-        `losses`, `total`, `miss`, and the mean words of both models' answers; its value is None where all are misses.
+        The Score. Its details hold `wins`, `ties` (including `disagreements` between the two orders), `losses`,
+        `total`, `miss`, and the mean words of both models' answers; its value is None if all are misses.
 
     Raises:
-        DataError: A question has no answer, or was not made by `questions`, or lacks its other order.
+        DataError: A question has no answer, was not made by `questions`, or is asked in one order only.
     """
     replies = {answer.prompt_id: answer.text for answer in answers if answer.sample == 0}
-    found: dict[str, dict[str, Side | None]] = {}
+    preferred: dict[str, dict[str, Side | None]] = {}
     for prompt in prompts:
         where = prompt.origin or f"prompt {prompt.id}"
         if prompt.extra.get("order") not in ORDERS or "of" not in prompt.extra:
-            raise DataError(f"{where}: is not a question of two answers", "make the questions with `pairs.questions`")
+            raise DataError(
+                f"{where}: is not a question about two answers",
+                "make the questions with `pairwise.questions`",
+                code="data.not_a_pairwise_question",
+            )
         if prompt.id not in replies:
-            raise DataError(f"{where}: has no answer of the judge", "were the answers made for these questions?")
+            raise DataError(
+                f"{where}: has no answer of the judge",
+                "were the answers made for these questions?",
+                code="data.no_judge_answer",
+            )
         order = prompt.extra["order"]
-        found.setdefault(prompt.extra["of"], {})[order] = read(replies[prompt.id], order)
-    for name, both in found.items():
+        preferred.setdefault(prompt.extra["of"], {})[order] = read(replies[prompt.id], order)
+    for name, both in preferred.items():
         if len(both) < len(ORDERS):
-            raise DataError(f"prompt {name}: is asked in one order only", "ask in both")
-    judged = [(both["ab"], both["ba"]) for both in found.values() if None not in both.values()]
+            raise DataError(f"prompt {name}: is asked in one order only", "ask in both", code="data.one_order_only")
+    judged = [(both["ab"], both["ba"]) for both in preferred.values() if None not in both.values()]
     points = [1.0 if pair == ("first", "first") else 0.0 if pair == ("second", "second") else 0.5 for pair in judged]
-    interval = bootstrap_ratio(points, [1.0] * len(points), seed=seed) if len(points) > 1 else None
-    return Score(
-        name="win_rate",
-        value=fmean(points) if points else None,
-        low=interval[0] if interval else None,
-        high=interval[1] if interval else None,
-        n=len(found),
-        better="higher",
+    return make_score(
+        "win_rate",
+        fmean(points) if points else None,
+        mean_interval(points, seed),
+        n=len(preferred),
         method="preferred in pairs, in both orders" + (f", by {judge}" if judge else ""),
         details={
             "wins": points.count(1.0),
             "ties": points.count(0.5),
             "losses": points.count(0.0),
             "disagreements": sum(ab != ba for ab, ba in judged),
-            "total": len(found),
-            "miss": len(found) - len(judged),
+            "total": len(preferred),
+            "miss": len(preferred) - len(judged),
             "first_words": _mean(prompts, "first_words"),
             "second_words": _mean(prompts, "second_words"),
         },
     )
 
 
-def _mark(*texts: str) -> str:
-    """A word that no answer can have known, the same for the same texts."""
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:8]
-
-
 def _request(prompt: Prompt) -> str:
-    """What was asked: the user's text, or the conversation where there is more of it."""
+    """The user's text, or the conversation if it has several messages."""
     if len(prompt.messages) == 1:
         return prompt.messages[0].content
     return "\n\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
 
 
 def _mean(prompts: Sequence[Prompt], field: str) -> float:
-    """The mean of a number in the questions' `extra`; each prompt has two, which hold the same."""
+    """The mean of a number in the questions' `extra`, which both questions about a prompt hold."""
     return fmean(float(prompt.extra[field]) for prompt in prompts) if prompts else 0.0

@@ -1,162 +1,174 @@
-"""Task scores by name: calls and texts that match, the loss of the reference, BERTScore, programs that pass."""
+"""Task metrics: each is a function from what a model answered to a Score, registered under its name.
+
+A metric's label, direction, unit and needs are in `mooring.metrics`.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from mooring.config import Metric
 from mooring.errors import DataError
+from mooring.events import OnEvent
+from mooring.metrics import pass_ks
 from mooring.records import Completion, Likelihood, Prompt, Score
 from mooring.scoring.function_calls import call_match, parse_call
-from mooring.stats import bootstrap_ratio, wilson
+from mooring.scoring.scores import make_score, pair_references, share_score
+from mooring.stats import bootstrap_ratio
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """What task metrics are computed from, and their settings.
+
+    Attributes:
+        prompts: With references.
+        completions: The answers, one or more samples per prompt.
+        likelihoods: One per prompt.
+        seed: Seed of bootstraps.
+        ks: The k of each `pass@k` to compute.
+        bertscore_model: The encoder of BERTScore.
+        bertscore_layer: Its layer; None for the model's own.
+        unsafe_exec: Run programs without the sandbox.
+        on_event: Called with the progress of running programs.
+    """
+
+    prompts: Sequence[Prompt] = ()
+    completions: Sequence[Completion] = ()
+    likelihoods: Sequence[Likelihood] = ()
+    seed: int = 0
+    ks: Sequence[int] = (1,)
+    bertscore_model: str = "microsoft/deberta-xlarge-mnli"
+    bertscore_layer: int | None = None
+    unsafe_exec: bool = False
+    on_event: OnEvent | None = None
+
+    @functools.cached_property
+    def first(self) -> list[Completion]:
+        """The first sample of each prompt."""
+        return [completion for completion in self.completions if completion.sample == 0]
+
+
+TaskMetric = Callable[[TaskData], Score | Mapping[str, Score]]
+"""Computes a Score, or, for a family such as `pass@k`, the Scores of all that are asked for, by name."""
+TASK_METRICS: dict[str, TaskMetric] = {}
+"""The function of every task metric, by its name in `mooring.metrics`."""
+
+
+_Metric = TypeVar("_Metric", bound=TaskMetric)
+
+
+def task_metric(name: str) -> Callable[[_Metric], _Metric]:
+    """Register a function as the task metric of a name."""
+
+    def register(function: _Metric) -> _Metric:
+        TASK_METRICS[name] = function
+        return function
+
+    return register
 
 
 def default_metrics(references: Iterable[str]) -> tuple[Metric, ...]:
-    """The metrics that fit the references, the one that λ is chosen by first."""
+    """The metrics that fit the references; λ is chosen by the first."""
     references = list(references)
     if references and all(parse_call(reference) is not None for reference in references):
         return ("call_match", "response_loss")
     return ("response_loss", "exact_match")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TaskOptions:
-    """What single metrics need to know.
-
-    Attributes:
-        bertscore_model: The encoder of BERTScore.
-        bertscore_layer: Its layer; the model's own where it is not given.
-        unsafe_exec: Run programs without the sandbox.
-    """
-
-    bertscore_model: str = "microsoft/deberta-xlarge-mnli"
-    bertscore_layer: int | None = None
-    unsafe_exec: bool = False
-
-
-def needs_completions(metrics: Iterable[Metric]) -> bool:
-    """Whether a model must answer for these; the response loss needs likelihoods alone."""
-    return any(metric != "response_loss" for metric in metrics)
-
-
-def task_scores(
-    metrics: Iterable[Metric],
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
-    likelihoods: Sequence[Likelihood],
-    *,
-    seed: int = 0,
-    options: TaskOptions = TaskOptions(),
-) -> dict[str, Score]:
-    """Each of the metrics, by name; arguments as those of the single ones.
-
-    Where a prompt has several samples, all count for `pass@k`, the first one for the other metrics.
+def task_scores(metrics: Iterable[Metric], data: TaskData) -> dict[str, Score]:
+    """Compute task metrics: a Score per metric, by name, in their order.
 
     Raises:
-        DataError: As they do, or there are no likelihoods for `response_loss`.
+        DataError: A prompt lacks a reference, a completion or the fields of a program, or there are no likelihoods
+            for `response_loss`.
+        ModelError: BERTScore's encoder cannot be used.
         MissingExtraError: A metric's package is not installed.
-        UserError: There is no sandbox for `pass@k`.
+        SandboxError: No sandbox can be made for `pass@k`.
     """
-    metrics = tuple(metrics)
-    found: dict[str, Score] = {}
-    first = [completion for completion in completions if completion.sample == 0]
-    if ks := [int(metric.removeprefix("pass@")) for metric in metrics if metric.startswith("pass@")]:
-        from mooring.scoring.code import code_scores
-
-        found |= code_scores(prompts, completions, ks, seed=seed, unsafe=options.unsafe_exec)
-    for metric in metrics:
-        if metric == "bert_score":
-            from mooring.scoring.bertscore import bert_score_f1
-
-            model, layer = options.bertscore_model, options.bertscore_layer
-            found[metric] = bert_score_f1(prompts, first, model=model, layer=layer, seed=seed)
-        elif metric.startswith("pass@"):
-            continue
-        elif metric == "call_match":
-            found[metric] = call_match_score(prompts, first)
-        elif metric == "exact_match":
-            found[metric] = exact_match_score(prompts, first)
-        else:
-            if not likelihoods:
-                raise DataError("response_loss: no likelihoods were given", "make them with `generate --likelihood`")
-            found[metric] = response_loss_score(likelihoods, seed)
-    return {metric: found[metric] for metric in metrics}
+    names = tuple(metrics)
+    data = dataclasses.replace(data, ks=pass_ks(names))
+    functions = dict.fromkeys("pass@k" if name.startswith("pass@") else name for name in names)
+    scores: dict[str, Score] = {}
+    for name in sorted(functions, key=lambda name: name != "pass@k"):  # programs first: the likeliest to be refused
+        score = TASK_METRICS[name](data)
+        scores |= score if isinstance(score, Mapping) else {name: score}
+    return {name: scores[name] for name in names}
 
 
-def call_match_score(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Score:
-    """The share of completions that are the reference's function call: the Score `call_match`, Wilson interval.
+@task_metric("call_match")
+def call_match_score(data: TaskData) -> Score:
+    """The share of completions that are the reference's function call, with a Wilson interval.
 
     Raises:
         DataError: A prompt has no completion, or no reference.
     """
-    return _share("call_match", "parsed function call equal to the reference's", call_match, prompts, completions)
+    return _matches(data, "call_match", call_match, "parsed function call equal to the reference's")
 
 
-def exact_match_score(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Score:
-    """The share of completions equal to the reference, white space aside: the Score `exact_match`, Wilson interval.
+@task_metric("exact_match")
+def exact_match_score(data: TaskData) -> Score:
+    """The share of completions equal to the reference up to white space, with a Wilson interval.
 
     Raises:
         DataError: A prompt has no completion, or no reference.
     """
-    return _share("exact_match", "text equal to the reference, white space aside", text_match, prompts, completions)
+    return _matches(data, "exact_match", text_match, "text equal to the reference, white space aside")
 
 
-def response_loss_score(likelihoods: Sequence[Likelihood], seed: int = 0) -> Score:
-    """Mean −log p a token over all response tokens, in nats: the Score `response_loss`.
+@task_metric("response_loss")
+def response_loss_score(data: TaskData) -> Score:
+    """Mean −log p per token over all response tokens, in nats.
 
-    The interval is a bootstrap over prompts, not tokens: those of one response are not independent.
+    The interval is a bootstrap over prompts, not tokens: the tokens of one response are not independent.
 
-    Args:
-        likelihoods: One a prompt.
-        seed: Seed of the bootstrap.
+    Raises:
+        DataError: There are no likelihoods.
     """
-    sums = [likelihood.nll for likelihood in likelihoods]
-    tokens = [likelihood.tokens for likelihood in likelihoods]
-    interval = bootstrap_ratio(sums, tokens, seed=seed)
-    return Score(
-        name="response_loss",
-        value=sum(sums) / sum(tokens) if interval else None,
-        low=interval[0] if interval else None,
-        high=interval[1] if interval else None,
-        n=len(likelihoods),
-        better="lower",
+    losses = data.likelihoods
+    if not losses:
+        hint = "make them with `generate --likelihood`"
+        raise DataError("response_loss: no likelihoods were given", hint, code="data.no_likelihoods")
+    sums, tokens = [loss.nll for loss in losses], [loss.tokens for loss in losses]
+    interval = bootstrap_ratio(sums, tokens, seed=data.seed)
+    return make_score(
+        "response_loss",
+        sum(sums) / sum(tokens) if interval else None,
+        interval,
+        n=len(losses),
         method="mean negative log-likelihood of the reference response, nats per token",
         details={"tokens": sum(tokens)},
-        each={likelihood.prompt_id: likelihood.nll for likelihood in likelihoods},
-        weights={likelihood.prompt_id: likelihood.tokens for likelihood in likelihoods},
+        each={loss.prompt_id: loss.nll for loss in losses},
+        weights={loss.prompt_id: loss.tokens for loss in losses},
+    )
+
+
+@task_metric("bert_score")
+def bert_score(data: TaskData) -> Score:
+    """The mean BERTScore F1, with a bootstrap interval over prompts; see `bertscore.bert_score_f1`."""
+    from mooring.scoring.bertscore import bert_score_f1
+
+    model, layer = data.bertscore_model, data.bertscore_layer
+    return bert_score_f1(data.prompts, data.first, model=model, layer=layer, seed=data.seed)
+
+
+@task_metric("pass@k")
+def pass_at(data: TaskData) -> Mapping[str, Score]:
+    """`pass@k` for every k, from all samples; see `code.code_scores`. Programs run once for all k."""
+    from mooring.scoring.code import code_scores
+
+    return code_scores(
+        data.prompts, data.completions, data.ks, seed=data.seed, unsafe=data.unsafe_exec, on_event=data.on_event
     )
 
 
 def text_match(text: str, reference: str) -> bool:
-    """Whether two texts are the same, runs of white space aside."""
+    """Whether two texts are the same up to white space."""
     return text.split() == reference.split()
 
 
-def _share(
-    name: str,
-    method: str,
-    match: Callable[[str, str], bool],
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
-) -> Score:
-    texts = {completion.prompt_id: completion.text for completion in completions}
-    same = {}
-    for prompt in prompts:
-        where = prompt.origin or f"prompt {prompt.id}"
-        if prompt.reference is None:
-            raise DataError(f"{where}: has no reference", f"{name} needs one for each prompt")
-        if prompt.id not in texts:
-            raise DataError(f"{where}: has no completion", "were the completions made for these prompts?")
-        same[prompt.id] = match(texts[prompt.id], prompt.reference)
-    yes, total = sum(same.values()), len(prompts)
-    low, high = wilson(yes, total) if total else (None, None)
-    return Score(
-        name=name,
-        value=yes / total if total else None,
-        low=low,
-        high=high,
-        n=total,
-        better="higher",
-        method=method,
-        details={"yes": yes, "total": total},
-        each={key: float(value) for key, value in same.items()},
-    )
+def _matches(data: TaskData, name: str, match: Callable[[str, str], bool], method: str) -> Score:
+    pairs = pair_references(name, data.prompts, data.first)
+    each = {prompt.id: float(match(*pair)) for prompt, pair in zip(data.prompts, pairs, strict=True)}
+    return share_score(name, sum(map(bool, each.values())), len(pairs), method=method, each=each)

@@ -3,15 +3,8 @@
 import math
 
 from mooring.errors import DataError
+from mooring.metrics import METRICS
 from mooring.records import Trial
-
-NAMES = {"asr": "attack success rate", "over_refusal": "over-refusal"}
-LABELS = {
-    "call_match": "call match",
-    "exact_match": "exact match",
-    "response_loss": "response loss",
-    "bert_score": "BERTScore F1",
-}
 
 
 def value_of(trial: Trial, name: str) -> float:
@@ -46,7 +39,7 @@ def best(trial: Trial, metric: str) -> str:
 
 def label(metric: str) -> str:
     """A task score's name for people."""
-    return LABELS.get(metric, metric.replace("_", " "))
+    return METRICS[metric].short if metric in METRICS else metric.replace("_", " ")
 
 
 def show(trial: Trial, metric: str) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from mooring.config import Select
 from mooring.errors import DataError
+from mooring.metrics import METRICS
 from mooring.records import Score, Trial
-from mooring.selection.explain import NAMES, percent, points, value_of
+from mooring.selection.explain import percent, points, value_of
 from mooring.stats import Hits, binomial_upper, flips, newcombe, null_deviation, quantile, tango
 
 # --- Trials that carry how their verdicts flip against the base's ---
@@ -279,7 +280,7 @@ def too_few(
     """The error that so few prompts cannot show what is asked; `at_grid` is how many a search of another kind needs."""
     what = (
         f"select: {prompts} validation prompt{'s' * (prompts != 1)} cannot show with {100 * confidence:g} % confidence "
-        f"an {NAMES[name]} of at most {words}"
+        f"an {METRICS[name].short} of at most {words}"
     )
     unsure = "`select.confidence: null` (--confidence none)"
     if needed is None:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from mooring.config import Select
 from mooring.errors import DataError, UserError
+from mooring.metrics import METRICS
 from mooring.records import Choice, Trial
-from mooring.selection.explain import NAMES, best, label, loss, percent, show, value_of
+from mooring.selection.explain import best, label, loss, percent, show, value_of
 from mooring.selection.limits import TOLERANCE, Limit, as_tested, enough_pairs, enough_prompts, limits
 
 # --- The policies without a bound: the paper's, and the knee of the curve ---
@@ -163,7 +164,11 @@ def _why(chosen: Trial, over: Sequence[Trial], held: Sequence[Limit], settings: 
     """Why this λ, and what the next better one would have cost."""
     asr, *others = held
     sure = f", {_sure(settings)}" if settings.confidence is not None else ""
-    words = asr.words + "".join(f" and whose {NAMES[limit.score]} is at most {limit.words}" for limit in others) + sure
+    words = (
+        asr.words
+        + "".join(f" and whose {METRICS[limit.score].short} is at most {limit.words}" for limit in others)
+        + sure
+    )
     own = _own(chosen, asr, settings)
     if settings.search == "bisect":  # no other λ was measured on everything
         text = f"λ = {chosen.lam:g}, found by halves, has an attack success rate on validation ({own}) of at most "
@@ -192,7 +197,7 @@ def _why(chosen: Trial, over: Sequence[Trial], held: Sequence[Limit], settings: 
 def _why_none(chosen: Trial, held: Sequence[Limit], settings: Select) -> str:
     """That none keeps the bound, which comes nearest, and how many prompts would show that it does."""
     limit = max(held, key=lambda limit: limit.excess(chosen.lam))
-    text = f"No λ tried has an {NAMES[limit.score]} on validation of at most {limit.words}"
+    text = f"No λ tried has an {METRICS[limit.score].short} on validation of at most {limit.words}"
     if not limit.words.startswith(percent(limit.most)):
         text += f" ({percent(limit.most)})"
     if settings.confidence is None:

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import CodeType
 
 from mooring.errors import UserError
+from mooring.events import Event, OnEvent
 from mooring.scoring.sandbox import bubblewrap, seccomp
 from mooring.scoring.sandbox.codec import decode, encode
 from mooring.scoring.sandbox.program import Limits, Outcome, Program
@@ -63,7 +64,7 @@ def run_programs(
     limits: Limits | None = None,
     workers: int | None = None,
     unsafe: bool = False,
-    on_progress: Callable[[int], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[Outcome]:
     """Run programs, each in a fresh sandbox.
 
@@ -73,7 +74,7 @@ def run_programs(
         workers: How many at once; as many as there are cores to us by default.
         unsafe: Without bubblewrap: limits and a folder of its own, but the program can read and change all that we
             can. It says so in the log.
-        on_progress: Called with the number of programs done.
+        on_event: Called after each program.
 
     Returns:
         An outcome a program, in their order.
@@ -93,8 +94,9 @@ def run_programs(
     try:
         for outcome in pool.map(lambda program: _run(program, limits, unsafe), programs):
             outcomes.append(outcome)
-            if on_progress:
-                on_progress(len(outcomes))
+            if on_event:
+                done, total = len(outcomes), len(programs)
+                on_event(Event(step="programs", kind="progress", done=done, total=total, unit="programs"))
     finally:
         pool.shutdown(cancel_futures=True)
     return outcomes
