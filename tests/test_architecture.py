@@ -24,6 +24,7 @@ GROUND = {
     "sampling",
     "events",
     "metrics",
+    "merge_point",
 }
 FIRST = {"models", "data"}
 STAGES = {"training", "merging", "inference", "scoring", "selection", "reporting"}
