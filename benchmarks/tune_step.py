@@ -20,7 +20,7 @@ from trl import SFTTrainer
 
 from mooring.config import Tune
 from mooring.models.resolve import resolve_model
-from mooring.training.lora import ResponseTrainer, arguments, hush
+from mooring.training.lora import ResponseTrainer, quiet_libraries, sft_config
 
 STEPS = 6
 
@@ -34,7 +34,7 @@ def seconds(kind: type[Any], attention: str, folder: Path) -> float:
     with tempfile.TemporaryDirectory() as work:
         trainer = kind(
             model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation=attention),
-            args=arguments(Tune(data=("x",)), Path(work), STEPS, 1, True),
+            args=sft_config(Tune(data=("x",)), Path(work), STEPS, 1, True),
             train_dataset=data,
             processing_class=AutoTokenizer.from_pretrained(folder),
             peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="bundled:smollm2-135m-instruct")
     folder = resolve_model(parser.parse_args().model)
     warnings.simplefilter("ignore")
-    hush()
+    quiet_libraries()
     theirs = seconds(SFTTrainer, "sdpa", folder)
     print(f"TRL's loss, fused attention: {theirs:.2f} s a step", flush=True)
     ours = seconds(ResponseTrainer, "eager", folder)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mooring.pipeline.run_folder import OnEvent as OnRunEvent
     from mooring.records import Choice, Completion, Kind, Prompt, Score, Split
     from mooring.reporting.paper.write import Paper
-    from mooring.training.lora import OnStep
 
 
 __all__ = [
@@ -718,7 +717,7 @@ def tune(
     out: str | Path,
     system: str | None = "You are a helpful assistant.",
     seed: int = 42,
-    on_step: OnStep | None = None,
+    on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Path:
     """Tune a LoRA adapter on the responses of `data`.
@@ -729,7 +728,7 @@ def tune(
         out: Folder for the adapter.
         system: System prompt where an example brings none.
         seed: Seed of data order, initialisation and dropout.
-        on_step: Told of every step.
+        on_event: Receives the progress, in steps, with the loss in its metrics.
         settings: Fields of a recipe's `tune` section, such as `r`, `learning_rate`, `num_train_epochs`.
 
     Raises:
@@ -752,7 +751,7 @@ def tune(
         system=system,
         seed=seed,
         base_name=hub_name(str(base)),
-        on_step=on_step,
+        on_event=on_event,
     )
 
 

@@ -1,4 +1,4 @@
-"""Tuning on a tiny model: what is learned from, and that stopping changes nothing."""
+"""Tuning a tiny model: which tokens are trained on, and that an interruption changes nothing."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.config import Tune
 from mooring.errors import DataError, ModelError, OutputError
+from mooring.events import Event
 from mooring.records import Message, Prompt
-from mooring.training.lora import CURVE, encode, last_whole, split_examples, tune
+from mooring.training.lora import CURVE, encode, last_complete_checkpoint, split_examples, tune
 
 
 def examples(count: int) -> list[Prompt]:
-    """So many questions with answers."""
+    """Questions with answers."""
     return [
         Prompt(id=str(i), messages=(Message("user", f"What is {i}?"),), reference=f"It is the number {i}.")
         for i in range(count)
@@ -37,7 +38,7 @@ def settings(**changes: Any) -> Tune:
 
 
 @given(st.integers(1, 200), st.floats(0, 0.99), st.integers(0, 5))
-def test_the_split_covers_all_once_and_leaves_something_to_learn(count: int, share: float, seed: int) -> None:
+def test_the_split_covers_every_example_once_and_leaves_some_to_train_on(count: int, share: float, seed: int) -> None:
     kept, held = split_examples(count, share, seed)
     assert sorted(kept + held) == list(range(count))
     assert kept
@@ -45,7 +46,7 @@ def test_the_split_covers_all_once_and_leaves_something_to_learn(count: int, sha
     assert split_examples(count, share, seed) == (kept, held)
 
 
-def test_the_loss_is_on_the_response_alone(tiny_tokenizer: Any) -> None:
+def test_the_loss_is_on_the_response_only(tiny_tokenizer: Any) -> None:
     [row] = encode(tiny_tokenizer, examples(1), settings(), DEFAULT_SYSTEM)
     learned = [token for token in row["labels"] if token != -100]
     assert tiny_tokenizer.decode(learned) == "It is the number 0.<|im_end|>"
@@ -55,18 +56,20 @@ def test_the_loss_is_on_the_response_alone(tiny_tokenizer: Any) -> None:
     assert text.endswith("<|im_start|>assistant\nIt is the number 0.<|im_end|>")
 
 
-def test_an_example_whose_response_is_cut_off_whole_is_left_out(tiny_tokenizer: Any) -> None:
+def test_an_example_whose_whole_response_is_truncated_is_left_out(tiny_tokenizer: Any) -> None:
     full = encode(tiny_tokenizer, examples(1), settings(), None)[0]
     prompt = full["labels"].count(-100)
     assert (
         encode(tiny_tokenizer, examples(1), settings(max_length=prompt + 2), None)[0]["labels"][prompt:]
         == full["labels"][prompt:][:2]
     )
-    with pytest.raises(DataError, match=f"within {prompt} tokens"):
+    with pytest.raises(DataError) as caught:
         encode(tiny_tokenizer, examples(1), settings(max_length=prompt), None)
+    assert caught.value.code == "data.no_response_within_length"
+    assert "`max_length`" in str(caught.value)
 
 
-def test_only_the_beginning_of_a_response_is_learned_where_that_is_asked(tiny_tokenizer: Any) -> None:
+def test_max_response_length_trains_on_the_beginning_of_a_response_only(tiny_tokenizer: Any) -> None:
     full = encode(tiny_tokenizer, examples(1), settings(), None)[0]
     prompt = full["labels"].count(-100)
     short = encode(tiny_tokenizer, examples(1), settings(max_response_length=3), None)[0]
@@ -75,12 +78,14 @@ def test_only_the_beginning_of_a_response_is_learned_where_that_is_asked(tiny_to
 
 def test_an_example_without_a_response_is_named(tiny_tokenizer: Any) -> None:
     bare = Prompt(id="a", messages=(Message("user", "hello"),), origin="data.jsonl:7")
-    with pytest.raises(DataError, match=r"data\.jsonl:7: has no response"):
+    with pytest.raises(DataError) as caught:
         encode(tiny_tokenizer, [bare], settings(), None)
+    assert caught.value.code == "data.no_reference"
+    assert str(caught.value).startswith("data.jsonl:7: ")
 
 
-def test_it_learns_and_tells_every_step(tiny_model_folder: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+def test_the_loss_falls_and_every_step_is_an_event(tiny_model_folder: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
     out = tune(
         settings(max_steps=20, val_set_size=0.2),
         tiny_model_folder,
@@ -88,11 +93,14 @@ def test_it_learns_and_tells_every_step(tiny_model_folder: Path, tmp_path: Path)
         tmp_path / "adapter",
         system=None,
         seed=1,
-        on_step=lambda done, total, loss: seen.append((done, total)),
+        on_event=events.append,
     )
     curve = json.loads((out / CURVE).read_text())
     losses = [entry["loss"] for entry in curve if "loss" in entry]
-    assert seen == [(step, 20) for step in range(1, 21)]
+    assert [(at.step, at.kind, at.unit, at.done, at.total) for at in events] == [
+        ("tune", "progress", "steps", step, 20) for step in range(1, 21)
+    ]
+    assert [at.metrics["loss"] for at in events] == losses
     assert len(losses) == 20
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
     assert any("eval_loss" in entry for entry in curve)
@@ -127,19 +135,19 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize("moment", [1, 3, 5])
-def test_stopped_and_resumed_it_ends_with_the_same_bits(tiny_model_folder: Path, tmp_path: Path, moment: int) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(tiny_model_folder: Path, tmp_path: Path, moment: int) -> None:
     data, options = examples(20), {"system": None, "seed": 7}
     section = settings(lora_dropout=0.1, val_set_size=0.2)
     whole = tune(section, tiny_model_folder, data, tmp_path / "whole", **options)  # type: ignore[arg-type]
     stopped: list[int] = []
 
-    def stop(done: int, total: int, loss: float) -> None:
-        stopped.append(done)
-        if done == moment:
+    def stop(event: Event) -> None:
+        stopped.append(event.done)
+        if event.done == moment:
             raise StopError
 
     with pytest.raises(StopError):
-        tune(section, tiny_model_folder, data, tmp_path / "again", on_step=stop, **options)  # type: ignore[arg-type]
+        tune(section, tiny_model_folder, data, tmp_path / "again", on_event=stop, **options)  # type: ignore[arg-type]
     assert not (tmp_path / "again").exists()
     resumed: list[int] = []
     again = tune(
@@ -147,7 +155,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(tiny_model_folder: Path,
         tiny_model_folder,
         data,
         tmp_path / "again",
-        on_step=lambda done, total, loss: resumed.append(done),
+        on_event=lambda event: resumed.append(event.done),
         **options,  # type: ignore[arg-type]
     )
     assert resumed[0] == moment // 2 * 2 + 1 if moment > 1 else resumed[0] == 1
@@ -155,9 +163,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(tiny_model_folder: Path,
     assert (again / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
 
 
-def test_the_adapter_after_so_many_steps_is_that_of_the_longer_schedule(
-    tiny_model_folder: Path, tmp_path: Path
-) -> None:
+def test_checkpoint_step_keeps_the_adapter_of_the_longer_schedule(tiny_model_folder: Path, tmp_path: Path) -> None:
     data, options = examples(20), {"system": None, "seed": 7}
     curves = {}
     for name, changes in {"whole": {}, "taken": {"checkpoint_step": 4}, "short": {"max_steps": 4}}.items():
@@ -167,29 +173,29 @@ def test_the_adapter_after_so_many_steps_is_that_of_the_longer_schedule(
     assert curves["taken"] != curves["short"]
     steps: list[int] = []
 
-    def stop(done: int, total: int, loss: float) -> None:
-        assert total == 4
-        steps.append(done)
+    def stop(event: Event) -> None:
+        assert event.total == 4
+        steps.append(event.done)
         if steps == [1, 2, 3]:
             raise StopError
 
     section, out = settings(checkpoint_step=4), tmp_path / "again"
     with pytest.raises(StopError):
-        tune(section, tiny_model_folder, data, out, on_step=stop, **options)  # type: ignore[arg-type]
-    tune(section, tiny_model_folder, data, out, on_step=stop, **options)  # type: ignore[arg-type]
+        tune(section, tiny_model_folder, data, out, on_event=stop, **options)  # type: ignore[arg-type]
+    tune(section, tiny_model_folder, data, out, on_event=stop, **options)  # type: ignore[arg-type]
     assert steps == [1, 2, 3, 3, 4]
     weights = "adapter_model.safetensors"
     assert (out / weights).read_bytes() == (tmp_path / "taken" / weights).read_bytes()
 
 
-def test_stopped_and_asked_for_something_else_it_begins_anew(tiny_model_folder: Path, tmp_path: Path) -> None:
-    def stop(done: int, total: int, loss: float) -> None:
-        if done == 5:
+def test_an_interrupted_run_with_other_settings_starts_over(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.done == 5:
             raise StopError
 
     data, out = examples(20), tmp_path / "adapter"
     with pytest.raises(StopError):
-        tune(settings(), tiny_model_folder, data, out, system=None, seed=1, on_step=stop)
+        tune(settings(), tiny_model_folder, data, out, system=None, seed=1, on_event=stop)
     steps: list[int] = []
     tune(
         settings(learning_rate=0.01),
@@ -198,29 +204,29 @@ def test_stopped_and_asked_for_something_else_it_begins_anew(tiny_model_folder: 
         out,
         system=None,
         seed=1,
-        on_step=lambda done, total, loss: steps.append(done),
+        on_event=lambda event: steps.append(event.done),
     )
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_base_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_base_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     with pytest.raises(ModelError, match="base"):
         tune(settings(), tmp_path / "base", examples(4), tmp_path / "adapter", system=None, seed=1)
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
 
-def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    for step, whole in ((2, True), (10, True), (12, False)):
+def test_a_partial_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    for step, complete in ((2, True), (10, True), (12, False)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        if whole:
-            (folder / "whole").touch()
-    assert last_whole(tmp_path) == tmp_path / "checkpoint-10"
+        if complete:
+            (folder / "complete").touch()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-12").exists()
 
 
-def test_an_output_that_holds_something_is_refused_before_any_work(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_not_empty_is_refused_before_any_work(tiny_model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "mine").touch()
     with pytest.raises(OutputError, match="holds something"):

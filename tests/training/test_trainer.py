@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from mooring.config import Tune
-from mooring.training.lora import ResponseTrainer, arguments
+from mooring.training.lora import ResponseTrainer, sft_config
 
 
 @pytest.mark.parametrize("items", [None, 7])
@@ -21,7 +21,7 @@ def test_the_loss_is_the_mean_over_response_tokens(
     model = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
     trainer = ResponseTrainer(
         model=model,
-        args=arguments(Tune(data=("x",)), tmp_path, 1, 1, True),
+        args=sft_config(Tune(data=("x",)), tmp_path, 1, 1, True),
         train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
         processing_class=tiny_tokenizer,
     )

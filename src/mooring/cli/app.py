@@ -236,7 +236,7 @@ def tune(
             val_set_size=val_set_size,
             save_steps=save_steps,
             checkpoint_step=checkpoint_step,
-            on_step=lambda done, total, loss: tick(done, total, f"loss {loss:.3f}"),
+            on_event=lambda at: tick(at.done, at.total, f"loss {at.metrics['loss']:.3f}"),
         )
     typer.echo(f"The adapter is in {made}.")
 

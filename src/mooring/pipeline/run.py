@@ -174,7 +174,9 @@ class _Run:
                 system=system,
                 seed=seed,
                 base_name=hub_name(base.source),
-                on_step=lambda *at: self.store.emit(Event(step, "progress", at[0], at[1], f"loss {at[2]:.3f}")),
+                on_event=lambda at: self.store.emit(
+                    Event(step, "progress", at.done, at.total, f"loss {at.metrics['loss']:.3f}")
+                ),
             )
 
         key = self.store.once(step, inputs, [out], make)
