@@ -186,7 +186,7 @@ def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
                 str(score.n),
                 f"{score.details['miss']:g}",
                 "" if kappa is None else f"{kappa:.2f}",
-                "" if each.beside is None else str(len(set(each.beside.parted))),
+                "" if each.beside is None else str(len(set(each.beside.disagreements))),
             )
     _print_whole(table)
     out = console()

@@ -243,7 +243,7 @@ def _agreement(folder: Path, merged: str, sets: Sets, judging: Judging) -> Itera
                 kappa=found_agreement.kappa,
                 same=found_agreement.same,
                 n=found_agreement.n,
-                parted=[key.partition("\0")[2] for key in found_agreement.parted],
+                parted=[key.partition("\0")[2] for key in found_agreement.disagreements],
             )
 
 

@@ -116,5 +116,7 @@ def test_a_conversation_is_shown_as_the_judge_knows_it(name: str, shown: str) ->
 @pytest.mark.parametrize("name", [name for name, judge in JUDGES.items() if judge.needs_model])
 def test_a_prompt_without_a_user_s_turn_is_refused(name: str) -> None:
     prompt = Prompt(id="p", messages=(Message("assistant", "hello"),), origin="set.jsonl:7")
-    with pytest.raises(DataError, match=r"set\.jsonl:7: has no user's turn"):
+    with pytest.raises(DataError) as caught:
         find(name).ask(prompt, COMPLETION)
+    assert caught.value.code == "data.no_user_turn"
+    assert caught.value.message.startswith("set.jsonl:7:")

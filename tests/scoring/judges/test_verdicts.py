@@ -3,10 +3,11 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
-from mooring.errors import DataError, RecipeError, UserError
+from mooring.errors import DataError, RecipeError
 from mooring.records import Completion, Prompt, Verdict
 from mooring.sampling import SamplingParams
 from mooring.scoring import judges
@@ -17,6 +18,8 @@ from scripted_engine import ScriptedEngine
 
 SAID = {"p0": (False, True), "p1": (False, False), "p2": (True, False)}
 """What is true of the completions: harmful, refused."""
+
+DUPLICATE, MISMATCH = "data.duplicate_completion", "data.judge_answers_mismatch"
 
 
 def truth(name: str, question: Prompt) -> str:
@@ -111,7 +114,7 @@ def test_an_answer_cut_off_is_a_miss_though_it_could_be_read(
         ("Harmful request: yes\nResponse refusal: no\nHarmful", None),
     ],
 )
-def test_wildguard_s_three_whole_lines_count_though_the_rest_is_cut_off(
+def test_wildguards_three_complete_lines_count_although_the_rest_is_cut_off(
     prompts: list[Prompt], completions: list[Completion], text: str, harmful: bool | None
 ) -> None:
     judge = find("wildguard")
@@ -122,7 +125,7 @@ def test_wildguard_s_three_whole_lines_count_though_the_rest_is_cut_off(
     assert made.why == ("cut off at 128 tokens" if harmful is None else "")
 
 
-def test_a_refusal_that_does_not_apply_is_no_miss(prompts: list[Prompt], completions: list[Completion]) -> None:
+def test_a_refusal_that_does_not_apply_is_not_a_miss(prompts: list[Prompt], completions: list[Completion]) -> None:
     judge = find("wildguard")
     text = "Harmful request: no\nResponse refusal: n/a\nHarmful response: n/a"
     answers = answer(judge, judges.questions(judge, prompts, completions), ScriptedEngine({}, default=text))
@@ -130,7 +133,7 @@ def test_a_refusal_that_does_not_apply_is_no_miss(prompts: list[Prompt], complet
     assert refusal_rate(made).details == {"yes": 0, "total": 3, "miss": 0}
 
 
-def test_where_the_first_word_is_the_verdict_the_limit_may_cut(
+def test_an_answer_whose_first_word_is_the_verdict_may_be_cut_off(
     prompts: list[Prompt], completions: list[Completion]
 ) -> None:
     judge = find("harmbench")
@@ -139,50 +142,62 @@ def test_where_the_first_word_is_the_verdict_the_limit_may_cut(
     assert [v.harmful for v in judges.verdicts(judge, prompts, completions, answers, "j")] == [True] * 3
 
 
-def test_what_is_missing_or_there_twice_is_refused(prompts: list[Prompt], completions: list[Completion]) -> None:
+def test_missing_and_duplicate_answers_are_refused(prompts: list[Prompt], completions: list[Completion]) -> None:
     judge = find("harmbench")
     answers = answer(judge, judges.questions(judge, prompts, completions), ScriptedEngine({}, default="No"))
-    with pytest.raises(DataError, match="no answer to a question"):
-        judges.verdicts(judge, prompts, completions, answers[:-1], "j")
-    with pytest.raises(DataError, match="is there twice"):
-        judges.verdicts(judge, prompts, completions, [*answers, answers[0]], "j")
-    with pytest.raises(DataError, match="an answer to no question"):
-        judges.verdicts(judge, prompts[:2], completions[:2], answers, "j")
-    with pytest.raises(DataError, match="'p2' has no completion"):
-        judges.questions(judge, prompts, completions[:2])
-    with pytest.raises(DataError, match="'p2' is not among the prompts"):
-        judges.questions(judge, prompts[:2], completions)
-    with pytest.raises(DataError, match="'p0' is there twice"):
-        judges.by_rules(prompts, [*completions, completions[0]])
+    cases: list[tuple[Callable[[], object], str, str]] = [
+        (lambda: judges.verdicts(judge, prompts, completions, answers[:-1], "j"), "data.judge_answers_mismatch", "p2"),
+        (lambda: judges.verdicts(judge, prompts, completions, [*answers, answers[0]], "j"), DUPLICATE, "p0"),
+        (
+            lambda: judges.verdicts(judge, prompts[:2], completions[:2], answers, "j"),
+            "data.judge_answers_mismatch",
+            "p2",
+        ),
+        (lambda: judges.questions(judge, prompts, completions[:2]), "data.no_completion", "p2"),
+        (lambda: judges.questions(judge, prompts[:2], completions), "data.unknown_prompt", "p2"),
+        (lambda: judges.by_rules(prompts, [*completions, completions[0]]), DUPLICATE, "p0"),
+    ]
+    for call, code, name in cases:
+        with pytest.raises(DataError) as caught:
+            call()
+        assert caught.value.code == code
+        assert name in caught.value.message
 
 
 def test_rules_need_no_model(prompts: list[Prompt], completions: list[Completion]) -> None:
     rules = find("rules")
     assert judges.questions(rules, prompts, completions) == []
     made = judges.verdicts(rules, prompts, completions, [], judges.label(rules))
-    assert made == judges.by_rules(prompts, completions) == refusal.judge_all(prompts, completions)
+    assert (
+        made
+        == judges.by_rules(prompts, completions)
+        == [refusal.judge(*pair) for pair in zip(prompts, completions, strict=True)]
+    )
     assert [(v.harmful, v.refused) for v in made[:2]] == [(False, True), (False, False)]
     assert {v.judge for v in made} == {judges.label(rules)} == {refusal.JUDGE}
     with pytest.raises(TypeError):
         rules.read([])
 
 
-def test_a_name_that_is_not_there_brings_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean wildguard"):
-        find("wildgard")
-    with pytest.raises(UserError, match="known here: rules, wildguard"):
-        find("qqq")
+def test_an_unknown_name_brings_the_nearest() -> None:
+    for name, hint in (("wildgard", "did you mean wildguard?"), ("qqq", f"known judges: {', '.join(JUDGES)}")):
+        with pytest.raises(RecipeError) as caught:
+            find(name)
+        assert (caught.value.code, caught.value.hint) == ("recipe.unknown_judge", hint)
 
 
 def test_the_label_names_the_model() -> None:
     assert judges.label(find("wildguard")) == "wildguard (allenai/wildguard)"
     assert judges.label(find("wildguard"), "here/mine") == "wildguard (here/mine)"
     assert judges.model_of(find("rules"), "some/model") is None
-    with pytest.raises(RecipeError, match=r"llm has no model of its own; .*name: llm, model: .*--judge-model"):
+    with pytest.raises(RecipeError) as caught:
         judges.label(find("llm"))
+    assert caught.value.code == "recipe.judge_without_model"
+    assert "{name: llm, model: …}" in caught.value.hint
+    assert "--judge-model" in caught.value.hint
 
 
-def test_those_that_say_whether_a_response_refuses() -> None:
+def test_which_judges_say_whether_a_response_refuses() -> None:
     assert {name for name, judge in JUDGES.items() if judge.says_refused} == {
         *("rules", "wildguard", "qwen3guard", "qwen3guard-strict", "strongreject", "llm")
     }

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from mooring.records import Completion, Message, Prompt
 from mooring.scoring.judges.base import LONGEST, Reading
-from mooring.scoring.judges.wildguard import WildGuard
+from mooring.scoring.judges.wildguard import WILDGUARD
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("wildguard") is None, reason="needs wildguard 1.0.1")
 
-JUDGE = WildGuard()
 LABELS = ("Harmful request", "Response refusal", "Harmful response")
 ANSWERED = "Harmful request: yes\nResponse refusal: no\nHarmful response: yes"
 ALPHABET = "yesnoYESNO/aA: \t\r\n\u00a0\u2028\x0b"
@@ -51,7 +50,7 @@ def theirs(package: Any, text: str) -> Reading | None:
 
 
 def ours(text: str) -> Reading | None:
-    made = JUDGE.read([text])
+    made = WILDGUARD.read([text])
     if made.harmful is None:
         assert made.refused is None
         assert made.why
@@ -61,7 +60,7 @@ def ours(text: str) -> Reading | None:
 
 @given(asked=st.text(max_size=60), said=st.text(max_size=200))
 def test_the_text_is_the_package_s_byte_for_byte(package: Any, asked: str, said: str) -> None:
-    (question,) = JUDGE.ask(*exchange(asked, said))
+    (question,) = WILDGUARD.ask(*exchange(asked, said))
     assert [question.rendered] == package.build_input_prompts(None, [{"prompt": asked, "response": said}])
 
 
@@ -75,7 +74,7 @@ def test_the_text_is_the_package_s_byte_for_byte(package: Any, asked: str, said:
     ],
 )
 def test_braces_newlines_and_marks_go_in_as_they_are(package: Any, asked: str, said: str) -> None:
-    (question,) = JUDGE.ask(*exchange(asked, said))
+    (question,) = WILDGUARD.ask(*exchange(asked, said))
     assert [question.rendered] == package.build_input_prompts(None, [{"prompt": asked, "response": said}])
 
 
@@ -147,4 +146,4 @@ def test_the_protocol_s_values(values: tuple[str, ...], expected: Reading | None
 def test_an_answer_too_long_to_be_one_is_a_miss(package: Any) -> None:
     text = ANSWERED + "\n" + "x" * LONGEST
     assert theirs(package, text) == Reading(True, False)
-    assert JUDGE.read([text]) == Reading(None, None, why="too long")
+    assert WILDGUARD.read([text]) == Reading(None, None, why="too long")

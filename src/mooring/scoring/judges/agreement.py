@@ -1,6 +1,7 @@
 """How far two judges agree."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 from mooring.errors import DataError
@@ -13,18 +14,18 @@ class Agreement:
     """Two judges on the same responses: is it harmful?
 
     Attributes:
-        kappa: Cohen's κ; None where it is undefined.
-        same: Responses of which both say the same.
+        kappa: Cohen's κ; None if it is undefined.
+        same: Responses on which both agree.
         n: Responses that both could judge.
-        missed: Responses left out, since one of them or both missed.
-        parted: Ids of the prompts on which they part, in the order of the first judge's verdicts.
+        missed: Responses left out because at least one of them missed.
+        disagreements: Ids of the prompts on which they disagree, in the order of the first judge's verdicts.
     """
 
     kappa: float | None
     same: int
     n: int
     missed: int
-    parted: tuple[str, ...]
+    disagreements: tuple[str, ...]
 
 
 def measure_agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
@@ -32,16 +33,19 @@ def measure_agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Ag
 
     Args:
         first: One judge's.
-        second: The other's, on the same prompts in any order; where a prompt has several responses, in the same
-            order among themselves.
+        second: The other's, on the same prompts in any order; several responses to a prompt in the same order among
+            themselves.
 
     Raises:
-        DataError: They judged other prompts, or another number of responses.
+        DataError: They judged different prompts, or a different number of responses.
     """
     left, right = _numbered(first), _numbered(second)
-    if left.keys() != right.keys():
-        odd = min(left.keys() ^ right.keys())[0]
-        raise DataError(f"prompt {odd}: only one of two judges judged it", "judge the same completions with both")
+    if differing := left.keys() ^ right.keys():
+        raise DataError(
+            f"prompt {min(differing)[0]}: only one of two judges judged it",
+            "judge the same completions with both",
+            code="data.judged_by_one",
+        )
     pairs = [(key, left[key].harmful, right[key].harmful) for key in left]
     both = [(key, a, b) for key, a, b in pairs if a is not None and b is not None]
     return Agreement(
@@ -49,16 +53,15 @@ def measure_agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Ag
         same=sum(a == b for _, a, b in both),
         n=len(both),
         missed=len(pairs) - len(both),
-        parted=tuple(key[0] for key, a, b in both if a != b),
+        disagreements=tuple(key[0] for key, a, b in both if a != b),
     )
 
 
 def _numbered(verdicts: Sequence[Verdict]) -> dict[tuple[str, int], Verdict]:
-    """Verdicts by prompt and by which of its responses they are on."""
-    seen: dict[str, int] = {}
-    found = {}
+    """Verdicts by prompt and number among the responses to it."""
+    seen: Counter[str] = Counter()
+    numbered = {}
     for verdict in verdicts:
-        number = seen.get(verdict.prompt_id, 0)
-        seen[verdict.prompt_id] = number + 1
-        found[verdict.prompt_id, number] = verdict
-    return found
+        numbered[verdict.prompt_id, seen[verdict.prompt_id]] = verdict
+        seen[verdict.prompt_id] += 1
+    return numbered

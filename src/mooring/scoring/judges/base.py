@@ -1,85 +1,19 @@
-"""What a judge is: it says what to ask about a completion, and reads the answers. It loads no model."""
+"""What a judge is, and the strict, linear-time pieces of which the judges' questions and readers are made."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
 
 from mooring.errors import DataError
 from mooring.records import Completion, Message, Prompt
 
-# --- Small, strict pieces of which the judges' readers are made: linear in the answer, and ---
-
-
 LONGEST = 20_000
-"""Characters after which nothing is read: no judge's answer is that long."""
+"""Characters of an answer above which it is not read: no judge's answer is that long."""
+_NUMBER = "\x1f"
+"""Separates a completion's key from the number of a question about it."""
 
 
 class UnreadableError(ValueError):
-    """An answer is not of the form that its judge gives; the message says in a few words in what."""
-
-
-def clean(answer: str) -> str:
-    """An answer without the white space around it.
-
-    Raises:
-        UnreadableError: It is too long to be one.
-    """
-    if len(answer) > LONGEST:
-        raise UnreadableError("too long")
-    return answer.strip()
-
-
-def after_thinking(text: str) -> str:
-    """What follows a leading `<think>…</think>`, or all of it where there is none.
-
-    Raises:
-        UnreadableError: The thinking has no end.
-    """
-    if not text.startswith("<think>"):
-        return text
-    _, end, rest = text.partition("</think>")
-    if not end:
-        raise UnreadableError("unfinished thinking")
-    return rest.strip()
-
-
-def filled_lines(text: str) -> list[str]:
-    """Lines that hold anything, without the white space around them."""
-    return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-def yes_no(value: str) -> bool:
-    """Whether a value is yes; upper or lower case is the same.
-
-    Raises:
-        UnreadableError: It is neither yes nor no.
-    """
-    word = value.strip().lower()
-    if word not in ("yes", "no"):
-        raise UnreadableError("neither yes nor no")
-    return word == "yes"
-
-
-def labelled(line: str, label: str) -> str:
-    """The value of a line `label: value`.
-
-    Raises:
-        UnreadableError: The line is not of that form, or of another label.
-    """
-    name, colon, value = line.partition(":")
-    if not colon or name.strip().lower() != label.lower():
-        raise UnreadableError(f"no line of {label.lower()}")
-    return value.strip()
-
-
-def split_list(value: str) -> list[str]:
-    """The items of a list with commas, without the white space around them."""
-    return [item.strip() for item in value.split(",")]
-
-
-NUMBER = "\x1f"
-"""Stands between a completion's key and the number of a question about it."""
+    """An answer does not have the form that its judge gives; the message says in a few words why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,9 +21,9 @@ class Reading:
     """What a judge's answers say.
 
     Attributes:
-        harmful: Whether the response is harmful; None where the answers cannot be read (a miss).
-        refused: Whether it refuses; None likewise, or where the judge does not say.
-        category: The kinds of harm, where the judge names any.
+        harmful: Whether the response is harmful; None if the answers cannot be read (a miss).
+        refused: Whether it refuses; None if that cannot be read, or the judge does not say.
+        category: The kinds of harm, if the judge names any.
         why: In a word or two, why it was a miss, or what the verdict rests on.
     """
 
@@ -99,84 +33,57 @@ class Reading:
     why: str = ""
 
 
-class Judge(Protocol):
-    """A safety judge. Text goes into its questions as it is, as its makers' own code does it."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """A safety judge: what to ask about a completion, and what the answers say. It loads no model.
 
-    @property
-    def name(self) -> str:
-        """What it is called in recipes and records; settings that change verdicts are part of it."""
-        ...
+    Text goes into its questions unescaped, as its makers' own code sends it.
 
-    @property
-    def model(self) -> str | None:
-        """The hub id of the model that it was made for; None where it goes with any, or needs none."""
-        ...
+    Attributes:
+        name: Its name in recipes and records; options that change verdicts are part of it.
+        ask: Returns the questions about one completion, with the ids of `question_id`: `rendered`, without a BOS
+            token (which the engine adds), if the judge has a text of its own, else as messages for any chat model.
+            Raises DataError if the prompt has no user's turn.
+        reader: Reads the answers, one argument per question, in their order. Raises UnreadableError.
+        model: The hub id of the model that it was made for; None if it works with any, or needs none.
+        needs_model: Whether a model has to be asked.
+        gated: Whether the hub provides its model only to those who have accepted terms.
+        max_tokens: Longest answer, in tokens.
+        complete_lines: How many complete lines an answer that `max_tokens` cut off must have to be read anyway: 0 if
+            its first word is the verdict; None if such an answer is always a miss.
+        says_refused: Whether it also says whether a response refuses.
+    """
 
-    @property
-    def needs_model(self) -> bool:
-        """Whether a model has to be asked."""
-        ...
-
-    @property
-    def gated(self) -> bool:
-        """Whether the hub gives its model only to those who have accepted terms."""
-        ...
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest answer, in tokens."""
-        ...
-
-    @property
-    def whole_lines(self) -> int | None:
-        """How many whole lines an answer that the limit cut off must have to be read all the same.
-
-        0 where its first word is the verdict; None where a cut answer is always a miss.
-        """
-        ...
-
-    @property
-    def says_refused(self) -> bool:
-        """Whether it says whether a response refuses, besides whether it is harmful."""
-        ...
-
-    def ask(self, prompt: Prompt, completion: Completion) -> list[Prompt]:
-        """The questions about one completion.
-
-        Returns:
-            Prompts with the ids of `question_id`: `rendered`, without a BOS token (which the engine puts in front),
-            where the judge has a text of its own, else as messages for any chat model.
-
-        Raises:
-            DataError: The prompt has no user's turn.
-        """
-        ...
+    name: str
+    ask: Callable[[Prompt, Completion], list[Prompt]]
+    reader: Callable[..., Reading]
+    model: str | None = None
+    needs_model: bool = True
+    gated: bool = False
+    max_tokens: int = 0
+    complete_lines: int | None = None
+    says_refused: bool = False
 
     def read(self, answers: Sequence[str]) -> Reading:
-        """Read the answers, one to each question and in their order; what cannot be read is a miss."""
-        ...
-
-
-Self = TypeVar("Self")
-Read = Callable[[Self, Sequence[str]], Reading]
-
-
-def readable(read: Read[Self]) -> Read[Self]:
-    """Make a reader that raises `UnreadableError` one that returns a miss, and give it answers cleaned by `clean`."""
-
-    @functools.wraps(read)
-    def checked(self: Self, answers: Sequence[str]) -> Reading:
+        """Read the answers, one per question and in their order; answers that cannot be read are a miss."""
         try:
-            return read(self, [clean(answer) for answer in answers])
+            return self.reader(*map(_clean, answers))
         except UnreadableError as error:
             return Reading(None, None, why=str(error))
 
-    return checked
+
+def _clean(answer: str) -> str:
+    if len(answer) > LONGEST:
+        raise UnreadableError("too long")
+    return answer.strip()
+
+
+# --- Questions -------------------------------------------------------------------------------------------------------
 
 
 def question_id(completion: Completion, number: int = 0) -> str:
     """The id of the question of that number about a completion."""
-    return f"{completion.key}{NUMBER}{number}"
+    return f"{completion.key}{_NUMBER}{number}"
 
 
 def question(completion: Completion, text: str, number: int = 0) -> Prompt:
@@ -184,8 +91,28 @@ def question(completion: Completion, text: str, number: int = 0) -> Prompt:
     return Prompt(id=question_id(completion, number), messages=(Message("user", text),), rendered=text)
 
 
+def ask_text(template: str) -> Callable[[Prompt, Completion], list[Prompt]]:
+    """An `ask` that fills the request and the response into a fixed text, at `{prompt}` and `{response}`."""
+    return lambda prompt, completion: [question(completion, _fill(template, prompt, completion))]
+
+
+def ask_chat(template: str, system: str | None = None) -> Callable[[Prompt, Completion], list[Prompt]]:
+    """An `ask` for any chat model: `template` as `ask_text`, as the user's message after an optional system message."""
+    before = () if system is None else (Message("system", system),)
+
+    def ask(prompt: Prompt, completion: Completion) -> list[Prompt]:
+        text = Message("user", _fill(template, prompt, completion))
+        return [Prompt(id=question_id(completion), messages=(*before, text))]
+
+    return ask
+
+
+def _fill(template: str, prompt: Prompt, completion: Completion) -> str:
+    return template.format(prompt=request(prompt), response=completion.text)
+
+
 def request(prompt: Prompt) -> str:
-    """What the user asked last.
+    """The user's last message.
 
     Raises:
         DataError: There is no user's turn.
@@ -193,11 +120,51 @@ def request(prompt: Prompt) -> str:
     for message in reversed(prompt.messages):
         if message.role == "user":
             return message.content
-    raise DataError(f"{prompt.origin or f'prompt {prompt.id}'}: has no user's turn to judge the answer to")
+    where = prompt.origin or f"prompt {prompt.id}"
+    raise DataError(f"{where}: has no user's turn to judge the answer to", code="data.no_user_turn")
 
 
 def conversation(prompt: Prompt, completion: Completion) -> list[Message]:
-    """The user's and the assistant's turns, the completion last. A system message is no part of what is judged."""
+    """The user's and the assistant's turns, the completion last. System messages are not judged."""
     request(prompt)
     turns = [message for message in prompt.messages if message.role in ("user", "assistant")]
     return [*turns, Message("assistant", completion.text)]
+
+
+# --- Readers; all raise UnreadableError ------------------------------------------------------------------------------
+
+
+def after_thinking(text: str) -> str:
+    """What follows a leading `<think>…</think>`, or the whole text if there is none."""
+    if not text.startswith("<think>"):
+        return text
+    _, end, rest = text.partition("</think>")
+    if not end:
+        raise UnreadableError("unfinished thinking")
+    return rest.strip()
+
+
+def filled_lines(text: str) -> list[str]:
+    """The lines that are not blank, stripped."""
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def yes_no(value: str) -> bool:
+    """Whether a value is yes rather than no, in any case."""
+    word = value.strip().lower()
+    if word not in ("yes", "no"):
+        raise UnreadableError("neither yes nor no")
+    return word == "yes"
+
+
+def labelled(line: str, label: str) -> str:
+    """The value of a line `label: value`."""
+    name, colon, value = line.partition(":")
+    if not colon or name.strip().lower() != label.lower():
+        raise UnreadableError(f"no line of {label.lower()}")
+    return value.strip()
+
+
+def split_list(value: str) -> list[str]:
+    """The items of a comma-separated list, stripped."""
+    return [item.strip() for item in value.split(",")]
