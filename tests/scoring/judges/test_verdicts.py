@@ -145,14 +145,11 @@ def test_an_answer_whose_first_word_is_the_verdict_may_be_cut_off(
 def test_missing_and_duplicate_answers_are_refused(prompts: list[Prompt], completions: list[Completion]) -> None:
     judge = find("harmbench")
     answers = answer(judge, judges.questions(judge, prompts, completions), ScriptedEngine({}, default="No"))
+    last = repr(answers[-1].prompt_id)
     cases: list[tuple[Callable[[], object], str, str]] = [
-        (lambda: judges.verdicts(judge, prompts, completions, answers[:-1], "j"), "data.judge_answers_mismatch", "p2"),
-        (lambda: judges.verdicts(judge, prompts, completions, [*answers, answers[0]], "j"), DUPLICATE, "p0"),
-        (
-            lambda: judges.verdicts(judge, prompts[:2], completions[:2], answers, "j"),
-            "data.judge_answers_mismatch",
-            "p2",
-        ),
+        (lambda: judges.verdicts(judge, prompts, completions, answers[:-1], "j"), MISMATCH, last),
+        (lambda: judges.verdicts(judge, prompts, completions, [*answers, answers[-1]], "j"), DUPLICATE, last),
+        (lambda: judges.verdicts(judge, prompts[:2], completions[:2], answers, "j"), MISMATCH, "p2"),
         (lambda: judges.questions(judge, prompts, completions[:2]), "data.no_completion", "p2"),
         (lambda: judges.questions(judge, prompts[:2], completions), "data.unknown_prompt", "p2"),
         (lambda: judges.by_rules(prompts, [*completions, completions[0]]), DUPLICATE, "p0"),
