@@ -1,0 +1,342 @@
+"""Every import of Mooring that the golden tests make, behind functions of plain values.
+
+When a module of the package moves or a type is renamed, this is the only file of the folder to change. No number, no
+verdict and no byte in the JSON files beside it may change with it.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mooring
+from mooring import stats
+from mooring.config import Select
+from mooring.data import load_prompts
+from mooring.errors import UserError
+from mooring.merging.methods import METHODS as _METHODS
+from mooring.records import Completion, Message, Prompt, Score, Trial, Verdict
+from mooring.scoring import judges as _judges
+from mooring.scoring.refusal import rules
+from mooring.selection import bisect as _bisect
+from mooring.selection import limits as _support
+from mooring.selection.limits import limits as _limits
+from mooring.selection.limits import with_flips
+from mooring.selection.per_module import by_module as _by_module
+from mooring.selection.policies import choose as _choose
+
+Plain = Any
+"""What JSON can hold."""
+
+
+def plain(value: Any) -> Plain:
+    """A value as JSON would give it back: tuples become lists, keys become text. Floats keep every bit."""
+    return json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers in a sentence, sorted: its wording may change, they may not."""
+    return sorted(re.findall(r"\d+(?:\.\d+)?", text))
+
+
+def guarded(call: Callable[[], Any]) -> Plain:
+    """What a call returns, or which error it raises, with the numbers in its message."""
+    try:
+        return plain(call())
+    except (UserError, ValueError) as error:
+        return {"error": type(error).__name__, "numbers": numbers(str(error))}
+
+
+# Merging.
+
+METHODS: dict[str, tuple[int, int | None, frozenset[str]]] = {
+    name: (method.least, method.most, frozenset(method.options)) for name, method in _METHODS.items()
+}
+"""By name: the fewest and the most tuned models, and the options besides λ."""
+ADAPTER_METHODS = ("linear", "task_arithmetic", "model_stock")
+"""Those that can write an adapter."""
+
+
+def merge(base: Path, tuned: Sequence[Path], out: Path, **options: Any) -> Path:
+    """Merge by the most public function there is."""
+    return mooring.merge(base, list(tuned), out=out, **options)
+
+
+# Verdicts.
+
+Turns = Sequence[tuple[str, str]]
+"""Roles and texts of a conversation."""
+REFUSAL_RULES: str = rules.JUDGE
+"""The version of the rules."""
+JUDGES: tuple[str, ...] = tuple(_judges.JUDGES)
+"""Names of the judges."""
+
+
+def explain(request: str, response: str) -> tuple[str, str]:
+    """The refusal rules' verdict on a response, and the rule that gave it."""
+    answer, why = rules.explain(request, response)
+    return str(answer), why
+
+
+def classify(request: str, response: str) -> tuple[bool, str]:
+    """Whether a response refuses, and the rule."""
+    return rules.classify(request, response)
+
+
+def bundled(name: str) -> list[tuple[str, str, str]]:
+    """All of a bundled set: ids, requests, reference responses."""
+    found = [
+        prompt for split in ("tune", "validation", "test") for prompt in load_prompts(f"bundled:{name}", split=split)
+    ]
+    return [(prompt.id, prompt.messages[-1].content, prompt.reference or "") for prompt in found]
+
+
+def _prompt(name: str, turns: Turns) -> Prompt:
+    return Prompt(id=name, messages=tuple(Message(role, text) for role, text in turns))  # type: ignore[arg-type]
+
+
+def _completion(name: str, text: str, finish: str = "stop", sample: int = 0) -> Completion:
+    return Completion(prompt_id=name, text=text, tokens=len(text.split()), finish=finish, sample=sample)  # type: ignore[arg-type]
+
+
+def judge_facts(name: str) -> Plain:
+    """What a judge says of itself."""
+    judge = _judges.find(name)
+    return {
+        "name": judge.name,
+        "model": judge.model,
+        "needs_model": judge.needs_model,
+        "gated": judge.gated,
+        "max_new_tokens": judge.max_tokens,
+        "whole_lines": judge.whole_lines,
+        "says_refused": judge.says_refused,
+    }
+
+
+def questions(name: str, conversations: Mapping[str, Turns], responses: Mapping[str, str]) -> Plain:
+    """The questions that a judge asks: id, the text that is fixed, roles and texts of the messages."""
+    prompts = [_prompt(key, turns) for key, turns in conversations.items()]
+    completions = [_completion(key, text) for key, text in responses.items()]
+    found = _judges.questions(_judges.find(name), prompts, completions)
+    return [[q.id, q.rendered, [[m.role, m.content] for m in q.messages]] for q in found]
+
+
+def read(name: str, answers: Sequence[str]) -> Plain:
+    """What a judge reads in its model's answers."""
+    reading = _judges.find(name).read(list(answers))
+    return [reading.harmful, reading.refused, reading.category, reading.why]
+
+
+def verdicts(
+    name: str,
+    conversations: Mapping[str, Turns],
+    responses: Mapping[str, str],
+    answer: Callable[[int], tuple[str, str]],
+) -> Plain:
+    """A judge's verdicts where its model says `answer(number of the question)`: a text, and how it ended."""
+    judge = _judges.find(name)
+    prompts = [_prompt(key, turns) for key, turns in conversations.items()]
+    completions = [_completion(key, text) for key, text in responses.items()]
+    asked = _judges.questions(judge, prompts, completions)
+    answers = [_completion(q.id, *answer(number)) for number, q in enumerate(asked)]
+    by = _judges.label(judge, None if judge.model else "a-model")
+    found = _judges.verdicts(judge, prompts, completions, answers, by)
+    said = [[v.prompt_id, v.harmful, v.refused, v.judge, v.why, v.category] for v in found]
+    return {"verdicts": said, "misses": _judges.misses(found)}
+
+
+def agreement(first: Mapping[str, bool | None], second: Mapping[str, bool | None]) -> Plain:
+    """How far two judges agree on whether responses are harmful."""
+    both = [
+        [Verdict(prompt_id=key, harmful=harmful, refused=None, judge="a judge") for key, harmful in hits.items()]
+        for hits in (first, second)
+    ]
+    found = _judges.measure_agreement(*both)
+    return [found.kappa, found.same, found.n, found.missed, list(found.parted)]
+
+
+# Statistics.
+
+
+def _wilson_upper(hits: int, n: int, confidence: float = 0.95) -> float:
+    """The one-sided upper limit of Wilson's interval."""
+    return stats.wilson(hits, n, stats.quantile(confidence))[1]
+
+
+STATISTICS: dict[str, Callable[..., Any]] = {
+    "wilson_upper": _wilson_upper,
+    **{
+        name: value
+        for name, value in vars(stats).items()
+        if inspect.isfunction(value) and value.__module__ == stats.__name__ and not name.startswith("_")
+    },
+}
+"""The public functions of the statistics, by name."""
+SUPPORT: dict[str, Callable[..., Any]] = {
+    name: getattr(_support, name)
+    for name in (
+        "sharper",
+        "attempt_confidence",
+        "smallest_set",
+        "enough_pairs",
+        "enough_prompts",
+        "prompts_for",
+        "table",
+    )
+}
+"""The public functions that compute how many prompts a bound needs."""
+CONSTANTS: dict[str, float] = {
+    "BISECT_SHARE": _support.BISECT_SHARE,
+    "SINGLE_SHARE": _support.SINGLE_SHARE,
+    "Z95": stats.Z95,
+}
+
+
+def as_plain(value: Any) -> Any:
+    """A record as plain values."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def beta_binomial(n: int, alpha: float, beta: float, most: int) -> list[float]:
+    """P(X = 0), …, P(X = most)."""
+    return _bisect.beta_binomial(n, alpha, beta, most)
+
+
+def holds(bound: float, confidence: float | None, paired: bool, judged: int, worse: int, better: int) -> bool:
+    """Whether counts keep a bound."""
+    return _bisect.Rule(bound, confidence, paired).holds(judged, worse, better)
+
+
+def chance(rule: Sequence[Any], counts: Sequence[int], strata: Sequence[Sequence[Any]]) -> Plain:
+    """The chance that a bound is kept on the whole set, and how much each stratum could still move."""
+    made = [_bisect.Stratum(*stratum) for stratum in strata]
+    found = _bisect.Evidence(_bisect.Rule(*rule), *counts).chance(made)
+    return [found, [stratum.variance for stratum in made]]
+
+
+# Selection.
+
+
+def trial(
+    model: str, lam: float, scores: Mapping[str, Mapping[str, Any]], modules: Mapping[str, float] | None = None
+) -> Trial:
+    """A validation trial. Of each score: `value`, `n`, `better`, `details`."""
+    made = {
+        name: Score(
+            name=name,
+            value=s["value"],
+            low=None,
+            high=None,
+            n=s["n"],
+            better=s["better"],
+            method="made up",
+            details=s["details"],
+        )
+        for name, s in scores.items()
+    }
+    return Trial(model=model, method="linear", lam=lam, split="validation", scores=made, modules=modules or {})  # type: ignore[arg-type]
+
+
+def flipped(trials: Sequence[Trial], hits: Mapping[str, Mapping[float, Mapping[str, bool | None]]]) -> list[Trial]:
+    """Trials that carry how their verdicts flip against the base's."""
+    return with_flips(trials, hits)
+
+
+def details(trials: Sequence[Trial]) -> Plain:
+    """The details of every score of some trials."""
+    return [[t.lam, {name: dict(score.details) for name, score in t.scores.items()}] for t in trials]
+
+
+def choose(
+    trials: Sequence[Trial], metric: str | None, settings: Mapping[str, Any] | None, margin: float | None = None
+) -> Plain:
+    """The choice, its reason by the numbers in it alone."""
+
+    def call() -> Plain:
+        made = None if settings is None else Select(**settings)
+        choice = _choose(trials, metric=metric, settings=made, margin=margin)
+        return {
+            "lam": choice.lam,
+            "within": choice.within,
+            "bound": choice.bound,
+            "metric": choice.metric,
+            "policy": choice.policy,
+            "confidence": choice.confidence,
+            "upper": dict(choice.upper),
+            "prompts": choice.prompts,
+            "numbers": numbers(choice.reason),
+        }
+
+    return guarded(call)
+
+
+def limits(base: Trial, others: Sequence[Trial], settings: Mapping[str, Any]) -> Plain:
+    """What is held against each bound."""
+
+    def call() -> Plain:
+        found = _limits(base, others, Select(**settings))
+        return [[f.score, f.most, dict(f.held), dict(f.prompts), [f.excess(t.lam) for t in others]] for f in found]
+
+    return guarded(call)
+
+
+def bisect(
+    rule: Sequence[Any],
+    settings: Mapping[str, Any],
+    prompts: int,
+    base: Sequence[bool | None] | None,
+    says: Callable[[float, int], bool | None],
+) -> tuple[Plain, list[tuple[float, tuple[int, ...]]]]:
+    """What a search by halves finds, and all that it asks, in its order."""
+    asked: list[tuple[float, tuple[int, ...]]] = []
+
+    def call() -> Plain:
+        steps = _bisect.bisect(_bisect.Bisect(rule=_bisect.Rule(*rule), **settings), prompts, base)
+        try:
+            wanted = next(steps)
+            while True:
+                asked.append((wanted.lam, tuple(wanted.prompts)))
+                wanted = steps.send([says(wanted.lam, place) for place in wanted.prompts])
+        except StopIteration as end:
+            found = end.value
+        looks = [[k.lam, k.asked, k.judged, k.worse, k.better, k.chance, k.said] for k in found.looks]
+        return {"lam": found.lam, "looks": looks, "asked": found.asked, "prompts": found.prompts, "odd": found.odd}
+
+    return guarded(call), asked
+
+
+def by_module(
+    base: Trial,
+    single: Trial,
+    groups: Sequence[str],
+    levels: Sequence[float],
+    settings: Mapping[str, Any],
+    metric: str,
+    budget: int,
+    measure: Callable[[Mapping[str, float]], Trial],
+) -> Plain:
+    """What a search for λ by module tries, in rounds, and what it finds."""
+
+    def call() -> Plain:
+        rounds: list[Any] = []
+        steps = _by_module(base, single, groups, levels, Select(**settings), metric, budget)
+        try:
+            wanted = next(steps)
+            while True:
+                rounds.append([list(modules.values()) for modules in wanted])
+                wanted = steps.send([measure(modules) for modules in wanted])
+        except StopIteration as end:
+            found = end.value
+        tried = [[a.upper, a.within, a.beats] for a in found.tried]
+        return {
+            "rounds": rounds,
+            "tried": tried,
+            "chosen": found.chosen,
+            "confidence": found.confidence,
+            "numbers": numbers(found.sentence),
+        }
+
+    return guarded(call)
