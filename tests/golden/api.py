@@ -111,7 +111,7 @@ def judge_facts(name: str) -> Plain:
         "needs_model": judge.needs_model,
         "gated": judge.gated,
         "max_new_tokens": judge.max_tokens,
-        "whole_lines": judge.whole_lines,
+        "whole_lines": judge.complete_lines,
         "says_refused": judge.says_refused,
     }
 
@@ -155,7 +155,7 @@ def agreement(first: Mapping[str, bool | None], second: Mapping[str, bool | None
         for hits in (first, second)
     ]
     found = _judges.measure_agreement(*both)
-    return [found.kappa, found.same, found.n, found.missed, list(found.parted)]
+    return [found.kappa, found.same, found.n, found.missed, list(found.disagreements)]
 
 
 # Statistics.
