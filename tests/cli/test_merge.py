@@ -404,6 +404,15 @@ def test_push(run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("models")
+def test_push_of_an_adapter(run: Run, hub: FakeHub) -> None:
+    ok(run("merge", "base", "lora", "--lam", "0.5", "--as-adapter", "--out", "out", "--push", "me/adapter"))
+    card = hub.files["README.md"].decode()
+    assert "library_name: peft" in card
+    assert "- base: `base` (checkpoint)\n" in card
+    assert "- tuned: `lora` (lora), digest `sha256:" in card
+
+
+@pytest.mark.usefixtures("models")
 def test_a_push_that_cannot_begin_is_told_before_the_merge(run: Run, hub: FakeHub) -> None:
     call = ("merge", "base", "tuned", "--lam", 0.5, "--out", "out")
     refused(run(*call, "--push", "no-owner"), "no-owner", "owner/name")

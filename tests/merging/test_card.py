@@ -69,6 +69,13 @@ def test_an_adapter_is_linked_with_its_base():
     assert "A LoRA adapter that merges a tuned model with the base" in text
 
 
+def test_the_base_of_an_adapter_has_no_digest():
+    """Its weights are not read: so is the manifest that `as_adapter` writes."""
+    text = make(record(kind="lora", base={"name": "base", "kind": "checkpoint"}), adapter=True, base_ref=None)
+    assert "- base: `base` (checkpoint)\n- tuned: " in text
+    assert "digest `digest-of-tuned`" in text
+
+
 def test_what_is_local_goes_by_its_name_and_is_no_base_model():
     found = metadata(text := make(base_ref=None, tuned_refs=["/home/me/models/tuned"]))
     assert "base_model" not in found

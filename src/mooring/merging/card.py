@@ -116,7 +116,10 @@ def _what_it_is(record: Mapping[str, Any], tuned: int, adapter: bool) -> str:
 
 
 def _made_from(record: Mapping[str, Any], ids: Sequence[str | None]) -> str:
-    """A list of the inputs, each with its digest; what is on the hub with its address, a local folder by its name."""
+    """A list of the inputs: those on the hub with their address, local folders by name.
+
+    Each has its digest, except the base of an adapter, whose weights the merge did not read.
+    """
     lines = []
     for number, (source, ref) in enumerate(zip((record["base"], *record["tuned"]), ids, strict=True)):
         role = "base" if number == 0 else "tuned" if len(ids) == 2 else f"tuned {number}"
@@ -124,7 +127,8 @@ def _made_from(record: Mapping[str, Any], ids: Sequence[str | None]) -> str:
         if ref:
             bare, _, revision = ref.partition("@")
             name = f"[{_code(bare)}](https://huggingface.co/{bare})" + (f" at {_code(revision)}" if revision else "")
-        lines.append(f"- {role}: {name} ({_plain(str(source['kind']))}), digest {_code(str(source['digest']))}")
+        digest = f", digest {_code(str(source['digest']))}" if "digest" in source else ""
+        lines.append(f"- {role}: {name} ({_plain(str(source['kind']))}){digest}")
     return "\n".join(lines)
 
 
