@@ -21,11 +21,11 @@ import numpy as np
 from refusal_text import BETWEEN, INTRO, LAST
 from timing import table
 
-from mooring.scoring.refusal.rules import JUDGE, verdict
+from mooring.scoring.refusal import JUDGE, decide
 from mooring.stats import cohen_kappa
 
 ROOT = Path(__file__).resolve().parent.parent
-HELD = ROOT / "tests" / "score" / "data" / "refusals.jsonl"
+HELD = ROOT / "tests" / "scoring" / "data" / "refusals.jsonl"
 DRAWS = 1000
 SAMPLE = 2000
 
@@ -44,6 +44,11 @@ class Row(NamedTuple):
     request: str
     response: str
     label: str = "complied"
+
+
+def verdict(request: str, response: str) -> str:
+    """The rules' three-valued answer."""
+    return decide(request, response).answer
 
 
 Judge = Callable[[str, str], str]
@@ -108,7 +113,7 @@ def never(data: Path) -> dict[str, list[Row]]:
 
 def taught() -> list[Row]:
     """The responses that the package's own tuning rows teach."""
-    rows, folder = [], ROOT / "src" / "mooring" / "sources" / "data"
+    rows, folder = [], ROOT / "src" / "mooring" / "data" / "bundled"
     for name, label in (("harmful", "refused"), ("lookalikes", "complied"), ("ordinary", "complied")):
         lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows += [Row(row["prompt"], row["response"], label) for row in map(json.loads, lines)]

@@ -1,7 +1,7 @@
-"""Refusals in languages other than English: an inability of the speaker, and near it an act that was asked for.
+"""Refusals in languages other than English: the speaker is unable, and close by an act that was asked for.
 
-One pattern a language over normalised text, the act within a few words of the inability. The languages are those in
-which the common chat models are used most; in others a refusal is not seen.
+One pattern per language over normalised text. The languages are those in which the common chat models are used most;
+refusals in others are not recognised.
 """
 
 import re
@@ -48,7 +48,7 @@ _PATTERNS = {
     "hi": r"(?:मदद|सहायता|जानकारी|उत्तर|प्रदान).{0,20}?नहीं",
 }
 
-ABROAD = re.compile("|".join(_PATTERNS.values()))
+REFUSAL = re.compile("|".join(_PATTERNS.values()))
 """A refusal in one of these languages."""
 
 APOLOGY = re.compile(

@@ -1,14 +1,16 @@
-"""The command that makes a sandbox: what bubblewrap binds, unshares and takes away.
+"""The command that makes a sandbox: what bubblewrap binds and unshares, and the system calls that are refused.
 
-Two ways of being nobody. An ordinary user gets a user namespace, in which the kernel counts processes anew. Root's
-processes are never counted, so that root takes no user namespace: what runs inside becomes a user that no one else is
-before the program starts (`inside.py`), and holds no capability from then on.
+There are two ways to drop privileges. An ordinary user gets a user namespace, in which the kernel counts processes
+separately. Root's processes are never counted, so root gets no user namespace: what runs inside becomes a user id that
+nothing else has before the program starts (`inside.py`), and holds no capability from then on.
 """
 
 import functools
 import itertools
 import os
+import platform
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -25,25 +27,25 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 PYTHON = ("-P", "-s", "-S", "-B", "-u")
-"""No site-packages, nothing of the user's, nothing written beside the source, no output kept back."""
+"""No site-packages, nothing of the user's, no bytecode files, no buffered output."""
 _SYSTEM = ("bin", "lib", "lib64", "lib32", "libx32")
 _turn = itertools.count()
 
 
 def find() -> str:
-    """Where bubblewrap is.
+    """The path of bubblewrap.
 
     Raises:
         MissingExtraError: It is not installed.
     """
-    found = shutil.which("bwrap")
-    if found is None:
-        raise MissingExtraError("bubblewrap", "apt install bubblewrap")
-    return found
+    path = shutil.which("bwrap")
+    if path is None:
+        raise MissingExtraError("bubblewrap", "apt install bubblewrap", code="extra.bubblewrap")
+    return path
 
 
 def own_user() -> int:
-    """A user id that nothing else has, where we are the system's root; 0 where a user namespace does instead."""
+    """A user id that nothing else has, if we are the system's root; 0 if a user namespace is used instead."""
     if os.geteuid() != 0:
         return 0
     mapped = Path("/proc/self/uid_map").read_text().split()
@@ -52,11 +54,11 @@ def own_user() -> int:
 
 
 def command(limits: Limits, user: int, seccomp: int | None) -> list[str]:
-    """The command line, up to where the program to run is named.
+    """The command line, up to the program to run.
 
     Args:
-        limits: Of these, the size of /tmp.
-        user: What `own_user` gave.
+        limits: The size of /tmp is taken from these.
+        user: The result of `own_user`.
         seccomp: A descriptor from which the filter can be read.
     """
     line = [find(), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
@@ -76,7 +78,7 @@ def command(limits: Limits, user: int, seccomp: int | None) -> list[str]:
 
 
 def python() -> str:
-    """The interpreter that runs inside: this one, without the virtual environment around it."""
+    """The interpreter that runs inside: this one, without its virtual environment."""
     return str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
 
 
@@ -104,6 +106,64 @@ def _root(limits: Limits) -> list[str]:
     for prefix in sorted(prefixes):
         if not prefix.is_relative_to("/usr"):
             for parent in reversed(prefix.parents[:-1]):
-                line += ["--perms", "0755", "--dir", str(parent)]  # otherwise for its maker's eyes only
+                line += ["--perms", "0755", "--dir", str(parent)]  # otherwise only its owner could read it
             line += ["--ro-bind", str(prefix), str(prefix)]
     return [*line, "--remount-ro", "/"]
+
+
+# --- System calls ----------------------------------------------------------------------------------------------------
+
+_LOAD, _EQUAL, _AT_LEAST, _HAS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_EPERM, _ENOSYS = 1, 38
+_NUMBER, _ARCHITECTURE, _FIRST = 0, 4, 16  # offsets in struct seccomp_data; _FIRST is the first argument's low half
+_NEW_USER = 0x10000000
+_MOUNTS = tuple(range(428, 434))  # open_tree to fspick, the same on both
+_FAMILIES = (1, 2, 10)  # unix, IPv4, IPv6, which the network namespace confines; it does not confine others
+
+_ARCHITECTURES = {
+    "x86_64": (
+        0xC000003E,
+        {"socket": 41, "clone": 56, "clone3": 435, "kill": 62},
+        # ptrace, keyrings, namespaces and mounts, bpf, perf, userfaultfd, memfd, others' memory, io_uring, pidfd_getfd
+        (101, 248, 249, 250, 272, 308, 165, 166, 155, 321, 298, 323, 319, 310, 311, 425, 426, 427, 438, *_MOUNTS),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {"socket": 198, "clone": 220, "clone3": 435, "kill": 129},
+        (117, 217, 218, 219, 97, 268, 40, 39, 41, 280, 241, 282, 279, 270, 271, 425, 426, 427, 438, *_MOUNTS),
+    ),
+}
+
+
+def seccomp_filter(machine: str | None = None) -> bytes | None:
+    """The filter of system calls (seccomp(2), BPF) for bubblewrap's `--seccomp`.
+
+    A signal to the sandbox's first process kills the program that sends it. Refused are a new user namespace, sockets
+    of families other than unix and IP, and calls that inspect other processes, change mounts, or allocate memory that
+    no limit counts.
+
+    Args:
+        machine: As `platform.machine()` names it; defaults to this machine.
+
+    Returns:
+        Instructions, 8 bytes each; None for a machine whose call numbers are not known.
+    """
+    known = _ARCHITECTURES.get(machine or platform.machine())
+    if known is None:
+        return None
+    architecture, calls, refused = known
+    refuse = [(_RETURN, 0, 0, _ERROR | _EPERM)]
+    code = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
+    if architecture == 0xC000003E:
+        code += [(_AT_LEAST, 0, 1, 0x40000000), *refuse]  # the x32 names of the same calls
+    for number in refused:
+        code += [(_EQUAL, 0, 1, number), *refuse]
+    code += [(_EQUAL, 0, 1, calls["clone3"]), (_RETURN, 0, 0, _ERROR | _ENOSYS)]  # libc falls back on clone
+    code += [(_EQUAL, 0, 3, calls["clone"]), (_LOAD, 0, 0, _FIRST), (_HAS, 0, 1, _NEW_USER), *refuse]
+    code += [(_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, 3, calls["kill"]), (_LOAD, 0, 0, _FIRST), (_EQUAL, 0, 1, 1)]
+    code += [(_RETURN, 0, 0, _KILL)]
+    code += [(_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, 5, calls["socket"]), (_LOAD, 0, 0, _FIRST)]
+    code += [(_EQUAL, 3 - index, 0, family) for index, family in enumerate(_FAMILIES)] + refuse
+    code += [(_RETURN, 0, 0, _ALLOW)]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)

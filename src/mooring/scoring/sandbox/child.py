@@ -1,25 +1,28 @@
-"""The untrusted side of the sandbox: the process that a program runs in.
+"""The untrusted process, in which a program runs, and what both processes inside the sandbox ask of the kernel.
 
-Nothing here is relied on once the program runs: it may change all of it. Only the standard library may be used, and
-little of it: this is loaded anew for every program.
+Nothing that the untrusted process holds is relied on once the program runs: the program may change all of it. Only the
+standard library may be used, and little of it: this module is loaded for every program.
 """
 
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import sys
 
 from mooring.scoring.sandbox.codec import decode, encode
-from mooring.scoring.sandbox.system import bound, hide, seed
 
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # `typing` takes longer to load than a small program takes to run
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
+_DUMPABLE, _PARENT_DEATH = 4, 1  # prctl(2)
+
 
 def become_program(job: dict[str, Any], ask: int, answer: int) -> NoReturn:
-    """The untrusted side: take limits on, keep no way to the verdict, run the program, answer calls until killed."""
+    """Set limits, close every way to the verdict, run the program, and answer calls until killed."""
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(ask, 3) if ask != 3 else None
@@ -28,7 +31,7 @@ def become_program(job: dict[str, Any], ask: int, answer: int) -> NoReturn:
     hide(False)
     seed()
     bound(job["limits"])
-    read, write = os.read, os.write  # a program may put others in their place
+    read, write = os.read, os.write  # a program may replace them
 
     def reply(data: bytes) -> None:
         data = len(data).to_bytes(8, "big") + data
@@ -62,3 +65,63 @@ def become_program(job: dict[str, Any], ask: int, answer: int) -> NoReturn:
         except BaseException as error:
             reply(b"e" + f"{type(error).__name__}\n{error}"[:1000].encode("utf-8", "replace"))
         arguments = decode(receive(int.from_bytes(receive(8), "big")))
+
+
+# --- The kernel ------------------------------------------------------------------------------------------------------
+
+
+def hide(hidden: bool) -> None:
+    """Forbid or allow processes of the same user to inspect this one's memory and descriptors (PR_SET_DUMPABLE)."""
+    _prctl(_DUMPABLE, 0 if hidden else 1)
+
+
+def die_with_parent() -> None:
+    """Have this process killed when its parent ends."""
+    _prctl(_PARENT_DEATH, signal.SIGKILL)
+
+
+def bound(limits: dict[str, int]) -> None:
+    """Set limits, by their names in `setrlimit`, permanently, for this process and all that it starts."""
+    for name, value in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}", None)
+        if kind is not None:
+            hard = resource.getrlimit(kind)[1]
+            least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (least, least))
+
+
+def seed() -> None:
+    """Seed `random`, if it was loaded: a fork reseeds it."""
+    if (module := sys.modules.get("random")) is not None:
+        module.seed(0)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+def running() -> list[int]:
+    """The processes that exist, except zombies."""
+    return [pid for pid in _processes() if _field(pid, "stat", lambda text: text.rpartition(")")[2].split()[0]) != "Z"]
+
+
+def resident() -> int:
+    """Bytes of resident memory of all processes; shared pages count for each."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    return sum(int(_field(pid, "statm", lambda text: text.split()[1]) or 0) * page for pid in _processes())
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
+
+
+def _field(pid: int, name: str, pick: Callable[[str], str]) -> str:
+    try:
+        with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="replace") as file:  # noqa: PTH123  (pathlib is slow)
+            return pick(file.read())
+    except (OSError, IndexError):
+        return "Z" if name == "stat" else ""  # it ended meanwhile

@@ -1,12 +1,12 @@
 """Plain values as bytes: what passes between the program in the sandbox and the process that checks it.
 
-Neither `pickle` nor `marshal`: bytes from a hostile program are read here, and all that can come out is a plain value.
-Loaded within the sandbox too, so that only the standard library may be used.
+Neither `pickle` nor `marshal`: this reads bytes from a hostile program, and only plain values can come out. It is also
+loaded inside the sandbox, so it uses only the standard library.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # `typing` takes longer to load than a small program to run
+TYPE_CHECKING = False  # `typing` takes longer to load than a small program takes to run
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 DEEPEST = 100
 """Containers within containers."""
 MOST = 200_000
-"""Items that are taken from an iterator; a longer one, maybe endless, is opaque."""
+"""Most items taken from an iterator; a longer one, perhaps endless, is opaque."""
 _MANY: dict[str, Any] = {"l": list, "t": tuple, "s": set, "f": frozenset, "r": iter}
 
 
 class Opaque:
-    """A value that does not pass. It equals nothing, itself aside."""
+    """A value that cannot be encoded. It equals only itself."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -31,12 +31,12 @@ class Opaque:
 def encode(value: Any) -> bytes:
     """A value as bytes: a letter for its type, a length or a count, a colon, and the bytes or the items.
 
-    None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, Fraction and Decimal pass as
-    what they are, values of a subclass as the plain type, iterators and dict views as an iterator over their items.
+    None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, Fraction and Decimal keep
+    their type, values of a subclass become the plain type, iterators and dict views an iterator over their items.
     Anything else becomes an `Opaque`.
 
     Raises:
-        ValueError: Containers lie too deep within each other (`DEEPEST`), or in themselves.
+        ValueError: Containers are nested more than `DEEPEST` deep, or contain themselves.
     """
     parts: list[bytes] = []
     _encode(value, parts, 0)
@@ -45,7 +45,7 @@ def encode(value: Any) -> bytes:
 
 def _encode(value: Any, parts: list[bytes], depth: int) -> None:
     if depth > DEEPEST:
-        raise ValueError("a value within values, too deep")
+        raise ValueError("a value is nested too deep")
     if isinstance(value, bool) or value is None:
         parts.append({True: b"T0:", False: b"F0:", None: b"N0:"}[value])
     elif isinstance(value, int):
@@ -109,7 +109,7 @@ def decode(data: bytes) -> Any:
     """The inverse of `encode`.
 
     Raises:
-        ValueError: These are not the bytes of one value, or a set or a dict holds what cannot be in one.
+        ValueError: These are not the bytes of one value, or a set or a dict holds an unhashable value.
     """
     try:
         value, end = _decode(data, 0, 0)

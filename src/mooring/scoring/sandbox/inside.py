@@ -1,12 +1,12 @@
-"""What runs within the sandbox: two processes, of which only one is trusted.
+"""What runs inside the sandbox: two processes, of which only one is trusted.
 
-The program runs in a child. It is asked over a pipe for each call of its function, and its answers come back as plain
-values. The checks run in the parent, and only the parent can say "passed". So nothing that a program does to its own
-interpreter (leaving early, patching builtins, answering `==` with True) reaches the verdict: it has to give the right
-answers. The child is forked before the parent reads the checks and the key that its verdict is signed with; both come
-through a pipe that is empty by the time the program runs, and no process may look into the parent's memory.
+The program runs in a child process. Each call of its function goes over a pipe, and results come back as plain values.
+The checks run in the parent, and only the parent can say "passed". So nothing that a program does to its own
+interpreter (exiting early, patching builtins, answering `==` with True) reaches the verdict: it has to return the right
+values. The child is forked before the parent reads the checks and the key that signs its verdict; both come through a
+pipe that is empty by the time the program runs, and no process may inspect the parent's memory.
 
-Only the standard library may be used here, and little of it: this is loaded anew for every program.
+Only the standard library may be used here, and little of it: this module is loaded for every program.
 """
 
 from __future__ import annotations
@@ -18,31 +18,30 @@ import select
 import signal
 import time
 
-from mooring.scoring.sandbox.child import become_program
+from mooring.scoring.sandbox.child import become_program, bound, die_with_parent, hide, resident, running, seed
 from mooring.scoring.sandbox.codec import decode, encode
-from mooring.scoring.sandbox.system import bound, die_with_parent, hide, resident, running, seed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 LARGEST = 8 * 2**20
-"""Bytes of one answer."""
+"""Most bytes of one result."""
 OVERTIME = 5.0
-"""Seconds that a sandbox lasts at most beyond the program's own, whatever becomes of those who watch it."""
+"""Seconds beyond the program's own after which a sandbox ends, even if the processes that watch it are gone."""
 TICK = 0.05
-"""Seconds between two looks at memory."""
+"""Seconds between two checks of memory."""
 
 
 class Stopped(BaseException):
-    """The program can't be asked any more; no `except Exception` of a check catches this."""
+    """The program cannot be called any more; no `except Exception` of a check catches this."""
 
 
 def main(job_size: int, secret_size: int) -> None:
     """Read a job from standard input, run it, and write the key and then the signed verdict to standard output."""
     job = decode(_read(0, job_size))
     verdict = os.dup(1)
-    os.dup2(2, 1)  # what checks print is no verdict
+    os.dup2(2, 1)  # what checks print is not a verdict
     _settle(job)
     _stay_behind(job["seconds"] + OVERTIME)
     (ask, asked), (answers, answer) = os.pipe(), os.pipe()
@@ -61,7 +60,7 @@ def main(job_size: int, secret_size: int) -> None:
     try:
         signal.signal(signal.SIGALRM, functools.partial(_late, job["seconds"]))
         signal.setitimer(signal.ITIMER_REAL, job["seconds"])
-        status, why = _check(job, secret, _Asker(child, asked, answers, job))
+        status, why = _check(job, secret, _Caller(child, asked, answers, job))
         signal.setitimer(signal.ITIMER_REAL, 0)
     except Stopped as stopped:
         status, why = stopped.args
@@ -75,12 +74,12 @@ def _late(seconds: float, *_: object) -> NoReturn:
 
 
 def _settle(job: dict[str, Any]) -> None:
-    """Become nobody where we are still root, and let no process look into this one."""
+    """Drop privileges if we are still root, and let no process inspect this one."""
     if uid := job["uid"]:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        die_with_parent()  # changing the user forgot it
+        die_with_parent()  # changing the user reset it
     hide(True)
     bound({"AS": job["limits"]["AS"], "CORE": 0})  # a small answer can be a large value
     for name in job["needs"]:
@@ -88,11 +87,11 @@ def _settle(job: dict[str, Any]) -> None:
 
 
 def _stay_behind(seconds: float) -> None:
-    """Go on in a child; the first process, which none can look into, stop or kill, waits for it, and all ends with it.
+    """Continue in a child, while the first process waits for it; when the first process ends, the whole sandbox does.
 
-    bubblewrap's own first process would hold the verdict's pipe open where the program can reach it, in /proc/1/fd.
-    It ends all after so many seconds too: a program may have stopped the checks' process, and whoever started the
-    sandbox may be gone.
+    The first process cannot be inspected, stopped or killed from inside; bubblewrap's own would hold the verdict's
+    pipe open where the program can reach it, in /proc/1/fd. It also ends everything after `seconds`: a program may
+    have stopped the checks' process, and the process that started the sandbox may be gone.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     if child := os.fork():
@@ -117,8 +116,8 @@ def _read(fd: int, size: int) -> bytes:
     return data
 
 
-class _Asker:
-    """Asks the program's process, and keeps watch over it while it waits."""
+class _Caller:
+    """Calls the program's function in its process, and watches memory while it waits."""
 
     def __init__(self, child: int, asked: int, answers: int, job: dict[str, Any]) -> None:
         self.child, self.asked, self.answers, self.job = child, asked, answers, job
@@ -126,12 +125,12 @@ class _Asker:
     def start(self) -> None:
         """Let the program run; raises what it raised while it was loaded."""
         self._send(b"!")
-        self._answer()
+        self._result()
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         data = encode((arguments, named))
         self._send(len(data).to_bytes(8, "big") + data)
-        return self._answer()
+        return self._result()
 
     def _send(self, data: bytes) -> None:
         os.set_blocking(self.asked, False)
@@ -142,7 +141,7 @@ class _Asker:
             except BrokenPipeError:
                 self._gone()
 
-    def _answer(self) -> Any:
+    def _result(self) -> Any:
         size = int.from_bytes(self._take(8), "big")
         if not 0 < size <= LARGEST:
             raise Stopped("killed", f"an answer of {size} bytes")
@@ -183,23 +182,23 @@ class _Asker:
         raise Stopped("failed", "the program ended before its checks did")
 
 
-def _check(job: dict[str, Any], secret: dict[str, Any], ask: _Asker) -> tuple[str, str]:
-    """Run the checks, in a namespace where the program's function is one that asks for it."""
+def _check(job: dict[str, Any], secret: dict[str, Any], call: _Caller) -> tuple[str, str]:
+    """Run the checks, in a namespace in which the program's function is a call to its process."""
 
     def candidate(*arguments: Any, **named: Any) -> Any:
-        return ask(*arguments, **named)
+        return call(*arguments, **named)
 
     names: dict[str, Any] = {"__name__": "checks"}
     try:
         seed()
         exec(compile(secret["setup"], "<setup>", "exec"), names)
-        ask.start()
+        call.start()
         names |= {job["entry_point"]: candidate, "candidate": candidate}
         exec(compile(secret["checks"], "<checks>", "exec"), names)
     except Stopped:
         raise
     except BaseException as error:
         return "failed", " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    if job["contained"] and any(pid not in (1, os.getpid(), ask.child) for pid in running()):
+    if job["contained"] and any(pid not in (1, os.getpid(), call.child) for pid in running()):
         return "failed", "it left a process behind"
     return "passed", ""

@@ -13,9 +13,9 @@ class Program:
     Attributes:
         code: Python source, untrusted.
         checks: Python source, trusted. It runs in a process of its own, in which `entry_point` (and `candidate`) is a
-            function that asks the program's process: arguments and results pass as plain values (`wire.encode`), and a
+            function that calls the program's process: arguments and results pass as plain values (`codec.encode`), so a
             change of an argument in place is not seen. The program passed if the checks ran to their end.
-        entry_point: The function that the program is asked for.
+        entry_point: The function that the checks call.
         setup: Trusted source that runs before `checks`, such as definitions that they call.
     """
 
@@ -30,7 +30,7 @@ class Limits:
     """What one program may use.
 
     Attributes:
-        seconds: Wall-clock time, start-up left out; as much processor time and one second more.
+        seconds: Wall-clock time without start-up; processor time is limited to one second more.
         memory: Bytes: of address space for each of its processes, and of resident memory for all of them together.
         processes: Processes and threads besides its own.
         output: Bytes that it may print.
@@ -46,14 +46,14 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program fared.
+    """The result of running a program.
 
     Attributes:
-        status: `passed`; `failed`: a check did not hold, it raised, or it ended early; `timed out`; `killed`: by a
+        status: `passed`; `failed`: a check failed, it raised, or it ended early; `timed out`; `killed`: by a
             signal, or for going over a limit.
-        why: In a line: the exception or the limit; empty where it passed. Untrusted.
+        why: One line: the exception or the limit; empty if it passed. Untrusted.
         output: The end of what it printed. Untrusted.
-        seconds: Wall-clock time, start-up left out; 0 where it was stopped from outside.
+        seconds: Wall-clock time without start-up; 0 if it was stopped from outside.
     """
 
     status: Status

@@ -19,7 +19,7 @@ from types import CodeType
 
 from mooring.errors import UserError
 from mooring.events import Event, OnEvent
-from mooring.scoring.sandbox import bubblewrap, seccomp
+from mooring.scoring.sandbox import bubblewrap
 from mooring.scoring.sandbox.codec import decode, encode
 from mooring.scoring.sandbox.program import Limits, Outcome, Program
 
@@ -27,11 +27,11 @@ UNSAFE_NOTICE = "programs that a model wrote are run without a sandbox: they can
 START = 20.0
 """Seconds that a sandbox may take to start, on a busy machine."""
 GRACE = 2.0
-"""Seconds beyond a program's own after which it is stopped from outside: its checks were stopped themselves."""
+"""Seconds beyond a program's own after which it is stopped from outside, in case its checks were stopped."""
 TAIL = 2000
 """Characters of output that are kept."""
-_INSIDE = ("codec", "system", "child", "inside")
-"""Our files that are loaded in the sandbox, each after those that it needs; the last has `main`."""
+_INSIDE = ("codec", "child", "inside")
+"""Our modules that are loaded in the sandbox, each after those that it imports; the last has `main`."""
 _LOADER = (
     "import marshal,os,sys\n"
     "data=b''\n"
@@ -49,11 +49,11 @@ class SandboxError(UserError):
 
 
 def require() -> None:
-    """Make sure that a sandbox can be made, by making one.
+    """Check that a sandbox can be made, by making one.
 
     Raises:
         MissingExtraError: bubblewrap is not installed.
-        SandboxError: It may not make one here; what it said is named.
+        SandboxError: It cannot make one here; the message quotes it.
     """
     bubblewrap.find()
     _run(Program(code="def f():\n    return 1\n", checks="assert f() == 1", entry_point="f"), Limits(), unsafe=False)
@@ -71,13 +71,13 @@ def run_programs(
     Args:
         programs: What to run.
         limits: What each may use.
-        workers: How many at once; as many as there are cores to us by default.
-        unsafe: Without bubblewrap: limits and a folder of its own, but the program can read and change all that we
-            can. It says so in the log.
+        workers: Programs at once; defaults to the number of cores that we may use.
+        unsafe: Run without bubblewrap: with limits and a folder of its own, but the program can read and change
+            everything that we can. A warning is logged.
         on_event: Called after each program.
 
     Returns:
-        An outcome a program, in their order.
+        An outcome per program, in their order.
 
     Raises:
         MissingExtraError: bubblewrap is not installed.
@@ -103,7 +103,7 @@ def run_programs(
 
 
 def _run(program: Program, limits: Limits, unsafe: bool) -> Outcome:
-    """Run one; a sandbox that does not start, as on a machine short of memory, is tried once more."""
+    """Run one; a sandbox that does not start, as on a machine short of memory, is retried once."""
     for attempt in range(2):
         key = secrets.token_bytes(16)
         user = 0 if unsafe else bubblewrap.own_user()
@@ -113,26 +113,27 @@ def _run(program: Program, limits: Limits, unsafe: bool) -> Outcome:
         try:
             start = [] if unsafe else bubblewrap.command(limits, user, filter_fd)
             line = [*start, bubblewrap.python(), *bubblewrap.PYTHON, "-c", _LOADER, *argument]
-            said, output, why = _converse(line, sent, limits, key, folder, filter_fd)
+            written, output, why = _converse(line, sent, limits, key, folder, filter_fd)
         finally:
             if filter_fd is not None:
                 os.close(filter_fd)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-        if said.startswith(key):
-            return _outcome(said.removeprefix(key), key, output, why)
+        if written.startswith(key):
+            return _outcome(written.removeprefix(key), key, output, why)
         if attempt:
             break
-    reason = " ".join(output[-300:].decode("utf-8", "replace").split()) or why or "it said nothing"
+    reason = " ".join(output[-300:].decode("utf-8", "replace").split()) or why or "it printed nothing"
     raise SandboxError(
         f"a sandbox could not be started here: {reason}",
         "allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
         "kernel.apparmor_restrict_unprivileged_userns), or run as root",
+        code="usage.no_sandbox",
     )
 
 
 def _payload(program: Program, limits: Limits, user: int, key: bytes, unsafe: bool) -> tuple[bytes, list[str]]:
-    """What the sandbox reads: our code, what the program's process may know, and what it may not; and their sizes."""
+    """What the sandbox reads: our code, what the program's process may know, what it may not; and their sizes."""
     bounds = {
         "AS": limits.memory,
         "CPU": int(limits.seconds) + 1,
@@ -158,7 +159,7 @@ def _payload(program: Program, limits: Limits, user: int, key: bytes, unsafe: bo
 
 @functools.cache
 def _code() -> bytes:
-    """Our files that run inside, compiled: no file of ours is to be seen there."""
+    """Our modules that run inside, compiled: none of our files is visible there."""
     compiled: list[tuple[str, CodeType]] = []
     for name in _INSIDE:
         path = Path(__file__).with_name(f"{name}.py")
@@ -168,7 +169,7 @@ def _code() -> bytes:
 
 
 def _filter() -> int | None:
-    instructions = seccomp.program()
+    instructions = bubblewrap.seccomp_filter()
     if instructions is None:
         return None
     read, write = os.pipe()
@@ -180,10 +181,10 @@ def _filter() -> int | None:
 def _converse(
     line: Sequence[str], sent: bytes, limits: Limits, key: bytes, folder: str | None, filter_fd: int | None
 ) -> tuple[bytes, bytes, str]:
-    """Start a sandbox, send it its work, and read until it ends, runs out of time or says too much.
+    """Start a sandbox, send it its work, and read until it ends, runs out of time or prints too much.
 
     Returns:
-        What the checks' process said, the end of what the program printed, and why it was stopped, if it was.
+        What the checks' process wrote, the end of what the program printed, and why it was stopped, if it was.
     """
     child = subprocess.Popen(
         line,
@@ -191,7 +192,7 @@ def _converse(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=folder,
-        env=bubblewrap.ENVIRONMENT,  # ours would be seen in /proc/1/environ
+        env=bubblewrap.ENVIRONMENT,  # ours would be visible in /proc/1/environ
         pass_fds=() if filter_fd is None else (filter_fd,),
         start_new_session=True,
         bufsize=0,
@@ -199,7 +200,7 @@ def _converse(
     assert child.stdin
     assert child.stdout
     assert child.stderr
-    said, output, printed, why = b"", b"", 0, ""
+    written, output, printed, why = b"", b"", 0, ""
     end, started = time.monotonic() + START, False
     with selectors.DefaultSelector() as ready, child:
         os.set_blocking(child.stdin.fileno(), False)
@@ -209,7 +210,7 @@ def _converse(
         while ready.get_map() and not why:
             events = ready.select(min(0.5, max(0.0, end - time.monotonic())))
             if not events and child.poll() is not None:
-                break  # it ended, and all was read: what it left behind still holds the pipes
+                break  # it ended and all was read: processes that it left behind still hold the pipes
             for event, _ in events:
                 fd = event.fd
                 if event.fileobj is child.stdin:
@@ -225,41 +226,41 @@ def _converse(
                 if not data:
                     ready.unregister(event.fileobj)
                 elif event.fileobj is child.stdout:
-                    said = (said + data)[:65536]
+                    written = (written + data)[:65536]
                 else:
                     printed += len(data)
                     output = (output + data)[-4 * TAIL :]
-            if not started and said.startswith(key):
+            if not started and written.startswith(key):
                 end, started = time.monotonic() + limits.seconds + GRACE, True
             if printed > limits.output:
                 why = f"more than {limits.output} bytes of output"
             elif time.monotonic() > end:
                 why = f"more than {limits.seconds if started else START:g} seconds"
         _kill(child, alone=folder is None)
-    return said, output, why
+    return written, output, why
 
 
 def _kill(child: subprocess.Popen[bytes], alone: bool) -> None:
-    """End a sandbox: its first process, with which its namespace dies, and bubblewrap; without one, the whole group.
+    """End a sandbox: its first process, with which its namespace ends, and bubblewrap; without one, the process group.
 
-    The first process by itself, since where it has become another user bubblewrap may not end it.
+    The first process is killed directly: if it has become another user, bubblewrap may not kill it.
     """
     if not alone:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         return
-    with contextlib.suppress(OSError):  # a kernel without this list, or a process that has ended: as said in inside.py
+    with contextlib.suppress(OSError):  # a kernel without this list, or a process that has ended
         for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
             os.kill(int(pid), signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
         child.kill()
 
 
-def _outcome(said: bytes, key: bytes, output: bytes, why: str) -> Outcome:
+def _outcome(written: bytes, key: bytes, output: bytes, why: str) -> Outcome:
     tail = output.decode("utf-8", "replace")[-TAIL:]
-    if said.startswith(key):
+    if written.startswith(key):
         with contextlib.suppress(ValueError):  # something else was written to the same pipe
-            status, reason, seconds = decode(said.removeprefix(key))
+            status, reason, seconds = decode(written.removeprefix(key))
             return Outcome(status, reason, tail, round(seconds, 4))
     if why:
         return Outcome("timed out" if why.endswith("seconds") else "killed", why, tail)
