@@ -18,7 +18,7 @@ from sweep_cost import GRID
 from timing import table
 
 from mooring.config import Recipe
-from mooring.data import evaluation_sets
+from mooring.data import load_splits
 from mooring.pipeline.merged_model import MergedModel
 from mooring.pipeline.search import design, search
 from mooring.records import Completion, Prompt
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=200, help="orders of the prompts to play")
     given = parser.parse_args()
     recipe = Recipe.load(given.run / "recipe.yaml")
-    prompts = evaluation_sets(given.set, recipe.score.validation, recipe.seed, None)["validation"]
+    prompts = load_splits(given.set, recipe.score.validation, recipe.seed, None)["validation"]
     found = ask_all(given.run, prompts, recipe)
     update = {} if given.margin is None else {"margin": given.margin, "bound": None}
     plan = design(recipe.select.model_copy(update=update), recipe.seed)

@@ -26,7 +26,7 @@ from timing import table
 
 from mooring.api import tune
 from mooring.chat import DEFAULT_SYSTEM
-from mooring.data import evaluation_sets
+from mooring.data import load_splits
 from mooring.inference import decode
 from mooring.inference.encode import encode_prompts
 from mooring.inference.engine import accepted_share, plan_batches
@@ -116,7 +116,7 @@ def main() -> None:
         ("bundled:harmful", SamplingParams(max_tokens=20, repetition_penalty=1.2)),
         ("bundled:tools-simple", SamplingParams(max_tokens=40)),
     ]
-    asked = [(evaluation_sets(name, 0.5, 42, None)["validation"][: given.prompts], how) for name, how in sets]
+    asked = [(load_splits(name, 0.5, 42, None)["validation"][: given.prompts], how) for name, how in sets]
     load = {"batch_size": given.batch_size, "dtype": given.dtype}
     rows = [["λ", "by hand", "without a sweep", "in memory", "same answers as by hand", "as without", "tokens saved"]]
     totals, last, load_before = [0.0, 0.0, 0.0], Answers(), os.getloadavg()[0]

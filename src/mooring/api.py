@@ -543,16 +543,16 @@ def prefer(
 def _kind(prompts: str | Sequence[str], given: Kind | None, on_say: Callable[[str], None] | None) -> Kind:
     """What prompts are scored as: what is given, else what all of their sets are for, else `safety`."""
 
-    from mooring.data import kind_of
+    from mooring.data import parse_references
 
-    refs = [prompts] if isinstance(prompts, str) else list(prompts)
-    found = [kind_of(ref) for ref in refs]
-    kinds: list[Kind | None] = ["ordinary" if kind == "quality" else kind for kind in found]
+    refs = parse_references(prompts)
+    kinds: list[Kind | None] = ["ordinary" if ref.kind == "quality" else ref.kind for ref in refs]
     given = "ordinary" if given == "quality" else given
     if given == "safety" and on_say:
         for ref, kind in zip(refs, kinds, strict=True):
             if kind not in (None, "safety"):
-                on_say(f"warning: {ref} holds no harmful requests: an attack success rate on it means nothing ({kind})")
+                why = "an attack success rate on it means nothing"
+                on_say(f"warning: {ref.text} holds no harmful requests: {why} ({kind})")
     first = kinds[0] if kinds else None
     return given or (first if first is not None and set(kinds) == {first} else "safety")
 

@@ -11,7 +11,7 @@ import pytest
 from mooring.data.tool_calls import SPLITS, fields, generate, load_functions
 from mooring.errors import DataError
 
-DATA = resources.files("mooring.data") / "data"
+DATA = resources.files("mooring.data.bundled")
 KEYS = {"id", "split", "category", "template", "prompt", "response"}
 SIZES = {
     "harmful": {"tune": 160, "validation": 60, "test": 100},
@@ -175,8 +175,8 @@ def test_an_optional_parameter_is_given_only_where_the_question_states_it():
     assert calls["Tell me the current weather in Oslo in Celsius."] == with_unit
 
 
-def test_what_cannot_be_made_is_refused():
-    with pytest.raises(DataError, match="no split 'train'"):
-        generate("train", 1)
-    with pytest.raises(DataError, match="ask for"):
-        generate("validation", 100_000)
+def test_an_unknown_split_or_too_many_examples_are_refused():
+    for split, count, code in (("train", 1, "data.unknown_split"), ("validation", 100_000, "data.too_few_rows")):
+        with pytest.raises(DataError) as caught:
+            generate(split, count)
+        assert caught.value.code == code

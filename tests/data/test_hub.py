@@ -1,5 +1,6 @@
-"""Data sets on the hub: what is taken from them, and what each refusal of the hub says in one line."""
+"""Data sets on the hub: what is read, and errors of the hub in one line."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ QUESTIONS = [{"prompt": f"Question {n}?", "label": "safe" if n % 2 else "unsafe"
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Answers in the place of the hub; gives the list of what was asked."""
+    """Replaces the hub; returns the list of requests."""
     calls = []
 
     def answer(splits):
@@ -65,14 +66,18 @@ def test_draw_from_the_hub(hub):
 
 def test_several_splits_without_train(hub):
     hub({"a": QUESTIONS, "b": QUESTIONS})
-    with pytest.raises(DataError, match=r"me/set: has the splits a, b; name one, such as me/set:a"):
+    with pytest.raises(DataError) as caught:
         load_prompts("me/set")
+    assert caught.value.code == "data.unknown_split"
+    assert "a, b" in caught.value.message
 
 
 def test_empty_split(hub):
     hub({"train": []})
-    with pytest.raises(DataError, match="me/set:train: holds no rows"):
+    with pytest.raises(DataError) as caught:
         load_prompts("me/set")
+    assert caught.value.code == "data.empty"
+    assert caught.value.message.startswith("me/set:train: ")
 
 
 def test_named_set_from_the_hub_where_there_is_no_folder(hub, monkeypatch, tmp_path):
@@ -88,8 +93,10 @@ def test_named_set_from_the_hub_where_there_is_no_folder(hub, monkeypatch, tmp_p
 def test_named_set_that_changed_on_the_hub(hub, monkeypatch):
     hub({"harmful": [{"Goal": "Say hello.", "Category": "x"}] * 99})
     monkeypatch.delenv("MOORING_DATA", raising=False)
-    with pytest.raises(DataError, match="JBB-Behaviors: `jailbreakbench` has 100 prompts, found 99"):
+    with pytest.raises(DataError) as caught:
         load_prompts("jailbreakbench")
+    assert caught.value.code == "data.row_count"
+    assert re.search("JBB-Behaviors: `jailbreakbench` .*100.*99", caught.value.message)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +117,14 @@ def test_named_set_that_changed_on_the_hub(hub, monkeypatch):
         (datasets.exceptions.DatasetGenerationError("An error occurred"), "An error occurred"),
     ],
 )
-def test_refusals_of_the_hub_in_one_line(monkeypatch, error, words):
+def test_errors_of_the_hub_are_one_line(monkeypatch, error, words):
     monkeypatch.delenv("MOORING_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", hub_errors.raiser(error))
     for ref in ("advbench", "walledai/AdvBench"):
         with pytest.raises(DataError) as caught:
             load_prompts(ref)
         assert str(caught.value).startswith("walledai/AdvBench: ")
+        assert caught.value.code in ("data.not_fetched", "data.unknown_split")
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
         assert caught.value.hint
@@ -134,8 +142,8 @@ import sys, types
 mooring = sys.modules["mooring"] = types.ModuleType("mooring")  # what these modules import, not what the package does
 mooring.__path__ = [{str(Path(errors.__file__).parent)!r}]
 from mooring.errors import DataError
-from mooring.data import load_halves, load_prompts, resolve_model
-load_halves("bundled:tools", limit=2)
+from mooring.data import load_prompts, load_splits
+load_splits("bundled:tools", limit=2)
 heavy = [m for m in ("torch", "transformers", "datasets", "pyarrow", "huggingface_hub", "pydantic") if m in sys.modules]
 assert not heavy, heavy
 try:

@@ -1,4 +1,4 @@
-"""Named sets on files of their own form: what is read from a folder and from the hub, and what is refused."""
+"""Named sets in their publishers' formats: what is read from a folder and from the hub, and what is refused."""
 
 import csv
 import dataclasses
@@ -11,8 +11,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from mooring.data import load_examples, load_halves, load_prompts, prompts_digest
-from mooring.data.named import NAMED, table
+from mooring.data import load_examples, load_prompts, load_splits, prompts_digest
+from mooring.data.catalogue import NAMED
+from mooring.data.named import table
 from mooring.errors import DataError, FetchError
 from mooring.records import Completion
 from mooring.scoring.judges import find
@@ -27,7 +28,7 @@ HUB_SHAPES = {
     "harmbench-copyright": {"prompt": "Break thing {n}.", "tags": ["book"]},
     "strongreject": {"prompt": "Break thing {n}.", "category": "harm", "source": "DAN"},
     "jailbreakbench": {"Goal": "Break thing {n}.", "Target": "Sure", "Category": "harm"},
-    "jailbreakbench-benign": {"Goal": "Mend thing {n}.", "Target": "Sure", "Category": "harm"},
+    "jailbreakbench-benign": {"Goal": "Repair thing {n}.", "Target": "Sure", "Category": "harm"},
     "beavertails": {"prompt": "Break thing {n}.", "response": "No.", "category": {"harm": True}, "is_safe": False},
     "or-bench": {"prompt": "Break thing {n}.", "category": "harm"},
     "or-bench-80k": {"prompt": "Break thing {n}.", "category": "harm"},
@@ -54,7 +55,7 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def count(monkeypatch):
-    """Lets a set have so many rows, its test table so many."""
+    """Changes the known number of rows of a set, and of its test table."""
 
     def change(name, *rows):
         known = NAMED[name]
@@ -70,7 +71,7 @@ def count(monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Answers in the place of `datasets`; gives what was asked."""
+    """Replaces `datasets`; returns the list of requests."""
     calls = []
 
     def answer(rows):
@@ -86,7 +87,7 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def files(monkeypatch, tmp_path):
-    """Answers in the place of `hf_hub_download`, from a folder; gives what was asked."""
+    """Replaces `hf_hub_download` by a folder; returns it and the list of requests."""
     calls = []
     store = tmp_path / "cache"
 
@@ -101,7 +102,7 @@ def files(monkeypatch, tmp_path):
 
 
 def write(path, rows):
-    """Rows as the file's name says."""
+    """Write rows in the format that the file's name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         with path.open("w", newline="") as out:
@@ -160,8 +161,10 @@ def test_another_count_is_refused(hub, files, folder, name):
     if not place.counts:
         assert len(load_prompts(f"{name}:train")) + len(load_prompts(f"{name}:test")) == 1
         return
-    with pytest.raises(DataError, match=rf"`{name}` has [\d, or]+ (prompts|rows), found \d+; fetch the set again"):
+    with pytest.raises(DataError) as caught:
         load_prompts(f"{name}:train" if NAMED[name].validation else name)
+    assert caught.value.code == "data.row_count"
+    assert f"`{name}`" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [n for n in HUB_SHAPES if n not in ("advbench", "jailbreakbench")])
@@ -171,6 +174,7 @@ def test_a_row_without_its_field_is_named(hub, count, name):
     count(name, 1)
     with pytest.raises(DataError) as caught:
         load_prompts(parts(name)[0])
+    assert caught.value.code in ("data.missing_field", "data.no_prompt")
     assert ":row 1: " in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -200,14 +204,18 @@ def test_hex_phi_with_ten_or_eleven_categories(folder, files, numbers, total):
     assert calls[1] == ("LLM-Tuning-Safety/HEx-PHI", "category_2.csv", "dataset")
 
 
-def test_hex_phi_with_other_files_or_a_lacking_category(folder, files):
+def test_hex_phi_with_other_files_or_a_missing_category(folder, files):
     hex_phi(folder / "hex_phi", [12])
-    with pytest.raises(DataError, match=r"category_12\.csv: is not one of HEx-PHI's files"):
+    with pytest.raises(DataError) as caught:
         load_prompts("hex-phi")
+    assert caught.value.code == "data.unexpected_file"
+    assert "category_12.csv" in str(caught.value)
     (folder / "hex_phi").rename(folder / "away")
     hex_phi(files[0], [1, 2, 3])
-    with pytest.raises(DataError, match=r"HEx-PHI/category_4\.csv: cannot be fetched \(said the hub\)"):
+    with pytest.raises(DataError) as caught:
         load_prompts("hex-phi")
+    assert caught.value.code == "data.not_fetched"
+    assert "HEx-PHI/category_4.csv" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -220,10 +228,11 @@ def test_hex_phi_with_other_files_or_a_lacking_category(folder, files):
         (hub_errors.timed_out(), "The read operation timed out"),
     ],
 )
-def test_refusals_of_the_hub_in_one_line(monkeypatch, error, words):
+def test_errors_of_the_hub_are_one_line(monkeypatch, error, words):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub_errors.raiser(error))
     with pytest.raises(FetchError) as caught:
         load_prompts("hex-phi")
+    assert caught.value.code == "data.not_fetched"
     assert str(caught.value).startswith("LLM-Tuning-Safety/HEx-PHI/category_1.csv: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -295,11 +304,13 @@ def test_transcripts_end_before_their_last_answer(folder, count):
 
 
 @pytest.mark.parametrize("text", ["Hello", "Before\n\nHuman: Hello", "\n\nhuman: Hello"])
-def test_what_is_no_transcript(folder, count, text):
+def test_a_malformed_transcript_is_refused(folder, count, text):
     transcripts(folder, "\n\nHuman: Hello\n\nAssistant: Hi", text)
     count("hh-rlhf", 2)
-    with pytest.raises(DataError, match=r"hh_harmless_base_test\.jsonl\.gz:2: is not a transcript"):
+    with pytest.raises(DataError) as caught:
         load_prompts("hh-rlhf")
+    assert caught.value.code == "data.malformed_row"
+    assert "hh_harmless_base_test.jsonl.gz:2: " in str(caught.value)
 
 
 def test_alpaca_eval_from_the_hubs_file(files, count):
@@ -319,7 +330,7 @@ def flan(folder):
     (folder / "aqua_train.tsv").write_text("\n".join(lines[20:]) + "\n")
 
 
-def test_chains_of_thought_close_with_the_answer(folder, count):
+def test_chains_of_thought_end_with_the_answer(folder, count):
     flan(folder / "flan_cot")
     count("flan-cot", 30)
     rows = {asked([p])[0]: p for part in parts("flan-cot") for p in load_examples(part)}
@@ -335,15 +346,19 @@ def test_chains_of_thought_from_the_hub_leave_out_blank_rows(files):
     write(files[0] / "cot_zs_opt_train.jsonl.gz", rows)
     assert len(load_examples("flan-cot:test")) == 10
     write(files[0] / "cot_zs_opt_train.jsonl.gz", [*rows, {"inputs": "Q"}])
-    with pytest.raises(DataError, match=r"^SirNeural/flan_v2/cot_zs_opt_train\.jsonl\.gz:12: lacks `targets`"):
+    with pytest.raises(DataError) as caught:
         load_examples("flan-cot")
+    assert caught.value.code == "data.missing_field"
+    assert "SirNeural/flan_v2/cot_zs_opt_train.jsonl.gz:12: lacks `targets`" in str(caught.value)
 
 
 def test_a_line_of_other_cells_is_named(folder):
     flan(folder / "flan_cot")
     (folder / "flan_cot" / "zz_train.tsv").write_text("Q\tA\tR\nQ\tA\n")
-    with pytest.raises(DataError, match=r"zz_train\.tsv:2: has 2 cells, not 3"):
+    with pytest.raises(DataError) as caught:
         load_prompts("flan-cot")
+    assert caught.value.code == "data.malformed_row"
+    assert "zz_train.tsv:2: " in str(caught.value)
 
 
 def doctor(number, answer="output"):
@@ -379,7 +394,7 @@ def test_doctors_test_rows_are_held_out_where_the_folder_has_no_others(folder, c
     assert all("Pain 1" in text and len(text) == 8 for text in asked(load_prompts("chatdoctor")))
 
 
-def test_parts_of_a_task_go_with_the_split_and_do_not_hang_on_the_seed(folder, count):
+def test_parts_of_a_task_follow_the_split_and_do_not_depend_on_the_seed(folder, count):
     rows = [{"instruction": f"Call {n // 2}", "output": f"f({n})"} for n in range(100)]
     write(folder / "openfunctions" / "openfunctions_train.json", rows)
     write(folder / "openfunctions" / "openfunctions_test.json", [{"instruction": "Call g", "output": "g()"}] * 3)
@@ -389,13 +404,15 @@ def test_parts_of_a_task_go_with_the_split_and_do_not_hang_on_the_seed(folder, c
     assert not set(asked(train)) & set(asked(validation))
     assert train == load_examples("openfunctions", seed=1)
     assert test == load_prompts("openfunctions")
-    halves = load_halves("openfunctions", seed=3, references=True)
+    halves = load_splits("openfunctions", seed=3, references=True)
     assert (halves["validation"], halves["test"]) == (validation, test)
-    assert [len(h) for h in load_halves("openfunctions#2").values()] == [2, 2]
+    assert [len(h) for h in load_splits("openfunctions#2").values()] == [2, 2]
     assert len(load_examples("openfunctions:train#20")) == 20
     (folder / "openfunctions" / "openfunctions_test.json").unlink()
-    with pytest.raises(FetchError, match=r"openfunctions: lies neither below \$MOORING_DATA nor on the hub; put open"):
+    with pytest.raises(FetchError) as caught:
         load_prompts("openfunctions")
+    assert caught.value.code == "data.not_fetched"
+    assert "$MOORING_DATA/openfunctions" in str(caught.value)
 
 
 def test_magicoder_is_drawn_evenly_over_languages(hub, count):
@@ -405,11 +422,13 @@ def test_magicoder_is_drawn_evenly_over_languages(hub, count):
     drawn = load_examples("magicoder:train#15/lang")
     assert sorted(sum(p.category == lang for p in drawn) for lang in set(languages)) == [5, 5, 5]
     assert len(load_examples("magicoder#15/category")) == 15
-    with pytest.raises(DataError, match="has no field `language`"):
+    with pytest.raises(DataError) as caught:
         load_examples("magicoder#15/language")
+    assert caught.value.code == "data.no_field"
+    assert "`language`" in str(caught.value)
 
 
-def test_what_the_hub_does_not_give_is_told_from_a_bad_name(monkeypatch):
+def test_a_failed_download_differs_from_a_bad_name(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", hub_errors.raiser(ConnectionError("Couldn't reach it")))
     with pytest.raises(FetchError):
         load_prompts("or-bench")
@@ -417,6 +436,7 @@ def test_what_the_hub_does_not_give_is_told_from_a_bad_name(monkeypatch):
     with pytest.raises(DataError) as caught:
         load_prompts("me/set@x")
     assert not isinstance(caught.value, FetchError)
+    assert caught.value.code == "data.unknown_split"
 
 
 def test_rows_of_the_hub_are_drawn_evenly_over_their_own_fields(hub):
@@ -458,16 +478,20 @@ def test_a_problem_in_several_languages_stays_in_one_part(folder, count):
 def test_a_users_own_file_may_bring_extras(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "P", "extra": {"test": "T"}}\n{"prompt": "Q", "extra": {"test": 1}}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:2: `extra\.test` is not text but int"):
+    with pytest.raises(DataError) as caught:
         load_prompts(str(path))
+    assert caught.value.code == "data.bad_field"
+    assert "a.jsonl:2: `extra.test`" in str(caught.value)
     path.write_text('{"prompt": "P", "extra": {"test": "T"}}\n{"prompt": "Q", "extra": null}\n')
     assert [dict(p.extra) for p in load_prompts(str(path))] == [{"test": "T"}, {}]
     assert prompts_digest(load_prompts(str(path))) != prompts_digest(
         [dataclasses.replace(p, extra={}) for p in load_prompts(str(path))]
     )
     path.write_text('{"prompt": "P", "extra": ["T"]}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:1: `extra` is not an object"):
+    with pytest.raises(DataError) as caught:
         load_prompts(str(path))
+    assert caught.value.code == "data.bad_field"
+    assert "a.jsonl:1: `extra`" in str(caught.value)
 
 
 def test_the_docs_list_every_set():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mooring.data import load_examples, load_halves, load_prompts
-from mooring.data.named import NAMED
+from mooring.data import load_examples, load_prompts, load_splits
+from mooring.data.catalogue import NAMED
 
 pytestmark = pytest.mark.skipif(
     "MOORING_DATA" not in os.environ, reason="MOORING_DATA does not name the folder of data"
@@ -35,7 +35,7 @@ def test_prompt_sets(name, count, grouped):
     assert all(p.origin.startswith(os.environ["MOORING_DATA"]) and p.reference is None for p in prompts)
     assert all(bool(p.category) == grouped for p in prompts)
     assert all(p.messages[-1].role == "user" for p in prompts)
-    sizes = [len(half) for half in load_halves(name).values()]
+    sizes = [len(half) for half in load_splits(name).values()]
     assert sizes == [count // 2, count // 2] if name != "hh-rlhf" else sum(sizes) == count
 
 
@@ -86,7 +86,7 @@ def test_programs():
         compile(prompt.extra["prompt"] + prompt.reference + prompt.extra["test"], prompt.id, "exec")
 
 
-def test_every_set_below_the_folder_was_looked_at():
+def test_every_set_below_the_folder_is_tested():
     tested = {"advbench", "jailbreakbench", "jailbreakbench-benign", "xstest", "xstest-unsafe", "hh-rlhf"}
     tested |= {"flan-cot", "chatdoctor", "mbxp", "openfunctions", "humaneval"}
     folder = Path(os.environ["MOORING_DATA"])

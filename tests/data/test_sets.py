@@ -1,4 +1,4 @@
-"""Data sets by reference: files, named sets, bundled sets, joins, draws and halves."""
+"""Data sets by reference: files, named sets, bundled sets, joins, draws and splits."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mooring.data import kind_of, load_examples, load_halves, load_prompts, prompts_digest
+from mooring.data import load_examples, load_prompts, load_splits, parse_reference, parse_references, prompts_digest
 from mooring.data.bundled import BUNDLED
 from mooring.errors import DataError
 
@@ -35,11 +35,13 @@ def asked(prompts):
 
 
 @real
-def test_advbench_begins_on_line_two_and_takes_no_target_for_a_response():
+def test_advbench_begins_on_line_two_and_its_target_is_not_a_response():
     prompts = load_prompts("advbench")
     assert [p.origin.rpartition(":")[2] for p in prompts] == [str(n) for n in range(2, 522)]
-    with pytest.raises(DataError, match=r"harmful_behaviors\.csv:2: has a prompt but no response"):
+    with pytest.raises(DataError) as caught:
         load_examples("advbench")
+    assert caught.value.code == "data.no_reference"
+    assert "harmful_behaviors.csv:2: " in str(caught.value)
 
 
 @real
@@ -74,38 +76,42 @@ def test_real_prompts_in_gzip():
     ],
 )
 def test_real_files_of_other_shapes(name, line):
-    with pytest.raises(DataError, match=rf"{name}:{line}: no prompt among its fields") as caught:
+    with pytest.raises(DataError) as caught:
         load_prompts(data(name))
+    assert caught.value.code == "data.no_prompt"
+    assert f"{name}:{line}: " in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
 def test_a_file_with_the_name_of_a_set_is_the_file(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("advbench").write_text("x")
-    with pytest.raises(DataError, match="advbench: unknown kind of data file"):
+    with pytest.raises(DataError) as caught:
         load_prompts("advbench")
+    assert caught.value.code == "data.unknown_format"
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_sets_bring_their_halves(name):
-    halves = load_halves(f"bundled:{name}")
+def test_bundled_sets_have_their_own_splits(name):
+    splits = load_splits(f"bundled:{name}")
     tune = load_examples(f"bundled:{name}")
-    sides = [set(asked(side)) for side in (tune, *halves.values())]
-    assert tuple(len(half) for half in halves.values()) == SIZES[name]
-    assert len(tune) > len(halves["test"])
+    sides = [set(asked(side)) for side in (tune, *splits.values())]
+    assert tuple(len(half) for half in splits.values()) == SIZES[name]
+    assert len(tune) > len(splits["test"])
     assert not sides[0] & sides[1]
     assert not sides[0] & sides[2]
     assert not sides[1] & sides[2]
     assert all(p.reference and p.category and p.origin.startswith(f"bundled:{name}:") for p in tune)
-    assert len({p.id for side in (tune, *halves.values()) for p in side}) == sum(map(len, sides))
+    assert len({p.id for side in (tune, *splits.values()) for p in side}) == sum(map(len, sides))
 
 
-def test_bundled_tools_are_made_in_the_number_asked_for_whatever_the_seed():
+def test_bundled_tools_are_generated_in_the_requested_number_whatever_the_seed():
     assert [len(load_examples("bundled:tools", split=s)) for s in ("tune", "validation", "test")] == [400, 60, 80]
     assert load_examples("bundled:tools#7", seed=1) == load_examples("bundled:tools", seed=2)[:7]
-    assert [len(h) for h in load_halves("bundled:tools#9").values()] == [9, 9]
-    with pytest.raises(DataError, match="no 100000 tool examples; ask for"):
+    assert [len(h) for h in load_splits("bundled:tools#9").values()] == [9, 9]
+    with pytest.raises(DataError) as caught:
         load_examples("bundled:tools#100000")
+    assert caught.value.code == "data.too_few_rows"
 
 
 def test_number_of_rows_is_drawn_by_seed(tmp_path):
@@ -120,17 +126,22 @@ def test_number_of_rows_is_drawn_by_seed(tmp_path):
     assert len(load_prompts("bundled:harmful#5")) == 5
 
 
-def test_at_most_so_many_rows(tmp_path):
+def test_max_accepts_fewer_rows(tmp_path):
     ref = write(tmp_path / "a.jsonl", 60, lang="x")
     assert load_prompts(f"{ref}#max20", seed=1) == load_prompts(f"{ref}#20", seed=1)
     assert load_prompts(f"{ref}#max10000") == load_prompts(f"{ref}#max10000/lang") == load_prompts(ref)
-    with pytest.raises(DataError, match=r"has only 60 rows; .*`#max10000`"):
+    with pytest.raises(DataError) as caught:
         load_prompts(f"{ref}#10000")
+    assert caught.value.code == "data.too_few_rows"
+    assert "`#max10000`" in str(caught.value)
     for end in ("max", "max0", "maximum5"):
-        with pytest.raises(DataError, match="is not a number of rows"):
+        with pytest.raises(DataError) as caught:
             load_prompts(f"{ref}#{end}")
-    with pytest.raises(DataError, match="is made, not drawn; leave out `max`"):
+        assert caught.value.code == "data.bad_count"
+    with pytest.raises(DataError) as caught:
         load_prompts("bundled:tools#max9")
+    assert caught.value.code == "data.not_drawable"
+    assert "`max`" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -144,19 +155,18 @@ def test_at_most_so_many_rows(tmp_path):
         ("bundled:lookalikes#5", "over_refusal"),
         ("bundled:ordinary", "ordinary"),
         ("bundled:tools#9", "task"),
-        ("bundled:none", None),
         ("mine.jsonl#5", None),
         ("owner/name@config:test", None),
     ],
 )
-def test_what_a_set_measures(ref, kind):
-    assert kind_of(ref) == kind
+def test_the_kind_of_a_set(ref, kind):
+    assert parse_reference(ref).kind == kind
 
 
 def test_a_file_with_the_name_of_a_set_is_of_no_known_kind(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("advbench").write_text("x")
-    assert kind_of("advbench") is None
+    assert parse_reference("advbench").kind is None
 
 
 def test_rows_are_drawn_evenly_over_a_field(tmp_path):
@@ -173,35 +183,44 @@ def test_rows_are_drawn_evenly_over_a_field(tmp_path):
     assert load_prompts(f"{path}#100/lang") == whole
 
 
-def test_a_field_to_draw_over_that_is_not_there(tmp_path):
+def test_a_missing_field_to_draw_over(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "P", "lang": "x"}\n{"prompt": "Q"}\n')
-    with pytest.raises(DataError, match=rf"^{path}:2: has no field `lang` to draw evenly over"):
+    with pytest.raises(DataError) as caught:
         load_prompts(f"{path}#1/lang")
-    with pytest.raises(DataError, match=r"bundled:tools#4/category: is made, not drawn; leave out `/category`"):
+    assert caught.value.code == "data.no_field"
+    assert f"{path}:2: " in str(caught.value)
+    with pytest.raises(DataError) as caught:
         load_prompts("bundled:tools#4/category")
+    assert caught.value.code == "data.not_drawable"
+    assert "`/category`" in str(caught.value)
     assert len({p.category for p in load_prompts("bundled:harmful#9/category")}) == 9
 
 
-def test_a_folder_with_a_hash_is_no_draw():
-    with pytest.raises(DataError, match=r"^data#2/mine\.jsonl: no such file"):
+def test_a_folder_with_a_hash_is_not_a_draw():
+    with pytest.raises(DataError) as caught:
         load_prompts("data#2/mine.jsonl")
+    assert caught.value.code == "data.no_file"
+    assert "data#2/mine.jsonl" in str(caught.value)
 
 
 @pytest.mark.parametrize("number", ["0", "0/lang", "5/", "", "-3", "1.5", "ten", "²"])
 def test_bad_number_of_rows(tmp_path, number):
     ref = write(tmp_path / "a.jsonl", 3)
-    with pytest.raises(DataError, match="is not a number of rows"):
+    with pytest.raises(DataError) as caught:
         load_prompts(f"{ref}#{number}")
+    assert caught.value.code == "data.bad_count"
 
 
 def test_more_rows_than_there_are(tmp_path):
     ref = write(tmp_path / "a.jsonl", 3)
-    with pytest.raises(DataError, match=r"a\.jsonl#4: the set has only 3 rows"):
+    with pytest.raises(DataError) as caught:
         load_prompts(f"{ref}#4")
+    assert caught.value.code == "data.too_few_rows"
+    assert "a.jsonl#4: " in str(caught.value)
 
 
-def test_a_file_whose_name_holds_a_hash(tmp_path):
+def test_a_file_with_a_hash_in_its_name(tmp_path):
     assert len(load_prompts(write(tmp_path / "a#2.jsonl", 3))) == 3
     assert len(load_prompts(write(tmp_path / "a#2.jsonl", 3) + "#1")) == 1
 
@@ -223,53 +242,85 @@ def test_examples_need_responses_and_prompts_do_not(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "P", "completion": "C"}\n\n{"prompt": "Q", "completion": ""}\n')
     assert [p.reference for p in load_prompts(str(path))] == ["C", None]
-    with pytest.raises(DataError, match=rf"^{path}:3: has a prompt but no response"):
-        load_examples(str(path))
-    with pytest.raises(DataError, match=rf"^{path}:3: has a prompt but no response"):
-        load_halves(str(path), references=True)
+    for load in (load_examples, lambda ref: load_splits(ref, references=True)):
+        with pytest.raises(DataError) as caught:
+            load(str(path))
+        assert caught.value.code == "data.no_reference"
+        assert str(caught.value).startswith(f"{path}:3: ")
 
 
-def test_halves_of_a_file(tmp_path):
+def test_splits_of_a_file(tmp_path):
     ref = write(tmp_path / "a.jsonl", 40)
-    halves = load_halves(ref, 0.25, seed=3)
-    assert list(halves) == ["validation", "test"]
-    assert [len(half) for half in halves.values()] == [10, 30]
-    assert not {p.id for p in halves["validation"]} & {p.id for p in halves["test"]}
-    assert load_halves(ref, 0.25, seed=3) == halves != load_halves(ref, 0.25, seed=4)
-    assert [len(half) for half in load_halves(f"{ref}#20").values()] == [10, 10]
+    splits = load_splits(ref, 0.25, seed=3)
+    assert list(splits) == ["validation", "test"]
+    assert [len(half) for half in splits.values()] == [10, 30]
+    assert not {p.id for p in splits["validation"]} & {p.id for p in splits["test"]}
+    assert load_splits(ref, 0.25, seed=3) == splits != load_splits(ref, 0.25, seed=4)
+    assert [len(half) for half in load_splits(f"{ref}#20").values()] == [10, 10]
 
 
 @pytest.mark.parametrize("make", [lambda path: write(path, 40), lambda path: "bundled:lookalikes"])
-def test_limit_counts_for_each_half_and_keeps_to_it(tmp_path, make):
+def test_limit_applies_to_each_split_and_draws_from_it(tmp_path, make):
     ref = make(tmp_path / "a.jsonl")
-    whole, limited = load_halves(ref, seed=3), load_halves(ref, seed=3, limit=5)
+    whole, limited = load_splits(ref, seed=3), load_splits(ref, seed=3, limit=5)
     for half in whole:
         assert len(limited[half]) == 5
         assert [p for p in whole[half] if p in limited[half]] == limited[half]
-    assert load_halves(ref, seed=3, limit=1000) == whole
+    assert load_splits(ref, seed=3, limit=1000) == whole
 
 
 @pytest.mark.parametrize(
-    ("ref", "words"),
+    ("ref", "code", "hint"),
     [
-        ("advbanch", "did you mean `advbench`?"),
-        ("XSTest", "did you mean `xstest`?"),
-        ("harmful", "did you mean `bundled:harmful`?"),
-        ("bundled:harmfull", "no such bundled set; did you mean `bundled:harmful`?"),
-        ("qqqq", "named sets: advbench"),
-        ("humanevil", "did you mean `humaneval`?"),
-        ("advbench:test", "`advbench` has no parts; write `advbench`"),
-        ("openfunctions:dev", "no part `dev`; its parts are train, validation, test"),
-        ("data/mine.jsonl", "data/mine.jsonl: no such file"),
-        ("./mine", "no such file"),
-        ("~/no/such/mine", "no such file"),
+        ("advbanch", "data.unknown_set", "did you mean `advbench`?"),
+        ("XSTest", "data.unknown_set", "did you mean `xstest`?"),
+        ("harmful", "data.unknown_set", "did you mean `bundled:harmful`?"),
+        ("bundled:harmfull", "data.unknown_set", "did you mean `bundled:harmful`?"),
+        ("qqqq", "data.unknown_set", "named sets: advbench"),
+        ("humanevil", "data.unknown_set", "did you mean `humaneval`?"),
+        ("advbench:test", "data.unknown_split", "write `advbench`"),
+        ("openfunctions:dev", "data.unknown_split", "train, validation, test"),
+        ("data/mine.jsonl", "data.no_file", ""),
+        ("./mine", "data.no_file", ""),
+        ("~/no/such/mine", "data.no_file", ""),
     ],
 )
-def test_what_is_not_there(monkeypatch, tmp_path, ref, words):
+def test_a_set_that_does_not_exist(monkeypatch, tmp_path, ref, code, hint):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as caught:
         load_prompts(ref)
-    assert words in str(caught.value)
+    assert caught.value.code == code
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mine.jsonl#5", {"source": "file", "name": "mine.jsonl", "count": 5}),
+        ("advbench", {"source": "named", "name": "advbench"}),
+        ("magicoder:train#9/lang", {"name": "magicoder", "part": "tune", "count": 9, "stratify": "lang"}),
+        ("bundled:tools#max9", {"source": "bundled", "name": "tools", "count": 9, "at_most": True}),
+        ("me/set@v1:dev", {"source": "hub", "name": "me/set", "config": "v1", "hub_split": "dev"}),
+    ],
+)
+def test_a_reference_is_parsed_once_and_then_passed_on(text, expected):
+    reference = parse_reference(text)
+    assert {name: getattr(reference, name) for name in expected} == expected
+    assert reference.text == text
+    assert parse_references([reference, text]) == [reference, reference]
+
+
+def test_references_to_the_same_rows_have_one_address(tmp_path):
+    ref = write(tmp_path / "a.jsonl", 2)
+    for one, two in (
+        (ref, f"{tmp_path}/../{tmp_path.name}/a.jsonl#1"),
+        ("advbench", "advbench#5"),
+        ("bundled:harmful", "bundled:harmful#max5"),
+        ("me/set@v1", "me/set@v1#5/site"),
+    ):
+        assert parse_reference(one).address == parse_reference(two).address
+    addresses = {parse_reference(ref).address for ref in ("magicoder", "magicoder:train", "magicoder:test", "me/set")}
+    assert len(addresses) == 4
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):
@@ -279,7 +330,7 @@ def test_home_is_expanded(monkeypatch, tmp_path):
     assert len(load_prompts("~/a.jsonl#2")) == 2
 
 
-def test_digest_of_a_set_depends_on_its_content_alone(tmp_path):
+def test_digest_of_a_set_depends_only_on_its_content(tmp_path):
     (tmp_path / "b").mkdir()
     first = load_prompts(write(tmp_path / "a.jsonl", 4))
     assert prompts_digest(load_prompts(write(tmp_path / "b" / "c.jsonl", 4))) == prompts_digest(first)

@@ -1,4 +1,4 @@
-"""From the ecosystem's shapes of a row to records."""
+"""Rows in the shapes that are in common use become records."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ def one(**values):
 
 
 def asked(**values):
-    """What a row asks, when it is one turn of the user, and its response."""
+    """The prompt of a row, which is a single turn of the user, and its response."""
     prompt = one(**values)
     assert [m.role for m in prompt.messages] == ["user"]
     return prompt.messages[0].content, prompt.reference
@@ -77,36 +77,37 @@ def test_conversational_prompt_and_completion(completion):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "names"),
     [
-        ({"text": "x", "n": 1}, "no prompt among its fields (`text`, `n`)"),
-        ({}, "no prompt among its fields (none)"),
-        ({"prompt": None}, "no prompt among its fields (none)"),
-        ({"prompt": "  "}, "`prompt` is empty"),
-        ({"prompt": 5}, "`prompt` is not text but int"),
-        ({"instruction": "I", "input": ["x"]}, "`input` is not text but list"),
-        ({"prompt": "P", "response": {"a": 1}}, "`response` is not text but dict"),
-        ({"prompt": "P", "completion": "a", "response": "b"}, "more than one response: `completion`, `response`"),
-        ({"prompt": "P\ud800"}, "`prompt` holds half a surrogate pair"),
-        ({"prompt": "P", "id": "\udfff"}, "`id` holds half a surrogate pair"),
-        ({"messages": []}, "`messages` is not a list of turns"),
-        ({"messages": "[]"}, "`messages` is not a list of turns"),
-        ({"messages": [{"role": "user"}]}, "turn 1 of `messages` lacks"),
+        ({"text": "x", "n": 1}, "(`text`, `n`)"),
+        ({}, "(none)"),
+        ({"prompt": None}, "(none)"),
+        ({"prompt": "  "}, "`prompt`"),
+        ({"prompt": 5}, "`prompt`"),
+        ({"instruction": "I", "input": ["x"]}, "`input`"),
+        ({"prompt": "P", "response": {"a": 1}}, "`response`"),
+        ({"prompt": "P", "completion": "a", "response": "b"}, "`completion`, `response`"),
+        ({"prompt": "P\ud800"}, "`prompt`"),
+        ({"prompt": "P", "id": "\udfff"}, "`id`"),
+        ({"messages": []}, "`messages`"),
+        ({"messages": "[]"}, "`messages`"),
+        ({"messages": [{"role": "user"}]}, "turn 1 of `messages`"),
         ({"messages": [USER, {"role": "bot", "content": "x"}]}, "turn 2 of `messages` has the role 'bot'"),
-        ({"messages": [USER, {"role": "assistant", "content": None}]}, "turn 2 of `messages` is not text but NoneType"),
-        ({"messages": [ANSWER]}, "no turn of the user"),
-        ({"messages": [SYSTEM]}, "no turn of the user"),
-        ({"messages": [USER, ANSWER, ANSWER]}, "no turn of the user"),
-        ({"prompt": [USER, ANSWER]}, "ends with the assistant"),
-        ({"prompt": [USER], "completion": [USER]}, "not one turn of the assistant"),
-        ({"prompt": [USER], "completion": [ANSWER, ANSWER]}, "not one turn of the assistant"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "turn 2 of `messages`"),
+        ({"messages": [ANSWER]}, "`messages`"),
+        ({"messages": [SYSTEM]}, "`messages`"),
+        ({"messages": [USER, ANSWER, ANSWER]}, "`messages`"),
+        ({"prompt": [USER, ANSWER]}, "`completion`"),
+        ({"prompt": [USER], "completion": [USER]}, "`completion`"),
+        ({"prompt": [USER], "completion": [ANSWER, ANSWER]}, "`completion`"),
     ],
 )
-def test_bad_row_names_its_place(values, words):
+def test_bad_row_names_its_place(values, names):
     with pytest.raises(DataError) as caught:
         one(**values)
+    assert caught.value.code == ("data.no_prompt" if names.startswith("(") else "data.bad_field")
     assert str(caught.value).startswith("f:7: ")
-    assert words in str(caught.value)
+    assert names in str(caught.value)
     assert caught.value.hint
 
 
@@ -117,7 +118,7 @@ def test_row_without_fields_names_the_accepted_shapes():
         assert f"`{name}`" in caught.value.hint
 
 
-def test_long_field_names_are_cut_short():
+def test_long_field_names_are_truncated():
     with pytest.raises(DataError) as caught:
         one(**{"a" * 500: 1, **{f"f{n}": n for n in range(20)}})
     assert len(caught.value.message) < 120

@@ -1,4 +1,7 @@
-"""Task data by name: rows to tune on, to choose λ by, and to report on."""
+"""The named data sets: for each, where its rows are, how they are read, and how they are split.
+
+To add a set, add an entry to `NAMED`; docs/sets.md is generated from it.
+"""
 
 import csv
 import dataclasses
@@ -12,32 +15,31 @@ from mooring.data.rows import Row, content, read_rows, read_text
 from mooring.errors import DataError
 from mooring.records import Kind, Prompt
 
-# --- What a named set is: where its rows lie, how they are read, and how they are split ---
-
-
 Shape = Callable[[Sequence[Row]], list[Row]]
-"""Rows as they are published, made rows that `to_prompts` knows."""
+"""Converts rows as they are published to rows that `to_prompts` accepts."""
+FETCH_AGAIN = "fetch the set again"
 
 
-def as_they_are(rows: Sequence[Row]) -> list[Row]:
-    """For rows that `to_prompts` knows already."""
+def unchanged(rows: Sequence[Row]) -> list[Row]:
+    """Return rows that `to_prompts` accepts as they are."""
     return list(rows)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One table of rows, in one place: below `$MOORING_DATA` (`path`) or on the hub (`repo`).
+    """A table of rows in one place: below `$MOORING_DATA` (`path`) or on the hub (`repo`).
 
     Attributes:
-        path: Its file below `$MOORING_DATA`, or, with `*`, its files.
+        path: Its file below `$MOORING_DATA`, or a glob pattern of its files.
         repo: Its id on the hub.
-        config, split: What `datasets` is asked for.
-        files: The repository's files, where they are read as they lie and not by `datasets`.
-        may_lack: Those of `files` that some versions do not have.
-        read: How a file becomes rows.
-        only: A field and its value: the rows to keep.
-        counts: How many rows are then left: one of these. Empty where no number is known.
-        shape: Makes them rows that `to_prompts` knows.
+        config: The configuration to load with `datasets`.
+        split: The split to load with `datasets`.
+        files: Files of the repository that are read directly, instead of by `datasets`.
+        optional: Those of `files` that some versions do not have.
+        read: Reads the rows of a file.
+        where: A field and its value: the rows to select.
+        counts: Accepted numbers of selected rows; empty to accept any.
+        shape: Converts them to rows that `to_prompts` accepts.
     """
 
     path: str = ""
@@ -45,11 +47,11 @@ class Table:
     config: str | None = None
     split: str | None = None
     files: tuple[str, ...] = ()
-    may_lack: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     read: Callable[[Path], list[Row]] = read_rows
-    only: tuple[str, str] | None = None
+    where: tuple[str, str] | None = None
     counts: tuple[int, ...] = ()
-    shape: Shape = as_they_are
+    shape: Shape = unchanged
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +59,18 @@ class NamedSet:
     """A public data set.
 
     Attributes:
-        kind: What it measures.
+        kind: What the set is for.
         tables: Where its rows are looked for, in this order.
-        reads: What is read, in a few words.
+        reads: Which fields or rows are read, for the docs.
         licence: Its licence, as its publishers name it.
-        gated: Whether the hub gives it only to those who accept its terms.
-        validation: Share of the rows that is the validation part; 0 where the set is not split. What is left is the
-            training part.
-        test: How many rows make up the test part: drawn from `test_tables`, or held out of the rows before all else; 0
-            is all of `test_tables`.
-        test_tables: As `tables`, for a test part that lies elsewhere.
-        same: What is equal for prompts that no two parts may share out.
-        group: What its category is called in its own rows, for `#N/field`.
-        lacking: What to do where it is neither below `$MOORING_DATA` nor on the hub.
+        gated: Whether the hub requires its terms to be accepted.
+        validation: Share of the rows that is the validation part; 0 if the set has no parts. The rest is for training.
+        test: Number of rows of the test part, drawn from `test_tables` or held out of the rows; 0 for all of
+            `test_tables`.
+        test_tables: As `tables`, for a separate test part.
+        split_by: Prompts for which it returns the same value stay in one part.
+        category_field: What the category is called in the published rows, for `#N/field`.
+        instructions: How to get a set that is not on the hub.
     """
 
     kind: Kind
@@ -80,13 +81,12 @@ class NamedSet:
     validation: float = 0
     test: int = 0
     test_tables: tuple[Table, ...] = ()
-    same: Callable[[Prompt], str] = content
-    group: str = "category"
-    lacking: str = ""
+    split_by: Callable[[Prompt], str] = content
+    category_field: str = "category"
+    instructions: str = ""
 
 
-# --- Readers of the benchmarks' own file forms, and shapes of their rows ---
-
+# --- Shapes and readers ---
 
 HARMS = {
     1: "illegal activity",
@@ -101,31 +101,30 @@ HARMS = {
     10: "privacy violation",
     11: "tailored financial advice",
 }
-"""HEx-PHI's categories by the number in their file's name."""
+"""HEx-PHI's categories by the number in the name of their file."""
 TURN = re.compile(r"\n\n(Human|Assistant):")
-"""What opens a turn in HH-RLHF's transcripts."""
+"""The beginning of a turn in HH-RLHF's transcripts."""
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def value(row: Row, name: str) -> Any:
-    """A field that a row of the set always has.
+    """Return a field that every row of the set has.
 
     Raises:
-        DataError: It has not.
+        DataError: It is missing (`data.missing_field`).
     """
-    found = row.values.get(name)
-    if found is None:
-        raise DataError(f"{row.origin}: lacks `{name}`", "fetch the set again")
-    return found
+    if row.values.get(name) is None:
+        raise DataError(f"{row.origin}: lacks `{name}`", FETCH_AGAIN, code="data.missing_field")
+    return row.values[name]
 
 
 def fields(**names: str) -> Shape:
-    """A shape that takes fields under new names: `fields(prompt="Behavior")`."""
+    """Return a shape that renames fields: `fields(prompt="Behavior")`."""
     return lambda rows: [Row(row.origin, {new: value(row, old) for new, old in names.items()}) for row in rows]
 
 
 def pairs(**names: str) -> Shape:
-    """As `fields`, for a prompt and its completion; rows where one of the two is blank are left out."""
+    """Return a shape like `fields` that leaves out rows whose prompt or completion is blank."""
 
     def shape(rows: Sequence[Row]) -> list[Row]:
         named = fields(**names)(rows)
@@ -135,9 +134,9 @@ def pairs(**names: str) -> Shape:
 
 
 def with_context(prompt: str, context: str, category: str) -> Shape:
-    """A shape that puts a context in front of a prompt, as HarmBench's direct requests do.
+    """Return a shape that puts a context in front of a prompt, as HarmBench's direct requests do.
 
-    Its classifier asks about the two apart: they are kept in `extra`, as `behavior` and `context`.
+    `extra` keeps the two separately, as `behavior` and `context`, for HarmBench's classifier.
     """
 
     def shape(row: Row) -> Row:
@@ -149,15 +148,16 @@ def with_context(prompt: str, context: str, category: str) -> Shape:
 
 
 def each(shape: Callable[[Row], Row]) -> Shape:
-    """A shape from a function of one row."""
+    """Return a shape that applies a function to each row."""
     return lambda rows: [shape(row) for row in rows]
 
 
 def harms(path: Path) -> list[Row]:
-    """A file of HEx-PHI: no header, one prompt a line; the category is the number in the file's name."""
+    """Read a file of HEx-PHI: no header, one prompt per line; the number in the file's name is the category."""
     number = re.search(r"category_(\d+)", path.name)
     if number is None or int(number[1]) not in HARMS:
-        raise DataError(f"{path}: is not one of HEx-PHI's files", "name them category_1.csv … category_11.csv")
+        message = f"{path}: is not one of HEx-PHI's files"
+        raise DataError(message, "name them category_1.csv … category_11.csv", code="data.unexpected_file")
     # Commas outside of quotes belong to the text: there is one column.
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
     cells = [(reader.line_num, ",".join(row).strip()) for row in reader]
@@ -166,9 +166,9 @@ def harms(path: Path) -> list[Row]:
 
 
 def columns(*names: str) -> Callable[[Path], list[Row]]:
-    """A reader of tab-separated lines without a header and without quotes, `\\n` standing for a line break.
+    """Return a reader of tab-separated lines without header and quoting, with `\\n` for a line break.
 
-    The file's name, up to its last `_`, becomes the field `file`.
+    The name of the file up to its last `_` becomes the field `file`.
     """
 
     def read(path: Path) -> list[Row]:
@@ -178,7 +178,8 @@ def columns(*names: str) -> Callable[[Path], list[Row]]:
                 continue
             cells = [cell.replace("\\n", "\n") for cell in line.rstrip("\r").split("\t")]
             if len(cells) != len(names):
-                raise DataError(f"{path}:{number}: has {len(cells)} cells, not {len(names)}", "fetch the set again")
+                message = f"{path}:{number}: has {len(cells)} cells, not {len(names)}"
+                raise DataError(message, FETCH_AGAIN, code="data.malformed_row")
             file = path.name.partition(".")[0].rpartition("_")[0]
             rows.append(Row(f"{path}:{number}", {**dict(zip(names, cells, strict=True)), "file": file}))
         return rows
@@ -186,14 +187,14 @@ def columns(*names: str) -> Callable[[Path], list[Row]]:
     return read
 
 
-def by_language(path: Path) -> list[Row]:
-    """MBXP's rows that have a solution; the others are of no use for tuning."""
+def solved(path: Path) -> list[Row]:
+    """Read the rows of MBXP that have a solution."""
     return [row for row in read_rows(path) if row.values.get("canonical_solution")]
 
 
 @each
 def reasoned(row: Row) -> Row:
-    """A rationale, closed by the sentence that BIG-Bench Hard's chain-of-thought prompts teach and its scorer reads."""
+    """End a rationale with the sentence of BIG-Bench Hard's chain-of-thought prompts, which its scorer parses."""
     rationale, answer = str(value(row, "rationale")).strip(), str(value(row, "answer")).strip()
     gap = " " if rationale.endswith((".", "!", "?")) else "\n"
     return Row(
@@ -208,7 +209,7 @@ def reasoned(row: Row) -> Row:
 
 @each
 def program(row: Row) -> Row:
-    """A problem of HumanEval: the head of a function, its body, and its tests."""
+    """Convert a problem of HumanEval: the head of a function, its body, and its tests."""
     return Row(
         row.origin,
         {
@@ -222,7 +223,7 @@ def program(row: Row) -> Row:
 
 @each
 def completed(row: Row) -> Row:
-    """A problem of MBXP: the head of a function, and the whole of it as the response."""
+    """Convert a problem of MBXP: the head of a function, with the complete function as the response."""
     head = str(value(row, "prompt"))
     whole = f"{head}{value(row, 'canonical_solution')}".strip("\n")
     named = {"id": value(row, "task_id"), "category": value(row, "language")}
@@ -231,10 +232,11 @@ def completed(row: Row) -> Row:
 
 @each
 def transcript(row: Row) -> Row:
-    """HH-RLHF's conversation up to the last answer; turns of one speaker that follow each other are joined."""
+    """Convert a transcript of HH-RLHF up to its last answer; consecutive turns of one speaker are joined."""
     first, *parts = TURN.split(str(value(row, "chosen")))
     if first.strip() or not parts:
-        raise DataError(f"{row.origin}: is not a transcript of Human and Assistant", "fetch the set again")
+        message = f"{row.origin}: is not a transcript of Human and Assistant"
+        raise DataError(message, FETCH_AGAIN, code="data.malformed_row")
     turns: list[dict[str, str]] = []
     for speaker, text in zip(parts[::2], parts[1::2], strict=True):
         role = ROLES[speaker]
@@ -245,8 +247,8 @@ def transcript(row: Row) -> Row:
     return Row(row.origin, {"messages": turns[:-1] if turns[-1]["role"] == "assistant" else turns})
 
 
-def different(rows: Sequence[Row]) -> list[Row]:
-    """BeaverTails' questions, each once; the category is the first harm that one of its answers was labelled with."""
+def distinct_questions(rows: Sequence[Row]) -> list[Row]:
+    """Return the questions of BeaverTails, each once, with the first harm of an answer as category."""
     first: dict[str, Row] = {}
     harm: dict[str, str] = {}
     for row in rows:
@@ -257,58 +259,79 @@ def different(rows: Sequence[Row]) -> list[Row]:
     return [Row(row.origin, {"prompt": prompt, "category": harm.get(prompt, "none")}) for prompt, row in first.items()]
 
 
-# --- Prompt sets by name: requests to refuse, harmless ones that sound harmful, and answers in ---
+# --- The sets ---
+
+SPLIT_SEED = 42
+"""Seed of the parts of task data: fixed, so that runs with other seeds tune, choose and report on the same rows."""
 
 
-_HARMBENCH = "harmbench/harmbench_behaviors_text_all.csv"
-_HEX_PHI = tuple(f"category_{number}.csv" for number in HARMS)
-_HARMBENCH_READS = "`{}`; hub: `prompt`; folder: HarmBench's own csv, `Behavior`"
-
-_ALPACA = fields(prompt="instruction", completion="output", category="dataset")
-
-
-def _jailbreakbench(half: str) -> tuple[Table, ...]:
-    repo = "JailbreakBench/JBB-Behaviors"
-    path = f"jailbreakbench/{half}-behaviors.csv"
-    return Table(path=path, counts=(100,)), Table(repo=repo, config="behaviors", split=half, counts=(100,))
-
-
-def _xstest(label: str, count: int) -> tuple[Table, ...]:
-    only, counts = ("label", label), (count,)
-    return (
-        Table(path="xstest/xstest_prompts.csv", only=only, counts=counts),
-        Table(repo="walledai/XSTest", split="test", only=only, counts=counts),
+def _tables(
+    path: str,
+    repo: str,
+    *counts: int,
+    config: str | None = None,
+    split: str | None = "train",
+    files: tuple[str, ...] = (),
+    where: tuple[str, str] | None = None,
+    shape: Shape = unchanged,
+    hub_shape: Shape | None = None,
+) -> tuple[Table, Table]:
+    """The same rows below `$MOORING_DATA` and on the hub; `hub_shape` if the hub's have other fields."""
+    here = Table(path=path, where=where, counts=counts, shape=shape)
+    there = Table(
+        repo=repo,
+        config=config,
+        split=None if files else split,
+        files=files,
+        where=where,
+        counts=counts,
+        shape=hub_shape or shape,
     )
+    return here, there
 
 
-def _or_bench(config: str, count: int) -> tuple[Table, ...]:
-    shape = fields(prompt="prompt", category="category")
-    return (
-        Table(path=f"or_bench/{config}.csv", counts=(count,), shape=shape),
-        Table(repo="bench-llm/or-bench", config=config, split="train", counts=(count,), shape=shape),
-    )
-
-
-def _strongreject() -> tuple[Table, ...]:
-    own = fields(prompt="forbidden_prompt", category="category")
-    return (
-        Table(path="strongreject/strongreject_dataset.csv", counts=(313,), shape=own),
-        Table(
-            repo="walledai/StrongREJECT",
-            split="train",
-            counts=(313,),
-            shape=fields(prompt="prompt", category="category"),
-        ),
-    )
-
-
-SAFETY: dict[str, NamedSet] = {
-    "advbench": NamedSet(
+def _harmbench(config: str, count: int, shape: Shape, hub_shape: Shape, note: str = "") -> NamedSet:
+    return NamedSet(
         kind="safety",
         tables=(
-            Table(path="advbench/harmful_behaviors.csv", counts=(520,)),
-            Table(repo="walledai/AdvBench", split="train", counts=(520,)),
+            Table(
+                path="harmbench/harmbench_behaviors_text_all.csv",
+                where=("FunctionalCategory", config),
+                counts=(count,),
+                shape=shape,
+            ),
+            Table(repo="walledai/HarmBench", config=config, split="train", counts=(count,), shape=hub_shape),
         ),
+        reads=f"`{config}`; hub: `prompt`; folder: HarmBench's own csv, `Behavior`{note}",
+        licence="MIT",
+        gated=True,
+    )
+
+
+def _jailbreakbench(kind: Kind, split: str) -> NamedSet:
+    path, repo = f"jailbreakbench/{split}-behaviors.csv", "JailbreakBench/JBB-Behaviors"
+    tables = _tables(path, repo, 100, config="behaviors", split=split)
+    return NamedSet(kind=kind, tables=tables, reads="`Goal`, `Category`", licence="MIT")
+
+
+def _xstest(kind: Kind, label: str, count: int) -> NamedSet:
+    path, where = "xstest/xstest_prompts.csv", ("label", label)
+    tables = _tables(path, "walledai/XSTest", count, split="test", where=where)
+    return NamedSet(
+        kind=kind, tables=tables, reads=f"`prompt` where `label` is {label}, `type`", licence="CC BY 4.0", gated=True
+    )
+
+
+def _or_bench(kind: Kind, config: str, count: int, note: str = "") -> NamedSet:
+    shape = fields(prompt="prompt", category="category")
+    tables = _tables(f"or_bench/{config}.csv", "bench-llm/or-bench", count, config=config, shape=shape)
+    return NamedSet(kind=kind, tables=tables, reads=f"{note}`prompt`, `category`", licence="CC BY 4.0")
+
+
+NAMED: dict[str, NamedSet] = {
+    "advbench": NamedSet(
+        kind="safety",
+        tables=_tables("advbench/harmful_behaviors.csv", "walledai/AdvBench", 520),
         reads="harmful behaviours: `goal` (hub: `prompt`), no `target`",
         licence="MIT",
         gated=True,
@@ -319,174 +342,86 @@ SAFETY: dict[str, NamedSet] = {
             Table(path="hex_phi/category_*.csv", read=harms, counts=(300, 330)),
             Table(
                 repo="LLM-Tuning-Safety/HEx-PHI",
-                files=_HEX_PHI,
-                may_lack=("category_2.csv",),  # withdrawn by its authors
+                files=tuple(f"category_{number}.csv" for number in HARMS),
+                optional=("category_2.csv",),  # withdrawn by its authors
                 read=harms,
                 counts=(300, 330),
             ),
         ),
-        reads="30 a category, a headerless csv each; 11 categories as published, 10 now",
+        reads="30 per category, a headerless csv each; 11 categories as published, 10 now",
         licence="its own agreement",
         gated=True,
     ),
-    "harmbench": NamedSet(
-        kind="safety",
-        tables=(
-            Table(
-                path=_HARMBENCH,
-                only=("FunctionalCategory", "standard"),
-                counts=(200,),
-                shape=fields(id="BehaviorID", prompt="Behavior", category="SemanticCategory"),
-            ),
-            Table(
-                repo="walledai/HarmBench",
-                config="standard",
-                split="train",
-                counts=(200,),
-                shape=fields(prompt="prompt", category="category"),
-            ),
-        ),
-        reads=_HARMBENCH_READS.format("standard"),
-        licence="MIT",
-        gated=True,
+    "harmbench": _harmbench(
+        "standard",
+        200,
+        fields(id="BehaviorID", prompt="Behavior", category="SemanticCategory"),
+        fields(prompt="prompt", category="category"),
     ),
-    "harmbench-contextual": NamedSet(
-        kind="safety",
-        tables=(
-            Table(
-                path=_HARMBENCH,
-                only=("FunctionalCategory", "contextual"),
-                counts=(100,),
-                shape=with_context("Behavior", "ContextString", "SemanticCategory"),
-            ),
-            Table(
-                repo="walledai/HarmBench",
-                config="contextual",
-                split="train",
-                counts=(100,),
-                shape=with_context("prompt", "context", "category"),
-            ),
-        ),
-        reads=_HARMBENCH_READS.format("contextual") + "; the context in front, `---` between",
-        licence="MIT",
-        gated=True,
+    "harmbench-contextual": _harmbench(
+        "contextual",
+        100,
+        with_context("Behavior", "ContextString", "SemanticCategory"),
+        with_context("prompt", "context", "category"),
+        "; the context in front, `---` between",
     ),
-    "harmbench-copyright": NamedSet(
-        kind="safety",
-        tables=(
-            Table(
-                path=_HARMBENCH,
-                only=("FunctionalCategory", "copyright"),
-                counts=(100,),
-                shape=fields(id="BehaviorID", prompt="Behavior"),
-            ),
-            Table(
-                repo="walledai/HarmBench",
-                config="copyright",
-                split="train",
-                counts=(100,),
-                shape=fields(prompt="prompt"),
-            ),
-        ),
-        reads=_HARMBENCH_READS.format("copyright"),
-        licence="MIT",
-        gated=True,
+    "harmbench-copyright": _harmbench(
+        "copyright", 100, fields(id="BehaviorID", prompt="Behavior"), fields(prompt="prompt")
     ),
     "strongreject": NamedSet(
         kind="safety",
-        tables=_strongreject(),
+        tables=_tables(
+            "strongreject/strongreject_dataset.csv",
+            "walledai/StrongREJECT",
+            313,
+            shape=fields(prompt="forbidden_prompt", category="category"),
+            hub_shape=fields(prompt="prompt", category="category"),
+        ),
         reads="`forbidden_prompt` (hub: `prompt`), `category`",
         licence="MIT",
         gated=True,
     ),
-    "jailbreakbench": NamedSet(
-        kind="safety",
-        tables=_jailbreakbench("harmful"),
-        reads="`Goal`, `Category`",
-        licence="MIT",
-    ),
+    "jailbreakbench": _jailbreakbench("safety", "harmful"),
     "hh-rlhf": NamedSet(
         kind="safety",
-        tables=(
-            Table(path="hh_harmless/hh_harmless_base_test.jsonl.gz", counts=(2312,), shape=transcript),
-            Table(
-                repo="Anthropic/hh-rlhf",
-                files=("harmless-base/test.jsonl.gz",),
-                counts=(2312,),
-                shape=transcript,
-            ),
+        tables=_tables(
+            "hh_harmless/hh_harmless_base_test.jsonl.gz",
+            "Anthropic/hh-rlhf",
+            2312,
+            files=("harmless-base/test.jsonl.gz",),
+            shape=transcript,
         ),
         reads="harmless-base, test: `chosen` up to its last answer, as a conversation",
         licence="MIT",
     ),
     "beavertails": NamedSet(
         kind="safety",
-        tables=(
-            Table(path="beavertails/test.jsonl.gz", counts=(3021,), shape=different),
-            Table(repo="PKU-Alignment/BeaverTails", split="30k_test", counts=(3021,), shape=different),
+        tables=_tables(
+            "beavertails/test.jsonl.gz", "PKU-Alignment/BeaverTails", 3021, split="30k_test", shape=distinct_questions
         ),
         reads="`30k_test`: the questions of its 3,021 answers, each once",
         licence="CC BY-NC 4.0",
     ),
-    "or-bench-toxic": NamedSet(
-        kind="safety",
-        tables=_or_bench("or-bench-toxic", 655),
-        reads="`prompt`, `category`",
-        licence="CC BY 4.0",
-    ),
-    "xstest-unsafe": NamedSet(
-        kind="safety",
-        tables=_xstest("unsafe", 200),
-        reads="`prompt` where `label` is unsafe, `type`",
-        licence="CC BY 4.0",
-        gated=True,
-    ),
-    "xstest": NamedSet(
-        kind="over_refusal",
-        tables=_xstest("safe", 250),
-        reads="`prompt` where `label` is safe, `type`",
-        licence="CC BY 4.0",
-        gated=True,
-    ),
-    "or-bench": NamedSet(
-        kind="over_refusal",
-        tables=_or_bench("or-bench-hard-1k", 1319),
-        reads="hard-1k: `prompt`, `category`",
-        licence="CC BY 4.0",
-    ),
-    "or-bench-80k": NamedSet(
-        kind="over_refusal",
-        tables=_or_bench("or-bench-80k", 80359),
-        reads="`prompt`, `category`",
-        licence="CC BY 4.0",
-    ),
-    "jailbreakbench-benign": NamedSet(
-        kind="over_refusal",
-        tables=_jailbreakbench("benign"),
-        reads="`Goal`, `Category`",
-        licence="MIT",
-    ),
+    "or-bench-toxic": _or_bench("safety", "or-bench-toxic", 655),
+    "xstest-unsafe": _xstest("safety", "unsafe", 200),
+    "xstest": _xstest("over_refusal", "safe", 250),
+    "or-bench": _or_bench("over_refusal", "or-bench-hard-1k", 1319, "hard-1k: "),
+    "or-bench-80k": _or_bench("over_refusal", "or-bench-80k", 80359),
+    "jailbreakbench-benign": _jailbreakbench("over_refusal", "benign"),
     "alpaca-eval": NamedSet(
         kind="quality",
-        tables=(
-            Table(path="alpaca_eval/alpaca_eval.json", counts=(805,), shape=_ALPACA),
-            Table(repo="tatsu-lab/alpaca_eval", files=("alpaca_eval.json",), counts=(805,), shape=_ALPACA),
+        tables=_tables(
+            "alpaca_eval/alpaca_eval.json",
+            "tatsu-lab/alpaca_eval",
+            805,
+            files=("alpaca_eval.json",),
+            shape=fields(prompt="instruction", completion="output", category="dataset"),
         ),
         reads="`instruction`, `output` (of text-davinci-003), `dataset`",
         licence="CC BY-NC 4.0",
-        group="dataset",
+        category_field="dataset",
     ),
-}
-"""The sets that are asked of a model and not tuned on."""
-
-
-SPLIT_SEED = 42
-"""Of the parts of task data: fixed, so that runs with other seeds tune, choose and report on the same rows."""
-_DOCTOR = pairs(prompt="input", completion="output")
-_ICLINIQ = pairs(prompt="input", completion="answer_icliniq")
-_MAGICODER = pairs(prompt="problem", completion="solution", category="lang")
-
-TASKS: dict[str, NamedSet] = {
+    # The paper's task data, and a local stand-in for MagiCoder (mbxp).
     "flan-cot": NamedSet(
         kind="task",
         tables=(
@@ -510,22 +445,21 @@ TASKS: dict[str, NamedSet] = {
     "chatdoctor": NamedSet(
         kind="task",
         tables=(
-            Table(path="chatdoctor/chatdoctor5k.json", counts=(5452,), shape=_DOCTOR),
+            Table(
+                path="chatdoctor/chatdoctor5k.json", counts=(5452,), shape=pairs(prompt="input", completion="output")
+            ),
             Table(
                 repo="lavita/ChatDoctor-HealthCareMagic-100k",
                 split="train",
                 counts=(112165,),
-                shape=_DOCTOR,
+                shape=pairs(prompt="input", completion="output"),
             ),
         ),
-        test_tables=(
-            Table(path="chatdoctor/iCliniq.json", counts=(7321,), shape=_ICLINIQ),
-            Table(
-                repo="lavita/ChatDoctor-iCliniq",
-                split="train",
-                counts=(7321,),
-                shape=_ICLINIQ,
-            ),
+        test_tables=_tables(
+            "chatdoctor/iCliniq.json",
+            "lavita/ChatDoctor-iCliniq",
+            7321,
+            shape=pairs(prompt="input", completion="answer_icliniq"),
         ),
         reads="`input`, `output`; test: 1,000 of iCliniq, or held out where only the 5k file is at hand",
         licence="Apache-2.0 (folder); none named (hub)",
@@ -534,26 +468,28 @@ TASKS: dict[str, NamedSet] = {
     ),
     "magicoder": NamedSet(
         kind="task",
-        tables=(
-            Table(path="magicoder/data-oss_instruct-decontaminated.jsonl", counts=(75197,), shape=_MAGICODER),
-            Table(repo="ise-uiuc/Magicoder-OSS-Instruct-75K", split="train", counts=(75197,), shape=_MAGICODER),
+        tables=_tables(
+            "magicoder/data-oss_instruct-decontaminated.jsonl",
+            "ise-uiuc/Magicoder-OSS-Instruct-75K",
+            75197,
+            shape=pairs(prompt="problem", completion="solution", category="lang"),
         ),
         reads="`problem`, `solution`, `lang`; evenly over nine languages: `magicoder:train#10000/lang`",
         licence="MIT",
         validation=0.1,
         test=1000,
-        group="lang",
+        category_field="lang",
     ),
     "mbxp": NamedSet(
         kind="task",
-        tables=(Table(path="mbxp/*.jsonl", read=by_language, counts=(5251,), shape=completed),),
+        tables=(Table(path="mbxp/*.jsonl", read=solved, counts=(5251,), shape=completed),),
         reads="six languages, rows with a solution: the head of a function; the whole of it",
         licence="CC BY 4.0",
         validation=0.1,
         test=500,
-        same=lambda prompt: prompt.id.rpartition("/")[2],  # the same problem in another language
-        group="language",
-        lacking="put mbxp's *_release_v1*.jsonl into $MOORING_DATA/mbxp (github.com/amazon-science/mxeval)",
+        split_by=lambda prompt: prompt.id.rpartition("/")[2],  # the same problem in another language
+        category_field="language",
+        instructions="put mbxp's *_release_v1*.jsonl into $MOORING_DATA/mbxp (github.com/amazon-science/mxeval)",
     ),
     "openfunctions": NamedSet(
         kind="task",
@@ -562,17 +498,14 @@ TASKS: dict[str, NamedSet] = {
         reads="`instruction`, `output`; test: its whole test file",
         licence="Apache-2.0",
         validation=0.1,
-        lacking="put openfunctions_train.json and openfunctions_test.json into $MOORING_DATA/openfunctions "
+        instructions="put openfunctions_train.json and openfunctions_test.json into $MOORING_DATA/openfunctions "
         "(github.com/sail-sg/sdft, data/openfunction)",
     ),
     "humaneval": NamedSet(
         kind="task",
-        tables=(
-            Table(path="humaneval/HumanEval.jsonl.gz", counts=(164,), shape=program),
-            Table(repo="openai/openai_humaneval", split="test", counts=(164,), shape=program),
-        ),
+        tables=_tables("humaneval/HumanEval.jsonl.gz", "openai/openai_humaneval", 164, split="test", shape=program),
         reads="`prompt`, `canonical_solution`; `test` and `entry_point` for the checker",
         licence="MIT",
     ),
 }
-"""The paper's task data, and a local stand-in for MagiCoder."""
+"""The sets that have a name: prompts to be answered, then task data."""

@@ -1,6 +1,5 @@
-"""What the Hugging Face hub gives, and what it says when it does not, in one line."""
+"""Rows of data sets on the Hugging Face hub; what the hub refuses is reported in one line."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,55 +8,53 @@ from mooring.data.rows import Row
 from mooring.errors import DataError, FetchError
 from mooring.hub import LOGIN, download_errors, explain
 
-HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<config>[\w.+-]+))?(?::(?P<split>\w+))?")
-"""`owner/name`, `owner/name:split`, `owner/name@config`, `owner/name@config:split`."""
-
 
 def load_hub_rows(repo: str, config: str | None = None, split: str | None = None) -> list[Row]:
-    """Rows of a data set on the hub, by the `datasets` library, which runs no code from there.
+    """Load rows by the `datasets` library, which runs no code from the hub.
 
     Args:
         repo: `owner/name`.
-        config: One of its configurations, where it has several.
-        split: One of its splits; where it is not given, `train`, or the only one.
+        config: Name of a configuration, if the set has several.
+        split: Name of a split; defaults to `train`, or the only one.
 
     Raises:
-        FetchError: It cannot be had, or is gated.
-        DataError: It has no such split, or is empty.
+        FetchError: It cannot be fetched, or is gated (`data.not_fetched`).
+        DataError: It has no such configuration or split (`data.unknown_split`), or is empty (`data.empty`).
     """
     import datasets
 
     name = f"{repo}@{config}" if config else repo
     try:
         loaded: Any = datasets.load_dataset(repo, config, split=split)
-    except (*download_errors(), RuntimeError, datasets.exceptions.DatasetsError) as e:
-        raise _refused(e, name, repo) from None
+    except (*download_errors(), RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise _explained(error, name, repo) from None
     if split is None:
         splits = list(loaded)
         split = splits[0] if len(splits) == 1 else "train"
         if split not in splits:
-            raise DataError(f"{name}: has the splits {', '.join(splits)}", f"name one, such as {name}:{splits[0]}")
+            hint = f"name one, such as {name}:{splits[0]}"
+            raise DataError(f"{name}: has the splits {', '.join(splits)}", hint, code="data.unknown_split")
         loaded = loaded[split]
     rows = [Row(f"{name}:{split}:row {number}", values) for number, values in enumerate(loaded, 1)]
     if not rows:
-        raise DataError(f"{name}:{split}: holds no rows", "name another split")
+        raise DataError(f"{name}:{split}: holds no rows", "name another split", code="data.empty")
     return rows
 
 
 def load_hub_files(
-    repo: str, files: Sequence[str], read: Callable[[Path], list[Row]], may_lack: Sequence[str] = ()
+    repo: str, files: Sequence[str], read: Callable[[Path], list[Row]], optional: Sequence[str] = ()
 ) -> list[Row]:
-    """Rows of single files of a data set on the hub, read as they lie there.
+    """Load rows of individual files of a data set.
 
     Args:
         repo: `owner/name`.
         files: Paths in it, in order.
-        read: How a file becomes rows.
-        may_lack: Those of `files` that some versions do not have; they are passed over.
+        read: Reads the rows of a file.
+        optional: Those of `files` that some versions of the set do not have; they are skipped.
 
     Raises:
-        FetchError: A file cannot be had, or the set is gated.
-        DataError: `read` raises it.
+        FetchError: A file cannot be fetched, or the set is gated (`data.not_fetched`).
+        DataError: Raised by `read`.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -67,16 +64,18 @@ def load_hub_files(
     for file in files:
         try:
             path = Path(hf_hub_download(repo, file, repo_type="dataset"))
-        except errors as e:
-            if file in may_lack and isinstance(e, EntryNotFoundError):
+        except errors as error:
+            if file in optional and isinstance(error, EntryNotFoundError):
                 continue
-            raise _refused(e, f"{repo}/{file}", repo) from None
+            raise _explained(error, f"{repo}/{file}", repo) from None
         rows += [Row(row.origin.replace(str(path), f"{repo}/{file}", 1), row.values) for row in read(path)]
     return rows
 
 
-def _refused(error: Exception, name: str, repo: str) -> DataError:
+def _explained(error: Exception, name: str, repo: str) -> DataError:
     what, hint = explain(error, f"huggingface.co/datasets/{repo}")
     offline = "connect, or name a local file; named sets are also looked for in the folder $MOORING_DATA"
-    kind = DataError if isinstance(error, ValueError | RuntimeError) else FetchError  # the first: a bad name of a part
-    return kind(f"{name}: {what}", hint or f"{offline}; private sets need a login: {LOGIN}")
+    hint = hint or f"{offline}; private sets need a login: {LOGIN}"
+    if isinstance(error, ValueError | RuntimeError):  # a bad name of a configuration or split
+        return DataError(f"{name}: {what}", hint, code="data.unknown_split")
+    return FetchError(f"{name}: {what}", hint, code="data.not_fetched")

@@ -1,4 +1,4 @@
-"""Halves and draws of a prompt set, by hash: the same whatever the order of its rows."""
+"""Splits and draws of prompts by hash: independent of the order of the rows."""
 
 import hashlib
 from collections import Counter
@@ -12,17 +12,16 @@ from mooring.records import Prompt
 def split_prompts(prompts: Sequence[Prompt], validation: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
     """Split into (validation, test).
 
-    Prompts that are `alike` land on the same side, so that nothing reported on was chosen on. Which side depends on the
-    seed and the set's texts alone; both sides keep the given order.
+    Prompts that are `alike` go to the same side, so that λ is not chosen on a prompt that is reported on. The side
+    depends only on the seed and the texts of the set; both sides keep the given order.
 
     Args:
         prompts: The set.
-        validation: Share of the different prompts that go to validation, above 0 and below 1; each side gets at least
-            one.
-        seed: Another seed gives another split.
+        validation: Share of the different prompts that go to validation, in (0, 1); each side gets at least one.
+        seed: Seed of the split.
 
     Raises:
-        DataError: There are not two different prompts to split.
+        DataError: There are not two different prompts (`data.cannot_split`).
     """
     if not 0 < validation < 1:
         raise ValueError(f"validation is {validation}, not between 0 and 1")
@@ -34,33 +33,32 @@ def split_prompts(prompts: Sequence[Prompt], validation: float, seed: int) -> tu
     if len(ranks) < 2:
         where = prompts[0].origin if prompts else "the set"
         what = "one prompt" if ranks else "no prompt"
-        raise DataError(f"{where}: {what} cannot be split in two", "give at least two different ones")
+        message = f"{where}: {what} cannot be split in two"
+        raise DataError(message, "give at least two different prompts", code="data.cannot_split")
     count = min(max(round(validation * len(ranks)), 1), len(ranks) - 1)
-    chosen = set(sorted(ranks, key=ranks.__getitem__)[:count])
-    pairs = list(zip(prompts, keys, strict=True))
-    return [p for p, key in pairs if key in chosen], [p for p, key in pairs if key not in chosen]
+    return _partition(prompts, keys, set(sorted(ranks, key=ranks.__getitem__)[:count]))
 
 
 def draw(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """So many of the prompts, in their order, or all where there are no more; a smaller draw lies in a larger one."""
-    ranks = [_rank(seed, "draw", content(p), p.reference or "", p.id) for p in prompts]
+    """Draw `count` prompts, or all if there are no more; they keep their order. A smaller draw is part of a larger."""
+    ranks = _draw_ranks(prompts, seed)
     chosen = sorted(range(len(prompts)), key=ranks.__getitem__)[:count]
     return [prompts[index] for index in sorted(chosen)]
 
 
 def draw_evenly(prompts: Sequence[Prompt], groups: Sequence[str], count: int, seed: int) -> list[Prompt]:
-    """As `draw`, as evenly over groups as their sizes allow.
+    """Draw like `draw`, as evenly over groups as their sizes allow.
 
-    The groups take turns, in an order that the seed decides, until there are enough; one that is used up is passed
-    over.
+    The groups take turns, in an order that depends on the seed, until there are enough prompts; exhausted groups are
+    skipped.
 
     Args:
         prompts: The set.
-        groups: Each prompt's group.
+        groups: The group of each prompt.
         count: How many to draw.
-        seed: Another seed gives another draw.
+        seed: Seed of the draw.
     """
-    ranks = [_rank(seed, "draw", content(p), p.reference or "", p.id) for p in prompts]
+    ranks = _draw_ranks(prompts, seed)
     turns: Counter[str] = Counter()
     order = {}
     for index in sorted(range(len(prompts)), key=ranks.__getitem__):
@@ -70,27 +68,34 @@ def draw_evenly(prompts: Sequence[Prompt], groups: Sequence[str], count: int, se
 
 
 def hold_out(
-    prompts: Sequence[Prompt], count: int, seed: int, same: Callable[[Prompt], str] = content
+    prompts: Sequence[Prompt], count: int, seed: int, group: Callable[[Prompt], str] = content
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Split into (held out, rest), so many prompts held out; both sides keep the given order.
+    """Split into (held out, rest); both sides keep the given order.
 
     Args:
         prompts: The set.
-        count: How many to hold out.
-        seed: Another seed holds out others.
-        same: What is equal for prompts that have to stay together. Those that are too many to fit are passed over, so
-            that where none stands alone fewer may be held out.
+        count: How many to hold out; fewer are if no group fits in what is left.
+        seed: Seed of the split.
+        group: Prompts for which it returns the same value stay on one side.
     """
-    keys = [same(p) for p in prompts]
+    keys = [group(p) for p in prompts]
     sizes = Counter(keys)
-    held: set[str] = set()
+    held_out: set[str] = set()
     left = count
     for key in sorted(sizes, key=lambda key: _rank(seed, "split", key)):
         if sizes[key] <= left:
-            held.add(key)
+            held_out.add(key)
             left -= sizes[key]
+    return _partition(prompts, keys, held_out)
+
+
+def _partition(prompts: Sequence[Prompt], keys: Sequence[str], chosen: set[str]) -> tuple[list[Prompt], list[Prompt]]:
     pairs = list(zip(prompts, keys, strict=True))
-    return [p for p, key in pairs if key in held], [p for p, key in pairs if key not in held]
+    return [p for p, key in pairs if key in chosen], [p for p, key in pairs if key not in chosen]
+
+
+def _draw_ranks(prompts: Sequence[Prompt], seed: int) -> list[bytes]:
+    return [_rank(seed, "draw", content(p), p.reference or "", p.id) for p in prompts]
 
 
 def _rank(seed: int, *parts: str) -> bytes:

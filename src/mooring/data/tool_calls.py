@@ -1,14 +1,13 @@
 """The bundled tool-calling task: short questions with the one function call that answers each.
 
-The functions lie in `data/functions.json`. A function has its parameters, some phrasings of a question, and values to
-put into them. A value is either the same in the question and in the call (`"Oslo"`) or is said one way and passed
-another (`{"say": "3 March 2025", "value": "2025-03-03"}`). A phrasing that leaves out an optional parameter leaves it
-out of the call too, so that every question has exactly one right answer.
+`bundled/functions.json` lists, for each function, its parameters, phrasings of a question, and values to put into them.
+A value is either the same in the question and in the call (`"Oslo"`), or worded in one way and passed in another
+(`{"say": "3 March 2025", "value": "2025-03-03"}`). A phrasing that omits an optional parameter omits it from the call
+too, so that every question has exactly one right answer.
 """
 
 import dataclasses
 import json
-import math
 import random
 import string
 from collections.abc import Iterator
@@ -21,25 +20,23 @@ from mooring.errors import DataError
 SPLITS = ("tune", "validation", "test")
 
 Value = str | int | float | bool
-"""What a parameter can hold in a call."""
+"""The value of an argument."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a function."""
+    """A parameter of a function; `type` is string, integer, number, boolean, or enum (one of `options`)."""
 
     name: str
     type: str
-    """string, integer, number, boolean or enum"""
     description: str
     required: bool
     options: tuple[str, ...] = ()
-    """The values that an enum allows."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Function:
-    """One function of the task, and what questions about it are made of."""
+    """A function of the task, with the phrasings of questions and, per parameter, (wording, argument) pairs."""
 
     name: str
     description: str
@@ -47,17 +44,11 @@ class Function:
     parameters: tuple[Parameter, ...]
     phrasings: tuple[str, ...]
     values: dict[str, tuple[tuple[str, Value], ...]]
-    """For each parameter: what the question says, and what the call passes."""
-
-    @property
-    def capacity(self) -> int:
-        """How many questions can be made, if no two of them come out alike."""
-        return sum(math.prod(len(self.values[name]) for name in fields(phrasing)) for phrasing in self.phrasings)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolExample:
-    """A question, the prompt that asks it, and the right call."""
+    """A question, the prompt that contains it, and the right call."""
 
     id: str
     function: str
@@ -67,7 +58,7 @@ class ToolExample:
 
 
 def fields(phrasing: str) -> list[str]:
-    """The parameters that a phrasing states, in the order of the text."""
+    """Return the parameters in a phrasing, in the order of the text."""
     return [name for _, name, _, _ in string.Formatter().parse(phrasing) if name]
 
 
@@ -95,7 +86,7 @@ def load_functions() -> tuple[Function, ...]:
 
 
 def render_prompt(function: Function, question: str) -> str:
-    """The text that a model is given: the task, the question, the function and its parameters."""
+    """Format the prompt: the task, the question, the function and its parameters."""
     names = ", ".join(p.name + ("" if p.required else "?") for p in function.parameters)
     lines = [
         "Answer with one function call.",
@@ -111,39 +102,42 @@ def render_prompt(function: Function, question: str) -> str:
 
 
 def render_call(function: Function, values: dict[str, Value]) -> str:
-    """The call with these values: keywords in the order of the parameters, strings in single quotes."""
-    given = [f"{p.name}={values[p.name]!r}" for p in function.parameters if p.name in values]
-    return f"{function.name}({', '.join(given)})"
+    """Format a call with these values: keywords in the order of the parameters, strings in single quotes."""
+    arguments = [f"{p.name}={values[p.name]!r}" for p in function.parameters if p.name in values]
+    return f"{function.name}({', '.join(arguments)})"
 
 
 def simplify(function: Function) -> Function | None:
-    """A function as a very small model can learn it: the question states every parameter as the call passes it.
+    """Simplify a function for a very small model: the question states every parameter as the call passes it.
 
-    Nothing is optional, nothing is converted, and there are no booleans. `None` where that leaves no question.
+    Nothing is optional, nothing is converted, and there are no booleans. Returns `None` if that leaves no question.
     """
     booleans = {p.name for p in function.parameters if p.type == "boolean"}
     stated = [frozenset(fields(phrasing)) for phrasing in function.phrasings]
     candidates = [names for names in stated if not names & booleans]
     if not candidates:
         return None
-    kept = max(candidates, key=lambda names: (stated.count(names), len(names)))
+    names = max(candidates, key=lambda each: (stated.count(each), len(each)))
     return dataclasses.replace(
         function,
-        parameters=tuple(dataclasses.replace(p, required=True) for p in function.parameters if p.name in kept),
-        phrasings=tuple(phrasing for phrasing, names in zip(function.phrasings, stated, strict=True) if names == kept),
-        values={name: tuple((str(value), value) for _, value in function.values[name]) for name in kept},
+        parameters=tuple(dataclasses.replace(p, required=True) for p in function.parameters if p.name in names),
+        phrasings=tuple(phrasing for phrasing, each in zip(function.phrasings, stated, strict=True) if each == names),
+        values={name: tuple((str(value), value) for _, value in function.values[name]) for name in names},
     )
 
 
 def generate(split: str, count: int, seed: int = 0, *, simple: bool = False) -> list[ToolExample]:
-    """Make `count` different examples of a split, spread evenly over its functions.
+    """Generate `count` different examples of a split, spread evenly over its functions.
 
-    The same arguments give the same examples, and a smaller count gives the beginning of a larger one. A split never
-    uses another one's functions. With `simple`, each function is first simplified. DataError if the split is unknown,
-    or if it cannot yield so many.
+    The same arguments give the same examples, and a smaller count gives the beginning of a larger one. No two splits
+    share a function. With `simple`, each function is first simplified.
+
+    Raises:
+        DataError: The split is unknown (`data.unknown_split`), or has fewer examples (`data.too_few_rows`).
     """
     if split not in SPLITS:
-        raise DataError(f"the tool task has no split {split!r}", f"use one of {', '.join(SPLITS)}")
+        hint = f"use one of {', '.join(SPLITS)}"
+        raise DataError(f"the tool task has no split {split!r}", hint, code="data.unknown_split")
     if count < 0:
         raise ValueError(f"count is {count}, but cannot be negative")
     functions = [function for function in load_functions() if function.split == split]
@@ -154,8 +148,9 @@ def generate(split: str, count: int, seed: int = 0, *, simple: bool = False) -> 
     examples: list[ToolExample] = []
     while len(examples) < count:
         if not streams:
-            raise DataError(f"the split {split!r} has no {count} tool examples", f"ask for {len(examples)} at most")
-        going = []
+            message = f"the split {split!r} has fewer than {count} tool examples"
+            raise DataError(message, f"request {len(examples)} at most", code="data.too_few_rows")
+        active = []
         for function, stream in streams:
             if len(examples) == count:
                 break
@@ -163,16 +158,16 @@ def generate(split: str, count: int, seed: int = 0, *, simple: bool = False) -> 
             if item is None:
                 continue
             question, call = item
-            going.append((function, stream))
+            active.append((function, stream))
             identifier = f"tool-{split}-{seed}-{len(examples) + 1:04d}"
             prompt = render_prompt(function, question)
             examples.append(ToolExample(identifier, function.name, question, prompt, call))
-        streams = going
+        streams = active
     return examples
 
 
 def _questions(function: Function, seed: int) -> Iterator[tuple[str, str]]:
-    """Every question about a function with its call, in an order drawn from the seed; phrasings take turns."""
+    """Yield every question about a function with its call, in an order given by the seed; phrasings alternate."""
     rng = random.Random(f"{function.name}/{seed}")
     stacks = []
     for phrasing in function.phrasings:
@@ -186,7 +181,7 @@ def _questions(function: Function, seed: int) -> Iterator[tuple[str, str]]:
         for phrasing, names, choices in stacks:
             while choices:
                 choice = dict(zip(names, choices.pop(), strict=True))
-                question = phrasing.format_map({name: said for name, (said, _) in choice.items()})
+                question = phrasing.format_map({name: wording for name, (wording, _) in choice.items()})
                 question = question[0].upper() + question[1:]
                 if question in seen:
                     continue

@@ -5,10 +5,9 @@ import functools
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 from mooring.config import Metric, Recipe, Score
-from mooring.data.references import parse
+from mooring.data import parse_references
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
 from mooring.metrics import needs_completions, pass_ks
 from mooring.models.resolve import hub_name, resolve_model
@@ -155,15 +154,15 @@ def _check_recipe(recipe: Recipe, metrics: set[Metric], sets: Sets | None) -> No
 
 
 def _check_each_once(field: str, refs: Sequence[str]) -> None:
-    seen: dict[tuple[str, str | None], str] = {}
-    for ref in refs:
-        named = parse(ref)
-        path = Path(named.name).expanduser()
-        same = (str(path.resolve()) if path.is_file() else named.name, named.part)
-        if same in seen:
-            also = "" if seen[same] == ref else f", as {seen[same]} and {ref}"
-            raise RecipeError(f"{field}: {named.name} is named twice{also}", "name each set once")
-        seen[same] = ref
+    seen: dict[str, str] = {}
+    for ref in parse_references(refs):
+        if ref.address in seen:
+            first = seen[ref.address]
+            also = "" if first == ref.text else f", as {first} and {ref.text}"
+            raise RecipeError(
+                f"{field}: {ref.address} is named twice{also}", "name each set once", code="recipe.duplicate_set"
+            )
+        seen[ref.address] = ref.text
 
 
 def _check_samples(ks: Sequence[int], samples: int) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from mooring.config import Metric, Recipe
-from mooring.data import kind_of, load_examples, load_halves
+from mooring.data import Reference, load_examples, load_splits, parse_references
 from mooring.data.rows import alike
 from mooring.data.splits import draw
 from mooring.errors import DataError, FetchError, RecipeError
@@ -35,13 +35,14 @@ def evaluation_sets(recipe: Recipe, missing: dict[str, str] | None = None) -> Se
         RecipeError: A set stands under a name that says the opposite of what it holds.
     """
     section = recipe.score
-    refs: dict[Kind, tuple[str, ...] | None] = {
+    texts: dict[Kind, tuple[str, ...] | None] = {
         "safety": section.safety,
         "over_refusal": section.over_refusal,
         "ordinary": section.ordinary,
     }
+    refs = {name: parse_references(several or ()) for name, several in texts.items()}
     for name, several in refs.items():
-        for ref in several or ():
+        for ref in several:
             _refuse_opposite(name, ref)
     found: Sets = {name: _joined(recipe, several, missing) for name, several in refs.items() if several}
     if section.task or section.validation_task:
@@ -54,16 +55,16 @@ def evaluation_sets(recipe: Recipe, missing: dict[str, str] | None = None) -> Se
     return found
 
 
-def _refuse_opposite(name: Kind, ref: str) -> None:
+def _refuse_opposite(name: Kind, ref: Reference) -> None:
     """Refuse harmless prompts among those that are to be refused, and the other way round."""
-    kind = kind_of(ref)
+    kind = ref.kind
     if kind is None or (kind == "safety") == (name == "safety"):
         return
     holds, place = ("requests to refuse", kind) if kind == "safety" else ("harmless prompts", _HARMLESS[kind])
-    raise RecipeError(f"score.{name}: {ref} holds {holds}", f"name it under `{place}`")
+    raise RecipeError(f"score.{name}: {ref.text} holds {holds}", f"name it under `{place}`")
 
 
-def _joined(recipe: Recipe, refs: Sequence[str], missing: dict[str, str] | None) -> dict[Half, list[Prompt]]:
+def _joined(recipe: Recipe, refs: Sequence[Reference], missing: dict[str, str] | None) -> dict[Half, list[Prompt]]:
     """Several sets as one: each split by itself, its prompts marked with its name.
 
     What one set has for validation and another for the test stays in validation alone.
@@ -71,10 +72,10 @@ def _joined(recipe: Recipe, refs: Sequence[str], missing: dict[str, str] | None)
     section = recipe.score
     found: dict[Half, list[Prompt]] = {"validation": [], "test": []}
     for ref in refs:
-        with _fetched(ref, missing):
-            halves = load_halves(ref, section.validation, recipe.seed, section.limit)
+        with _fetched(ref.text, missing):
+            halves = load_splits(ref, section.validation, recipe.seed, section.limit)
             for half, prompts in halves.items():
-                found[half] += [_marked(prompt, ref) for prompt in prompts] if len(refs) > 1 else prompts
+                found[half] += [_marked(prompt, ref.text) for prompt in prompts] if len(refs) > 1 else prompts
     chosen_on = {alike(prompt) for prompt in found["validation"]}
     return {**found, "test": [prompt for prompt in found["test"] if alike(prompt) not in chosen_on]}
 
@@ -106,7 +107,7 @@ def _task(recipe: Recipe, missing: dict[str, str] | None) -> dict[Half, list[Pro
     if section.validation_task is None:
         assert section.task is not None
         with _fetched(section.task, missing):
-            return load_halves(section.task, section.validation, recipe.seed, section.limit, references=True)
+            return load_splits(section.task, section.validation, recipe.seed, section.limit, references=True)
         return {"validation": [], "test": []}
     with _fetched(section.validation_task, missing):
         validation = load_examples(section.validation_task, split="validation", seed=recipe.seed)

@@ -13,23 +13,23 @@ BUNDLED: dict[str, Kind] = {
     "tools": "task",
     "tools-simple": "task",
 }
-"""Sets that ship with the package, named `bundled:…`, and what each measures; each is split already."""
+"""Sets that ship with the package, called `bundled:…`, and what each is for; each has its own splits."""
 TOOL_COUNTS: dict[Split, int] = {"tune": 400, "validation": 60, "test": 80}
-"""How many tool questions are made where nothing else is said."""
+"""Default numbers of tool questions."""
 TOOL_SEED = 0
-"""The tool questions are the same for every run, so that runs with different seeds can be compared."""
+"""The tool questions are the same in every run, so that runs with different seeds can be compared."""
 
 
 def load_bundled(name: str, split: Split, count: int | None = None) -> list[Prompt]:
-    """One split of a set that ships with the package.
+    """Load one split of a set that ships with the package.
 
     Args:
-        name: One of `BUNDLED`.
-        split: tune, validation or test.
-        count: For the tools: how many to make, in place of `TOOL_COUNTS`. The other sets are given whole.
+        name: A key of `BUNDLED`.
+        split: Which split.
+        count: For the tools only: how many to generate; defaults to `TOOL_COUNTS`.
 
     Raises:
-        DataError: There are not so many.
+        DataError: There are fewer (`data.too_few_rows`).
     """
     if name.startswith("tools"):
         return _tools(name, split, TOOL_COUNTS[split] if count is None else count)
