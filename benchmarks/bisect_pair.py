@@ -19,7 +19,7 @@ from timing import table
 
 from mooring.config import Recipe
 from mooring.data import load_splits
-from mooring.pipeline.merged_model import MergedModel
+from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.search import design, search
 from mooring.records import Completion, Prompt
 from mooring.scoring import judges
@@ -40,7 +40,7 @@ def ask_all(run: Path, prompts: Sequence[Prompt], recipe: Recipe) -> dict[float,
     """Every λ, the base among them (0), on all prompts."""
     section, found, last = recipe.generate, {}, dict[str, Completion]()
     how = section.sampling("safety", recipe.seed)
-    model = MergedModel(run / "base", run / "tuned", batch_size=section.batch_size, dtype=section.dtype)
+    model = MergedModel(MergedModelSpec(base=run / "base", tuned=run / "tuned", runner=section))
     for lam in (0.0, *LAMS):
         drafts = {key: completion.text for key, completion in last.items()}
         batches = model.at(lam).complete_drafted(list(prompts), how, drafts)

@@ -26,6 +26,7 @@ from timing import table
 
 from mooring.api import tune
 from mooring.chat import DEFAULT_SYSTEM
+from mooring.config import Runner
 from mooring.data import load_splits
 from mooring.inference import decode
 from mooring.inference.encode import encode_prompts
@@ -33,7 +34,7 @@ from mooring.inference.engine import accepted_share, plan_batches
 from mooring.inference.transformers import TransformersEngine, quiet
 from mooring.merging.merge import merge
 from mooring.models.resolve import resolve_model
-from mooring.pipeline.merged_model import MergedModel
+from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.records import Completion, Prompt
 from mooring.sampling import SamplingParams
 
@@ -122,8 +123,9 @@ def main() -> None:
     totals, last, load_before = [0.0, 0.0, 0.0], Answers(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         base, tuned = pair(given.run, Path(scratch))
-        in_memory(MergedModel(base, tuned, **load), 0.5, [(asked[0][0][:1], sets[0][1])], {})  # imports, page cache
-        model = MergedModel(base, tuned, **load)
+        spec = MergedModelSpec(base=base, tuned=tuned, runner=Runner(**load))
+        in_memory(MergedModel(spec), 0.5, [(asked[0][0][:1], sets[0][1])], {})  # imports, page cache
+        model = MergedModel(spec)
         for lam in GRID:
             stamps = [time.perf_counter()]
             with quiet():

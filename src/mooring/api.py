@@ -457,20 +457,87 @@ def rejudge(
     return rejudge(Path(run), section("score", {"judges": list(judges)}).judges, on_progress, on_say)
 
 
-def lm_eval(base: str | Path, tuned: str | Path | None = None, **options: Any) -> dict[str, Score]:
+def lm_eval(
+    base: str | Path,
+    tuned: str | Path | None = None,
+    *,
+    tasks: Sequence[str],
+    lam: float | Mapping[str, Any] | None = None,
+    method: str = "linear",
+    options: Mapping[str, Any] | None = None,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool = True,
+    fewshot_as_multiturn: bool = True,
+    seed: int = 42,
+    samples: str | Path | None = None,
+    system: str | None = "You are a helpful assistant.",
+    batch_size: int = 32,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    device: str = "auto",
+    on_event: OnEvent | None = None,
+) -> dict[str, Score]:
     """Run tasks of lm-evaluation-harness on a model, or on the merge of two at λ, which is never written to disk.
 
-    Arguments as those of `score_lm_eval`: `tasks`, `lam`, `method`, `limit`, `samples`, …
+    Args:
+        base: The model to evaluate, or the base of the merge.
+        tuned: A model that was tuned from it, or a LoRA adapter on it.
+        tasks: Tasks, groups and tags by lm-eval's names, such as `bbh`.
+        lam: λ, the weight of the tuned model; requires `tuned`.
+        method: The merging method.
+        options: The method's options besides λ, such as `{"density": 0.5}`.
+        data: A file with the rows of the task, or a folder with one file per task; defaults to files below
+            `$MOORING_DATA`, else the hub.
+        limit: Only the first questions of each task.
+        num_fewshot: Number of examples before each question; defaults to the task's own number.
+        apply_chat_template: Ask by the model's chat template, with the system prompt.
+        fewshot_as_multiturn: Examples are turns of the conversation; otherwise they are part of the question.
+        seed: Seed of the choice of examples, and of sampling.
+        samples: A JSON Lines file for questions and answers.
+        system: System prompt.
+        batch_size: Requests per batch.
+        dtype: Type of the weights in memory; `auto` is the checkpoint's.
+        device: `auto` is the first GPU, else the CPU.
+        on_event: Receives progress events (`lm_eval`, in requests).
+
+    Returns:
+        `lm_eval:<name>` to its score; the groups and tasks of `tasks` come first.
 
     Raises:
-        UserError: Bad input, or lm-eval is not installed.
+        UserError: Bad input.
+        MissingExtraError: lm-eval is not installed.
     """
-    from mooring.errors import UserError
-    from mooring.pipeline.lm_eval.evaluate import score_lm_eval
+    from mooring.config import section
+    from mooring.models.resolve import resolve_model
+    from mooring.pipeline.lm_eval.evaluate import check_counts, open_engine, run_tasks
+    from mooring.pipeline.lm_eval.tasks import lm_eval_version
 
-    if (shots := options.get("num_fewshot")) is not None and shots < 0:
-        raise UserError(f"few-shot: {shots} is too few", "give 0 or more, or leave it out for the task's own number")
-    return score_lm_eval(base, tuned, **options)
+    lm_eval_version()  # before a model is downloaded
+    check_counts(limit, num_fewshot)
+    engine = open_engine(
+        resolve_model(str(base)),
+        None if tuned is None else resolve_model(str(tuned)),
+        lam=lam,
+        method=method,
+        options=options,
+        runner=section("generate", {"batch_size": batch_size, "dtype": dtype, "device": device}),
+        system=system,
+    )
+    result = run_tasks(
+        engine,
+        tasks,
+        data=None if data is None else Path(data),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn,
+        seed=seed,
+        on_event=on_event,
+    )
+    if samples is not None:
+        result.write_samples(Path(samples))
+    return dict(result.scores)
 
 
 def prefer(
@@ -836,47 +903,47 @@ def open_comparison(
     merged: str | Path | None = None,
     *,
     method: str = "linear",
+    options: Mapping[str, Any] | None = None,
     system: str | None = "You are a helpful assistant.",
     seed: int = 42,
     max_tokens: int = 256,
     temperature: float = 0.0,
     repetition_penalty: float = 1.0,
-    dtype: Any = "auto",
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     device: str = "auto",
-    **rule: Any,
 ) -> Comparison:
-    """Base, tuned model and all between them, open to be asked; arguments as in `compare`.
+    """Open base, tuned model and all merges between them; arguments as in `compare`.
 
     Raises:
-        UserError: The models do not belong together, or a setting is bad.
+        UserError: The models do not belong together, or an argument is out of range.
     """
+    from mooring.config import section
     from mooring.errors import UserError
-    from mooring.merging.parameters import method_named, options_of
+    from mooring.merging.parameters import method_named
     from mooring.models.resolve import resolve_model
     from mooring.pipeline.compare import Comparison
+    from mooring.pipeline.merged_model import MergedModelSpec
     from mooring.sampling import SamplingParams
 
-    drawn = "seed" in method_named(method).options
-    options_of(method, 0.5, **rule)
     if max_tokens < 1 or temperature < 0 or repetition_penalty <= 0:
-        raise UserError("max_tokens, temperature, repetition_penalty: one is out of range", "see --help")
-    return Comparison(
-        resolve_model(str(base)),
-        resolve_model(str(tuned)),
-        resolve_model(str(merged)) if merged else None,
+        raise UserError(
+            "max_tokens, temperature, repetition_penalty: one is out of range",
+            "see --help",
+            code="usage.out_of_range",
+        )
+    drawn = {"seed": seed} if "seed" in method_named(method).options else {}
+    spec = MergedModelSpec(
+        base=resolve_model(str(base)),
+        tuned=resolve_model(str(tuned)),
         method=method,
-        settings=SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        ),
+        options={**drawn, **(options or {})},
+        runner=section("generate", {"dtype": dtype, "device": device}),
         system=system,
-        dtype=dtype,
-        device=device,
-        **rule,
-        **({"seed": seed} if drawn else {}),
     )
+    params = SamplingParams(
+        max_tokens=max_tokens, temperature=temperature, repetition_penalty=repetition_penalty, seed=seed
+    )
+    return Comparison(spec, params, resolve_model(str(merged)) if merged else None)
 
 
 def compare(
@@ -886,22 +953,37 @@ def compare(
     *,
     prompts: str | Sequence[str] | Sequence[Prompt],
     lambdas: Sequence[float] = (0.2, 0.5, 0.8),
-    on_reply: Callable[[Reply], None] | None = None,
-    **settings: Any,
+    method: str = "linear",
+    options: Mapping[str, Any] | None = None,
+    system: str | None = "You are a helpful assistant.",
+    seed: int = 42,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    repetition_penalty: float = 1.0,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    device: str = "auto",
+    on_event: OnEvent | None = None,
 ) -> list[list[Reply]]:
-    """Answer prompts by the base, the merges at each λ, the tuned model, and a merged model beside them.
+    """Answer prompts by the base, the merges at each λ, the tuned model, and a third model.
 
     No merged model is written: λ is changed in memory.
 
     Args:
         base: The aligned model.
         tuned: The model tuned from it: a checkpoint or a LoRA adapter.
-        merged: Another model to stand beside them, such as a run's chosen one.
-        prompts: What to ask: a text or several, or prompts that `load_prompts` gave.
+        merged: A third model to compare with, such as the one that a run chose.
+        prompts: What to ask: a text or several, or prompts that `load_prompts` returned.
         lambdas: The λ between 0 (the base) and 1 (the tuned model).
-        on_reply: Told of each answer.
-        settings: `method` and its settings (`density`, …), `system`, `seed`, `max_tokens`, `temperature`,
-            `repetition_penalty`, `dtype`, `device`.
+        method: The merging method.
+        options: The method's options besides λ, such as `{"density": 0.5}`.
+        system: System prompt for prompts that have none.
+        seed: Seed of sampling, and of methods that draw at random.
+        max_tokens: Maximum length of a response, in tokens.
+        temperature: 0 is greedy.
+        repetition_penalty: 1 is none.
+        dtype: Type of the weights in memory; `auto` is the checkpoint's.
+        device: `auto` is the first GPU, else the CPU.
+        on_event: Receives a progress event (`compare`, in replies) after each reply.
 
     Returns:
         One list per prompt: the answers of base, each λ in ascending order, tuned, merged.
@@ -911,8 +993,21 @@ def compare(
     """
     texts: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     asked = [as_prompt(text, number) if isinstance(text, str) else text for number, text in enumerate(texts, 1)]
-    with open_comparison(base, tuned, merged, **settings) as comparison:
-        return comparison.ask_all(asked, comparison.models_at(lambdas), on_reply)
+    with open_comparison(
+        base,
+        tuned,
+        merged,
+        method=method,
+        options=options,
+        system=system,
+        seed=seed,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+        dtype=dtype,
+        device=device,
+    ) as comparison:
+        return comparison.ask_all(asked, comparison.models_at(lambdas), on_event)
 
 
 def as_prompt(text: str, number: int = 1) -> Prompt:

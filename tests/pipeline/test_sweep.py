@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lora_models import tune
-from mooring.config import Recipe
+from mooring.config import Recipe, Runner
 from mooring.errors import UserError
 from mooring.inference.transformers import TransformersEngine
 from mooring.merging.in_memory import Memory
@@ -19,7 +19,7 @@ from mooring.merging.merge import merge
 from mooring.merging.methods import METHODS
 from mooring.pipeline import evaluation
 from mooring.pipeline.evaluation import Subject, Trials
-from mooring.pipeline.merged_model import MergedModel
+from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.models import Models
 from mooring.pipeline.run import run
 from mooring.pipeline.run_folder import Event, Store
@@ -60,6 +60,11 @@ def loaded(folder: Path, dtype: Any = "auto") -> TransformersEngine:
     return TransformersEngine.load(folder, device="cpu", dtype=dtype)
 
 
+def open_merged(base: Path, tuned: Any, dtype: Any = "auto", **spec: Any) -> MergedModel:
+    """A base and its tuned models in memory."""
+    return MergedModel(MergedModelSpec(base=base, tuned=tuned, runner=Runner(device="cpu", dtype=dtype), **spec))
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any) -> Path:
     """Two more models of the base's kind, in one folder."""
@@ -75,7 +80,7 @@ def test_every_method_in_place_is_the_merge_on_the_disk(
 ) -> None:
     models = [tuned / "1", tuned / "2"] if METHODS[method].least > 1 else tuned / "1"
     rule = {"method": method} | SETTINGS.get(method, {})
-    merged = MergedModel(tiny_model_folder, models, device="cpu", **rule)
+    merged = open_merged(tiny_model_folder, models, method=method, options=SETTINGS.get(method, {}))
     for lam in (0.3, 0.7, 0.3):
         out = tmp_path / f"{lam}"
         disk = loaded(out if out.exists() else merge(tiny_model_folder, models, out, lam=lam, **rule))
@@ -92,7 +97,7 @@ def test_every_method_in_place_is_the_merge_on_the_disk(
 def test_an_adapter_and_another_type_in_memory(bases: dict[str, Path], tmp_path: Path, dtype: Any) -> None:
     for kind in ("tied", "biased"):
         adapter = tune(bases[kind], tmp_path / kind, target_modules="all-linear")
-        merged = MergedModel(bases[kind], adapter, device="cpu", dtype=dtype)
+        merged = open_merged(bases[kind], adapter, dtype=dtype)
         for lam in (0.2, 1.0, 0.6):
             disk = loaded(merge(bases[kind], adapter, tmp_path / f"{kind}-{lam}", lam=lam), dtype)
             assert same(bits(merged.at(lam)), bits(disk))
@@ -104,7 +109,7 @@ def test_a_head_apart_and_more_rows(bases: dict[str, Path], tmp_path: Path) -> N
     parted = tune(bases["tied"], tmp_path / "parted", target_modules=["q_proj", "lm_head"])
     longer = tune(bases["tied"], tmp_path / "longer", rows=3, target_modules=["q_proj", "embed_tokens"])
     for adapter in (parted, longer):
-        merged = MergedModel(bases["tied"], adapter, device="cpu")
+        merged = open_merged(bases["tied"], adapter)
         assert merged.keeps_side_files is False
         for lam in (0.2, 0.6):
             disk = loaded(merge(bases["tied"], adapter, tmp_path / f"{adapter.name}-{lam}", lam=lam))
@@ -122,7 +127,7 @@ def test_what_transformers_rearranges_is_loaded_anew(tmp_path: Path, tiny_tokeni
         torch.manual_seed(seed)
         MixtralForCausalLM(config).save_pretrained(tmp_path / f"{seed}")
         tiny_tokenizer.save_pretrained(tmp_path / f"{seed}")
-    merged = MergedModel(tmp_path / "0", tmp_path / "1", device="cpu")
+    merged = open_merged(tmp_path / "0", tmp_path / "1")
     for lam in (0.5, 0.2):
         disk = loaded(merge(tmp_path / "0", tmp_path / "1", tmp_path / f"{lam}", lam=lam))
         assert same(bits(merged.at(lam)), bits(disk))
@@ -144,7 +149,7 @@ def test_a_head_stored_beside_a_tied_embedding_is_as_transformers_loads_it(
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     rule = {"method": "dare_linear", "density": 0.5}
-    merged = MergedModel(tmp_path / "0", tmp_path / "1", device="cpu", **rule)
+    merged = open_merged(tmp_path / "0", tmp_path / "1", method="dare_linear", options={"density": 0.5})
     for lam in (0, 0.5, 0.2):
         disk = loaded(merge(tmp_path / "0", tmp_path / "1", tmp_path / f"out-{lam}", lam=lam, **rule))
         assert same(bits(merged.at(lam)), bits(disk))
@@ -159,7 +164,7 @@ def test_stopped_in_the_middle_it_is_filled_again(
         write(memory, name, start, values)
 
     write = Memory.write
-    merged = MergedModel(tiny_model_folder, tuned / "1", device="cpu")
+    merged = open_merged(tiny_model_folder, tuned / "1")
     want = bits(merged.at(0.4))
     merged.at(0.8)
     with monkeypatch.context() as patch:

@@ -95,7 +95,7 @@ def compare(
         tuned,
         merged,
         method=method,
-        density=density,
+        options={"density": density},
         system=system,
         seed=seed,
         max_tokens=max_tokens,
@@ -105,15 +105,8 @@ def compare(
         device=device,
     ) as comparison:
         models = comparison.models_at(floats(lam, "--lam"))
-        total = len(models) * len(asked)
         with render.bar("compare", resumes=False) as tick:
-            done: list[Reply] = []
-
-            def on_reply(reply: "Reply") -> None:
-                done.append(reply)
-                tick(len(done), total, reply.label)
-
-            answers = comparison.ask_all(asked, models, on_reply)
+            answers = comparison.ask_all(asked, models, lambda event: tick(event.done, event.total, event.message))
         if as_json:
             print(json.dumps([_plain(p, replies) for p, replies in zip(asked, answers, strict=True)], indent=1))
             return

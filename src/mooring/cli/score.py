@@ -197,7 +197,7 @@ def score(
                 batch_size=batch_size,
                 dtype=dtype,
                 device=device,
-                on_progress=lambda done, total: tick(done, total),
+                on_event=lambda event: tick(event.done, event.total),
             )
         render.scores(scores, as_json=as_json)
         return

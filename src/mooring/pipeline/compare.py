@@ -1,16 +1,16 @@
-"""One prompt answered by base, tuned model and merges at any λ, one model in memory."""
+"""Prompts answered by base, tuned model and merges at any λ, with one model in memory."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mooring.chat import DEFAULT_SYSTEM
+from mooring.events import Event, OnEvent, ignore
 from mooring.inference.engine import Engine
-from mooring.inference.transformers import Dtype, TransformersEngine
+from mooring.inference.load import load_engine
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.merging.compatibility import belong_together
-from mooring.pipeline.merged_model import MergedModel
+from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.records import Prompt
 from mooring.sampling import SamplingParams
 
@@ -24,9 +24,9 @@ class Reply:
 
     Attributes:
         point: The model; `None` for a third model that was given as a folder.
-        text: The model's text as it came: untrusted.
-        tokens: Tokens generated.
-        finish: `stop` where the model ended its turn, `length` where the limit did.
+        text: The model's text, unchanged: untrusted.
+        tokens: Number of tokens generated.
+        finish: `stop` if the model ended its turn, `length` if it reached the limit.
     """
 
     point: Model
@@ -36,7 +36,7 @@ class Reply:
 
     @property
     def label(self) -> str:
-        """What the model is called: `base`, `tuned`, `λ = 0.5`, or `merged` for a third model."""
+        """The name of the model: `base`, `tuned`, `λ = 0.5`, or `merged` for a third model."""
         return self.point.label if self.point else "merged"
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,84 +46,80 @@ class Reply:
 
 
 class Comparison:
-    """Answers by λ. What was asked once is kept, and changing λ changes the weights in memory.
+    """Answers of base, tuned model and merges. Replies are cached, and a change of λ replaces the weights in memory.
 
     Args:
-        base: Folder of the aligned model.
-        tuned: Folder of the model tuned from it, or of a LoRA adapter.
-        merged: Folder of a third model to stand beside them.
-        method: The merging rule between the two.
-        settings: How responses are drawn.
-        system: System prompt where a prompt brings none.
-        dtype: Type of the weights in memory.
-        device: `auto` is a GPU where there is one.
-        rule: Other settings of the method, such as `density`.
+        spec: The base, the tuned model, and the method between them.
+        params: How responses are sampled.
+        third: Folder of a third model to compare with, such as a run's chosen one.
+
+    Attributes:
+        warnings: What is unusual about the pair, one line each.
 
     Raises:
-        UserError: The models do not belong together, or the method takes no such setting.
+        UserError: The models do not belong together, or the method does not take an option.
     """
 
-    def __init__(
-        self,
-        base: Path,
-        tuned: Path,
-        merged: Path | None = None,
-        *,
-        method: str = "linear",
-        settings: SamplingParams,
-        system: str | None = DEFAULT_SYSTEM,
-        dtype: Dtype = "auto",
-        device: str = "auto",
-        **rule: Any,
-    ) -> None:
-        self.warnings = belong_together(base, tuned)
-        self._merged = merged
-        self._settings = settings
-        self._asking: dict[str, Any] = {"system": system, "batch_size": 1, "dtype": dtype, "device": device}
-        self._model = MergedModel(base, tuned, method=method, **self._asking, **rule)
-        self._third: Engine | None = None
-        self._kept: dict[tuple[str, Model], Reply] = {}
+    def __init__(self, spec: MergedModelSpec, params: SamplingParams, third: Path | None = None) -> None:
+        tuned = [spec.tuned] if isinstance(spec.tuned, Path) else spec.tuned
+        self.warnings = [warning for folder in tuned for warning in belong_together(spec.base, folder)]
+        self._spec = dataclasses.replace(spec, runner=spec.runner.model_copy(update={"batch_size": 1}))
+        self._model = MergedModel(self._spec)
+        self._params = params
+        self._third = third
+        self._third_engine: Engine | None = None
+        self._replies: dict[tuple[str, Model], Reply] = {}
 
     def models_at(self, lambdas: Iterable[float]) -> list[Model]:
-        """The models to ask: the base, each λ, the tuned model, and the third one if there is one.
+        """The models to ask: the base, each λ in ascending order, the tuned model, and the third one if there is one.
 
         Raises:
             RecipeError: A λ is not from 0 to 1 (`recipe.lam_out_of_range`).
         """
-        return [*grid([BASE.lam, *lambdas, TUNED.lam]), *([None] if self._merged else [])]
+        rounded = (round(lam, 6) for lam in lambdas)  # 0.1 + 0.2 is 0.3
+        return [*grid([BASE.lam, *rounded, TUNED.lam]), *([None] if self._third else [])]
 
     def ask(self, prompt: Prompt, model: Model) -> Reply:
-        """One model's answer.
+        """Return one model's answer.
 
         Raises:
-            UserError: The prompt does not fit the model, or the model cannot be loaded.
+            DataError: The prompt does not fit the model's context.
+            ModelError: The model cannot be loaded.
         """
         key = (prompt.id, model)
-        if key not in self._kept:
-            (batch,) = self._engine(model).complete([prompt], self._settings)
-            first = batch[0]
-            self._kept[key] = Reply(point=model, text=first.text, tokens=first.tokens, finish=first.finish)
-        return self._kept[key]
+        if key not in self._replies:
+            ((completion,),) = self._engine(model).complete([prompt], self._params)
+            self._replies[key] = Reply(
+                point=model, text=completion.text, tokens=completion.tokens, finish=completion.finish
+            )
+        return self._replies[key]
 
     def ask_all(
-        self, prompts: Sequence[Prompt], models: Sequence[Model], on_reply: Callable[[Reply], None] | None = None
+        self, prompts: Sequence[Prompt], models: Sequence[Model], on_event: OnEvent | None = None
     ) -> list[list[Reply]]:
-        """Every prompt by every model, a model at a time.
+        """Ask all models all prompts, one model after the other.
+
+        Args:
+            prompts: The prompts; ids are unique.
+            models: The models, as `models_at` returns them.
+            on_event: Receives a progress event (`compare`, in replies) after each; its message is the model's label.
 
         Returns:
             One list per prompt, ordered as `models`.
         """
-        found: list[list[Reply]] = [[] for _ in prompts]
+        emit = on_event or ignore
+        event = Event(step="compare", kind="progress", total=len(prompts) * len(models), unit="replies")
+        rows: list[list[Reply]] = [[] for _ in prompts]
         for model in models:
-            for row, prompt in zip(found, prompts, strict=True):
+            for row, prompt in zip(rows, prompts, strict=True):
                 row.append(self.ask(prompt, model))
-                if on_reply:
-                    on_reply(row[-1])
-        return found
+                event = dataclasses.replace(event, done=event.done + 1, message=row[-1].label)
+                emit(event)
+        return rows
 
     def close(self) -> None:
-        """Let the models go."""
-        self._third = None
+        """Free the models and close their files."""
+        self._third_engine = None
         self._model.close()
 
     def __enter__(self) -> "Comparison":
@@ -135,11 +131,9 @@ class Comparison:
     def _engine(self, model: Model) -> Engine:
         """The engine of a model; one is in memory at a time."""
         if model is not None:
-            self._third = None
-            # λ = 1 is the tuned model itself, whatever the method would drop of it.
+            self._third_engine = None
             return self._model.at(model.lam, plain=model.is_tuned)
-        if self._third is None:
-            assert self._merged is not None
+        if self._third_engine is None:
             self._model.unload()
-            self._third = TransformersEngine.load(self._merged, **self._asking)
-        return self._third
+            self._third_engine = load_engine(self._third, self._spec.runner, self._spec.system)
+        return self._third_engine

@@ -289,7 +289,7 @@ class Trials:
                 seed=self.recipe.seed,
                 keep=path.with_name("lm-eval-answers.jsonl"),
                 made_by={"model": subject.key},
-                on_progress=lambda done, total: self.store.emit(Event(step, "progress", done, total)),
+                on_event=lambda event: self.store.emit(Event(step, "progress", event.done, event.total)),
             )
             result.write_samples(path.with_name("lm-eval-samples.jsonl"))
             # What one task of a group scored is a detail of the group's.

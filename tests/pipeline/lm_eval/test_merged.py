@@ -7,15 +7,22 @@ import pytest
 import torch
 
 from lora_models import tune
+from mooring.config import Runner
 from mooring.errors import ModelError
 from mooring.inference.transformers import TransformersEngine
 from mooring.merging.in_memory import merged_tensors
 from mooring.merging.merge import merge
-from mooring.pipeline.lm_eval.evaluate import load_merged
+from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.records import Message, Prompt
 from mooring.sampling import SamplingParams
 
 PROMPT = Prompt(id="a", messages=(Message("user", "What is the capital of Norway?"),))
+
+
+def in_memory(base: Path, tuned: Path, lam: float, dtype: Any = "auto", **spec: Any) -> TransformersEngine:
+    spec["runner"] = Runner(device="cpu", dtype=dtype)
+    with MergedModel(MergedModelSpec(base=base, tuned=tuned, **spec)) as merged:
+        return merged.at(lam)
 
 
 def answer(engine: TransformersEngine) -> str:
@@ -42,7 +49,7 @@ def test_as_loaded_from_disk(
     settings = {"density": 0.5} if method == "dare_ties" else {}
     out = merge(tiny_model_folder, tuned, tmp_path / "out", lam=0.4, method=method, **settings)
     disk = TransformersEngine.load(out, dtype=dtype, device="cpu")
-    memory = load_merged(tiny_model_folder, tuned, lam=0.4, method=method, dtype=dtype, device="cpu", **settings)
+    memory = in_memory(tiny_model_folder, tuned, 0.4, dtype, method=method, options=settings)
     assert same(memory, disk)
     assert memory.model.generation_config.to_dict() == disk.model.generation_config.to_dict()
     assert memory.stops == disk.stops
@@ -52,15 +59,15 @@ def test_as_loaded_from_disk(
 def test_lam_0_is_the_base(tiny_model_folder: Path, save_tiny_model: Any, tmp_path: Path) -> None:
     tuned = save_tiny_model(tmp_path / "tuned", seed=1)
     base = TransformersEngine.load(tiny_model_folder, device="cpu")
-    assert same(load_merged(tiny_model_folder, tuned, lam=0, device="cpu"), base)
-    assert not same(load_merged(tiny_model_folder, tuned, lam=1, device="cpu"), base)
+    assert same(in_memory(tiny_model_folder, tuned, 0), base)
+    assert not same(in_memory(tiny_model_folder, tuned, 1), base)
 
 
 @pytest.mark.parametrize("kind", ["tied", "biased"])
 def test_an_adapter(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
     adapter = tune(bases[kind], tmp_path / "adapter", target_modules=["q_proj"])
     out = merge(bases[kind], adapter, tmp_path / "out", lam=0.7)
-    memory = load_merged(bases[kind], adapter, lam=0.7, device="cpu")
+    memory = in_memory(bases[kind], adapter, 0.7)
     assert same(memory, TransformersEngine.load(out, device="cpu"))
 
 
@@ -79,11 +86,11 @@ def test_old_names_of_tensors(bases: dict[str, Path], tmp_path: Path, tiny_token
         save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
         folders.append(folder)
     out = merge(*folders, tmp_path / "out", lam=0.5)
-    disk, memory = TransformersEngine.load(out, device="cpu"), load_merged(*folders, lam=0.5, device="cpu")
+    disk, memory = TransformersEngine.load(out, device="cpu"), in_memory(*folders, 0.5)
     assert same(memory, disk)
 
 
-def test_experts_that_are_stored_apart_and_held_together(tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_experts_stored_separately_and_fused_on_loading(tmp_path: Path, tiny_tokenizer: Any) -> None:
     """transformers joins a mixture's experts as it loads them: the merge, too, has the names of the checkpoint."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -96,33 +103,34 @@ def test_experts_that_are_stored_apart_and_held_together(tmp_path: Path, tiny_to
         tiny_tokenizer.save_pretrained(tmp_path / f"mixtral-{seed}")
         folders.append(tmp_path / f"mixtral-{seed}")
     out = merge(*folders, tmp_path / "out", lam=0.5)
-    disk, memory = TransformersEngine.load(out, device="cpu"), load_merged(*folders, lam=0.5, device="cpu")
+    disk, memory = TransformersEngine.load(out, device="cpu"), in_memory(*folders, 0.5)
     assert not disk.model.state_dict().keys() <= merged_tensors(*folders, lam=0.5).keys()
     assert same(memory, disk)
 
 
-def test_a_head_that_an_adapter_parts_from_the_embedding(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_a_head_that_an_adapter_unties_from_the_embedding(bases: dict[str, Path], tmp_path: Path) -> None:
     adapter = tune(bases["tied"], tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
     out = merge(bases["tied"], adapter, tmp_path / "out", lam=0.5)
     disk = TransformersEngine.load(out, device="cpu")
     assert not disk.model.config.tie_word_embeddings
-    assert same(load_merged(bases["tied"], adapter, lam=0.5, device="cpu"), disk)
+    assert same(in_memory(bases["tied"], adapter, 0.5), disk)
 
 
 def test_more_rows_of_the_vocabulary(bases: dict[str, Path], tmp_path: Path) -> None:
     adapter = tune(bases["tied"], tmp_path / "adapter", rows=3, target_modules=["q_proj", "embed_tokens"])
     out = merge(bases["tied"], adapter, tmp_path / "out", lam=0.5)
     disk = TransformersEngine.load(out, device="cpu")
-    memory = load_merged(bases["tied"], adapter, lam=0.5, device="cpu")
+    memory = in_memory(bases["tied"], adapter, 0.5)
     assert same(memory, disk)
     rows = TransformersEngine.load(bases["tied"], device="cpu").model.config.vocab_size
     assert memory.model.config.vocab_size == disk.model.config.vocab_size == rows + 3
 
 
-def test_what_transformers_cannot_load_is_one_line(save_tiny_model: Any, tmp_path: Path) -> None:
+def test_a_merge_that_transformers_cannot_load(save_tiny_model: Any, tmp_path: Path) -> None:
     tuned = save_tiny_model(tmp_path / "tuned", seed=1)
     for folder in (base := save_tiny_model(tmp_path / "base"), tuned):
         config = folder / "config.json"
         config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
-    with pytest.raises(ModelError, match="tensors are missing, such as"):
-        load_merged(base, tuned, lam=0.5, device="cpu")
+    with pytest.raises(ModelError) as caught:
+        in_memory(base, tuned, 0.5)
+    assert caught.value.code == "model.missing_tensor"

@@ -11,9 +11,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
+from mooring.chat import has_system_role
 from mooring.errors import DataError
+from mooring.events import Event
 from mooring.inference.transformers import TransformersEngine
-from mooring.pipeline.lm_eval.model import MooringLM, StopTokens, cut
+from mooring.pipeline.lm_eval.model import MooringLM, StopTokens, truncate_at
 from mooring.pipeline.lm_eval.tasks import quiet
 
 TEXTS = [
@@ -91,7 +93,7 @@ def test_requests_of_several_settings_keep_their_order(ours: MooringLM) -> None:
     assert ours.generate_until(requests) == alone
 
 
-def test_sampling_hangs_on_seed_prompt_and_repeat_alone(tiny_model_folder: Path, ours: MooringLM) -> None:
+def test_sampling_depends_only_on_seed_prompt_and_repeat(tiny_model_folder: Path, ours: MooringLM) -> None:
     settings = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 12}
     first = generate(ours, ["a", "b", "a", "a"], **settings)
     assert first == generate(ours, ["a", "b", "a", "a"], **settings)
@@ -100,12 +102,14 @@ def test_sampling_hangs_on_seed_prompt_and_repeat_alone(tiny_model_folder: Path,
     assert generate(MooringLM(ours.engine, seed=7), ["b"], **settings) != [first[1]]
 
 
-def test_what_the_engine_cannot_do_is_refused(ours: MooringLM) -> None:
-    with pytest.raises(DataError, match="asks for num_beams"):
+def test_unsupported_generation_settings(ours: MooringLM) -> None:
+    with pytest.raises(DataError, match="num_beams") as caught:
         generate(ours, ["a"], num_beams=10)
+    assert caught.value.code == "data.unsupported_generation"
     assert generate(ours, ["a"], num_beams=1, max_gen_toks=3)
-    with pytest.raises(DataError, match="256 new tokens of a model with a context of 256"):
+    with pytest.raises(DataError) as caught:
         generate(ours, ["a"], max_gen_toks=256)
+    assert caught.value.code == "data.context_exceeded"
     assert ours.max_length == 256
 
 
@@ -113,7 +117,6 @@ def test_what_the_engine_cannot_do_is_refused(ours: MooringLM) -> None:
 def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every batch that a model computes."""
     from mooring.pipeline.lm_eval import model
-    from mooring.pipeline.lm_eval import model as likelihood
 
     done: list[int] = []
 
@@ -125,24 +128,24 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return count
 
     monkeypatch.setattr(model, "decode", counted(model.decode))
-    monkeypatch.setattr(likelihood, "_last_chances", counted(likelihood._last_chances))
+    monkeypatch.setattr(model, "last_log_probs", counted(model.last_log_probs))
     return done
 
 
 @pytest.mark.parametrize("kind", ["generate_until", "loglikelihood", "loglikelihood_rolling"])
-def test_a_run_that_was_killed_goes_on(ours: MooringLM, work: list[int], tmp_path: Path, kind: str) -> None:
+def test_an_interrupted_run_resumes(ours: MooringLM, work: list[int], tmp_path: Path, kind: str) -> None:
     arguments = {"generate_until": {"max_gen_toks": 6, "do_sample": True}, "loglikelihood": " Oslo"}
     extra = [arguments[kind]] if kind in arguments else []
     texts = [f"{text} {n}" for n in range(2) for text in TEXTS]
     requests = [request(kind, text, *extra) for text in [*texts, texts[0]]]  # one is asked twice
 
     def ask(keep: Path | None, stop: int = 10**6, **made_by: str) -> Any:
-        def on_progress(done: int, total: int) -> None:
-            if done >= stop:
+        def on_event(event: Event) -> None:
+            if event.done >= stop:
                 raise KeyboardInterrupt
 
         work.clear()
-        return getattr(MooringLM(ours.engine, on_progress=on_progress, keep=keep, made_by=made_by), kind)(requests)
+        return getattr(MooringLM(ours.engine, on_event=on_event, keep=keep, made_by=made_by), kind)(requests)
 
     whole = ask(None)
     batches = len(work)
@@ -163,7 +166,7 @@ def test_a_run_that_was_killed_goes_on(ours: MooringLM, work: list[int], tmp_pat
     assert not work
 
 
-def test_prompts_that_are_cut_are_counted_by_task(ours: MooringLM) -> None:
+def test_truncated_prompts_are_counted_per_task(ours: MooringLM) -> None:
     def of(task: str, question: int, kind: str, *arguments: Any) -> Instance:
         metadata = (task, question, 1)
         return Instance(request_type=kind, doc={}, arguments=arguments, idx=0, metadata=metadata)  # type: ignore[arg-type]
@@ -173,22 +176,23 @@ def test_prompts_that_are_cut_are_counted_by_task(ours: MooringLM) -> None:
     model.generate_until([of("a", n, "generate_until", text, settings) for n, text in enumerate(["x", LONG, LONG])])
     choices = [of("b", n, "loglikelihood", text, end) for n, text in enumerate([LONG, "x"]) for end in (" a", " b")]
     model.loglikelihood(choices)
-    assert dict(model.cut) == {"a": 2, "b": 1}
+    assert dict(model.truncated) == {"a": 2, "b": 1}
     fits = ours.tok_decode(ours.tok_encode("many words " * 500)[1:255], False)
     length = len(ours.tok_encode(fits))
     model.generate_until([of("c", 0, "generate_until", fits, {"max_gen_toks": 256 - length})])
-    assert model.cut["c"] == 0
+    assert model.truncated["c"] == 0
     model.generate_until([of("c", 0, "generate_until", fits, {"max_gen_toks": 257 - length})])
-    assert model.cut["c"] == 1
+    assert model.truncated["c"] == 1
 
 
-def test_progress_ends_at_all(ours: MooringLM) -> None:
-    seen: list[tuple[int, int]] = []
-    told = MooringLM(ours.engine, on_progress=lambda done, total: seen.append((done, total)))
-    generate(told, TEXTS, max_gen_toks=2)
-    assert seen[-1] == (len(TEXTS), len(TEXTS))
-    told.loglikelihood([request("loglikelihood", "a", text) for text in TEXTS], disable_tqdm=True)
-    assert seen[-1] == (len(TEXTS), len(TEXTS))
+def test_progress_ends_at_the_total(ours: MooringLM) -> None:
+    events: list[Event] = []
+    model = MooringLM(ours.engine, on_event=events.append)
+    generate(model, TEXTS, max_gen_toks=2)
+    last = Event(step="lm_eval", kind="progress", done=len(TEXTS), total=len(TEXTS), unit="requests")
+    assert events[-1] == last
+    model.loglikelihood([request("loglikelihood", "a", text) for text in TEXTS], disable_tqdm=True)
+    assert events[-1] == last
 
 
 def test_chat_template(ours: MooringLM, tiny_tokenizer: Any) -> None:
@@ -197,11 +201,11 @@ def test_chat_template(ours: MooringLM, tiny_tokenizer: Any) -> None:
     assert opened == tiny_tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
     begun = tiny_tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
     assert ours.apply_chat_template(turns, add_generation_prompt=False) == begun
-    assert ours.takes_system()
+    assert has_system_role(ours.tokenizer)
     assert ours.tok_encode(opened).count(tiny_tokenizer.bos_token_id) == opened.count(tiny_tokenizer.bos_token)
 
 
-def test_made_by_name_as_lm_eval_s_command_line_does_it(
+def test_created_by_name_as_on_lm_evals_command_line(
     tiny_model_folder: Path, save_tiny_model: Any, tmp_path: Path
 ) -> None:
     tuned = save_tiny_model(tmp_path / "tuned", seed=1)
@@ -215,12 +219,12 @@ def test_made_by_name_as_lm_eval_s_command_line_does_it(
 
 
 def test_stop_strings(tiny_tokenizer: Any) -> None:
-    assert cut("a Q b\n\nc", ["\n\n", "Q"]) == "a "
-    assert cut("abc", ["", "x"]) == "abc"
-    tokens = StopTokens(tiny_tokenizer).of(["the", ""])
+    assert truncate_at("a Q b\n\nc", ["\n\n", "Q"]) == "a "
+    assert truncate_at("abc", ["", "x"]) == "abc"
+    tokens = StopTokens(tiny_tokenizer).containing(["the", ""])
     assert tokens
     assert all("the" in tiny_tokenizer.decode([token]) for token in tokens)
-    assert not StopTokens(tiny_tokenizer).of([])
+    assert not StopTokens(tiny_tokenizer).containing([])
 
 
 def test_a_stop_string_over_several_tokens_ends_a_row_early(tiny_model_folder: Path) -> None:
@@ -235,16 +239,16 @@ def test_a_stop_string_over_several_tokens_ends_a_row_early(tiny_model_folder: P
     settings = SamplingParams(max_tokens=24)
     whole = decode(engine.model, rows, ["a", "b"], settings, (), 0)
     text = engine.tokenizer.decode(whole[0][:4])
-    ended = StopTokens(engine.tokenizer).spelled([text])
+    ended = StopTokens(engine.tokenizer).detector([text])
     assert len(text) > 4
     made = decode(engine.model, rows, ["a", "b"], settings, (), 0, ended)
     assert made[0] == whole[0][:4]
     assert made[1] == whole[1] or text in engine.tokenizer.decode(made[1])
 
 
-def test_a_template_that_leaves_the_system_prompt_out(tiny_model_folder: Path) -> None:
+def test_a_template_without_a_system_role(tiny_model_folder: Path) -> None:
     model = MooringLM(TransformersEngine.load(tiny_model_folder, device="cpu"))
     model.tokenizer.chat_template = (
         "{% for message in messages if message.role != 'system' %}{{ message.content }}{% endfor %}"
     )
-    assert not model.takes_system()
+    assert not has_system_role(model.tokenizer)

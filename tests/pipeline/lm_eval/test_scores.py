@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mooring.pipeline.lm_eval.evaluate import interval, scores_of
+from mooring.pipeline.lm_eval.scores import interval, to_scores
 from mooring.stats import wilson
 
 
@@ -26,11 +26,11 @@ def results(**tasks: tuple[dict[str, Any], list[dict[str, Any]]]) -> dict[str, A
     }
 
 
-def test_a_group_pools_its_questions_and_tells_the_mean_of_its_tasks() -> None:
+def test_a_group_pools_its_questions_and_reports_the_mean_of_its_tasks() -> None:
     found = results(a=task("exact_match", 0.5, [1.0, 0.0]), b=task("exact_match", 1.0, [1.0] * 6))
     found["results"]["g"] = {"alias": "g", "exact_match,none": 7 / 8, "exact_match_stderr,none": 0.1}
     found["group_subtasks"] = {"g": ["a", "b"]}
-    scores = scores_of(found, ["g"], "lm-eval 1", {"a": "rows of a"})
+    scores = to_scores(found, ["g"], "lm-eval 1", {"a": "rows of a"})
     assert list(scores) == ["lm_eval:g", "lm_eval:a", "lm_eval:b"]
     group = scores["lm_eval:g"]
     assert (group.value, group.n, group.details["mean_of_tasks"]) == (7 / 8, 8, 0.75)
@@ -41,11 +41,11 @@ def test_a_group_pools_its_questions_and_tells_the_mean_of_its_tasks() -> None:
     assert (scores["lm_eval:a"].low, scores["lm_eval:a"].high) == wilson(1, 2)
 
 
-def test_a_group_without_a_mean_of_its_own_gives_no_score() -> None:
+def test_a_group_without_a_mean_has_no_score() -> None:
     found = results(a=task("acc", 1.0, [1.0]))
     found["results"]["g"] = {"alias": "g"}
     found["group_subtasks"] = {"g": ["a"]}
-    assert list(scores_of(found, ["g"], "m", {})) == ["lm_eval:a"]
+    assert list(to_scores(found, ["g"], "m", {})) == ["lm_eval:a"]
 
 
 def test_other_metrics_are_details_and_lower_may_be_better() -> None:
@@ -53,7 +53,7 @@ def test_other_metrics_are_details_and_lower_may_be_better() -> None:
     row["other,none"] = 7
     found = results(a=(row, samples))
     found["higher_is_better"]["a"] = {"loss": False}
-    score = scores_of(found, ["a"], "m", {})["lm_eval:a"]
+    score = to_scores(found, ["a"], "m", {})["lm_eval:a"]
     assert (score.better, score.details) == ("lower", {"other,none": 7.0})
     assert score.low == pytest.approx(2 - 1.96 * 2**0.5 / 2**0.5, abs=1e-3)
 
@@ -66,22 +66,27 @@ def test_intervals() -> None:
     assert interval(2.0, [2.0, 2.0, 2.0]) == (2.0, 2.0)
 
 
-def test_values_that_are_no_numbers_give_no_interval() -> None:
-    score = scores_of(results(a=task("ppl", 3.0, [(1, 2), (3, 4)])), ["a"], "m", {})["lm_eval:a"]
+def test_values_that_are_not_numbers_have_no_interval() -> None:
+    score = to_scores(results(a=task("ppl", 3.0, [(1, 2), (3, 4)])), ["a"], "m", {})["lm_eval:a"]
     assert (score.value, score.low, score.high, score.n) == (3.0, None, None, 2)
 
 
-def test_prompts_that_were_cut_are_said() -> None:
+def test_truncated_prompts_are_counted_in_the_record() -> None:
     found = results(a=task("acc", 0.5, [1.0, 0.0]), b=task("acc", 1.0, [1.0]), c=task("acc", 1.0, [1.0]))
     found["results"]["g"] = {"alias": "g", "acc,none": 2 / 3}
     found["group_subtasks"] = {"g": ["a", "b"]}
-    scores = scores_of(found, ["g"], "m", {}, {"a": 2, "b": 1, "c": 0})
-    assert {name: score.details["cut"] for name, score in scores.items()} == {
+    scores = to_scores(found, ["g"], "m", {}, {"a": 2, "b": 1, "c": 0})
+    assert {name: score.details["truncated"] for name, score in scores.items()} == {
         "lm_eval:g": 3,
         "lm_eval:a": 2,
         "lm_eval:b": 1,
         "lm_eval:c": 0,
     }
-    said = ["3 prompts cut from the left", "2 prompts cut from the left", "1 prompt cut from the left", "acc,none"]
-    assert [score.method.rpartition(", ")[2] for score in scores.values()] == said
-    assert "cut" not in scores_of(found, ["g"], "m", {})["lm_eval:g"].details
+    expected = [
+        "3 prompts truncated on the left",
+        "2 prompts truncated on the left",
+        "1 prompt truncated on the left",
+        "acc,none",
+    ]
+    assert [score.method.rpartition(", ")[2] for score in scores.values()] == expected
+    assert "truncated" not in to_scores(found, ["g"], "m", {})["lm_eval:g"].details

@@ -10,9 +10,11 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
+from mooring.api import lm_eval
 from mooring.errors import DataError, MissingExtraError, UserError
-from mooring.pipeline.lm_eval.evaluate import run_tasks, score_lm_eval
-from mooring.pipeline.lm_eval.tasks import load_tasks, local_data, version
+from mooring.files import sha256
+from mooring.pipeline.lm_eval.evaluate import run_tasks
+from mooring.pipeline.lm_eval.tasks import lm_eval_version, load_tasks, local_data, score_dependencies
 
 NAVIGATE, SNARKS = "bbh_cot_fewshot_navigate", "bbh_cot_fewshot_snarks"
 
@@ -39,7 +41,7 @@ def test_scripted_answers(scripted: Any, data: Path, right: bool, expected: floa
         assert (score.value, score.n, score.better) == (expected, n, "higher")
         assert (score.low, score.high)[right] == expected
     assert result.scores[f"lm_eval:{NAVIGATE}"].method == (
-        f"lm-eval {version()}, {NAVIGATE} v4.0, 3-shot, exact_match,get-answer, "
+        f"lm-eval {lm_eval_version()}, {NAVIGATE} v4.0, 3-shot, exact_match,get-answer, "
         "chat template, examples as turns, rows of navigate.json"
     )
 
@@ -75,7 +77,7 @@ def test_on_a_model_and_on_a_merge(save_tiny_model: Any, data: Path, tmp_path: P
     asked: dict[str, Any] = {"tasks": [SNARKS], "data": data, "limit": 1, "device": "cpu"}
 
     def answers(name: str, **model: Any) -> list[Any]:
-        scores = score_lm_eval(base, samples=tmp_path / name, **model, **asked)
+        scores = lm_eval(base, samples=tmp_path / name, **model, **asked)
         assert "system prompt" in scores[f"lm_eval:{SNARKS}"].method
         return [json.loads(line)["resps"] for line in (tmp_path / name).read_text().splitlines()]
 
@@ -84,7 +86,7 @@ def test_on_a_model_and_on_a_merge(save_tiny_model: Any, data: Path, tmp_path: P
     assert answers("half.jsonl", tuned=tuned, lam=0.5) != plain
 
 
-def test_what_a_record_says_of_cuts_and_of_the_system_prompt(save_tiny_model: Any, data: Path, tmp_path: Path) -> None:
+def test_the_record_of_truncation_and_system_prompt(save_tiny_model: Any, data: Path, tmp_path: Path) -> None:
     """The tiny context holds no three examples; a template without a system role shows no default text, but others."""
     from mooring.inference.transformers import TransformersEngine
 
@@ -99,12 +101,12 @@ def test_what_a_record_says_of_cuts_and_of_the_system_prompt(save_tiny_model: An
         )
         result = run_tasks(engine, [SNARKS], data=data, limit=1, keep=tmp_path / "kept.jsonl")
         (score,) = result.scores.values()
-        return score.method, score.details["cut"], result.samples[0]["arguments"][0][0]
+        return score.method, score.details["truncated"], result.samples[0]["arguments"][0][0]
 
     method, cut, asked = run("You are a helpful assistant.")
     assert "system prompt" not in method
     assert cut == 1
-    assert method.endswith("1 prompt cut from the left")
+    assert method.endswith("1 prompt truncated on the left")
     assert "helpful assistant" not in asked
     method, cut, asked = run("Be kind.")
     assert "system prompt" in method
@@ -113,29 +115,32 @@ def test_what_a_record_says_of_cuts_and_of_the_system_prompt(save_tiny_model: An
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "code", "hint"),
     [
-        ([], "no task is named"),
-        (["bhb"], "there is no task bhb; did you mean"),
-        ([NAVIGATE, NAVIGATE], "named twice"),
-        (["humaneval"], "outside the sandbox; to run code in the sandbox, type `mooring generate MODEL humaneval"),
+        ([], "usage.no_tasks", "bbh"),
+        (["bhb"], "usage.unknown_task", "did you mean"),
+        ([NAVIGATE, NAVIGATE], "usage.repeated_task", "once"),
+        (["humaneval"], "usage.unsafe_task", "mooring generate MODEL humaneval"),
     ],
 )
-def test_bad_names(names: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        load_tasks(names)
+def test_bad_names(data: Path, names: list[str], code: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_tasks(names, data=data)
+    assert caught.value.code == code
+    assert hint in caught.value.hint
 
 
-def test_data_that_is_not_there(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_data(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MOORING_DATA", raising=False)
-    with pytest.raises(DataError, match=r"data of bbh_cot_fewshot_navigate cannot be fetched .*; connect, or give"):
-        load_tasks([NAVIGATE])
-    with pytest.raises(DataError, match=r"has no rows for bbh_cot_fewshot_web_of_lies; name its file web_of_lies"):
-        load_tasks(["bbh_cot_fewshot_web_of_lies"], data=data)
-    with pytest.raises(DataError, match="one file for several tasks"):
-        load_tasks([NAVIGATE, SNARKS], data=data / "navigate.json")
-    with pytest.raises(DataError, match="no such file or folder"):
-        load_tasks([NAVIGATE], data=tmp_path / "nowhere")
+    for names, path, code, part in (
+        ([NAVIGATE], None, "data.download_failed", NAVIGATE),
+        (["bbh_cot_fewshot_web_of_lies"], data, "data.no_rows_for_task", "name its file web_of_lies"),
+        ([NAVIGATE, SNARKS], data / "navigate.json", "data.one_file_for_several_tasks", "navigate.json"),
+        ([NAVIGATE], tmp_path / "nowhere", "data.not_found", "nowhere"),
+    ):
+        with pytest.raises(DataError, match=part) as caught:
+            load_tasks(names, data=path)
+        assert caught.value.code == code
     (data / "navigate.json").write_text("[]")
     with pytest.raises(DataError, match="holds no rows"):
         load_tasks([NAVIGATE], data=data)
@@ -150,14 +155,16 @@ def test_one_file_for_one_task(data: Path) -> None:
 
 def test_rows_without_a_field_are_one_line(scripted: Any, data: Path) -> None:
     (data / "navigate.json").write_text(json.dumps([{"question": "a", "target": "b"}]))
-    with pytest.raises(DataError, match="do its rows have the fields"):
+    with pytest.raises(DataError) as caught:
         run_tasks(scripted(lambda row: row["input"]), [NAVIGATE], data=data)
+    assert caught.value.code == "data.unloadable_task"
 
 
 def test_data_of_nltk_that_is_missing_is_one_line(scripted: Any, data: Path) -> None:
     nltk = pytest.importorskip("nltk", reason="nltk is not installed")
-    with pytest.raises(UserError, match=r"nltk's nothing_such, .* run: python -m nltk.downloader nothing_such"):
+    with pytest.raises(DataError, match=r"python -m nltk\.downloader nothing_such") as caught:
         run_tasks(scripted(lambda row: nltk.data.find("tokenizers/nothing_such")), [NAVIGATE], data=data)
+    assert caught.value.code == "data.missing_nltk_data"
     with pytest.raises(KeyError):  # a fault keeps its traceback
         run_tasks(scripted(lambda row: row["nothing"]), [NAVIGATE], data=data)
 
@@ -168,11 +175,12 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "langdetect", None)
     for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(MissingExtraError, match=r"langdetect, which .* ifeval needs.*pip install 'lm-eval\[ifeval\]'"):
+    with pytest.raises(MissingExtraError, match=r"langdetect.*pip install 'lm-eval\[ifeval\]'") as caught:
         load_tasks(["ifeval"])
+    assert caught.value.code == "extra.lm_eval_task"
 
 
-def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lm_eval_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.metadata
 
     def missing(name: str) -> str:
@@ -180,14 +188,23 @@ def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(MissingExtraError, match=r"pip install 'mooring\[lm-eval\]'"):
-        score_lm_eval("anything", tasks=["bbh"])
+        lm_eval("anything", tasks=["bbh"])
 
 
 def test_lam_and_tuned_come_together(tiny_model_folder: Path) -> None:
-    with pytest.raises(UserError, match="no tuned model"):
-        score_lm_eval(tiny_model_folder, tasks=[NAVIGATE], lam=0.5)
-    with pytest.raises(UserError, match="there is no λ"):
-        score_lm_eval(tiny_model_folder, tiny_model_folder, tasks=[NAVIGATE])
+    with pytest.raises(UserError) as caught:
+        lm_eval(tiny_model_folder, tasks=[NAVIGATE], lam=0.5)
+    assert caught.value.code == "usage.no_tuned_model"
+    with pytest.raises(UserError) as caught:
+        lm_eval(tiny_model_folder, tiny_model_folder, tasks=[NAVIGATE])
+    assert caught.value.code == "usage.no_lam"
+
+
+@pytest.mark.parametrize("numbers", [{"limit": 0}, {"num_fewshot": -1}])
+def test_numbers_out_of_range(scripted: Any, data: Path, numbers: dict[str, int]) -> None:
+    with pytest.raises(UserError) as caught:
+        run_tasks(scripted(lambda row: "."), [NAVIGATE], data=data, **numbers)
+    assert caught.value.code == "usage.out_of_range"
 
 
 def test_all_of_big_bench_hard_from_local_files(bbh: Path, scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +228,7 @@ def test_all_of_big_bench_hard_from_local_files(bbh: Path, scripted: Any, monkey
 def test_big_bench_hard_end_to_end(bbh: Path, save_tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """Two tasks, two questions each, from prompt to score, offline, on a real (tiny) model."""
     base = save_tiny_model(tmp_path / "base", max_position_embeddings=1200)
-    scores = score_lm_eval(base, tasks=[NAVIGATE, SNARKS], limit=2, device="cpu", samples=tmp_path / "samples.jsonl")
+    scores = lm_eval(base, tasks=[NAVIGATE, SNARKS], limit=2, device="cpu", samples=tmp_path / "samples.jsonl")
     assert [score.n for score in scores.values()] == [2, 2]
     assert all(0 <= (score.value or 0) <= 1 for score in scores.values())
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4
@@ -219,15 +236,31 @@ def test_big_bench_hard_end_to_end(bbh: Path, save_tiny_model: Callable[..., Pat
 
 def test_a_folder_with_some_of_a_groups_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A named folder must hold all; the one below MOORING_DATA is passed over where it does not, or is another's."""
-    with pytest.raises(DataError, match=r"has no rows for bbh_cot_fewshot_boolean_expressions"):
+    with pytest.raises(DataError, match="bbh_cot_fewshot_boolean_expressions") as caught:
         load_tasks(["bbh"], data=data)
+    assert caught.value.code == "data.no_rows_for_task"
     (data.parent / "home" / "bbh").mkdir(parents=True)
     data.rename(data.parent / "home" / "bbh" / "tasks")
     monkeypatch.setenv("MOORING_DATA", str(data.parent / "home"))
     assert load_tasks([SNARKS]).data[SNARKS].name == "snarks.json"
-    with pytest.raises(DataError, match="data of bbh cannot be fetched"):
+    with pytest.raises(DataError) as caught:
         load_tasks(["bbh"])
+    assert caught.value.code == "data.download_failed"
     assert local_data("x", {"dataset_path": "somebody/bbh", "dataset_name": "snarks"}, None) is None
+
+
+def test_scores_depend_on_the_version_and_on_local_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = data.parent / "home"
+    (home / "bbh").mkdir(parents=True)
+    data.rename(home / "bbh" / "tasks")
+    monkeypatch.setenv("MOORING_DATA", str(home))
+    file = home / "bbh/tasks/snarks.json"
+    assert score_dependencies([SNARKS, "bhb"]) == {
+        "lm_eval": lm_eval_version(),
+        "rows": {f"{SNARKS}/test": sha256(file)},
+    }
+    monkeypatch.delenv("MOORING_DATA")
+    assert score_dependencies([SNARKS])["rows"] == {}
 
 
 def test_rows_of_another_split(tmp_path: Path) -> None:
