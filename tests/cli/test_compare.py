@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mooring.cli.compare import Command, answered, interact, read_command
 from mooring.errors import DataError
+from mooring.events import Event
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.compare import Comparison, Reply
 from mooring.records import Message, Prompt
@@ -215,6 +216,18 @@ def test_what_was_asked_is_kept(tiny_model_folder: Path, tuned: Path, monkeypatc
         first = comparison.ask(PROMPT, MergePoint(0.5))
         monkeypatch.setattr(comparison, "_engine", lambda model: pytest.fail("it was asked again"))
         assert comparison.ask(PROMPT, MergePoint(0.1 + 0.4)) is first
+
+
+def test_each_reply_is_an_event(tiny_model_folder: Path, tuned: Path) -> None:
+    import mooring
+
+    events: list[Event] = []
+    options = {"lambdas": [0.5], "max_tokens": 2, "on_event": events.append}
+    (replies,) = mooring.api.compare(tiny_model_folder, tuned, prompts="What?", **options)  # type: ignore[arg-type]
+    assert [(event.done, event.total, event.message) for event in events] == [
+        (number, 3, reply.label) for number, reply in enumerate(replies, 1)
+    ]
+    assert {(event.step, event.kind, event.unit) for event in events} == {("compare", "progress", "replies")}
 
 
 def test_bad_input_in_a_line(

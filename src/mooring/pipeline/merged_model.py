@@ -121,11 +121,8 @@ class MergedModel:
                 raise
             except Exception as error:  # loaders raise errors of any type for a broken folder
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
-                raise ModelError(
-                    f"{self._spec.base}: its merge cannot be loaded ({reason})",
-                    "is the folder complete?",
-                    code="model.unloadable",
-                ) from error
+                what = f"{self._spec.base}: its merge cannot be loaded ({reason})"
+                raise ModelError(what, "is the folder complete?", code="model.unloadable") from error
         device = runner.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -162,11 +159,8 @@ def load_tensors(folder: Path, tensors: dict[str, Tensor], dtype: str) -> tuple[
         output_loading_info=True,
     )
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"the merge: {len(missing)} tensors are missing, such as {missing[0]}",
-            "is the base complete?",
-            code="model.missing_tensor",
-        )
+        what = f"the merge: {len(missing)} tensors are missing, such as {missing[0]}"
+        raise ModelError(what, "is the base complete?", code="model.missing_tensor")
     return model, transformers.AutoTokenizer.from_pretrained(folder, **local)
 
 

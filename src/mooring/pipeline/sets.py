@@ -130,11 +130,9 @@ def _task(recipe: Recipe, missing: dict[str, str] | None) -> dict[Half, list[Pro
         with _note_missing(ref, missing):
             halves[half] = load_examples(ref, split=half, seed=seed) if ref else []
     if shared := {alike(p) for p in halves["validation"]} & {alike(p) for p in halves["test"]}:
-        raise DataError(
-            f"score.validation_task: {len(shared)} of its prompts are in score.task too",
-            "λ must not be selected on what is reported: name rows that are not in it",
-            code="data.shared_prompts",
-        )
+        what = f"score.validation_task: {len(shared)} of its prompts are in score.task too"
+        hint = "λ must not be selected on what is reported: name rows that are not in it"
+        raise DataError(what, hint, code="data.shared_prompts")
     if section.limit is None:
         return halves
     return {half: draw(prompts, section.limit, seed) for half, prompts in halves.items()}

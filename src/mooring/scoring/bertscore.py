@@ -195,7 +195,7 @@ def load_encoder(model: str, layer: int | None, device: str = "auto") -> Encoder
             "say which, such as 9 of 12",
             code="model.bertscore_layer_unknown",
         )
-    folder = _folder(model)
+    folder = encoder_folder(model)
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -231,7 +231,7 @@ def load_encoder(model: str, layer: int | None, device: str = "auto") -> Encoder
     return Encoder(name, layer, encoder.eval().to(where), tokenizer, limit)
 
 
-def _folder(model: str) -> Path:
+def encoder_folder(model: str) -> Path:
     """The local folder of an encoder."""
     if model != MINILM:
         try:

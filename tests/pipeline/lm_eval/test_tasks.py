@@ -135,7 +135,7 @@ def test_missing_data(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for names, path, code, part in (
         ([NAVIGATE], None, "data.download_failed", NAVIGATE),
         (["bbh_cot_fewshot_web_of_lies"], data, "data.no_rows_for_task", "name its file web_of_lies"),
-        ([NAVIGATE, SNARKS], data / "navigate.json", "data.one_file_for_several_tasks", "navigate.json"),
+        ([NAVIGATE, SNARKS], data / "navigate.json", "data.single_file", "navigate.json"),
         ([NAVIGATE], tmp_path / "nowhere", "data.not_found", "nowhere"),
     ):
         with pytest.raises(DataError, match=part) as caught:

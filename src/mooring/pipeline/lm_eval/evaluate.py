@@ -169,19 +169,14 @@ def open_engine(
     runner = runner or Runner()
     if tuned is None:
         if lam is not None or options:
-            name = "λ" if lam is not None else next(iter(options or {}))
-            raise UserError(
-                f"{name} is given, but no tuned model",
-                "name the tuned model too, or leave it out",
-                code="usage.no_tuned_model",
-            )
+            what = f"{'λ' if lam is not None else next(iter(options or {}))} is given, but no tuned model"
+            raise UserError(what, "name the tuned model too, or omit it", code="usage.no_tuned_model")
         return TransformersEngine.load(
             base, system=system, batch_size=runner.batch_size, dtype=runner.dtype, device=runner.device
         )
     if lam is None and method != "model_stock":
-        raise UserError(
-            f"{tuned}: there is no λ to merge it with", "give λ, or name it as the only model", code="usage.no_lam"
-        )
+        hint = "give λ, or name it as the only model"
+        raise UserError(f"{tuned}: there is no λ to merge it with", hint, code="usage.no_lam")
     spec = MergedModelSpec(base=base, tuned=tuned, method=method, options=options or {}, runner=runner, system=system)
     with MergedModel(spec) as merged:
         return merged.at(lam)

@@ -204,11 +204,8 @@ class MooringLM(TemplateLM):
         numbers_of: dict[tuple[int, ...], list[int]] = {}  # what the model reads -> the pairs that it answers
         for number, (start, end) in enumerate(pairs):
             if len(end) > context:
-                raise DataError(
-                    f"lm-eval: a continuation of {len(end)} tokens does not fit the model's context of {context}",
-                    "choose a model with a longer one",
-                    code="data.context_exceeded",
-                )
+                what = f"lm-eval: a continuation of {len(end)} tokens does not fit the model's context of {context}"
+                raise DataError(what, "choose a model with a longer one", code="data.context_exceeded")
             if end:
                 numbers_of.setdefault((*start, *end)[-(context + 1) :][:-1], []).append(number)
         inputs = list(numbers_of)
@@ -297,17 +294,11 @@ class MooringLM(TemplateLM):
         temperature = float(1.0 if temperature is None else temperature) if sample else 0.0
         known = {name: settings.pop(name) for name in ("top_p", "top_k", "repetition_penalty") if name in settings}
         if unknown := sorted(k for k, v in settings.items() if k not in _NO_EFFECT or v != _NO_EFFECT[k]):
-            raise DataError(
-                f"lm-eval: a task sets {', '.join(unknown)}",
-                "the engine has no such setting",
-                code="data.unsupported_generation",
-            )
+            what = f"lm-eval: a task sets {', '.join(unknown)}"
+            raise DataError(what, "the engine has no such setting", code="data.unsupported_generation")
         if max_tokens >= self.max_length:
-            raise DataError(
-                f"lm-eval: a task needs {max_tokens} new tokens of a model with a context of {self.max_length}",
-                "choose a model with a longer one",
-                code="data.context_exceeded",
-            )
+            what = f"lm-eval: a task needs {max_tokens} new tokens of a model with a context of {self.max_length}"
+            raise DataError(what, "choose a model with a longer one", code="data.context_exceeded")
         return SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=self.seed, **known), until
 
     def _progress(self, done: int, total: int) -> None:

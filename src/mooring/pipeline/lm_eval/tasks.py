@@ -20,6 +20,10 @@ from mooring.files import sha256
 BELOW = dict.fromkeys(("SaylorTwift/bbh", "lukaemon/bbh"), Path("bbh/tasks"))
 """Hub id of a data set to the folder of its files below `$MOORING_DATA`: its authors' own, one file per task."""
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
+_SANDBOXED = (
+    "to run code in the sandbox, type `mooring generate MODEL humaneval --out code.jsonl`, then "
+    "`mooring score code.jsonl humaneval --as task --metric pass@1`; in a recipe, `score.task: humaneval`"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,28 +125,21 @@ def load_tasks(names: Sequence[str], *, data: Path | None = None, num_fewshot: i
         for name in names:
             leaves = _leaves(name)
             if data is not None and data.is_file() and len(leaves) * len(names) > 1:
-                raise DataError(
-                    f"{data}: is one file for several tasks",
-                    "name a folder with a file for each",
-                    code="data.one_file_for_several_tasks",
-                )
+                hint = "name a folder with one file per task"
+                raise DataError(f"{data}: is one file for several tasks", hint, code="data.single_file")
             local = _local_rows(leaves, data)
             loaded_tasks, loaded_groups = _load(name, leaves, local)
             if repeated := sorted(loaded_tasks.keys() & tasks.keys()):
-                raise UserError(
-                    f"lm-eval: {repeated[0]} is requested twice",
-                    "name it once, or the group that contains it",
-                    code="usage.repeated_task",
-                )
+                hint = "name it once, or the group that contains it"
+                raise UserError(f"lm-eval: {repeated[0]} is requested twice", hint, code="usage.repeated_task")
             tasks |= loaded_tasks
             groups |= loaded_groups
             requested += [name] if name in {**loaded_tasks, **loaded_groups} else list(loaded_tasks)
             files |= {leaf: rows.path for leaf, rows in local.items()}
         for name, task in tasks.items():
             if getattr(task, "MULTIMODAL", False):
-                raise UserError(
-                    f"lm-eval: {name} contains images or audio", "choose a text task", code="usage.multimodal_task"
-                )
+                what = f"lm-eval: {name} contains images or audio"
+                raise UserError(what, "choose a text task", code="usage.multimodal_task")
             _set_fewshot(task, num_fewshot)
     return Tasks(tasks, groups, tuple(requested), files)
 
@@ -279,22 +276,14 @@ def _local_rows(leaves: Sequence[str], data: Path | None) -> dict[str, LocalData
     for leaf in leaves:
         config = _manager().task_index[leaf].cfg or {}
         if config.get("unsafe_code"):
-            raise UserError(
-                f"lm-eval: {leaf} runs code that the model wrote, outside the sandbox",
-                "to run code in the sandbox, type `mooring generate MODEL humaneval --out code.jsonl`, then "
-                "`mooring score code.jsonl humaneval --as task --metric pass@1`; in a recipe, `score.task: humaneval`",
-                code="usage.unsafe_task",
-            )
+            what = f"lm-eval: {leaf} runs code that the model wrote, outside the sandbox"
+            raise UserError(what, _SANDBOXED, code="usage.unsafe_task")
         rows = local_data(leaf, config, data)
         if rows is not None:
             found[leaf] = rows
         elif data is not None:
-            stem = config.get("dataset_name") or leaf
-            raise DataError(
-                f"{data}: has no rows for {leaf}",
-                f"name its file {stem}.jsonl, or omit the folder",
-                code="data.no_rows_for_task",
-            )
+            hint = f"name its file {config.get('dataset_name') or leaf}.jsonl, or omit the folder"
+            raise DataError(f"{data}: has no rows for {leaf}", hint, code="data.no_rows_for_task")
     return found if len(found) == len(leaves) else {}
 
 
@@ -321,16 +310,12 @@ def _load(
         what = f"{error.name}, which the lm-eval task {name} needs,"
         raise MissingExtraError(what, f"pip install {package}", code="extra.lm_eval_task") from error
     except OSError as error:
-        raise DataError(
-            f"lm-eval: the data of {name} cannot be fetched ({_line(error)})",
-            "connect, or give its rows as local files",
-            code="data.download_failed",
-        ) from error
+        what = f"lm-eval: the data of {name} cannot be downloaded ({_line(error)})"
+        raise DataError(what, "connect, or give its rows as local files", code="data.download_failed") from error
     except Exception as error:  # tasks run code of their own, which may raise anything
         hint = "do its rows have the fields that it reads?" if local else "see the task's notes in lm-eval"
-        raise DataError(
-            f"lm-eval: the task {name} cannot be loaded ({_line(error)})", hint, code="data.unloadable_task"
-        ) from error
+        what = f"lm-eval: the task {name} cannot be loaded ({_line(error)})"
+        raise DataError(what, hint, code="data.unloadable_task") from error
 
 
 def _group(config: Mapping[str, Any], members: Sequence[Any]) -> Any:
