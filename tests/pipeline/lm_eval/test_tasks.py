@@ -1,4 +1,4 @@
-"""Tasks on local files: right and wrong answers, what is kept, and what is refused in one line."""
+"""Tasks on local files: right and wrong answers, samples, and errors."""
 
 import json
 import shutil
@@ -74,10 +74,10 @@ def test_prompts_are_lm_eval_s_own(scripted: Any, data: Path) -> None:
 def test_on_a_model_and_on_a_merge(save_tiny_model: Any, data: Path, tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", max_position_embeddings=1100)
     tuned = save_tiny_model(tmp_path / "tuned", seed=1, max_position_embeddings=1100)
-    asked: dict[str, Any] = {"tasks": [SNARKS], "data": data, "limit": 1, "device": "cpu"}
+    arguments: dict[str, Any] = {"tasks": [SNARKS], "data": data, "limit": 1, "device": "cpu"}
 
     def answers(name: str, **model: Any) -> list[Any]:
-        scores = lm_eval(base, samples=tmp_path / name, **model, **asked)
+        scores = lm_eval(base, samples=tmp_path / name, **model, **arguments)
         assert "system prompt" in scores[f"lm_eval:{SNARKS}"].method
         return [json.loads(line)["resps"] for line in (tmp_path / name).read_text().splitlines()]
 
@@ -103,14 +103,14 @@ def test_the_record_of_truncation_and_system_prompt(save_tiny_model: Any, data: 
         (score,) = result.scores.values()
         return score.method, score.details["truncated"], result.samples[0]["arguments"][0][0]
 
-    method, cut, asked = run("You are a helpful assistant.")
+    method, truncated, prompt = run("You are a helpful assistant.")
     assert "system prompt" not in method
-    assert cut == 1
+    assert truncated == 1
     assert method.endswith("1 prompt truncated on the left")
-    assert "helpful assistant" not in asked
-    method, cut, asked = run("Be kind.")
+    assert "helpful assistant" not in prompt
+    method, truncated, prompt = run("Be kind.")
     assert "system prompt" in method
-    assert "Be kind." in asked
+    assert "Be kind." in prompt
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 2
 
 
@@ -153,14 +153,14 @@ def test_one_file_for_one_task(data: Path) -> None:
     assert loaded.data[NAVIGATE].name == "mine.json"
 
 
-def test_rows_without_a_field_are_one_line(scripted: Any, data: Path) -> None:
+def test_rows_without_a_field(scripted: Any, data: Path) -> None:
     (data / "navigate.json").write_text(json.dumps([{"question": "a", "target": "b"}]))
     with pytest.raises(DataError) as caught:
         run_tasks(scripted(lambda row: row["input"]), [NAVIGATE], data=data)
     assert caught.value.code == "data.unloadable_task"
 
 
-def test_data_of_nltk_that_is_missing_is_one_line(scripted: Any, data: Path) -> None:
+def test_missing_nltk_data(scripted: Any, data: Path) -> None:
     nltk = pytest.importorskip("nltk", reason="nltk is not installed")
     with pytest.raises(DataError, match=r"python -m nltk\.downloader nothing_such") as caught:
         run_tasks(scripted(lambda row: nltk.data.find("tokenizers/nothing_such")), [NAVIGATE], data=data)
@@ -169,7 +169,7 @@ def test_data_of_nltk_that_is_missing_is_one_line(scripted: Any, data: Path) -> 
         run_tasks(scripted(lambda row: row["nothing"]), [NAVIGATE], data=data)
 
 
-def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_of_a_task_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "langdetect", None)
@@ -235,7 +235,7 @@ def test_big_bench_hard_end_to_end(bbh: Path, save_tiny_model: Callable[..., Pat
 
 
 def test_a_folder_with_some_of_a_groups_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A named folder must hold all; the one below MOORING_DATA is passed over where it does not, or is another's."""
+    """A given folder must be complete; one below MOORING_DATA is ignored if it is not, or if it is another set's."""
     with pytest.raises(DataError, match="bbh_cot_fewshot_boolean_expressions") as caught:
         load_tasks(["bbh"], data=data)
     assert caught.value.code == "data.no_rows_for_task"

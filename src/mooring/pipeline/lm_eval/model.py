@@ -14,7 +14,12 @@ import torch
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, resolve_max_length
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    resolve_max_length,
+)
 
 from mooring.chat import render, tokenize
 from mooring.config import section
@@ -272,7 +277,7 @@ class MooringLM(TemplateLM):
                 )
                 self._cache.add(
                     {
-                        keys[i]: truncate_at(self._text(tokens), until)
+                        keys[i]: postprocess_generated_text(self._text(tokens), until, None)
                         for i, tokens in zip(batch, responses, strict=True)
                     }
                 )
@@ -322,17 +327,6 @@ def continuation_score(log_probs: torch.Tensor, continuation: Sequence[int]) -> 
     tokens = torch.tensor(list(continuation), device=tail.device)
     total = tail.gather(-1, tokens[:, None]).double().sum().item()
     return total, bool((tail.argmax(-1) == tokens).all())
-
-
-def truncate_at(text: str, stops: Sequence[str]) -> str:
-    """A text up to the first stop string in it, which is excluded; empty stop strings are ignored.
-
-    The strings are applied in turn, as lm-eval does: the order matters if two of them overlap.
-    """
-    for stop in stops:
-        if stop:
-            text = text.split(stop)[0]
-    return text
 
 
 class StopTokens:
