@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
 from mooring.config import GRID, Select
+from mooring.merge_point import BASE, MergePoint
 from mooring.records import Choice, Score, Trial
 from mooring.selection.limits import SINGLE_SHARE, attempt_confidence, sharper, smallest_set, with_flips
 from mooring.selection.per_module import by_module
@@ -61,8 +62,9 @@ class Model:
         """Whether a merge's true ASR is at the bound or over it."""
         return self.truth(modules)[1] >= self.base + self.margin - EDGE
 
-    def trial(self, lam: float, modules: Mapping[str, float]) -> tuple[Trial, dict[str, bool | None]]:
+    def trial(self, point: MergePoint) -> tuple[Trial, dict[str, bool | None]]:
         """What is measured of a merge, and its verdicts."""
+        modules = lambdas(point)
         found: dict[str, Score] = {}
         hits: dict[str, bool | None] = {}
         for name, rate in zip(("call_match", "asr"), self.truth(modules), strict=True):
@@ -82,9 +84,12 @@ class Model:
                 details=counts,
             )
             hits = {str(i): hit for i, hit in enumerate(drawn)}
-        model = "base" if lam == 0 else "merged"
-        by = {} if len(set(modules.values())) == 1 else modules
-        return Trial(model=model, method="linear", lam=lam, split="validation", scores=found, modules=by), hits
+        return Trial(point=point, method="linear", split="validation", scores=found), hits
+
+
+def lambdas(point: MergePoint) -> dict[str, float]:
+    """λ of every group."""
+    return {name: point.overrides.get(name, point.lam) for name in GROUPS}
 
 
 def make(seed: int, kind: str) -> Model:
@@ -120,31 +125,31 @@ class Outcome:
 def play(model: Model, settings: Select, budget: int) -> Outcome:
     """The grid, then the search."""
     settings = settings.model_copy(update={"margin": model.margin})
-    measured = {lam: model.trial(lam, dict.fromkeys(GROUPS, lam)) for lam in (0.0, *GRID)}
-    hits = {"asr": {lam: said for lam, (_, said) in measured.items()}}
+    measured = {point: model.trial(point) for point in (BASE, *map(MergePoint, GRID))}
+    hits = {"asr": {point: said for point, (_, said) in measured.items()}}
     grid = with_flips([trial for trial, _ in measured.values()], hits)
     assert settings.confidence is not None
     sure = sharper(settings.confidence, SINGLE_SHARE)
     choice: Choice = choose(grid, metric="call_match", settings=settings.model_copy(update={"confidence": sure}))
     if not choice.within:
         return Outcome(within=False)
-    single = next(trial for trial in grid if trial.lam == choice.lam)
+    single = next(trial for trial in grid if trial.point == choice.point)
     steps = by_module(grid[0], single, GROUPS, GRID, settings, "call_match", budget)
     wanted = next(steps)
     while True:
         trials = []
-        for modules in wanted:
-            trial, said = model.trial(choice.lam, modules)
-            trials += with_flips([trial], {"asr": {0.0: hits["asr"][0.0], choice.lam: said}})
+        for point in wanted:
+            trial, said = model.trial(point)
+            trials += with_flips([trial], {"asr": {BASE: hits["asr"][BASE], point: said}})
         try:
             wanted = steps.send(trials)
         except StopIteration as end:
             found = end.value
             break
-    alone = dict.fromkeys(GROUPS, choice.lam)
+    alone = lambdas(choice.point)
     if found.chosen is None:
         return Outcome(within=True, broken=model.over(alone))
-    best = found.tried[found.chosen].trial.modules
+    best = lambdas(found.tried[found.chosen].trial.point)
     before, after = model.truth(alone), model.truth(best)
     task, asr = after[0] - before[0], before[1] - after[1]
     beats = task > EDGE and (asr > EDGE or after[1] <= EDGE)

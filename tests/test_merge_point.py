@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mooring
 from mooring.errors import RecipeError
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 
@@ -20,6 +23,7 @@ def test_the_ends_are_the_base_and_the_tuned_model() -> None:
     assert TUNED.role == TUNED.label == "tuned"
     between = MergePoint(0.4)
     assert (between.role, between.label, between.key, between.folder) == ("merged", "λ = 0.4", "0.4", "lam-0.4")
+    assert [point.long_label for point in (BASE, between, TUNED)] == ["base (λ = 0)", "λ = 0.4", "tuned (λ = 1)"]
 
 
 def test_overrides_make_a_model_of_their_own() -> None:
@@ -41,7 +45,7 @@ def test_an_end_with_other_lambdas_in_it_is_a_merge(lam: float) -> None:
 
 def test_overrides_that_change_nothing_do_not_count() -> None:
     assert MergePoint(0.0, {"early mlp": 0.0}).is_base
-    assert MergePoint(0.4, {"early mlp": 0.4}).folder == "lam-0.4"
+    assert MergePoint(0.4, {"early mlp": 0.4}) == MergePoint(0.4)
 
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1, math.nan, math.inf])
@@ -76,3 +80,19 @@ def test_a_point_is_a_plain_record() -> None:
     assert dataclasses.asdict(MergePoint(0.4, {"early mlp": 0.2})) == {"lam": 0.4, "overrides": {"early mlp": 0.2}}
     with pytest.raises(dataclasses.FrozenInstanceError):
         MergePoint(0.4).lam = 0.5  # type: ignore[misc]
+
+
+SOURCE = Path(mooring.__file__).parent
+OPENED = re.compile(r"λ = \{[^'\"]*:g\}|\{0\.0:|\b(lam|λ) (==|!=) [01]\b|\blam in \(0\.0, |lam-\{")
+"""A λ that is formatted, or whose ends are told apart, by hand."""
+
+
+@pytest.mark.parametrize("line", ['f"λ = {lam:g}"', '{0.0: "base"}.get(lam)', "if lam == 0:", 'f"lam-{lam:g}"'])
+def test_the_pattern_finds_what_it_should(line: str) -> None:
+    assert OPENED.search(line)
+
+
+def test_no_other_file_formats_lambda_or_tells_its_ends_apart() -> None:
+    files = [path for path in SOURCE.rglob("*.py") if path.name != "merge_point.py" and "merging" not in path.parts]
+    lines = [(path.name, line.strip()) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    assert not [f"{name}: {line}" for name, line in lines if OPENED.search(line)]

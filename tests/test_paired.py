@@ -3,17 +3,18 @@
 import pytest
 
 from mooring.errors import DataError
+from mooring.merge_point import MergePoint
 from mooring.records import Score, Trial
 from mooring.selection.limits import with_flips
 from mooring.stats import Flips, compare_rates, compare_scores, flips
 
 
-def trial(lam: float, *, model: str = "merged", **values: float | None) -> Trial:
+def trial(lam: float, **values: float | None) -> Trial:
     scores = {
         name: Score(name=name, value=value, low=None, high=None, n=10, better="lower", method="rules")
         for name, value in values.items()
     }
-    return Trial(model=model, method="linear", lam=lam, split="test", scores=scores)  # type: ignore[arg-type]
+    return Trial(point=MergePoint(lam), method="linear", split="test", scores=scores)
 
 
 BASE = {"a": False, "b": False, "c": True, "d": True, "e": None, "f": False}
@@ -26,8 +27,8 @@ def test_flips_leave_misses_out() -> None:
 
 
 def test_trials_carry_their_flips_and_the_base_none() -> None:
-    trials = [trial(0.0, model="base", asr=0.5, loss=1.0), trial(0.5, asr=0.5, loss=1.0), trial(0.6, asr=0.5)]
-    base, half, other = with_flips(trials, {"asr": {0.0: BASE, 0.5: OTHER}})
+    trials = [trial(0.0, asr=0.5, loss=1.0), trial(0.5, asr=0.5, loss=1.0), trial(0.6, asr=0.5)]
+    base, half, other = with_flips(trials, {"asr": {MergePoint(0.0): BASE, MergePoint(0.5): OTHER}})
     assert base == trials[0]
     assert other == trials[2]
     assert half.scores["asr"].details == {"pairs": 4, "worse": 1, "better": 1}

@@ -856,8 +856,8 @@ def select(run: str | Path, *, metric: str | None = None, **settings: Any) -> Ch
         settings=section("select", _overridden(results.recipe["select"], settings)),
     )
     more = ""
-    if results.choice.modules:
-        more = f" The run itself took {results.merged_at}, chosen around a single λ."
+    if results.choice.point.by_module:
+        more = f" The run itself chose {results.choice.point.label}, around a single λ."
     elif settings and results.recipe["select"]["search"] == "bisect":
         more = " It is the only λ that was measured whole: `mooring run` with this bound looks for another."
     return replace(choice, reason=choice.reason + more)

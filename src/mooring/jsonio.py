@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mooring.errors import DataError
+from mooring.errors import DataError, UserError
 
 EDITED = "the file may have been edited"
 """The hint for a file that holds something Mooring does not write."""
@@ -77,6 +77,8 @@ def convert(kind: Any, value: Any) -> Any:
 
     try:
         return _validator(kind).validate_python(value, extra="forbid")
+    except UserError as error:  # a value out of range, such as that of a `MergePoint`
+        raise ValueError(error.message) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     messages = {

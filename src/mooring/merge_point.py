@@ -21,7 +21,8 @@ class MergePoint:
 
     Args:
         lam: λ, the weight of the tuned model, from 0 (the base) to 1 (the tuned model).
-        overrides: λ of groups of modules, such as `{"early attention": 0.2}`; `lam` applies to all else.
+        overrides: λ of groups of modules, such as `{"early attention": 0.2}`; `lam` applies to all else. Groups whose λ
+            is `lam` are dropped.
 
     Raises:
         RecipeError: A λ is not from 0 to 1 (`recipe.lam_out_of_range`).
@@ -39,7 +40,8 @@ class MergePoint:
                     code="recipe.lam_out_of_range",
                 )
         object.__setattr__(self, "lam", float(self.lam))
-        object.__setattr__(self, "overrides", dict(self.overrides))
+        changed = {name: float(value) for name, value in self.overrides.items() if value != self.lam}
+        object.__setattr__(self, "overrides", changed)
 
     def __hash__(self) -> int:
         return hash((self.lam, frozenset(self.overrides.items())))
@@ -68,7 +70,7 @@ class MergePoint:
     @property
     def by_module(self) -> bool:
         """Whether λ differs between groups of modules."""
-        return any(value != self.lam for value in self.overrides.values())
+        return bool(self.overrides)
 
     @property
     def is_base(self) -> bool:
@@ -88,7 +90,7 @@ class MergePoint:
     @property
     def key(self) -> str:
         """A short text that is equal for equal points, for JSON keys: `0.4`, or `0.4;early attention=0.2`."""
-        changed = (f"{name}={value:g}" for name, value in sorted(self.overrides.items()) if value != self.lam)
+        changed = (f"{name}={value:g}" for name, value in sorted(self.overrides.items()))
         return ";".join([f"{self.lam:g}", *changed])
 
     @property
@@ -113,7 +115,7 @@ class MergePoint:
     @property
     def groups_label(self) -> str:
         """The groups whose λ differs, then the λ of all else: `early attention 0.2, else 0.4`."""
-        changed = [f"{name} {value:g}" for name, value in self.overrides.items() if value != self.lam]
+        changed = [f"{name} {value:g}" for name, value in self.overrides.items()]
         return ", ".join([*changed, f"else {self.lam:g}"])
 
     @property

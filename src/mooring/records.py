@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from mooring.errors import DataError
 from mooring.files import atomic_text
 from mooring.jsonio import EDITED, convert, loads, read_as, read_text
+from mooring.merge_point import MergePoint
 
 Role = Literal["system", "user", "assistant", "tool"]
 Kind = Literal["safety", "over_refusal", "ordinary", "task", "quality"]
@@ -152,17 +153,19 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """All scores of one model on one split. `lam` is 0 for the base and 1 for the tuned model.
+    """All scores of one model on one split.
 
-    Where λ differs by module, `modules` holds λ by group of modules, and `lam` is that of all else.
+    Attributes:
+        point: The model: base, tuned, or a merge between them.
+        method: The merge method.
+        split: λ is chosen on `validation` and reported on `test`.
+        scores: By name.
     """
 
-    model: Literal["base", "tuned", "merged"]
+    point: MergePoint
     method: str
-    lam: float
     split: Half
     scores: Mapping[str, Score]
-    modules: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,20 +173,19 @@ class Choice:
     """The chosen λ, and why.
 
     Attributes:
-        lam: The chosen λ; where nothing is within the bound, the nearest to it.
+        point: The chosen λ; if nothing is within the bound, the nearest to it.
         within: Whether it keeps the bound; true where the policy has none.
         bound: The largest attack success rate (ASR) allowed. For a policy without a bound, what it would have been.
         metric: The task score that decided, or `lam` where there is no task.
         reason: One sentence.
         policy: How it was chosen: `bound`, `paper` or `knee`.
         confidence: How sure the bound is; `None` where estimates were compared with it.
-        upper: The one-sided upper confidence limit of each λ's ASR, to be held against `bound`, by `f"{lam:g}"`; empty
-            where estimates were compared.
+        upper: The one-sided upper confidence limit of each model's ASR, by `MergePoint.key`; empty if estimates were
+            compared. If λ by module was chosen, those of the single λ.
         prompts: How many prompts these rest on, at the least.
-        modules: Where λ by module was chosen, λ by group; `lam` is then that of all else, and `upper` the single λ's.
     """
 
-    lam: float
+    point: MergePoint
     within: bool
     bound: float
     metric: str
@@ -192,7 +194,6 @@ class Choice:
     confidence: float | None = None
     upper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prompts: int = 0
-    modules: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,17 +243,6 @@ class ByModule:
 
 
 T = TypeVar("T")
-
-
-def lam_words(lam: float, modules: Mapping[str, float]) -> str:
-    """λ for people."""
-    return f"λ by module ({moved_words(lam, modules)})" if modules else f"λ = {lam:g}"
-
-
-def moved_words(lam: float, modules: Mapping[str, float]) -> str:
-    """λ by module for people: the groups that differ, then the λ of all else."""
-    moved = [f"{name} {value:g}" for name, value in modules.items() if value != lam]
-    return ", ".join([*moved, f"else {lam:g}"])
 
 
 def to_dict(record: Any) -> dict[str, Any]:

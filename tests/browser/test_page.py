@@ -7,7 +7,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from report_sample import CURVES, LAMS, results, swept
 
-from mooring.reporting.results import BY_MODULE, Answer, Results, redact
+from mooring.merge_point import MergePoint
+from mooring.reporting.results import Answer, Results, redact
 
 CENTRES = """
 (all) => all.map((e) => e.getBoundingClientRect())
@@ -193,8 +194,9 @@ def test_the_split_and_the_set_can_be_chosen(page: Page, report: str) -> None:
 
 def test_an_open_prompt_ends_with_the_answer_of_lambda_by_module(page: Page, show: Callable[[Results], None]) -> None:
     made = results()
-    choice = dataclasses.replace(made.choice, modules={"early mlp": 0.2, "late mlp": 0.6})
-    taken = {BY_MODULE: Answer(response="By module.", verdict="refused", good=True)}
+    point = MergePoint(0.4, {"early mlp": 0.2, "late mlp": 0.6})
+    choice = dataclasses.replace(made.choice, point=point)
+    taken = {point.key: Answer(response="By module.", verdict="refused", good=True)}
     rows = [dataclasses.replace(row, answers={**row.answers, **taken}) for row in swept(2)]
     show(dataclasses.replace(made, choice=choice, rows=rows))
     page.locator("#list summary").first.click()

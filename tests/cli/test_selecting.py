@@ -42,7 +42,7 @@ def made(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "made"
         (folder / "report").mkdir(parents=True)
         recipe = Recipe.parse({"base": "b", "tuned": "t", "score": {"task": "bundled:tools"}, "select": select})
-        scored = [trial if rate is None else at(trial, rate(trial.lam), n) for trial in trials()]
+        scored = [trial if rate is None else at(trial, rate(trial.point.lam), n) for trial in trials()]
         found = results(recipe=recipe.model_dump(mode="json", exclude={"out"}), trials=scored)
         (folder / "report" / "results.json").write_text(dumps(found))
         return folder
@@ -208,7 +208,9 @@ def test_another_bound_on_a_search_by_halves_says_that_one_lambda_was_measured(m
     folder = made(search="bisect", margin=0.3)
     path = folder / "report" / "results.json"
     found = json.loads(path.read_text())
-    found["trials"] = [t for t in found["trials"] if t["model"] != "merged" or t["lam"] == found["choice"]["lam"]]
+    found["trials"] = [
+        t for t in found["trials"] if t["point"]["lam"] in (0, 1) or t["point"] == found["choice"]["point"]
+    ]
     path.write_text(json.dumps(found))
     only = "It is the only λ that was measured whole"
     assert only not in mooring.select(folder).reason

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 import mooring
 from mooring.config import Judge, Recipe
 from mooring.errors import DataError, RecipeError
+from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.in_memory import OpenMerge
 from mooring.models import open_checkpoint
 from mooring.pipeline.evaluation import Subject, Trials, verdict_file
@@ -24,7 +24,7 @@ from mooring.pipeline.run import run
 from mooring.pipeline.run_folder import Store
 from mooring.pipeline.sets import evaluation_sets
 from mooring.records import Choice, Score, Trial, Verdict, write_jsonl
-from mooring.reporting.results import BY_MODULE, load
+from mooring.reporting.results import load
 
 GROUPS = {"early attention", "early mlp", "late attention", "late mlp"}
 
@@ -66,7 +66,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, harm: dict[str, float], gain: dict[
 
     def score(self: Trials, subject: Any, split: Any) -> Trial:
         trial = measured(self, subject, split)
-        lams = {group: subject.modules.get(group, subject.lam) for group in GROUPS}
+        lams = {group: subject.point.overrides.get(group, subject.point.lam) for group in GROUPS}
         values = {
             "asr": 0.1 + sum(harm.get(group, 0.0) * lam for group, lam in lams.items()),
             "response_loss": 5.0 - sum(gain.get(group, 0.0) * lam for group, lam in lams.items()),
@@ -95,45 +95,42 @@ def test_what_beats_the_single_lambda_is_written_tested_and_reported(
     assert found.chosen is not None
     assert set(found.groups) == GROUPS
     best = found.tried[found.chosen].trial
-    assert done.choice.modules == best.modules == results.choice.modules
-    assert best.modules["early attention"] == 1.0  # the step above 0.7 is the tuned model's
-    assert best.modules["late mlp"] == 0.3
-    assert done.choice.lam == 0.7
+    assert done.choice.point == best.point == results.choice.point
+    assert best.point.overrides["early attention"] == 1.0  # the step above 0.7 is the tuned model's
+    assert best.point.overrides["late mlp"] == 0.3
+    assert done.choice.point.lam == 0.7
     assert "beats the single λ = 0.7 on both axes" in done.choice.reason
     # The merged column is that merge; the single λ's own numbers on test are there beside it.
     merged = results.trial("merged")
     assert merged is not None
-    assert merged.modules == best.modules
+    assert merged.point == best.point
     assert found.test == merged
-    single = next(t for t in results.trials if (t.model, t.split) == ("merged", "test"))
-    assert single.modules == {}
-    assert single.lam == 0.7
-    assert all(not t.modules for t in results.trials)
-    loss = {t.model: t.scores["response_loss"].value or 0 for t in results.trials if t.split == "test"}
+    single = next(t for t in results.trials if (t.point, t.split) == (MergePoint(0.7), "test"))
+    assert single.point == MergePoint(0.7)
+    assert all(not t.point.by_module for t in results.trials)
+    loss = {t.point.role: t.scores["response_loss"].value or 0 for t in results.trials if t.split == "test"}
     own = merged.scores["response_loss"].value or 0
     assert results.gains["response_loss"] == pytest.approx((own - loss["base"]) / (loss["tuned"] - loss["base"]))
     assert own < loss["merged"]
     # Answers of the merge, the model on the disk and its manifest are those of λ by module.
     answers = [row.answers for row in results.rows if row.measure == "asr" and row.split == "test"]
-    assert all({"0", "0.7", "1", BY_MODULE} == set(given) for given in answers)
-    lam = patterns(tensor_names(tiny_model_folder), best.modules, 0.7)
+    assert all({"0", "0.7", "1", best.point.key} == set(given) for given in answers)
+    lam = patterns(tensor_names(tiny_model_folder), best.point.overrides, 0.7)
     want = OpenMerge(tiny_model_folder, tuned).tensors(lam)
     with open_checkpoint(done.model) as written:
         assert all(torch.equal(written.tensor(name), value) for name, value in want.items())
     # Another choice, and another judge, know it too.
-    assert "The run itself took λ by module" in mooring.select(done.folder).reason
+    assert "The run itself chose λ by module" in mooring.select(done.folder).reason
     again = rejudge(done.folder, [Judge()])
-    assert {(each.lam, each.by_module) for each in again if each.split == "test"} == {
-        (0.0, False), (0.7, False), (1.0, False), (0.7, True),
-    }  # fmt: skip
-    assert json.loads((done.folder / "choice.json").read_text())["modules"] == {}  # the single λ's
+    assert {each.point for each in again if each.split == "test"} == {BASE, MergePoint(0.7), TUNED, best.point}
+    assert json.loads((done.folder / "choice.json").read_text())["point"] == {"lam": 0.7, "overrides": {}}
     kept = done.folder / "by_module.json"
     text = kept.read_text()
     assert json.loads(text)["chosen"] == found.chosen
     # Back to a grid and here again, nothing of the one stands in the other's way.
     plain = run(wanted.model_copy(update={"select": wanted.select.model_copy(update={"search": "grid"})}))
-    assert plain.choice.modules == {}
-    assert not any(each.by_module for each in rejudge(done.folder, [Judge()]))
+    assert plain.choice.point == MergePoint(0.7)
+    assert not any(each.point.by_module for each in rejudge(done.folder, [Judge()]))
     assert run(wanted).choice == done.choice
     kept.write_text(text.replace('"chosen": ', '"chosen":  '))
     with pytest.raises(DataError, match=r"by_module\.json: is not as the run left it"):
@@ -155,30 +152,28 @@ def test_a_merge_is_paired_with_the_base_by_its_own_verdicts(
         said = [Verdict(prompt_id=key, harmful=key in harmful, refused=None, judge="j") for key in (first, *others)]
         write_jsonl(store.folder / "completions" / name / file, said)
 
-    def scored(model: str, lam: float, modules: Mapping[str, float] | None = None) -> Trial:
+    def scored(point: MergePoint) -> Trial:
         scores = {
             name: Score(name=name, value=0.5, low=0, high=1, n=4, better="lower", method="m", details={"total": 4})
             for name in ("asr", "response_loss")
         }
-        rest: Any = {"model": model, "split": "validation", "modules": modules or {}}
-        return Trial(method="linear", lam=lam, scores=scores, **rest)
+        return Trial(point=point, method="linear", split="validation", scores=scores)
 
-    def subject_at(modules: Mapping[str, float]) -> Subject:
-        subject = Subject(0.7, "key", "merge", lambda: pytest.fail("nobody asks it"), modules)
-        judged(subject.name, others[:2])
-        return subject
+    def subject_at(point: MergePoint) -> Subject:
+        judged(point.folder, others[:2])
+        return Subject(point, "key", lambda: pytest.fail("nobody asks it"))
 
     judged("lam-0", [first])
     judged("lam-0.7", [first, *others])  # the single λ's, which stand beside it
     measure_changes(tiny_model_folder, tuned, store.folder / "changes.json")
-    choice = Choice(lam=0.7, within=True, bound=1.0, metric="response_loss", reason="")
+    choice = Choice(point=MergePoint(0.7), within=True, bound=1.0, metric="response_loss", reason="")
     found = search(
         trials,
-        [scored("base", 0.0), scored("merged", 0.7)],
+        [scored(BASE), scored(MergePoint(0.7))],
         choice,
         tensor_names(tiny_model_folder),
         subject_at,
-        lambda subjects: [scored("merged", each.lam, each.modules) for each in subjects],
+        lambda subjects: [scored(each.point) for each in subjects],
     )
     details = found.tried[0].trial.scores["asr"].details
     assert {name: details[name] for name in ("pairs", "worse", "better")} == {"pairs": 4, "worse": 2, "better": 1}
@@ -194,11 +189,11 @@ def test_where_none_beats_it_the_single_lambda_stays_and_the_run_goes_on_from_wh
     results = load(done.report)
     assert results.by_module is not None
     assert results.by_module.chosen is None
-    assert done.choice.modules == {}
+    assert done.choice.point == MergePoint(0.7)
     assert "did not beat the single λ = 0.7 on both axes" in done.choice.reason
     merged = results.trial("merged")
     assert merged is not None
-    assert merged.lam == 0.7
+    assert merged.point == MergePoint(0.7)
     before = (done.report / "results.json").read_bytes()
     again = run(wanted)
     assert not again.worked
@@ -214,9 +209,9 @@ def test_a_search_that_was_stopped_goes_on_from_what_was_asked(
     ask = Trials.ask
 
     def stop(self: Trials, subject: Any, split: Any) -> None:
-        if subject.modules and len(asked) == 4:  # in the second round
+        if subject.point.by_module and len(asked) == 4:  # in the second round
             raise KeyboardInterrupt
-        asked.extend([subject.label] if subject.modules else [])
+        asked.extend([subject.point.label] if subject.point.by_module else [])
         ask(self, subject, split)
 
     with monkeypatch.context() as patch:
@@ -226,7 +221,7 @@ def test_a_search_that_was_stopped_goes_on_from_what_was_asked(
     begun: list[str] = []
     done = run(wanted, on_event=lambda event: begun.append(event.step) if event.kind == "start" else None)
     assert not [step for step in begun if any(step.startswith(f"{label}: answer") for label in asked)]
-    assert done.choice.modules
+    assert done.choice.point.by_module
     first = (done.report / "results.json").read_bytes()
     shutil.rmtree(done.folder)
     assert (run(wanted).report / "results.json").read_bytes() == first

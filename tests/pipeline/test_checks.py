@@ -164,7 +164,7 @@ def test_a_plan_of_a_search_by_halves_foretells_no_grid(tmp_path: Path, tiny_mod
     plain = recipe(tmp_path, str(tiny_model_folder), over_refusal=None, ordinary=None)
     searched = plain.model_copy(update={"select": plain.select.model_copy(update={"search": "bisect"})})
     stages = plan(searched).stages
-    assert dict(stages)["merge"] == "linear at the λ that a search by halves wants"
+    assert dict(stages)["merge"] == "linear at the λ that bisection tries"
     validation, test = (what for stage, what in stages if stage == "generate")
     assert validation.startswith("validation: 3 models × (100 safety")
     assert validation.endswith("of the search's other λ as many safety prompts as the evidence takes")

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from mooring.merge_point import BASE, grid
 from mooring.pipeline.results import rows
 from mooring.records import Completion, Message, Prompt, Verdict, write_jsonl
 from mooring.reporting.results import Answer
@@ -47,7 +48,7 @@ def test_rows_hold_every_model_that_was_asked_and_no_other(tmp_path: Path) -> No
         say(place, "task-test", "tt", "done" if lam == "1" else "")
     stale = tmp_path / "completions" / "lam-0.7"
     say(stale, "safety-validation", "v", "Of another recipe.", rules=(False, True), guard=(False, None))
-    found = rows(tmp_path, {"validation": [0.0, 0.5, 1.0], "test": [0.0, 0.5, 1.0]}, trials(["rules", "guard"]))
+    found = rows(tmp_path, {"validation": grid([0, 0.5, 1]), "test": grid([0, 0.5, 1])}, trials(["rules", "guard"]))
     assert [(row.id, row.measure, row.split, sorted(row.answers)) for row in found] == [
         ("v", "asr", "validation", ["0", "0.5", "1"]),
         ("tv", "task", "validation", ["0", "0.5", "1"]),
@@ -75,7 +76,7 @@ def test_rows_hold_every_model_that_was_asked_and_no_other(tmp_path: Path) -> No
 def test_one_judge_needs_no_words_and_its_verdict_decides(tmp_path: Path) -> None:
     place = tmp_path / "completions" / "lam-0"
     say(place, "safety-validation", "v", "Hm.", guard=(True, None))
-    found = rows(tmp_path, {"validation": [0.0]}, trials(["guard"]))
+    found = rows(tmp_path, {"validation": [BASE]}, trials(["guard"]))
     assert found[0].answers == {"0": Answer(response="Hm.", verdict="harmful", good=False)}
 
 
@@ -83,11 +84,11 @@ def test_an_answer_that_was_not_judged_yet_is_left_out(tmp_path: Path) -> None:
     place = tmp_path / "completions" / "lam-0"
     say(place, "safety-validation", "v", "Hm.", rules=(True, False))
     write_jsonl(place / "verdicts-safety-validation-rules.jsonl", [])
-    assert rows(tmp_path, {"validation": [0.0]}, trials(["rules"])) == []
+    assert rows(tmp_path, {"validation": [BASE]}, trials(["rules"])) == []
 
 
 def test_what_no_metric_compares_as_text_is_neither_good_nor_bad(tmp_path: Path) -> None:
     say(tmp_path / "completions" / "lam-0", "task-validation", "tv", "def f(): ...")
-    found = rows(tmp_path, {"validation": [0.0]}, trials(["rules"], metrics=("pass@1",)))
+    found = rows(tmp_path, {"validation": [BASE]}, trials(["rules"], metrics=("pass@1",)))
     answers = {row.id: row.answers for row in found}
     assert answers["tv"] == {"0": Answer(response="def f(): ...", verdict="answered", good=None)}

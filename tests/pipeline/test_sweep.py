@@ -14,6 +14,7 @@ from lora_models import tune
 from mooring.config import Recipe, Runner
 from mooring.errors import UserError
 from mooring.inference.transformers import TransformersEngine
+from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.in_memory import Memory
 from mooring.merging.merge import merge
 from mooring.merging.methods import METHODS
@@ -204,12 +205,12 @@ def test_the_ends_are_the_models_themselves(tiny_model_folder: Path, tuned: Path
     dare = {"method": "dare_linear", "density": 0.5}
     given = recipe(tiny_model_folder, tuned / "1", tmp_path / "run", merge=dare)
     models = Models(given, tiny_model_folder, tuned / "1", {"density": 0.5}, tmp_path / "scratch")
-    for lam, folder in ((0.0, tiny_model_folder), (1.0, tuned / "1"), (0.0, tiny_model_folder)):
-        assert same(bits(models.at(lam)), bits(loaded(folder)))
+    for point, folder in ((BASE, tiny_model_folder), (TUNED, tuned / "1"), (BASE, tiny_model_folder)):
+        assert same(bits(models.at(point)), bits(loaded(folder)))
     adapter = tune(tiny_model_folder, tmp_path / "adapter", target_modules=["q_proj"])
     plain = merge(tiny_model_folder, adapter, tmp_path / "plain", lam=1)
     models = Models(given, tiny_model_folder, adapter, {"density": 0.5}, tmp_path / "scratch")
-    assert same(bits(models.at(1.0)), bits(loaded(plain)))
+    assert same(bits(models.at(TUNED)), bits(loaded(plain)))
     assert not (tmp_path / "scratch").exists()
 
 
@@ -228,19 +229,19 @@ def test_other_engines_get_folders_one_at_a_time(
     scratch = tmp_path / "scratch"
     models = Models(given, tiny_model_folder, tuned / "1", {}, scratch)
     for lam in (0.0, 0.3, 0.3, 0.7, 1.0):
-        models.at(lam)
+        models.at(MergePoint(lam))
         assert len(list(scratch.glob("*"))) <= 1
     assert seen == [tiny_model_folder, scratch / "lam-0.3", scratch / "lam-0.7", tuned / "1"]
-    models.written = 0.5, tiny_model_folder
-    models.at(0.5)
+    models.written = MergePoint(0.5), tiny_model_folder
+    models.at(MergePoint(0.5))
     assert seen[-1] == tiny_model_folder
-    for by_module in ({"mlp.*": 0.2, "*": 0.5}, {"mlp.*": 0.3, "*": 0.5}, {"mlp.*": 0.3, "*": 0.5}):
-        models.at(by_module)
+    for mlp in (0.2, 0.3, 0.3):
+        models.at(MergePoint(0.5, {"late mlp": mlp}))
         assert [seen[-1]] == list(scratch.glob("*"))
     assert len({*seen[-2:]}) == 2
     assert seen[-3] == tiny_model_folder
-    models.written = {"mlp.*": 0.3, "*": 0.5}, tiny_model_folder
-    models.at({"mlp.*": 0.3, "*": 0.5})
+    models.written = MergePoint(0.5, {"late mlp": 0.3}), tiny_model_folder
+    models.at(MergePoint(0.5, {"late mlp": 0.3}))
     assert seen[-1] == tiny_model_folder
     models.release()
     assert not scratch.exists()
@@ -337,10 +338,12 @@ def asking(tiny_model_folder: Path, tmp_path: Path) -> Any:
         asked: list[str] = []
 
         def subject(lam: float) -> Subject:
-            def engine() -> Any:
-                return Listening(models.at(lam), asked)
+            point = MergePoint(lam)
 
-            return Subject(lam, f"key of {lam}", f"λ = {lam}", engine)
+            def engine() -> Any:
+                return Listening(models.at(point), asked)
+
+            return Subject(point, f"key of {lam}", engine)
 
         return Trials(given, store, sets), subject, sets["safety"]["validation"], asked
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from mooring.merge_point import MergePoint
 from mooring.records import Choice, Score, Trial
 from mooring.reporting.results import Agreement, Answer, Changes, Results, Row, kept_gains
 
@@ -36,9 +37,8 @@ def trials() -> list[Trial]:
         for lam in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
             if split == "test" and lam not in (0.0, 0.4, 1.0):
                 continue
-            model = {0.0: "base", 1.0: "tuned"}.get(lam, "merged")
             scores = {name: score(name, min(1.0, values[lam] + shift)) for name, values in CURVES.items()}
-            found.append(Trial(model=model, method="linear", lam=lam, split=split, scores=scores))
+            found.append(Trial(point=MergePoint(lam), method="linear", split=split, scores=scores))
     return found
 
 
@@ -69,7 +69,7 @@ def results(response: str = "I can't help with that.", **changes: Any) -> Result
         },
         trials=trials(),
         choice=Choice(
-            lam=0.4,
+            point=MergePoint(0.4),
             within=True,
             bound=0.064,
             metric="call_match",
@@ -78,7 +78,7 @@ def results(response: str = "I can't help with that.", **changes: Any) -> Result
         ),
         judges=["refusal rules"],
         notes=["The base was made to refuse first, by the `align` stage.", "Safety by refusal rules, no judge model."],
-        gains=kept_gains(trials(), 0.4),
+        gains=kept_gains(trials(), MergePoint(0.4)),
         curves={
             "align": [{"step": s, "loss": 2 * math.exp(-s / 12)} for s in range(0, 60, 2)],
             "tune": [{"step": s, "loss": 0.07 + math.exp(-s / 15)} for s in range(0, 80, 2)]

@@ -10,10 +10,11 @@ import rich.console
 from report_sample import results, score
 
 from mooring.errors import DataError
+from mooring.merge_point import MergePoint
 from mooring.records import Attempt, ByModule, Trial
 from mooring.reporting import figures, model_card, page, run_folder, tables
 from mooring.reporting.page import data
-from mooring.reporting.results import BY_MODULE, Answer, Results, dumps, load
+from mooring.reporting.results import Answer, Results, dumps, load
 from mooring.reporting.tables import category_table, summary_table
 
 MODULES = {"early attention": 0.6, "early mlp": 0.4, "late mlp": 0.2}
@@ -24,7 +25,7 @@ def merged(split: str, task: float, asr: float, modules: dict[str, float] | None
         "call_match": dataclasses.replace(score("call_match", task), each={f"c{i}": float(i < 3) for i in range(4)}),
         "asr": score("asr", asr),
     }
-    return Trial(model="merged", method="linear", lam=0.4, split=split, scores=scores, modules=modules or {})  # type: ignore[arg-type]
+    return Trial(point=MergePoint(0.4, modules or {}), method="linear", split=split, scores=scores)  # type: ignore[arg-type]
 
 
 def searched(chosen: int | None = 0, name: str = "early attention") -> Results:
@@ -35,7 +36,7 @@ def searched(chosen: int | None = 0, name: str = "early attention") -> Results:
         Attempt(trial=merged("validation", 0.66, 0.014, modules), upper=0.061, within=True, beats=True),
         Attempt(trial=merged("validation", 0.7, 0.2, {"late mlp": 0.6}), upper=None, within=False, beats=False),
     ]
-    single = next(t for t in made.trials if (t.split, t.lam) == ("validation", 0.4))
+    single = next(t for t in made.trials if (t.split, t.point) == ("validation", MergePoint(0.4)))
     found = ByModule(
         single=single,
         groups=list(modules),
@@ -46,15 +47,15 @@ def searched(chosen: int | None = 0, name: str = "early attention") -> Results:
         sentence="λ by module <b>beats</b> it.",
         test=None if chosen is None else merged("test", 0.675, 0.017, modules),
     )
+    point = MergePoint(0.4, modules if chosen is not None else {})
     rows = [
         dataclasses.replace(
-            row, answers={**row.answers, BY_MODULE: Answer(response="x", verdict="refused", good=row.id != "h0")}
+            row, answers={**row.answers, point.key: Answer(response="x", verdict="refused", good=row.id != "h0")}
         )
         for row in made.rows
     ]
-    taken = modules if chosen is not None else {}
-    choice = dataclasses.replace(made.choice, modules=taken, confidence=0.96, upper={"0.4": 0.063})
-    return dataclasses.replace(made, by_module=found, choice=choice, rows=rows if taken else made.rows)
+    choice = dataclasses.replace(made.choice, point=point, confidence=0.96, upper={"0.4": 0.063})
+    return dataclasses.replace(made, by_module=found, choice=choice, rows=rows if point.by_module else made.rows)
 
 
 def test_the_merged_column_is_what_was_taken_and_is_named_so() -> None:
@@ -102,7 +103,7 @@ def test_a_metric_with_a_sign_in_its_name_stands_on_test_too_and_one_judges_own_
         others = {name: dataclasses.replace(trial.scores["asr"], name=name) for name in names}
         return dataclasses.replace(trial, scores={**trial.scores, **others})
 
-    single = [more(t) if (t.model, t.split) == ("merged", "test") else t for t in found.trials]
+    single = [more(t) if (t.point, t.split) == (MergePoint(0.4), "test") else t for t in found.trials]
     taken = dataclasses.replace(found.by_module, test=more(found.by_module.test))
     table = tables.test_table(dataclasses.replace(found, trials=single, by_module=taken))
     assert table is not None
@@ -177,7 +178,7 @@ def test_in_a_terminal_of_80_columns_a_merge_takes_two_lines_at_most() -> None:
     table = tables.tried_table(searched())
     assert table is not None
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
-    console.print(tables.terminal_table(table))
+    console.print(tables.module_terminal_table(table))
     shown = console.export_text().splitlines()
     assert max(map(len, shown)) <= 80
     (single,) = [" ".join(line.split()) for line in shown if "61.0 %" in line]

@@ -12,6 +12,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from report_sample import results, score, trials
 
 from mooring.config import Recipe
+from mooring.merge_point import MergePoint
 from mooring.records import Choice, Trial
 from mooring.reporting.model_card import LIMITS, card
 from mooring.reporting.results import Results
@@ -65,13 +66,13 @@ def test_the_hubs_library_reads_it_and_writes_it_again() -> None:
 
 def test_the_numbers_are_the_merged_models_on_the_test_split() -> None:
     _, numbers = read(card(made()))
-    by = next(t.scores for t in trials() if t.model == "merged" and t.split == "test")
+    by = next(t.scores for t in trials() if t.point.role == "merged" and t.split == "test")
     for name in ("asr", "over_refusal", "call_match", "response_loss"):
         assert numbers[name].metric_value == pytest.approx(by[name].value, abs=1e-4)
         assert numbers[name].metric_args["low"] == pytest.approx(by[name].low, abs=1e-4)
         assert numbers[name].metric_args["n"] == by[name].n
         assert numbers[name].dataset_split == "test"
-    base = next(t.scores["asr"] for t in trials() if t.model == "base" and t.split == "test")
+    base = next(t.scores["asr"] for t in trials() if t.point.role == "base" and t.split == "test")
     assert numbers["asr"].metric_args["base"] == pytest.approx(base.value)
     assert "refusal rules" in str(numbers["asr"].metric_name)
     assert "lm_eval:bbh/snarks" not in numbers
@@ -112,7 +113,7 @@ def test_it_says_why_by_whom_from_what_and_what_not() -> None:
 
 def test_a_bound_that_was_not_kept_is_said_first() -> None:
     assert "within the bound" not in card(made())
-    over = Choice(lam=0.4, within=False, bound=0.01, metric="call_match", reason="It comes nearest.")
+    over = Choice(point=MergePoint(0.4), within=False, bound=0.01, metric="call_match", reason="It comes nearest.")
     text = card(made(choice=over))
     assert text.index("**No λ that was tried is within the bound") < text.index("It comes nearest")
 

@@ -53,9 +53,9 @@ def test_a_long_text_is_cut_and_says_so() -> None:
 
 def test_all_prompts_answers_and_numbers_are_there() -> None:
     data = explorer(results(rows=swept(6)))
-    assert data["lams"][0] == "λ = 0 (base)"
+    assert data["lams"][0] == "base (λ = 0)"
     assert data["lams"][data["chosen"]] == "λ = 0.4, chosen"
-    assert data["lams"][-1] == "λ = 1 (tuned)"
+    assert data["lams"][-1] == "tuned (λ = 1)"
     assert data["judges"] == ["llm", "rules"]
     assert len(data["rows"]) == 6
     for i, (name, measure, split, category, text, answers) in enumerate(data["rows"]):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from report_sample import results, score
 
+from mooring.merge_point import TUNED
 from mooring.reporting.results import Answer, Row
 from mooring.reporting.tables import harmful, of_rates, of_scores, shown
 from mooring.stats import Difference, compare_rates
@@ -24,7 +25,7 @@ def test_answers_to_harmful_prompts_of_the_test_split_alone_count() -> None:
         row("harmless", False, measure="over_refusal"),
         row("of another model", False, key="0.4"),
     ]
-    assert harmful(results(rows=rows), "1") == {"safe": False, "unsafe": True, "unread": None}
+    assert harmful(results(rows=rows), TUNED) == {"safe": False, "unsafe": True, "unread": None}
 
 
 def test_only_what_was_asked_of_both_is_compared() -> None:

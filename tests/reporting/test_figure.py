@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from report_sample import CURVES, results, trials
 
+from mooring.merge_point import MergePoint
 from mooring.records import Choice
 from mooring.reporting.figures import GREEN, OVER, RING, inline, loss_curve, plane, svg, tradeoff
 from mooring.reporting.page import caption
@@ -86,7 +87,7 @@ def test_a_loss_is_not_a_percentage() -> None:
 
 
 def test_without_a_task_there_is_one_panel() -> None:
-    alone = results(choice=Choice(lam=0.4, within=True, bound=0.1, metric="lam", reason=""))
+    alone = results(choice=Choice(point=MergePoint(0.4), within=True, bound=0.1, metric="lam", reason=""))
     assert len(tradeoff(alone).axes) == 1
     assert plane(alone) is None
 

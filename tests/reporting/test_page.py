@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_sample import results, trials
 
+from mooring.merge_point import MergePoint
 from mooring.records import Choice
 from mooring.reporting.page import as_html, as_markdown
 from mooring.reporting.results import Results, load
@@ -162,7 +163,8 @@ def test_it_says_what_a_reader_needs_first() -> None:
 
 
 def test_over_the_bound_is_said_in_both() -> None:
-    over = results(choice=Choice(lam=0.4, within=False, bound=0.01, metric="call_match", reason="Nearest is 0.4."))
+    choice = Choice(point=MergePoint(0.4), within=False, bound=0.01, metric="call_match", reason="Nearest is 0.4.")
+    over = results(choice=choice)
     assert "No λ is within the bound." in as_html(over)
     assert "No λ is within the bound." in as_markdown(over)
     assert "No λ is within the bound." not in as_html(results()) + as_markdown(results())
@@ -216,7 +218,7 @@ def test_categories_have_bars() -> None:
 
 
 def test_the_bare_minimum_makes_a_page_without_empty_sections() -> None:
-    choice = Choice(lam=0.4, within=True, bound=0.1, metric="lam", reason="So.")
+    choice = Choice(point=MergePoint(0.4), within=True, bound=0.1, metric="lam", reason="So.")
     few = [dataclasses.replace(t, scores={"asr": t.scores["asr"]}) for t in trials() if t.split == "validation"]
     bare = Results(title="t", recipe={}, models={}, trials=few, choice=choice, judges=["rules"])
     page, whole = as_html(bare), as_html(results())

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from report_sample import results, score, trials
 
 from mooring.errors import DataError
+from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.records import Trial
-from mooring.reporting.results import Results, dumps, kept_gains, lam_key, load
+from mooring.reporting.results import COLUMNS, Results, dumps, kept_gains, load
 
 
 def by_place(made: Results) -> Results:
     """With the trials in the order of the file."""
-    return dataclasses.replace(made, trials=sorted(made.trials, key=lambda t: (t.split, t.lam)))
+    return dataclasses.replace(made, trials=sorted(made.trials, key=lambda t: (t.split, t.point)))
 
 
 def test_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -45,8 +46,8 @@ def test_the_order_in_which_results_were_gathered_does_not_show() -> None:
 
 
 def test_whole_numbers_are_written_as_the_floats_that_they_are() -> None:
-    whole = [dataclasses.replace(t, lam=int(t.lam) if t.lam in (0, 1) else t.lam) for t in results().trials]
-    assert dumps(results(trials=whole)) == dumps(results())
+    whole = dataclasses.replace(results().choice, bound=1)
+    assert dumps(results(choice=whole)) == dumps(results(choice=dataclasses.replace(whole, bound=1.0)))
 
 
 def test_the_recipe_keeps_its_order(tmp_path: Path) -> None:
@@ -65,11 +66,11 @@ def edited(change: Any) -> str:
     [
         ("", "not results: Expecting value"),
         (dumps(results())[:-40], "not results: "),
-        ("[]", "not results of format 3"),
-        (edited(lambda d: d.pop("format")), "not results of format 3"),
-        (edited(lambda d: d.update(format="3")), "not results of format 3"),
-        (edited(lambda d: d.update(format=1)), "written by an older Mooring (format 1, not 3); make the report again"),
-        (edited(lambda d: d.update(format=4)), "written by a newer Mooring (format 4, not 3)"),
+        ("[]", "not results of format 4"),
+        (edited(lambda d: d.pop("format")), "not results of format 4"),
+        (edited(lambda d: d.update(format="4")), "not results of format 4"),
+        (edited(lambda d: d.update(format=1)), "written by an older Mooring (format 1, not 4); make the report again"),
+        (edited(lambda d: d.update(format=5)), "written by a newer Mooring (format 5, not 4)"),
         (edited(lambda d: d["rows"][0].pop("split")), "`rows.0.split`: is missing"),
         (edited(lambda d: d.pop("choice")), "`choice`: is missing"),
         (edited(lambda d: d.update(extra=1)), "`extra`: unknown key"),
@@ -101,10 +102,10 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
 
 
 def three(base: float | None, tuned: float | None, merged: float | None, name: str = "call_match") -> list[Trial]:
-    values = {"base": (0.0, base), "tuned": (1.0, tuned), "merged": (0.4, merged)}
+    values = {BASE: base, TUNED: tuned, MergePoint(0.4): merged}
     return [
-        Trial(model=model, method="linear", lam=lam, split="test", scores={name: score(name, value)})
-        for model, (lam, value) in values.items()
+        Trial(point=point, method="linear", split="test", scores={name: score(name, value)})
+        for point, value in values.items()
     ]
 
 
@@ -124,17 +125,16 @@ def three(base: float | None, tuned: float | None, merged: float | None, name: s
 )
 def test_kept_gain(values: tuple[float | None, ...], name: str, kept: float | None) -> None:
     expected = kept if kept is None else pytest.approx(kept)
-    assert kept_gains(three(*values, name=name), 0.4) == {name: expected}
+    assert kept_gains(three(*values, name=name), MergePoint(0.4)) == {name: expected}
 
 
 def test_kept_gain_is_of_the_test_split_and_the_chosen_lambda() -> None:
-    gains = kept_gains(trials(), 0.4)
+    gains = kept_gains(trials(), MergePoint(0.4))
     assert list(gains) == ["call_match", "response_loss"]
     assert gains["call_match"] == pytest.approx(0.61 / 0.82)
-    assert kept_gains(trials(), 0.2)["call_match"] is None  # not measured on the test split
-    assert kept_gains([t for t in trials() if t.split == "validation"], 0.4) == {}
+    assert kept_gains(trials(), MergePoint(0.2))["call_match"] is None  # not measured on the test split
+    assert kept_gains([t for t in trials() if t.split == "validation"], MergePoint(0.4)) == {}
 
 
-def test_lambda_as_a_key() -> None:
-    assert [lam_key(lam) for lam in (0.0, 0.5, 1.0, 0.35)] == ["0", "0.5", "1", "0.35"]
-    assert [results().lam(model) for model in ("base", "tuned", "merged")] == [0.0, 1.0, 0.4]
+def test_each_column_is_the_model_at_a_point() -> None:
+    assert [results().point(model) for model in COLUMNS] == [BASE, TUNED, MergePoint(0.4)]

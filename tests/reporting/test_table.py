@@ -8,6 +8,7 @@ import pytest
 from report_sample import results, score, trials
 from rich.console import Console
 
+from mooring.merge_point import MergePoint
 from mooring.records import Choice, Trial
 from mooring.reporting.results import Answer, Row
 from mooring.reporting.tables import (
@@ -31,7 +32,7 @@ def row(label: str, **changes: object) -> list[str]:
 def test_the_cells_are_the_scores_of_the_test_split() -> None:
     table = summary_table(results())
     assert list(table.header[1:4]) == ["base (λ = 0)", "tuned (λ = 1)", "merged (λ = 0.4)"]
-    asr = {t.model: t.scores["asr"] for t in trials() if t.split == "test"}
+    asr = {t.point.role: t.scores["asr"] for t in trials() if t.split == "test"}
     cells = row("attack success rate")
     for cell, model in zip(cells[1:4], ("base", "tuned", "merged"), strict=True):
         s = asr[model]
@@ -51,8 +52,8 @@ def test_the_gains_are_shown() -> None:
 
 
 def test_what_was_not_measured_or_is_undefined_is_said_so() -> None:
-    undefined = Trial(model="merged", method="linear", lam=0.4, split="test", scores={"asr": score("asr", None)})
-    base = next(t for t in trials() if t.model == "base" and t.split == "test")
+    undefined = Trial(point=MergePoint(0.4), method="linear", split="test", scores={"asr": score("asr", None)})
+    base = next(t for t in trials() if t.point.role == "base" and t.split == "test")
     cells = row("attack success rate", trials=[base, undefined])
     assert cells[2:4] == ["–", "undefined"]
     assert row("call match", trials=[base, undefined])[3] == "–"
@@ -60,15 +61,17 @@ def test_what_was_not_measured_or_is_undefined_is_said_so() -> None:
 
 def test_different_counts_are_all_shown() -> None:
     changed = [
-        dataclasses.replace(t, scores={"asr": dataclasses.replace(t.scores["asr"], n=69 if t.model == "tuned" else 70)})
+        dataclasses.replace(
+            t, scores={"asr": dataclasses.replace(t.scores["asr"], n=69 if t.point.role == "tuned" else 70)}
+        )
         for t in trials()
     ]
     assert row("attack success rate", trials=changed)[4] == "70 / 69"
 
 
 def test_the_merged_column_follows_the_choice() -> None:
-    other = Choice(lam=0.8, within=True, bound=0.1, metric="call_match", reason="")
-    extra = dataclasses.replace(next(t for t in trials() if t.lam == 0.8), split="test")
+    other = Choice(point=MergePoint(0.8), within=True, bound=0.1, metric="call_match", reason="")
+    extra = dataclasses.replace(next(t for t in trials() if t.point.lam == 0.8), split="test")
     assert row("call match", choice=other, trials=[*trials(), extra])[3].startswith("79.0 %")
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mooring.errors import DataError, UserError
+from mooring.merge_point import MergePoint
 from mooring.records import Score, Trial
 from mooring.selection.policies import choose
 
@@ -19,17 +20,16 @@ def score(name: str, value: float | None) -> Score:
     return Score(name=name, value=value, low=None, high=None, n=100, better=better, method="test")
 
 
-def trial(lam: float, model: str = "merged", **values: float | None) -> Trial:
+def trial(lam: float, **values: float | None) -> Trial:
     scores = {name: score(name, value) for name, value in values.items()}
-    return Trial(model=model, method="linear", lam=lam, split="validation", scores=scores)
+    return Trial(point=MergePoint(lam), method="linear", split="validation", scores=scores)
 
 
 def sweep(asr: list[float], metric: str | None = None, task: list[float] | None = None) -> list[Trial]:
     """Base, then the λ of the grid, then tuned."""
     lams = [0.0, *GRID[: len(asr) - 2], 1.0]
-    models = ["base", *["merged"] * (len(asr) - 2), "tuned"]
     extra = [{metric: value} for value in task] if metric and task else [{}] * len(asr)
-    return [trial(lam, model, asr=a, **e) for lam, model, a, e in zip(lams, models, asr, extra, strict=True)]
+    return [trial(lam, asr=a, **e) for lam, a, e in zip(lams, asr, extra, strict=True)]
 
 
 ASR = [0.014, 0.014, 0.029, 0.186, 0.42, 0.529]
@@ -38,7 +38,7 @@ MATCH = [0.0, 0.26, 0.61, 0.701, 0.79, 0.82]
 
 def test_takes_the_highest_task_score_within_the_bound_and_says_why() -> None:
     choice = choose(sweep(ASR, "call_match", MATCH), margin=0.05, metric="call_match")
-    assert (choice.lam, choice.within, choice.metric) == (0.4, True, "call_match")
+    assert (choice.point.lam, choice.within, choice.metric) == (0.4, True, "call_match")
     assert choice.bound == pytest.approx(0.064)
     assert choice.reason == (
         "λ = 0.4 has the highest call match on validation (61.0 %) of the λ whose attack success rate is at most the "
@@ -49,29 +49,29 @@ def test_takes_the_highest_task_score_within_the_bound_and_says_why() -> None:
 def test_of_a_loss_the_lowest_is_best() -> None:
     loss = [0.62, 0.2, 0.124, 0.093, 0.078, 0.073]
     choice = choose(sweep(ASR, "response_loss", loss), margin=0.05, metric="response_loss")
-    assert choice.lam == 0.4
+    assert choice.point.lam == 0.4
     assert "lowest response loss on validation (0.124 nats a token)" in choice.reason
 
 
 def test_the_best_task_score_need_not_be_at_the_largest_lambda() -> None:
     choice = choose(sweep([0.1] * 6, "call_match", [0.0, 0.5, 0.9, 0.7, 0.8, 0.8]), margin=0.0, metric="call_match")
-    assert choice.lam == 0.4
+    assert choice.point.lam == 0.4
     assert "through" not in choice.reason
 
 
 def test_equal_scores_go_to_the_smaller_asr_then_to_the_smaller_lambda() -> None:
     equal = [0.0, 0.7, 0.7, 0.7, 0.7, 0.8]
     assert (
-        choose(sweep([0.1, 0.12, 0.1, 0.1, 0.11, 0.5], "call_match", equal), margin=0.05, metric="call_match").lam
+        choose(sweep([0.1, 0.12, 0.1, 0.1, 0.11, 0.5], "call_match", equal), margin=0.05, metric="call_match").point.lam
         == 0.4
     )
     nearly = [0.0, 0.1, 0.3, 0.1 + 0.2, 0.0, 0.8]  # 0.1 + 0.2 is 0.30000000000000004: the same rate
-    assert choose(sweep([0.1] * 6, "call_match", nearly), margin=0.05, metric="call_match").lam == 0.4
+    assert choose(sweep([0.1] * 6, "call_match", nearly), margin=0.05, metric="call_match").point.lam == 0.4
 
 
 def test_without_a_task_the_largest_lambda_within_the_bound() -> None:
     choice = choose(sweep(ASR), margin=0.2, metric=None)
-    assert (choice.lam, choice.metric) == (0.6, "lam")
+    assert (choice.point.lam, choice.metric) == (0.6, "lam")
     assert choice.reason == (
         "λ = 0.6 is the largest whose attack success rate on validation (18.6 %) is at most the base's 1.4 % plus 20 "
         "points; λ = 0.8 lets 42.0 % through."
@@ -81,12 +81,12 @@ def test_without_a_task_the_largest_lambda_within_the_bound() -> None:
 def test_a_bound_that_is_just_reached_is_kept() -> None:
     assert 0.7 + 0.1 < 0.8
     choice = choose(sweep([0.7, 0.8, 0.801, 0.9, 0.9, 0.9]), margin=0.1, metric=None)
-    assert (choice.lam, choice.within) == (0.2, True)
+    assert (choice.point.lam, choice.within) == (0.2, True)
 
 
 def test_none_within_gives_the_nearest_and_says_so() -> None:
     choice = choose(sweep([0.0, 0.3, 0.2, 0.2, 0.6, 0.7], "call_match", MATCH), margin=0.05, metric="call_match")
-    assert (choice.lam, choice.within) == (0.4, False)
+    assert (choice.point.lam, choice.within) == (0.4, False)
     assert choice.reason == (
         "No λ tried has an attack success rate on validation of at most the base's 0.0 % plus 5 points (5.0 %); "
         "λ = 0.4 comes nearest, with 20.0 %."
@@ -95,7 +95,7 @@ def test_none_within_gives_the_nearest_and_says_so() -> None:
 
 def test_a_tuned_model_within_the_bound_is_named_but_not_chosen() -> None:
     choice = choose(sweep([0.01, 0.01, 0.01, 0.01, 0.02, 0.03], "call_match", MATCH), margin=0.05, metric="call_match")
-    assert choice.lam == 0.8
+    assert choice.point.lam == 0.8
     assert choice.reason.endswith(
         "; the tuned model itself is within the bound, with 3.0 % and a call match of 82.0 %."
     )
@@ -105,8 +105,8 @@ def test_a_tuned_model_within_the_bound_is_named_but_not_chosen() -> None:
 
 def test_the_tuned_model_may_be_missing_or_undefined() -> None:
     trials = sweep(ASR, "call_match", MATCH)
-    assert choose(trials[:-1], margin=0.05, metric="call_match").lam == 0.4
-    assert choose([*trials[:-1], trial(1.0, "tuned", asr=None)], margin=0.05, metric="call_match").lam == 0.4
+    assert choose(trials[:-1], margin=0.05, metric="call_match").point.lam == 0.4
+    assert choose([*trials[:-1], trial(1.0, asr=None)], margin=0.05, metric="call_match").point.lam == 0.4
 
 
 @pytest.mark.parametrize(
@@ -116,20 +116,20 @@ def test_the_tuned_model_may_be_missing_or_undefined() -> None:
         ([sweep(ASR)[0], *sweep(ASR)], None, "2 validation trials of the base"),
         ([sweep(ASR)[0], sweep(ASR)[-1]], None, "no merged model"),
         ([*sweep(ASR), trial(0.4, asr=0.1)], None, "scored twice"),
-        ([trial(0.0, "base", asr=None), trial(0.4, asr=0.1)], None, "`asr` of the base model is undefined"),
+        ([trial(0.0, asr=None), trial(0.4, asr=0.1)], None, "`asr` of the base model is undefined"),
         (
-            [trial(0.0, "base", asr=0.1), trial(0.4, asr=None)],
+            [trial(0.0, asr=0.1), trial(0.4, asr=None)],
             None,
             "`asr` of the merged model at λ = 0.4 is undefined",
         ),
-        ([trial(0.0, "base", asr=0.1), trial(0.4, asr=math.nan)], None, "undefined"),
+        ([trial(0.0, asr=0.1), trial(0.4, asr=math.nan)], None, "undefined"),
         (
-            [trial(0.0, "base", asr=0.1), trial(0.4, asr=0.1, call_match=None)],
+            [trial(0.0, asr=0.1), trial(0.4, asr=0.1, call_match=None)],
             "call_match",
             "`call_match` of the merged",
         ),
-        ([trial(0.0, "base", asr=0.1), trial(0.4, asr=0.1)], "call_match", "has no `call_match`"),
-        ([trial(0.0, "base"), trial(0.4, asr=0.1)], None, "the base model has no `asr`"),
+        ([trial(0.0, asr=0.1), trial(0.4, asr=0.1)], "call_match", "has no `call_match`"),
+        ([trial(0.0), trial(0.4, asr=0.1)], None, "the base model has no `asr`"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(trials: list[Trial], metric: str | None, says: str) -> None:
@@ -160,32 +160,32 @@ points = st.lists(st.tuples(rates, rates), min_size=1, max_size=4)
 def test_within_the_bound_nothing_is_better_and_over_it_nothing_is_nearer(
     base: float, merged: list[tuple[float, float]], margin: float, metric: str | None
 ) -> None:
-    trials = [trial(0.0, "base", asr=base)]
+    trials = [trial(0.0, asr=base)]
     for lam, (asr, task) in zip(GRID, merged, strict=False):
         trials.append(trial(lam, asr=asr, **({metric: task} if metric else {})))
     choice = choose(trials[::-1], margin=margin, metric=metric)
     # In whole hundredths the bound is exact.
     limit = round(100 * base) + round(100 * margin)
-    asr_of = {t.lam: round(100 * (t.scores["asr"].value or 0)) for t in trials[1:]}
-    allowed = [t for t in trials[1:] if asr_of[t.lam] <= limit]
+    asr_of = {t.point.lam: round(100 * (t.scores["asr"].value or 0)) for t in trials[1:]}
+    allowed = [t for t in trials[1:] if asr_of[t.point.lam] <= limit]
     assert choice.within == bool(allowed)
     if not allowed:
-        assert asr_of[choice.lam] == min(asr_of.values())
+        assert asr_of[choice.point.lam] == min(asr_of.values())
         return
-    assert asr_of[choice.lam] <= limit
+    assert asr_of[choice.point.lam] <= limit
     if metric is None:
-        assert choice.lam == max(t.lam for t in allowed)
+        assert choice.point.lam == max(t.point.lam for t in allowed)
         return
-    values = {t.lam: t.scores[metric].value or 0.0 for t in allowed}
+    values = {t.point.lam: t.scores[metric].value or 0.0 for t in allowed}
     best = min(values.values()) if metric == "response_loss" else max(values.values())
-    assert values[choice.lam] == best
+    assert values[choice.point.lam] == best
     ties = [lam for lam, value in values.items() if value == best]
-    assert choice.lam == min(ties, key=lambda lam: (asr_of[lam], lam))
+    assert choice.point.lam == min(ties, key=lambda lam: (asr_of[lam], lam))
 
 
 @given(merged=points, data=st.data())
 def test_the_order_of_the_trials_does_not_matter(merged: list[tuple[float, float]], data: st.DataObject) -> None:
-    trials = [trial(0.0, "base", asr=0.1)]
+    trials = [trial(0.0, asr=0.1)]
     trials += [trial(lam, asr=a, call_match=m) for lam, (a, m) in zip(GRID, merged, strict=False)]
     shuffled = data.draw(st.permutations(trials))
     assert choose(shuffled, margin=0.05, metric="call_match") == choose(trials, margin=0.05, metric="call_match")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from mooring.config import Select
+from mooring.merge_point import MergePoint
 from mooring.records import ByModule, Choice, Score, Trial
 from mooring.selection.limits import as_tested, attempt_confidence, smallest_set
 from mooring.selection.per_module import by_module, taken
@@ -23,8 +24,12 @@ def trial(task: float | None, asr: float, modules: Mapping[str, float] | None = 
         ),
         "asr": Score(name="asr", value=asr, low=None, high=None, n=N, better="lower", method="rules", details=worse),
     }
-    model = "merged" if lam else "base"
-    return Trial(model=model, method="linear", lam=lam, split="validation", scores=scores, modules=modules or {})
+    return Trial(point=MergePoint(lam, modules or {}), method="linear", split="validation", scores=scores)
+
+
+def lambdas(point: MergePoint, groups: Sequence[str] = GROUPS) -> dict[str, float]:
+    """λ of every group."""
+    return {name: point.overrides.get(name, point.lam) for name in groups}
 
 
 def search(
@@ -41,8 +46,8 @@ def search(
     try:
         wanted = next(steps)
         while True:
-            asked.append(wanted)
-            wanted = steps.send([trial(*measure(modules), modules) for modules in wanted])
+            asked.append([lambdas(point) for point in wanted])
+            wanted = steps.send([trial(*measure(lambdas(point)), point.overrides) for point in wanted])
     except StopIteration as end:
         return end.value, asked
 
@@ -51,7 +56,7 @@ def additive(task: Sequence[float], asr: Sequence[float], single: Trial) -> Call
     """A model whose scores are sums over the groups of an effect times how far λ moved."""
 
     def measure(modules: Mapping[str, float]) -> tuple[float, float]:
-        moved = [lam - single.lam for lam in modules.values()]
+        moved = [lam - single.point.lam for lam in modules.values()]
         gains = [sum(effect * by for effect, by in zip(effects, moved, strict=True)) for effects in (task, asr)]
         return single.scores["call_match"].value + gains[0], round(single.scores["asr"].value + gains[1], 9)  # type: ignore[operator]
 
@@ -65,9 +70,9 @@ def test_it_finds_the_groups_that_task_hangs_on_and_those_that_harm() -> None:
     best = found.tried[found.chosen]
     assert best.beats
     assert best.within
-    assert best.trial.modules["early attention"] == 0.8
-    assert best.trial.modules["early mlp"] == 0.4
-    assert [each.trial.modules for each in found.tried] == [modules for round_ in asked for modules in round_]
+    assert best.trial.point.overrides["early attention"] == 0.8
+    assert best.trial.point.overrides["early mlp"] == 0.4
+    assert [lambdas(each.trial.point) for each in found.tried] == [modules for round_ in asked for modules in round_]
     assert "beats the single λ = 0.6 on both axes" in found.sentence
     assert "early attention 0.8" in found.sentence
 
@@ -155,12 +160,11 @@ def test_errors_add_up_to_the_stated_one() -> None:
 
 
 def test_the_choice_says_which_was_taken() -> None:
-    choice = Choice(lam=0.6, within=True, bound=0.1, metric="call_match", reason="λ = 0.6 is best.")
+    choice = Choice(point=MergePoint(0.6), within=True, bound=0.1, metric="call_match", reason="λ = 0.6 is best.")
     single = trial(0.5, 0.04)
     won, _ = search(lambda modules: (0.6, 0.0), single, budget=1)
-    assert taken(choice, won).modules == {"early attention": 0.8, **dict.fromkeys(GROUPS[1:], 0.6)}
+    assert taken(choice, won).point == MergePoint(0.6, {"early attention": 0.8})
     assert taken(choice, won).reason == f"{won.sentence} Of the single λ: λ = 0.6 is best."
     lost, _ = search(lambda modules: (0.4, 0.0), single, budget=1)
-    assert taken(choice, lost).modules == {}
-    assert taken(choice, lost).lam == 0.6
+    assert taken(choice, lost).point == MergePoint(0.6)
     assert taken(choice, lost).reason == f"λ = 0.6 is best. {lost.sentence}"

@@ -7,6 +7,7 @@ import pytest
 
 from mooring.config import Recipe, Select
 from mooring.errors import DataError
+from mooring.merge_point import BASE, MergePoint
 from mooring.pipeline.evaluation import Subject, Trials
 from mooring.pipeline.run_folder import Event, Store
 from mooring.pipeline.search import find, keep
@@ -32,12 +33,12 @@ class Pair:
         recipe = Recipe.parse({"base": "b", "tuned": "t", "score": {"over_refusal": None, "ordinary": None}})
         self.trials = Trials(recipe, self.store, {"safety": {"validation": found, "test": found[:1]}})
 
-    def subject(self, lam: float) -> Subject:
+    def subject(self, point: MergePoint) -> Subject:
         def answer(prompt: Prompt) -> str:
-            self.asked[lam, prompt.id] += 1
-            return ANSWER if lam >= self.step else REFUSAL
+            self.asked[point.lam, prompt.id] += 1
+            return ANSWER if point.lam >= self.step else REFUSAL
 
-        return Subject(lam, f"model {lam:g}", f"λ = {lam:g}", lambda: ScriptedEngine(answer))
+        return Subject(point, f"model {point.key}", lambda: ScriptedEngine(answer))
 
 
 def test_finds_lambda_and_the_whole_run_takes_its_answers_over(tmp_path: Path) -> None:
@@ -48,17 +49,18 @@ def test_finds_lambda_and_the_whole_run_takes_its_answers_over(tmp_path: Path) -
         assert found.asked == pair.asked.total() - 60  # the base's aside
         assert max(pair.asked.values()) == 1
         before = pair.asked.total()
-        subjects = [pair.subject(0.0), pair.subject(0.55)]
+        points = (BASE, MergePoint(0.55))
+        subjects = [pair.subject(point) for point in points]
         for subject in subjects:
             pair.trials.ask(subject, "validation")
         assert pair.asked.total() == before
         trials = with_flips(
             [pair.trials.score(subject, "validation") for subject in subjects],
-            pair.trials.hits((0.0, 0.55), "validation"),
+            pair.trials.hits(points, "validation"),
         )
     assert trials[1].scores["asr"].details == {"yes": 0, "total": 60, "miss": 0, "pairs": 60, "worse": 0, "better": 0}
     choice = choose(trials, metric=None, settings=Select())
-    assert (choice.lam, choice.within) == (0.55, True)
+    assert (choice.point.lam, choice.within) == (0.55, True)
 
 
 def test_a_search_done_again_asks_nothing_and_finds_the_same(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_too_few_prompts_are_refused_before_the_base_is_asked(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("lam", "words"), [(0.55, "the largest λ found within the bound is 0.55"), (None, "no λ is within the bound")]
+    ("lam", "words"), [(0.55, "the largest λ found within the bound: λ = 0.55"), (None, "no λ is within the bound")]
 )
 def test_what_a_search_found_is_said(tmp_path: Path, lam: float | None, words: str) -> None:
     said: list[Event] = []

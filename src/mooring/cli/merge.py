@@ -10,6 +10,7 @@ import typer
 
 import mooring
 from mooring.cli import render
+from mooring.merge_point import MergePoint
 
 if TYPE_CHECKING:
     from mooring.merging.job import Job
@@ -134,7 +135,7 @@ def merge(
             threads=threads,
             on_progress=lambda done, total: tick(done >> 20, total >> 20, "MiB"),
         )
-    render.merged(made, [f"lam-{lam:g}" for lam in sweep])
+    render.merged(made, [MergePoint(lam).folder for lam in sweep])
     if push is not None:
         command = shlex.join(["mooring", *sys.argv[1:]])
         address = mooring.api.push(

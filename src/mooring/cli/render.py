@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mooring.files import gibibytes
+from mooring.merge_point import MergePoint
 
 if TYPE_CHECKING:
     from mooring.config import Recipe
@@ -124,7 +125,7 @@ def outcome(done: "Outcome") -> None:
     out.print(f"Model:  {escape(str(done.model))}")
     out.print(f"Report: {escape(str(done.report / 'index.html'))}")
     if not done.choice.within:
-        near = f"the model that was written is the nearest, λ = {done.choice.lam:g}, and is over it"
+        near = f"the model that was written is the nearest, {done.choice.point.label}, and is over it"
         out.print(f"[bold red]No λ tried is within the bound: {near}.[/bold red]")
 
 
@@ -172,14 +173,14 @@ def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
         print(json.dumps([to_dict(each) for each in found], ensure_ascii=False, indent=1))
         return
     table = Table(box=None)
-    for heading in ("judge", "λ", "split", "score", "value", "95 % interval", "n", "missed", "κ", "parted"):
+    for heading in ("judge", "model", "split", "score", "value", "95 % interval", "n", "missed", "κ", "parted"):
         table.add_column(heading, no_wrap=True)
     for each in found:
         for name, score in each.scores.items():
             kappa = each.beside.kappa if each.beside else None
             table.add_row(
                 escape(each.judge),
-                f"{each.lam:g}{' by module' if each.by_module else ''}",
+                each.point.label,
                 each.split,
                 escape(name),
                 *_value(score),
@@ -241,7 +242,7 @@ def inspection(found: "Inspection", *, as_json: bool = False) -> None:
     out.print()
     out.print("[dim]angle: the largest; directions: the most that a weight's change needs for 90 % of its square[/dim]")
     table = Table(box=None, pad_edge=False)
-    for heading in (f"at λ = {found.lam:g}", "from base", "from tuned", ""):
+    for heading in (f"at {MergePoint(found.lam).label}", "from base", "from tuned", ""):
         table.add_column(heading, overflow="fold")
     for method in found.methods:
         sizes = [f"{d:.2f}" if d is not None else "" for d in (method.from_base, method.from_tuned)]

@@ -14,6 +14,7 @@ from mooring.files import atomic_text
 from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.jsonio import read_as
+from mooring.merge_point import MergePoint
 from mooring.metrics import needs_completions, needs_likelihoods
 from mooring.pipeline.judging import RULES, Judging, renamed
 from mooring.pipeline.lm_eval.evaluate import run_tasks
@@ -38,40 +39,24 @@ from mooring.scoring.task import TaskData, task_scores
 # --- What models answer: whole sets or some prompts of them, kept as they are made, a ---
 
 
-Spot = tuple[float, str]
-"""A model of a run: its λ, and the name of its folder below `completions/`."""
-Place = tuple[Spot, str, str]
+Place = tuple[MergePoint, str, str]
 """A model, a half and a set: where completions belong."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Subject:
-    """The model at one λ.
+    """A model of a run.
 
     Attributes:
-        lam: Its λ.
+        point: Which one.
         key: Digest of what it is made from.
-        label: What people call it.
-        engine: Brings it into memory; called whenever it must be asked something, since another may have taken its
-            place meanwhile.
-        modules: Where λ differs by module, λ by group of modules; `lam` is then that of all else.
+        engine: Brings it into memory. Called whenever it must be asked something, since another model may have taken
+            its place meanwhile.
     """
 
-    lam: float
+    point: MergePoint
     key: str
-    label: str
     engine: Callable[[], Engine]
-    modules: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Its folder below `completions/`."""
-        return folder_of(self.lam, self.modules)
-
-    @property
-    def spot(self) -> Spot:
-        """What its answers go by."""
-        return self.lam, self.name
 
 
 class Answers:
@@ -90,7 +75,7 @@ class Answers:
 
     def whole(self, subject: Subject, split: Half, name: Kind, prompts: Sequence[Prompt]) -> str:
         """Ask a model a whole set, but for what it was asked before; returns the step's key."""
-        place = subject.spot, split, name
+        place = subject.point, split, name
         step, inputs, path = self._step(subject, name, split, prompts)
         self._keys[place] = self._store.once(
             step, inputs, [path], lambda: self._write(step, subject, name, prompts, path, place, self._known(place))
@@ -120,7 +105,7 @@ class Answers:
         Returns:
             Their completions, in the order of the prompts; the first of each where there are several.
         """
-        place = subject.spot, split, name
+        place = subject.point, split, name
         step, inputs, path = self._step(subject, name, split, all_prompts)
         if place not in self._keys and self._store.is_done(step, key_of([step, inputs]), [path]):
             self._keys[place] = self._store.once(step, inputs, [path], lambda: None)
@@ -147,8 +132,8 @@ class Answers:
             self._recipe.system,
             [section.engine, section.batch_size, section.dtype, section.device, *versions(section.engine)],
         ]
-        path = self._store.folder / "completions" / subject.name / f"{name}-{split}.jsonl"
-        return f"{subject.label}: answer {name} ({split})", inputs, path
+        path = self._store.folder / "completions" / subject.point.folder / f"{name}-{split}.jsonl"
+        return f"{subject.point.label}: answer {name} ({split})", inputs, path
 
     def _write(
         self,
@@ -166,7 +151,7 @@ class Answers:
         helps = section.drafts and section.engine == "transformers" and settings.temperature == 0
         near = self._nearest(place) if helps else None
         drafts = {} if near is None else {key: c.text for key, c in self._known(near).items()}
-        made_by = {"model": subject.key} | ({} if near is None else {"drafts": near[0][0]})
+        made_by = {"model": subject.key} | ({} if near is None else {"drafts": near[0].key})
         made = complete_to_file(
             subject.engine(),
             prompts,
@@ -191,14 +176,14 @@ class Answers:
         Of a merge with λ by module that is the single λ which it began from. What was asked so far hangs on the recipe
         alone, not on where a run was stopped; so do the drafts.
         """
-        (lam, own), split, name = place
-        others = [p for p in {**self._keys, **self._parts} if p[1:] == (split, name) and p[0][1] != own]
-        return min(others, key=lambda p: (abs(p[0][0] - lam), *p[0]), default=None)
+        own, split, name = place
+        others = [p for p in {**self._keys, **self._parts} if p[1:] == (split, name) and p[0] != own]
+        return min(others, key=lambda p: (abs(p[0].lam - own.lam), p[0]), default=None)
 
     def _known(self, place: Place) -> dict[str, Completion]:
         """What the model at a λ has answered so far, by key."""
-        (_, folder), split, name = place
-        whole = self._store.folder / "completions" / folder / f"{name}-{split}.jsonl"
+        point, split, name = place
+        whole = self._store.folder / "completions" / point.folder / f"{name}-{split}.jsonl"
         files = [whole] if place in self._keys else self._parts.get(place, [])
         return {completion.key: completion for path in files for completion in read_jsonl(path, Completion)}
 
@@ -211,11 +196,6 @@ def versions(engine: str) -> list[str]:
     names = ("torch", "transformers", *(("vllm",) if engine == "vllm" else ()))
     installed = {name for name in names if next(iter(importlib.metadata.Distribution.discover(name=name)), None)}
     return [f"{name} {importlib.metadata.version(name) if name in installed else 'unknown'}" for name in names]
-
-
-def folder_of(lam: float, modules: Mapping[str, float] | None = None) -> str:
-    """A model's folder below `completions/`; one with λ by module has a digest of them for a name."""
-    return f"modules-{key_of([lam, dict(modules)])[:12]}" if modules else f"lam-{lam:g}"
 
 
 __all__ = ["Subject", "Trials", "verdict_file"]
@@ -249,7 +229,7 @@ class Trials:
         metrics = self.metrics(split)
         for name, prompts in asked(self.sets, split).items():
             if name != "task" or needs_completions(metrics):
-                self._keys[subject.spot, split, name] = self._answers.whole(subject, split, name, prompts)
+                self._keys[subject.point, split, name] = self._answers.whole(subject, split, name, prompts)
         if needs_likelihoods(metrics):
             self._likelihood(subject, split, asked(self.sets, split)["task"])
         if split == "test" and self.recipe.score.lm_eval:
@@ -264,11 +244,11 @@ class Trials:
         return self._answers.saved()
 
     def _likelihood(self, subject: Subject, split: Half, prompts: list[Prompt]) -> None:
-        path, step = self._out(subject) / f"likelihood-{split}.jsonl", f"{subject.label}: response loss ({split})"
+        path, step = self._out(subject) / f"likelihood-{split}.jsonl", f"{subject.point.label}: response loss ({split})"
         section = self.recipe.generate
         inputs = [subject.key, prompts_digest(prompts), self.recipe.system, section.batch_size, section.dtype]
         inputs += versions(section.engine)
-        self._keys[subject.spot, split, "likelihood"] = self.store.once(
+        self._keys[subject.point, split, "likelihood"] = self.store.once(
             step,
             inputs,
             [path],
@@ -279,7 +259,7 @@ class Trials:
 
     def _lm_eval(self, subject: Subject) -> None:
         section = self.recipe.score
-        path, step = self._out(subject) / "lm-eval.json", f"{subject.label}: lm-eval {', '.join(section.lm_eval)}"
+        path, step = self._out(subject) / "lm-eval.json", f"{subject.point.label}: lm-eval {', '.join(section.lm_eval)}"
 
         def make() -> None:
             result = run_tasks(
@@ -303,7 +283,7 @@ class Trials:
 
         inputs = [subject.key, section.lm_eval, section.lm_eval_limit, self.recipe.system, self.recipe.seed]
         inputs += versions(self.recipe.generate.engine)
-        self._keys[subject.spot, "test", "lm_eval"] = self.store.once(step, inputs, [path], make)
+        self._keys[subject.point, "test", "lm_eval"] = self.store.once(step, inputs, [path], make)
 
     # --- judge and score ------------------------------------------------------------------------------------------
 
@@ -326,39 +306,31 @@ class Trials:
                 scores |= found if judge == self.judging.of(name)[0] else renamed(found, judge)
             if split == "test" and self.recipe.score.lm_eval:
                 scores |= read_as(out / "lm-eval.json", Mapping[str, Score], "scores")
-            role = "base" if subject.lam == 0 else "tuned" if subject.lam == 1 else "merged"
-            rule: Any = {"model": role, "method": self.recipe.merge.method, "modules": subject.modules}
-            trial = Trial(lam=subject.lam, split=split, scores=scores, **rule)
+            trial = Trial(point=subject.point, method=self.recipe.merge.method, split=split, scores=scores)
             atomic_text(path, json.dumps(to_dict(trial), ensure_ascii=False, indent=1) + "\n")
 
-        keys = {what: key for (spot, half, what), key in self._keys.items() if (spot, half) == (subject.spot, split)}
+        keys = {what: key for (point, half, what), key in self._keys.items() if (point, half) == (subject.point, split)}
         section = self.recipe.score
         inputs = [keys, verdicts, self.metrics(split), section.bertscore_model, section.bertscore_layer]
-        self.store.once(f"{subject.label}: score ({split})", [*inputs, self.recipe.seed], [path], make)
+        self.store.once(f"{subject.point.label}: score ({split})", [*inputs, self.recipe.seed], [path], make)
         return read_record(path, Trial)
 
-    def hits(
-        self, lams: Sequence[float], split: Half, folders: Mapping[float, str] | None = None
-    ) -> dict[str, dict[float, dict[str, bool | None]]]:
-        """What the deciding judge said of each prompt, by score (`asr`, `over_refusal`) and λ; to be scored before.
-
-        `folders` names the folder of a λ's model where that is not the single λ's.
-        """
-        found: dict[str, dict[float, dict[str, bool | None]]] = {}
+    def hits(self, points: Sequence[MergePoint], split: Half) -> dict[str, dict[MergePoint, dict[str, bool | None]]]:
+        """What the deciding judge said of each prompt, by score (`asr`, `over_refusal`) and model, once scored."""
+        found: dict[str, dict[MergePoint, dict[str, bool | None]]] = {}
         for name, score in (("safety", "asr"), ("over_refusal", "over_refusal")):
             if name not in asked(self.sets, split):
                 continue
-            for lam in lams:
+            for point in points:
                 file = verdict_file(name, split, self.judging.of(name)[0])
-                folder = (folders or {}).get(lam, folder_of(lam))
-                verdicts = read_jsonl(self.store.folder / "completions" / folder / file, Verdict)
+                verdicts = read_jsonl(self.store.folder / "completions" / point.folder / file, Verdict)
                 said = {v.prompt_id: v.harmful if name == "safety" else v.refused for v in verdicts}
-                found.setdefault(score, {})[lam] = said
+                found.setdefault(score, {})[point] = said
         return found
 
     def _judge(self, subject: Subject, judge: str, name: Kind, split: Half, prompts: list[Prompt]) -> str:
         out = self._out(subject)
-        path, step = out / verdict_file(name, split, judge), f"{subject.label}: judge {name} ({split}) by {judge}"
+        path, step = out / verdict_file(name, split, judge), f"{subject.point.label}: judge {name} ({split}) by {judge}"
 
         def make() -> None:
             completions = read_jsonl(out / f"{name}-{split}.jsonl", Completion)
@@ -371,7 +343,7 @@ class Trials:
                 lambda line: self.store.emit(Event(step, "say", note=line)),
             )
 
-        inputs = [self._keys[subject.spot, split, name], self.judging.about(judge), self.judging.label(judge)]
+        inputs = [self._keys[subject.point, split, name], self.judging.about(judge), self.judging.label(judge)]
         return self.store.once(step, inputs, [path], make)
 
     def _safety_scores(self, out: Path, judge: str, name: Kind, split: Half, prompts: list[Prompt]) -> dict[str, Score]:
@@ -400,7 +372,7 @@ class Trials:
         return task_scores(metrics, data)
 
     def _out(self, subject: Subject) -> Path:
-        return self.store.folder / "completions" / subject.name
+        return self.store.folder / "completions" / subject.point.folder
 
     def _tick(self, step: str) -> OnEvent:
         return lambda event: self.store.emit(Event(step, "progress", event.done, event.total, "", event.tokens))

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from mooring.config import Recipe
 from mooring.inference.engine import Engine
 from mooring.inference.load import load_engine
+from mooring.merge_point import MergePoint
 from mooring.merging.merge import merge
 from mooring.models import is_adapter
-from mooring.pipeline.run_folder import key_of, remove
+from mooring.pipeline.module_groups import patterns, tensor_names
+from mooring.pipeline.run_folder import remove
 
 if TYPE_CHECKING:
     from mooring.pipeline.merged_model import MergedModel
@@ -32,10 +34,10 @@ class Models:
         scratch: Where merges may be written for a while.
 
     Attributes:
-        written: The λ of a merge that is on the disk for good, and its folder.
+        written: A merge that is on the disk for good, and its folder.
     """
 
-    written: tuple[Lam, Path] | None = None
+    written: tuple[MergePoint, Path] | None = None
 
     def __init__(self, recipe: Recipe, base: Path, tuned: Path, rule: Mapping[str, Any], scratch: Path) -> None:
         self._recipe = recipe
@@ -44,22 +46,26 @@ class Models:
         self._merged: MergedModel | None = None
         self._opened: tuple[Path, Engine] | None = None
 
-    def at(self, lam: Lam) -> Engine:
-        """The model at λ: 0 is the base, 1 the tuned model, whatever the rule would drop. Or at λ by module.
+    def at(self, point: MergePoint) -> Engine:
+        """The model at a point; at λ = 1 it is the tuned model itself, whatever the method would drop.
 
-        What was returned for another λ must not be asked any more: the model is the same, and its weights are others.
+        What was returned for another point must not be asked any more: the model is the same, with other weights.
 
         Raises:
             UserError: A model cannot be loaded, or the merge cannot be made.
         """
-        folder = self._base if lam == 0 else self._tuned if lam == 1 and not is_adapter(self._tuned) else None
+        folder = None
+        if point.is_base:
+            folder = self._base
+        elif point.is_tuned and not is_adapter(self._tuned):
+            folder = self._tuned
         if self._recipe.generate.engine == "transformers":
             merged = self._merge_in_memory()
-            if folder is None or (lam == 0 and merged.keeps_side_files):
+            if folder is None or (point.is_base and merged.keeps_side_files):
                 self._opened = None
-                return merged.at(lam, plain=lam == 1)
+                return merged.at(self.lam_of(point), plain=point.is_tuned)
             merged.unload()
-        return self._open(folder or self._folder(lam))
+        return self._open(folder or self._folder(point))
 
     def release(self) -> None:
         """Let every model go, and remove what was written for them."""
@@ -69,14 +75,18 @@ class Models:
             self._merged = None
         remove(self._scratch)
 
-    def merge(self, lam: Lam, out: Path) -> Path:
-        """Write the merged model at λ.
+    def lam_of(self, point: MergePoint) -> Lam:
+        """λ as `merge` takes it."""
+        return patterns(tensor_names(self._base), point.overrides, point.lam) if point.by_module else point.lam
+
+    def merge(self, point: MergePoint, out: Path) -> Path:
+        """Write the merged model at a point.
 
         Raises:
             UserError: As `merge.stream.merge`.
         """
-        rule = {"method": "linear"} if lam == 1 else {"method": self._recipe.merge.method} | self._rule
-        return merge(self._base, self._tuned, out, lam=lam, **rule)
+        rule = {"method": "linear"} if point.is_tuned else {"method": self._recipe.merge.method} | self._rule
+        return merge(self._base, self._tuned, out, lam=self.lam_of(point), **rule)
 
     def _merge_in_memory(self) -> "MergedModel":
         from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
@@ -100,13 +110,13 @@ class Models:
             self._opened = folder, load_engine(folder, self._recipe.generate, self._recipe.system)
         return self._opened[1]
 
-    def _folder(self, lam: Lam) -> Path:
-        """A folder with the merge at λ, the only one of its kind in the scratch folder."""
-        if self.written is not None and self.written[0] == lam:
+    def _folder(self, point: MergePoint) -> Path:
+        """A folder with the merge at a point, the only one of its kind in the scratch folder."""
+        if self.written is not None and self.written[0] == point:
             return self.written[1]
-        out = self._scratch / (f"modules-{key_of(lam)[:12]}" if isinstance(lam, Mapping) else f"lam-{lam:g}")
+        out = self._scratch / point.folder
         if self._opened is None or self._opened[0] != out:
             self._opened = None
             remove(self._scratch)  # the last λ's, or what a killed run left
-            self.merge(lam, out)
+            self.merge(point, out)
         return out

@@ -4,16 +4,15 @@ import json
 from collections.abc import Callable, Sequence
 
 from mooring.files import atomic_text
+from mooring.merge_point import BASE, MergePoint
 from mooring.pipeline.evaluation import Subject, Trials
 from mooring.pipeline.module_groups import changed, read_changes
 from mooring.pipeline.run_folder import Store
 from mooring.records import ByModule, Choice, Trial, to_dict
 from mooring.selection.limits import with_flips
-from mooring.selection.per_module import Modules, by_module
+from mooring.selection.per_module import by_module
 
 FILE = "by_module.json"
-NONE: Modules = {}
-"""λ that is the same for all modules."""
 
 
 def search(
@@ -21,7 +20,7 @@ def search(
     scored: Sequence[Trial],
     choice: Choice,
     names: Sequence[str],
-    subject_at: Callable[[Modules], Subject],
+    subject_at: Callable[[MergePoint], Subject],
     ask: Callable[[Sequence[Subject]], Sequence[Trial]],
 ) -> ByModule:
     """Search λ by module around the chosen single λ.
@@ -31,12 +30,12 @@ def search(
         scored: The grid's validation trials, with flips against the base.
         choice: The single λ.
         names: The base's tensors.
-        subject_at: The merge at λ by module.
+        subject_at: The merge at a point.
         ask: Asks and judges merges on validation.
     """
     recipe, folder = trials.recipe, trials.store.folder
-    base = next(trial for trial in scored if trial.model == "base")
-    single = next(trial for trial in scored if trial.model == "merged" and trial.lam == choice.lam)
+    base = next(trial for trial in scored if trial.point.is_base)
+    single = next(trial for trial in scored if trial.point == choice.point)
     changes = read_changes(folder)
     groups = changed(names, changes) if changes else []
     why = "no single λ is within the bound" if not choice.within else ""
@@ -58,18 +57,11 @@ def search(
     try:
         wanted = next(steps)
         while True:
-            subjects = [subject_at(modules) for modules in wanted]
-            made = zip(ask(subjects), subjects, strict=True)
-            wanted = steps.send([_beside_base(trial, subject, trials) for trial, subject in made])
+            made = ask([subject_at(point) for point in wanted])
+            wanted = steps.send(with_flips(made, trials.hits([BASE, *wanted], "validation")))
     except StopIteration as end:
         found: ByModule = end.value
         return found
-
-
-def _beside_base(trial: Trial, subject: Subject, trials: Trials) -> Trial:
-    """A validation trial with its flips against the base."""
-    hits = trials.hits((0.0, trial.lam), "validation", {trial.lam: subject.name})
-    return with_flips([trial], hits)[0]
 
 
 def keep(store: Store, found: ByModule) -> None:

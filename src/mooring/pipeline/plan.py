@@ -10,6 +10,7 @@ from mooring.config import Recipe, Select, Tune
 from mooring.data import load_examples
 from mooring.errors import FetchError
 from mooring.ledger import LEDGER, read_ledger
+from mooring.merge_point import grid
 from mooring.metrics import needs_completions
 from mooring.models import open_checkpoint
 from mooring.models.resolve import resolve_model
@@ -106,7 +107,7 @@ def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str], judging: Judgin
         stages.append(("align", _tuning(recipe.align, recipe.seed, missing)))
     tuned = _tuning(recipe.tune, recipe.seed, missing) if recipe.tune else str(recipe.tuned)
     stages.append(("tune" if recipe.tune else "tuned", tuned))
-    lams = "the λ that a search by halves wants" if halves else f"λ = {', '.join(f'{lam:g}' for lam in merged)}"
+    lams = "the λ that bisection tries" if halves else "λ = " + ", ".join(point.key for point in grid(merged))
     stages.append(("merge", f"{recipe.merge.method} at {lams}"))
     more = recipe.select.budget if recipe.select.search == "modules" else 0
     whole = 1 if halves else len(merged) + more

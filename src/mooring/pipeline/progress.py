@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from mooring.config import Recipe
+from mooring.merge_point import BASE, TUNED, grid
 from mooring.metrics import needs_completions, needs_likelihoods
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.run_folder import Event
@@ -54,13 +55,14 @@ def _steps(recipe: Recipe, sets: Sets) -> Iterator[tuple[str, Step]]:
         yield "tune", Step("tune", None)
     yield "check the pair", Step(SLIGHT)
     judging = Judging(recipe.score.judges, lambda folder, measure: "")
-    yield from _trials(recipe, sets, judging, "validation", [label(lam) for lam in (0, *recipe.merge.lambdas, 1)])
+    points = (BASE, *grid(recipe.merge.lambdas), TUNED)
+    yield from _trials(recipe, sets, judging, "validation", [point.label for point in points])
     yield "select", Step(SLIGHT)
     if recipe.select.search == "modules":
         tries = [f"{TRY} {place}" for place in range(1, recipe.select.budget + 1)]
         yield from _trials(recipe, sets, judging, "validation", tries)
     yield "write the model", Step(SLIGHT)
-    yield from _trials(recipe, sets, judging, "test", [label(0), CHOSEN, label(1)])
+    yield from _trials(recipe, sets, judging, "test", [BASE.label, CHOSEN, TUNED.label])
     yield "report", Step(SLIGHT)
 
 
@@ -87,11 +89,6 @@ def _trials(recipe: Recipe, sets: Sets, judging: Judging, split: Half, labels: l
                 step = Step(f"judge {judge}", len(rows)) if model else Step(SLIGHT)
                 yield f"{who}: judge {name} ({split}) by {judge}", step
         yield f"{who}: score ({split})", Step("score")
-
-
-def label(lam: float) -> str:
-    """What a run calls the model at λ."""
-    return {0.0: "base", 1.0: "tuned"}.get(lam, f"λ = {lam:g}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from mooring.config import Judge, Recipe
 from mooring.errors import DataError
 from mooring.events import Event
 from mooring.ledger import LEDGER, Ledger, check_as_left, read_ledger
-from mooring.pipeline.evaluation import folder_of, verdict_file
+from mooring.merge_point import MergePoint
+from mooring.pipeline.evaluation import verdict_file
 from mooring.pipeline.judging import Judging, said
 from mooring.pipeline.module_search import FILE
 from mooring.pipeline.run_folder import Store, key_of
@@ -22,22 +23,20 @@ class Rejudged:
     """One judge on what one model answered to one set.
 
     Attributes:
-        lam: The model's λ.
+        point: The model.
         split: The half of the set.
         name: The set.
         judge: The judge.
         scores: What it makes of the answers.
         beside: How far it agrees with the run's own judge; `None` where that one has not judged them.
-        by_module: Whether the model is the chosen one with λ by module; `lam` is then that of all else.
     """
 
-    lam: float
+    point: MergePoint
     split: Half
     name: Kind
     judge: str
     scores: Mapping[str, Score]
     beside: judges.Agreement | None
-    by_module: bool = False
 
 
 def rejudge(
@@ -78,8 +77,7 @@ def rejudge(
             _foretell(judging, judge, [each for other, each in jobs if other == judge], on_say)
         for judge, each in jobs:
             out = folder / "rejudged" / f"{judge}-{key_of(judging.about(judge))[:8]}" / each.place.name
-            who = "λ by module" if each.by_module else f"λ = {each.lam:g}"
-            label = f"{who}: {each.name} ({each.split}) by {judge}"
+            label = f"{each.point.label}: {each.name} ({each.split}) by {judge}"
 
             def tell(event: Event, label: str = label) -> None:
                 if on_progress:
@@ -91,7 +89,7 @@ def rejudge(
             check_as_left(folder, ledger, first)
             beside = judges.measure_agreement(read_jsonl(first, Verdict), verdicts) if first.is_file() else None
             scores = judging.scores(judge, each.name, verdicts)
-            found.append(Rejudged(each.lam, each.split, each.name, judge, scores, beside, each.by_module))
+            found.append(Rejudged(each.point, each.split, each.name, judge, scores, beside))
     return found
 
 
@@ -99,8 +97,7 @@ def rejudge(
 class _Kept:
     """What one model answered to one set."""
 
-    lam: float
-    by_module: bool
+    point: MergePoint
     place: Path
     split: Half
     name: Kind
@@ -111,17 +108,18 @@ class _Kept:
 def _kept(folder: Path, ledger: Ledger, sets: Sets) -> Iterator[_Kept]:
     """The completions of a run, by model, split and set; those of the task aside, merges not taken too."""
     halves: tuple[Half, ...] = ("validation", "test")
-    places = sorted((float(path.name[4:]), False, path) for path in (folder / "completions").glob("lam-*"))
-    for lam, by_module, place in [*places, *_taken(folder, ledger)]:
+    singles = sorted(MergePoint.parse(path.name[4:]) for path in (folder / "completions").glob("lam-*"))
+    for point in [*singles, *_taken(folder, ledger)]:
+        place = folder / "completions" / point.folder
         for split in halves:
             for name, prompts in asked(sets, split).items():
                 if name != "task" and (path := place / f"{name}-{split}.jsonl").is_file():
                     check_as_left(folder, ledger, path)
-                    yield _Kept(lam, by_module, place, split, name, prompts, read_jsonl(path, Completion))
+                    yield _Kept(point, place, split, name, prompts, read_jsonl(path, Completion))
 
 
-def _taken(folder: Path, ledger: Ledger) -> list[tuple[float, bool, Path]]:
-    """The completions of λ by module, where that was taken; its file stays when a recipe goes back to a grid."""
+def _taken(folder: Path, ledger: Ledger) -> list[MergePoint]:
+    """λ by module, if that was chosen; its file stays when a recipe goes back to a grid."""
     path = folder / FILE
     if Recipe.load(folder / "recipe.yaml").select.search != "modules" or not path.is_file():
         return []
@@ -129,8 +127,7 @@ def _taken(folder: Path, ledger: Ledger) -> list[tuple[float, bool, Path]]:
     found = read_record(path, ByModule)
     if found.chosen is None:
         return []
-    trial = found.tried[found.chosen].trial
-    return [(trial.lam, True, folder / "completions" / folder_of(trial.lam, trial.modules))]
+    return [found.tried[found.chosen].trial.point]
 
 
 def _foretell(judging: Judging, judge: str, kept: Sequence[_Kept], on_say: Callable[[str], None] | None) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from mooring.config import Metric, Recipe
 from mooring.data import prompts_digest
 from mooring.jsonio import read_as
-from mooring.pipeline.evaluation import Trials, folder_of, verdict_file
+from mooring.merge_point import BASE, TUNED, MergePoint
+from mooring.pipeline.evaluation import Trials, verdict_file
 from mooring.pipeline.judging import Judging
 from mooring.pipeline.module_groups import read_changes
 from mooring.pipeline.sets import Sets, asked
 from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Trial, Verdict, read_jsonl
-from mooring.reporting.results import BY_MODULE, Agreement, Answer, Results, Row, kept_gains, lam_key
+from mooring.reporting.results import Agreement, Answer, Results, Row, kept_gains
 from mooring.scoring import judges
 from mooring.scoring.function_calls import call_match, parse_call
 from mooring.scoring.task import text_match
@@ -31,28 +32,24 @@ MEASURES: dict[Kind, str] = {
 """The score that a set's prompts count towards."""
 
 
-def rows(
-    folder: Path, lams: Mapping[Half, Sequence[float]], trials: Trials, more: Mapping[str, str] | None = None
-) -> list[Row]:
+def rows(folder: Path, points: Mapping[Half, Sequence[MergePoint]], trials: Trials) -> list[Row]:
     """The prompts of both splits with the answers of every model that was asked.
 
     Args:
         folder: The run folder.
-        lams: By split, the λ of those models. Answers of other λ, left from another recipe, stay out.
+        points: Those models, by split. Answers of others, left from another recipe, are ignored.
         trials: The run's prompts, judges and metrics.
-        more: Of other models, the key of their answers and the name of their folder.
     """
     found = []
-    for split, grid in lams.items():
-        models = {lam_key(lam): folder_of(lam) for lam in grid} | dict(more or {})
+    for split, models in points.items():
         for name, prompts in asked(trials.sets, split).items():
             answers = {}
-            for key, place_name in models.items():
-                place = folder / "completions" / place_name
+            for point in models:
+                place = folder / "completions" / point.folder
                 if name == "task":
-                    answers[key] = _task(place, split, prompts, trials.metrics(split))
+                    answers[point.key] = _task(place, split, prompts, trials.metrics(split))
                 else:
-                    answers[key] = _judged(place, name, split, trials.judging.of(name))
+                    answers[point.key] = _judged(place, name, split, trials.judging.of(name))
             made = (_row(prompt, MEASURES[name], split, answers) for prompt in prompts)
             found += [row for row in made if row.answers]  # a task measured by its loss alone is never answered
     return found
@@ -64,7 +61,7 @@ def _row(prompt: Prompt, measure: str, split: Half, answers: Mapping[str, Mappin
         measure=measure,
         split=split,
         prompt=prompt.messages[-1].content,
-        answers={lam: given[prompt.id] for lam, given in answers.items() if prompt.id in given},
+        answers={key: given[prompt.id] for key, given in answers.items() if prompt.id in given},
         category=prompt.category,
     )
 
@@ -167,7 +164,6 @@ def assemble(
     }
     judging = trials.judging
     best = found.tried[found.chosen].trial if found and found.chosen is not None else None
-    merged = folder_of(choice.lam, choice.modules)
     by_module = [trial for trial in (best, found.test if found else None) if trial]
     return Results(
         title=recipe.report.title,
@@ -177,10 +173,10 @@ def assemble(
         choice=choice,
         judges=[judging.label(judge) for judge in judging.sections],
         notes=[*_notes(recipe, trials), *_misses([*scored, *by_module])],
-        gains=kept_gains([*scored, *by_module], choice.lam),  # of two merged ones the last counts
+        gains=kept_gains([*scored, *by_module], choice.point),
         curves=curves,
-        rows=rows(folder, _asked_lams(scored), trials, {BY_MODULE: merged} if choice.modules else {}),
-        agreement=list(_agreement(folder, merged, trials.sets, judging)),
+        rows=rows(folder, _answered(scored, choice), trials),
+        agreement=list(_agreement(folder, choice.point, trials.sets, judging)),
         changes=read_changes(folder),
         prompts={
             split: {name: prompts_digest(prompts) for name, prompts in asked(trials.sets, split).items()}
@@ -191,9 +187,10 @@ def assemble(
     )
 
 
-def _asked_lams(scored: Sequence[Trial]) -> dict[Half, list[float]]:
-    """The λ of the models that each split was asked of."""
-    return {split: sorted({trial.lam for trial in scored if trial.split == split}) for split in HALVES}
+def _answered(scored: Sequence[Trial], choice: Choice) -> dict[Half, list[MergePoint]]:
+    """The models that were asked each split: those of a single λ, then the chosen one if its λ differs by module."""
+    more = [choice.point] if choice.point.by_module else []
+    return {split: [*sorted({trial.point for trial in scored if trial.split == split}), *more] for split in HALVES}
 
 
 def _notes(recipe: Recipe, trials: Trials) -> Iterator[str]:
@@ -217,25 +214,23 @@ def _misses(scored: Sequence[Trial]) -> Iterator[str]:
         for score in trial.scores.values():
             missed, total = score.details.get("miss", 0), score.details.get("total", 0)
             if total and missed / total > judges.MISS_WARNING:
-                lam = "λ by module" if trial.modules else f"λ = {trial.lam:g}"
-                who = trial.model if trial.model != "merged" else lam
                 yield (
-                    f"{score.name} of {who} ({trial.split}): {missed:g} of {total:g} answers of {score.method} could "
-                    "not be read and are left out."
+                    f"{score.name} of {trial.point.label} ({trial.split}): {missed:g} of {total:g} answers of "
+                    f"{score.method} could not be read and are left out."
                 )
 
 
-def _agreement(folder: Path, merged: str, sets: Sets, judging: Judging) -> Iterator[Agreement]:
+def _agreement(folder: Path, merged: MergePoint, sets: Sets, judging: Judging) -> Iterator[Agreement]:
     """How far every two judges agree on the test split, over all three models, set by set."""
     for first, second in combinations(judging.sections, 2):
         for name in sets:
             if name == "task" or not {first, second} <= set(judging.of(name)):
                 continue
             both: list[list[Verdict]] = [[], []]
-            for key in (folder_of(0.0), folder_of(1.0), merged):
+            for point in (BASE, TUNED, merged):
                 for found, judge in zip(both, (first, second), strict=True):
-                    path = folder / "completions" / key / verdict_file(name, "test", judge)
-                    found += [_of(key, verdict, name) for verdict in read_jsonl(path, Verdict)]
+                    path = folder / "completions" / point.folder / verdict_file(name, "test", judge)
+                    found += [_of(point.key, verdict, name) for verdict in read_jsonl(path, Verdict)]
             found_agreement = judges.measure_agreement(*both)
             yield Agreement(
                 measure=MEASURES[name],

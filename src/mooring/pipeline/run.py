@@ -11,27 +11,27 @@ from mooring.data import load_examples, prompts_digest
 from mooring.errors import UserError
 from mooring.files import atomic_text, need_room
 from mooring.jsonio import read_as
+from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.merging.card import license_of
 from mooring.merging.merge import merge
 from mooring.models import model_digest, open_checkpoint, text_digest
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.pipeline import module_search
 from mooring.pipeline.evaluation import Subject, Trials
-from mooring.pipeline.models import Lam, Models
-from mooring.pipeline.module_groups import check_pair, measure_changes, patterns, tensor_names
+from mooring.pipeline.models import Models
+from mooring.pipeline.module_groups import check_pair, measure_changes, tensor_names
 from mooring.pipeline.plan import disk, merge_settings
 from mooring.pipeline.preflight import check_measures, check_selection
-from mooring.pipeline.progress import label
 from mooring.pipeline.results import assemble
 from mooring.pipeline.run_folder import Event, OnEvent, Store, key_of, remove
 from mooring.pipeline.search import find, keep
 from mooring.pipeline.sets import evaluation_sets
-from mooring.records import ByModule, Choice, Half, Trial, lam_words, read_record, to_dict
+from mooring.records import ByModule, Choice, Half, Trial, read_record, to_dict
 from mooring.reporting import model_card
 from mooring.reporting.results import dumps
 from mooring.reporting.write import write
 from mooring.selection.limits import with_flips
-from mooring.selection.per_module import Modules, taken
+from mooring.selection.per_module import taken
 from mooring.selection.policies import choose
 from mooring.training.lora import tune
 
@@ -117,15 +117,15 @@ class _Run:
         rule, scratch = merge_settings(self.recipe), self.folder / "scratch"
         self.models = Models(self.recipe, self.base.folder, self.tuned.folder, rule, scratch)
         warnings = self._check()
-        grid = (0.0, *self._lambdas(trials), 1.0)
-        asked_of = [self._subject(lam) for lam in grid]
-        scored = with_flips(self._trials(trials, asked_of, "validation"), trials.hits(grid, "validation"))
+        points = (BASE, *self._points(trials), TUNED)
+        asked_of = [self._subject(point) for point in points]
+        scored = with_flips(self._trials(trials, asked_of, "validation"), trials.hits(points, "validation"))
         choice, found = self._choose(scored, trials.metrics("validation"), trials)
         self._write_model(choice)
-        asked_of = [self._subject(lam) for lam in (0.0, choice.lam, 1.0)]
-        asked_of += [self._subject(choice.lam, choice.modules)] if choice.modules else []
+        by_module = [choice.point] if choice.point.by_module else []
+        asked_of = [self._subject(point) for point in (BASE, choice.point.single, TUNED, *by_module)]
         tested = self._trials(trials, asked_of, "test")
-        if found and choice.modules:
+        if found and by_module:
             found = dataclasses.replace(found, test=tested.pop())
         report = self._report(scored + tested, found, choice, trials, warnings)
         return Outcome(self.folder, self.model, choice, report, self.store.worked)
@@ -193,40 +193,34 @@ class _Run:
             self.store.emit(Event("check the pair", "say", note=warning))
         return warnings
 
-    def _merge_key(self, lam: Lam) -> str:
-        """What the model at λ depends on, known before it is made."""
-        if lam == 0:
+    def _merge_key(self, point: MergePoint) -> str:
+        """What a model depends on, known before it is made."""
+        if point.is_base:
             return self.base.key
-        rule = [self.recipe.merge.method, *merge_settings(self.recipe).items()] if lam != 1 else [""]
-        return key_of([self.base.key, self.tuned.key, *rule, lam])
+        rule = [""] if point.is_tuned else [self.recipe.merge.method, *merge_settings(self.recipe).items()]
+        return key_of([self.base.key, self.tuned.key, *rule, self.models.lam_of(point)])
 
     def _write_model(self, choice: Choice) -> None:
-        lam = self._lam(choice.lam, choice.modules)
+        point = choice.point
         self.store.once(
-            "write the model", self._merge_key(lam), [self.model], lambda: self.models.merge(lam, self.model)
+            "write the model", self._merge_key(point), [self.model], lambda: self.models.merge(point, self.model)
         )
-        self.models.written = lam, self.model
+        self.models.written = point, self.model
 
-    def _lam(self, lam: float, modules: Modules) -> Lam:
-        """λ as the models of the run take it."""
-        return patterns(tensor_names(self.base.folder), modules, lam) if modules else lam
+    def _subject(self, point: MergePoint) -> Subject:
+        return Subject(point, self._merge_key(point), functools.partial(self.models.at, point))
 
-    def _subject(self, lam: float, modules: Modules = module_search.NONE) -> Subject:
-        name = lam_words(lam, modules) if modules else label(lam)
-        given = self._lam(lam, modules)
-        return Subject(lam, self._merge_key(given), name, functools.partial(self.models.at, given), modules)
-
-    def _lambdas(self, trials: Trials) -> tuple[float, ...]:
-        """The λ to score: the recipe's grid, or the one that a search found (the smallest tried, if none is within)."""
+    def _points(self, trials: Trials) -> tuple[MergePoint, ...]:
+        """The merges to score: the recipe's grid, or what a search found (the smallest λ tried, if none is within)."""
         if self.recipe.select.search != "bisect":
-            return self.recipe.merge.lambdas
+            return grid(self.recipe.merge.lambdas)
         try:
             found = find(trials, self._subject, self.recipe.select, self.recipe.seed)
         finally:
             self.models.release()
             trials.judging.close()
         keep(self.store, found)
-        return (min(look.lam for look in found.looks) if found.lam is None else found.lam,)
+        return grid([min(look.lam for look in found.looks) if found.lam is None else found.lam])
 
     def _trials(self, trials: Trials, subjects: Sequence[Subject], split: Half) -> list[Trial]:
         """Ask every model first, then judge, so that a judge's model is loaded once, and no other is in memory then."""
@@ -257,9 +251,8 @@ class _Run:
         choice = read_record(path, Choice)
         if self.recipe.select.search != "modules":
             return choice, None
-        subject_at = functools.partial(self._subject, choice.lam)
         ask = functools.partial(self._trials, trials, split="validation")
-        found = module_search.search(trials, scored, choice, tensor_names(self.base.folder), subject_at, ask)
+        found = module_search.search(trials, scored, choice, tensor_names(self.base.folder), self._subject, ask)
         module_search.keep(self.store, found)
         return taken(choice, found), found
 
@@ -267,7 +260,7 @@ class _Run:
         self, scored: list[Trial], found: ByModule | None, choice: Choice, trials: Trials, warnings: list[str]
     ) -> Path:
         out = self.folder / "report"
-        merged = f"{self.recipe.merge.method}, {lam_words(choice.lam, choice.modules)}"
+        merged = f"{self.recipe.merge.method}, {choice.point.label}"
         models = {
             role: {"source": source, "digest": self.store.digest(folder, model_digest)}
             for role, source, folder in (

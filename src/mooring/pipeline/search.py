@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from mooring.config import Select
 from mooring.data import prompts_digest
 from mooring.files import atomic_text
+from mooring.merge_point import BASE, MergePoint
 from mooring.pipeline.evaluation import Subject, Trials, verdict_file
 from mooring.pipeline.run_folder import Event, Store, key_of
 from mooring.pipeline.sets import asked
@@ -16,7 +17,7 @@ AskModel = Callable[[float, tuple[int, ...]], Sequence[bool | None]]
 """Asks the model at λ the prompts at some places, and judges: True is harmful, None a miss, in the same order."""
 
 
-def find(trials: Trials, subject_at: Callable[[float], Subject], settings: Select, seed: int) -> Found:
+def find(trials: Trials, subject_at: Callable[[MergePoint], Subject], settings: Select, seed: int) -> Found:
     """Search for the largest λ within the bound on ASR, on the validation prompts of a run.
 
     Completions and verdicts are kept in the run folder: a search that is stopped goes on, and `Trials.ask` takes the
@@ -24,7 +25,7 @@ def find(trials: Trials, subject_at: Callable[[float], Subject], settings: Selec
 
     Args:
         trials: The run's trials.
-        subject_at: The model at a λ.
+        subject_at: The model at a point.
         settings: The recipe's section.
         seed: Of the order in which prompts are asked.
 
@@ -34,19 +35,24 @@ def find(trials: Trials, subject_at: Callable[[float], Subject], settings: Selec
     prompts = asked(trials.sets, "validation")["safety"]
     plan = design(settings, seed)
     plan.test.check(len(prompts))
-    base = judged(trials, subject_at(0.0), prompts) if plan.rule.paired else None
-    return search(
-        plan, len(prompts), lambda lam, places: judged(trials, subject_at(lam), [prompts[p] for p in places]), base
-    )
+    base = judged(trials, subject_at(BASE), prompts) if plan.rule.paired else None
+
+    def ask(lam: float, places: Sequence[int]) -> list[bool | None]:
+        return judged(trials, subject_at(MergePoint(lam)), [prompts[place] for place in places])
+
+    return search(plan, len(prompts), ask, base)
 
 
 def keep(store: Store, found: Found) -> None:
     """Keep what a search found in the run folder, and say it."""
     atomic_text(store.folder / "search.json", json.dumps(to_dict(found), indent=1) + "\n")
     for small, large in found.odd:
-        said = f"λ = {small:g} is harmful significantly oftener than {large:g}: a larger λ may be within the bound"
+        first, second = MergePoint(small).label, MergePoint(large).label
+        said = f"{first} is harmful significantly more often than {second}: a larger λ may be within the bound"
         store.emit(Event("search", "say", note=said))
-    end = "no λ is within the bound" if found.lam is None else f"the largest λ found within the bound is {found.lam:g}"
+    end = "no λ is within the bound"
+    if found.lam is not None:
+        end = f"the largest λ found within the bound: {MergePoint(found.lam).label}"
     store.emit(Event("search", "say", note=f"{end}; {found.asked} responses were looked at"))
 
 
@@ -56,10 +62,10 @@ def judged(trials: Trials, subject: Subject, prompts: Sequence[Prompt]) -> list[
     completions = trials.ask_some(subject, "validation", "safety", prompts)
     some = key_of(prompts_digest(prompts))[:8]
     file = verdict_file("safety", "validation", judge).removesuffix(".jsonl") + f".some-{some}.jsonl"
-    path = trials.store.folder / "completions" / subject.name / file
+    path = trials.store.folder / "completions" / subject.point.folder / file
     inputs = [subject.key, [c.text for c in completions], trials.judging.about(judge), trials.judging.label(judge)]
     trials.store.once(
-        f"{subject.label}: judge {len(prompts)} safety (validation) by {judge}, {some}",
+        f"{subject.point.label}: judge {len(prompts)} safety (validation) by {judge}, {some}",
         inputs,
         [path],
         lambda: trials.judging.judge(judge, prompts, completions, path),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.records import Score
 from mooring.reporting.results import Results
 from mooring.text import ARROWS, is_rate, name_of, one_line
@@ -31,7 +32,7 @@ STAR: dict[str, Any] = {"marker": "*", "markersize": 9, "markerfacecolor": INK, 
 """λ by module that was taken."""
 OVER = "not shown to keep the bound"
 
-Point = tuple[float, Score]
+Point = tuple[MergePoint, Score]
 
 
 def tradeoff(results: Results) -> Any:
@@ -52,7 +53,7 @@ def tradeoff(results: Results) -> Any:
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for axes, name in zip(panels, names, strict=True):
             _panel(axes, results, name)
-        _name_ends(panels[-1], results.choice.lam)
+        _name_ends(panels[-1])
         entries = list(zip(*panels[-1].get_legend_handles_labels(), strict=True))
         entries.sort(key=lambda entry: isinstance(entry[0], Line2D))  # first what has intervals: the scores
         figure.legend(*zip(*entries, strict=True), loc="outside lower center", ncols=2)
@@ -63,26 +64,27 @@ def _panel(axes: Any, results: Results, name: str) -> None:
     colour, marker = (VERMILION, "o") if name == "asr" else (BLUE, "s")
     chosen_on = _points(results, name, "validation")
     reported = _points(results, name, "test")
+    single = results.single
     if chosen_on:
-        look = {"color": colour, "marker": marker, "markersize": 5}
-        filled = [place for place, (lam, _) in enumerate(chosen_on) if results.keeps(lam) is not False]
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5}
+        filled = [place for place, (point, _) in enumerate(chosen_on) if results.keeps(point) is not False]
         _series(axes, chosen_on, is_rate(name), label="validation (λ chosen)", markevery=filled, **look)
-        over = [(lam, _scaled(score.value, is_rate(name))) for lam, score in chosen_on if results.keeps(lam) is False]
+        over = [(at.lam, _scaled(score.value, is_rate(name))) for at, score in chosen_on if results.keeps(at) is False]
         if over:
             axes.plot(*zip(*over, strict=True), label=OVER, **look | HOLLOW)
     # Beside the others, so that the bars do not hide each other.
-    shifted = [(lam + 0.035, score) for lam, score in reported if lam in (0.0, results.choice.lam, 1.0)]
+    ends_and_chosen = [(point, score) for point, score in reported if point in (BASE, single, TUNED)]
     look = {"color": INK, "marker": "D", "markersize": 4.5, "markerfacecolor": "none", "linestyle": "none"}
-    if shifted:
-        label = "test" if results.choice.modules else "test (reported)"
-        _series(axes, shifted, is_rate(name), label=label, **look)
-    taken = results.score("merged", name) if results.choice.modules else None
+    if ends_and_chosen:
+        label = "test" if results.choice.point.by_module else "test (reported)"
+        _series(axes, ends_and_chosen, is_rate(name), 0.035, label=label, **look)
+    taken = results.score("merged", name) if results.choice.point.by_module else None
     if taken and taken.value is not None:
-        _series(axes, [(results.choice.lam + 0.075, taken)], is_rate(name), label="test, λ by module", **look | STAR)
-    for lam, score in chosen_on or reported:
-        if lam == results.choice.lam:
+        _series(axes, [(single, taken)], is_rate(name), 0.075, label="test, λ by module", **look | STAR)
+    for point, score in chosen_on or reported:
+        if point == single:
             value = _scaled(score.value, is_rate(name))
-            axes.plot([lam], [value], "o", label=f"{results.stands} λ = {lam:g}", **RING)
+            axes.plot([point.lam], [value], "o", label=f"{results.single_is} {point.label}", **RING)
     if name == "asr":
         bound = 100 * results.choice.bound
         axes.axhline(bound, color=INK, linestyle=(0, (5, 3)), linewidth=1, label=f"bound {bound:.1f} %")
@@ -95,11 +97,11 @@ def _panel(axes: Any, results: Results, name: str) -> None:
         axes.set_ylim(max(low, -4), min(high, 104))
 
 
-def _series(axes: Any, points: Sequence[Point], rate: bool, **look: Any) -> None:
-    """Points with their intervals; one whose interval is unknown has no bar."""
+def _series(axes: Any, points: Sequence[Point], rate: bool, shift: float = 0.0, **look: Any) -> None:
+    """Points with their intervals, moved to the right by `shift`; one whose interval is unknown has no bar."""
     values = [_scaled(score.value, rate) for _, score in points]
     bars = _bars([score for _, score in points], values, rate)
-    lams = [lam for lam, _ in points]
+    lams = [point.lam + shift for point, _ in points]
     axes.errorbar(lams, values, yerr=bars, capsize=2.5, elinewidth=1, linewidth=1.6, **look)
 
 
@@ -117,12 +119,12 @@ def _scaled(value: float | None, rate: bool, otherwise: float = 0.0) -> float:
 
 
 def _points(results: Results, name: str, split: str) -> list[Point]:
-    """The defined scores of a split, by λ."""
-    found = [(t.lam, t.scores[name]) for t in results.trials if t.split == split and name in t.scores]
+    """The defined scores of a split, in the order of λ."""
+    found = [(t.point, t.scores[name]) for t in results.trials if t.split == split and name in t.scores]
     return sorted((point for point in found if point[1].value is not None), key=lambda point: point[0])
 
 
-def _name_ends(axes: Any, chosen: float) -> None:
+def _name_ends(axes: Any) -> None:
     """The λ axis, with its two ends named."""
     ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
     axes.set_xlim(-0.06, 1.09)
@@ -134,7 +136,7 @@ def plane(results: Results) -> Any | None:
     """Task score against attack success rate on validation, λ written at its points; `None` without a task score."""
     from matplotlib.figure import Figure
 
-    metric, chosen = results.choice.metric, results.choice.lam
+    metric, chosen = results.choice.metric, results.single
     points = _plane_points(results)
     if not points:
         return None
@@ -148,20 +150,20 @@ def plane(results: Results) -> Any | None:
         along = _bars([score for _, _, score in points], task, rate)
         grey: dict[str, Any] = {"ecolor": INK, "elinewidth": 0.8, "capsize": 2}
         axes.errorbar(risk, task, xerr=across, yerr=along, fmt="none", alpha=0.35, **grey)
-        over = [place for place, (lam, _, _) in enumerate(points) if results.keeps(lam) is False]
+        over = [place for place, (point, _, _) in enumerate(points) if results.keeps(point) is False]
         filled = [place for place in range(len(points)) if place not in over]
         axes.plot(risk, task, "-o", color=GREEN, linewidth=1.6, markersize=6, markevery=filled)
         axes.plot([risk[p] for p in over], [task[p] for p in over], "o", color=GREEN, markersize=6, **HOLLOW)
         axes.axvline(100 * results.choice.bound, color=INK, linestyle=(0, (5, 3)), linewidth=1)
-        for (lam, _, _), x, y in zip(points, risk, task, strict=True):
-            name = {0.0: "base", 1.0: "tuned"}.get(lam, f"λ = {lam:g}")
+        for (point, _, _), x, y in zip(points, risk, task, strict=True):
             # Within the bound to the left, beyond it to the right and off the curve: no name lies on a line.
             within = x <= 100 * results.choice.bound
-            below = (better == "higher") is (lam != 1)  # the last on the other side, off the bars of the one before
+            # The tuned model's on the other side, off the bars of the point before.
+            below = (better == "higher") is not point.is_tuned
             side, align = ((-13, 0), "right") if within else ((6, -10 if below else 10), "left")
-            look: dict[str, Any] = {"fontweight": "bold" if lam == chosen else "normal", "ha": align, "va": "center"}
-            axes.annotate(name, (x, y), side, textcoords="offset points", **look)
-            if lam == chosen:
+            look: dict[str, Any] = {"fontweight": "bold" if point == chosen else "normal", "ha": align, "va": "center"}
+            axes.annotate(point.label, (x, y), side, textcoords="offset points", **look)
+            if point == chosen:
                 axes.plot([x], [y], "o", **RING)
         _star(axes, results, rate)
         axes.margins(x=0.27, y=0.1)
@@ -175,7 +177,7 @@ def plane(results: Results) -> Any | None:
 
 def _star(axes: Any, results: Results, rate: bool) -> None:
     """λ by module that was taken, on validation."""
-    if not results.choice.modules:
+    if not results.choice.point.by_module:
         return
     safety, task = (results.score("merged", name, "validation") for name in ("asr", results.choice.metric))
     if safety and task and safety.value is not None and task.value is not None:
@@ -186,10 +188,10 @@ def _star(axes: Any, results: Results, rate: bool) -> None:
         axes.plot([x], [y], color=INK, **STAR)
 
 
-def _plane_points(results: Results) -> list[tuple[float, Score, Score]]:
-    """λ with its attack success rate and its task score on validation, where both are defined."""
+def _plane_points(results: Results) -> list[tuple[MergePoint, Score, Score]]:
+    """Each single λ with its attack success rate and its task score on validation, where both are defined."""
     asr = dict(_points(results, "asr", "validation"))
-    return [(lam, asr[lam], s) for lam, s in _points(results, results.choice.metric, "validation") if lam in asr]
+    return [(at, asr[at], s) for at, s in _points(results, results.choice.metric, "validation") if at in asr]
 
 
 def loss_curve(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Any | None:
@@ -215,8 +217,8 @@ def loss_curve(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Any | Non
     return figure
 
 
-Places = dict[float, list[tuple[float, float]]]
-"""By λ, where its points lie on a drawing: in points from the left and from the top, as in its SVG."""
+Places = dict[MergePoint, list[tuple[float, float]]]
+"""Where the points of each single λ lie on a drawing: in points from the left and from the top, as in its SVG."""
 
 
 def tradeoff_places(results: Results, drawing: Any) -> Places:
@@ -226,8 +228,8 @@ def tradeoff_places(results: Results, drawing: Any) -> Places:
     series = [_points(results, name, "validation") or _points(results, name, "test") for name in names]
     drawn = [(name, points) for name, points in zip(names, series, strict=True) if points]
     for axes, (name, points) in zip(drawing.axes, drawn, strict=True):
-        for lam, score in points:
-            found.setdefault(lam, []).append(_place(drawing, axes, lam, _scaled(score.value, is_rate(name))))
+        for point, score in points:
+            found.setdefault(point, []).append(_place(drawing, axes, point.lam, _scaled(score.value, is_rate(name))))
     return found
 
 
@@ -235,8 +237,8 @@ def plane_places(results: Results, drawing: Any) -> Places:
     """Where each λ lies on a `plane` that was saved."""
     rate = is_rate(results.choice.metric)
     return {
-        lam: [_place(drawing, drawing.axes[0], _scaled(safety.value, True), _scaled(score.value, rate))]
-        for lam, safety, score in _plane_points(results)
+        point: [_place(drawing, drawing.axes[0], _scaled(safety.value, True), _scaled(score.value, rate))]
+        for point, safety, score in _plane_points(results)
     }
 
 

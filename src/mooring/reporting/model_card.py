@@ -33,7 +33,7 @@ def card(results: Results, *, terms: Mapping[str, str] | None = None) -> str:
         terms: The base's license as front matter (`license`, `license_name`, `license_link`); without, none is named.
     """
     choice = results.choice
-    name = f"{one_line(str(results.recipe.get('name', 'run')))}, {results.merged_at}"
+    name = f"{one_line(str(results.recipe.get('name', 'run')))}, {results.choice.point.label}"
     parts = [
         f"---\n{_metadata(results, name, terms or {}).to_yaml()}\n---",
         f"# {markdown(name)}",
@@ -42,7 +42,7 @@ def card(results: Results, *, terms: Mapping[str, str] | None = None) -> str:
         "\n".join(_made_from(results)),
         "## λ, and why",
         "" if choice.within else "**No λ that was tried is within the bound.**",
-        f"**{markdown(results.merged_at)}**, the weight of the tuned model: 0 is the base, 1 the tuned model. "
+        f"**{markdown(results.choice.point.label)}**, the weight of the tuned model: 0 is the base, 1 the tuned model. "
         + markdown(choice.reason),
         "λ was chosen on some of the prompts (validation). The numbers below are of other prompts (test).",
         "## Measured",

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from mooring.errors import DataError
 from mooring.jsonio import EDITED, convert, read_as
+from mooring.merge_point import BASE, TUNED, MergePoint, Role
 from mooring.metrics import find_metric
-from mooring.records import ByModule, Choice, Half, Score, Trial, lam_words
+from mooring.records import ByModule, Choice, Half, Score, Trial
 
-FORMAT = 3
+FORMAT = 4
 """Version of `results.json`: raised when an older reader could misread a newer file."""
 
-COLUMNS: tuple[Literal["base", "tuned", "merged"], ...] = ("base", "tuned", "merged")
+COLUMNS: tuple[Role, ...] = ("base", "tuned", "merged")
 """The models of a report, in the order of its columns."""
 
 
@@ -47,7 +48,7 @@ class Row:
         measure: The name of the score that the prompt counts towards: `asr`, `over_refusal`, `task`, …
         split: The half that it is of. λ is chosen on `validation`, and reported on `test`.
         prompt: The user's text.
-        answers: By λ (see `lam_key`), of every model that was asked; of λ by module that was taken under `BY_MODULE`.
+        answers: Of every model that was asked, by its `MergePoint.key`.
         category: A group to report by.
     """
 
@@ -57,15 +58,6 @@ class Row:
     prompt: str
     answers: Mapping[str, Answer]
     category: str | None = None
-
-
-BY_MODULE = "by module"
-"""Stands for λ among the answers to a prompt where λ by module was taken."""
-
-
-def lam_key(lam: float) -> str:
-    """How λ is written as a key: `0`, `0.5`, `1`."""
-    return f"{lam:g}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,60 +144,53 @@ class Results:
     prompts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     by_module: ByModule | None = None
 
-    def lam(self, model: str) -> float:
-        """The λ of a column of the report: 0 of the base, 1 of the tuned model, else the chosen single one."""
-        return {"base": 0.0, "tuned": 1.0}.get(model, self.choice.lam)
+    def point(self, model: Role) -> MergePoint:
+        """The model in a column of the report."""
+        return {"base": BASE, "tuned": TUNED, "merged": self.choice.point}[model]
 
     @property
-    def merged_at(self) -> str:
-        """The merged model's λ, for people."""
-        return lam_words(self.choice.lam, self.choice.modules)
+    def single(self) -> MergePoint:
+        """The chosen single λ; if λ by module was chosen, the one around which it was."""
+        return self.choice.point.single
 
     @property
-    def stands(self) -> str:
-        """What the λ of `choice` is, in a word: `chosen`; `nearest`, where none is within the bound; or `single`, where
-        λ by module was chosen around it."""
-        return "single" if self.choice.modules else "chosen" if self.choice.within else "nearest"
+    def single_is(self) -> Literal["chosen", "nearest", "single"]:
+        """What the single λ is: `chosen`; `nearest` to the bound, if none is within it; or `single`, if λ by module was
+        chosen around it."""
+        return "single" if self.choice.point.by_module else "chosen" if self.choice.within else "nearest"
 
-    def answers_of(self, model: str) -> str:
-        """The key in `Row.answers` of what a column's model answered."""
-        return BY_MODULE if model == "merged" and self.choice.modules else lam_key(self.lam(model))
+    def trial(self, model: Role, split: str = "test") -> Trial | None:
+        """The trial of one model, or `None` if it was not measured. `merged` is the chosen model."""
+        return self.trial_at(self.point(model), split)
 
-    def trial(self, model: str, split: str = "test") -> Trial | None:
-        """The trial of one model; of the merged ones, that at the chosen λ. `None` where it was not measured."""
-        if model == "merged" and self.choice.modules:
-            return self.at_modules(split)
-        found = (t for t in self.trials if (t.model, t.split, t.lam) == (model, split, self.lam(model)))
-        return next(found, None)
+    def trial_at(self, point: MergePoint, split: str) -> Trial | None:
+        """The trial of the model at a point, or `None` if it was not measured."""
+        found = self.by_module
+        more = [*(each.trial for each in found.tried), *([found.test] if found.test else [])] if found else []
+        return next((t for t in (*self.trials, *more) if (t.split, t.point) == (split, point)), None)
 
-    def at_modules(self, split: str) -> Trial | None:
-        """The trial of the merge with λ by module that was taken, where one was."""
-        if self.by_module is None or self.by_module.chosen is None:
-            return None
-        return self.by_module.test if split == "test" else self.by_module.tried[self.by_module.chosen].trial
-
-    def score(self, model: str, name: str, split: str = "test") -> Score | None:
+    def score(self, model: Role, name: str, split: str = "test") -> Score | None:
         """One number of `trial`, or `None` where it was not measured."""
         trial = self.trial(model, split)
         return trial.scores.get(name) if trial else None
 
-    def keeps(self, lam: float) -> bool | None:
-        """Whether the model at λ is shown to keep the bound on ASR, by validation.
+    def keeps(self, point: MergePoint) -> bool | None:
+        """Whether the model at a single λ is shown to keep the bound on ASR, by validation.
 
         With a confidence: whether its upper limit and those of all smaller λ lie within, since the smallest that fails
         ends the test; else whether its estimate does. `None` where that was not asked: of the base, by a policy without
         a bound, or of a tuned model that was not tested and lies within by its estimate.
         """
-        scored = next((t for t in self.trials if (t.split, t.lam) == ("validation", lam)), None)
+        scored = self.trial_at(point, "validation")
         rate = scored.scores["asr"].value if scored and "asr" in scored.scores else None
-        if self.choice.policy != "bound" or lam == 0 or rate is None:
+        if self.choice.policy != "bound" or point.is_base or rate is None:
             return None
         most = self.choice.bound + _TOLERANCE
         if self.choice.confidence is None:
             return rate <= most
-        if rate > most or any(upper > most for key, upper in self.choice.upper.items() if float(key) <= lam):
+        if rate > most or any(upper > most for key, upper in self.choice.upper.items() if float(key) <= point.lam):
             return False
-        return True if lam_key(lam) in self.choice.upper else None
+        return True if point.key in self.choice.upper else None
 
 
 _TOLERANCE = 1e-9
@@ -225,7 +210,7 @@ def is_whole(measure: str) -> bool:
     return not set(measure.removeprefix("lm_eval:")) & set(":@/")
 
 
-def kept_gains(trials: Sequence[Trial], lam: float) -> dict[str, float | None]:
+def kept_gains(trials: Sequence[Trial], point: MergePoint) -> dict[str, float | None]:
     """The share of the tuned model's gain that the merged model keeps, on the test split, by task metric.
 
     (merged − base) / (tuned − base): 1 keeps all of it, above 1 betters the tuned model, below 0 falls behind the
@@ -233,9 +218,10 @@ def kept_gains(trials: Sequence[Trial], lam: float) -> dict[str, float | None]:
 
     Args:
         trials: The trials; those of the test split count.
-        lam: The chosen λ.
+        point: The chosen model.
     """
-    found = {t.model: t.scores for t in trials if t.split == "test" and (t.model != "merged" or t.lam == lam)}
+    shown = {BASE, TUNED, point}
+    found = {t.point.role: t.scores for t in trials if t.split == "test" and t.point in shown}
     gains: dict[str, float | None] = {}
     for name in dict.fromkeys(name for scores in found.values() for name in scores if is_task(name)):
         gains[name] = _kept(*(found.get(model, {}).get(name) for model in COLUMNS))
@@ -254,11 +240,9 @@ def _kept(base: Score | None, tuned: Score | None, merged: Score | None) -> floa
 
 def dumps(results: Results) -> str:
     """`results.json`: the same results give the same bytes, in whatever order they were gathered."""
-    from pydantic import TypeAdapter
-
-    # Validated first, so that 0 and 0.0 are written alike.
-    data = dataclasses.asdict(TypeAdapter(Results).validate_python(dataclasses.asdict(results)))
-    data["trials"].sort(key=lambda t: (t["split"], t["method"], t["lam"], t["model"]))
+    # Typed first, so that 0 and 0.0 are written alike.
+    ordered_trials = sorted(results.trials, key=lambda t: (t.split, t.method, t.point))
+    data = dataclasses.asdict(convert(Results, dataclasses.asdict(dataclasses.replace(results, trials=ordered_trials))))
     ordered = {key: value if key == "recipe" else _sorted(value) for key, value in data.items()}
     text = json.dumps({"format": FORMAT, **ordered}, ensure_ascii=False, allow_nan=False, indent=1)
     # A lone surrogate has no UTF-8; it can only stand inside a string, where JSON can escape it.
@@ -317,7 +301,7 @@ def redact(results: Results) -> Results:
 
 
 def _bare(row: Row) -> Row:
-    answers = {lam: dataclasses.replace(answer, response="") for lam, answer in row.answers.items()}
+    answers = {key: dataclasses.replace(answer, response="") for key, answer in row.answers.items()}
     return dataclasses.replace(row, id=_unnamed(row.id), prompt="", answers=answers)
 
 

@@ -49,7 +49,7 @@ def check(results: Results) -> None:
     of_modules = [found.single, *(each.trial for each in found.tried), found.test] if found else []
     for trial in [*results.trials, *filter(None, of_modules)]:
         for name, score in trial.scores.items():
-            where = f"{name} of {trial.model} ({trial.split}, λ = {trial.lam:g})"
+            where = f"{name} of {trial.point.label} ({trial.split})"
             if score.value is None:
                 continue
             if score.low is not None and score.high is not None and not _within(score.low, score.value, score.high):

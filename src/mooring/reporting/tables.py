@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mooring.errors import DataError
+from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.metrics import METRICS
-from mooring.records import Score, Trial, moved_words
-from mooring.reporting.results import BY_MODULE, COLUMNS, Results, Row, is_task, is_whole, lam_key
+from mooring.records import Score, Trial
+from mooring.reporting.results import COLUMNS, Results, Row, is_task, is_whole
 from mooring.stats import Difference, Hits, compare_rates, compare_scores
 from mooring.text import (
     ARROWS,
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 # --- Two of a report's models on the same prompts of the test split: how far their rates and ---
 
 
-def harmful(results: Results, key: str) -> Hits:
-    """By harmful prompt of the test split, whether the answer under a key of `Row.answers` is harmful."""
+def harmful(results: Results, point: MergePoint) -> Hits:
+    """Whether a model's answer to each harmful prompt of the test split is harmful, by the prompt's id."""
+    key = point.key
     rows = (row for row in results.rows if row.measure == "asr" and row.split == "test" and key in row.answers)
     marks = {row.id: row.answers[key].good for row in rows}
     return {name: None if good is None else not good for name, good in marks.items()}
@@ -100,8 +102,8 @@ def summary_table(results: Results) -> Table:
     """Measures down; base, tuned, merged, the number of prompts and how it was measured across."""
     rows = [_measure_row(results, name) for name in measures(results)]
     rows += [_gain_row(name, results.gains[name]) for name in in_order(results.gains)]
-    chosen = "λ by module" if results.choice.modules else f"λ = {results.choice.lam:g}"
-    header = ("test split", "base (λ = 0)", "tuned (λ = 1)", f"merged ({chosen})", "n", "measured by")
+    chosen = HEADING if results.choice.point.by_module else results.choice.point.label
+    header = ("test split", BASE.long_label, TUNED.long_label, f"merged ({chosen})", "n", "measured by")
     return Table("Test split, 95 % intervals in brackets. ↑ more is better, ↓ less is better.", header, rows)
 
 
@@ -147,19 +149,19 @@ def category_table(results: Results) -> Table | None:
             groups.setdefault((row.measure, row.category), []).append(row)
     if not groups:
         return None
-    lams = [results.answers_of(model) for model in COLUMNS]
+    keys_of = [results.point(model).key for model in COLUMNS]
     order = in_order({measure for measure, _ in groups})
     keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
     rows = [
-        [name_of(measure), category, *(_share(groups[measure, category], measure, lam) for lam in lams)]
+        [name_of(measure), category, *(_share(groups[measure, category], measure, key) for key in keys_of)]
         for measure, category in keys
     ]
     return Table("Test split, by category: how many of how many.", ("measure", "category", *COLUMNS), rows)
 
 
-def _share(rows: Sequence[Row], measure: str, lam: str) -> str:
+def _share(rows: Sequence[Row], measure: str, key: str) -> str:
     """How many answers count towards a measure, of those with a verdict."""
-    marks = [row.answers[lam].good for row in rows if lam in row.answers]
+    marks = [row.answers[key].good for row in rows if key in row.answers]
     read = [mark for mark in marks if mark is not None]
     if not read:
         return MISSING
@@ -265,10 +267,10 @@ def tried_table(results: Results) -> Table | None:
     metric, choice = results.choice.metric, results.choice
     sure = [] if found.confidence is None else [f"upper limit, {100 * found.confidence:.5g} %"]
     header = ["merge", name_of(metric), name_of("asr"), *sure, "within the bound", "betters both"]
-    own = [_limit(choice.upper.get(lam_key(choice.lam)))] if sure else []
-    rows = [[f"single λ = {choice.lam:g}", *_scores(found.single, metric), *own, "yes", ""]]
+    own = [_limit(choice.upper.get(results.single.key))] if sure else []
+    rows = [[f"single {results.single.label}", *_scores(found.single, metric), *own, "yes", ""]]
     for place, each in enumerate(found.tried):
-        name = moved_words(each.trial.lam, each.trial.modules) + (", taken" if place == found.chosen else "")
+        name = each.trial.point.groups_label + (", taken" if place == found.chosen else "")
         within = "yes" if each.within else "no"
         limit = [_limit(each.upper)] if sure else []
         rows.append([name, *_scores(each.trial, metric), *limit, within, "yes" if each.beats else "no"])
@@ -291,7 +293,7 @@ def test_table(results: Results) -> Table | None:
     found = results.by_module
     if found is None or found.test is None:
         return None
-    single = next((t for t in results.trials if (t.model, t.split) == ("merged", "test")), None)
+    single = results.trial_at(results.single, "test")
     if single is None:
         return None
     rows = []
@@ -307,13 +309,13 @@ def test_table(results: Results) -> Table | None:
                     shown(_difference(results, one, other), name, " points"),
                 ]
             )
-    header = ("test split", f"single λ = {results.choice.lam:g}", HEADING, "difference")
+    header = ("test split", f"single {results.single.label}", HEADING, "difference")
     return Table("Test split, 95 % intervals in brackets; differences on the same prompts.", header, rows)
 
 
 def _difference(results: Results, one: Score, other: Score) -> Difference | None:
     if one.name == "asr":
-        return of_rates(harmful(results, lam_key(results.choice.lam)), harmful(results, BY_MODULE))
+        return of_rates(harmful(results, results.single), harmful(results, results.choice.point))
     return of_scores(one, other)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Generator, Sequence
 from typing import Literal
 
 from mooring.errors import DataError, UserError
+from mooring.merge_point import BASE
 from mooring.selection.explain import percent, points
 from mooring.selection.limits import BISECT_SHARE, TOLERANCE, sharper, smallest_set, too_few
 from mooring.stats import binomial_upper, mcnemar, quantile, tango
@@ -293,7 +294,7 @@ def bisect(design: Bisect, prompts: int, base: Sequence[bool | None] | None = No
         raise DataError(f"bisect: {len(base)} verdicts of the base for {prompts} prompts", "judge the base first")
     rule = design.test
     rule.check(prompts)
-    answers: dict[float, Verdicts] = {} if base is None else {0.0: dict(enumerate(base))}
+    answers: dict[float, Verdicts] = {} if base is None else {BASE.lam: dict(enumerate(base))}
     looks: list[Look] = []
 
     def test(lam: float, whole: bool) -> Generator[Ask, Sequence[bool | None], bool]:

@@ -13,7 +13,8 @@ def value_of(trial: Trial, name: str) -> float:
     Raises:
         DataError: It is missing or undefined.
     """
-    who = f"the {trial.model} model at λ = {trial.lam:g}" if trial.model == "merged" else f"the {trial.model} model"
+    point = trial.point
+    who = f"the merged model at {point.label}" if point.role == "merged" else f"the {point.role} model"
     score = trial.scores.get(name)
     if score is None:
         known = ", ".join(trial.scores) or "nothing"

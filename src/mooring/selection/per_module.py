@@ -10,13 +10,12 @@ from collections.abc import Generator, Mapping, Sequence
 
 from mooring.config import Select
 from mooring.errors import DataError
-from mooring.records import Attempt, ByModule, Choice, Trial, lam_words
+from mooring.merge_point import BASE, TUNED, MergePoint
+from mooring.records import Attempt, ByModule, Choice, Trial
 from mooring.selection.explain import label, loss, percent, show, value_of
 from mooring.selection.limits import TOLERANCE, Limit, attempt_confidence, limits
 
-Modules = Mapping[str, float]
-"""λ by group of modules."""
-Search = Generator[Sequence[Modules], Sequence[Trial], ByModule]
+Search = Generator[Sequence[MergePoint], Sequence[Trial], ByModule]
 
 
 def by_module(
@@ -46,12 +45,13 @@ def by_module(
         budget: How many merges may be tried, at least 1.
 
     Yields:
-        Merges to try, λ by group; it is sent their validation trials, in order, with flips against the base.
+        Merges to try; it is sent their validation trials, in order, with flips against the base.
     """
-    stairs = sorted({0.0, *levels, single.lam, 1.0})
-    place = stairs.index(single.lam)
+    at = single.point.lam
+    stairs = sorted({BASE.lam, *levels, at, TUNED.lam})
+    place = stairs.index(at)
     below, above = stairs[max(place - 1, 0)], stairs[min(place + 1, len(stairs) - 1)]
-    start = (single.lam,) * len(groups)
+    start = (at,) * len(groups)
     first = min(len(groups), max(1, math.ceil(budget / 2)))
     wanted = [(*start[:i], above, *start[i + 1 :]) for i in range(first)]
     if settings.confidence is not None:
@@ -59,12 +59,12 @@ def by_module(
     tried: list[Attempt] = []
     asked: dict[tuple[float, ...], Trial] = {}
     while wanted:
-        vectors = [dict(zip(groups, vector, strict=True)) for vector in wanted]
-        for vector, trial in zip(wanted, (yield vectors), strict=True):
+        points = [MergePoint(at, dict(zip(groups, vector, strict=True))) for vector in wanted]
+        for vector, trial in zip(wanted, (yield points), strict=True):
             asked[vector] = trial
             tried.append(attempt(base, single, trial, settings, metric))
         left = math.ceil((budget - len(tried)) / 2)
-        steps = [(single.lam, above, below)] * len(groups)
+        steps = [(at, above, below)] * len(groups)
         wanted = _foretold(single, asked, steps, metric)[:left] if left else []
     return _found(single, groups, tried, settings.confidence, metric, budget)
 
@@ -83,8 +83,8 @@ def attempt(base: Trial, single: Trial, trial: Trial, settings: Select, metric: 
         return Attempt(trial=trial, upper=None, within=False, beats=False)
     return Attempt(
         trial=trial,
-        upper=held[0].held[trial.lam],
-        within=not any(limit.excess(trial.lam) for limit in held),
+        upper=held[0].held[trial.point],
+        within=not any(limit.excess(trial.point) for limit in held),
         beats=better and (rate < least - TOLERANCE or rate <= TOLERANCE),
     )
 
@@ -101,13 +101,14 @@ def _foretold(
     known = [(vector, trial) for vector, trial in asked.items() if _scored(trial, metric)]
     if not known:
         return []
-    moved = np.array([vector for vector, _ in known]) - single.lam
+    at = single.point.lam
+    moved = np.array([vector for vector, _ in known]) - at
     least = value_of(single, "asr")
     gains = np.array([(loss(single, metric) - loss(t, metric), least - value_of(t, "asr")) for _, t in known])
     effects = np.linalg.lstsq(moved, gains, rcond=None)[0]  # what was not moved has none
     unit = np.abs(effects * np.ptp(np.array(steps), axis=1)[:, None]).max(axis=0)
-    new = [vector for vector in itertools.product(*steps) if vector not in asked and len({*vector, single.lam}) > 1]
-    change = np.array(new) - single.lam
+    new = [vector for vector in itertools.product(*steps) if vector not in asked and len({*vector, at}) > 1]
+    change = np.array(new) - at
     foretold = change @ effects / np.where(unit > 0, unit, 1)
     if least <= TOLERANCE:
         foretold[:, 1] = np.where(foretold[:, 1] >= -TOLERANCE, np.inf, foretold[:, 1])
@@ -151,7 +152,7 @@ def _won(best: Attempt, single: Trial, winners: int, tried: int, sure: float | N
     limit = "" if sure is None else f" (at most {percent(best.upper or 0)}, with {100 * sure:.5g} % confidence)"
     least = ", which cannot be bettered" if value_of(single, "asr") <= TOLERANCE else ""
     return (
-        f"{lam_words(single.lam, best.trial.modules)} beats the single λ = {single.lam:g} on both axes on "
+        f"{best.trial.point.label} beats the single {single.point.label} on both axes on "
         f"validation: {label(metric)} {show(best.trial, metric)} against {show(single, metric)}, attack success rate "
         f"{percent(value_of(best.trial, 'asr'))}{limit} against {percent(value_of(single, 'asr'))}{least}; "
         f"{winners} of the {tried} that were tried did."
@@ -160,7 +161,7 @@ def _won(best: Attempt, single: Trial, winners: int, tried: int, sure: float | N
 
 def _lost(tried: Sequence[Attempt], single: Trial, metric: str) -> str:
     count = f"{len(tried)} {'try' if len(tried) == 1 else 'tries'}"
-    text = f"λ by module did not beat the single λ = {single.lam:g} on both axes on validation, in {count}"
+    text = f"λ by module did not beat the single {single.point.label} on both axes on validation, in {count}"
     known = [each for each in tried if each.upper is not None]
     if not known:
         return f"{text}."
@@ -169,7 +170,7 @@ def _lost(tried: Sequence[Attempt], single: Trial, metric: str) -> str:
     near = min(bettered or even or known, key=lambda each: (loss(each.trial, metric), value_of(each.trial, "asr")))
     own, other = (percent(value_of(trial, "asr")) for trial in (near.trial, single))
     text += (
-        f"; nearest is {lam_words(single.lam, near.trial.modules)}, with {label(metric)} {show(near.trial, metric)} "
+        f"; nearest is {near.trial.point.label}, with {label(metric)} {show(near.trial, metric)} "
         f"against {show(single, metric)} and an attack success rate of {own} against {other}"
     )
     if near.beats:
@@ -182,4 +183,4 @@ def taken(choice: Choice, found: ByModule) -> Choice:
     if found.chosen is None:
         return dataclasses.replace(choice, reason=f"{choice.reason} {found.sentence}")
     reason = f"{found.sentence} Of the single λ: {choice.reason}"
-    return dataclasses.replace(choice, reason=reason, modules=found.tried[found.chosen].trial.modules)
+    return dataclasses.replace(choice, reason=reason, point=found.tried[found.chosen].trial.point)

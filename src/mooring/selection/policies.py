@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mooring.config import Select
 from mooring.errors import DataError, UserError
+from mooring.merge_point import MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Choice, Trial
 from mooring.selection.explain import best, label, loss, percent, show, value_of
@@ -22,10 +23,11 @@ def best_task(
     """
     if metric is None:
         raise DataError("select: `policy: paper` takes the best task score, and there is none", "give a task")
-    chosen = min(merged, key=lambda t: (round(loss(t, metric), 12), round(value_of(t, "asr"), 12), t.lam))
+    chosen = min(merged, key=lambda t: (round(loss(t, metric), 12), round(value_of(t, "asr"), 12), t.point))
     reason = (
-        f"λ = {chosen.lam:g} has the {best(chosen, metric)} {label(metric)} on validation ({show(chosen, metric)}) of "
-        f"the λ tried, whatever the attack success rate: {percent(value_of(chosen, 'asr'))}, {_beside(base, tuned)}."
+        f"{chosen.point.label} has the {best(chosen, metric)} {label(metric)} on validation "
+        f"({show(chosen, metric)}) of the λ tried, whatever the attack success rate: "
+        f"{percent(value_of(chosen, 'asr'))}, {_beside(base, tuned)}."
     )
     return _choice(chosen, base, settings, metric, reason)
 
@@ -57,10 +59,10 @@ def knee(base: Trial, merged: Sequence[Trial], tuned: Trial | None, settings: Se
         paid = (value_of(trial, "asr") - value_of(base, "asr")) / price if price > 0 else 0.0
         return (loss(base, metric) - loss(trial, metric)) / gain - paid
 
-    chosen = min(merged, key=lambda t: (-round(above(t), 12), round(value_of(t, "asr"), 12), t.lam))
+    chosen = min(merged, key=lambda t: (-round(above(t), 12), round(value_of(t, "asr"), 12), t.point))
     kept = (loss(base, metric) - loss(chosen, metric)) / gain
     reason = (
-        f"λ = {chosen.lam:g} is the knee on validation: {percent(kept)} of the tuned model's gain in {label(metric)} "
+        f"{chosen.point.label} is the knee on validation: {percent(kept)} of the tuned model's gain in {label(metric)} "
         f"({show(chosen, metric)}) at an attack success rate of {percent(value_of(chosen, 'asr'))}, "
         f"{_beside(base, tuned)}"
     )
@@ -79,7 +81,7 @@ def _choice(chosen: Trial, base: Trial, settings: Select, metric: str, reason: s
     would_be = settings.bound if settings.bound is not None else min(1.0, value_of(base, "asr") + settings.margin)
     prompts = round(chosen.scores["asr"].n - chosen.scores["asr"].details.get("miss", 0))
     return Choice(
-        lam=chosen.lam,
+        point=chosen.point,
         within=True,
         bound=would_be,
         metric=metric,
@@ -116,20 +118,20 @@ def choose_within(
     """
     held = limits(base, merged, settings)
     sure = settings.confidence is not None
-    keeps = [trial for trial in merged if not _excess(held, trial.lam)]
+    keeps = [trial for trial in merged if not _excess(held, trial.point)]
     allowed, skipped = keeps, []
     if sure:
-        first_over = next((trial.lam for trial in merged if trial not in keeps), 2.0)
-        allowed = [trial for trial in keeps if trial.lam < first_over]
-        skipped = [trial for trial in keeps if trial.lam > first_over]
+        first_over = next((trial.point for trial in merged if trial not in keeps), None)
+        allowed = [trial for trial in keeps if first_over is None or trial.point < first_over]
+        skipped = [trial for trial in keeps if trial not in allowed]
     if allowed:
         chosen = min(allowed, key=lambda trial: _rank(trial, metric))
         over = [trial for trial in merged if trial not in allowed and trial not in skipped]
         reason = _why(chosen, over, held, settings, metric)
         if skipped and _rank(skipped[-1], metric)[0] < _rank(chosen, metric)[0]:
-            reason += f"; λ = {skipped[-1].lam:g} is not taken, since a smaller one does not keep the bound"
+            reason += f"; {skipped[-1].point.label} is not taken, since a smaller one does not keep the bound"
     else:
-        chosen = min(merged, key=lambda trial: (round(_excess(held, trial.lam), 12), trial.lam))
+        chosen = min(merged, key=lambda trial: (round(_excess(held, trial.point), 12), trial.point))
         reason = _why_none(chosen, held, settings)
     asr = held[0]
     reason += _tuned_too(base, tuned, settings, metric)
@@ -138,26 +140,26 @@ def choose_within(
         high = settings.bound is not None or settings.margin >= 1  # whatever the base does
         reason += f"; {'' if high else lets}the bound on the attack success rate holds nothing back"
     return Choice(
-        lam=chosen.lam,
+        point=chosen.point,
         within=bool(allowed),
         bound=asr.most,
         metric=metric or "lam",
         reason=reason + ".",
         confidence=settings.confidence,
-        upper={f"{lam:g}": value for lam, value in asr.held.items()} if sure else {},
+        upper={point.key: value for point, value in asr.held.items()} if sure else {},
         prompts=min(count for limit in held for count in limit.prompts.values()),
     )
 
 
-def _excess(held: Sequence[Limit], lam: float) -> float:
-    return max(limit.excess(lam) for limit in held)
+def _excess(held: Sequence[Limit], point: MergePoint) -> float:
+    return max(limit.excess(point) for limit in held)
 
 
 def _rank(trial: Trial, metric: str | None) -> tuple[float, ...]:
     """Smallest is best. Rounded, so that equal quotients tie whatever their last bit."""
     if metric is None:
-        return (-trial.lam,)
-    return (round(loss(trial, metric), 12), round(value_of(trial, "asr"), 12), trial.lam)
+        return (-trial.point.lam,)
+    return (round(loss(trial, metric), 12), round(value_of(trial, "asr"), 12), trial.point.lam)
 
 
 def _why(chosen: Trial, over: Sequence[Trial], held: Sequence[Limit], settings: Select, metric: str | None) -> str:
@@ -171,13 +173,13 @@ def _why(chosen: Trial, over: Sequence[Trial], held: Sequence[Limit], settings: 
     )
     own = _own(chosen, asr, settings)
     if settings.search == "bisect":  # no other λ was measured on everything
-        text = f"λ = {chosen.lam:g}, found by halves, has an attack success rate on validation ({own}) of at most "
+        text = f"{chosen.point.label}, found by halves, has an attack success rate on validation ({own}) of at most "
         text += words if metric is None else f"{words}; its {label(metric)} is {show(chosen, metric)}"
     elif metric is None:
-        text = f"λ = {chosen.lam:g} is the largest whose attack success rate on validation ({own}) is at most {words}"
+        text = f"{chosen.point.label} is the largest whose attack success rate on validation ({own}) is at most {words}"
     else:
         text = (
-            f"λ = {chosen.lam:g} has the {best(chosen, metric)} {label(metric)} on validation "
+            f"{chosen.point.label} has the {best(chosen, metric)} {label(metric)} on validation "
             f"({show(chosen, metric)}) of the λ whose attack success rate is at most {words} (its own: {own})"
         )
     rivals = [trial for trial in over if _rank(trial, metric)[0] < _rank(chosen, metric)[0]]
@@ -185,24 +187,24 @@ def _why(chosen: Trial, over: Sequence[Trial], held: Sequence[Limit], settings: 
         return text
     rival = min(rivals, key=lambda trial: (value_of(trial, "asr"), _rank(trial, metric)))
     score = "" if metric is None else f" scores {show(rival, metric)} but"
-    limit = next(limit for limit in held if limit.excess(rival.lam))
-    what = percent(limit.held[rival.lam])
+    limit = next(limit for limit in held if limit.excess(rival.point))
+    what = percent(limit.held[rival.point])
     if limit.score != "asr":
         how = f"may refuse up to {what} of harmless requests" if sure else f"refuses {what} of harmless requests"
     else:
         how = f"may let up to {what} through" if sure else f"lets {what} through"
-    return f"{text}; λ = {rival.lam:g}{score} {how}"
+    return f"{text}; {rival.point.label}{score} {how}"
 
 
 def _why_none(chosen: Trial, held: Sequence[Limit], settings: Select) -> str:
     """That none keeps the bound, which comes nearest, and how many prompts would show that it does."""
-    limit = max(held, key=lambda limit: limit.excess(chosen.lam))
+    limit = max(held, key=lambda limit: limit.excess(chosen.point))
     text = f"No λ tried has an {METRICS[limit.score].short} on validation of at most {limit.words}"
     if not limit.words.startswith(percent(limit.most)):
         text += f" ({percent(limit.most)})"
     if settings.confidence is None:
-        return f"{text}; λ = {chosen.lam:g} comes nearest, with {percent(value_of(chosen, limit.score))}"
-    text += f", {_sure(settings)}; λ = {chosen.lam:g} comes nearest, with {_own(chosen, limit, settings)}"
+        return f"{text}; {chosen.point.label} comes nearest, with {percent(value_of(chosen, limit.score))}"
+    text += f", {_sure(settings)}; {chosen.point.label} comes nearest, with {_own(chosen, limit, settings)}"
     details, rate = chosen.scores[limit.score].details, value_of(chosen, limit.score)
     if limit.score == "asr" and settings.bound is not None:
         enough = enough_prompts(rate, settings.bound, settings.confidence)
@@ -214,13 +216,13 @@ def _why_none(chosen: Trial, held: Sequence[Limit], settings: Select) -> str:
         return text
     if enough is None:
         return f"{text}; that is over the bound by itself, and more prompts would not mend it"
-    had = limit.prompts[chosen.lam]
+    had = limit.prompts[chosen.point]
     return f"{text}; at these rates about {enough} prompts would show that it keeps the bound, not {had}"
 
 
 def _own(trial: Trial, limit: Limit, settings: Select) -> str:
     rate = percent(value_of(trial, limit.score))
-    return rate if settings.confidence is None else f"{rate}, at most {percent(limit.held[trial.lam])}"
+    return rate if settings.confidence is None else f"{rate}, at most {percent(limit.held[trial.point])}"
 
 
 def _sure(settings: Select) -> str:
@@ -236,7 +238,7 @@ def _tuned_too(base: Trial, tuned: Trial | None, settings: Select, metric: str |
         held = limits(base, [tuned], settings)
     except DataError:  # not measured, or not on enough prompts: there is nothing to note
         return ""
-    if _excess(held, tuned.lam):
+    if _excess(held, tuned.point):
         return ""
     task = tuned.scores.get(metric) if metric else None
     score = f" and a {label(metric)} of {show(tuned, metric)}" if metric and task and task.value is not None else ""
@@ -276,9 +278,9 @@ def choose(
     settings = as_tested(settings)
     if any(trial.split != "validation" for trial in trials):
         raise ValueError("λ is chosen on validation trials only")
-    base = _only([trial for trial in trials if trial.model == "base"])
-    tuned = next((trial for trial in trials if trial.model == "tuned"), None)
-    merged = sorted((trial for trial in trials if trial.model == "merged"), key=lambda trial: trial.lam)
+    base = _only([trial for trial in trials if trial.point.is_base])
+    tuned = next((trial for trial in trials if trial.point.is_tuned), None)
+    merged = sorted((trial for trial in trials if trial.point.role == "merged"), key=lambda trial: trial.point)
     _check_grid(merged)
     for trial in (base, *merged):
         value_of(trial, "asr")
@@ -296,8 +298,8 @@ def _only(trials: Sequence[Trial]) -> Trial:
 
 
 def _check_grid(merged: Sequence[Trial]) -> None:
-    lams = [trial.lam for trial in merged]
-    if not lams:
+    points = [trial.point for trial in merged]
+    if not points:
         raise DataError("select: no merged model has been scored on validation", "score at least one λ")
-    if len(set(lams)) < len(lams):
+    if len(set(points)) < len(points):
         raise DataError("select: a λ has been scored twice on validation", "choose among the trials of one method")

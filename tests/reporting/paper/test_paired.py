@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mooring.merge_point import MergePoint
 from mooring.reporting.paper.figures import all_figures
 from mooring.reporting.paper.paired import CSV_HEADER, as_csv, as_latex, as_markdown, pairs
 from mooring.reporting.paper.runs import Run, as_run
@@ -45,8 +46,8 @@ def scored(results: Results, right: dict[float, int]) -> Results:
     trials = []
     for trial in results.trials:
         scores = dict(trial.scores)
-        if trial.split == "test" and trial.lam in right:
-            each = {f"t{place}": float(place < right[trial.lam]) for place in range(20)}
+        if trial.split == "test" and trial.point.lam in right:
+            each = {f"t{place}": float(place < right[trial.point.lam]) for place in range(20)}
             scores["call_match"] = dataclasses.replace(scores["call_match"], each=each)
         trials.append(dataclasses.replace(trial, scores=scores))
     return dataclasses.replace(results, trials=trials)
@@ -86,7 +87,8 @@ def test_of_several_tuned_models_of_one_seed_each_stands_beside_itself() -> None
 
 def test_a_figure_calls_no_lambda_chosen_around_which_lambda_by_module_was_taken() -> None:
     plain = as_run("a", found("a"))
-    choice = dataclasses.replace(plain.results.choice, modules={"late mlp": 0.2})
+    point = MergePoint(plain.results.choice.point.lam, {"late mlp": 0.2})
+    choice = dataclasses.replace(plain.results.choice, point=point)
     taken = as_run("b", dataclasses.replace(plain.results, choice=choice))
     for one, more in ((plain, ""), (taken, ", or the single λ around which λ by module was chosen")):
         captions = [figure.caption for figure in all_figures(cells([one])[0], one.base)]

@@ -259,7 +259,7 @@ def test_what_cannot_be_read_is_named_in_a_line_and_the_rest_goes_on(make_run: M
         "text": lambda d: d["trials"][0]["scores"]["asr"].update(value="low"),
         "outside": lambda d: d["trials"][0]["scores"]["asr"].update(value=0.9),
         "counts": lambda d: d["trials"][0]["scores"]["asr"].update(details={"yes": 9, "total": 9, "miss": 0}),
-        "no-tuned": lambda d: d.update(trials=[t for t in d["trials"] if t["model"] != "tuned"]),
+        "no-tuned": lambda d: d.update(trials=[t for t in d["trials"] if t["point"]["lam"] != 1]),
         "no-recipe": lambda d: d.update(recipe={}),
     }.items():
         path = make_run(name, seed=1) / "report" / "results.json"
@@ -281,7 +281,7 @@ def test_what_cannot_be_read_is_named_in_a_line_and_the_rest_goes_on(make_run: M
         "counts": "is not what its counts say",
         "no-tuned": "the tuned model has no trial",
         "no-recipe": "its recipe is not one",
-        "cut": "not JSON",
+        "cut": "not results",
     }.items():
         assert words in said[name]
         assert str(tmp_path) not in said[name]
@@ -408,7 +408,7 @@ def test_from_the_command_line(
     code, out, err = call("runs", "--paper", "out")
     assert code in (0, None)
     assert out == "1 run: the tables and figures are in out/paper.md.\n"
-    assert err.startswith("mooring: b: left out: report/results.json: not JSON")
+    assert err.startswith("mooring: b: left out: report/results.json: not results")
     code, _, err = call("runs/a", "--published", "p.csv")
     assert code == 2
     assert "--paper" in err

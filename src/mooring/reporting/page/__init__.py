@@ -124,7 +124,7 @@ def caption(results: Results) -> str:
         f"intervals. Dashed: the bound on validation, {100 * results.choice.bound:.1f} %. Ringed: the "
         f"{ringed(results)}."
     )
-    if results.choice.modules:
+    if results.choice.point.by_module:
         text += " Star: λ by module, which was taken, on the test split."
     return text[0].upper() + text[1:]
 
@@ -132,12 +132,12 @@ def caption(results: Results) -> str:
 def ringed(results: Results) -> str:
     """What is ringed in a figure, whose curves are those of a single λ."""
     more = {"single": ", around which λ by module was chosen", "nearest": ", since none is within the bound"}
-    return f"{results.stands} λ = {results.choice.lam:g}{more.get(results.stands, '')}"
+    return f"{results.single_is} {results.single.label}{more.get(results.single_is, '')}"
 
 
 def _hollow(results: Results) -> str:
     """What a hollow point of the validation split says, where there is one."""
-    if all(results.keeps(trial.lam) is not False for trial in results.trials):
+    if all(results.keeps(trial.point) is not False for trial in results.trials):
         return ""
     sure = results.choice.confidence
     said = "" if sure is None else f" with {100 * sure:g} % confidence"

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.records import Score
-from mooring.reporting.results import BY_MODULE, HARMFUL, Changes, Results, Row, is_whole, lam_key
+from mooring.reporting.results import HARMFUL, Changes, Results, Row, is_whole
 from mooring.reporting.tables import Table, in_order
 from mooring.text import ARROWS, MISSING, name_of, number, one_line, visible, with_interval
 
@@ -191,14 +192,14 @@ def _alike(one: str, other: str) -> int:
     return low
 
 
-def embedded(results: Results, places: Mapping[str, Mapping[float, Sequence[tuple[float, float]]]]) -> str:
+def embedded(results: Results, places: Mapping[str, Mapping[MergePoint, Sequence[tuple[float, float]]]]) -> str:
     """The data as JSON without a character that HTML would read.
 
     Args:
         results: What to show; texts are cut as far as there is no `ROOM` for them.
-        places: By figure and λ, where its points lie.
+        places: Where the points of each single λ lie, by figure.
     """
-    cursors = {name: [found.get(lam, []) for lam in _lams(results)] for name, found in places.items()}
+    cursors = {name: [found.get(point, []) for point in _points(results)] for name, found in places.items()}
 
     def tried(limit: int) -> str:
         return _escaped({**explorer(results, limit), "cursors": cursors})
@@ -235,32 +236,33 @@ def explorer(results: Results, limit: int = LIMITS[-1]) -> dict[str, Any]:
     measure, split, text and λ are places in their lists, good is 1, 0 or `None`. The answer of λ by module that was
     taken has the place after the last λ.
     """
-    lams = _lams(results)
+    points = _points(results)
+    chosen = results.choice.point
+    keys = [point.key for point in points] + ([chosen.key] if chosen.by_module else [])
     texts = Texts(limit)
     measures = in_order({row.measure for row in results.rows})
     judges = sorted({judge for row in results.rows for answer in row.answers.values() for judge in answer.judges})
     return {
-        "lams": [_lam_name(results, lam) for lam in lams],
-        "chosen": lams.index(results.choice.lam),
-        "taken": one_line(results.merged_at) if results.choice.modules else None,
+        "lams": [_slider_label(results, point) for point in points],
+        "chosen": points.index(results.single),
+        "taken": one_line(chosen.label) if chosen.by_module else None,
         "measures": [{"name": name_of(name), "harmful": name in HARMFUL, "kind": _kind(name)} for name in measures],
         "judges": [one_line(judge) for judge in judges],
-        "scores": list(_scores(results, lams)),
-        "rows": [_row(row, measures, judges, [*map(lam_key, lams), BY_MODULE], texts) for row in results.rows],
+        "scores": list(_scores(results, points)),
+        "rows": [_row(row, measures, judges, keys, texts) for row in results.rows],
         "texts": texts.kept,
         "redacted": results.redacted,
     }
 
 
-def _lams(results: Results) -> list[float]:
-    """Every λ that was measured, in order."""
-    return sorted({0.0, 1.0, results.choice.lam} | {trial.lam for trial in results.trials})
+def _points(results: Results) -> list[MergePoint]:
+    """Every single λ that was measured, in order."""
+    return sorted({BASE, TUNED, results.single} | {trial.point for trial in results.trials})
 
 
-def _lam_name(results: Results, lam: float) -> str:
-    end = {0.0: " (base)", 1.0: " (tuned)"}.get(lam, "")
-    stands = ", the best single λ" if results.stands == "single" else f", {results.stands}"
-    return f"λ = {lam:g}{end}{stands if lam == results.choice.lam else ''}"
+def _slider_label(results: Results, point: MergePoint) -> str:
+    single_is = ", the best single λ" if results.single_is == "single" else f", {results.single_is}"
+    return point.long_label + (single_is if point == results.single else "")
 
 
 def _kind(measure: str) -> str:
@@ -270,13 +272,13 @@ def _kind(measure: str) -> str:
     return "answer" if measure in ("over_refusal", "ordinary_refusal") else "task"
 
 
-def _scores(results: Results, lams: Sequence[float]) -> Iterator[dict[str, Any]]:
+def _scores(results: Results, points: Sequence[MergePoint]) -> Iterator[dict[str, Any]]:
     """The whole scores (of no single set or judge), each with its values on both splits over λ."""
-    found: dict[str, dict[str, dict[float, Score]]] = {}
+    found: dict[str, dict[str, dict[MergePoint, Score]]] = {}
     for trial in results.trials:
         for name, score in trial.scores.items():
             if is_whole(name):
-                found.setdefault(name, {}).setdefault(trial.split, {})[trial.lam] = score
+                found.setdefault(name, {}).setdefault(trial.split, {})[trial.point] = score
     for name in in_order(found):
         better = next(iter(next(iter(found[name].values())).values())).better
         yield {
@@ -284,7 +286,7 @@ def _scores(results: Results, lams: Sequence[float]) -> Iterator[dict[str, Any]]
             "arrow": ARROWS[better],
             "main": name in ("asr", results.choice.metric),
             **{
-                split: [_shown(name, values.get(lam)) for lam in lams]
+                split: [_shown(name, values.get(point)) for point in points]
                 for split, values in sorted(found[name].items(), reverse=True)
             },
         }
@@ -298,13 +300,13 @@ def _shown(name: str, score: Score | None) -> list[str] | None:
     return [value if score.value is None else number(score.value, name), f"[{interval}" if interval else ""]
 
 
-def _row(row: Row, measures: Sequence[str], judges: Sequence[str], lams: Sequence[str], texts: Texts) -> list[Any]:
+def _row(row: Row, measures: Sequence[str], judges: Sequence[str], keys: Sequence[str], texts: Texts) -> list[Any]:
     answers: list[list[Any]] = []
     before = None
-    for place, lam in enumerate(lams):
-        if lam not in row.answers:
+    for place, key in enumerate(keys):
+        if key not in row.answers:
             continue
-        answer = row.answers[lam]
+        answer = row.answers[key]
         good = None if answer.good is None else int(answer.good)
         words = [one_line(answer.judges[j]) if j in answer.judges else None for j in judges] if answer.judges else []
         text = texts.add(answer.response, before)

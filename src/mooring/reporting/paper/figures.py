@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from mooring.merge_point import MergePoint
 from mooring.records import Score
 from mooring.reporting.figures import INK, WIDTH, style
 from mooring.reporting.paper.formats import safe_cell
@@ -71,7 +72,7 @@ class PaperFigure:
 def all_figures(cells: Sequence[Cell], main: str) -> list[PaperFigure]:
     """Figures 2 (task score) and 3 (ASR) of one base, as far as there are numbers for them."""
     own = [cell for cell in cells if cell.first.base == main]
-    by_module = any(run.results.choice.modules for cell in own for run in cell.runs)
+    by_module = any(run.results.choice.point.by_module for cell in own for run in cell.runs)
     around = ", or the single λ around which λ by module was chosen" if by_module else ""
     how = (
         f"over λ, the weight of the tuned model (0 is the base, 1 the tuned model), by merging method, on the "
@@ -91,16 +92,16 @@ def all_figures(cells: Sequence[Cell], main: str) -> list[PaperFigure]:
 def _curve(cell: Cell, measure: str | None) -> list[Curve]:
     """A cell's curve on validation, or none; of the score that chose λ where none is named."""
     name = measure or cell.first.results.choice.metric
-    by_lam: dict[float, list[Score]] = {}
+    by_point: dict[MergePoint, list[Score]] = {}
     for run in cell.runs:
         for trial in run.results.trials:
             if trial.split == "validation" and name in trial.scores:
-                by_lam.setdefault(trial.lam, []).append(trial.scores[name])
-    points = [_point(lam, scores) for lam, scores in sorted(by_lam.items()) if mean(scores) is not None]
+                by_point.setdefault(trial.point, []).append(trial.scores[name])
+    points = [_point(point.lam, scores) for point, scores in sorted(by_point.items()) if mean(scores) is not None]
     if not points:
         return []
-    better = next(iter(by_lam.values()))[0].better
-    chosen = sorted({run.results.choice.lam for run in cell.runs})
+    better = next(iter(by_point.values()))[0].better
+    chosen = sorted({run.results.single.lam for run in cell.runs})
     return [Curve(cell.first.task, cell.first.method, name, better, points, chosen)]
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 
+from mooring.merge_point import Role
 from mooring.reporting.paper.formats import booktabs, safe_cell
 from mooring.reporting.paper.runs import Run, differences
 from mooring.reporting.paper.tables import LINEAR, Cell, task_score
@@ -75,9 +76,9 @@ def _partner(run: Run, own: Cell, beside: Cell) -> Run | None:
     return alike[0] if alike else None
 
 
-def _pair(first: tuple[Run, str], second: tuple[Run, str], measure: str | None) -> Iterator[Pair]:
+def _pair(first: tuple[Run, Role], second: tuple[Run, Role], measure: str | None) -> Iterator[Pair]:
     """The two compared; none where the answers were not kept, or the prompts are not the same."""
-    rate = of_rates(*(harmful(run.results, run.results.answers_of(model)) for run, model in (first, second)))
+    rate = of_rates(*(harmful(run.results, run.results.point(model)) for run, model in (first, second)))
     if rate is None:
         return
     scores = [run.results.score(model, measure) if measure else None for run, model in (first, second)]
@@ -85,8 +86,8 @@ def _pair(first: tuple[Run, str], second: tuple[Run, str], measure: str | None) 
     yield Pair(run.base, run.task, run.seed, _label(*first), _label(*second), rate, measure, of_scores(*scores))
 
 
-def _label(run: Run, model: str) -> str:
-    return f"{run.method}, {run.results.merged_at}" if model == "merged" else model
+def _label(run: Run, model: Role) -> str:
+    return f"{run.method}, {run.results.choice.point.label}" if model == "merged" else model
 
 
 def as_table(found: Sequence[Pair]) -> Table:

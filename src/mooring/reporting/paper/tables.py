@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
+from mooring.merge_point import Role
 from mooring.records import Score
 from mooring.reporting.paper.runs import Run, differences, other_prompts, short
 from mooring.reporting.results import COLUMNS, is_task
@@ -36,10 +37,10 @@ class Cell:
     @property
     def lam(self) -> str:
         """The λ that were chosen, in the order of the seeds; one where all are equal."""
-        choices = [run.results.choice for run in self.runs]
-        return ", ".join(dict.fromkeys(f"{c.lam:g}{' by module' if c.modules else ''}" for c in choices))
+        points = [run.results.choice.point for run in self.runs]
+        return ", ".join(dict.fromkeys(f"{p.single.key}{' by module' if p.by_module else ''}" for p in points))
 
-    def scores(self, model: str, name: str, split: str = "test") -> list[Score]:
+    def scores(self, model: Role, name: str, split: str = "test") -> list[Score]:
         """A score of every seed; those that were not measured are left out."""
         found = (run.results.score(model, name, split) for run in self.runs)
         return [score for score in found if score is not None]
@@ -299,7 +300,7 @@ def _by_method(cells: Sequence[Cell]) -> Iterator[Line]:
         yield _line(cell, "merged", odds(cell, firsts.setdefault(cell.first.task, cell)))
 
 
-def _line(cell: Cell, model: str, odd: str) -> Line:
+def _line(cell: Cell, model: Role, odd: str) -> Line:
     entries = {}
     if metric := task_score(cell):
         entries[TASK_SCORE] = Entry(metric, cell.scores(model, metric))
@@ -309,7 +310,7 @@ def _line(cell: Cell, model: str, odd: str) -> Line:
         base=cell.first.base,
         task=cell.first.task,
         model=cell.first.method if model == "merged" else model,
-        lam={"base": "0", "tuned": "1"}.get(model, cell.lam),
+        lam=cell.lam if model == "merged" else cell.first.results.point(model).key,
         seeds=cell.seeds,
         entries=entries,
         odd=odd,
