@@ -14,13 +14,12 @@ from mooring.errors import UserError
 
 if TYPE_CHECKING:
     from mooring.config import Judge, Recipe
-    from mooring.events import OnEvent
+    from mooring.events import Event, OnEvent
     from mooring.merging.inspect import Inspection
     from mooring.merging.job import Job
     from mooring.pipeline.compare import Comparison, Reply
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
-    from mooring.pipeline.run_folder import OnEvent as OnRunEvent
     from mooring.records import Choice, Completion, Kind, Prompt, Score, Split
     from mooring.reporting.paper.write import Paper
 
@@ -420,11 +419,18 @@ def _judged(
     from mooring.scoring.safety import attack_success_by
 
     assert kind != "task"
-    judging = Judging(sections, lambda path, measure: measure(path))
+    judging = Judging(sections)
+
+    def relay(event: Event) -> None:
+        if event.kind == "info" and on_say:
+            on_say(event.message)
+        elif event.kind == "progress" and on_event:
+            on_event(event)
+
     scores: dict[str, Score] = {}
     for number, judge in enumerate(judging.of(kind)):
         out = completions.with_name(f"verdicts-{completions.stem}-{judge}.jsonl")
-        verdicts = judging.judge(judge, asked, given, out, on_event, on_say)
+        verdicts = judging.judge(judge, asked, given, out, relay)
         found = judging.scores(judge, kind, verdicts)
         if kind == "safety" and len({p.category for p in asked if p.category}) > 1:
             found |= attack_success_by({p.id: p.category for p in asked if p.category}, verdicts)
@@ -436,25 +442,23 @@ def rejudge(
     run: str | Path,
     judges: Sequence[str | Judge],
     *,
-    on_progress: Callable[[str, int, int, int], None] | None = None,
-    on_say: Callable[[str], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> list[Rejudged]:
-    """Judge the completions that a run has kept by other judges. Nothing is generated, and the choice of λ stays.
+    """Judge the responses that a run has kept by other judges. Nothing is generated, and the choice of λ stays.
 
     Args:
         run: A run folder.
         judges: The judges.
-        on_progress: Told (what is judged, answers done, answers in all, tokens made).
-        on_say: Told what a paid judge will cost at most, before it is asked.
+        on_event: Receives the progress, and an `info` event with the cost of a paid judge before it is asked.
 
     Raises:
-        DataError: It is no run folder, or holds no completions.
-        UserError: A judge cannot be had.
+        DataError: It is not a run folder, or holds no responses.
+        UserError: A judge is not available.
     """
     from mooring.config import section
     from mooring.pipeline.rejudge import rejudge
 
-    return rejudge(Path(run), section("score", {"judges": list(judges)}).judges, on_progress, on_say)
+    return rejudge(Path(run), section("score", {"judges": list(judges)}).judges, on_event)
 
 
 def lm_eval(
@@ -642,7 +646,7 @@ def _hold_that_they_belong(path: Path, asked: Sequence[Prompt], given: Sequence[
         )
 
 
-def run(recipe: Recipe | str | Path, *, on_event: OnRunEvent | None = None) -> Outcome:
+def run(recipe: Recipe | str | Path, *, on_event: OnEvent | None = None) -> Outcome:
     """Do a recipe, or what is left of it.
 
     Args:
@@ -700,7 +704,7 @@ _PLACES = {
 """Where each option of `safeguard` stands in a recipe."""
 
 
-def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnRunEvent | None = None, **options: Any) -> Outcome:
+def safeguard(base: str | Path, tuned: str | Path, *, on_event: OnEvent | None = None, **options: Any) -> Outcome:
     """Find the λ that makes a tuned model as safe as its base, write the merged model, and report.
 
     Args:

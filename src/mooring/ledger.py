@@ -1,4 +1,4 @@
-"""The ledger of a run folder: which steps are done, and what each was made from."""
+"""The ledger of a run folder: which steps are done, with which key, and the digests of what they wrote."""
 
 import dataclasses
 import hashlib
@@ -11,21 +11,23 @@ from mooring.jsonio import read_as
 
 LEDGER = "ledger.json"
 """Its presence marks a run folder."""
-AS_LEFT = "is not as the run left it"
-"""What is said of a record that was edited or removed since its step ended."""
+MODIFIED = "was modified after the run wrote it"
+"""What errors say of a record that was edited or removed since its step was done."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A step of a run.
+class StepRecord:
+    """What the ledger knows of a step.
 
     Attributes:
-        key: Digest of everything that it is made from.
-        done: Whether it ended.
+        label: The step in words.
+        key: Digest of all that it depends on.
+        done: Whether it was finished.
         seconds: How long it took.
-        files: SHA-256 of the records that it wrote, by their paths below the run folder. Empty in older ledgers.
+        files: SHA-256 of the records that it wrote, by path relative to the run folder.
     """
 
+    label: str
     key: str
     done: bool
     seconds: float = 0.0
@@ -42,20 +44,20 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """What `ledger.json` holds: steps by name, and measured digests by folder."""
+    """What `ledger.json` holds: steps by id, and measured digests by folder."""
 
-    steps: Mapping[str, Step]
+    steps: Mapping[str, StepRecord]
     digests: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
 
     @property
-    def ended(self) -> bool:
-        """Whether the report, a run's last step, is done; true of a ledger that has no such step."""
-        return "report" not in self.steps or self.steps["report"].done
+    def finished(self) -> bool:
+        """Whether the report, the last step of a run, is done."""
+        return "report" in self.steps and self.steps["report"].done
 
     @property
     def unfinished(self) -> str | None:
-        """The step at which the run stopped, if it did."""
-        return next((name for name, step in self.steps.items() if not step.done), None)
+        """The label of the step at which the run stopped, if it did."""
+        return next((step.label for step in self.steps.values() if not step.done), None)
 
 
 def read_ledger(folder: Path) -> Ledger:
@@ -67,36 +69,38 @@ def read_ledger(folder: Path) -> Ledger:
     try:
         found: Ledger = read_as(folder / LEDGER, Ledger, "a ledger")
     except DataError as error:
-        raise DataError(error.message, "put it back as it was, or name another run folder") from None
+        raise DataError(error.message, "restore it, or name another run folder", code="data.bad_ledger") from None
     return found
 
 
 def as_plain(ledger: Ledger) -> dict[str, Any]:
-    """A ledger as plain JSON values; what a step has not is left out."""
+    """A ledger as plain JSON values; empty fields of a step are left out."""
     plain = dataclasses.asdict(ledger)
     plain["steps"] = {
-        name: {key: value for key, value in step.items() if value or key in ("key", "done")}
+        name: {key: value for key, value in step.items() if value or key in ("label", "key", "done")}
         for name, step in plain["steps"].items()
     }
     return plain
 
 
-def check_as_left(folder: Path, ledger: Ledger, path: Path) -> None:
-    """Hold that a record of a run is as the step that wrote it left it; where the ledger knows it.
+def check_unmodified(folder: Path, ledger: Ledger, path: Path) -> None:
+    """Check that a record of a run is as its step wrote it, if the ledger knows it.
 
     Raises:
-        DataError: It was edited since.
+        DataError: It was modified since (`data.modified`).
     """
     name = str(path.relative_to(folder))
     if path.exists() and any(sha256(path) != step.files[name] for step in ledger.steps.values() if name in step.files):
-        raise DataError(f"{path}: {AS_LEFT}", "put it back, or delete it: `mooring run` on its recipe makes it anew")
+        raise DataError(
+            f"{path}: {MODIFIED}", "restore it, or delete it and run the recipe again", code="data.modified"
+        )
 
 
-def edited(folder: Path, step: Step) -> str | None:
-    """A record of a step that is not as the step left it, by its path below the run folder; `None` where all are."""
+def modified_record(folder: Path, step: StepRecord) -> str | None:
+    """The first record of a step that was modified since, by path relative to the run folder; None if none was."""
     return next((name for name, digest in step.files.items() if sha256(folder / name) != digest), None)
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file; nothing where there is none."""
+    """The digest of a file; an empty text if there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 # `--import-mode=importlib` puts no test folder on the path.
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
 
 from report_sample import results
 
 from mooring.config import Recipe
-from mooring.ledger import Ledger, Step, as_plain, sha256
+from mooring.ledger import Ledger, StepRecord, as_plain, sha256
 from mooring.reporting.results import dumps
 
 from .conftest import Run, write_task  # type: ignore[import-not-found]
@@ -70,7 +70,7 @@ RESULTS: dict[str, Edit] = {
     "infinite": lambda p: p.write_text(p.read_text().replace('"lam": 0.4', '"lam": 1e999', 1)),
     "twice": lambda p: p.write_text(p.read_text().replace('"lam": 0.4', '"lam": 0.4, "lam": 0.4', 1)),
     "interval": changed(lambda d: d["trials"][0]["scores"]["asr"].update(value=0.9)),
-    "no-tuned": changed(lambda d: d.update(trials=[t for t in d["trials"] if t["model"] != "tuned"])),
+    "no-tuned": changed(lambda d: d.update(trials=[t for t in d["trials"] if t["point"]["lam"] != 1])),
     "older": changed(lambda d: d.update(format=1)),
     "newer": changed(lambda d: d.update(format=99)),
 }
@@ -100,8 +100,8 @@ def made(tmp_path: Path) -> Path:
 
 def write_ledger(folder: Path, *, digests: bool = True, done: bool = True) -> None:
     file = "report/results.json"
-    report = Step(key="b", done=done, files={file: sha256(folder / file)} if digests else {})
-    ledger = Ledger(steps={"select": Step(key="a", done=True, seconds=1.5), "report": report})
+    report = StepRecord(label="report", key="b", done=done, files={file: sha256(folder / file)} if digests else {})
+    ledger = Ledger(steps={"select": StepRecord(label="select", key="a", done=True, seconds=1.5), "report": report})
     (folder / "ledger.json").write_text(json.dumps(as_plain(ledger)))
 
 
@@ -140,7 +140,7 @@ def test_results_that_are_something_else(run: Run, made: Path, edit: str, verb: 
 def test_results_with_another_number(run: Run, made: Path, verb: str) -> None:
     write_ledger(made)
     changed(lambda d: d["trials"][0]["scores"]["asr"].update(value=0.015))(made / "report" / "results.json")
-    check_refused(run, READERS[verb], "results.json: is not as the run left it")
+    check_refused(run, READERS[verb], "results.json: was modified after the run wrote it")
 
 
 @pytest.mark.parametrize("verb", READERS)
@@ -190,12 +190,12 @@ def test_a_run_goes_on_from_what_it_left_alone(run: Run, tmp_path: Path, tiny_mo
         (folder / name).write_bytes(data + b" ")
         code, _, err = safeguard(run, tiny_model_folder, tuned)
         assert (code, len(err.strip().splitlines())) == (2, 1), err
-        assert f"{name}: is not as the run left it; put it back as it was, or delete it to make it anew" in err
+        assert f"{name}: was modified after the run wrote it; restore it, or delete it to make it again" in err
         assert (folder / name).read_bytes() == data + b" "
         if "safety-test.jsonl" in name:
             again = run("score", "made", "--rejudge", "--judge", "rules")
             assert again[0] == 2
-            assert f"{name}: is not as the run left it" in again[2]
+            assert f"{name}: was modified after the run wrote it" in again[2]
         (folder / name).unlink()
         code, _, err = safeguard(run, tiny_model_folder, tuned)
         assert code == 0, err

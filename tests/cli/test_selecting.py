@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 # `--import-mode=importlib` puts no test folder on the path.
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
 
 from report_sample import results, trials
 
@@ -160,9 +160,9 @@ def test_the_plan_says_how_it_will_be_chosen(run: Run, tmp_path: Path, tiny_mode
     for command in (("run", "r.yaml"), pair):
         for options, words in {
             ("--margin", 0.07, "--confidence", "none"): "at most the base's + 0.07 ",
-            ("--bound", 0.03, "--confidence", 0.9): "at most 0.03, 90 % sure",
-            ("--margin", 0.2, "--search", "bisect"): "at most the base's + 0.2, 95 % sure, by halves",
-            ("--confidence", 0.9999, "--margin", 0.3): "99.99 % sure",
+            ("--bound", 0.03, "--confidence", 0.9): "at most 0.03, with 90 % confidence",
+            ("--margin", 0.2, "--search", "bisect"): "at most the base's + 0.2, with 95 % confidence, by bisection",
+            ("--confidence", 0.9999, "--margin", 0.3): "with 99.99 % confidence",
             ("--margin", 0.3, "--search", "modules", "--budget", 1): "at most 1 merge report",
             ("--policy", "knee"): "knee",
         }.items():

@@ -12,6 +12,9 @@ from mooring.data import load_prompts
 
 from .conftest import lines, write_data  # type: ignore[import-not-found]
 
+ROLES = {0: "base", 1: "tuned"}
+"""What the ends of λ are called."""
+
 
 def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report" / "results.json").read_text())  # type: ignore[no-any-return]
@@ -74,7 +77,7 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
     assert done.returncode == 0, done.stderr
     found = results(tmp_path / "run")
     assert found["choice"]["metric"] == "response_loss"
-    tests = {t["model"]: t["scores"] for t in found["trials"] if t["split"] == "test"}
+    tests = {ROLES.get(t["point"]["lam"], "merged"): t["scores"] for t in found["trials"] if t["split"] == "test"}
     validation = [t["scores"] for t in found["trials"] if t["split"] == "validation"]
     assert all("response_loss" in scores and "call_match" not in scores for scores in validation)
     sets = {"asr:refuse.jsonl", "asr:more.jsonl"}
@@ -118,7 +121,7 @@ def test_another_judge_over_kept_answers_generates_nothing(
     done = command("score", run, "--rejudge", "--judge", "llm,rules", "--judge-model", judge, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert {(r["lam"], r["split"], r["judge"]) for r in found if r["name"] == "safety"} == {
+    assert {(r["point"]["lam"], r["split"], r["judge"]) for r in found if r["name"] == "safety"} == {
         (lam, split, judge) for lam in (0.0, 0.5, 1.0) for split in ("validation", "test") for judge in ("llm", "rules")
     }
     assert {path: path.read_bytes() for path in before} == before
@@ -158,7 +161,11 @@ def test_programs_are_run_and_counted(command: Any, tmp_path: Path, pair: tuple[
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
     done = command("run", tmp_path / "recipe.yaml")
     assert done.returncode == 0, done.stderr
-    tests = {t["model"]: t["scores"] for t in results(tmp_path / "run")["trials"] if t["split"] == "test"}
+    tests = {
+        ROLES.get(t["point"]["lam"], "merged"): t["scores"]
+        for t in results(tmp_path / "run")["trials"]
+        if t["split"] == "test"
+    }
     for scores in tests.values():
         assert scores["pass@2"]["value"] == 0.0  # random words are no program
         assert scores["pass@2"]["details"]["samples"] == 6

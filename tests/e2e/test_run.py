@@ -41,7 +41,7 @@ def test_a_whole_run_then_nothing_then_only_what_changed(command: Any, write_rec
     path = write_recipe()
     planned = command("run", path, "--dry-run")
     assert planned.returncode == 0, planned.stderr
-    for word in ("align", "tune", "linear at λ = 0.3, 0.7", "task", "disk", "memory", "not begun"):
+    for word in ("align", "tune", "linear at λ = 0.3, 0.7", "task", "disk", "memory", "not started"):
         assert word in planned.stdout
     assert not (tmp_path / "run").exists()
 
@@ -65,9 +65,9 @@ def test_a_whole_run_then_nothing_then_only_what_changed(command: Any, write_rec
     write_recipe(merge={"lambdas": [0.3, 0.5, 0.7]})
     third = command("run", path)
     assert third.returncode == 0, third.stderr
-    assert "✓ λ = 0.5: answer safety (validation)" in third.stdout
+    assert "✓ λ = 0.5: generate safety (validation)" in third.stdout
     assert "✓ tune" not in third.stdout
-    assert "✓ λ = 0.3: answer" not in third.stdout
+    assert "✓ λ = 0.3: generate" not in third.stdout
     assert results(run) != before
 
 
@@ -90,7 +90,7 @@ def test_no_lambda_within_the_bound_exits_with_1(command: Any, write_recipe: Any
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
     for trial in results["trials"]:  # as if the base refused everything and no merged model did
-        value = 0.0 if trial["model"] == "base" else 1.0
+        value = 0.0 if trial["point"]["lam"] == 0 else 1.0
         trial["scores"]["asr"] |= {"value": value, "low": value, "high": value, "details": {}}
     path = tmp_path / "copy" / "report" / "results.json"  # without its run, which would tell
     path.parent.mkdir(parents=True)

@@ -37,12 +37,10 @@ def test_a_pair_of_checkpoints(command: Any, tmp_path: Path, tiny_model_folder: 
     differs = "the chat template differs; the merged model gets the base's"
     assert differs in done.stdout.replace("\n", " ")
     assert differs in results["notes"]
-    asked = {(t["model"], t["lam"], t["split"]) for t in results["trials"]}
-    chosen = results["choice"]["lam"]
-    assert asked == {
-        *((model, lam, "validation") for model, lam in (("base", 0), ("merged", 0.3), ("merged", 0.7), ("tuned", 1))),
-        *((model, lam, "test") for model, lam in (("base", 0), ("merged", chosen), ("tuned", 1))),
-    }
+    asked = {(t["point"]["lam"], t["split"]) for t in results["trials"]}
+    chosen = results["choice"]["point"]["lam"]
+    expected = {"validation": (0, 0.3, 0.7, 1), "test": (0, chosen, 1)}
+    assert asked == {(lam, split) for split, lams in expected.items() for lam in lams}
     assert results["choice"]["metric"] == "call_match"
     assert json.loads((tmp_path / "run" / "model" / "mooring.json").read_text())["lambda"] == chosen
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
@@ -65,7 +63,7 @@ def test_an_adapter_without_a_task(command: Any, tmp_path: Path, tiny_model_fold
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
     assert results["choice"]["metric"] == "lam"
-    assert results["choice"]["lam"] == 0.7
+    assert results["choice"]["point"]["lam"] == 0.7
     assert any("No task was given" in note for note in results["notes"])
 
 
@@ -84,7 +82,7 @@ def test_from_python_and_the_same_twice(tmp_path: Path, tiny_model_folder: Path,
             max_tokens=4,
             out=tmp_path / out,
         )
-        assert outcome.choice.lam == 0.5
+        assert outcome.choice.point.lam == 0.5
         assert outcome.worked
         texts.append((outcome.report / "results.json").read_bytes())
     assert texts[0] == texts[1]

@@ -24,9 +24,9 @@ def test_bisect_finds_one_lambda_and_goes_on_from_its_parts(
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "search.json").read_text())
     results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
-    merged = {t["lam"] for t in results["trials"] if t["model"] == "merged"}
-    assert merged == {results["choice"]["lam"]}
-    assert found["lam"] == results["choice"]["lam"]
+    merged = {t["point"]["lam"] for t in results["trials"]} - {0, 1}
+    assert merged == {results["choice"]["point"]["lam"]}
+    assert found["lam"] == results["choice"]["point"]["lam"]
     assert results["choice"]["confidence"] == pytest.approx(0.9875)  # as the search tested it
     assert command("select", "run").stdout.count("98.75 %") == done.stdout.count("98.75 %") > 0
     # Base and tuned model aside, far fewer answers than a grid of five on all prompts would take.
@@ -56,9 +56,9 @@ def test_modules_tries_some_merges_after_the_grid_and_says_whether_one_is_better
     results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
     found = results["by_module"]
     assert 2 <= len(found["tried"]) <= found["budget"] == 4
-    assert len({json.dumps(each["trial"]["modules"]) for each in found["tried"]}) == len(found["tried"])
+    assert len({json.dumps(each["trial"]["point"]) for each in found["tried"]}) == len(found["tried"])
     assert found["sentence"] in results["choice"]["reason"]
-    assert (found["chosen"] is None) is (results["choice"]["modules"] == {}) is (found["test"] is None)
+    assert (found["chosen"] is None) is (results["choice"]["point"]["overrides"] == {}) is (found["test"] is None)
     said = " ".join(done.stdout.split())
     assert "λ by module" in said
     assert "on both axes on validation" in said

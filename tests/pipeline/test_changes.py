@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from mooring.errors import DataError
-from mooring.pipeline.module_groups import measure_changes, read_changes
+from mooring.pipeline.changes import measure_changes, read_changes
 
 UP, NORM, HEAD = "model.layers.{}.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight", "lm_head.weight"
 
@@ -25,7 +25,7 @@ def model(folder: Path, scale: float) -> Path:
 
 def test_each_layer_and_module_has_its_relative_change(tmp_path: Path) -> None:
     measure_changes(model(tmp_path / "base", 1.0), model(tmp_path / "tuned", 1.25), tmp_path / "changes.json")
-    found = read_changes(tmp_path)
+    found = read_changes(tmp_path / "changes.json")
     assert found is not None
     assert list(found.layers) == ["0", "1"]
     assert sorted(found.modules) == ["input_layernorm.weight", "mlp.up_proj.weight"]
@@ -44,10 +44,10 @@ def test_each_layer_and_module_has_its_relative_change(tmp_path: Path) -> None:
 
 
 def test_without_the_file_there_is_no_heat_map_and_a_broken_one_is_named(tmp_path: Path) -> None:
-    assert read_changes(tmp_path) is None
+    assert read_changes(tmp_path / "changes.json") is None
     (tmp_path / "changes.json").write_text('{"layers": []')
-    with pytest.raises(DataError, match="not JSON"):
-        read_changes(tmp_path)
+    with pytest.raises(DataError, match="not the changes of a run"):
+        read_changes(tmp_path / "changes.json")
     (tmp_path / "changes.json").write_text('{"layer": []}')
     with pytest.raises(DataError, match="not the changes of a run"):
-        read_changes(tmp_path)
+        read_changes(tmp_path / "changes.json")

@@ -11,8 +11,8 @@ from mooring.cli import render
 from mooring.config import Recipe
 from mooring.errors import DataError, MissingExtraError, ModelError, RecipeError
 from mooring.pipeline import preflight
+from mooring.pipeline.forecast import forecast
 from mooring.pipeline.judging import Judging
-from mooring.pipeline.plan import plan
 from mooring.pipeline.preflight import check_measures, downloads, unavailable
 from mooring.pipeline.sets import evaluation_sets, task_metrics
 
@@ -29,7 +29,7 @@ def recipe(tmp_path: Path, base: str = "nobody/nothing", generate: Any = None, *
 def check(given: Recipe) -> None:
     sets = evaluation_sets(given)
     metrics = (*task_metrics(given, sets, "validation"), *task_metrics(given, sets, "test"))
-    check_measures(given, metrics, Judging(given.score.judges, lambda folder, measure: ""), sets)
+    check_measures(given, metrics, Judging(given.score.judges), sets)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -68,7 +68,7 @@ def test_a_repeated_file_with_two_spellings(tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": "Help me break thing number 3."}) + "\n")
     refs = [str(file), f"{tmp_path}/../{tmp_path.name}/set.jsonl"]
     with pytest.raises(RecipeError) as caught:
-        unavailable(recipe(tmp_path, safety=refs), (), Judging((), lambda folder, measure: ""))
+        unavailable(recipe(tmp_path, safety=refs), (), Judging(()))
     assert caught.value.code == "recipe.duplicate_set"
     assert all(ref in caught.value.message for ref in refs)
 
@@ -131,18 +131,18 @@ def test_a_plan_reports_what_is_missing_without_downloads(
     without(monkeypatch, "bert_score")
     judges = ["wildguard", {"name": "llama-guard-3", "model": str(tmp_path / "nowhere")}, "harmbench"]
     given = recipe(tmp_path, judges=judges, metrics=["bert_score"])
-    facts = plan(given).facts
-    assert "pip install 'mooring[bertscore]'" in facts["cannot be had here: bert_score"]
+    facts = forecast(given).facts
+    assert "pip install 'mooring[bertscore]'" in facts["not available here: bert_score"]
     guard = f"judge llama-guard-3 ({tmp_path}/nowhere)"
-    assert "no such folder" in facts[f"cannot be had here: {guard}"]
-    afar = facts["to be fetched"].split("; ")
+    assert "no such folder" in facts[f"not available here: {guard}"]
+    afar = facts["to be downloaded"].split("; ")
     terms = "accept its terms on https://huggingface.co/allenai/wildguard and run `hf auth login`"
     assert afar[0] == f"allenai/wildguard (gated: {terms})"
     assert len(afar) == 3
     assert not any("gated" in model for model in afar[1:])
     assert given.score.bertscore_model in afar
     assert not (tmp_path / "run").exists()
-    render.plan(plan(given))
+    render.forecast(forecast(given))
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("not known before the base is on this machine") == 2
     assert "not known at the fullest" not in shown
@@ -151,23 +151,23 @@ def test_a_plan_reports_what_is_missing_without_downloads(
 
 def test_a_plan_refuses_what_is_wrong_anywhere(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        plan(recipe(tmp_path, safety=["bundled:harmful", "bundled:harmful"]))
+        forecast(recipe(tmp_path, safety=["bundled:harmful", "bundled:harmful"]))
     assert caught.value.code == "recipe.duplicate_set"
 
 
 def test_a_plan_with_everything_installed_has_no_warnings(tmp_path: Path, tiny_model_folder: Path) -> None:
-    facts = plan(recipe(tmp_path, str(tiny_model_folder), metrics=["exact_match"])).facts
-    assert not any(name.startswith(("cannot", "to be")) for name in facts)
+    facts = forecast(recipe(tmp_path, str(tiny_model_folder), metrics=["exact_match"])).facts
+    assert not any(name.startswith(("not available", "to be")) for name in facts)
 
 
 def test_a_plan_of_a_search_by_halves_foretells_no_grid(tmp_path: Path, tiny_model_folder: Path) -> None:
     plain = recipe(tmp_path, str(tiny_model_folder), over_refusal=None, ordinary=None)
     searched = plain.model_copy(update={"select": plain.select.model_copy(update={"search": "bisect"})})
-    stages = plan(searched).stages
-    assert dict(stages)["merge"] == "linear at the λ that bisection tries"
+    stages = forecast(searched).stages
+    assert dict(stages)["merge"] == "linear at the λ that the bisection asks for"
     validation, test = (what for stage, what in stages if stage == "generate")
     assert validation.startswith("validation: 3 models × (100 safety")
-    assert validation.endswith("of the search's other λ as many safety prompts as the evidence takes")
+    assert validation.endswith("as many safety prompts for other λ as the evidence takes")
     assert test.startswith("test: 3 models")
     assert "search" not in test
 
@@ -176,7 +176,7 @@ def test_a_model_in_the_hubs_cache_is_not_downloaded(tmp_path: Path, monkeypatch
     import huggingface_hub
 
     given = recipe(tmp_path, judges=["wildguard"])
-    judging = Judging(given.score.judges, lambda folder, measure: "")
+    judging = Judging(given.score.judges)
     assert len(downloads(given, (), judging)) == 1
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
     assert downloads(given, (), judging) == []
@@ -191,12 +191,12 @@ def test_lm_evals_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("MOORING_DATA", raising=False)
     monkeypatch.setattr(tasks, "load_tasks", loaded)
-    facts = plan(recipe(tmp_path, lm_eval=["ifeval"])).facts
-    assert "lm-eval's rows of ifeval" in facts["to be fetched"]
-    facts = plan(recipe(tmp_path, lm_eval=["ifevl"])).facts
-    assert "did you mean ifeval" in facts["cannot be had here: lm-eval ifevl"]
-    facts = plan(recipe(tmp_path, lm_eval=["humaneval"])).facts
-    assert "mooring score code.jsonl humaneval --as task" in facts["cannot be had here: lm-eval humaneval"]
+    facts = forecast(recipe(tmp_path, lm_eval=["ifeval"])).facts
+    assert "lm-eval's rows of ifeval" in facts["to be downloaded"]
+    facts = forecast(recipe(tmp_path, lm_eval=["ifevl"])).facts
+    assert "did you mean ifeval" in facts["not available here: lm-eval ifevl"]
+    facts = forecast(recipe(tmp_path, lm_eval=["humaneval"])).facts
+    assert "mooring score code.jsonl humaneval --as task" in facts["not available here: lm-eval humaneval"]
 
 
 def test_programs_need_samples_and_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,16 @@ import torch
 from lora_models import tune
 from mooring.config import Recipe, Runner
 from mooring.errors import UserError
+from mooring.events import Event
 from mooring.inference.transformers import TransformersEngine
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.in_memory import Memory
 from mooring.merging.merge import merge
 from mooring.merging.methods import METHODS
-from mooring.pipeline import evaluation
-from mooring.pipeline.evaluation import Subject, Trials
+from mooring.pipeline import plan
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.models import Models
 from mooring.pipeline.run import run
-from mooring.pipeline.run_folder import Event, Store
-from mooring.pipeline.sets import evaluation_sets
 from mooring.records import Completion, Message, Prompt, read_jsonl
 from mooring.sampling import SamplingParams
 
@@ -235,13 +232,13 @@ def test_other_engines_get_folders_one_at_a_time(
     models.written = MergePoint(0.5), tiny_model_folder
     models.at(MergePoint(0.5))
     assert seen[-1] == tiny_model_folder
-    for mlp in (0.2, 0.3, 0.3):
-        models.at(MergePoint(0.5, {"late mlp": mlp}))
+    for lam in (0.2, 0.3, 0.3):
+        models.at(MergePoint(0.5, {"early mlp": lam}))
         assert [seen[-1]] == list(scratch.glob("*"))
     assert len({*seen[-2:]}) == 2
     assert seen[-3] == tiny_model_folder
-    models.written = MergePoint(0.5, {"late mlp": 0.3}), tiny_model_folder
-    models.at(MergePoint(0.5, {"late mlp": 0.3}))
+    models.written = MergePoint(0.5, {"early mlp": 0.3}), tiny_model_folder
+    models.at(MergePoint(0.5, {"early mlp": 0.3}))
     assert seen[-1] == tiny_model_folder
     models.release()
     assert not scratch.exists()
@@ -273,8 +270,8 @@ def test_drafts_change_nothing_and_more_lambdas_add_only_themselves(
     said: list[str] = []
 
     def hear(event: Event) -> None:
-        if event.kind == "say":
-            said.append(event.note)
+        if event.kind == "info":
+            said.append(event.message)
 
     run(recipe(tiny_model_folder, adapter, tmp_path / "plain", generate={"drafts": False}))
     assert not said
@@ -282,9 +279,9 @@ def test_drafts_change_nothing_and_more_lambdas_add_only_themselves(
     plain, drafted = completions(tmp_path / "plain"), completions(tmp_path / "run")
     assert plain.keys() == drafted.keys()
     assert all(tokens(plain[name]) == tokens(drafted[name]) for name in plain)
-    assert any("of the tokens were the nearest λ's" in note for note in said)
+    assert any("of the tokens were accepted from the drafts of the nearest λ" in note for note in said)
     made = read_jsonl(tmp_path / "run" / "completions" / "lam-0.7" / "safety-validation.jsonl", Completion)
-    assert {c.made_by["drafts"] for c in made} == {0.3}
+    assert {c.made_by["drafts"] for c in made} == {"0.3"}
     assert all(0 <= c.made_by["accepted"] < c.tokens + 1 for c in made)
     assert not (tmp_path / "run" / "scratch").exists()
 
@@ -302,7 +299,7 @@ def test_drafts_change_nothing_and_more_lambdas_add_only_themselves(
     assert not asked
 
 
-def test_another_template_or_version_asks_anew(
+def test_another_template_or_version_asks_again(
     tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tmp_path / "base"
@@ -311,8 +308,8 @@ def test_another_template_or_version_asks_anew(
 
     def done() -> set[str]:
         steps: list[str] = []
-        run(given, on_event=lambda event: steps.append(event.step) if event.kind == "done" else None)
-        return {step.partition(": answer ")[0] for step in steps if ": answer " in step}
+        run(given, on_event=lambda event: steps.append(event.label) if event.kind == "finished" else None)
+        return {label.partition(": generate ")[0] for label in steps if ": generate " in label}
 
     everyone = done()
     assert {"base", "tuned"} < everyone
@@ -320,71 +317,5 @@ def test_another_template_or_version_asks_anew(
     template = base / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert {"base", "λ = 0.3"} <= done()
-    monkeypatch.setattr(evaluation, "versions", lambda engine: ["torch 99"])
+    monkeypatch.setattr(plan, "installed_versions", lambda *packages: {"torch": "99"})
     assert {"base", "tuned", "λ = 0.3"} <= done()
-
-
-@pytest.fixture
-def asking(tiny_model_folder: Path, tmp_path: Path) -> Any:
-    """`asking() -> (trials, subject, prompts, asked)` opens a run anew; `asked` gets the ids that a model answers."""
-    adapter = tune(tiny_model_folder, tmp_path / "adapter", target_modules=["q_proj"])
-    given = recipe(tiny_model_folder, adapter, tmp_path / "run")
-    models = Models(given, tiny_model_folder, adapter, {}, tmp_path / "scratch")
-
-    def start() -> tuple[Trials, Any, list[Prompt], list[str]]:
-        store = Store(tmp_path / "run")
-        store.folder.mkdir(exist_ok=True)
-        sets = evaluation_sets(given)
-        asked: list[str] = []
-
-        def subject(lam: float) -> Subject:
-            point = MergePoint(lam)
-
-            def engine() -> Any:
-                return Listening(models.at(point), asked)
-
-            return Subject(point, f"key of {lam}", engine)
-
-        return Trials(given, store, sets), subject, sets["safety"]["validation"], asked
-
-    return start
-
-
-class Listening:
-    """An engine that notes whom it answers; it takes no drafts."""
-
-    def __init__(self, engine: TransformersEngine, asked: list[str]) -> None:
-        self.engine, self.asked, self.about = engine, asked, engine.about
-
-    def complete(self, prompts: Any, settings: SamplingParams, *, done: Any = ()) -> Iterator[list[Completion]]:
-        for batch in self.engine.complete(prompts, settings, done=done):
-            self.asked += [completion.prompt_id for completion in batch]
-            yield batch
-
-
-def test_some_prompts_then_more_then_all(asking: Any, tmp_path: Path) -> None:
-    trials, subject, prompts, asked = asking()
-    some = trials.ask_some(subject(0.3), "validation", "safety", prompts[3:1:-1])
-    assert [c.prompt_id for c in some] == [prompts[3].id, prompts[2].id]
-    assert sorted(asked) == sorted(p.id for p in prompts[2:4])
-    more = trials.ask_some(subject(0.3), "validation", "safety", prompts[:4])
-    assert [c.prompt_id for c in more] == [p.id for p in prompts[:4]]
-    assert [more[3], more[2]] == some
-    assert sorted(asked) == sorted(p.id for p in prompts[:4])
-    trials.ask(subject(0.3), "validation")
-    assert sorted(asked) == sorted(p.id for p in prompts)
-    whole = read_jsonl(tmp_path / "run" / "completions" / "lam-0.3" / "safety-validation.jsonl", Completion)
-    assert whole[:4] == more
-    assert [c.prompt_id for c in whole] == [p.id for p in prompts]
-
-
-def test_a_search_that_was_stopped_asks_nobody_twice(asking: Any) -> None:
-    trials, subject, prompts, _ = asking()
-    first = trials.ask_some(subject(0.3), "validation", "safety", prompts[:2])
-    trials.ask(subject(0.7), "validation")
-    trials, subject, prompts, asked = asking()
-    assert trials.ask_some(subject(0.3), "validation", "safety", prompts[:2]) == first
-    assert len(trials.ask_some(subject(0.7), "validation", "safety", prompts[:3])) == 3  # it was asked all
-    assert not asked
-    trials.ask_some(subject(0.3), "validation", "safety", prompts[:3])
-    assert asked == [prompts[2].id]

@@ -322,11 +322,14 @@ def inspect(
 def start(recipe: Any, dry_run: bool) -> None:
     """Run a recipe with progress on the terminal, or print its plan."""
     if dry_run:
-        from mooring.pipeline.plan import plan
+        from mooring.pipeline.forecast import forecast
 
-        render.plan(plan(recipe))
+        render.forecast(forecast(recipe))
         return
-    with watch(recipe) as on_event:
-        outcome = mooring.run(recipe, on_event=on_event)
+    from mooring.pipeline.run import Run
+
+    run = Run(recipe)
+    with watch(run) as on_event:
+        outcome = run.execute(on_event)
     render.outcome(outcome)
     raise typer.Exit(0 if outcome.choice.within else 1)

@@ -18,13 +18,11 @@ from mooring.files import gibibytes
 from mooring.merge_point import MergePoint
 
 if TYPE_CHECKING:
-    from mooring.config import Recipe
+    from mooring.events import Event, OnEvent
     from mooring.merging.inspect import Inspection
-    from mooring.pipeline.plan import Plan
-    from mooring.pipeline.progress import Step
+    from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
-    from mooring.pipeline.run import Outcome
-    from mooring.pipeline.run_folder import Event
+    from mooring.pipeline.run import Outcome, Run
     from mooring.records import Score
 
 
@@ -177,7 +175,7 @@ def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
         table.add_column(heading, no_wrap=True)
     for each in found:
         for name, score in each.scores.items():
-            kappa = each.beside.kappa if each.beside else None
+            kappa = each.agreement.kappa if each.agreement else None
             table.add_row(
                 escape(each.judge),
                 each.point.label,
@@ -187,7 +185,7 @@ def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
                 str(score.n),
                 f"{score.details['miss']:g}",
                 "" if kappa is None else f"{kappa:.2f}",
-                "" if each.beside is None else str(len(set(each.beside.disagreements))),
+                "" if each.agreement is None else str(len(set(each.agreement.disagreements))),
             )
     _print_whole(table)
     out = console()
@@ -265,19 +263,19 @@ def inspection(found: "Inspection", *, as_json: bool = False) -> None:
         out.print(f"It holds about {cost['memory']} in memory.")
 
 
-def plan(planned: "Plan") -> None:
+def forecast(found: "Forecast") -> None:
     """What a run would do."""
     out = console()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    for stage, what in planned.stages:
+    for stage, what in found.stages:
         table.add_row(escape(stage), escape(what))
-    for name, fact in planned.facts.items():
+    for name, fact in found.facts.items():
         table.add_row(escape(name), escape(fact))
     unknown = "not known before the base is on this machine"
-    table.add_row("disk", unknown if planned.disk is None else f"{gibibytes(planned.disk)} at the fullest")
-    table.add_row("memory", unknown if planned.memory is None else f"about {gibibytes(planned.memory)}")
+    table.add_row("disk", unknown if found.disk is None else f"{gibibytes(found.disk)} at the fullest")
+    table.add_row("memory", unknown if found.memory is None else f"about {gibibytes(found.memory)}")
     out.print(table)
 
 
@@ -304,48 +302,45 @@ def merged(folder: Path, names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def watch(recipe: "Recipe") -> Iterator[Callable[["Event"], None]]:
-    """Show a run of a recipe; gives what is to be told of its events."""
-    from mooring.pipeline.progress import Pace, said
+def watch(run: "Run") -> Iterator["OnEvent"]:
+    """Show the progress of a run; yields the callback for its events."""
+    from mooring.pipeline.progress import Progress as RunProgress
+    from mooring.pipeline.progress import summary
 
     out = console()
-    kept = 0
-    pace = Pace(_steps(recipe) if out.is_terminal else {})
+    cached = 0
+    measured = RunProgress(lambda: run.plan.steps.values())
     with resumable(), progress_bars(out) as progress:
         whole = progress.add_task("the whole run", total=None, note="", whole=True, visible=out.is_terminal)
         ticks: dict[str, Tick] = {}
 
         def on_event(event: "Event") -> None:
-            nonlocal kept
+            nonlocal cached
             now = time.monotonic()
-            pace.note(event, now)
-            if event.kind == "kept":
-                kept += 1
-            elif event.kind == "start":
-                if kept:
-                    out.print(f"[dim]{kept} step{' was' if kept == 1 else 's were'} done before[/dim]")
-                    kept = 0
-                ticks[event.step] = ticking(progress, event.step)
+            measured.note(event, now)
+            label = event.label or event.step
+            if event.kind == "cached":
+                cached += 1
+            elif event.kind == "started":
+                if cached:
+                    out.print(f"[dim]{cached} step{' was' if cached == 1 else 's were'} done before[/dim]")
+                    cached = 0
+                ticks[event.step] = ticking(progress, label)
             elif event.kind == "progress" and event.step in ticks:
-                ticks[event.step](event.done, event.total, event.note, event.tokens)
-            elif event.kind == "say":
-                out.print(f"[yellow]note:[/yellow] {escape(event.note)}")
-            elif event.kind == "done":
+                ticks[event.step](event.done, event.total, note_of(event), event.tokens)
+            elif event.kind in ("info", "warning"):
+                out.print(f"[yellow]note:[/yellow] {escape(event.message)}")
+            elif event.kind == "finished":
                 for task in set(progress.task_ids) - {whole}:
                     progress.remove_task(task)
-                out.print(f"[green]✓[/green] {escape(event.step)} [dim]{escape(event.note)}[/dim]")
-            overall = pace.overall(now)
-            progress.update(whole, completed=overall.done, total=overall.steps, note=said(overall))
+                out.print(f"[green]✓[/green] {escape(label)} [dim]{escape(event.message)}[/dim]")
+            if out.is_terminal:
+                overall = measured.overall(now)
+                progress.update(whole, completed=overall.done, total=overall.steps, note=summary(overall))
 
         yield on_event
 
 
-def _steps(recipe: "Recipe") -> "Mapping[str, Step]":
-    """The plan of a run; none where a set cannot be read, which the run itself will say."""
-    from mooring.errors import UserError
-    from mooring.pipeline.progress import planned
-
-    try:
-        return planned(recipe)
-    except UserError:
-        return {}
+def note_of(event: "Event") -> str:
+    """What stands beside the bar of a step: its message, or its numbers (`loss 1.234`)."""
+    return event.message or ", ".join(f"{name} {value:.3f}" for name, value in event.metrics.items())

@@ -209,12 +209,14 @@ def score(
     judges = [{"name": name, "model": judge_model, **runner} for name in words(judge)]
     if rejudge:
         with render.bar("judge") as tick:
-            found = mooring.api.rejudge(
-                what,
-                judges,  # type: ignore[arg-type]
-                on_progress=lambda note, done, total, tokens: tick(done, total, note, tokens),
-                on_say=on_say,
-            )
+
+            def show(event: Event) -> None:
+                if event.kind == "info":
+                    on_say(event.message)
+                else:
+                    tick(event.done, event.total, event.label, event.tokens)
+
+            found = mooring.api.rejudge(what, judges, on_event=show)  # type: ignore[arg-type]
         render.rejudged(found, as_json=as_json)
         return
     assert prompts is not None

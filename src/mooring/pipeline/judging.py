@@ -1,6 +1,7 @@
 """Verdicts of a run's judges: what each is asked, by which model, and what it said."""
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from mooring.config import Judge
 from mooring.data import prompts_digest
 from mooring.errors import DataError
-from mooring.events import OnEvent
+from mooring.events import Event, OnEvent
 from mooring.inference.cost import Estimate, estimate
 from mooring.inference.engine import Engine
 from mooring.inference.load import load_engine
@@ -20,8 +21,23 @@ from mooring.sampling import SamplingParams
 from mooring.scoring import judges
 from mooring.scoring.safety import safety_scores
 
-Measure = Callable[[Path, Callable[[Path], str]], str]
+Digest = Callable[[Path, Callable[[Path], str]], str]
 """Gives the digest of a folder, measured by a function or remembered."""
+
+
+def measure_again(folder: Path, measure: Callable[[Path], str]) -> str:
+    """The digest of a folder, measured each time."""
+    return measure(folder)
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The installed versions of packages; those that are not installed are left out."""
+    found = {}
+    for name in packages:
+        distribution = next(iter(importlib.metadata.Distribution.discover(name=name)), None)
+        if distribution is not None:
+            found[name] = distribution.version
+    return found
 
 
 class Judging:
@@ -29,16 +45,14 @@ class Judging:
 
     Args:
         sections: The recipe's judges.
-        measure: Gives the digest of a model's folder.
 
     Raises:
         RecipeError: There is no judge of a name, or it needs a model and none is named.
     """
 
-    def __init__(self, sections: Sequence[Judge], measure: Measure) -> None:
+    def __init__(self, sections: Sequence[Judge]) -> None:
         self.sections = dict(zip(ids(sections), sections, strict=True))
         self.kinds = {name: judges.find(section.name) for name, section in self.sections.items()}
-        self.measure = measure
         self._open: tuple[str, Engine] | None = None
         for name in self.sections:
             self.label(name)
@@ -58,8 +72,12 @@ class Judging:
             return judges.label(judges.find(RULES))
         return judges.label(self.kinds[judge], self.sections[judge].model)
 
-    def about(self, judge: str) -> dict[str, Any]:
+    def about(self, judge: str, digest: Digest) -> dict[str, Any]:
         """What a judge's verdicts depend on, as plain values. Finds its model, but does not load it.
+
+        Args:
+            judge: The judge's id.
+            digest: Gives the digest of a folder.
 
         Raises:
             ModelError: There is no such model, or it is gated.
@@ -69,8 +87,25 @@ class Judging:
         section = self.sections[judge]
         if section.engine == "openai":
             return {"judge": self.label(judge), "server": section.base_url}
-        model = self.measure(self._folder(judge), model_digest)
-        return {"judge": self.label(judge), "model": model, "runner": section.engine, "dtype": section.dtype}
+        packages = ("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ()))
+        return {
+            "judge": self.label(judge),
+            "model": digest(self._folder(judge), model_digest),
+            "engine": section.engine,
+            "dtype": section.dtype,
+            "device": section.device,
+            "batch_size": section.batch_size,
+            "tensor_parallel": section.tensor_parallel,
+            "versions": installed_versions(*packages),
+        }
+
+    def check(self, judge: str) -> None:
+        """Check that a judge's model is available; downloads it if need be.
+
+        Raises:
+            ModelError: There is no such model, or it is gated.
+        """
+        self.about(judge, lambda folder, measure: "")
 
     def judge(
         self,
@@ -79,11 +114,11 @@ class Judging:
         completions: Sequence[Completion],
         out: Path,
         on_event: OnEvent | None = None,
-        on_say: Callable[[str], None] | None = None,
+        digest: Digest = measure_again,
     ) -> list[Verdict]:
-        """Verdicts on completions, written to `out`; a model's own answers lie beside it, `answers-…`.
+        """Verdicts on completions, written to `out`; a model's own answers are kept next to it, in `answers-…`.
 
-        `on_say` is told what a paid server will ask at most, before it is asked.
+        Before a paid server is asked, an `info` event says what it costs at most.
 
         Raises:
             UserError: The judge's model cannot be had, or fails. The answers that it gave before are kept.
@@ -94,10 +129,10 @@ class Judging:
             kind = self.kinds[judge]
             questions = judges.questions(kind, prompts, completions)
             settings = SamplingParams(max_tokens=kind.max_tokens)
-            if on_say and (cost := self.cost(judge, prompts, completions)):
-                on_say(said(self.label(judge), [cost]))
+            if on_event and (cost := self.cost(judge, prompts, completions)):
+                on_event(Event(step="judge", kind="info", message=cost_line(self.label(judge), [cost])))
             kept = out.with_name(out.name.replace("verdicts-", "answers-", 1))
-            asked = {**self.about(judge), "questions": prompts_digest(questions)}
+            asked = {**self.about(judge, digest), "questions": prompts_digest(questions)}
             answers = _whole(kept, asked, questions) or complete_to_file(
                 self._engine(judge), questions, settings, kept, made_by=asked, on_event=on_event
             )
@@ -166,7 +201,7 @@ def ids(sections: Sequence[Judge]) -> list[str]:
     ]
 
 
-def said(judge: str, costs: Sequence[Estimate]) -> str:
+def cost_line(judge: str, costs: Sequence[Estimate]) -> str:
     """A judge's cost in a line."""
     requests, tokens_in = sum(cost.requests for cost in costs), sum(cost.tokens_in for cost in costs)
     tokens_out, dollars = sum(cost.tokens_out_most for cost in costs), sum(cost.dollars for cost in costs)

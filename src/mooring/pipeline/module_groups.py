@@ -1,23 +1,13 @@
-"""What sets base and tuned model apart, kept for a run: what is odd about them, how far tuning moved the weights."""
+"""Groups of modules that may have a λ of their own: attention and the rest of a layer, in each third of the depth."""
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mooring.errors import DataError
-from mooring.files import atomic_text
-from mooring.jsonio import read_as
-from mooring.merging.change import Change, Group, module
-from mooring.merging.compatibility import belong_together
-from mooring.merging.inspect import inspect
+from mooring.merging.change import module
 from mooring.merging.job import depths
 from mooring.models import open_checkpoint
 from mooring.reporting.results import Changes
-
-# --- Groups of modules whose λ may differ: attention and all else of a layer, in each third of ---
-
 
 DEPTHS = ("early", "middle", "late")
 KINDS = ("attention", "mlp")
@@ -112,72 +102,3 @@ def _head(inner: str) -> str:
     """A module's name up to the part that says that it is attention."""
     parts = inner.split(".")
     return ".".join(parts[: 1 + next(i for i, part in enumerate(parts) if _ATTENTION.fullmatch(part))])
-
-
-FILE = "changes.json"
-
-
-def check_pair(base: Path, tuned: Path, out: Path) -> None:
-    """Hold that two models belong together, and write what is odd about them to `out`.
-
-    Raises:
-        UserError: They do not.
-    """
-    found = belong_together(base, tuned)
-    atomic_text(out, json.dumps({"warnings": found}, ensure_ascii=False, indent=1) + "\n")
-
-
-def measure_changes(base: Path, tuned: Path, out: Path) -> None:
-    """Measure how every weight changed and write it to `out`; reads both models once, a slice at a time.
-
-    Args:
-        base: Folder of the base.
-        tuned: Folder of the tuned model or LoRA adapter.
-        out: The file, written in one step.
-    """
-    atomic_text(out, json.dumps(as_plain(inspect(base, tuned, quick=True).changes), indent=1) + "\n")
-
-
-def as_plain(changes: Sequence[Change]) -> dict[str, object]:
-    """Changes as layers, modules, their relative changes (layers × modules), and the same of what lies outside."""
-    cells: dict[tuple[str, int], dict[str, list[Change]]] = {}
-    outside: dict[str, float | None] = {}
-    for change in changes:
-        place = module(change.name)
-        if place is None:
-            outside[change.name] = _finite(change.relative)
-        else:
-            stack, layer, name = place
-            cells.setdefault((stack, layer), {}).setdefault(name, []).append(change)
-    several = len({stack for stack, _ in cells}) > 1
-    modules = list(dict.fromkeys(name for row in cells.values() for name in row))
-    return {
-        "layers": [f"{stack}.{layer}" if several else str(layer) for stack, layer in sorted(cells)],
-        "modules": modules,
-        "relative": [
-            [_finite(Group.of(row[name]).relative) if name in row else None for name in modules]
-            for _, row in sorted(cells.items())
-        ],
-        "outside": outside,
-    }
-
-
-def _finite(value: float) -> float | None:
-    """Five digits: the last bits are nobody's business, and JSON has no infinity."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def read_changes(folder: Path) -> Changes | None:
-    """What `measure_changes` wrote to a run folder; `None` where it did not.
-
-    Raises:
-        DataError: The file holds something else.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    try:
-        found: Changes = read_as(path, Changes, "the changes of a run")
-    except DataError as error:
-        raise DataError(error.message, "remove it, and run again") from None
-    return found

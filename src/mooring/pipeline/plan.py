@@ -1,88 +1,207 @@
-"""What a run will do and need, before it begins."""
+"""The graph of a run's steps, built once from its recipe: what is executed, shown, resumed and reported."""
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mooring.config import Recipe, Select, Tune
-from mooring.data import load_examples
+from mooring.config import Metric, Recipe
+from mooring.config import Tune as TuneConfig
+from mooring.data import load_examples, prompts_digest
 from mooring.errors import FetchError
-from mooring.ledger import LEDGER, read_ledger
-from mooring.merge_point import grid
-from mooring.metrics import needs_completions
-from mooring.models import open_checkpoint
-from mooring.models.resolve import resolve_model
-from mooring.pipeline.judging import Judging
-from mooring.pipeline.preflight import check_selection, downloads, unavailable
+from mooring.merge_point import BASE, TUNED, MergePoint, grid
+from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
+from mooring.pipeline.judging import RULES, Judging, installed_versions
+from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.sets import Sets, asked, evaluation_sets, task_metrics
-from mooring.records import Half
+from mooring.pipeline.steps import (
+    Bisect,
+    BisectInputs,
+    CheckPair,
+    EngineInputs,
+    Generate,
+    GenerateInputs,
+    Judge,
+    JudgeInputs,
+    JudgeKey,
+    Likelihood,
+    LikelihoodInputs,
+    LmEval,
+    LmEvalInputs,
+    MeasureChange,
+    MergeAligned,
+    MergeInputs,
+    ModelKey,
+    PairInputs,
+    Point,
+    Report,
+    ReportInputs,
+    Score,
+    ScoreInputs,
+    SearchModules,
+    SearchModulesInputs,
+    Select,
+    SelectInputs,
+    Slot,
+    SourceKey,
+    Step,
+    StepKey,
+    Tune,
+    TuneInputs,
+    Versions,
+    WriteModel,
+    digest_of,
+)
+from mooring.records import Completion, Half, Kind, Prompt
+from mooring.sampling import SamplingParams
 
-PYTHON = 3 * 2**28
-"""Bytes that Python, torch and the libraries take by themselves, about."""
+FOUND = Slot("λ = found", after="bisect")
+"""The λ that a bisection found."""
+SINGLE = Slot("λ = chosen", after="select")
+"""The chosen single λ."""
+TAKEN = Slot("λ by module", after="search_modules")
+"""What a search for λ by module decided on: a merge by module, or the single λ."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+def attempt(number: int) -> Slot:
+    """The merge that a search for λ by module tries as its `number`-th, from 1."""
+    return Slot(f"try {number}", after="select")
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run, foretold.
+    """The steps of a run.
 
     Attributes:
-        stages: (stage, what it will do), in order.
-        facts: What else a person would ask: the run folder, and how much of it is done.
-        disk: Bytes that the run will have on the disk at its fullest; `None` where the base's size is not known.
-        memory: Bytes of memory at the fullest, about; `None` likewise.
+        recipe: The recipe.
+        paths: Where each file of the run is.
+        sets: The prompts by set and split.
+        examples: The examples to tune on, by stage (`align`, `tune`).
+        judging: The judges.
+        bound: The models that a run has learned of, by the slots that stood for them; None for an unused slot.
     """
 
-    stages: Sequence[tuple[str, str]]
-    facts: Mapping[str, str]
-    disk: int | None
-    memory: int | None
+    recipe: Recipe
+    paths: RunPaths
+    sets: Sets
+    examples: Mapping[str, Sequence[Prompt]]
+    judging: Judging
+    bound: Mapping[Slot, MergePoint | None] = dataclasses.field(default_factory=dict)
+
+    def bind(self, points: Mapping[Slot, MergePoint | None]) -> "Plan":
+        """The plan with slots replaced by the models that they turned out to be."""
+        plan = dataclasses.replace(self, bound={**self.bound, **points})
+        plan.__dict__.update({name: self.__dict__[name] for name in ("_digests", "metrics") if name in self.__dict__})
+        return plan
+
+    @functools.cached_property
+    def steps(self) -> Mapping[str, Step]:
+        """The steps by id, in the order in which they are done."""
+        return {step.id: step for step in _steps(self)}
+
+    @functools.cached_property
+    def metrics(self) -> Mapping[Half, tuple[Metric, ...]]:
+        """The task metrics of each split; the first of validation chooses λ."""
+        halves: tuple[Half, ...] = ("validation", "test")
+        return {half: task_metrics(self.recipe, self.sets, half) for half in halves}
+
+    def prompts(self, split: Half) -> dict[Kind, list[Prompt]]:
+        """What every model is asked in a split, by set."""
+        return asked(self.sets, split)
+
+    def sampling(self, name: Kind) -> SamplingParams:
+        """How the responses to a set are sampled."""
+        return self.recipe.generate.sampling(name, self.recipe.seed)
+
+    def points(self, split: Half) -> list[Point]:
+        """The models that a split is asked of. Merges that a search for λ by module tries are not among them."""
+        if split == "validation":
+            between: Sequence[Point] = grid(self.recipe.merge.lambdas)
+            if self.recipe.select.search == "bisect":
+                between = [self.at(FOUND)]
+            return [BASE, *between, TUNED]
+        single = self.at(SINGLE)
+        taken = [self.at(TAKEN)] if self.recipe.select.search == "modules" else []
+        return [BASE, single, TUNED, *(point for point in taken if point != single)]
+
+    @property
+    def chosen(self) -> Point:
+        """The model that the run ends with."""
+        return self.at(TAKEN if self.recipe.select.search == "modules" else SINGLE)
+
+    def attempts(self) -> list[Point]:
+        """The merges that a search for λ by module tries: known ones, and slots for those that may come."""
+        if self.recipe.select.search != "modules":
+            return []
+        slots = [attempt(number) for number in range(1, self.recipe.select.budget + 1)]
+        return [self.at(slot) for slot in slots if self.bound.get(slot, slot) is not None]
+
+    def at(self, slot: Slot) -> Point:
+        """The model that a slot stands for, or the slot itself if that is not known yet."""
+        return self.bound.get(slot) or slot
+
+    def trial_steps(self, split: Half, points: Sequence[Point]) -> list[Step]:
+        """What it takes to score models on a split: ask all, then judge all judge by judge, then score all."""
+        return list(_trials(self, split, points))
+
+    def digest(self, split: Half, name: Kind) -> str:
+        """The digest of the prompts of a set."""
+        if (split, name) not in self._digests:
+            self._digests[split, name] = prompts_digest(self.prompts(split)[name])
+        return self._digests[split, name]
+
+    @functools.cached_property
+    def _digests(self) -> dict[tuple[Half, Kind], str]:
+        return {}
+
+    @functools.cached_property
+    def merge_options(self) -> Mapping[str, Any]:
+        """The settings of the merging method besides λ."""
+        return merge_options(self.recipe)
+
+    def model_inputs(self, point: Point) -> MergeInputs:
+        """What the model at a point depends on."""
+        base, tuned = _model_keys(self.recipe)
+        if isinstance(point, Slot):
+            return MergeInputs(base=base, tuned=tuned, decided_by=StepKey(point.after))
+        if point.is_base:
+            return MergeInputs(base=base)
+        if point.is_tuned:
+            return MergeInputs(base=base, tuned=tuned)
+        method, options = self.recipe.merge.method, self.merge_options
+        return MergeInputs(base=base, tuned=tuned, method=method, options=options, point=point)
 
 
-def plan(recipe: Recipe) -> Plan:
-    """What `run` would do with a recipe; reads the data sets, and writes nothing.
+def build(recipe: Recipe, missing: dict[str, str] | None = None) -> Plan:
+    """Plan a run: reads the data sets, opens no model and writes nothing.
 
-    Models that are not here are not fetched. What the run would lack here (a package, a sandbox, a judge's folder) is
-    among the facts.
+    Args:
+        recipe: The recipe.
+        missing: If given, data sets that cannot be fetched are left out, and named here with the reason.
 
     Raises:
-        UserError: The recipe contradicts itself, has too few prompts for its bound, or a data set or a local model
-            cannot be read. A set that would have to be fetched, and cannot be, is said to be missing instead.
+        UserError: A data set cannot be read, or the recipe contradicts itself.
     """
-    merge_settings(recipe)
-    missing: dict[str, str] = {}
+    merge_options(recipe)
     sets = evaluation_sets(recipe, missing)
-    size, config = _base(recipe.base)
-    facts = {"run folder": f"{recipe.folder}, {_state(recipe.folder)}"}
-    if size is None:
-        facts["base"] = f"{recipe.base} is not on this machine yet: it will be fetched, and its size is not known"
-    judging = Judging(recipe.score.judges, lambda folder, measure: "")
-    stages = _stages(recipe, sets, missing, judging)
-    facts |= {f"not here: {ref}": why for ref, why in missing.items()}
-    if not missing:
-        check_selection(recipe, sets)
-    metrics = {*task_metrics(recipe, sets, "validation"), *task_metrics(recipe, sets, "test")}
-    if missing:  # of a task that cannot be read, what the recipe says
-        metrics |= {*recipe.score.metrics, *recipe.score.validation_metrics}
-    facts |= {f"cannot be had here: {name}": why for name, why in unavailable(recipe, metrics, judging, sets).items()}
-    if afar := downloads(recipe, metrics, judging):
-        facts["to be fetched"] = "; ".join(afar)
-    if departures := recipe.departures():
-        facts["departs from the paper"] = "; ".join(departures)
-    return Plan(
-        stages=stages,
-        facts=facts,
-        disk=None if size is None else disk(recipe, size),
-        memory=None if size is None else _memory(recipe, size, config),
-    )
+    examples = {}
+    for stage, section in (("align", recipe.align), ("tune", recipe.tune)):
+        if section is None:
+            continue
+        try:
+            examples[stage] = load_examples(section.data, split="tune", seed=_seed(recipe, section))
+        except FetchError as error:
+            if missing is None:
+                raise
+            missing[", ".join(section.data)] = str(error)
+    return Plan(recipe, RunPaths(recipe.folder), sets, examples, Judging(recipe.score.judges))
 
 
-def merge_settings(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says to the merging rule besides λ; what is drawn is drawn by the run's seed.
+def merge_options(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe's merging method besides λ; a random method is seeded by the run's seed.
 
     Raises:
-        UserError: The rule takes no such setting, or it is out of range.
+        UserError: The method takes no such setting, or a value is out of range.
     """
     from mooring.merging.methods import METHODS
     from mooring.merging.parameters import options_of
@@ -94,109 +213,289 @@ def merge_settings(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def disk(recipe: Recipe, size: int) -> int:
-    """Bytes that a run has on the disk at its fullest, given those of one model's weights."""
-    written = recipe.generate.engine != "transformers"  # which merges in memory; others are given a folder for each λ
-    return (1 + written + (recipe.align is not None)) * size  # and the chosen model, and an aligned base
+def versions(*packages: str) -> Versions:
+    return Versions(packages=installed_versions(*packages))
 
 
-def _stages(recipe: Recipe, sets: Sets, missing: dict[str, str], judging: Judging) -> list[tuple[str, str]]:
-    merged, halves = recipe.merge.lambdas, recipe.select.search == "bisect"
-    stages = [("base", recipe.base)]
+def _seed(recipe: Recipe, section: TuneConfig) -> int:
+    return recipe.seed if section.seed is None else section.seed
+
+
+def _model_keys(recipe: Recipe) -> tuple[ModelKey, ModelKey]:
+    base: ModelKey = StepKey("align/merge") if recipe.align else SourceKey("base")
+    return base, StepKey("tune") if recipe.tune else SourceKey("tuned")
+
+
+def _steps(plan: Plan) -> Iterator[Step]:
+    recipe, paths, search = plan.recipe, plan.paths, plan.recipe.select.search
+    base, tuned = _model_keys(recipe)
     if recipe.align:
-        stages.append(("align", _tuning(recipe.align, recipe.seed, missing)))
-    tuned = _tuning(recipe.tune, recipe.seed, missing) if recipe.tune else str(recipe.tuned)
-    stages.append(("tune" if recipe.tune else "tuned", tuned))
-    lams = "the λ that bisection tries" if halves else "λ = " + ", ".join(point.key for point in grid(merged))
-    stages.append(("merge", f"{recipe.merge.method} at {lams}"))
-    more = recipe.select.budget if recipe.select.search == "modules" else 0
-    whole = 1 if halves else len(merged) + more
-    asked_of: list[tuple[Half, int]] = [("validation", 2 + whole), ("test", 4 if more else 3)]
-    for split, models in asked_of:
-        parts, total = [], 0
-        for name, prompts in asked(sets, split).items():
-            samples = recipe.generate.sampling(name, recipe.seed).n
-            if name == "task" and not needs_completions(task_metrics(recipe, sets, split)):
-                continue
-            parts.append(f"{len(prompts)} {name}" + (f" × {samples} samples" if samples > 1 else ""))
-            total += models * len(prompts) * samples
-        limit = recipe.generate.max_tokens
-        most = "at most " if more else ""
-        what = f"{split}: {most}{models} models × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens"
-        if halves and split == "validation":
-            what += "; and of the search's other λ as many safety prompts as the evidence takes"
-        stages.append(("generate", what))
-    stages.append(("judge", ", ".join(judging.label(judge) for judge in judging.sections)))
-    for split, _ in asked_of:
-        metrics = [*task_metrics(recipe, sets, split), *(recipe.score.lm_eval if split == "test" else ())]
-        if metrics:
-            stages.append(("score", f"{split}: {', '.join(metrics)}"))
-    stages.append(("select", _choosing(recipe.select)))
-    stages.append(("report", str(recipe.folder / "report" / "index.html")))
-    return stages
+        yield _tune(plan, "align", recipe.align, SourceKey("base"))
+        inputs = MergeInputs(base=SourceKey("base"), tuned=StepKey("align"), method="linear", point=TUNED)
+        yield Step(id="align/merge", label="align: merge", work=MergeAligned(), inputs=inputs, outputs=[paths.base])
+    if recipe.tune:
+        yield _tune(plan, "tune", recipe.tune, base)
+    pair = PairInputs(base=base, tuned=tuned)
+    yield Step(id="check_pair", label="check the pair", work=CheckPair(), inputs=pair, outputs=[paths.pair])
+    yield Step(
+        id="measure_change", label="measure the change", work=MeasureChange(), inputs=pair, outputs=[paths.changes]
+    )
+    if search == "bisect":
+        yield _bisect(plan, pair)
+    validation = plan.points("validation")
+    yield from _trials(plan, "validation", validation)
+    yield _select(plan, validation)
+    if search == "modules":
+        yield from _trials(plan, "validation", plan.attempts())
+        yield search_modules(plan, [point for point in plan.attempts() if isinstance(point, MergePoint)])
+    yield Step(
+        id="write_model",
+        label="write the model",
+        work=WriteModel(plan.chosen),
+        inputs=plan.model_inputs(plan.chosen),
+        outputs=[paths.model],
+    )
+    test = plan.points("test")
+    yield from _trials(plan, "test", test)
+    yield _report(plan, validation, test)
 
 
-def _choosing(section: Select) -> str:
-    """How λ is chosen, in a phrase."""
-    if section.policy != "bound":
-        return {"paper": "best task score, whatever the attack success rate", "knee": "knee"}[section.policy]
-    most = f"the base's + {section.margin:g}" if section.bound is None else f"{section.bound:g}"
-    sure = "" if section.confidence is None else f", {100 * section.confidence:g} % sure"
-    merges = f"{section.budget} merge{'s' * (section.budget != 1)}"
-    searches = {"bisect": ", by halves", "modules": f"; then λ by module, at most {merges}"}
-    search = searches.get(section.search, "")
-    return f"most task score with an attack success rate of at most {most}{sure}{search}"
+def _tune(plan: Plan, stage: Any, section: TuneConfig, base: ModelKey) -> Step:
+    inputs = TuneInputs(
+        base=base,
+        examples=prompts_digest(plan.examples[stage]) if stage in plan.examples else "",
+        config=section.model_dump(mode="json", exclude={"system", "seed"}),
+        system=plan.recipe.system if section.system is None else section.system,
+        seed=_seed(plan.recipe, section),
+        versions=versions("torch", "transformers", "peft", "trl", "accelerate"),
+    )
+    out = plan.paths.align if stage == "align" else plan.paths.tuned
+    return Step(id=stage, label=stage, work=Tune(stage), inputs=inputs, outputs=[out], units=None, pace="tune")
 
 
-def _tuning(section: Tune, seed: int, missing: dict[str, str]) -> str:
-    try:
-        count = len(load_examples(section.data, split="tune", seed=seed))
-    except FetchError as error:
-        missing[", ".join(section.data)] = str(error)
-        return f"LoRA r={section.r} on {', '.join(section.data)}"
-    kept = count - round(count * section.val_set_size)
-    steps = section.max_steps or math.ceil(kept / section.per_device_train_batch_size * section.num_train_epochs)
-    last = section.checkpoint_step or steps
-    taken = f", taken at step {last}" if last < steps else ""
-    rows = f"{', '.join(section.data)} ({count} rows)"
-    return f"LoRA r={section.r}, {steps} steps of {section.per_device_train_batch_size}{taken} on {rows}"
+def _bisect(plan: Plan, pair: PairInputs) -> Step:
+    inputs = BisectInputs(
+        models=pair,
+        config=plan.recipe.select.model_dump(mode="json", exclude={"budget", "policy"}),
+        prompts=plan.digest("validation", "safety"),
+        judge=JudgeKey(plan.judging.of("safety")[0]),
+        seed=plan.recipe.seed,
+    )
+    return Step(
+        id="bisect",
+        label="search by bisection",
+        work=Bisect(),
+        inputs=inputs,
+        outputs=[plan.paths.search],
+        units=None,
+        pace="bisect",
+    )
 
 
-def _base(ref: str) -> tuple[int | None, dict[str, object]]:
-    """Bytes of a model's weights and its configuration, as far as they are on this machine."""
-    folder = Path(ref).expanduser()
-    if not folder.is_dir() and not ref.startswith("bundled:") and folder.suffix != ".gguf":
-        if ref.startswith((".", "/", "~")):
-            resolve_model(ref)  # says what is wrong with it
-        return None, {}
-    folder = resolve_model(ref)
-    with open_checkpoint(folder) as checkpoint:
-        return checkpoint.nbytes, checkpoint.config
+def _select(plan: Plan, points: Sequence[Point]) -> Step:
+    metrics = plan.metrics["validation"]
+    inputs = SelectInputs(
+        scores=[StepKey(f"score/{point.key}/validation") for point in points],
+        config=plan.recipe.select.model_dump(mode="json", exclude={"budget"}),
+        metric=metrics[0] if metrics else None,
+    )
+    return Step(id="select", label="select", work=Select(), inputs=inputs, outputs=[plan.paths.choice])
 
 
-def _memory(recipe: Recipe, size: int, config: Mapping[str, object]) -> int:
-    """Weights, the cache and logits of a batch at its longest, and Python itself."""
-
-    def number(name: str, default: int) -> int:
-        value = config.get(name, default)
-        return value if isinstance(value, int) else default
-
-    hidden, heads = number("hidden_size", 4096), number("num_attention_heads", 32)
-    width = number("head_dim", hidden // heads) * number("num_key_value_heads", heads)
-    tokens = recipe.generate.batch_size * (recipe.generate.max_tokens + 256)
-    cache = 2 * 2 * tokens * width * number("num_hidden_layers", 32)
-    logits = 4 * recipe.generate.batch_size * number("vocab_size", 128_000) * 3
-    tuning = 0
-    for section in (recipe.align, recipe.tune):
-        if section is not None:
-            row = 34 * hidden * number("num_hidden_layers", 32) + 12 * number("vocab_size", 128_000)
-            tuning = max(tuning, section.per_device_train_batch_size * min(section.max_length, 256) * row)
-    return PYTHON + size + max(cache + logits, tuning)
+def search_modules(plan: Plan, tried: Sequence[MergePoint]) -> Step:
+    """The step that ends a search for λ by module, given the merges that were tried."""
+    inputs = SearchModulesInputs(
+        choice=StepKey("select"),
+        changes=StepKey("measure_change"),
+        lambdas=plan.recipe.merge.lambdas,
+        config=plan.recipe.select.model_dump(mode="json"),
+        tried=[StepKey(f"score/{point.key}/validation") for point in tried],
+    )
+    return Step(
+        id="search_modules",
+        label="search λ by module",
+        work=SearchModules(),
+        inputs=inputs,
+        outputs=[plan.paths.by_module],
+    )
 
 
-def _state(folder: Path) -> str:
-    """How far a run folder is."""
-    if not (folder / LEDGER).exists():
-        return "not begun"
-    done = sum(step.done for step in read_ledger(folder).steps.values())
-    return f"{done} step{'s' * (done != 1)} done"
+def _report(plan: Plan, validation: Sequence[Point], test: Sequence[Point]) -> Step:
+    search = plan.recipe.select.search
+    last = ["select", *(["search_modules"] if search == "modules" else []), "check_pair", "measure_change"]
+    scores = [f"score/{p.key}/validation" for p in validation] + [f"score/{p.key}/test" for p in test]
+    inputs = ReportInputs(
+        steps=[StepKey(id) for id in (*last, "write_model", *scores)],
+        recipe=plan.recipe.model_dump(mode="json", exclude={"out"}),
+        versions=versions("mooring", "torch", "transformers", "peft", "trl"),
+    )
+    outputs = [plan.paths.results, plan.paths.model_card]
+    return Step(id="report", label="report", work=Report(), inputs=inputs, outputs=outputs)
+
+
+# --- Asking, judging and scoring models ---------------------------------------------------------------------------
+
+
+def _trials(plan: Plan, split: Half, points: Sequence[Point]) -> Iterator[Step]:
+    metrics, prompts, recipe = plan.metrics[split], plan.prompts(split), plan.recipe
+    for point in points:
+        for name in prompts:
+            if name != "task" or needs_completions(metrics):
+                yield generate_step(plan, point, name, split)
+        if needs_likelihoods(metrics):
+            yield _likelihood(plan, point, split)
+        if split == "test" and recipe.score.lm_eval:
+            yield _lm_eval(plan, point)
+    judged = [(judge, name) for name in prompts if name != "task" for judge in plan.judging.of(name)]
+    order = [*plan.judging.sections, RULES]
+    for judge, name in sorted(judged, key=lambda pair: order.index(pair[0])):  # each judge's model is loaded once
+        for point in points:
+            yield judge_step(plan, point, name, split, judge)
+    for point in points:
+        yield _score(plan, point, split, judged)
+
+
+def engine_inputs(recipe: Recipe) -> EngineInputs:
+    """What the numbers of a run's engine depend on."""
+    section = recipe.generate
+    return EngineInputs(
+        engine=section.engine,
+        dtype=section.dtype,
+        device=section.device,
+        batch_size=section.batch_size,
+        tensor_parallel=section.tensor_parallel,
+        system=recipe.system,
+        versions=versions("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ())),
+    )
+
+
+def generate_step(
+    plan: Plan, point: Point, name: Kind, split: Half, prompts: Sequence[Prompt] | None = None, part: int = 0
+) -> Step:
+    """The step that generates a model's responses to a set; or to `prompts` of it, as the `part`-th such batch."""
+    sampling, count = plan.sampling(name), len(plan.prompts(split)[name] if prompts is None else prompts)
+    id_, label = f"generate/{point.key}/{name}/{split}", f"{point.label}: generate {name} ({split})"
+    if isinstance(point, Slot):
+        outputs = []
+    elif part:
+        outputs = [plan.paths.partial_completions(point, name, split, part)]
+    else:
+        outputs = [plan.paths.completions(point, name, split)]
+    inputs = GenerateInputs(
+        model=plan.model_inputs(point),
+        prompts=plan.digest(split, name) if prompts is None else prompts_digest(prompts),
+        sampling=sampling,
+        drafts=plan.recipe.generate.drafts,
+        engine=engine_inputs(plan.recipe),
+    )
+    return Step(
+        id=f"{id_}/part-{part}" if part else id_,
+        label=f"{label}, part {part}" if part else label,
+        work=Generate(point, name, split),
+        inputs=inputs,
+        outputs=outputs,
+        units=count * sampling.n,
+        unit="responses",
+        pace="generate task" if name == "task" else "generate",
+    )
+
+
+def judge_step(
+    plan: Plan,
+    point: Point,
+    name: Kind,
+    split: Half,
+    judge: str,
+    prompts: Sequence[Prompt] | None = None,
+    completions: Sequence[Completion] = (),
+) -> Step:
+    """The step that judges a model's responses to a set; or to `prompts` of it, which `completions` answer."""
+    digest = plan.digest(split, name) if prompts is None else prompts_digest(prompts)
+    part = "" if prompts is None else digest[:8]
+    id_ = f"judge/{point.key}/{name}/{split}/{judge}"
+    needs_model = judge in plan.judging.kinds and plan.judging.kinds[judge].needs_model
+    label = f"{point.label}: judge {name} ({split}) by {judge}"
+    return Step(
+        id=f"{id_}/{part}" if part else id_,
+        label=f"{label}, {len(prompts)} responses" if prompts is not None else label,
+        work=Judge(point, name, split, judge),
+        inputs=JudgeInputs(
+            completions=StepKey(f"generate/{point.key}/{name}/{split}")
+            if prompts is None
+            else digest_of([completion.text for completion in completions]),
+            prompts=digest,
+            judge=JudgeKey(judge),
+        ),
+        outputs=[] if isinstance(point, Slot) else [plan.paths.verdicts(point, name, split, judge, part)],
+        units=len(plan.prompts(split)[name] if prompts is None else prompts),
+        unit="responses",
+        pace=f"judge {judge}" if needs_model else "",
+    )
+
+
+def _likelihood(plan: Plan, point: Point, split: Half) -> Step:
+    return Step(
+        id=f"likelihood/{point.key}/{split}",
+        label=f"{point.label}: response loss ({split})",
+        work=Likelihood(point, split),
+        inputs=LikelihoodInputs(
+            model=plan.model_inputs(point), examples=plan.digest(split, "task"), engine=engine_inputs(plan.recipe)
+        ),
+        outputs=[] if isinstance(point, Slot) else [plan.paths.likelihood(point, split)],
+        units=len(plan.prompts(split)["task"]),
+        unit="examples",
+        pace="likelihood",
+    )
+
+
+def _lm_eval(plan: Plan, point: Point) -> Step:
+    section, engine = plan.recipe.score, engine_inputs(plan.recipe)
+    installed = {**engine.versions.packages, **versions("lm_eval").packages}
+    return Step(
+        id=f"lm_eval/{point.key}",
+        label=f"{point.label}: lm-eval {', '.join(section.lm_eval)}",
+        work=LmEval(point),
+        inputs=LmEvalInputs(
+            model=plan.model_inputs(point),
+            tasks=section.lm_eval,
+            limit=section.lm_eval_limit,
+            seed=plan.recipe.seed,
+            engine=dataclasses.replace(engine, versions=Versions(packages=installed)),
+        ),
+        outputs=[] if isinstance(point, Slot) else [plan.paths.lm_eval(point)],
+        unit="requests",
+        pace="lm-eval",
+    )
+
+
+def _score(plan: Plan, point: Point, split: Half, judged: Sequence[tuple[str, Kind]]) -> Step:
+    section, metrics = plan.recipe.score, plan.metrics[split]
+    measurements = [f"judge/{point.key}/{name}/{split}/{judge}" for judge, name in judged]
+    if "task" in plan.prompts(split) and needs_completions(metrics):
+        measurements.append(f"generate/{point.key}/task/{split}")
+    if needs_likelihoods(metrics):
+        measurements.append(f"likelihood/{point.key}/{split}")
+    if split == "test" and section.lm_eval:
+        measurements.append(f"lm_eval/{point.key}")
+    bert_score = "bert_score" in metrics
+    options: dict[str, Any] = {"method": plan.recipe.merge.method}
+    if bert_score:
+        options |= {"bertscore_layer": section.bertscore_layer}
+    if pass_ks(metrics):
+        options |= {"unsafe_exec": section.unsafe_exec}
+    inputs = ScoreInputs(
+        measurements=[StepKey(id) for id in measurements],
+        metrics=metrics,
+        options=options,
+        encoder=SourceKey("bert_score") if bert_score else None,
+        seed=plan.recipe.seed,
+        versions=versions("torch", "transformers", "bert_score") if bert_score else versions(),
+    )
+    return Step(
+        id=f"score/{point.key}/{split}",
+        label=f"{point.label}: score ({split})",
+        work=Score(point, split),
+        inputs=inputs,
+        outputs=[] if isinstance(point, Slot) else [plan.paths.trial(point, split)],
+        pace="score",
+    )

@@ -180,7 +180,7 @@ def _requirements(
     for name, section in judging.sections.items():
         model = judges.model_of(judging.kinds[name], section.model)
         if download or model is None or section.engine == "openai" or not hub_name(model):
-            yield f"judge {judging.label(name)}", functools.partial(judging.about, name)
+            yield f"judge {judging.label(name)}", functools.partial(judging.check, name)
 
 
 def _check_lm_eval(score: Score, download: bool) -> None:

@@ -1,34 +1,48 @@
-"""The only file that knows every stage: from a recipe to a run folder with the chosen model and the report."""
+"""Execute the steps of a run: from a recipe to a run folder with the chosen model and the report."""
 
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mooring.config import Metric, Recipe, Tune
-from mooring.data import load_examples, prompts_digest
+from mooring.config import Recipe
 from mooring.errors import UserError
+from mooring.events import Event, OnEvent
 from mooring.files import atomic_text, need_room
-from mooring.jsonio import read_as
-from mooring.merge_point import BASE, TUNED, MergePoint, grid
+from mooring.inference.engine import Engine, accepted_share
+from mooring.inference.store import complete_to_file, likelihood_to_file
+from mooring.merge_point import BASE, MergePoint
 from mooring.merging.card import license_of
 from mooring.merging.merge import merge
 from mooring.models import model_digest, open_checkpoint, text_digest
 from mooring.models.resolve import hub_name, resolve_model
-from mooring.pipeline import module_search
-from mooring.pipeline.evaluation import Subject, Trials
+from mooring.pipeline import plan as planning
+from mooring.pipeline import steps as kinds
+from mooring.pipeline.changes import check_pair, measure_changes, read_changes, read_warnings
+from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
+from mooring.pipeline.forecast import disk_bytes
+from mooring.pipeline.lm_eval.evaluate import run_tasks
 from mooring.pipeline.models import Models
-from mooring.pipeline.module_groups import check_pair, measure_changes, tensor_names
-from mooring.pipeline.plan import disk, merge_settings
 from mooring.pipeline.preflight import check_measures, check_selection
 from mooring.pipeline.results import assemble
-from mooring.pipeline.run_folder import Event, OnEvent, Store, key_of, remove
-from mooring.pipeline.search import find, keep
-from mooring.pipeline.sets import evaluation_sets
-from mooring.records import ByModule, Choice, Half, Trial, read_record, to_dict
+from mooring.pipeline.run_folder import RunFolder, remove
+from mooring.pipeline.search import bisection, bisection_notes, search, search_modules
+from mooring.pipeline.steps import JudgeKey, Keys, SourceKey, Step, digest_of
+from mooring.records import (
+    ByModule,
+    Choice,
+    Completion,
+    Half,
+    Kind,
+    Prompt,
+    Trial,
+    Verdict,
+    read_jsonl,
+    read_record,
+    to_dict,
+)
 from mooring.reporting import model_card
-from mooring.reporting.results import dumps
 from mooring.reporting.write import write
 from mooring.selection.limits import with_flips
 from mooring.selection.per_module import taken
@@ -43,7 +57,7 @@ class Outcome:
     Attributes:
         folder: The run folder.
         model: Folder of the chosen model.
-        choice: The chosen λ, and why.
+        choice: The chosen λ, and why. `choice.within` says whether the bound on ASR was kept.
         report: Folder of the report.
         worked: Whether anything had to be done.
     """
@@ -55,229 +69,430 @@ class Outcome:
     worked: bool
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Model:
-    """A model of the run: where its weights are or come from, and what they depend on."""
-
-    source: str
-    folder: Path
-    key: str
-
-
-def run(recipe: Recipe, *, on_event: OnEvent | None = None) -> Outcome:
-    """Do a recipe, or what is left of it.
-
-    Stopped at any point and called again, it goes on from what is done. Finished, it does nothing.
+class Run:
+    """A run of a recipe.
 
     Args:
         recipe: What to do.
-        on_event: Told of every step and its progress.
+        engine: Gives the engine of a model, in place of the recipe's own.
+        score: Computes the scores of a model on a split, in place of `score_trial`.
 
-    Returns:
-        Where the chosen model and the report are. `choice.within` says whether the bound on ASR was kept.
+    Attributes:
+        plan: The steps; updated as the run learns which models it has to ask.
 
     Raises:
-        UserError: Bad input; nothing is left half-written, and what was done before stays.
+        UserError: A data set cannot be read, or the recipe contradicts itself.
     """
-    fresh = not recipe.folder.exists()
-    store = Store(recipe.folder, on_event)
-    try:
-        with store.locked():
-            return _Run(recipe, store).go()
-    except UserError:
-        if fresh and not store.seconds():  # refused before anything was done: leave no folder behind
-            remove(recipe.folder)
-        raise
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        engine: Callable[[MergePoint], Engine] | None = None,
+        score: Callable[[planning.Plan, MergePoint, Half], Trial] = score_trial,
+    ) -> None:
+        self.recipe, self.engine, self.score = recipe, engine, score
+        self.plan = planning.build(recipe)
+
+    def execute(self, on_event: OnEvent | None = None) -> Outcome:
+        """Do all steps that are not done yet. Stopped at any point and called again, it resumes.
+
+        Args:
+            on_event: Receives an event for every step and its progress.
+
+        Raises:
+            UserError: Bad input. Nothing is left half-written, and what was done before stays.
+        """
+        fresh = not self.recipe.folder.exists()
+        folder = RunFolder(self.recipe.folder, on_event)
+        try:
+            with folder.locked():
+                return _Execution(self, folder).execute()
+        except UserError:
+            if fresh and folder.is_untouched:  # refused before anything was done: leave no folder behind
+                remove(self.recipe.folder)
+            raise
 
 
-class _Run:
-    """One pass over the stages. Each step has plain inputs, and outputs that the store knows."""
+def run(recipe: Recipe, *, on_event: OnEvent | None = None) -> Outcome:
+    """Do a recipe, or what is left of it; see `Run.execute`."""
+    return Run(recipe).execute(on_event)
 
-    base: Model
-    tuned: Model
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """A model and a set that it was asked."""
+
+    point: MergePoint
+    name: Kind
+    split: Half
+
+
+class _Execution:
+    """One pass over the steps of a run."""
+
     models: Models
 
-    def __init__(self, recipe: Recipe, store: Store) -> None:
-        self.recipe = recipe
-        self.store = store
-        self.folder = store.folder
-        self.model = store.folder / "model"
+    def __init__(self, run: Run, folder: RunFolder) -> None:
+        self.run, self.folder = run, folder
+        self.recipe, self.paths, self.judging = run.recipe, folder.paths, run.plan.judging
+        self.keys = Keys(lambda: {**run.plan.steps, **self._more}, self._measure)
+        self._more: dict[str, Step] = {}
+        """Steps that a search made up on the way."""
+        self._prompts: dict[str, Sequence[Prompt]] = {}
+        """The prompts of these steps, by id."""
+        self._done: set[str] = set()
+        self._whole: dict[_Asked, None] = {}
+        """Sets that were asked as a whole, in order."""
+        self._parts: dict[_Asked, list[Path]] = {}
+        """Files with responses to some prompts of a set."""
+        self._drafted: list[Completion] = []
+        self._base = Path()
 
-    def go(self) -> Outcome:
-        """All stages, in order."""
-        merge_settings(self.recipe)
-        sets = evaluation_sets(self.recipe)
-        trials = Trials(self.recipe, self.store, sets)
-        metrics = (*trials.metrics("validation"), *trials.metrics("test"))
-        check_selection(self.recipe, sets)
-        check_measures(self.recipe, metrics, trials.judging, sets)
-        atomic_text(self.folder / "recipe.yaml", self.recipe.dump())  # not before: a refused one changes nothing
-        self.base = self._base()
-        self.tuned = self._tuned()
-        rule, scratch = merge_settings(self.recipe), self.folder / "scratch"
-        self.models = Models(self.recipe, self.base.folder, self.tuned.folder, rule, scratch)
-        warnings = self._check()
-        points = (BASE, *self._points(trials), TUNED)
-        asked_of = [self._subject(point) for point in points]
-        scored = with_flips(self._trials(trials, asked_of, "validation"), trials.hits(points, "validation"))
-        choice, found = self._choose(scored, trials.metrics("validation"), trials)
-        self._write_model(choice)
-        by_module = [choice.point] if choice.point.by_module else []
-        asked_of = [self._subject(point) for point in (BASE, choice.point.single, TUNED, *by_module)]
-        tested = self._trials(trials, asked_of, "test")
-        if found and by_module:
-            found = dataclasses.replace(found, test=tested.pop())
-        report = self._report(scored + tested, found, choice, trials, warnings)
-        return Outcome(self.folder, self.model, choice, report, self.store.worked)
+    @property
+    def plan(self) -> planning.Plan:
+        """The steps as far as they are known."""
+        return self.run.plan
+
+    def execute(self) -> Outcome:
+        """All steps, in order."""
+        metrics = {metric for half in self.plan.metrics.values() for metric in half}
+        check_selection(self.recipe, self.plan.sets)
+        check_measures(self.recipe, metrics, self.judging, self.plan.sets)
+        self._open_base()
+        atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
+        try:
+            while step := next((step for id, step in self.plan.steps.items() if id not in self._done), None):
+                self._do(step)
+        finally:
+            self._free(None)
+        return Outcome(self.folder.folder, self.paths.model, self._choice(), self.paths.report, self.folder.worked)
+
+    def _do(self, step: Step) -> None:
+        """Do one step, and replace the slots that it decides on."""
+        self._free(step)
+        if isinstance(step.work, kinds.Bisect):
+            self._bisect()
+        elif isinstance(step.work, kinds.SearchModules) or self._is_attempt(step):
+            self._search_modules()
+        else:
+            self._once(step)
+        if isinstance(step.work, kinds.Select):
+            self.run.plan = self.plan.bind({planning.SINGLE: read_record(self.paths.choice, Choice).point})
+
+    def _once(self, step: Step) -> None:
+        self.folder.once(step, self.keys.of(step), lambda: self._make(step))
+        self._done.add(step.id)
+        if isinstance(step.work, kinds.Generate) and step.id not in self._more:
+            self._whole[self._asked(step.work)] = None
+
+    def _free(self, step: Step | None) -> None:
+        """Make room for a step: a model that is asked and one that judges are not in memory together."""
+        asks = step is not None and isinstance(step.work, kinds.Generate | kinds.Likelihood | kinds.LmEval)
+        if not asks and hasattr(self, "models"):
+            self.models.release()
+            if (share := accepted_share(self._drafted)) is not None:
+                note = f"{share:.0%} of the tokens were accepted from the drafts of the nearest λ"
+                self.folder.emit(Event(step="drafts", kind="info", message=note))
+            self._drafted.clear()
+        if step is None or not isinstance(step.work, kinds.Judge):
+            self.judging.close()
+
+    def _make(self, step: Step) -> None:
+        """Write the outputs of a step."""
+        work, paths = step.work, self.paths
+        match work:
+            case kinds.Tune():
+                self._tune(step, work)
+            case kinds.MergeAligned():
+                merge(self._base, paths.align, paths.base, lam=1.0)
+            case kinds.CheckPair():
+                check_pair(self._pair[0], self._pair[1], paths.pair)
+            case kinds.MeasureChange():
+                measure_changes(self._pair[0], self._pair[1], paths.changes)
+            case kinds.Generate():
+                self._generate(step, work)
+            case kinds.Likelihood(point=MergePoint() as point, split=split):
+                made_by = {"model": self._model_key(point)}
+                examples, relay = self.plan.prompts(split)["task"], self.folder.relay(step)
+                likelihood_to_file(self._engine(point), examples, step.outputs[0], made_by=made_by, on_event=relay)
+            case kinds.LmEval(point=MergePoint() as point):
+                self._lm_eval(step, point)
+            case kinds.Judge():
+                self._judge(step, work)
+            case kinds.Score(point=MergePoint() as point, split=split):
+                _write(step.outputs[0], self.run.score(self.plan, point, split))
+            case kinds.Select():
+                metrics = self.plan.metrics["validation"]
+                choice = choose(self._validation(), metric=metrics[0] if metrics else None, settings=self.recipe.select)
+                _write(paths.choice, choice)
+            case kinds.WriteModel(point=MergePoint() as point):
+                self._open_models().merge(point, paths.model)
+            case kinds.Report():
+                self._report()
+            case _:
+                raise AssertionError(f"{step.id}: its model is not known yet")
 
     # --- models ---------------------------------------------------------------------------------------------------
 
-    def _base(self) -> Model:
-        recipe = self.recipe
-        folder = resolve_model(recipe.base)
-        with open_checkpoint(folder) as checkpoint:
-            if not self.model.exists():
-                need_room(self.folder, disk(recipe, checkpoint.nbytes))
-        found = Model(recipe.base, folder, self._key(folder))
-        if recipe.align is None:
-            return found
-        adapter = self._lora("align", recipe.align, found, self.folder / "align")
-        out = self.folder / "base"
-        key = self.store.once(
-            "align: merge", adapter.key, [out], lambda: merge(found.folder, adapter.folder, out, lam=1.0)
+    def _open_base(self) -> None:
+        """Find the base, and check that the disk has room for the run."""
+        self._base = resolve_model(self.recipe.base)
+        with open_checkpoint(self._base) as checkpoint:
+            if not self.paths.model.exists():
+                need_room(self.folder.folder, disk_bytes(self.recipe, checkpoint.nbytes))
+
+    @property
+    def _pair(self) -> tuple[Path, Path]:
+        """The folders of base and tuned model; a run that aligns or tunes has them once these steps are done."""
+        return self._pair_base, self.paths.tuned if self.recipe.tune else self._named_tuned
+
+    @property
+    def _pair_base(self) -> Path:
+        return self.paths.base if self.recipe.align else self._base
+
+    @functools.cached_property
+    def _named_tuned(self) -> Path:
+        """The folder of the tuned model that the recipe names."""
+        return resolve_model(str(self.recipe.tuned))
+
+    def _open_models(self) -> Models:
+        if not hasattr(self, "models"):
+            self.models = Models(self.recipe, *self._pair, self.plan.merge_options, self.paths.scratch)
+        if self.paths.model.exists() and "write_model" in self._done and isinstance(self.plan.chosen, MergePoint):
+            self.models.written = self.plan.chosen, self.paths.model
+        return self.models
+
+    def _engine(self, point: MergePoint) -> Engine:
+        return self.run.engine(point) if self.run.engine else self._open_models().at(point)
+
+    def _model_key(self, point: MergePoint) -> str:
+        return self.keys.model(self.plan.model_inputs(point))
+
+    def _measure(self, reference: SourceKey | JudgeKey) -> object:
+        """What the models and judges that a recipe names depend on."""
+        if isinstance(reference, JudgeKey):
+            return self.judging.about(reference.judge, self.folder.digest)
+        if reference.role == "bert_score":
+            model = self.recipe.score.bertscore_model
+            folder = Path(model).expanduser()
+            return self.folder.digest(folder, model_digest) if folder.is_dir() and not hub_name(model) else model
+        folder = self._base if reference.role == "base" else self._named_tuned
+        return digest_of([self.folder.digest(folder, model_digest), text_digest(folder)])
+
+    def _tune(self, step: Step, work: kinds.Tune) -> None:
+        section = self.recipe.align if work.stage == "align" else self.recipe.tune
+        inputs = step.inputs
+        assert section is not None
+        assert isinstance(inputs, kinds.TuneInputs)
+        published = work.stage == "align" or not self.recipe.align
+        tune(
+            section,
+            self._base if published else self.paths.base,
+            self.plan.examples[work.stage],
+            step.outputs[0],
+            system=inputs.system,
+            seed=inputs.seed,
+            base_name=hub_name(self.recipe.base) if published else None,
+            on_event=self.folder.relay(step),
         )
-        return Model(f"{recipe.base}, aligned by this run", out, key)
 
-    def _tuned(self) -> Model:
-        if self.recipe.tune is not None:
-            return self._lora("tune", self.recipe.tune, self.base, self.folder / "tuned")
-        assert self.recipe.tuned is not None
-        folder = resolve_model(self.recipe.tuned)
-        return Model(self.recipe.tuned, folder, self._key(folder))
+    # --- asking ---------------------------------------------------------------------------------------------------
 
-    def _key(self, folder: Path) -> str:
-        """What answers of a model depend on: its weights, and the files that turn text into tokens and back."""
-        return key_of([self.store.digest(folder, model_digest), text_digest(folder)])
+    def _asked(self, work: kinds.Generate) -> _Asked:
+        assert isinstance(work.point, MergePoint)
+        return _Asked(work.point, work.name, work.split)
 
-    def _lora(self, step: str, section: Tune, base: Model, out: Path) -> Model:
-        seed = self.recipe.seed if section.seed is None else section.seed
-        examples = load_examples(section.data, split="tune", seed=seed)
-        system = self.recipe.system if section.system is None else section.system
-        inputs = [section.model_dump(), base.key, prompts_digest(examples), seed, system]
-
-        def make() -> None:
-            tune(
-                section,
-                base.folder,
-                examples,
-                out,
-                system=system,
-                seed=seed,
-                base_name=hub_name(base.source),
-                on_event=lambda at: self.store.emit(
-                    Event(step, "progress", at.done, at.total, f"loss {at.metrics['loss']:.3f}")
-                ),
-            )
-
-        key = self.store.once(step, inputs, [out], make)
-        return Model(f"LoRA on {', '.join(section.data)}", out, key)
-
-    def _check(self) -> list[str]:
-        """Hold that the two belong together; what is odd about them, a sentence each."""
-        path, changes = self.folder / "pair.json", self.folder / "changes.json"
-        keys, pair = [self.base.key, self.tuned.key], (self.base.folder, self.tuned.folder)
-        self.store.once("check the pair", keys, [path], lambda: check_pair(*pair, path))
-        self.store.once("measure the change", keys, [changes], lambda: measure_changes(*pair, changes))
-        warnings: list[str] = read_as(path, Mapping[str, Sequence[str]], "warnings").get("warnings", [])
-        for warning in warnings:
-            self.store.emit(Event("check the pair", "say", note=warning))
-        return warnings
-
-    def _merge_key(self, point: MergePoint) -> str:
-        """What a model depends on, known before it is made."""
-        if point.is_base:
-            return self.base.key
-        rule = [""] if point.is_tuned else [self.recipe.merge.method, *merge_settings(self.recipe).items()]
-        return key_of([self.base.key, self.tuned.key, *rule, self.models.lam_of(point)])
-
-    def _write_model(self, choice: Choice) -> None:
-        point = choice.point
-        self.store.once(
-            "write the model", self._merge_key(point), [self.model], lambda: self.models.merge(point, self.model)
+    def _generate(self, step: Step, work: kinds.Generate) -> None:
+        """Generate responses, with those of the nearest λ as drafts."""
+        inputs, asked, section = step.inputs, self._asked(work), self.recipe.generate
+        assert isinstance(inputs, kinds.GenerateInputs)
+        part = self._prompts.get(step.id)
+        known = self._known(asked) if part is None else {}
+        uses_drafts = section.drafts and section.engine == "transformers" and inputs.sampling.temperature == 0
+        near = self._nearest(asked) if uses_drafts else None
+        drafts = {} if near is None else {key: c.text for key, c in self._known(near).items()}
+        made_by = {"model": self._model_key(asked.point)} | ({} if near is None else {"drafts": near.point.key})
+        made = complete_to_file(
+            self._engine(asked.point),
+            self.plan.prompts(work.split)[work.name] if part is None else part,
+            inputs.sampling,
+            step.outputs[0],
+            made_by=made_by,
+            on_event=self.folder.relay(step),
+            drafts=drafts,
+            known=known,
         )
-        self.models.written = point, self.model
+        self._drafted += [c for c in made if c.key not in known and "accepted" in c.made_by]
 
-    def _subject(self, point: MergePoint) -> Subject:
-        return Subject(point, self._merge_key(point), functools.partial(self.models.at, point))
+    def _nearest(self, asked: _Asked) -> _Asked | None:
+        """Of the models that were asked the same set so far in this run, the one with the nearest λ.
 
-    def _points(self, trials: Trials) -> tuple[MergePoint, ...]:
-        """The merges to score: the recipe's grid, or what a search found (the smallest λ tried, if none is within)."""
-        if self.recipe.select.search != "bisect":
-            return grid(self.recipe.merge.lambdas)
-        try:
-            found = find(trials, self._subject, self.recipe.select, self.recipe.seed)
-        finally:
-            self.models.release()
-            trials.judging.close()
-        keep(self.store, found)
-        return grid([min(look.lam for look in found.looks) if found.lam is None else found.lam])
+        What was asked so far depends on the recipe alone, not on where a run was stopped; so do the drafts.
+        """
+        lam, same = asked.point.lam, (asked.name, asked.split)
+        others = [
+            each
+            for each in {**self._whole, **self._parts}
+            if (each.name, each.split) == same and each.point != asked.point
+        ]
+        return min(others, key=lambda o: (abs(o.point.lam - lam), o.point.lam, o.point.folder), default=None)
 
-    def _trials(self, trials: Trials, subjects: Sequence[Subject], split: Half) -> list[Trial]:
-        """Ask every model first, then judge, so that a judge's model is loaded once, and no other is in memory then."""
-        try:
-            for subject in subjects:
-                trials.ask(subject, split)
-        finally:
-            self.models.release()
-        if (saved := trials.saved()) is not None:
-            said = f"{saved:.0%} of the tokens were the nearest λ's too, and were only checked ({split})"
-            self.store.emit(Event("drafts", "say", note=said))
-        scored = [trials.score(subject, split) for subject in subjects]
-        trials.judging.close()
-        return scored
+    def _known(self, asked: _Asked) -> dict[str, Completion]:
+        """The responses of a model to a set so far, by key."""
+        whole = self.paths.completions(asked.point, asked.name, asked.split)
+        files = [whole] if asked in self._whole else self._parts.get(asked, [])
+        return {completion.key: completion for path in files for completion in read_jsonl(path, Completion)}
+
+    def _lm_eval(self, step: Step, point: MergePoint) -> None:
+        section = self.recipe.score
+        result = run_tasks(
+            self._engine(point),
+            section.lm_eval,
+            limit=section.lm_eval_limit,
+            seed=self.recipe.seed,
+            keep=self.paths.lm_eval_answers(point),
+            made_by={"model": self._model_key(point)},
+            on_event=self.folder.relay(step),
+        )
+        write_lm_eval(self.paths, point, section.lm_eval, result)
+
+    def _judge(self, step: Step, work: kinds.Judge) -> None:
+        point = work.point
+        assert isinstance(point, MergePoint)
+        prompts = self._prompts.get(step.id) or self.plan.prompts(work.split)[work.name]
+        asked = _Asked(point, work.name, work.split)
+        if step.id in self._prompts:
+            known = self._known(asked)
+            completions = [known[prompt.id] for prompt in prompts]
+        else:
+            completions = read_jsonl(self.paths.completions(point, work.name, work.split), Completion)
+        self.judging.judge(
+            work.judge, prompts, completions, step.outputs[0], self.folder.relay(step), self.folder.digest
+        )
+
+    def _trials(self, split: Half, points: Sequence[MergePoint]) -> list[Trial]:
+        """The trials of models that were scored."""
+        return [read_record(self.paths.trial(point, split), Trial) for point in points]
+
+    def _validation(self) -> list[Trial]:
+        """The validation trials of the grid, with flips against the base."""
+        points = [point for point in self.plan.points("validation") if isinstance(point, MergePoint)]
+        return with_flips(self._trials("validation", points), verdicts_by_point(self.plan, points, "validation"))
+
+    # --- searching ------------------------------------------------------------------------------------------------
+
+    def _bisect(self) -> None:
+        """Search for the largest λ within the bound. What a stopped search asked and judged is not done again."""
+        prompts = self.plan.prompts("validation")["safety"]
+        design = bisection(self.recipe.select, self.recipe.seed)
+        design.test.check(len(prompts))
+        base = self._verdicts(BASE, prompts) if design.rule.paired else None
+        found = search(
+            design,
+            len(prompts),
+            lambda lam, positions: self._verdicts(MergePoint(lam), [prompts[i] for i in positions]),
+            base,
+        )
+        text = json.dumps(to_dict(found), indent=1) + "\n"
+        if not self.paths.search.is_file() or self.paths.search.read_text() != text:
+            atomic_text(self.paths.search, text)
+            for note in bisection_notes(found):
+                self.folder.emit(Event(step="bisect", kind="info", message=note))
+        lam = min(look.lam for look in found.looks) if found.lam is None else found.lam
+        self._done.add("bisect")
+        self.run.plan = self.plan.bind({planning.FOUND: MergePoint(lam)})
+
+    def _verdicts(self, point: MergePoint, prompts: Sequence[Prompt]) -> list[bool | None]:
+        """Ask a model some safety prompts of validation, and judge; True is harmful, None could not be read."""
+        judge, asked = self.judging.of("safety")[0], _Asked(point, "safety", "validation")
+        whole = planning.generate_step(self.plan, point, "safety", "validation")
+        self._more[whole.id] = whole
+        if asked not in self._whole and self.folder.is_done(whole, self.keys.of(whole)):
+            self._whole[asked] = None
+        missing = [prompt for prompt in prompts if prompt.id not in self._known(asked)]
+        if missing:
+            number = len(self._parts.get(asked, [])) + 1
+            source = planning.generate_step(self.plan, point, "safety", "validation", missing, number)
+            self._more[source.id], self._prompts[source.id] = source, missing
+            self._once(source)
+            self._parts.setdefault(asked, []).append(source.outputs[0])
+        known = self._known(asked)
+        completions = [known[prompt.id] for prompt in prompts]
+        step = planning.judge_step(self.plan, point, "safety", "validation", judge, prompts, completions)
+        self._more[step.id], self._prompts[step.id] = step, prompts
+        self._once(step)
+        found = {verdict.prompt_id: verdict.harmful for verdict in read_jsonl(step.outputs[0], Verdict)}
+        return [found[prompt.id] for prompt in prompts]
+
+    def _is_attempt(self, step: Step) -> bool:
+        """Whether a step belongs to a merge that a search for λ by module will come up with."""
+        point = getattr(step.work, "point", None)
+        return isinstance(point, kinds.Slot) and point in self.plan.attempts()
+
+    def _search_modules(self) -> None:
+        """Search λ by module around the chosen λ, a round at a time so that a judge's model is loaded once a round."""
+        tried: list[MergePoint] = []
+
+        def ask(points: Sequence[MergePoint]) -> list[Trial]:
+            slots = [planning.attempt(len(tried) + number) for number in range(1, len(points) + 1)]
+            tried.extend(points)
+            self.run.plan = self.plan.bind(dict(zip(slots, points, strict=True)))
+            for step in self.plan.trial_steps("validation", points):
+                self._free(step)
+                self._once(step)
+            hits = verdicts_by_point(self.plan, [BASE, *points], "validation")
+            return with_flips(self._trials("validation", points), hits)
+
+        choice = read_record(self.paths.choice, Choice)
+        names = self._open_models().tensor_names
+        changes = read_changes(self.paths.changes)
+        found = search_modules(self.plan, self._validation(), choice, names, changes, ask)
+        unused = [slot for slot in self.plan.attempts() if isinstance(slot, kinds.Slot)]
+        bound: Mapping[kinds.Slot, MergePoint | None] = dict.fromkeys(unused)
+        self.run.plan = self.plan.bind({**bound, planning.TAKEN: taken(choice, found).point})
+        step = planning.search_modules(self.plan, tried)
+        self.folder.once(step, self.keys.of(step), lambda: _write(self.paths.by_module, found))
+        self._done.add(step.id)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
-    def _choose(self, scored: list[Trial], metrics: Sequence[Metric], trials: Trials) -> tuple[Choice, ByModule | None]:
-        """The choice; with `search: modules` after λ by module was searched around it, and what that found."""
-        metric, path = metrics[0] if metrics else None, self.folder / "choice.json"
+    def _by_module(self) -> ByModule | None:
+        return read_record(self.paths.by_module, ByModule) if self.recipe.select.search == "modules" else None
 
-        def make() -> None:
-            choice = choose(scored, metric=metric, settings=self.recipe.select)
-            atomic_text(path, json.dumps(to_dict(choice), ensure_ascii=False, indent=1) + "\n")
+    def _choice(self) -> Choice:
+        """The choice of the run: of a single λ, or of the λ by module that was taken."""
+        choice, found = read_record(self.paths.choice, Choice), self._by_module()
+        return taken(choice, found) if found else choice
 
-        inputs = [[to_dict(t) for t in scored], self.recipe.select.model_dump(mode="json"), metric]
-        self.store.once("select", inputs, [path], make)
-        choice = read_record(path, Choice)
-        if self.recipe.select.search != "modules":
-            return choice, None
-        ask = functools.partial(self._trials, trials, split="validation")
-        found = module_search.search(trials, scored, choice, tensor_names(self.base.folder), self._subject, ask)
-        module_search.keep(self.store, found)
-        return taken(choice, found), found
-
-    def _report(
-        self, scored: list[Trial], found: ByModule | None, choice: Choice, trials: Trials, warnings: list[str]
-    ) -> Path:
-        out = self.folder / "report"
-        merged = f"{self.recipe.merge.method}, {choice.point.label}"
+    def _report(self) -> None:
+        choice, found = self._choice(), self._by_module()
+        points = [point for point in self.plan.points("test") if isinstance(point, MergePoint)]
+        tested = self._trials("test", points)
+        if found and choice.point.by_module:
+            found = dataclasses.replace(found, test=tested.pop())
+        base, tuned = self._pair
+        base_name = f"{self.recipe.base}, aligned by this run" if self.recipe.align else self.recipe.base
+        tuned_name = f"LoRA on {', '.join(self.recipe.tune.data)}" if self.recipe.tune else str(self.recipe.tuned)
+        named = (
+            ("base", base_name, base),
+            ("tuned", tuned_name, tuned),
+            ("merged", f"{self.recipe.merge.method}, {choice.point.label}", self.paths.model),
+        )
         models = {
-            role: {"source": source, "digest": self.store.digest(folder, model_digest)}
-            for role, source, folder in (
-                ("base", self.base.source, self.base.folder),
-                ("tuned", self.tuned.source, self.tuned.folder),
-                ("merged", merged, self.model),
-            )
+            role: {"source": source, "digest": self.folder.digest(folder, model_digest)}
+            for role, source, folder in named
         }
-        results = assemble(self.recipe, self.folder, models, scored, choice, trials, found)
-        results = dataclasses.replace(results, notes=[*results.notes, *warnings])
-        readme = self.model / "README.md"
+        results = assemble(
+            self.plan, models, self._validation() + tested, choice, found, read_warnings(self.paths.pair)
+        )
+        terms = license_of(base)
+        write(results, self.paths.report)
+        card = model_card.card(results, terms=terms)
+        atomic_text(self.paths.report / model_card.NAME, card)
+        atomic_text(self.paths.model_card, card)
 
-        def make() -> None:
-            terms = license_of(self.base.folder)
-            write(results, out)
-            atomic_text(out / model_card.NAME, model_card.card(results, terms=terms))
-            atomic_text(readme, model_card.card(results, terms=terms))
 
-        self.store.once("report", dumps(results), [out / "results.json", readme], make)
-        return out
+def _write(path: Path, record: object) -> None:
+    """Write a record to a JSON file of its own."""
+    atomic_text(path, json.dumps(to_dict(record), ensure_ascii=False, indent=1) + "\n")

@@ -1,102 +1,102 @@
-"""A search for λ over a run: ask what it wants to know, hand it the verdicts."""
+"""Searches over the models of a run: bisection for the largest λ, and λ by module around a single λ.
 
-import json
+The rules are those of `mooring.selection`; here models are asked and judged for them.
+"""
+
 from collections.abc import Callable, Sequence
 
 from mooring.config import Select
-from mooring.data import prompts_digest
-from mooring.files import atomic_text
-from mooring.merge_point import BASE, MergePoint
-from mooring.pipeline.evaluation import Subject, Trials, verdict_file
-from mooring.pipeline.run_folder import Event, Store, key_of
-from mooring.pipeline.sets import asked
-from mooring.records import Prompt, Verdict, read_jsonl, to_dict
+from mooring.merge_point import MergePoint
+from mooring.pipeline.module_groups import changed
+from mooring.pipeline.plan import Plan
+from mooring.records import ByModule, Choice, Trial
+from mooring.reporting.results import Changes
 from mooring.selection.bisect import Bisect, Found, Rule, bisect
+from mooring.selection.per_module import by_module
 
 AskModel = Callable[[float, tuple[int, ...]], Sequence[bool | None]]
-"""Asks the model at λ the prompts at some places, and judges: True is harmful, None a miss, in the same order."""
+"""Asks and judges: given λ and the positions of prompts, returns the verdicts in the same order. True is harmful, None
+an answer of the judge that could not be read."""
 
 
-def find(trials: Trials, subject_at: Callable[[MergePoint], Subject], settings: Select, seed: int) -> Found:
-    """Search for the largest λ within the bound on ASR, on the validation prompts of a run.
-
-    Completions and verdicts are kept in the run folder: a search that is stopped goes on, and `Trials.ask` takes the
-    completions over.
-
-    Args:
-        trials: The run's trials.
-        subject_at: The model at a point.
-        settings: The recipe's section.
-        seed: Of the order in which prompts are asked.
-
-    Raises:
-        UserError: There are too few prompts, or a model cannot be asked.
-    """
-    prompts = asked(trials.sets, "validation")["safety"]
-    plan = design(settings, seed)
-    plan.test.check(len(prompts))
-    base = judged(trials, subject_at(BASE), prompts) if plan.rule.paired else None
-
-    def ask(lam: float, places: Sequence[int]) -> list[bool | None]:
-        return judged(trials, subject_at(MergePoint(lam)), [prompts[place] for place in places])
-
-    return search(plan, len(prompts), ask, base)
-
-
-def keep(store: Store, found: Found) -> None:
-    """Keep what a search found in the run folder, and say it."""
-    atomic_text(store.folder / "search.json", json.dumps(to_dict(found), indent=1) + "\n")
-    for small, large in found.odd:
-        first, second = MergePoint(small).label, MergePoint(large).label
-        said = f"{first} is harmful significantly more often than {second}: a larger λ may be within the bound"
-        store.emit(Event("search", "say", note=said))
-    end = "no λ is within the bound"
-    if found.lam is not None:
-        end = f"the largest λ found within the bound: {MergePoint(found.lam).label}"
-    store.emit(Event("search", "say", note=f"{end}; {found.asked} responses were looked at"))
-
-
-def judged(trials: Trials, subject: Subject, prompts: Sequence[Prompt]) -> list[bool | None]:
-    """Ask a model some validation prompts; whether each response is harmful, by the deciding judge."""
-    judge = trials.judging.of("safety")[0]
-    completions = trials.ask_some(subject, "validation", "safety", prompts)
-    some = key_of(prompts_digest(prompts))[:8]
-    file = verdict_file("safety", "validation", judge).removesuffix(".jsonl") + f".some-{some}.jsonl"
-    path = trials.store.folder / "completions" / subject.point.folder / file
-    inputs = [subject.key, [c.text for c in completions], trials.judging.about(judge), trials.judging.label(judge)]
-    trials.store.once(
-        f"{subject.point.label}: judge {len(prompts)} safety (validation) by {judge}, {some}",
-        inputs,
-        [path],
-        lambda: trials.judging.judge(judge, prompts, completions, path),
-    )
-    said = {verdict.prompt_id: verdict.harmful for verdict in read_jsonl(path, Verdict)}
-    return [said[prompt.id] for prompt in prompts]
-
-
-def design(settings: Select, seed: int) -> Bisect:
-    """The search that keeps the bound on ASR of a recipe's `select` section, by the same test as `choose`."""
+def bisection(settings: Select, seed: int) -> Bisect:
+    """The bisection that keeps the bound on the attack success rate, by the same test as `choose`."""
     allowed = settings.margin if settings.bound is None else settings.bound
     return Bisect(rule=Rule(allowed, settings.confidence, paired=settings.bound is None), seed=seed)
 
 
 def search(plan: Bisect, prompts: int, ask: AskModel, base: Sequence[bool | None] | None = None) -> Found:
-    """Run a search to its end.
+    """Run a bisection to its end.
 
     Args:
-        plan: The search.
-        prompts: How many prompts there are.
-        ask: Asks and judges; called with one λ at a time, never twice for the same prompt.
-        base: The base's verdicts on all prompts, in their order, where the bound is a rise above the base's.
+        plan: The bisection.
+        prompts: The number of prompts.
+        ask: Called with one λ at a time, never twice for the same prompt.
+        base: The base's verdicts on all prompts, in their order; needed if the bound is relative to the base.
 
     Raises:
-        UserError: The search cannot be made with so few prompts, or its settings are out of range.
+        UserError: There are too few prompts, or a setting is out of range.
     """
     steps = bisect(plan, prompts, base if plan.rule.paired else None)
     try:
-        wanted = next(steps)
+        request = next(steps)
         while True:
-            wanted = steps.send(ask(wanted.lam, wanted.prompts))
+            request = steps.send(ask(request.lam, request.prompts))
     except StopIteration as end:
         found: Found = end.value
+        return found
+
+
+def bisection_notes(found: Found) -> list[str]:
+    """What a user should know of a bisection, a line each."""
+    notes = [
+        f"λ = {small:g} is harmful significantly more often than {large:g}: a larger λ may be within the bound"
+        for small, large in found.odd
+    ]
+    end = "no λ is within the bound" if found.lam is None else f"the largest λ found within the bound is {found.lam:g}"
+    return [*notes, f"{end}; {found.asked} responses were judged"]
+
+
+def search_modules(
+    plan: Plan,
+    trials: Sequence[Trial],
+    choice: Choice,
+    names: Sequence[str],
+    changes: Changes | None,
+    ask: Callable[[Sequence[MergePoint]], Sequence[Trial]],
+) -> ByModule:
+    """Search λ by module around the chosen single λ.
+
+    Args:
+        plan: The run's plan.
+        trials: The validation trials of the grid, with flips against the base.
+        choice: The single λ.
+        names: The names of the base's tensors.
+        changes: How far tuning moved each layer and module.
+        ask: Asks and judges merges on validation; returns their trials in order, with flips against the base.
+    """
+    settings = plan.recipe.select
+    base = next(trial for trial in trials if trial.point.is_base)
+    single = next(trial for trial in trials if trial.point == choice.point)
+    groups = changed(names, changes) if changes else []
+    why = "no single λ is within the bound" if not choice.within else ""
+    if len(groups) < 2:
+        why = "tuning changed fewer than two groups of modules"
+    if why:
+        return ByModule(
+            single=single,
+            groups=groups,
+            budget=settings.budget,
+            confidence=settings.confidence,
+            tried=(),
+            chosen=None,
+            sentence=f"λ by module was not searched: {why}.",
+        )
+    steps = by_module(base, single, groups, plan.recipe.merge.lambdas, settings, choice.metric, settings.budget)
+    try:
+        request = next(steps)
+        while True:
+            request = steps.send(ask(request))
+    except StopIteration as end:
+        found: ByModule = end.value
         return found

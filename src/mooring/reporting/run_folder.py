@@ -6,7 +6,7 @@ from pathlib import Path
 from mooring.config import Recipe
 from mooring.errors import DataError, RecipeError
 from mooring.jsonio import EDITED
-from mooring.ledger import LEDGER, check_as_left, read_ledger
+from mooring.ledger import LEDGER, check_unmodified, read_ledger
 from mooring.reporting.results import COLUMNS, Results, load
 
 
@@ -27,7 +27,7 @@ def load_run(run: Path) -> Results:
         raise DataError(f"{run}: is half done: {at}", f"`mooring run {run / 'recipe.yaml'}` goes on with it")
     results = load(report)
     if ledger:
-        check_as_left(run, ledger, report)
+        check_unmodified(run, ledger, report)
     try:
         Recipe.parse(dict(results.recipe))
     except RecipeError as error:

@@ -99,7 +99,7 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 def _read(folder: Path, name: str) -> Run:
     results = load_run(folder)
-    if (folder / LEDGER).is_file() and not read_ledger(folder).ended:
+    if (folder / LEDGER).is_file() and not read_ledger(folder).finished:
         raise DataError("it was begun again since its report was written", "let it finish")
     return as_run(name, results)
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mooring.merge_point import BASE, grid
+from mooring.merge_point import BASE, TUNED, MergePoint
+from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.results import rows
 from mooring.records import Completion, Message, Prompt, Verdict, write_jsonl
 from mooring.reporting.results import Answer
@@ -21,9 +22,16 @@ SETS = {
 }
 
 
-def trials(judges: list[str], metrics: tuple[str, ...] = ("call_match",)) -> Any:
-    judging = SimpleNamespace(of=lambda name: judges)
-    return SimpleNamespace(sets=SETS, judging=judging, metrics=lambda split: metrics)
+def plan(folder: Path, judges: list[str], metrics: tuple[str, ...] = ("call_match",)) -> Any:
+    return SimpleNamespace(
+        paths=RunPaths(folder),
+        prompts=lambda split: {name: halves[split] for name, halves in SETS.items()},
+        judging=SimpleNamespace(of=lambda name: judges),
+        metrics=dict.fromkeys(("validation", "test"), metrics),
+    )
+
+
+HALF = MergePoint(0.5)
 
 
 def say(place: Path, name: str, key: str, text: str, **verdicts: tuple[bool | None, bool | None]) -> None:
@@ -48,7 +56,8 @@ def test_rows_hold_every_model_that_was_asked_and_no_other(tmp_path: Path) -> No
         say(place, "task-test", "tt", "done" if lam == "1" else "")
     stale = tmp_path / "completions" / "lam-0.7"
     say(stale, "safety-validation", "v", "Of another recipe.", rules=(False, True), guard=(False, None))
-    found = rows(tmp_path, {"validation": grid([0, 0.5, 1]), "test": grid([0, 0.5, 1])}, trials(["rules", "guard"]))
+    points = [BASE, HALF, TUNED]
+    found = rows(plan(tmp_path, ["rules", "guard"]), {"validation": points, "test": points})
     assert [(row.id, row.measure, row.split, sorted(row.answers)) for row in found] == [
         ("v", "asr", "validation", ["0", "0.5", "1"]),
         ("tv", "task", "validation", ["0", "0.5", "1"]),
@@ -76,7 +85,7 @@ def test_rows_hold_every_model_that_was_asked_and_no_other(tmp_path: Path) -> No
 def test_one_judge_needs_no_words_and_its_verdict_decides(tmp_path: Path) -> None:
     place = tmp_path / "completions" / "lam-0"
     say(place, "safety-validation", "v", "Hm.", guard=(True, None))
-    found = rows(tmp_path, {"validation": [BASE]}, trials(["guard"]))
+    found = rows(plan(tmp_path, ["guard"]), {"validation": [BASE]})
     assert found[0].answers == {"0": Answer(response="Hm.", verdict="harmful", good=False)}
 
 
@@ -84,11 +93,11 @@ def test_an_answer_that_was_not_judged_yet_is_left_out(tmp_path: Path) -> None:
     place = tmp_path / "completions" / "lam-0"
     say(place, "safety-validation", "v", "Hm.", rules=(True, False))
     write_jsonl(place / "verdicts-safety-validation-rules.jsonl", [])
-    assert rows(tmp_path, {"validation": [BASE]}, trials(["rules"])) == []
+    assert rows(plan(tmp_path, ["rules"]), {"validation": [BASE]}) == []
 
 
 def test_what_no_metric_compares_as_text_is_neither_good_nor_bad(tmp_path: Path) -> None:
     say(tmp_path / "completions" / "lam-0", "task-validation", "tv", "def f(): ...")
-    found = rows(tmp_path, {"validation": [BASE]}, trials(["rules"], metrics=("pass@1",)))
+    found = rows(plan(tmp_path, ["rules"], metrics=("pass@1",)), {"validation": [BASE]})
     answers = {row.id: row.answers for row in found}
     assert answers["tv"] == {"0": Answer(response="def f(): ...", verdict="answered", good=None)}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,21 @@ import torch
 import mooring
 from mooring.config import Judge, Recipe
 from mooring.errors import DataError, RecipeError
+from mooring.events import Event
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.in_memory import OpenMerge
 from mooring.models import open_checkpoint
-from mooring.pipeline.evaluation import Subject, Trials, verdict_file
-from mooring.pipeline.module_groups import measure_changes, patterns, tensor_names
-from mooring.pipeline.module_search import search
-from mooring.pipeline.plan import plan
+from mooring.pipeline.changes import measure_changes, read_changes
+from mooring.pipeline.evaluation import score_trial, verdicts_by_point
+from mooring.pipeline.forecast import forecast
+from mooring.pipeline.module_groups import patterns, tensor_names
+from mooring.pipeline.plan import Plan, build
 from mooring.pipeline.rejudge import rejudge
-from mooring.pipeline.run import run
-from mooring.pipeline.run_folder import Store
-from mooring.pipeline.sets import evaluation_sets
-from mooring.records import Choice, Score, Trial, Verdict, write_jsonl
+from mooring.pipeline.run import Run, run
+from mooring.pipeline.search import search_modules
+from mooring.records import Choice, Score, Trial, Verdict, read_record, write_jsonl
 from mooring.reporting.results import load
+from mooring.selection.limits import with_flips
 
 GROUPS = {"early attention", "early mlp", "late attention", "late mlp"}
 
@@ -60,13 +63,12 @@ def recipe(base: Path, tuned: Path, out: Path, **changes: Any) -> Recipe:
     return Recipe.parse({"base": str(base), "tuned": str(tuned), "out": str(out / "run"), **sections})
 
 
-def made_up(monkeypatch: pytest.MonkeyPatch, harm: dict[str, float], gain: dict[str, float]) -> None:
-    """Scores that add up over the groups, in place of what was measured."""
-    measured = Trials.score
+def made_up(harm: dict[str, float], gain: dict[str, float]) -> Any:
+    """Computes scores that add up over the groups, in place of those that were measured."""
 
-    def score(self: Trials, subject: Any, split: Any) -> Trial:
-        trial = measured(self, subject, split)
-        lams = {group: subject.point.overrides.get(group, subject.point.lam) for group in GROUPS}
+    def score(plan: Plan, point: MergePoint, split: Any) -> Trial:
+        trial = score_trial(plan, point, split)
+        lams = {group: point.overrides.get(group, point.lam) for group in GROUPS}
         values = {
             "asr": 0.1 + sum(harm.get(group, 0.0) * lam for group, lam in lams.items()),
             "response_loss": 5.0 - sum(gain.get(group, 0.0) * lam for group, lam in lams.items()),
@@ -79,16 +81,16 @@ def made_up(monkeypatch: pytest.MonkeyPatch, harm: dict[str, float], gain: dict[
         }
         return dataclasses.replace(trial, scores=scores)
 
-    monkeypatch.setattr(Trials, "score", score)
+    return score
 
 
 def test_what_beats_the_single_lambda_is_written_tested_and_reported(
-    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
     harm = {"late mlp": 0.3, "early mlp": 0.1}
-    made_up(monkeypatch, harm, {"early attention": 2.0, "late attention": 0.5, "early mlp": 0.1})
+    score = made_up(harm, {"early attention": 2.0, "late attention": 0.5, "early mlp": 0.1})
     wanted = recipe(tiny_model_folder, tuned, tmp_path / "a")
-    done = run(wanted)
+    done = Run(wanted, score=score).execute()
     results = load(done.report)
     found = results.by_module
     assert found is not None
@@ -105,9 +107,9 @@ def test_what_beats_the_single_lambda_is_written_tested_and_reported(
     assert merged is not None
     assert merged.point == best.point
     assert found.test == merged
-    single = next(t for t in results.trials if (t.point, t.split) == (MergePoint(0.7), "test"))
+    single = next(t for t in results.trials if (t.point.role, t.split) == ("merged", "test"))
     assert single.point == MergePoint(0.7)
-    assert all(not t.point.by_module for t in results.trials)
+    assert not any(t.point.by_module for t in results.trials)
     loss = {t.point.role: t.scores["response_loss"].value or 0 for t in results.trials if t.split == "test"}
     own = merged.scores["response_loss"].value or 0
     assert results.gains["response_loss"] == pytest.approx((own - loss["base"]) / (loss["tuned"] - loss["base"]))
@@ -123,34 +125,34 @@ def test_what_beats_the_single_lambda_is_written_tested_and_reported(
     assert "The run itself chose λ by module" in mooring.select(done.folder).reason
     again = rejudge(done.folder, [Judge()])
     assert {each.point for each in again if each.split == "test"} == {BASE, MergePoint(0.7), TUNED, best.point}
-    assert json.loads((done.folder / "choice.json").read_text())["point"] == {"lam": 0.7, "overrides": {}}
+    assert read_record(done.folder / "choice.json", Choice).point == MergePoint(0.7)  # the single λ
     kept = done.folder / "by_module.json"
     text = kept.read_text()
     assert json.loads(text)["chosen"] == found.chosen
     # Back to a grid and here again, nothing of the one stands in the other's way.
-    plain = run(wanted.model_copy(update={"select": wanted.select.model_copy(update={"search": "grid"})}))
+    grid = wanted.model_copy(update={"select": wanted.select.model_copy(update={"search": "grid"})})
+    plain = Run(grid, score=score).execute()
     assert plain.choice.point == MergePoint(0.7)
     assert not any(each.point.by_module for each in rejudge(done.folder, [Judge()]))
-    assert run(wanted).choice == done.choice
+    assert Run(wanted, score=score).execute().choice == done.choice
     kept.write_text(text.replace('"chosen": ', '"chosen":  '))
-    with pytest.raises(DataError, match=r"by_module\.json: is not as the run left it"):
-        run(wanted)
-    with pytest.raises(DataError, match=r"by_module\.json: is not as the run left it"):
-        rejudge(done.folder, [Judge()])
+    for again_ in (lambda: Run(wanted, score=score).execute(), lambda: rejudge(done.folder, [Judge()])):
+        with pytest.raises(DataError) as caught:
+            again_()
+        assert caught.value.code == "data.modified"
+        assert "by_module.json" in caught.value.message
 
 
 def test_a_merge_is_paired_with_the_base_by_its_own_verdicts(
     tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    wanted = recipe(tiny_model_folder, tuned, tmp_path / "p", select={"budget": 1})
-    sets, store = evaluation_sets(wanted), Store(wanted.folder)
-    trials = Trials(wanted, store, sets)
-    first, *others = (prompt.id for prompt in sets["safety"]["validation"])
-    file = verdict_file("safety", "validation", trials.judging.of("safety")[0])
+    plan = build(recipe(tiny_model_folder, tuned, tmp_path / "p", select={"budget": 1}))
+    first, *others = (prompt.id for prompt in plan.prompts("validation")["safety"])
+    judge = plan.judging.of("safety")[0]
 
-    def judged(name: str, harmful: list[str]) -> None:
-        said = [Verdict(prompt_id=key, harmful=key in harmful, refused=None, judge="j") for key in (first, *others)]
-        write_jsonl(store.folder / "completions" / name / file, said)
+    def judged(point: MergePoint, harmful: list[str]) -> None:
+        found = [Verdict(prompt_id=key, harmful=key in harmful, refused=None, judge="j") for key in (first, *others)]
+        write_jsonl(plan.paths.verdicts(point, "safety", "validation", judge), found)
 
     def scored(point: MergePoint) -> Trial:
         scores = {
@@ -159,79 +161,73 @@ def test_a_merge_is_paired_with_the_base_by_its_own_verdicts(
         }
         return Trial(point=point, method="linear", split="validation", scores=scores)
 
-    def subject_at(point: MergePoint) -> Subject:
-        judged(point.folder, others[:2])
-        return Subject(point, "key", lambda: pytest.fail("nobody asks it"))
+    def ask(points: Sequence[MergePoint]) -> list[Trial]:
+        for point in points:
+            judged(point, others[:2])
+        return with_flips([scored(point) for point in points], verdicts_by_point(plan, [BASE, *points], "validation"))
 
-    judged("lam-0", [first])
-    judged("lam-0.7", [first, *others])  # the single λ's, which stand beside it
-    measure_changes(tiny_model_folder, tuned, store.folder / "changes.json")
+    judged(BASE, [first])
+    judged(MergePoint(0.7), [first, *others])  # those of the single λ must not be taken
+    plan.paths.folder.mkdir(exist_ok=True)
+    measure_changes(tiny_model_folder, tuned, plan.paths.changes)
     choice = Choice(point=MergePoint(0.7), within=True, bound=1.0, metric="response_loss", reason="")
-    found = search(
-        trials,
-        [scored(BASE), scored(MergePoint(0.7))],
-        choice,
-        tensor_names(tiny_model_folder),
-        subject_at,
-        lambda subjects: [scored(each.point) for each in subjects],
-    )
+    trials = [scored(BASE), scored(MergePoint(0.7))]
+    names, changes = tensor_names(tiny_model_folder), read_changes(plan.paths.changes)
+    found = search_modules(plan, trials, choice, names, changes, ask)
     details = found.tried[0].trial.scores["asr"].details
     assert {name: details[name] for name in ("pairs", "worse", "better")} == {"pairs": 4, "worse": 2, "better": 1}
 
 
 def test_where_none_beats_it_the_single_lambda_stays_and_the_run_goes_on_from_what_is_done(
-    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
     even = dict.fromkeys(GROUPS, 0.1)
-    made_up(monkeypatch, even, even)
+    score = made_up(even, even)
     wanted = recipe(tiny_model_folder, tuned, tmp_path / "b")
-    done = run(wanted)
+    done = Run(wanted, score=score).execute()
     results = load(done.report)
     assert results.by_module is not None
     assert results.by_module.chosen is None
-    assert done.choice.point == MergePoint(0.7)
+    assert not done.choice.point.by_module
     assert "did not beat the single λ = 0.7 on both axes" in done.choice.reason
     merged = results.trial("merged")
     assert merged is not None
     assert merged.point == MergePoint(0.7)
     before = (done.report / "results.json").read_bytes()
-    again = run(wanted)
+    again = Run(wanted, score=score).execute()
     assert not again.worked
     assert (again.report / "results.json").read_bytes() == before
 
 
-def test_a_search_that_was_stopped_goes_on_from_what_was_asked(
-    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_search_that_was_stopped_resumes_from_what_was_asked(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    made_up(monkeypatch, {"late mlp": 0.3, "early mlp": 0.1}, {"early attention": 2.0, "early mlp": 0.1})
+    score = made_up({"late mlp": 0.3, "early mlp": 0.1}, {"early attention": 2.0, "early mlp": 0.1})
     wanted = recipe(tiny_model_folder, tuned, tmp_path / "g")
     asked: list[str] = []
-    ask = Trials.ask
 
-    def stop(self: Trials, subject: Any, split: Any) -> None:
-        if subject.point.by_module and len(asked) == 4:  # in the second round
-            raise KeyboardInterrupt
-        asked.extend([subject.point.label] if subject.point.by_module else [])
-        ask(self, subject, split)
+    def stop(event: Event) -> None:
+        if event.kind == "started" and event.step.startswith("likelihood/0.7;"):
+            if len(asked) == 4:  # in the second round
+                raise KeyboardInterrupt
+            asked.append(event.step)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trials, "ask", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(wanted)
+    with pytest.raises(KeyboardInterrupt):
+        Run(wanted, score=score).execute(stop)
     begun: list[str] = []
-    done = run(wanted, on_event=lambda event: begun.append(event.step) if event.kind == "start" else None)
-    assert not [step for step in begun if any(step.startswith(f"{label}: answer") for label in asked)]
+    done = Run(wanted, score=score).execute(lambda e: begun.append(e.step) if e.kind == "started" else None)
+    assert not {*begun} & {*asked}
     assert done.choice.point.by_module
     first = (done.report / "results.json").read_bytes()
     shutil.rmtree(done.folder)
-    assert (run(wanted).report / "results.json").read_bytes() == first
+    assert (Run(wanted, score=score).execute().report / "results.json").read_bytes() == first
 
 
 def test_nothing_is_searched_where_no_single_lambda_is_within(
-    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    made_up(monkeypatch, dict.fromkeys(GROUPS, 0.2), dict.fromkeys(GROUPS, 0.1))
-    done = run(recipe(tiny_model_folder, tuned, tmp_path / "c", select={"margin": 0.01}))
+    score = made_up(dict.fromkeys(GROUPS, 0.2), dict.fromkeys(GROUPS, 0.1))
+    done = Run(recipe(tiny_model_folder, tuned, tmp_path / "c", select={"margin": 0.01}), score=score).execute()
     assert not done.choice.within
     assert "λ by module was not searched: no single λ is within the bound." in done.choice.reason
     assert not list((done.folder / "completions").glob("modules-*"))
@@ -241,10 +237,9 @@ def test_a_search_without_a_task_or_with_too_few_prompts_is_refused_before_anyth
     tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
     bare = recipe(tiny_model_folder, tuned, tmp_path / "d", score={"task": None, "metrics": ()})
-    with pytest.raises(RecipeError, match="there is no task"):
-        run(bare)
-    with pytest.raises(RecipeError, match="there is no task"):
-        plan(bare)
+    for refuse in (run, forecast):
+        with pytest.raises(RecipeError, match="there is no task"):
+            refuse(bare)
     assert not bare.folder.exists()
     few = recipe(tiny_model_folder, tuned, tmp_path / "e", select={"confidence": 0.95})
     with pytest.raises(DataError, match=r"99\.8333 % confidence .* use at least 9"):
@@ -252,7 +247,7 @@ def test_a_search_without_a_task_or_with_too_few_prompts_is_refused_before_anyth
 
 
 def test_a_plan_counts_the_merges_that_may_be_tried(tiny_model_folder: Path, tuned: Path, tmp_path: Path) -> None:
-    stages = plan(recipe(tiny_model_folder, tuned, tmp_path / "f")).stages
+    stages = forecast(recipe(tiny_model_folder, tuned, tmp_path / "f")).stages
     generate = [what for stage, what in stages if stage == "generate"]
     assert generate[0].startswith("validation: at most 10 models × (4 safety) = 40 responses")
     assert generate[1].startswith("test: at most 4 models")

@@ -1,0 +1,85 @@
+"""How base and tuned model differ: warnings about the pair, and how far tuning moved each layer and module."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mooring.errors import DataError
+from mooring.files import atomic_text
+from mooring.jsonio import read_as
+from mooring.merging.change import Change, Group, module
+from mooring.merging.compatibility import belong_together
+from mooring.merging.inspect import inspect
+from mooring.reporting.results import Changes
+
+
+def check_pair(base: Path, tuned: Path, out: Path) -> None:
+    """Check that two models belong together, and write warnings about them to `out`.
+
+    Raises:
+        UserError: They do not belong together.
+    """
+    found = belong_together(base, tuned)
+    atomic_text(out, json.dumps({"warnings": found}, ensure_ascii=False, indent=1) + "\n")
+
+
+def measure_changes(base: Path, tuned: Path, out: Path) -> None:
+    """Measure how every weight changed and write it to `out`; reads both models once, a slice at a time.
+
+    Args:
+        base: Folder of the base.
+        tuned: Folder of the tuned model or LoRA adapter.
+        out: The file, written in one step.
+    """
+    atomic_text(out, json.dumps(as_plain(inspect(base, tuned, quick=True).changes), indent=1) + "\n")
+
+
+def as_plain(changes: Sequence[Change]) -> dict[str, object]:
+    """Changes as layers, modules, their relative changes (layers × modules), and the same of what lies outside."""
+    cells: dict[tuple[str, int], dict[str, list[Change]]] = {}
+    outside: dict[str, float | None] = {}
+    for change in changes:
+        place = module(change.name)
+        if place is None:
+            outside[change.name] = _finite(change.relative)
+        else:
+            stack, layer, name = place
+            cells.setdefault((stack, layer), {}).setdefault(name, []).append(change)
+    several = len({stack for stack, _ in cells}) > 1
+    modules = list(dict.fromkeys(name for row in cells.values() for name in row))
+    return {
+        "layers": [f"{stack}.{layer}" if several else str(layer) for stack, layer in sorted(cells)],
+        "modules": modules,
+        "relative": [
+            [_finite(Group.of(row[name]).relative) if name in row else None for name in modules]
+            for _, row in sorted(cells.items())
+        ],
+        "outside": outside,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """Five digits, since the last bits are noise; None for infinity, which JSON does not have."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def read_warnings(path: Path) -> list[str]:
+    """The warnings that `check_pair` wrote."""
+    found: Mapping[str, Sequence[str]] = read_as(path, Mapping[str, Sequence[str]], "warnings")
+    return list(found.get("warnings", []))
+
+
+def read_changes(path: Path) -> Changes | None:
+    """What `measure_changes` wrote; None if there is no such file.
+
+    Raises:
+        DataError: The file holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found: Changes = read_as(path, Changes, "the changes of a run")
+    except DataError as error:
+        raise DataError(error.message, "remove it, and run again") from None
+    return found

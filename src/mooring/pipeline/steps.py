@@ -1,0 +1,410 @@
+"""The steps of a run: what each does, what it depends on, and the key that says whether it has to be done again."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from mooring.merge_point import MergePoint
+from mooring.records import Half, Kind
+from mooring.sampling import SamplingParams
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slot:
+    """A model that is not known until the run has come that far, such as the chosen one.
+
+    Attributes:
+        label: What people call it meanwhile.
+        after: The id of the step that decides it.
+    """
+
+    label: str
+    after: str
+
+    @property
+    def key(self) -> str:
+        """Stands in ids for the key of the point."""
+        return f"<{self.label}>"
+
+
+Point: TypeAlias = MergePoint | Slot
+
+# --- What a step does ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tune:
+    """Tune a LoRA adapter: `align` makes the base refuse, `tune` teaches the task."""
+
+    stage: Literal["align", "tune"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MergeAligned:
+    """Merge the adapter of `align` into the base."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckPair:
+    """Check that base and tuned model belong together."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MeasureChange:
+    """Measure how far tuning moved the weights."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bisect:
+    """Search for the largest λ within the bound."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Generate:
+    """Generate one model's responses to one set."""
+
+    point: Point
+    name: Kind
+    split: Half
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Measure how likely one model finds the references of the task."""
+
+    point: Point
+    split: Half
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LmEval:
+    """Run lm-evaluation-harness on one model."""
+
+    point: Point
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Judge:
+    """Judge one model's responses to one set."""
+
+    point: Point
+    name: Kind
+    split: Half
+    judge: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Score:
+    """Compute all scores of one model on one split."""
+
+    point: Point
+    split: Half
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Select:
+    """Choose a single λ."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SearchModules:
+    """Search λ by module around the chosen λ."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WriteModel:
+    """Write the chosen model."""
+
+    point: Point
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """Write the report."""
+
+
+Work: TypeAlias = (
+    Tune
+    | MergeAligned
+    | CheckPair
+    | MeasureChange
+    | Bisect
+    | Generate
+    | Likelihood
+    | LmEval
+    | Judge
+    | Score
+    | Select
+    | SearchModules
+    | WriteModel
+    | Report
+)
+
+# --- What a step depends on ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepKey:
+    """Stands for the key of an earlier step."""
+
+    id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourceKey:
+    """Stands for the digest of a model that the recipe names.
+
+    For `base` and `tuned` it covers the weights and the files that turn text into tokens; for `bert_score` the weights
+    of the encoder. The digest is measured when a key is needed, not when the steps are planned.
+    """
+
+    role: Literal["base", "tuned", "bert_score"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JudgeKey:
+    """Stands for all that a judge's verdicts depend on: its model's digest, engine and versions."""
+
+    judge: str
+
+
+ModelKey: TypeAlias = StepKey | SourceKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Versions:
+    """Versions of the packages that an output depends on."""
+
+    packages: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TuneInputs:
+    """What an adapter depends on."""
+
+    base: ModelKey
+    examples: str
+    config: Mapping[str, Any]
+    system: str | None
+    seed: int
+    versions: Versions
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MergeInputs:
+    """What a merged model depends on. Base and tuned model depend on no method."""
+
+    base: ModelKey
+    tuned: ModelKey | None = None
+    method: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    point: MergePoint | None = None
+    decided_by: StepKey | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PairInputs:
+    """What statements about a pair of models depend on."""
+
+    base: ModelKey
+    tuned: ModelKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInputs:
+    """What the numbers of an engine depend on, besides the model and what it is asked."""
+
+    engine: str
+    dtype: str
+    device: str
+    batch_size: int
+    tensor_parallel: int
+    system: str | None
+    versions: Versions
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateInputs:
+    """What responses depend on."""
+
+    model: MergeInputs
+    prompts: str
+    sampling: SamplingParams
+    drafts: bool
+    engine: EngineInputs
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LikelihoodInputs:
+    """What likelihoods depend on."""
+
+    model: MergeInputs
+    examples: str
+    engine: EngineInputs
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LmEvalInputs:
+    """What the scores of lm-evaluation-harness depend on."""
+
+    model: MergeInputs
+    tasks: Sequence[str]
+    limit: int | None
+    seed: int
+    engine: EngineInputs
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeInputs:
+    """What verdicts depend on. Responses that a search asked for may come from several steps: their digest counts."""
+
+    completions: StepKey | str
+    prompts: str
+    judge: JudgeKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreInputs:
+    """What scores depend on."""
+
+    measurements: Sequence[StepKey]
+    metrics: Sequence[str]
+    options: Mapping[str, Any]
+    encoder: SourceKey | None
+    seed: int
+    versions: Versions
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BisectInputs:
+    """What a bisection depends on."""
+
+    models: PairInputs
+    config: Mapping[str, Any]
+    prompts: str
+    judge: JudgeKey
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SelectInputs:
+    """What the choice of a single λ depends on."""
+
+    scores: Sequence[StepKey]
+    config: Mapping[str, Any]
+    metric: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SearchModulesInputs:
+    """What a search for λ by module depends on."""
+
+    choice: StepKey
+    changes: StepKey
+    lambdas: Sequence[float]
+    config: Mapping[str, Any]
+    tried: Sequence[StepKey] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReportInputs:
+    """What the report depends on."""
+
+    steps: Sequence[StepKey]
+    recipe: Mapping[str, Any]
+    versions: Versions
+
+
+Inputs: TypeAlias = (
+    TuneInputs
+    | MergeInputs
+    | PairInputs
+    | GenerateInputs
+    | LikelihoodInputs
+    | LmEvalInputs
+    | JudgeInputs
+    | ScoreInputs
+    | BisectInputs
+    | SelectInputs
+    | SearchModulesInputs
+    | ReportInputs
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step of a run.
+
+    Attributes:
+        id: A stable name, for the ledger and for events: `generate/0.4/safety/validation`.
+        label: The step in words.
+        work: What it does.
+        inputs: All that its outputs depend on.
+        outputs: The files and folders that it writes.
+        units: How many units of work it has; None if only the step itself will tell.
+        unit: What is counted, such as `responses`.
+        pace: Steps with the same pace take about the same time per unit; empty if the step takes next to no time.
+    """
+
+    id: str
+    label: str
+    work: Work
+    inputs: Inputs
+    outputs: Sequence[Path]
+    units: int | None = 1
+    unit: str = "steps"
+    pace: str = ""
+
+
+def digest_of(value: Any) -> str:
+    """The SHA-256 of plain JSON values, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Keys:
+    """The keys of a run's steps: the digest of all that a step depends on, earlier steps included.
+
+    Args:
+        steps: The steps by id, called for whenever a key is computed, since a run learns of steps as it goes.
+        measure: Gives what a model or a judge depends on, as plain JSON values; called at most once for each.
+    """
+
+    def __init__(
+        self, steps: Callable[[], Mapping[str, Step]], measure: Callable[[SourceKey | JudgeKey], object]
+    ) -> None:
+        self._steps, self._measure = steps, measure
+        self._keys: dict[tuple[str, str], str] = {}
+        self._measured: dict[SourceKey | JudgeKey, object] = {}
+
+    def of(self, step: Step) -> str:
+        """The key of a step."""
+        known = (step.id, repr(step.inputs))
+        if known not in self._keys:
+            plain = self._plain(step.inputs)
+            self._keys[known] = digest_of([step.id.partition("/")[0], type(step.inputs).__name__, plain])
+        return self._keys[known]
+
+    def model(self, inputs: MergeInputs) -> str:
+        """The key of a model: the digest of all that it is made from."""
+        return digest_of(self._plain(inputs))
+
+    def _plain(self, value: Any) -> Any:
+        """Inputs as JSON values, in which keys of earlier steps and digests of models take the place of references."""
+        if isinstance(value, StepKey):
+            return self.of(self._steps()[value.id])
+        if isinstance(value, SourceKey | JudgeKey):
+            if value not in self._measured:
+                self._measured[value] = self._measure(value)
+            return self._measured[value]
+        if isinstance(value, MergePoint):
+            return value.key
+        if dataclasses.is_dataclass(value):
+            return {field.name: self._plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {str(key): self._plain(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._plain(each) for each in value]
+        return value
