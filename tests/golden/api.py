@@ -17,6 +17,7 @@ from mooring import stats
 from mooring.config import Select
 from mooring.data import load_prompts
 from mooring.errors import UserError
+from mooring.merge_point import MergePoint
 from mooring.merging.methods import METHODS as _METHODS
 from mooring.records import Completion, Message, Prompt, Score, Trial, Verdict
 from mooring.scoring import judges as _judges
@@ -237,17 +238,19 @@ def trial(
         )
         for name, s in scores.items()
     }
-    return Trial(model=model, method="linear", lam=lam, split="validation", scores=made, modules=modules or {})  # type: ignore[arg-type]
+    point = MergePoint(lam, modules or {})
+    assert point.role == model
+    return Trial(point=point, method="linear", split="validation", scores=made)
 
 
 def flipped(trials: Sequence[Trial], hits: Mapping[str, Mapping[float, Mapping[str, bool | None]]]) -> list[Trial]:
     """Trials that carry how their verdicts flip against the base's."""
-    return with_flips(trials, hits)
+    return with_flips(trials, {name: {MergePoint(lam): said for lam, said in by.items()} for name, by in hits.items()})
 
 
 def details(trials: Sequence[Trial]) -> Plain:
     """The details of every score of some trials."""
-    return [[t.lam, {name: dict(score.details) for name, score in t.scores.items()}] for t in trials]
+    return [[t.point.lam, {name: dict(score.details) for name, score in t.scores.items()}] for t in trials]
 
 
 def choose(
@@ -259,7 +262,7 @@ def choose(
         made = None if settings is None else Select(**settings)
         choice = _choose(trials, metric=metric, settings=made, margin=margin)
         return {
-            "lam": choice.lam,
+            "lam": choice.point.lam,
             "within": choice.within,
             "bound": choice.bound,
             "metric": choice.metric,
@@ -278,7 +281,13 @@ def limits(base: Trial, others: Sequence[Trial], settings: Mapping[str, Any]) ->
 
     def call() -> Plain:
         found = _limits(base, others, Select(**settings))
-        return [[f.score, f.most, dict(f.held), dict(f.prompts), [f.excess(t.lam) for t in others]] for f in found]
+
+        def by_lam(values: Mapping[MergePoint, float]) -> dict[float, float]:
+            return {point.lam: value for point, value in values.items()}
+
+        return [
+            [f.score, f.most, by_lam(f.held), by_lam(f.prompts), [f.excess(t.point) for t in others]] for f in found
+        ]
 
     return guarded(call)
 
@@ -326,8 +335,9 @@ def by_module(
         try:
             wanted = next(steps)
             while True:
-                rounds.append([list(modules.values()) for modules in wanted])
-                wanted = steps.send([measure(modules) for modules in wanted])
+                lambdas = [{name: point.overrides.get(name, point.lam) for name in groups} for point in wanted]
+                rounds.append([list(modules.values()) for modules in lambdas])
+                wanted = steps.send([measure(modules) for modules in lambdas])
         except StopIteration as end:
             found = end.value
         tried = [[a.upper, a.within, a.beats] for a in found.tried]
