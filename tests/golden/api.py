@@ -78,13 +78,14 @@ JUDGES: tuple[str, ...] = tuple(_judges.JUDGES)
 
 def explain(request: str, response: str) -> tuple[str, str]:
     """The refusal rules' verdict on a response, and the rule that gave it."""
-    answer, why = rules.explain(request, response)
+    answer, why = rules.decide(request, response)
     return str(answer), why
 
 
 def classify(request: str, response: str) -> tuple[bool, str]:
     """Whether a response refuses, and the rule."""
-    return rules.classify(request, response)
+    answer, why = rules.decide(request, response)
+    return answer == "refused", why
 
 
 def bundled(name: str) -> list[tuple[str, str, str]]:
