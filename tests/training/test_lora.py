@@ -25,7 +25,7 @@ def examples(count: int) -> list[Prompt]:
 
 
 def settings(**changes: Any) -> Tune:
-    """A quick tuning that changes a tiny model a lot."""
+    """Settings that change a tiny model a lot in few steps."""
     values = {
         "data": ("x",),
         "learning_rate": 0.02,
@@ -131,7 +131,7 @@ def test_the_adapter_is_plain_peft_and_names_its_base(tiny_model_folder: Path, t
 
 
 class StopError(Exception):
-    """Stands for a kill."""
+    """Takes the place of a kill."""
 
 
 @pytest.mark.parametrize("moment", [1, 3, 5])
@@ -211,8 +211,9 @@ def test_an_interrupted_run_with_other_settings_starts_over(tiny_model_folder: P
 
 def test_a_base_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
-    with pytest.raises(ModelError, match="base"):
+    with pytest.raises(ModelError) as caught:
         tune(settings(), tmp_path / "base", examples(4), tmp_path / "adapter", system=None, seed=1)
+    assert str(tmp_path / "base") in caught.value.message
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
 
@@ -229,6 +230,7 @@ def test_a_partial_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
 def test_an_output_that_is_not_empty_is_refused_before_any_work(tiny_model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "mine").touch()
-    with pytest.raises(OutputError, match="holds something"):
+    with pytest.raises(OutputError) as caught:
         tune(settings(), tiny_model_folder, examples(4), tmp_path / "adapter", system=None, seed=1)
+    assert str(tmp_path / "adapter") in caught.value.message
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
