@@ -191,12 +191,7 @@ Columns = tuple[Sequence[float], Sequence[float]]
 
 
 def bootstrap_ratio(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    *,
-    seed: int = 0,
-    draws: int = 2000,
-    level: float = 0.95,
+    numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0, draws: int = 2000, level: float = 0.95
 ) -> tuple[float, float] | None:
     """The percentile bootstrap interval (Efron 1979) of Σ numerators / Σ denominators, resampling units.
 

@@ -278,30 +278,16 @@ def _tables(
 ) -> tuple[Table, Table]:
     """The same rows below `$MOORING_DATA` and on the hub; `hub_shape` if the hub's have other fields."""
     here = Table(path=path, where=where, counts=counts, shape=shape)
-    there = Table(
-        repo=repo,
-        config=config,
-        split=None if files else split,
-        files=files,
-        where=where,
-        counts=counts,
-        shape=hub_shape or shape,
-    )
-    return here, there
+    split, shape = None if files else split, hub_shape or shape
+    return here, dataclasses.replace(here, path="", repo=repo, config=config, split=split, files=files, shape=shape)
 
 
 def _harmbench(config: str, count: int, shape: Shape, hub_shape: Shape, note: str = "") -> NamedSet:
+    path, repo = "harmbench/harmbench_behaviors_text_all.csv", "walledai/HarmBench"
+    here, there = _tables(path, repo, count, config=config, shape=shape, hub_shape=hub_shape)
     return NamedSet(
         kind="safety",
-        tables=(
-            Table(
-                path="harmbench/harmbench_behaviors_text_all.csv",
-                where=("FunctionalCategory", config),
-                counts=(count,),
-                shape=shape,
-            ),
-            Table(repo="walledai/HarmBench", config=config, split="train", counts=(count,), shape=hub_shape),
-        ),
+        tables=(dataclasses.replace(here, where=("FunctionalCategory", config)), there),
         reads=f"`{config}`; hub: `prompt`; folder: HarmBench's own csv, `Behavior`{note}",
         licence="MIT",
         gated=True,
@@ -426,10 +412,7 @@ NAMED: dict[str, NamedSet] = {
         kind="task",
         tables=(
             Table(
-                path="flan_cot/*.tsv",
-                read=columns("question", "answer", "rationale"),
-                counts=(33443,),
-                shape=reasoned,
+                path="flan_cot/*.tsv", read=columns("question", "answer", "rationale"), counts=(33443,), shape=reasoned
             ),
             Table(
                 repo="SirNeural/flan_v2",

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from itertools import product
+from typing import get_args
 
 from mooring.errors import DataError
+from mooring.records import Split
 
-SPLITS = ("tune", "validation", "test")
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 Value = str | int | float | bool
 """The value of an argument."""
