@@ -449,8 +449,7 @@ def _likelihood(plan: Plan, point: Point, split: Half) -> Step:
 
 
 def _lm_eval(plan: Plan, point: Point) -> Step:
-    section, engine = plan.recipe.score, engine_inputs(plan.recipe)
-    installed = {**engine.versions.packages, **versions("lm_eval").packages}
+    section = plan.recipe.score
     return Step(
         id=f"lm_eval/{point.key}",
         label=f"{point.label}: lm-eval {', '.join(section.lm_eval)}",
@@ -458,9 +457,10 @@ def _lm_eval(plan: Plan, point: Point) -> Step:
         inputs=LmEvalInputs(
             model=plan.model_inputs(point),
             tasks=section.lm_eval,
+            data=SourceKey("lm_eval"),
             limit=section.lm_eval_limit,
             seed=plan.recipe.seed,
-            engine=dataclasses.replace(engine, versions=Versions(packages=installed)),
+            engine=engine_inputs(plan.recipe),
         ),
         outputs=[] if isinstance(point, Slot) else [plan.paths.lm_eval(point)],
         unit="requests",

@@ -23,6 +23,7 @@ from mooring.pipeline.changes import check_pair, measure_changes, read_changes, 
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
 from mooring.pipeline.forecast import disk_bytes
 from mooring.pipeline.lm_eval.evaluate import run_tasks
+from mooring.pipeline.lm_eval.tasks import score_dependencies
 from mooring.pipeline.models import Models
 from mooring.pipeline.preflight import check_measures, check_selection
 from mooring.pipeline.results import assemble
@@ -277,6 +278,8 @@ class _Execution:
             model = self.recipe.score.bertscore_model
             folder = Path(model).expanduser()
             return self.folder.digest(folder, model_digest) if folder.is_dir() and not hub_name(model) else model
+        if reference.role == "lm_eval":
+            return score_dependencies(self.recipe.score.lm_eval)
         folder = self._base if reference.role == "base" else self._named_tuned
         return digest_of([self.folder.digest(folder, model_digest), text_digest(folder)])
 

@@ -158,10 +158,11 @@ class SourceKey:
     """Stands for the digest of a model that the recipe names.
 
     For `base` and `tuned` it covers the weights and the files that turn text into tokens; for `bert_score` the weights
-    of the encoder. The digest is measured when a key is needed, not when the steps are planned.
+    of the encoder; for `lm_eval` the version of lm-evaluation-harness and the rows of its tasks. The digest is measured
+    when a key is needed, not when the steps are planned.
     """
 
-    role: Literal["base", "tuned", "bert_score"]
+    role: Literal["base", "tuned", "bert_score", "lm_eval"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -252,6 +253,7 @@ class LmEvalInputs:
 
     model: MergeInputs
     tasks: Sequence[str]
+    data: SourceKey
     limit: int | None
     seed: int
     engine: EngineInputs
