@@ -13,9 +13,9 @@ import warnings
 from typing import Any
 
 LONGEST = 20_000
-"""Characters; a longer text is no call."""
+"""Most characters; a longer text is not a call."""
 DEEPEST = 40
-"""Brackets within brackets; deeper is no call. Python's own parser fails at about 200."""
+"""Deepest nesting of brackets; a deeper text is not a call. Python's own parser fails at about 200."""
 _LONGEST_NUMBER = 400  # digits; Python refuses to convert more than 4300
 
 _QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"'})
@@ -25,7 +25,7 @@ _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "none": No
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """One call. Values are canonical: what ought to compare equal is equal (`5`, `5.0` and `"5"`).
+    """One call. Values are canonical, so that equivalent ones are equal (`5`, `5.0` and `"5"`).
 
     Attributes:
         name: Dotted.
@@ -60,9 +60,9 @@ def parse_call(text: str) -> Call | None:
 
 
 def call_match(text: str, reference: str) -> bool:
-    """Whether a text is the one call that the reference is; order of named arguments and quoting aside."""
-    wanted = parse_call(reference)
-    return wanted is not None and parse_call(text) == wanted
+    """Whether a text is the same call as the reference, up to quoting and the order of named arguments."""
+    expected = parse_call(reference)
+    return expected is not None and parse_call(text) == expected
 
 
 def _unwrap(text: str) -> str:
@@ -83,7 +83,7 @@ def _unwrap(text: str) -> str:
 
 
 def _depth(text: str) -> int:
-    """Brackets within brackets at the deepest place, or unary signs in a row; quoting is not looked at."""
+    """The deepest nesting of brackets, or the longest run of unary signs; quoting is ignored."""
     depth = deepest = signs = 0
     for character in text:
         if character in "([{":
@@ -175,7 +175,7 @@ def _call(name: str, positional: list[Any], named: dict[str, Any]) -> Call:
 
 
 def canonical(value: Any) -> Any:
-    """A value in the form in which what should compare equal is equal, hashable.
+    """A value in a hashable form in which equivalent values are equal.
 
     Numbers, words and strings that spell them become the same text: 5, 5.0 and "5"; True and "true". White space at a
     string's ends and runs of it are one; typographic quotes are plain.
