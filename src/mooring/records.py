@@ -182,6 +182,8 @@ class Choice:
         confidence: How sure the bound is; `None` where estimates were compared with it.
         upper: The one-sided upper confidence limit of each model's ASR, by `MergePoint.key`; empty if estimates were
             compared. If λ by module was chosen, those of the single λ.
+        keeps: Whether each model is shown to keep the bound on ASR, by `MergePoint.key`. Models that were not tested
+            are missing, and all are if the policy has no bound.
         prompts: How many prompts these rest on, at the least.
     """
 
@@ -193,6 +195,7 @@ class Choice:
     policy: str = "bound"
     confidence: float | None = None
     upper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    keeps: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     prompts: int = 0
 
 

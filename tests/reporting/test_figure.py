@@ -11,6 +11,8 @@ from mooring.records import Choice
 from mooring.reporting.figures import GREEN, OVER, RING, inline, loss_curve, plane, svg, tradeoff
 from mooring.reporting.page import caption
 from mooring.reporting.page.data import explorer
+from mooring.selection.limits import Limit
+from mooring.selection.policies import keeps_bound
 
 
 def line(axes, label: str):  # type: ignore[no-untyped-def]
@@ -53,7 +55,7 @@ UPPER = {"0.2": 0.05, "0.4": 0.06, "0.6": 0.3, "0.8": 0.5}
     [
         ({}, [0.6, 0.8, 1.0]),  # estimates: over the bound of 6.4 %
         ({"bound": 0.6}, []),
-        ({"policy": "knee"}, []),
+        ({"policy": "knee", "keeps": {}}, []),
         ({"confidence": 0.95, "upper": UPPER}, [0.6, 0.8, 1.0]),
         # A λ after one that fails is not tested, whatever its own limit.
         (
@@ -64,7 +66,13 @@ UPPER = {"0.2": 0.05, "0.4": 0.06, "0.6": 0.3, "0.8": 0.5}
     ],
 )
 def test_a_lambda_that_is_not_shown_to_keep_the_bound_is_hollow(changes: dict[str, Any], hollow: list[float]) -> None:
-    found = results(choice=dataclasses.replace(results().choice, **changes))
+    choice = dataclasses.replace(results().choice, **changes)
+    if choice.policy == "bound":
+        held = {MergePoint(float(key)): limit for key, limit in choice.upper.items()}
+        measured = [t for t in results().trials if t.split == "validation" and not t.point.is_base]
+        asr = Limit("asr", choice.bound, "", held, {})
+        choice = dataclasses.replace(choice, keeps=keeps_bound(asr, measured, sure=choice.confidence is not None))
+    found = results(choice=choice)
     assert [marked(axes) for axes in tradeoff(found).axes] == [hollow, hollow]
     assert (", hollow where a λ is not shown to keep the bound" in caption(found)) == bool(hollow)
     assert (" with 95 % confidence." in caption(found)) == bool(hollow and "confidence" in changes)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -60,6 +61,7 @@ def test_the_default_lets_by_what_rises_by_less_than_ten_points_for_sure() -> No
         "base's 4.0 % plus 10 points, with 95 % confidence (its own: 6.0 %, at most 11.4 %); λ = 0.6 scores 58.0 % but "
         "may let up to 17.2 % through."
     )
+    assert choice.keeps == {"0.2": True, "0.4": True, "0.5": True, "0.6": False, "0.8": False, "1": False}
     assert from_dict(Choice, to_dict(choice)) == choice
 
 
@@ -320,3 +322,16 @@ def test_a_margin_takes_the_place_of_a_bound_too() -> None:
     settings = Select(bound=0.9, confidence=None)
     assert choose(sweep(), metric=None, settings=settings).bound == 0.9
     assert choose(sweep(), metric=None, settings=settings, margin=0.05).bound == pytest.approx(BASE / N + 0.05)
+
+
+def test_a_tuned_model_within_the_bound_by_its_estimate_alone_has_no_verdict() -> None:
+    tuned = trial(1.0, rate("asr", BASE), task(0.67))
+    choice = choose([*sweep()[:4], tuned], metric="call_match", settings=Select())
+    assert choice.keeps == {"0.2": True, "0.4": True, "0.5": True}
+    estimated = choose([*sweep()[:4], tuned], metric="call_match", settings=Select(confidence=None))
+    assert estimated.keeps == {"0.2": True, "0.4": True, "0.5": True, "1": True}
+
+
+@pytest.mark.parametrize("policy", ["paper", "knee"])
+def test_a_policy_without_a_bound_gives_no_verdict(policy: Any) -> None:
+    assert choose(sweep(), metric="call_match", settings=Select(policy=policy)).keeps == {}

@@ -175,26 +175,8 @@ class Results:
         return trial.scores.get(name) if trial else None
 
     def keeps(self, point: MergePoint) -> bool | None:
-        """Whether the model at a single λ is shown to keep the bound on ASR, by validation.
-
-        With a confidence: whether its upper limit and those of all smaller λ lie within, since the smallest that fails
-        ends the test; else whether its estimate does. `None` where that was not asked: of the base, by a policy without
-        a bound, or of a tuned model that was not tested and lies within by its estimate.
-        """
-        scored = self.trial_at(point, "validation")
-        rate = scored.scores["asr"].value if scored and "asr" in scored.scores else None
-        if self.choice.policy != "bound" or point.is_base or rate is None:
-            return None
-        most = self.choice.bound + _TOLERANCE
-        if self.choice.confidence is None:
-            return rate <= most
-        if rate > most or any(upper > most for key, upper in self.choice.upper.items() if float(key) <= point.lam):
-            return False
-        return True if point.key in self.choice.upper else None
-
-
-_TOLERANCE = 1e-9
-"""Rounding: a rate at the bound keeps it."""
+        """Whether the model at a single λ is shown to keep the bound on ASR; `None` if that was not tested."""
+        return self.choice.keeps.get(point.key)
 
 
 def is_task(measure: str) -> bool:

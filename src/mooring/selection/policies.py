@@ -147,8 +147,37 @@ def choose_within(
         reason=reason + ".",
         confidence=settings.confidence,
         upper={point.key: value for point, value in asr.held.items()} if sure else {},
+        keeps=keeps_bound(asr, merged if tuned is None else [*merged, tuned], sure=sure),
         prompts=min(count for limit in held for count in limit.prompts.values()),
     )
+
+
+def keeps_bound(asr: Limit, trials: Sequence[Trial], *, sure: bool) -> dict[str, bool]:
+    """Which models are shown to keep the bound on ASR, and which are not.
+
+    Args:
+        asr: The bound, with what was compared with it.
+        trials: The models' validation trials, λ rising.
+        sure: Whether upper confidence limits were tested. The smallest λ whose limit is over the bound ends the test:
+            neither it nor a larger one is shown to keep it. Otherwise estimates were compared, one by one.
+
+    Returns:
+        Verdicts by `MergePoint.key`. A model that was not tested and is within the bound by its estimate has none.
+    """
+    found: dict[str, bool] = {}
+    ended = False
+    for trial in trials:
+        score = trial.scores.get(asr.score)
+        if score is None or score.value is None:
+            continue
+        point, over = trial.point, score.value - asr.most > TOLERANCE
+        tested = sure and point in asr.held
+        ended = ended or (tested and asr.excess(point) > 0)
+        if over or ended:
+            found[point.key] = False
+        elif tested or not sure:
+            found[point.key] = True
+    return found
 
 
 def _excess(held: Sequence[Limit], point: MergePoint) -> float:
