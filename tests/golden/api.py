@@ -1,7 +1,7 @@
 """Every import of Mooring that the golden tests make, behind functions of plain values.
 
-When a module of the package moves or a type is renamed, this is the only file of the folder to change. No number, no
-verdict and no byte in the JSON files beside it may change with it.
+When a module of the package moves or a type is renamed, this is the only file of the folder to change. The JSON files
+beside it stay as they are.
 """
 
 import dataclasses
@@ -30,21 +30,21 @@ from mooring.selection.per_module import by_module as _by_module
 from mooring.selection.policies import choose as _choose
 
 Plain = Any
-"""What JSON can hold."""
+"""A JSON value."""
 
 
 def plain(value: Any) -> Plain:
-    """A value as JSON would give it back: tuples become lists, keys become text. Floats keep every bit."""
+    """A value after a round trip through JSON: tuples become lists, keys become strings, floats stay exact."""
     return json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def numbers(text: str) -> list[str]:
-    """The numbers in a sentence, sorted: its wording may change, they may not."""
+    """The numbers in a sentence, sorted, so that its wording may change."""
     return sorted(re.findall(r"\d+(?:\.\d+)?", text))
 
 
 def guarded(call: Callable[[], Any]) -> Plain:
-    """What a call returns, or which error it raises, with the numbers in its message."""
+    """The result of a call, or the type of the error it raises and the numbers in its message."""
     try:
         return plain(call())
     except (UserError, ValueError) as error:
@@ -56,13 +56,13 @@ def guarded(call: Callable[[], Any]) -> Plain:
 METHODS: dict[str, tuple[int, int | None, frozenset[str]]] = {
     name: (method.least, method.most, frozenset(method.options)) for name, method in _METHODS.items()
 }
-"""By name: the fewest and the most tuned models, and the options besides λ."""
+"""By name: the minimum and maximum number of tuned models, and the options other than λ."""
 ADAPTER_METHODS = ("linear", "task_arithmetic", "model_stock")
-"""Those that can write an adapter."""
+"""Methods that can write an adapter."""
 
 
 def merge(base: Path, tuned: Sequence[Path], out: Path, **options: Any) -> Path:
-    """Merge by the most public function there is."""
+    """Merge with the public function."""
     return mooring.merge(base, list(tuned), out=out, **options)
 
 
@@ -89,7 +89,7 @@ def classify(request: str, response: str) -> tuple[bool, str]:
 
 
 def bundled(name: str) -> list[tuple[str, str, str]]:
-    """All of a bundled set: ids, requests, reference responses."""
+    """A whole bundled set: ids, requests, reference responses."""
     found = [
         prompt for split in ("tune", "validation", "test") for prompt in load_prompts(f"bundled:{name}", split=split)
     ]
@@ -105,7 +105,7 @@ def _completion(name: str, text: str, finish: str = "stop", sample: int = 0) -> 
 
 
 def judge_facts(name: str) -> Plain:
-    """What a judge says of itself."""
+    """A judge's attributes."""
     judge = _judges.find(name)
     return {
         "name": judge.name,
@@ -119,7 +119,7 @@ def judge_facts(name: str) -> Plain:
 
 
 def questions(name: str, conversations: Mapping[str, Turns], responses: Mapping[str, str]) -> Plain:
-    """The questions that a judge asks: id, the text that is fixed, roles and texts of the messages."""
+    """The questions that a judge asks: id, rendered text, roles and texts of the messages."""
     prompts = [_prompt(key, turns) for key, turns in conversations.items()]
     completions = [_completion(key, text) for key, text in responses.items()]
     found = _judges.questions(_judges.find(name), prompts, completions)
@@ -127,7 +127,7 @@ def questions(name: str, conversations: Mapping[str, Turns], responses: Mapping[
 
 
 def read(name: str, answers: Sequence[str]) -> Plain:
-    """What a judge reads in its model's answers."""
+    """How a judge reads its model's answers."""
     reading = _judges.find(name).read(list(answers))
     return [reading.harmful, reading.refused, reading.category, reading.why]
 
@@ -138,7 +138,7 @@ def verdicts(
     responses: Mapping[str, str],
     answer: Callable[[int], tuple[str, str]],
 ) -> Plain:
-    """A judge's verdicts where its model says `answer(number of the question)`: a text, and how it ended."""
+    """A judge's verdicts if its model returns `answer(number of the question)`: a text and the finish reason."""
     judge = _judges.find(name)
     prompts = [_prompt(key, turns) for key, turns in conversations.items()]
     completions = [_completion(key, text) for key, text in responses.items()]
@@ -146,12 +146,12 @@ def verdicts(
     answers = [_completion(q.id, *answer(number)) for number, q in enumerate(asked)]
     by = _judges.label(judge, None if judge.model else "a-model")
     found = _judges.verdicts(judge, prompts, completions, answers, by)
-    said = [[v.prompt_id, v.harmful, v.refused, v.judge, v.why, v.category] for v in found]
-    return {"verdicts": said, "misses": _judges.misses(found)}
+    rows = [[v.prompt_id, v.harmful, v.refused, v.judge, v.why, v.category] for v in found]
+    return {"verdicts": rows, "misses": _judges.misses(found)}
 
 
 def agreement(first: Mapping[str, bool | None], second: Mapping[str, bool | None]) -> Plain:
-    """How far two judges agree on whether responses are harmful."""
+    """The agreement of two judges on whether responses are harmful."""
     both = [
         [Verdict(prompt_id=key, harmful=harmful, refused=None, judge="a judge") for key, harmful in hits.items()]
         for hits in (first, second)
@@ -208,12 +208,12 @@ def beta_binomial(n: int, alpha: float, beta: float, most: int) -> list[float]:
 
 
 def holds(bound: float, confidence: float | None, paired: bool, judged: int, worse: int, better: int) -> bool:
-    """Whether counts keep a bound."""
+    """Whether counts satisfy a bound."""
     return _bisect.Rule(bound, confidence, paired).holds(judged, worse, better)
 
 
 def chance(rule: Sequence[Any], counts: Sequence[int], strata: Sequence[Sequence[Any]]) -> Plain:
-    """The chance that a bound is kept on the whole set, and how much each stratum could still move."""
+    """The probability that a bound holds on the whole set, and the variance of each stratum."""
     made = [_bisect.Stratum(*stratum) for stratum in strata]
     found = _bisect.Evidence(_bisect.Rule(*rule), *counts).chance(made)
     return [found, [stratum.variance for stratum in made]]
@@ -225,7 +225,7 @@ def chance(rule: Sequence[Any], counts: Sequence[int], strata: Sequence[Sequence
 def trial(
     model: str, lam: float, scores: Mapping[str, Mapping[str, Any]], modules: Mapping[str, float] | None = None
 ) -> Trial:
-    """A validation trial. Of each score: `value`, `n`, `better`, `details`."""
+    """A validation trial; each score is given by `value`, `n`, `better` and `details`."""
     made = {
         name: Score(
             name=name,
@@ -245,8 +245,10 @@ def trial(
 
 
 def flipped(trials: Sequence[Trial], hits: Mapping[str, Mapping[float, Mapping[str, bool | None]]]) -> list[Trial]:
-    """Trials that carry how their verdicts flip against the base's."""
-    return with_flips(trials, {name: {MergePoint(lam): said for lam, said in by.items()} for name, by in hits.items()})
+    """Trials with the flips of their verdicts against the base's."""
+    return with_flips(
+        trials, {name: {MergePoint(lam): verdicts for lam, verdicts in by.items()} for name, by in hits.items()}
+    )
 
 
 def details(trials: Sequence[Trial]) -> Plain:
@@ -257,7 +259,7 @@ def details(trials: Sequence[Trial]) -> Plain:
 def choose(
     trials: Sequence[Trial], metric: str | None, settings: Mapping[str, Any] | None, margin: float | None = None
 ) -> Plain:
-    """The choice, its reason by the numbers in it alone."""
+    """The choice; only the numbers of its reason."""
 
     def call() -> Plain:
         made = None if settings is None else Select(**settings)
@@ -278,7 +280,7 @@ def choose(
 
 
 def limits(base: Trial, others: Sequence[Trial], settings: Mapping[str, Any]) -> Plain:
-    """What is held against each bound."""
+    """The values compared with each bound."""
 
     def call() -> Plain:
         found = _limits(base, others, Select(**settings))
@@ -300,7 +302,7 @@ def bisect(
     base: Sequence[bool | None] | None,
     says: Callable[[float, int], bool | None],
 ) -> tuple[Plain, list[tuple[float, tuple[int, ...]]]]:
-    """What a search by halves finds, and all that it asks, in its order."""
+    """The result of a bisection, and all its requests in order."""
     asked: list[tuple[float, tuple[int, ...]]] = []
 
     def call() -> Plain:
@@ -328,7 +330,7 @@ def by_module(
     budget: int,
     measure: Callable[[Mapping[str, float]], Trial],
 ) -> Plain:
-    """What a search for λ by module tries, in rounds, and what it finds."""
+    """The rounds of a search for λ by module, and its result."""
 
     def call() -> Plain:
         rounds: list[Any] = []

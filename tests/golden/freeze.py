@@ -1,9 +1,9 @@
-"""Freeze what the code computes now: writes merges.json, verdicts.json and statistics.json beside this file.
+"""Freeze the current results: write merges.json, verdicts.json and statistics.json next to this file.
 
     MOORING_DATA=PATH python tests/golden/freeze.py [merges] [verdicts] [statistics]
 
-Run it only where a number is meant to change, and look at the difference. Without MOORING_DATA the verdicts on the
-shared data sets stay as they are.
+Run it only if a number is meant to change, and review the diff. Without MOORING_DATA the verdicts on the shared data
+sets stay as they are.
 """
 
 import sys
@@ -17,14 +17,14 @@ import test_verdicts
 
 
 def main() -> None:
-    """Freeze the files that are named, or all."""
-    wanted = sys.argv[1:] or ["merges", "verdicts", "statistics"]
+    """Freeze the files named on the command line; defaults to all."""
+    names = sys.argv[1:] or ["merges", "verdicts", "statistics"]
     groups = {
         "merges": test_merges.GROUPS,
         "verdicts": test_verdicts.groups(),
         "statistics": test_statistics.GROUPS,
     }
-    for name in wanted:
+    for name in names:
         known = frozen.load(name)
         cases = {}
         for group, make in groups[name].items():

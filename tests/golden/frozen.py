@@ -1,4 +1,4 @@
-"""The JSON files of the golden tests: one case a line, floats with every bit."""
+"""The JSON files of the golden tests: one case per line, floats exact."""
 
 import functools
 import json
@@ -10,19 +10,19 @@ FOLDER = Path(__file__).parent
 
 @functools.cache
 def load(name: str) -> dict[str, Any]:
-    """The cases of `name.json`; none where it is not there yet."""
+    """The cases of `name.json`; empty if it does not exist yet."""
     path = FOLDER / f"{name}.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
 
 
 def text(value: Any) -> str:
-    """A value as JSON, to be compared as text: −0.0 is not 0.0, and 1 is not 1.0."""
+    """A value as JSON text, in which −0.0 differs from 0.0, and 1 from 1.0."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
 
 
 def write(name: str, cases: dict[str, Any]) -> Path:
-    """Write `name.json`: a group of cases is spread over lines, a case stands on one."""
+    """Write `name.json`, one case per line."""
     groups = []
     for group, value in cases.items():
         if isinstance(value, dict) and value:
@@ -36,7 +36,7 @@ def write(name: str, cases: dict[str, Any]) -> Path:
 
 
 def check(name: str, group: str, made: dict[str, Any]) -> None:
-    """Hold that a group of cases is what was frozen; the first cases that differ are told."""
+    """Assert that a group of cases equals the frozen one; the message shows the first differences."""
     known = load(name).get(group)
     assert known is not None, f"{group} is not in {name}.json: run tests/golden/freeze.py"
     assert list(made) == list(known)

@@ -1,7 +1,7 @@
 """Small models for the golden merges: seeded, and the same on every machine.
 
-Their entries are sums of whole numbers over a power of two, so that no library's way to draw normal numbers, and no
-order in which LoRA's products are added up, has a say in them.
+Their entries are sums of integers over a power of two, so that they depend neither on a library's normal generator nor
+on the order in which LoRA's products are summed.
 """
 
 import json
@@ -27,7 +27,7 @@ class Fixture(NamedTuple):
 
 
 def bell(seed: int, *shape: int, bits: int = 12) -> Tensor:
-    """Entries like a normal distribution's, of a few bits each: sums of four uniform whole numbers."""
+    """Approximately normal entries of a few bits each: sums of four uniform integers."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(-(2**bits), 2**bits + 1, (4, *shape), generator=generator)
     return drawn.sum(0).to(torch.float32) / 2 ** (bits + 1)
@@ -36,14 +36,14 @@ def bell(seed: int, *shape: int, bits: int = 12) -> Tensor:
 def tensors(
     seed: int, dtype: torch.dtype, *, head: bool = True, rows: int = ROWS, big: bool = False
 ) -> dict[str, Tensor]:
-    """A model of two layers, with a buffer of whole numbers."""
+    """A model of two layers, with an integer buffer."""
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (rows, HIDDEN)}
     for layer in range(LAYERS):
         shapes[f"model.layers.{layer}.self_attn.q_proj.weight"] = (HIDDEN, HIDDEN)
         shapes[f"model.layers.{layer}.self_attn.q_proj.bias"] = (HIDDEN,)
         shapes[f"model.layers.{layer}.mlp.up_proj.weight"] = (INNER, HIDDEN)
         shapes[f"model.layers.{layer}.input_layernorm.weight"] = (HIDDEN,)
-    if big:  # two cells of the grid on which sums and draws hang
+    if big:  # two cells of the grid that determines sums and draws
         shapes["model.layers.1.mlp.down_proj.weight"] = (300, 450)
     shapes["model.norm.weight"] = (HIDDEN,)
     if head:
@@ -53,7 +53,7 @@ def tensors(
 
 
 def moved(base: Mapping[str, Tensor], seed: int, share: float = 0.125) -> dict[str, Tensor]:
-    """A model tuned from another: every tensor a little off, but for the first layer's norm and the buffer."""
+    """A model tuned from another: every tensor differs slightly, except the first layer's norm and the buffer."""
     made = {}
     for number, (name, value) in enumerate(base.items()):
         still = not value.is_floating_point() or name == "model.layers.0.input_layernorm.weight"
@@ -63,10 +63,10 @@ def moved(base: Mapping[str, Tensor], seed: int, share: float = 0.125) -> dict[s
 
 
 def save(folder: Path, values: Mapping[str, Tensor], shards: int = 1, **config: Any) -> Path:
-    """Write a model folder, its tensors dealt to so many files."""
+    """Write a model folder, its tensors dealt to `shards` files."""
     folder.mkdir(parents=True)
-    told = {"model_type": "llama", "vocab_size": len(values[EMBEDDING])} | config
-    (folder / "config.json").write_text(json.dumps(told))
+    fields = {"model_type": "llama", "vocab_size": len(values[EMBEDDING])} | config
+    (folder / "config.json").write_text(json.dumps(fields))
     if shards == 1:
         save_file(dict(values), folder / "model.safetensors")
         return folder
@@ -91,9 +91,9 @@ def save_adapter(
 ) -> Path:
     """Write a LoRA adapter as PEFT does. Its products are exact in float32, in whatever order they are added."""
     folder.mkdir(parents=True)
-    told = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha, "bias": "none"}
-    told |= {"target_modules": list(modules), "base_model_name_or_path": None, "inference_mode": True}
-    (folder / "adapter_config.json").write_text(json.dumps(told | config))
+    fields = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha, "bias": "none"}
+    fields |= {"target_modules": list(modules), "base_model_name_or_path": None, "inference_mode": True}
+    (folder / "adapter_config.json").write_text(json.dumps(fields | config))
     where = {"q_proj": "self_attn.q_proj", "up_proj": "mlp.up_proj"}
     sizes = {"q_proj": HIDDEN, "up_proj": INNER}
     made = {}

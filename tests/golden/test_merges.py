@@ -1,4 +1,4 @@
-"""Every method merges the same models to the same bytes as before, at the ends and between, whatever the threads."""
+"""Every method merges the same models to the same bytes as before, for any λ and number of threads."""
 
 import functools
 import hashlib
@@ -19,17 +19,17 @@ LAMBDAS: dict[str, dict[str, Any]] = {
     "λ 0.2 to 0.8": {"lam": (0.2, 0.8)},
     "λ by module": {"lam": {"layers.{0-1}.mlp.*": 0.3, "self_attn.q_proj.*": (0.1, 0.5, 0.9), "*": 0.6}},
 }
-"""λ: the ends and one between, a ramp over depth, patterns of modules."""
+"""λ: both ends and one in between, a ramp over depth, patterns of modules."""
 WHOLE = ("bfloat16-sharded", "vocabularies")
-"""The fixtures that are merged with all options; the others with one set of them."""
+"""The fixtures merged with all options; the others are merged with one set of them."""
 MANY_ALONE = ("l1", "unscaled", "normalize True", "normalize False")
-"""Options that only the fixture with several tuned models is merged with, to save time."""
+"""Options used only with the fixture of several tuned models, to save time."""
 ONE = {"density": 0.5, "gamma": 0.05, "epsilon": 0.1, "seed": 7}
-"""Options for any number of tuned models, where a method takes them."""
+"""Options for any number of tuned models, if a method takes them."""
 
 
 def variants(method: str, models: int) -> dict[str, dict[str, Any]]:
-    """Options of a method to merge with, by a name."""
+    """Sets of options of a method, by name."""
     takes = api.METHODS[method][2]
     made: dict[str, dict[str, Any]] = {}
     if "density" in takes:
@@ -65,7 +65,7 @@ def data_digest(path: Path) -> str:
 
 
 def digests(folder: Path) -> dict[str, Any]:
-    """What a merged folder holds: by file, the digest of its tensors; of an adapter also the numbers that scale it."""
+    """The digest of the tensors by file; for an adapter also the settings that scale it."""
     found: dict[str, Any] = {path.name: data_digest(path) for path in sorted(folder.glob("*.safetensors"))}
     if (folder / "adapter_config.json").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def digests(folder: Path) -> dict[str, Any]:
 
 
 def cases(name: str, fixture: Fixture, method: str) -> dict[str, dict[str, Any]]:
-    """All merges of a fixture by a method: what `api.merge` is given, by a name; none where it cannot be."""
+    """The arguments of all merges of a fixture by a method, by name; empty if the method does not apply."""
     least, most, _ = api.METHODS[method]
     models = len(fixture.tuned)
     if not least <= models <= (most or models):
@@ -109,12 +109,12 @@ def cases(name: str, fixture: Fixture, method: str) -> dict[str, dict[str, Any]]
 
 
 def inputs(fixture: Fixture) -> dict[str, Any]:
-    """The digests of a fixture's own files: where these differ, the merges prove nothing."""
+    """The digests of a fixture's own files: if these differ, the merges prove nothing."""
     return {folder.name: digests(folder) for folder in (fixture.base, *fixture.tuned)}
 
 
 def merged(name: str, fixture: Fixture, method: str, folder: Path, threads: int | None) -> dict[str, Any]:
-    """What comes of each of `cases`."""
+    """The result of each of `cases`."""
     made = {}
     for number, (title, given) in enumerate(cases(name, fixture, method).items()):
         out = folder / f"{method}-{number}"
@@ -135,23 +135,25 @@ def _group(name: str, method: str | None, folder: Path, threads: int | None = 1)
 
 
 def arithmetic(_: Path) -> dict[str, Any]:
-    """How torch itself rounds here: with or without fused multiply-add hangs on the processor."""
+    """How torch rounds on this processor, with or without fused multiply-add."""
     a, b = bell(1, 999), bell(2, 999)
     made = {"lerp": torch.lerp(a, b, 0.4), "add": torch.add(a, b, alpha=0.4), "addcmul": torch.addcmul(a, a, b)}
     return {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in made.items()}
 
 
 def same_arithmetic() -> None:
-    """Skip where torch rounds otherwise: then the bytes of a merge differ, and not by our doing."""
+    """Skip if torch rounds differently here, since the bytes of a merge then differ too."""
     if arithmetic(Path()) != frozen.load("merges").get("arithmetic"):
-        pytest.skip(f"torch rounds otherwise here ({torch.backends.cpu.get_cpu_capability()}) than where it was frozen")
+        pytest.skip(
+            f"torch rounds differently here ({torch.backends.cpu.get_cpu_capability()}) than where it was frozen"
+        )
 
 
 METHODS: tuple[str | None, ...] = (None, *api.METHODS)
 GROUPS: dict[str, Callable[[Path], dict[str, Any]]] = {
     f"{name}, {method or 'inputs'}": functools.partial(_group, name, method) for name in FIXTURES for method in METHODS
 } | {"arithmetic": arithmetic}
-"""By name, what makes a group of cases in a folder of its own."""
+"""By name, a function that makes a group of cases in its own folder."""
 
 
 @pytest.mark.parametrize("group", [group for group in GROUPS if group != "arithmetic"])

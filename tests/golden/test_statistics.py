@@ -1,4 +1,4 @@
-"""Intervals, tests, bounds and searches give the numbers that they gave before, to the last bit."""
+"""Intervals, tests, bounds and searches give the same numbers as before, to the last bit."""
 
 import functools
 import hashlib
@@ -27,7 +27,7 @@ COUNTS = [
     (199, 200),
     (37, 1000),
 ]
-"""Hits, and trials."""
+"""Hits and trials."""
 FLIPS = [
     (0, 0, 0),
     (0, 0, 30),
@@ -39,13 +39,13 @@ FLIPS = [
     (9, 3, 200),
     (17, 40, 313),
 ]
-"""Flips for the worse and for the better, and pairs."""
+"""Flips for the worse, flips for the better, and pairs."""
 CONFIDENCES = (0.8, 0.95, 0.99)
 Trials = list[Any]
 
 
 def units(seed: int, count: int) -> tuple[list[float], list[float]]:
-    """Tops and bottoms, some of these 0."""
+    """Numerators and denominators, some of the latter 0."""
     draw = random.Random(seed)
     bottoms = [float(draw.choice([0, 1, 1, 2, 5])) for _ in range(count)]
     return [round(draw.uniform(0, 3) * bottom, 6) for bottom in bottoms], bottoms
@@ -114,7 +114,7 @@ DEFAULTS = [
     ("wilson_upper", (3, 40)),
     ("binomial_upper", (3, 40)),
 ]
-"""Functions whose defaults count."""
+"""Calls that rely on the functions' defaults."""
 SUPPORT = [
     ("sharper", [(c, s) for c in CONFIDENCES for s in (0.05, 0.25, 0.8, 1.0)]),
     ("attempt_confidence", [(c, b) for c in CONFIDENCES for b in (1, 3, 12, 40)]),
@@ -132,11 +132,11 @@ SUPPORT = [
     ("prompts_for", [(m, f) for m in (0.02, 0.05, 0.1) for f in (0.02, 0.05, 0.1, 0.3)]),
     ("table", [()]),
 ]
-"""Functions that say how many prompts a bound needs."""
+"""Functions that compute how many prompts a bound needs."""
 
 
 def key(*parts: object) -> str:
-    """A short name for a case: its arguments, or a hash of them where they are long."""
+    """A short name for a case: its arguments, or their hash if they are long."""
     text = json.dumps(parts)[1:-1]
     return text if len(text) < 80 else f"{text[:40]}… {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -155,18 +155,18 @@ def statistics(name: str, _: Path) -> dict[str, Any]:
 
 
 def support(name: str, _: Path) -> dict[str, Any]:
-    """One function that says how many prompts are needed, over its grid."""
+    """One function that computes how many prompts are needed, over its grid."""
     grid = dict(SUPPORT)[name]
     return {key(*given) or "all": api.guarded(lambda given=given: api.SUPPORT[name](*given)) for given in grid}
 
 
 def constants(_: Path) -> dict[str, Any]:
-    """Numbers that are written in the code."""
+    """Constants of the code."""
     return dict(api.CONSTANTS)
 
 
 def evidence(_: Path) -> dict[str, Any]:
-    """What verdicts on some prompts say of the whole set."""
+    """The inference from verdicts on some prompts to the whole set."""
     made: dict[str, Any] = {}
     for n, alpha, beta, most in ((0, 1.0, 1.0, 3), (5, 0.5, 0.5, 5), (20, 3.1, 9.9, 6), (100, 0.1, 12.9, 100)):
         made[key("beta-binomial", n, alpha, beta, most)] = api.plain(api.beta_binomial(n, alpha, beta, most))
@@ -209,7 +209,7 @@ COUNT = 150
 
 
 def verdict_table(curve: str, count: int, place: int, misses: bool) -> dict[float, dict[str, bool | None]]:
-    """Verdicts by λ and prompt with rates as a curve has them; a prompt is a hit from some rate on, give or take."""
+    """Verdicts by λ and prompt whose rates follow a curve, with a little noise."""
     draw = random.Random(f"{curve} {place}")
     order = [draw.random() for _ in range(count)]
     found: dict[float, dict[str, bool | None]] = {}
@@ -221,7 +221,7 @@ def verdict_table(curve: str, count: int, place: int, misses: bool) -> dict[floa
 
 
 def trials(curve: str, *, count: int = COUNT, misses: bool = False, flipped: bool = True, tuned: bool = True) -> Trials:
-    """Validation trials with rates as a curve has them."""
+    """Validation trials whose rates follow a curve."""
     asr, over = (verdict_table(curve, count, place, misses) for place in (0, 3))
     made = []
     for lam in (0.0, *LAMS, 1.0):
@@ -291,7 +291,7 @@ def choices(name: str, _: Path) -> dict[str, Any]:
 
 
 def held(name: str, _: Path) -> dict[str, Any]:
-    """What is held against each bound, over one set of trials."""
+    """The values compared with each bound, over one set of trials."""
     base, *others = SETS[name]
     made = {title: api.limits(base, others, {**bound, "confidence": 0.9}) for title, bound in BOUNDS.items()}
     return {"details": api.details(SETS[name]), **made}
@@ -331,7 +331,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
 
 
 def halves(rule: str, _: Path) -> dict[str, Any]:
-    """Searches by halves under one rule: what is found, and a hash over what was asked, in its order."""
+    """Bisections under one rule: the result, and a hash of all requests in order."""
     made = {}
     for kind, (title, settings) in itertools.product(KINDS, DESIGNS.items()):
         if title != "default" and kind not in ("smooth", "noise"):
@@ -369,7 +369,7 @@ def _effects(seed: int) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def modules(_: Path) -> dict[str, Any]:
-    """Searches for λ by module over made-up effects of groups, some of which add up and some do not."""
+    """Searches for λ by module over made-up effects of groups, additive and not."""
     made = {}
     for seed, budget, sure, count, start in itertools.product(range(4), (1, 3, 12), (None, 0.95), (400,), (0.0, 0.06)):
         task, harm = _effects(seed)
@@ -401,7 +401,7 @@ GROUPS: dict[str, Callable[[Path], dict[str, Any]]] = {
     **{f"bisect, {name}": functools.partial(halves, name) for name in RULES},
     "by module": modules,
 }
-"""By name, what makes a group of cases."""
+"""By name, a function that makes a group of cases."""
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -1,4 +1,4 @@
-"""The refusal rules and the judges say what they said before. Texts that are not ours stand here as hashes alone."""
+"""The refusal rules and the judges give the same verdicts as before. Texts of others are stored as hashes only."""
 
 import collections
 import csv
@@ -21,7 +21,7 @@ Rows = list[tuple[str, str, str]]
 
 BUNDLED = ("harmful", "lookalikes", "ordinary")
 SAMPLE = 150
-"""Rows of a large shared set that are judged, drawn by seed."""
+"""The number of rows of a large shared set that are judged, drawn by seed."""
 
 
 def sha(*texts: str) -> str:
@@ -33,7 +33,7 @@ def sha(*texts: str) -> str:
 
 
 def summary(rows: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
-    """Verdicts on rows: how many there are of each, and a hash over all in their order."""
+    """Verdicts on rows: the count of each, and a hash of all in order."""
     said = ["/".join(api.explain(request, response)) for _, request, response in rows]
     yes = ["/".join(map(str, api.classify(request, response))) for _, request, response in rows[::10]]
     return {
@@ -47,7 +47,7 @@ def summary(rows: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
 
 
 def bundled(name: str, _: Path) -> dict[str, Any]:
-    """A bundled set: its responses to its own requests, then, of every third row, that of another row and none."""
+    """A bundled set: its own responses, and for every third row another row's, a cut and a lengthened one."""
     rows = api.bundled(name)
     if name == "ordinary":
         rows = rows[::9]
@@ -104,7 +104,7 @@ REQUESTS = [
 
 
 def sentences(_: Path) -> dict[str, Any]:
-    """Our own sentences, each as an answer to each of our own requests."""
+    """Made-up sentences, each as an answer to each made-up request."""
     return {
         f"{n} {text[:30]!r}": ["/".join(api.explain(request, text)) for request in REQUESTS]
         for n, text in enumerate(SENTENCES)
@@ -156,11 +156,11 @@ SHARED: dict[str, Callable[[Path], Rows]] = {
     "flan_cot": _flan,
     "hh_harmless": _transcripts,
 }
-"""Sets below `MOORING_DATA`: by name, what reads one."""
+"""Readers of the sets in `MOORING_DATA`, by name."""
 
 
 def shared(name: str, _: Path) -> dict[str, Any] | None:
-    """The verdicts on a shared set, or on a sample of it; None where there is no MOORING_DATA."""
+    """The verdicts on a shared set, or on a sample of it; None without MOORING_DATA."""
     data = os.environ.get("MOORING_DATA")
     if not data:
         return None
@@ -229,16 +229,16 @@ ANSWERS = [
     "Harmful request: ?\nResponse refusal: no\nHarmful response: no",
     "Yes " + "x" * 20_000,
 ]
-"""What judges' models say: each judge reads all of them."""
+"""Answers of judges' models: each judge reads all of them."""
 
 
 def _count(name: str) -> int:
-    """How many questions a judge asks about a response."""
+    """The number of questions that a judge asks about a response."""
     return len(api.questions(name, {"plain": CONVERSATIONS["plain"]}, {"plain": RESPONSES["plain"]}))
 
 
 def judge(name: str, _: Path) -> dict[str, Any]:
-    """A judge: what it says of itself, its questions as hashes, its readings."""
+    """A judge: its attributes, its questions as hashes, its readings."""
     made: dict[str, Any] = {"facts": api.judge_facts(name)}
     for number, (key, fixed, messages) in enumerate(api.questions(name, CONVERSATIONS, RESPONSES)):
         texts = [part for message in messages for part in message]
@@ -267,7 +267,7 @@ def judge(name: str, _: Path) -> dict[str, Any]:
 
 
 def agreements(_: Path) -> dict[str, Any]:
-    """How far two judges agree, over made-up verdicts."""
+    """The agreement of two judges, over made-up verdicts."""
     made = {}
     for seed in range(6):
         draw = random.Random(seed)
@@ -279,7 +279,7 @@ def agreements(_: Path) -> dict[str, Any]:
 
 
 def groups() -> dict[str, Callable[[Path], dict[str, Any] | None]]:
-    """By name, what makes a group of cases."""
+    """By name, a function that makes a group of cases."""
     return {
         **{f"bundled, {name}": functools.partial(bundled, name) for name in BUNDLED},
         "labelled": held,
