@@ -41,7 +41,7 @@ def test_task_scores_are_compared_by_their_weights() -> None:
     weighed = dataclasses.replace(one, weights={"a": 10.0, "b": 2.0})
     difference = of_scores(weighed, other)
     assert difference is not None
-    assert difference.value == pytest.approx(7 / 12 - 1)  # nats a token, not a prompt
+    assert difference.value == pytest.approx(7 / 12 - 1)  # nats per token, not a prompt
     assert of_scores(one, None) is None
     assert of_scores(score("response_loss", 1.0), other) is None  # not kept prompt by prompt
     assert of_scores(one, dataclasses.replace(other, each={"a": 5.0})) is None

@@ -50,7 +50,7 @@ def test_of_a_loss_the_lowest_is_best() -> None:
     loss = [0.62, 0.2, 0.124, 0.093, 0.078, 0.073]
     choice = choose(sweep(ASR, "response_loss", loss), margin=0.05, metric="response_loss")
     assert choice.point.lam == 0.4
-    assert "lowest response loss on validation (0.124 nats a token)" in choice.reason
+    assert "lowest response loss on validation (0.124 nats per token)" in choice.reason
 
 
 def test_the_best_task_score_need_not_be_at_the_largest_lambda() -> None:
@@ -112,36 +112,39 @@ def test_the_tuned_model_may_be_missing_or_undefined() -> None:
 @pytest.mark.parametrize(
     ("trials", "metric", "says"),
     [
-        (sweep(ASR)[1:], None, "0 validation trials of the base"),
-        ([sweep(ASR)[0], *sweep(ASR)], None, "2 validation trials of the base"),
-        ([sweep(ASR)[0], sweep(ASR)[-1]], None, "no merged model"),
-        ([*sweep(ASR), trial(0.4, asr=0.1)], None, "scored twice"),
-        ([trial(0.0, asr=None), trial(0.4, asr=0.1)], None, "`asr` of the base model is undefined"),
+        (sweep(ASR)[1:], None, "data.not_one_base"),
+        ([sweep(ASR)[0], *sweep(ASR)], None, "data.not_one_base"),
+        ([sweep(ASR)[0], sweep(ASR)[-1]], None, "data.no_merged_trial"),
+        ([*sweep(ASR), trial(0.4, asr=0.1)], None, "data.duplicate_trial"),
+        ([trial(0.0, asr=None), trial(0.4, asr=0.1)], None, "data.undefined_score: `asr` of the base model"),
         (
             [trial(0.0, asr=0.1), trial(0.4, asr=None)],
             None,
-            "`asr` of the merged model at λ = 0.4 is undefined",
+            "data.undefined_score: `asr` of the merged model at λ = 0.4",
         ),
-        ([trial(0.0, asr=0.1), trial(0.4, asr=math.nan)], None, "undefined"),
+        ([trial(0.0, asr=0.1), trial(0.4, asr=math.nan)], None, "data.undefined_score"),
         (
             [trial(0.0, asr=0.1), trial(0.4, asr=0.1, call_match=None)],
             "call_match",
-            "`call_match` of the merged",
+            "data.undefined_score: `call_match` of the merged",
         ),
-        ([trial(0.0, asr=0.1), trial(0.4, asr=0.1)], "call_match", "has no `call_match`"),
-        ([trial(0.0), trial(0.4, asr=0.1)], None, "the base model has no `asr`"),
+        ([trial(0.0, asr=0.1), trial(0.4, asr=0.1)], "call_match", "data.missing_score: `call_match`"),
+        ([trial(0.0), trial(0.4, asr=0.1)], None, "data.missing_score: the base model has no `asr`"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(trials: list[Trial], metric: str | None, says: str) -> None:
     with pytest.raises(DataError) as caught:
         choose(trials, margin=0.05, metric=metric)
-    assert says in str(caught.value)
+    code, _, place = says.partition(": ")
+    assert caught.value.code == code
+    assert place in caught.value.message
 
 
 @pytest.mark.parametrize("margin", [-0.01, 1.01, math.nan, math.inf])
 def test_a_margin_outside_0_to_1_is_refused(margin: float) -> None:
-    with pytest.raises(UserError, match="margin"):
+    with pytest.raises(UserError) as caught:
         choose(sweep(ASR), margin=margin, metric=None)
+    assert caught.value.code == "usage.margin_out_of_range"
 
 
 def test_never_chooses_on_the_test_split() -> None:

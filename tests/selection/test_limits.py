@@ -117,7 +117,7 @@ def test_none_within_says_how_many_prompts_would_show_it() -> None:
 def test_none_within_where_prompts_would_not_help() -> None:
     choice = choose(sweep([(30, 0)] * 5), metric="call_match", settings=Select())
     assert (choice.point.lam, choice.within) == (0.2, False)
-    assert choice.reason.endswith("that is over the bound by itself, and more prompts would not mend it.")
+    assert choice.reason.endswith("that is over the bound by itself, and more prompts would not help.")
 
 
 @pytest.mark.parametrize("prompts", [1, 10, 24])
@@ -159,7 +159,7 @@ def test_a_bound_of_all_is_not_laid_to_the_base(settings: Select) -> None:
 def test_the_one_lambda_that_bisect_found_is_not_called_the_best_of_several() -> None:
     trials = [trial(0.0, rate("asr", 4)), trial(0.5, rate("asr", 4, pairs=N, worse=0, better=0))]
     reason = choose(trials, metric=None, settings=Select(search="bisect")).reason
-    assert reason.startswith("λ = 0.5, found by halves, has an attack success rate on validation (4.0 %, at most")
+    assert reason.startswith("λ = 0.5 (found by bisection) has an attack success rate on validation (4.0 %, at most")
 
 
 def test_over_refusal_bounds_too() -> None:
@@ -188,7 +188,9 @@ def test_without_pairs_the_limit_is_that_of_two_independent_rates() -> None:
 def test_a_value_that_is_not_that_of_its_counts_is_refused() -> None:
     edited = trial(0.4, dataclasses.replace(rate("asr", 6), value=0.5))
     for settings in (Select(), Select(bound=0.2)):
-        with pytest.raises(DataError, match=r"`asr` is 0\.5, but its counts are 6 of 100; was the file edited by hand"):
+        with pytest.raises(
+            DataError, match=r"`asr` is 0\.5, but its counts are 6 of 100; the file may have been edited"
+        ):
             choose([trial(0.0, rate("asr", 4)), edited], metric=None, settings=settings)
 
 

@@ -213,7 +213,7 @@ def loss_curve(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Any | Non
             axes.set_xlabel(f"{one_line(stage)}: step")
             axes.set_ylim(bottom=0)
             axes.legend()
-        panels[0].set_ylabel("loss (nats a token)")
+        panels[0].set_ylabel("loss (nats per token)")
     return figure
 
 

@@ -117,7 +117,7 @@ class Results:
         judges: Names of the safety judges, the one whose verdicts count first.
         notes: What a reader must know to judge the numbers, a sentence each.
         gains: By task metric, the share of the tuned model's gain that the merged one keeps (see `kept_gains`).
-        curves: By tuning stage, the log: mappings with `step` and `loss` or `eval_loss` (nats a token).
+        curves: By tuning stage, the log: mappings with `step` and `loss` or `eval_loss` (nats per token).
         rows: The prompts of both splits with the answers; may be empty.
         agreement: Of every two judges.
         changes: How far tuning moved the weights, where it was measured.
@@ -252,13 +252,18 @@ def load(path: Path) -> Results:
         raise DataError(
             f"{path}: written by {age} Mooring (format {found}, not {FORMAT})",
             "make the report again: `mooring run` on its recipe keeps what is done",
+            code="data.results_format",
         )
     if found is None or found != FORMAT:
-        raise DataError(f"{path}: not results of format {FORMAT}", "make the report again from its run folder")
+        raise DataError(
+            f"{path}: not results of format {FORMAT}",
+            "make the report again from its run folder",
+            code="data.results_format",
+        )
     try:
         results: Results = convert(Results, data)
     except ValueError as error:
-        raise DataError(f"{path}: {error}", EDITED) from None
+        raise DataError(f"{path}: {error}", EDITED, code="data.bad_results") from None
     return results
 
 

@@ -22,20 +22,26 @@ def load_run(run: Path) -> Results:
     if not report.exists():
         if ledger is None:
             what = "is not a run folder: it has no report/results.json" if run.exists() else "there is no such folder"
-            raise DataError(f"{run}: {what}", "name a folder that `mooring run` wrote")
+            raise DataError(f"{run}: {what}", "name a folder that `mooring run` wrote", code="data.not_a_run")
         at = f"it stopped at `{ledger.unfinished}`" if ledger.unfinished else "it has no report yet"
-        raise DataError(f"{run}: is half done: {at}", f"`mooring run {run / 'recipe.yaml'}` goes on with it")
+        raise DataError(
+            f"{run}: is half done: {at}",
+            f"`mooring run {run / 'recipe.yaml'}` goes on with it",
+            code="data.unfinished_run",
+        )
     results = load(report)
     if ledger:
         check_unmodified(run, ledger, report)
     try:
         Recipe.parse(dict(results.recipe))
     except RecipeError as error:
-        raise DataError(f"{report}: its recipe is not one: {error.message}", EDITED) from None
+        raise DataError(
+            f"{report}: its recipe is not one: {error.message}", EDITED, code="data.edited_results"
+        ) from None
     try:
         check(results)
     except DataError as error:
-        raise DataError(f"{report}: {error.message}", error.hint) from None
+        raise DataError(f"{report}: {error.message}", error.hint, code="data.edited_results") from None
     return results
 
 
@@ -53,15 +59,15 @@ def check(results: Results) -> None:
             if score.value is None:
                 continue
             if score.low is not None and score.high is not None and not _within(score.low, score.value, score.high):
-                raise DataError(f"{where} lies outside its own interval", EDITED)
+                raise DataError(f"{where} lies outside its own interval", EDITED, code="data.edited_results")
             counts = score.details
             if {"yes", "total", "miss"} <= counts.keys():
                 judged = counts["total"] - counts["miss"]
                 if judged <= 0 or not math.isclose(score.value, counts["yes"] / judged, abs_tol=1e-6):
-                    raise DataError(f"{where} is not what its counts say", EDITED)
+                    raise DataError(f"{where} is not what its counts say", EDITED, code="data.edited_results")
     for model in COLUMNS:
         if results.trial(model) is None:
-            raise DataError(f"the {model} model has no trial on the test split", EDITED)
+            raise DataError(f"the {model} model has no trial on the test split", EDITED, code="data.edited_results")
 
 
 def _within(low: float, value: float, high: float) -> bool:

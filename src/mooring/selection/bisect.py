@@ -1,4 +1,4 @@
-"""Search by halves for the largest λ within a bound, leaving each λ as soon as the evidence suffices.
+"""Bisection for the largest λ within a bound, which leaves each λ as soon as the evidence suffices.
 
 Asks nothing itself: a generator, which yields what to ask and is sent the verdicts.
 """
@@ -35,10 +35,10 @@ class Rule:
     paired: bool = False
 
     def check(self, prompts: int) -> None:
-        """Hold that so many prompts could pass.
+        """Raise if no outcome on this many prompts could pass.
 
         Raises:
-            DataError: They could not, whatever the verdicts.
+            DataError: There are too few (`data.too_few_prompts`).
         """
         if self.confidence is None:
             return
@@ -179,9 +179,9 @@ class Bisect:
     Attributes:
         rule: When a λ is within the bound on the whole set, and how sure it must be that the λ found is.
         share: The part of that error at which each λ is tested.
-        doubt: A λ is left as within once the chance that the whole set would say otherwise is at most this, foretold
-            from the verdicts so far. It will be asked the whole set, if it is to be the one found.
-        over_doubt: The same for a λ left as over. It is smaller, since nobody comes back to such a λ.
+        doubt: A λ is left as within once the predictive probability that the whole set would decide otherwise is at
+            most this. It is asked the whole set before it is returned.
+        over_doubt: The same for a λ left as over. It is smaller, since the search never returns to such a λ.
         resolution: λ are multiples of it.
         lo: λ above this are tried.
         hi: λ below this are tried.
@@ -201,7 +201,7 @@ class Bisect:
 
     @property
     def test(self) -> Rule:
-        """What each λ is held to: `share` of the error that is stated for the λ found, since several are tested."""
+        """The rule for each λ: it uses `share` of the stated error, since several λ are tested."""
         if self.rule.confidence is None:
             return self.rule
         return dataclasses.replace(self.rule, confidence=sharper(self.rule.confidence, self.share))
@@ -225,7 +225,7 @@ class Look:
         judged: Those that could be judged (in pairs, where a base is given).
         worse: Harmful responses; in pairs, those that the base did not give.
         better: In pairs, harmful responses of the base that this λ does not give; else 0.
-        chance: That it keeps the bound on the whole set, foretold; 0 or 1 once the whole set was asked.
+        chance: The predictive probability that it keeps the bound on the whole set; 0 or 1 once that was asked.
         said: `within` or `over`.
     """
 
@@ -247,7 +247,7 @@ class Found:
         looks: Each λ as it was left, in the order of the search.
         asked: Prompts asked, over all λ, the base's aside.
         prompts: Prompts in the whole set.
-        odd: Pairs of λ, both asked the whole set, of which the smaller one was harmful significantly oftener (exact
+        odd: Pairs of λ, both asked the whole set, of which the smaller one was significantly more often harmful (exact
             McNemar, p < 0.05), so that the search, which takes the rate to rise with λ, may have missed the largest.
     """
 
@@ -266,12 +266,12 @@ Verdicts = dict[int, bool | None]
 def bisect(design: Bisect, prompts: int, base: Sequence[bool | None] | None = None) -> Search:
     """Search for the largest λ within the bound, taking the rate to rise with λ.
 
-    The candidates are halved: a λ is asked prompts until it is foretold to be within or over (`Evidence.chance`), which
-    moves the lower or the upper end. What other λ have said of a prompt tells which to ask first: those of which least
-    is known, in a random order among their like. The largest λ left within is then asked the whole set; if that does
-    not confirm it, the search goes on below. So whatever is foretold, the λ found has passed the test of a grid on all
-    its prompts. Since a search tests several λ, each is tested at a part of the error, 1 − confidence, that is stated
-    for the λ found: `benchmarks/bisect_risk.py` holds it to that on made-up curves, the hardest among them.
+    The candidates are bisected: a λ is asked prompts until the predictive probability (`Evidence.chance`) decides
+    whether it is within or over, which moves the lower or the upper end. Prompts whose outcome is least certain, given
+    the verdicts at other λ, are asked first, in a random order within a stratum. The largest λ within is then asked the
+    whole set; if that does not confirm it, the search continues below. So the λ found has passed the same test on all
+    prompts as one of a grid. Since several λ are tested, each is tested at a share of the stated error,
+    1 − confidence; `benchmarks/bisect_risk.py` checks the resulting risk on simulated curves, the hardest included.
 
     Args:
         design: The search.
@@ -291,7 +291,11 @@ def bisect(design: Bisect, prompts: int, base: Sequence[bool | None] | None = No
     lams = _candidates(design)
     order = random.Random(design.seed).sample(range(prompts), prompts)
     if base is not None and len(base) != prompts:
-        raise DataError(f"bisect: {len(base)} verdicts of the base for {prompts} prompts", "judge the base first")
+        raise DataError(
+            f"bisect: {len(base)} verdicts of the base for {prompts} prompts",
+            "judge the base first",
+            code="data.base_not_judged",
+        )
     rule = design.test
     rule.check(prompts)
     answers: dict[float, Verdicts] = {} if base is None else {BASE.lam: dict(enumerate(base))}
@@ -348,6 +352,7 @@ def _candidates(design: Bisect) -> list[float]:
             f"bisect: resolution {design.resolution:g}, doubt {design.doubt:g} and {design.over_doubt:g}, "
             f"batch {design.batch}",
             "0 < resolution < 1, 0 ≤ doubt < 0.5, batch ≥ 1",
+            code="usage.bisect_out_of_range",
         )
     steps = range(1, int(1 / design.resolution) + 1)
     lams = [round(step * design.resolution, 10) for step in steps]
@@ -356,6 +361,7 @@ def _candidates(design: Bisect) -> list[float]:
         raise UserError(
             f"bisect: no multiple of {design.resolution:g} lies between {design.lo:g} and {design.hi:g}",
             "use a finer resolution",
+            code="usage.resolution_too_coarse",
         )
     return kept
 
@@ -403,9 +409,9 @@ def _prior(below: bool | None, above: bool | None) -> float:
 
 
 def _odd(answers: dict[float, Verdicts], prompts: int) -> tuple[tuple[float, float], ...]:
-    """λ in pairs, of which the smaller is harmful oftener beyond chance.
+    """Pairs of λ of which the smaller is significantly more often harmful.
 
-    Those asked all prompts: what others were asked hangs on what was said before.
+    Only λ that were asked all prompts count: which prompts others were asked depends on earlier verdicts.
     """
     found = []
     whole = {lam: seen for lam, seen in sorted(answers.items()) if len(seen) == prompts}

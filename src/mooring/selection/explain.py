@@ -18,11 +18,14 @@ def value_of(trial: Trial, name: str) -> float:
     score = trial.scores.get(name)
     if score is None:
         known = ", ".join(trial.scores) or "nothing"
-        raise DataError(f"select: {who} has no `{name}` on validation", f"measured are: {known}")
+        raise DataError(
+            f"select: {who} has no `{name}` on validation", f"measured are: {known}", code="data.missing_score"
+        )
     if score.value is None or not math.isfinite(score.value):
         raise DataError(
             f"select: `{name}` of {who} is undefined on validation (n = {score.n})",
             "use more prompts, or a judge whose answers can be read",
+            code="data.undefined_score",
         )
     return score.value
 
@@ -46,7 +49,7 @@ def label(metric: str) -> str:
 def show(trial: Trial, metric: str) -> str:
     """A task score for people: a rate in percent, a loss in nats."""
     value = value_of(trial, metric)
-    return f"{value:.3f} nats a token" if metric == "response_loss" else percent(value)
+    return f"{value:.3f} nats per token" if metric == "response_loss" else percent(value)
 
 
 def percent(rate: float) -> str:

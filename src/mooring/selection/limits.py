@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mooring.config import Select
 from mooring.errors import DataError
+from mooring.jsonio import EDITED
 from mooring.merge_point import BASE, MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Score, Trial
@@ -285,9 +286,11 @@ def too_few(
     )
     unsure = "`select.confidence: null` (--confidence none)"
     if needed is None:
-        return DataError(what, f"no number of prompts can: allow more than 0, or set {unsure}")
+        return DataError(
+            what, f"no number of prompts can: allow more than 0, or set {unsure}", code="data.too_few_prompts"
+        )
     fewer = f" ({at_grid} with `search: grid`)" if at_grid is not None else ""
-    return DataError(what, f"use at least {needed}{fewer}, a wider bound, or {unsure}")
+    return DataError(what, f"use at least {needed}{fewer}, a wider bound, or {unsure}", code="data.too_few_prompts")
 
 
 def _judged(score: Score) -> tuple[int, int]:
@@ -301,7 +304,7 @@ def _judged(score: Score) -> tuple[int, int]:
     hits = round(score.details.get("yes", value * total))
     if total and not (0 <= hits <= total and abs(hits / total - value) < 0.5 / total + TOLERANCE):
         raise DataError(
-            f"select: `{score.name}` is {value:g}, but its counts are {hits} of {total}", "was the file edited by hand?"
+            f"select: `{score.name}` is {value:g}, but its counts are {hits} of {total}", EDITED, code="data.bad_counts"
         )
     return hits, total
 

@@ -29,11 +29,11 @@ def by_module(
 ) -> Search:
     """Search λ by module around the single λ, at most `budget` merges, none twice.
 
-    First each group alone is moved up to the next λ of the grid, as many groups as half the budget lets. From what
-    that did to task score and ASR, taken to add up over the groups (least squares), the merges are foretold that move
-    any groups a step up or down; those that are foretold to better both axes by most are tried, half of what is left
-    of the budget at a time, and what they did is learned from. It ends where the budget does, or where
-    no merge is foretold to better both.
+    First each group alone is moved up to the next λ of the grid, for as many groups as half the budget allows. A least
+    squares fit of the changes in task score and ASR, assumed to add up over the groups, then predicts every merge that
+    moves groups one step up or down. Those with the largest predicted improvement on both axes are tried, half of the
+    remaining budget at a time, and the fit is repeated with their scores. The search ends when the budget is spent, or
+    when no merge is predicted to improve both axes.
 
     Args:
         base: The base's validation trial.
@@ -65,12 +65,12 @@ def by_module(
             tried.append(attempt(base, single, trial, settings, metric))
         left = math.ceil((budget - len(tried)) / 2)
         steps = [(at, above, below)] * len(groups)
-        wanted = _foretold(single, asked, steps, metric)[:left] if left else []
+        wanted = _predicted(single, asked, steps, metric)[:left] if left else []
     return _found(single, groups, tried, settings.confidence, metric, budget)
 
 
 def attempt(base: Trial, single: Trial, trial: Trial, settings: Select, metric: str) -> Attempt:
-    """A merge beside the single λ, held to the bounds of `settings`.
+    """Compare a merge with the single λ and with the bounds of `settings`.
 
     It beats the single λ where its task score is better and its ASR lower. An ASR of 0 cannot be bettered: then an
     equal ASR will do.
@@ -89,10 +89,10 @@ def attempt(base: Trial, single: Trial, trial: Trial, settings: Select, metric: 
     )
 
 
-def _foretold(
+def _predicted(
     single: Trial, asked: Mapping[tuple[float, ...], Trial], steps: Sequence[tuple[float, ...]], metric: str
 ) -> list[tuple[float, ...]]:
-    """Merges that were not tried and are foretold to better both axes, the best first.
+    """Untried merges that are predicted to improve both axes, the best first.
 
     A merge's rank is the smaller of its two gains, each in units of the largest that one group's steps make.
     """
@@ -109,10 +109,10 @@ def _foretold(
     unit = np.abs(effects * np.ptp(np.array(steps), axis=1)[:, None]).max(axis=0)
     new = [vector for vector in itertools.product(*steps) if vector not in asked and len({*vector, at}) > 1]
     change = np.array(new) - at
-    foretold = change @ effects / np.where(unit > 0, unit, 1)
+    predicted = change @ effects / np.where(unit > 0, unit, 1)
     if least <= TOLERANCE:
-        foretold[:, 1] = np.where(foretold[:, 1] >= -TOLERANCE, np.inf, foretold[:, 1])
-    rank = np.round(foretold.min(axis=1), 9)
+        predicted[:, 1] = np.where(predicted[:, 1] >= -TOLERANCE, np.inf, predicted[:, 1])
+    rank = np.round(predicted.min(axis=1), 9)
     return [new[i] for i in np.argsort(-rank, kind="stable") if rank[i] > 0]
 
 

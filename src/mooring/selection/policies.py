@@ -22,7 +22,11 @@ def best_task(
         DataError: There is no task score.
     """
     if metric is None:
-        raise DataError("select: `policy: paper` takes the best task score, and there is none", "give a task")
+        raise DataError(
+            "select: `policy: paper` takes the best task score, and there is none",
+            "give a task",
+            code="data.no_task_score",
+        )
     chosen = min(merged, key=lambda t: (round(loss(t, metric), 12), round(value_of(t, "asr"), 12), t.point))
     reason = (
         f"{chosen.point.label} has the {best(chosen, metric)} {label(metric)} on validation "
@@ -44,13 +48,18 @@ def knee(base: Trial, merged: Sequence[Trial], tuned: Trial | None, settings: Se
     """
     if metric is None or tuned is None:
         missing = "task score" if metric is None else "validation trial of the tuned model"
-        raise DataError(f"select: `policy: knee` needs a task score and both ends; there is no {missing}", "add it")
+        raise DataError(
+            f"select: `policy: knee` needs a task score and both ends; there is no {missing}",
+            "add it",
+            code="data.no_task_score",
+        )
     gain = loss(base, metric) - loss(tuned, metric)
     if gain <= 0:
         raise DataError(
             f"select: there is no knee: the tuned model's {label(metric)} on validation ({show(tuned, metric)}) is not "
             f"better than the base's ({show(base, metric)})",
             "choose by another metric or policy",
+            code="data.no_knee",
         )
     price = value_of(tuned, "asr") - value_of(base, "asr")
 
@@ -202,7 +211,7 @@ def _why(chosen: Trial, over: Sequence[Trial], held: Sequence[Limit], settings: 
     )
     own = _own(chosen, asr, settings)
     if settings.search == "bisect":  # no other λ was measured on everything
-        text = f"{chosen.point.label}, found by halves, has an attack success rate on validation ({own}) of at most "
+        text = f"{chosen.point.label} (found by bisection) has an attack success rate on validation ({own}) of at most "
         text += words if metric is None else f"{words}; its {label(metric)} is {show(chosen, metric)}"
     elif metric is None:
         text = f"{chosen.point.label} is the largest whose attack success rate on validation ({own}) is at most {words}"
@@ -244,7 +253,7 @@ def _why_none(chosen: Trial, held: Sequence[Limit], settings: Select) -> str:
     else:
         return text
     if enough is None:
-        return f"{text}; that is over the bound by itself, and more prompts would not mend it"
+        return f"{text}; that is over the bound by itself, and more prompts would not help"
     had = limit.prompts[chosen.point]
     return f"{text}; at these rates about {enough} prompts would show that it keeps the bound, not {had}"
 
@@ -299,7 +308,7 @@ def choose(
         ValueError: A trial is not of the validation split: λ is never chosen on what is reported.
     """
     if margin is not None and not 0 <= margin <= 1:
-        raise UserError(f"margin: {margin} is not in [0, 1]", "0.05 means 5 points")
+        raise UserError(f"margin: {margin} is not in [0, 1]", "0.05 means 5 points", code="usage.margin_out_of_range")
     if settings is None:
         settings = Select(confidence=None)
     if margin is not None:
@@ -322,13 +331,23 @@ def choose(
 
 def _only(trials: Sequence[Trial]) -> Trial:
     if len(trials) != 1:
-        raise DataError(f"select: {len(trials)} validation trials of the base model, not one", "score the base once")
+        raise DataError(
+            f"select: {len(trials)} validation trials of the base model, not one",
+            "score the base once",
+            code="data.not_one_base",
+        )
     return trials[0]
 
 
 def _check_grid(merged: Sequence[Trial]) -> None:
     points = [trial.point for trial in merged]
     if not points:
-        raise DataError("select: no merged model has been scored on validation", "score at least one λ")
+        raise DataError(
+            "select: no merged model has been scored on validation", "score at least one λ", code="data.no_merged_trial"
+        )
     if len(set(points)) < len(points):
-        raise DataError("select: a λ has been scored twice on validation", "choose among the trials of one method")
+        raise DataError(
+            "select: a λ has been scored twice on validation",
+            "choose among the trials of one method",
+            code="data.duplicate_trial",
+        )

@@ -91,7 +91,7 @@ def _label(run: Run, model: Role) -> str:
 
 
 def as_table(found: Sequence[Pair]) -> Table:
-    """The pairs as plain text; rates in points, losses in nats a token."""
+    """The pairs as plain text; rates in points, losses in nats per token."""
     header = ("base", "task", "seed", "from", "to", "ASR, points", "became unsafe / safe", "p", "task measure", "task")
     rows = [
         [

@@ -12,14 +12,14 @@ from mooring.reporting.paper.formats import safe_cell
 from mooring.reporting.paper.tables import Key, PaperTable
 
 FIELDS = ("base", "task", "model", "measure", "value")
-MEND = f"its columns are {', '.join(FIELDS)}"
+COLUMNS_HINT = f"its columns are {', '.join(FIELDS)}"
 
 
 def read_published(path: Path) -> dict[Key, float]:
     """Published numbers from a CSV file, or from a YAML list of mappings with the same keys.
 
     A row with no `value` is passed over, so that the template can be filled in bit by bit. Values are in the units of
-    the tables: percent for a rate or BERTScore, nats a token for a loss.
+    the tables: percent for a rate or BERTScore, nats per token for a loss.
 
     Raises:
         DataError: It cannot be read, a column is missing, a value is no number, or a number is given twice.
@@ -28,18 +28,20 @@ def read_published(path: Path) -> dict[Key, float]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not text"
-        raise DataError(f"{path}: {reason}", "name a CSV or YAML file of published numbers") from None
+        raise DataError(
+            f"{path}: {reason}", "name a CSV or YAML file of published numbers", code="data.unreadable"
+        ) from None
     found: dict[Key, float] = {}
     for where, row in _yaml_rows(path, text) if path.suffix in (".yaml", ".yml") else _csv_rows(path, text):
         if missing := [field for field in FIELDS if field not in row]:
-            raise DataError(f"{where}: has no `{missing[0]}`", MEND)
+            raise DataError(f"{where}: has no `{missing[0]}`", COLUMNS_HINT, code="data.missing_field")
         said = row["value"]
         if said is None or not str(said).strip():
             continue
         base, task, model, measure = (str(row[field]).removeprefix("'") for field in FIELDS[:4])
         key = (base, task, model, measure)
         if key in found:
-            raise DataError(f"{where}: {', '.join(key)} is there twice", "keep one")
+            raise DataError(f"{where}: {', '.join(key)} is there twice", "keep one", code="data.duplicate_value")
         found[key] = _number(said, where)
     return found
 
@@ -50,19 +52,19 @@ def _number(said: object, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{where}: `value` is {said!r}", "write a number, such as 12.3")
+        raise DataError(f"{where}: `value` is {said!r}", "write a number, such as 12.3", code="data.not_a_number")
     return value
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text))
     if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
-        raise DataError(f"{path}:1: has no column `{missing[0]}`", MEND)
+        raise DataError(f"{path}:1: has no column `{missing[0]}`", COLUMNS_HINT, code="data.missing_field")
     try:
         for row in reader:
             yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}", "write it as CSV") from None
+        raise DataError(f"{path}:{reader.line_num}: {error}", "write it as CSV", code="data.bad_csv") from None
 
 
 def _yaml_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -73,9 +75,9 @@ def _yaml_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise DataError(f"{where}: not YAML", "write a list of mappings") from None
+        raise DataError(f"{where}: not YAML", "write a list of mappings", code="data.bad_yaml") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: is not a list of mappings", MEND)
+        raise DataError(f"{path}: is not a list of mappings", COLUMNS_HINT, code="data.not_a_list")
     for number, row in enumerate(rows, 1):
         yield f"{path}, entry {number}", row
 

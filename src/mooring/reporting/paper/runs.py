@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import DataError
+from mooring.jsonio import EDITED
 from mooring.ledger import LEDGER, read_ledger
 from mooring.reporting.results import Results
 from mooring.reporting.run_folder import load_run
@@ -71,7 +72,9 @@ def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
         DataError: There is no such folder, or no run that can be read in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder", "name a folder that holds run folders")
+        raise DataError(
+            f"{folder}: there is no such folder", "name a folder that holds run folders", code="data.not_found"
+        )
     runs: list[Run] = []
     lines: list[str] = []
     for path in _run_folders(folder, DEPTH):
@@ -81,10 +84,12 @@ def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
         except DataError as error:
             what = error.message.removeprefix(f"{path}: ").removeprefix(f"{path}/").replace(str(path), name)
             hint = error.hint.replace(str(path), f"{folder.resolve().name}/{name}")
-            lines.append(one_line(f"{name}: left out: {DataError(what, hint)}"))
+            lines.append(one_line(f"{name}: left out: {DataError(what, hint, code=error.code)}"))
     if not runs:
         why = f" ({lines[0]})" if lines else ""
-        raise DataError(f"{folder}: holds no finished run{why}", "name a folder with runs in it: runs/")
+        raise DataError(
+            f"{folder}: holds no finished run{why}", "name a folder with runs in it: runs/", code="data.no_finished_run"
+        )
     return runs, lines
 
 
@@ -100,7 +105,7 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 def _read(folder: Path, name: str) -> Run:
     results = load_run(folder)
     if (folder / LEDGER).is_file() and not read_ledger(folder).finished:
-        raise DataError("it was begun again since its report was written", "let it finish")
+        raise DataError("it was begun again since its report was written", "let it finish", code="data.unfinished_run")
     return as_run(name, results)
 
 
@@ -126,7 +131,7 @@ def as_run(name: str, results: Results) -> Run:
             settings=dict(_settings(recipe, results)),
         )
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise DataError("results.json: its recipe is not one", "was the file edited by hand?") from None
+        raise DataError("results.json: its recipe is not one", EDITED, code="data.edited_results") from None
 
 
 def short(ref: str) -> str:

@@ -49,13 +49,17 @@ def write_paper(runs: Path, out: Path, *, known: Path | None = None, main: str |
         OutputError: `out` is a run folder, the disk is full, or it may not be written.
     """
     if (out / "results.json").exists() or (out / "ledger.json").exists():
-        raise OutputError(f"{out}: belongs to a run", "name a folder of its own for the tables")
+        raise OutputError(
+            f"{out}: belongs to a run", "name a folder of its own for the tables", code="output.not_empty"
+        )
     numbers = published.read_published(known) if known else {}
     found, notes = find_runs(runs)
     sorted_, more = cells(found)
     names = sorted({cell.first.base for cell in sorted_})
     if main is not None and main not in names:
-        raise DataError(f"{main}: no run below {runs} has this base", f"there are: {', '.join(names)}")
+        raise DataError(
+            f"{main}: no run below {runs} has this base", f"there are: {', '.join(names)}", code="data.unknown_base"
+        )
     base = main or main_base(sorted_)
     tables, drawn = all_tables(sorted_, base), figures.all_figures(sorted_, base)
     odd = dict.fromkeys(
