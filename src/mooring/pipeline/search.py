@@ -50,7 +50,8 @@ def search(plan: Bisect, prompts: int, ask: AskModel, base: Sequence[bool | None
 def bisection_notes(found: Found) -> list[str]:
     """What a user should know of a bisection, a line each."""
     notes = [
-        f"λ = {small:g} is harmful significantly more often than {large:g}: a larger λ may be within the bound"
+        f"{MergePoint(small).label} is significantly more often harmful than {MergePoint(large).label}: "
+        "a larger λ may be within the bound"
         for small, large in found.odd
     ]
     end = "no λ is within the bound" if found.lam is None else f"the largest λ found within the bound is {found.lam:g}"
