@@ -21,8 +21,7 @@ def ours(job: dict[str, Any]) -> None:
     more = {key: value for key, value in job.items() if key not in ("base", "tuned", "out", "verify")}
     if more.pop("as_adapter", False):
         from mooring.merging.adapter import merge_adapters
-        from mooring.merging.job import Job
-        from mooring.merging.parameters import options_of
+        from mooring.merging.job import Job, options_of
 
         options = options_of(job["method"], job["lam"])
         names = tuple(str(folder) for folder in tuned)

@@ -24,7 +24,7 @@ GROUND = {
     "sampling",
     "events",
     "metrics",
-    "merge_point",
+    "merge_point", "quiet",
 }
 FIRST = {"models", "data"}
 STAGES = {"training", "merging", "inference", "scoring", "selection", "reporting"}

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from mooring.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from mooring.config import Judge, Recipe
     from mooring.events import Event, OnEvent
     from mooring.merging.inspect import Inspection
@@ -59,13 +61,13 @@ def merge(
     lam: Any = None,
     lambdas: Sequence[float] = (),
     method: str = "linear",
-    dtype: str | None = None,
+    dtype: torch.dtype | str | None = None,
     tokenizer: Literal["base", "larger"] = "larger",
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
     as_adapter: bool = False,
     allow_nonfinite: bool = False,
     threads: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Path:
     """Merge tuned models into their base: θ = (1−λ)·base + λ·tuned for `linear`.
@@ -78,30 +80,30 @@ def merge(
             `(0.2, 0.8)`, or patterns of tensors' names to either, such as `{"layers.{0-9}.mlp.*": 0.3, "*": 0.6}`.
         lambdas: Several λ at once, reading each input once: `out` gets a folder such as `lam-0.4` for each.
         method: The merging rule (docs/methods.md).
-        dtype: Type of the merged weights, as torch names it; the base's own without.
-        tokenizer: Whose tokenizer goes along where vocabularies differ in size: the larger one's, or the base's.
-        max_shard_size: Bytes of a file at most; the base's files without.
+        dtype: Type of the merged weights, torch's type or its name; defaults to the base's.
+        tokenizer: Whose tokenizer the output gets if vocabularies differ in size: the larger one's, or the base's.
+        max_shard_size: The largest file, in bytes or as text such as `5GB`; defaults to the base's files.
         as_adapter: Write a LoRA adapter instead of a whole model; the inputs must be adapters.
-        allow_nonfinite: Go on where a weight is NaN or Inf.
-        threads: How many work at once.
-        on_progress: Told (bytes written, bytes to write).
+        allow_nonfinite: Continue if a weight is NaN or Inf.
+        threads: Number of worker threads.
+        on_event: Receives the progress, in bytes.
         settings: What the method takes: `weights`, `density`, `gamma`, `epsilon`, `normalize`, `rescale`, `seed`,
             `base_weight`.
 
     Raises:
         UserError: The models cannot be merged, a setting is bad, or the output cannot be written.
     """
-    from mooring.merging.job import Job
-    from mooring.merging.parameters import options_of
+    from mooring.merging.job import Job, dtype_named, options_of
 
     refs = [tuned] if isinstance(tuned, (str, Path)) else list(tuned)
     options = options_of(method, lambdas[0] if lambdas else lam, **settings)
+    kind = dtype_named(dtype)
     job = Job(
         method=method,
         base=str(base),
         tuned=tuple(map(str, refs)),
         options=options,
-        dtype=dtype,
+        dtype=str(kind).removeprefix("torch.") if kind else None,
         tokenizer=tokenizer,
     )
     return merge_job(
@@ -112,7 +114,7 @@ def merge(
         as_adapter=as_adapter,
         allow_nonfinite=allow_nonfinite,
         threads=threads,
-        on_progress=on_progress,
+        on_event=on_event,
     )
 
 
@@ -121,31 +123,31 @@ def merge_job(
     *,
     out: str | Path,
     lambdas: Sequence[float] = (),
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
     as_adapter: bool = False,
     allow_nonfinite: bool = False,
     threads: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> Path:
-    """Do a merge that is written down as a `Job`, such as `merge.mergekit.read` gives; arguments as in `merge`.
+    """Run a merge that is described by a `Job`, such as `mergekit_read.read` returns; arguments as in `merge`.
 
     Raises:
         UserError: As `merge`.
     """
-    from mooring.merging.merge import Output, dtype_named, merge
+    from mooring.merging.merge import Output, merge
     from mooring.models.resolve import resolve_model
 
     output = Output(
-        dtype=dtype_named(job.dtype),
+        dtype=job.dtype,
         max_shard_size=max_shard_size,
         tokenizer=job.tokenizer,
         allow_nonfinite=allow_nonfinite,
     )
     base, tuned = resolve_model(job.base), [resolve_model(ref) for ref in job.tuned]
     if as_adapter:
-        from mooring.merging.adapter import merge_all_adapters
+        from mooring.merging.adapter import merge_adapters
 
-        return merge_all_adapters(base, tuned, Path(out), job, lambdas)
+        return merge_adapters(base, tuned, Path(out), job, lambdas)
     return merge(
         base,
         tuned,
@@ -155,7 +157,7 @@ def merge_job(
         options=job.options,
         output=output,
         threads=threads,
-        progress=on_progress,
+        on_event=on_event,
     )
 
 
@@ -174,7 +176,7 @@ def export_mergekit(job: Job) -> str:
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
-    """Read a merged model again and hold that it is what its manifest says; returns the manifest.
+    """Read a merged model again and check it against its manifest, which is returned.
 
     Raises:
         ModelError: It is not.
@@ -251,7 +253,7 @@ def inspect(
     lam: float = 0.5,
     quick: bool = False,
     heatmap: str | Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> Inspection:
     """Whether two models belong together, what changed between them, and what a merge would do and cost.
 
@@ -261,7 +263,7 @@ def inspect(
         lam: λ for which to say what each method would do.
         quick: Leave out the effective ranks, half of the work.
         heatmap: Draw the change by layer and module to this PNG; nothing is drawn where nothing changed.
-        on_progress: Told (bytes of the base done, bytes of the base).
+        on_event: Receives the progress, in bytes of the base.
 
     Raises:
         UserError: λ lies outside [0, 1], `heatmap` does not end in .png, or a model is not there.
@@ -273,7 +275,7 @@ def inspect(
 
     drawing = check_name(Path(heatmap)) if heatmap else None
     models = resolve_model(str(base)), resolve_model(str(tuned))
-    found = inspect(*models, lam=lam, quick=quick, progress=on_progress)
+    found = inspect(*models, lam=lam, quick=quick, on_event=on_event)
     if drawing and any(change.change_square for change in found.changes):
         write(found.changes, drawing)
     return found
@@ -923,7 +925,7 @@ def open_comparison(
     """
     from mooring.config import section
     from mooring.errors import UserError
-    from mooring.merging.parameters import method_named
+    from mooring.merging.methods import method_named
     from mooring.models.resolve import resolve_model
     from mooring.pipeline.compare import Comparison
     from mooring.pipeline.merged_model import MergedModelSpec

@@ -1,10 +1,10 @@
-"""Why a download from the Hugging Face hub failed, in one line."""
+"""Errors of the Hugging Face hub, explained in one line."""
 
 LOGIN = "run `hf auth login`"
 
 
 def explain(error: Exception, page: str) -> tuple[str, str]:
-    """What a failed download means, as (what, hint).
+    """Explain a failed download, as (message, hint).
 
     Args:
         error: What `datasets` or `huggingface_hub` raised.
@@ -27,7 +27,7 @@ def explain(error: Exception, page: str) -> tuple[str, str]:
 
 
 def download_errors() -> tuple[type[Exception], ...]:
-    """What a download may raise for reasons outside of the program."""
+    """Exceptions that a download may raise for reasons outside of the program."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # its bases are OSError and the root of the HTTP client's errors: httpx or httpx2, as the version has it

@@ -435,7 +435,7 @@ PAIR = ("base", "tuned")
         ((*PAIR, "--lam", "0.5"), ["--out is missing"]),
         ((*OUT,), ["BASE and TUNED"]),
         (("base", "--lam", "0.5", *OUT), ["BASE and TUNED"]),
-        ((*PAIR, *OUT), ["wants λ"]),
+        ((*PAIR, *OUT), ["requires λ"]),
         ((*PAIR, "--lam", "x", *OUT), ["--lam: 'x' is not a number", "0.2..0.8"]),
         ((*PAIR, "--lam", "", *OUT), ["--lam", "not a number"]),
         ((*PAIR, "--lam", "0.2..", *OUT), ["--lam: '0.2..'"]),
@@ -469,8 +469,8 @@ PAIR = ("base", "tuned")
         ((*PAIR, "--lam", "0.5", "--no-normalize", *OUT), ["normalize"]),
         ((*PAIR, "--lam", "0.5", "--rescale", "l1", *OUT), ["linear takes no rescale"]),
         ((*PAIR, "--lam", "0.5", "--seed", "1", *OUT), ["linear takes no seed"]),
-        ((*PAIR, "--lam", "0.5", "--dtype", "int8", *OUT), ["--dtype: 'int8' is unknown", "bfloat16"]),
-        ((*PAIR, "--lam", "0.5", "--dtype", "int8", "--export-mergekit"), ["--dtype: 'int8' is unknown"]),
+        ((*PAIR, "--lam", "0.5", "--dtype", "int8", *OUT), ["dtype: 'int8' is unknown", "bfloat16"]),
+        ((*PAIR, "--lam", "0.5", "--dtype", "int8", "--export-mergekit"), ["dtype: 'int8' is unknown"]),
         *(
             ((*PAIR, "--lam", "0.5", "--max-shard-size", size, *OUT), ["--max-shard-size", "5GB"])
             for size in ("big", "", "0", "-1GB", "5XB", "nan", "inf", "GB")

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lora_models import load, peft, tune  # type: ignore[import-not-found]
 from mooring.errors import MismatchError, ModelError, OutputError, UserError
-from mooring.merging.adapter import Inputs, gram, merge_adapters, merge_all_adapters
-from mooring.merging.job import Job, Options, Setting
+from mooring.merging.adapter import BoundAdapters, gram, merge_adapters
+from mooring.merging.job import Job, Options, TensorValue
+from mooring.merging.pair import open_pair
 from mooring.merging.verify import verify
 from mooring.models import open_adapter, open_checkpoint
 
@@ -57,7 +58,7 @@ def formula(base: Path, tuned: list[Path], combine: Callable[[str, Tensor, list[
 
 
 def job(method: str, lam: Any, **options: Any) -> Job:
-    return Job(method=method, base="", tuned=(), options=Options(lam=Setting.of(lam), **options))
+    return Job(method=method, base="", tuned=(), options=Options(lam=TensorValue.of(lam), **options))
 
 
 def check(out: Path, base: Path, expected: Tensor) -> None:
@@ -89,7 +90,7 @@ def test_one_and_two_adapters(bases: Mapping[str, Path], tmp_path: Path, model: 
     out = merge_adapters(base, [one], tmp_path / "linear", job("linear", 0.3))
     check(out, base, formula(base, [one], lambda _, b, t: 0.7 * b + 0.3 * t[0]))
 
-    given = job("task_arithmetic", 0.5, weights=(Setting.of(0.9), Setting.of(0.4)))
+    given = job("task_arithmetic", 0.5, weights=(TensorValue.of(0.9), TensorValue.of(0.4)))
     out = merge_adapters(base, [one, two], tmp_path / "sum", given)
     check(out, base, formula(base, [one, two], lambda _, b, t: b + 0.45 * (t[0] - b) + 0.2 * (t[1] - b)))
     assert json.loads((out / "adapter_config.json").read_text())["rank_pattern"] == {}
@@ -176,12 +177,11 @@ def test_gram_matrix_of_changes(bases: Mapping[str, Path], tmp_path: Path, kind:
         tensors = load_file(folder / "adapter_model.safetensors")
         tensors = {k: v if "base_layer" in k else v.to(getattr(torch, kind)) for k, v in tensors.items()}
         save_file(tensors, folder / "adapter_model.safetensors")
-    with open_checkpoint(base) as model:
-        adapters = [open_adapter(folder) for folder in folders]
-        for adapter in adapters:
-            adapter.bind(model)
+    with open_pair(base, folders) as models:
+        inputs = BoundAdapters(models)
+        adapters = inputs.adapters
         for name in names:
-            found = torch.from_numpy(gram(Inputs(model, adapters), name))
+            found = torch.from_numpy(gram(inputs, name))
             dense = torch.stack(
                 [_dense(adapter, name).flatten() for adapter in adapters],
             )
@@ -217,9 +217,9 @@ def test_where_the_ratio_was_clamped_is_in_the_manifest(bases: Mapping[str, Path
 def test_several_numbers_at_once(bases: Mapping[str, Path], tmp_path: Path) -> None:
     """A folder for each, with what one alone gives; each can be verified later."""
     one = tune(bases["biased"], tmp_path / "one", target_modules=["q_proj"], bias="all")
-    out = merge_all_adapters(bases["biased"], [one], tmp_path / "out", job("linear", 0.1), [0.2, 0.75])
+    out = merge_adapters(bases["biased"], [one], tmp_path / "out", job("linear", 0.1), [0.2, 0.75])
     assert sorted(path.name for path in out.iterdir()) == ["lam-0.2", "lam-0.75"]
-    alone = merge_all_adapters(bases["biased"], [one], tmp_path / "alone", job("linear", 0.75))
+    alone = merge_adapters(bases["biased"], [one], tmp_path / "alone", job("linear", 0.75))
     assert all((out / "lam-0.75" / file.name).read_bytes() == file.read_bytes() for file in alone.iterdir())
     assert verify(alone)["lambda"] == 0.75
     weights = alone / "adapter_model.safetensors"
@@ -229,14 +229,14 @@ def test_several_numbers_at_once(bases: Mapping[str, Path], tmp_path: Path) -> N
     with pytest.raises(ModelError, match="is not what was written"):
         verify(alone)
     with pytest.raises(UserError, match="are the same"):
-        merge_all_adapters(bases["biased"], [one], tmp_path / "twice", job("linear", 0.1), [0.2, 0.2])
+        merge_adapters(bases["biased"], [one], tmp_path / "twice", job("linear", 0.1), [0.2, 0.2])
 
 
 def test_type_and_tokenizer(bases: Mapping[str, Path], tmp_path: Path) -> None:
     one = tune(bases["tied"], tmp_path / "one", target_modules=["q_proj"])
     shutil.copy(bases["tied"] / "tokenizer.json", one)
     shutil.copy(bases["tied"] / "tokenizer_config.json", one)
-    given = Job(method="linear", base="", tuned=(), options=Options(lam=Setting.of(0.5)), dtype="bfloat16")
+    given = Job(method="linear", base="", tuned=(), options=Options(lam=TensorValue.of(0.5)), dtype="bfloat16")
     out = merge_adapters(bases["tied"], [one], tmp_path / "out", given)
     assert (out / "tokenizer.json").read_bytes() == (one / "tokenizer.json").read_bytes()
     assert {value.dtype for value in load_file(out / "adapter_model.safetensors").values()} == {torch.bfloat16}
@@ -254,7 +254,7 @@ def test_type_and_tokenizer(bases: Mapping[str, Path], tmp_path: Path) -> None:
         ({}, job("model_stock", 1.0), "at least 2"),
         (
             {},
-            job("linear", 0.5, base_weight=Setting.of(0.5), weights=(Setting.of(0.4),), normalize=False),
+            job("linear", 0.5, base_weight=TensorValue.of(0.5), weights=(TensorValue.of(0.4),), normalize=False),
             "scales the base too",
         ),
     ],

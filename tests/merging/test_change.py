@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mooring.merging.change import Change, Group, Rank, grouped, keep_chances, kept_share, module
+from mooring.merging.change import Change, Group, Rank, grouped, keep_chances, kept_share
+from mooring.merging.layers import module
 from mooring.merging.measure import sums
 
 

@@ -310,7 +310,7 @@ def failing(kind: type[UserError], pair: tuple[Path, Path], out: Path, change: C
         done.append(1)
 
     with pytest.raises(kind) as caught:
-        merge(*pair, out, progress=progress, threads=1, slice_bytes=2**12, **{"lam": 0.5} | more)
+        merge(*pair, out, on_event=progress, threads=1, slice_bytes=2**12, **{"lam": 0.5} | more)
     assert done
     assert not out.exists()
     assert not list(out.parent.glob(".partial*"))
@@ -382,7 +382,7 @@ def test_an_output_in_an_input_or_around_it(
     places = [*pair, pair[0] / "x", pair[1] / "x" / "y", tmp_path / "link" / "x", pair[0] / ".." / "tuned" / "x"]
     for out in places:
         more = ["--as-adapter"] if as_adapter else []
-        check_line(command(capsys, *pair, "--lam", 0.5, "--out", out, *more), str(out), "lies inside the input")
+        check_line(command(capsys, *pair, "--lam", 0.5, "--out", out, *more), str(out), "is inside the input")
     check_line(command(capsys, *pair, "--lam", 0.5, "--out", pair[0].parent), "holds something already")
     assert {path.name for path in pair[0].parent.iterdir()} == {"base", "tuned"}
     (pair[1] / "adapter_config.json").unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from mooring.errors import MismatchError, UserError
 from mooring.merging.in_memory import Memory, OpenMerge, merged_tensors
 from mooring.merging.merge import Output, merge
 from mooring.merging.methods import METHODS
+from mooring.merging.pair import open_pair
 
 Write = Callable[..., Path]
 Read = Callable[[Path], dict[str, torch.Tensor]]
@@ -107,7 +108,7 @@ def test_filled_in_place_from_one_lambda_to_another_and_back(
 ) -> None:
     several = METHODS[method].least > 1
     tuned = [pair[1], write(tmp_path / "other", tensors(3))] if several else [pair[1]]
-    with OpenMerge(pair[0], tuned, method=method, threads=2, **SETTINGS.get(method, {})) as merged:
+    with OpenMerge(open_pair(pair[0], tuned), method=method, threads=2, **SETTINGS.get(method, {})) as merged:
         places = merged.tensors(0)
         assert same_bytes(places, read(pair[0]))
         for lam in (0.6, 0.25, 0.6):
@@ -121,15 +122,15 @@ def test_filled_in_place_from_one_lambda_to_another_and_back(
         merged.fill(0, places)
         assert same_bytes(places, read(pair[0]))
         if not several:
-            merged.fill(1, places, plain=True)
+            merged.fill(1, places, as_linear=True)
             assert same_bytes(places, read(pair[1]))
 
 
 def test_numbers_for_single_modules_and_bad_ones(pair: tuple[Path, Path], tmp_path: Path, read: Read) -> None:
     lams = {"bf16.*": 0.25, "*": 0.75}
-    with OpenMerge(*pair) as merged:
+    with OpenMerge(open_pair(*pair)) as merged:
         assert same_bytes(merged.tensors(lams), read(merge(*pair, tmp_path / "out", lam=lams)))
         with pytest.raises(UserError, match="λ is 2"):
             merged.tensors(2)
-    with OpenMerge(*pair, density=0.5) as merged, pytest.raises(UserError, match="takes no density"):
+    with OpenMerge(open_pair(*pair), density=0.5) as merged, pytest.raises(UserError, match="takes no density"):
         merged.tensors(0.5)

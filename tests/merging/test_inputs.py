@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,10 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import mooring
 from mooring.errors import MismatchError, ModelError, UserError
+from mooring.merging import pair as pair_module
+from mooring.merging.compatibility import check_pair
+from mooring.merging.in_memory import OpenMerge
+from mooring.merging.inspect import inspect
 from mooring.merging.merge import Output, merge
 from mooring.merging.methods import METHODS
-from mooring.models import NAMES
+from mooring.merging.pair import open_pair
+from mooring.merging.verify import verify
+from mooring.models import NAMES, Checkpoint, open_checkpoint
 
 Write = Callable[..., Path]
 Read = Callable[[Path], dict[str, torch.Tensor]]
@@ -419,16 +427,89 @@ def test_a_hub_cache(tmp_path: Path, write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("options", "code"),
     [
-        ({"threads": 0}, "threads: 0"),
-        ({"output": Output(max_shard_size=0)}, "max_shard_size: 0"),
-        ({"output": Output(tokenizer="tuned")}, "tokenizer: 'tuned'"),
+        ({"max_shard_size": 0}, "usage.bad_size"),
+        ({"max_shard_size": "5 apples"}, "usage.bad_size"),
+        ({"max_shard_size": -1.5}, "usage.bad_size"),
+        ({"dtype": "int8"}, "usage.bad_dtype"),
+        ({"dtype": torch.int8}, "usage.bad_dtype"),
+        ({"tokenizer": "tuned"}, "usage.bad_option"),
     ],
 )
-def test_settings_that_mean_nothing(tmp_path: Path, write: Write, options: dict[str, Any], word: str) -> None:
+def test_invalid_outputs_are_usage_errors(options: dict[str, Any], code: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Output(**options)
+    assert caught.value.code == code
+
+
+def test_too_few_threads_are_a_usage_error(tmp_path: Path, write: Write) -> None:
     pair = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
-    assert word in refused(UserError, *pair, tmp_path / "out", **options)
+    with pytest.raises(UserError) as caught:
+        merge(*pair, tmp_path / "out", lam=0.5, threads=0)
+    assert caught.value.code == "usage.bad_threads"
+
+
+@pytest.mark.parametrize("size", [200, "200", "0.2KB", "200B"])
+def test_a_size_is_a_number_or_text(tmp_path: Path, write: Write, size: int | str) -> None:
+    pair = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
+    by_number = merge(*pair, tmp_path / "1", lam=0.5, output=Output(max_shard_size=200, dtype=torch.float32))
+    by_text = merge(*pair, tmp_path / "2", lam=0.5, output=Output(max_shard_size=size, dtype="float32"))
+    assert [p.read_bytes() for p in sorted(by_number.iterdir())] == [p.read_bytes() for p in sorted(by_text.iterdir())]
+
+
+def test_mooring_merge_takes_sizes_and_types_as_transformers_does(tmp_path: Path, write: Write) -> None:
+    pair = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
+    out = mooring.merge(*pair, out=tmp_path / "out", lam=0.5, max_shard_size="1GB", dtype=torch.float32)
+    assert (out / "model.safetensors").is_file()
+    with pytest.raises(UserError) as caught:
+        mooring.merge(*pair, out=tmp_path / "other", lam=0.5, max_shard_size="big")
+    assert caught.value.code == "usage.bad_size"
+
+
+@pytest.mark.parametrize("operation", ["merge", "inspect", "in_memory"])
+def test_a_pair_is_opened_once(tmp_path: Path, write: Write, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
+    opened: list[str] = []
+
+    def spy(folder: Path) -> Checkpoint:
+        opened.append(Path(folder).name)
+        return open_checkpoint(folder)
+
+    monkeypatch.setattr(pair_module, "open_checkpoint", spy)
+    if operation == "merge":
+        merge(*pair, tmp_path / "out", lambdas=[0.2, 0.4])
+    elif operation == "inspect":
+        inspect(*pair)
+    else:
+        with OpenMerge(open_pair(*pair)) as merged:
+            check_pair(merged.pair)
+            merged.tensors(0.2)
+            merged.tensors(0.4)
+    assert opened == ["b", "t"]
+
+
+def test_an_embedding_is_the_same_for_adapters_and_checkpoints(tmp_path: Path, write: Write) -> None:
+    embedding = torch.arange(12.0).view(4, 3)
+    names = ("gpt_neox.embed_in.weight", "embed_out.weight")
+    base = write(tmp_path / "b", {name: embedding.clone() for name in names}, tie_word_embeddings=True)
+    tuned = write(tmp_path / "t", {names[0]: embedding + 1}, tie_word_embeddings=True)
+    with open_pair(base, tuned) as opened:
+        assert opened.tensors[names[1]].sources == (names[1], names[0])
+
+
+def test_whether_nan_is_allowed_is_a_field_of_the_manifest(tmp_path: Path, write: Write) -> None:
+    broken = {"w": torch.tensor([math.nan, 1.0])}
+    pair = write(tmp_path / "b", broken), write(tmp_path / "t", {"w": torch.tensor([math.nan, 2.0])})
+    out = merge(*pair, tmp_path / "out", lam=0.5, output=Output(allow_nonfinite=True))
+    manifest = record(out)
+    assert manifest["allow_nonfinite"] is True
+    (out / "mooring.json").write_text(json.dumps(manifest | {"notes": ["another sentence"]}))
+    verify(out)
+    (out / "mooring.json").write_text(json.dumps(manifest | {"allow_nonfinite": False}))
+    with pytest.raises(ModelError) as caught:
+        verify(out)
+    assert caught.value.code == "model.nonfinite"
 
 
 # NaN and Inf

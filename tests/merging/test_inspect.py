@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mooring.errors import MismatchError, UserError
-from mooring.merging.compatibility import belong_together
-from mooring.merging.inspect import MERGE_MEMORY, as_table, inspect
+from mooring.merging.compatibility import check_pair
+from mooring.merging.inspect import MERGE_MEMORY, inspect
+from mooring.merging.pair import open_pair
 
 Write = Callable[..., Path]
 
@@ -91,7 +92,7 @@ def test_vocabularies_of_different_size(tmp_path: Path, write: Write) -> None:
     assert "model.embed_tokens.weight" in found.decisions
     assert found.cost
     assert found.cost.write_bytes == 12 * 4 * 4
-    assert list(found.warnings) == belong_together(base, tuned)
+    assert list(found.warnings) == check_pair(open_pair(base, tuned))
     assert found.warnings == (
         "the tokenizer's vocabulary differs (1 tokens in the base, 3 in the tuned model; 2 added: '<x>', '<y>'); "
         "the merged model gets the tuned model's",
@@ -104,7 +105,7 @@ def test_nan_is_a_problem(tmp_path: Path, write: Write) -> None:
     found = inspect(model(tmp_path / "b", write), tuned)
     assert found.problems == (f"{tuned}: model.layers.1.mlp.up.weight holds NaN or Inf",)
     assert len(found.changes) == 3
-    json.dumps(as_table(found), allow_nan=False)
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_whole_numbers_that_differ_are_a_problem(tmp_path: Path, write: Write) -> None:
@@ -156,13 +157,13 @@ def test_equal(tmp_path: Path, write: Write) -> None:
     assert found.equal
     assert "equals the base" in found.problems[0]
     with pytest.raises(MismatchError, match="would change nothing"):
-        belong_together(*pair)
+        check_pair(open_pair(*pair))
 
 
 def test_warnings(tmp_path: Path, write: Write) -> None:
     base, tuned = model(tmp_path / "b", write), model(tmp_path / "t", write, 0.1, template="y", bos="<bos>")
     (tuned / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"b": 0}}}))
-    said = belong_together(base, tuned)
+    said = check_pair(open_pair(base, tuned))
     assert list(inspect(base, tuned).warnings) == said
     assert [any(word in line for line in said) for word in ("chat template", "vocabulary", "'<bos>'")] == [True] * 3
     assert len(said) == 3
@@ -174,11 +175,11 @@ def test_problems_are_told_not_raised(tmp_path: Path, write: Write) -> None:
     other = write(tmp_path / "t", {"x": torch.ones(1)})
     found = inspect(base, other)
     assert "has no model.layers.0" in found.problems[0]
-    assert as_table(found)["verdict"] == "cannot be merged"
+    assert found.to_dict()["verdict"] == "cannot be merged"
 
 
 def test_table_is_plain(tmp_path: Path, write: Write) -> None:
-    table = as_table(inspect(model(tmp_path / "b", write), model(tmp_path / "t", write, 0.25)))
+    table = inspect(model(tmp_path / "b", write), model(tmp_path / "t", write, 0.25)).to_dict()
     assert json.loads(json.dumps(table, allow_nan=False)) == table
     assert (table["verdict"], table["tensors"], table["changed"]) == ("can be merged", 4, 1)
     assert table["by_tensor"]["model.layers.1.mlp.up.weight"]["shape"] == [30, 20]
@@ -192,7 +193,7 @@ def test_table_has_no_infinity(tmp_path: Path, write: Write) -> None:
     tuned = write(
         tmp_path / "t", {"model.layers.0.w": torch.randn(100, 100, generator=torch.Generator().manual_seed(0))}
     )
-    table = as_table(inspect(base, tuned))
+    table = inspect(base, tuned).to_dict()
     json.dumps(table, allow_nan=False)
     group = table["by_module"]["w"]
     assert (group["relative_change"], group["largest_angle_degrees"]) == (None, None)

@@ -171,6 +171,6 @@ def test_an_error_in_the_middle_ends_it(monkeypatch: pytest.MonkeyPatch) -> None
 def test_progress_ends_at_the_size() -> None:
     base = {"x": gaussian(300, 200), "y": gaussian(7)}
     told: list[tuple[int, int]] = []
-    measure(*pair(base, base), progress=lambda done, total: told.append((done, total)))
+    measure(*pair(base, base), on_event=lambda event: told.append((event.done, event.total)))
     assert told[-1] == (60_007 * 4, 60_007 * 4)
     assert told == sorted(told)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mooring.errors import RecipeError, UserError
-from mooring.merging.job import Job, Options, Setting, depths
-from mooring.merging.mergekit_read import read, write
+from mooring.merging.job import Job, Options, TensorValue, depths
+from mooring.merging.mergekit_read import read
+from mooring.merging.mergekit_write import write
 
 LAYERS = 4
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.gate_proj")
@@ -53,8 +54,8 @@ def numbers(job: Job, name: str) -> dict[str, list[float]]:
     """Everything that a job says of one tensor, as plain numbers; for linear and karcher the coefficients."""
     depth, o = DEPTHS[name], job.options
 
-    def each(given: tuple[Setting, ...], default: float) -> list[float]:
-        found = [s.at(name, depth) for s in given or (Setting.of(default),)]
+    def each(given: tuple[TensorValue, ...], default: float) -> list[float]:
+        found = [s.at(name, depth) for s in given or (TensorValue.of(default),)]
         return found * len(job.tuned) if len(found) == 1 else found
 
     weights = each(o.weights, 1.0)
@@ -80,7 +81,9 @@ def test_linear_with_weights_that_sum_to_one_is_a_lambda(parse: Parse) -> None:
         "{merge_method: linear, base_model: b, models: [{model: b, parameters: {weight: 0.4}}, "
         "{model: t, parameters: {weight: 0.6}}], dtype: bfloat16}"
     )
-    assert job == Job(method="linear", base="b", tuned=("t",), options=Options(lam=Setting.of(0.6)), dtype="bfloat16")
+    assert job == Job(
+        method="linear", base="b", tuned=("t",), options=Options(lam=TensorValue.of(0.6)), dtype="bfloat16"
+    )
 
 
 def test_linear_without_a_base_takes_the_first_model(parse: Parse) -> None:
@@ -96,14 +99,14 @@ def test_linear_without_a_base_takes_the_first_model(parse: Parse) -> None:
 def test_linear_with_other_sums_keeps_the_weights(parse: Parse) -> None:
     models = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 0.5}}]"
     options = parse(f"{{merge_method: linear, {models}, parameters: {{normalize: false}}}}").options
-    assert options.base_weight == Setting.of(1.0)
-    assert options.weights == (Setting.of(0.5),)
+    assert options.base_weight == TensorValue.of(1.0)
+    assert options.weights == (TensorValue.of(0.5),)
     assert options.normalize is False
     options = parse(
         "{merge_method: linear, models: [{model: a, parameters: {weight: 1.5}}, "
         "{model: b, parameters: {weight: -0.5}}]}"
     ).options
-    assert options.base_weight == Setting.of(1.5)  # λ would be −0.5
+    assert options.base_weight == TensorValue.of(1.5)  # λ would be −0.5
     assert options.normalize is True
 
 
@@ -113,7 +116,7 @@ def test_linear_with_gradients(parse: Parse) -> None:
         "{model: b, parameters: {weight: [0.2, 0.8]}}]}"
     )
     assert job.options.base_weight is None
-    assert job.options.lam == Setting.containing([("*", (0.2, 0.8))])
+    assert job.options.lam == TensorValue.containing([("*", (0.2, 0.8))])
     assert job.options.lam.at("model.norm.weight", 1) == 0.2  # as in mergekit, outside the layers
     job = parse(
         "{merge_method: linear, models: [{model: a, parameters: {weight: 1}}, "
@@ -169,14 +172,14 @@ def test_defaults_are_mergekits_and_written_out(parse: Parse, method: str, norma
         f"{{merge_method: {method}, base_model: b, models: [{{model: b}}, {{model: s}}, {{model: t}}], "
         "parameters: {weight: 0.3, int8_mask: true}}"
     )
-    job, (one, two) = parse(text), (Setting.of(1.0), Setting.of(0.3))
+    job, (one, two) = parse(text), (TensorValue.of(1.0), TensorValue.of(0.3))
     assert job.tuned == ("s", "t")
     assert job.options == Options(
         lam=one,
         weights=(two, two),
         density=(one, one) if method in SPARSE else (),
-        gamma=(Setting.of(0.01),) * 2 if "breadcrumbs" in method else (),
-        epsilon=(Setting.of(0.15),) * 2 if "della" in method else (),
+        gamma=(TensorValue.of(0.01),) * 2 if "breadcrumbs" in method else (),
+        epsilon=(TensorValue.of(0.15),) * 2 if "della" in method else (),
         normalize=normalize,
         rescale=rescale,  # type: ignore[arg-type]
     )
@@ -215,9 +218,9 @@ def test_what_one_scope_leaves_open_the_next_decides(parse: Parse) -> None:
 def test_model_stock_and_karcher(parse: Parse) -> None:
     models = "[{model: s}, {model: t}]"
     job = parse(f"{{merge_method: model_stock, base_model: b, models: {models}, parameters: {{filter_wise: false}}}}")
-    assert job == Job(method="model_stock", base="b", tuned=("s", "t"), options=Options(lam=Setting.of(1.0)))
+    assert job == Job(method="model_stock", base="b", tuned=("s", "t"), options=Options(lam=TensorValue.of(1.0)))
     job = parse(f"{{merge_method: karcher, base_model: b, models: {models}, parameters: {{max_iter: 100, tol: 1e-9}}}}")
-    assert job.options.base_weight == Setting.of(1 / 3)
+    assert job.options.base_weight == TensorValue.of(1 / 3)
     assert numbers(job, NAMES[0])["coefficients"] == pytest.approx([1 / 3] * 3)
     job = parse(f"{{merge_method: karcher, models: {models}}}")
     assert (job.base, job.tuned, job.options.lam.constant) == ("s", ("t",), 0.5)
@@ -286,7 +289,7 @@ SLICES = "merge_method: linear, slices: [{sources: [{model: b, layer_range: [0, 
             f"{OK}, tokenizer: {{source: base, pad_to_multiple_of: 8}}",
             ": tokenizer.pad_to_multiple_of is not supported",
         ),
-        (f"{OK}, tokenizer: {{source: base}}, tokenizer_source: base", "stands beside tokenizer_source"),
+        (f"{OK}, tokenizer: {{source: base}}, tokenizer_source: base", "cannot be combined with tokenizer_source"),
         (f"{OK}, modules: {{default: {{models: []}}}}", ": modules is not supported"),
         (f"{OK}, slices: [1]", "needs either models or slices"),
         ("merge_method: linear, models: []", "needs either models or slices"),
@@ -300,7 +303,7 @@ SLICES = "merge_method: linear, slices: [{sources: [{model: b, layer_range: [0, 
             "merge_method: linear, models: [{model: {model: a, override_architecture: X}}]",
             "override_architecture is not",
         ),
-        ("merge_method: linear, models: [{model: a}], parameters: {weight: 1}", "0 models besides the base"),
+        ("merge_method: linear, models: [{model: a}], parameters: {weight: 1}", "0 models apart from the base"),
         (
             "merge_method: linear, models: [{model: a}, {model: b+l}], parameters: {weight: 1}",
             "adapter on another model",
@@ -312,15 +315,15 @@ SLICES = "merge_method: linear, slices: [{sources: [{model: b, layer_range: [0, 
         ),
         ("merge_method: slerp, models: [{model: a}, {model: b}]", ": base_model is missing; slerp needs one"),
         ("merge_method: slerp, base_model: a, models: [{model: b}]", ": t is missing"),
-        ("merge_method: slerp, base_model: a, models: [{model: b, parameters: {t: 1}}]", "no notice of it at a single"),
+        ("merge_method: slerp, base_model: a, models: [{model: b, parameters: {t: 1}}]", "ignores it for a single"),
         (
             "merge_method: slerp, base_model: a, models: [{model: b}, {model: c}], parameters: {t: 1}",
-            "2 models besides",
+            "2 models apart",
         ),
         ("merge_method: slerp, base_model: a+l, models: [{model: b}]", ": base_model: a base with an adapter"),
         (
             "merge_method: model_stock, base_model: a, models: [{model: b}]",
-            "1 models besides the base; model_stock merges 2",
+            "1 models apart from the base; model_stock merges 2",
         ),
         (
             "merge_method: model_stock, base_model: a, models: [{model: b}, {model: c}], parameters: {filter_wise: 1}",
@@ -343,7 +346,7 @@ SLICES = "merge_method: linear, slices: [{sources: [{model: b, layer_range: [0, 
             f"{TIES}, models: [{{model: b}}], parameters: {{weight: 1, normalize: [{{filter: mlp, value: false}}]}}",
             "to be on for some tensors only is not supported",
         ),
-        (f"{TIES}, models: [{{model: b, parameters: {{weight: 1, lambda: 1}}}}]", "no notice of it at a single model"),
+        (f"{TIES}, models: [{{model: b, parameters: {{weight: 1, lambda: 1}}}}]", "ignores it for a single model"),
         (
             "merge_method: slerp, base_model: a, slices: [{sources: [{model: b, layer_range: [0, 2]}]}]",
             "base_model: a is not one of the sources",
@@ -417,9 +420,11 @@ PATTERNS = st.sampled_from(
 )
 GRADIENTS = st.one_of(VALUES, st.lists(VALUES, min_size=2, max_size=4).map(tuple))
 GLOBS = st.one_of(
-    GRADIENTS.map(Setting.of),
+    GRADIENTS.map(TensorValue.of),
     st.builds(
-        lambda some, rest: Setting.of({**some, "*": rest}), st.dictionaries(PATTERNS, GRADIENTS, max_size=3), GRADIENTS
+        lambda some, rest: TensorValue.of({**some, "*": rest}),
+        st.dictionaries(PATTERNS, GRADIENTS, max_size=3),
+        GRADIENTS,
     ),
 )
 
@@ -430,7 +435,7 @@ def jobs(draw: st.DrawFn) -> Job:
     count = {"slerp": 1, "model_stock": 2}.get(method) or draw(st.integers(1, 3))
     each = st.one_of(st.just(()), st.tuples(*[GLOBS] * count))
     lam = (
-        Setting.of({"model_stock": 1.0, "karcher": count / (count + 1)}[method])
+        TensorValue.of({"model_stock": 1.0, "karcher": count / (count + 1)}[method])
         if method in ("model_stock", "karcher")
         else draw(GLOBS)
     )
@@ -486,7 +491,7 @@ def _read_text(text: str, file: Path) -> Job:
 
 
 def job_of(method: str, lam: Any = 0.6, tuned: tuple[str, ...] = ("t",), **options: Any) -> Job:
-    return Job(method=method, base="b", tuned=tuned, options=Options(lam=Setting.of(lam), **options))
+    return Job(method=method, base="b", tuned=tuned, options=Options(lam=TensorValue.of(lam), **options))
 
 
 def test_linear_is_written_as_weights() -> None:
@@ -520,7 +525,7 @@ def test_lines_with_one_number_is_a_ramp_from_zero() -> None:
 @pytest.mark.parametrize(
     ("job", "says"),
     [
-        (job_of("dare_ties", density=(Setting.of(0.5),)), "by the l1 norm"),
+        (job_of("dare_ties", density=(TensorValue.of(0.5),)), "by the l1 norm"),
         (job_of("model_stock", tuned=("s", "t")), "has no λ"),
         (job_of("karcher", 0.7), "the same weight"),
         (job_of("unheard"), "unheard is not known"),

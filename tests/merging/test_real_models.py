@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mooring.errors import MismatchError
-from mooring.merging.compatibility import belong_together
+from mooring.merging.compatibility import check_pair
 from mooring.merging.inspect import inspect
 from mooring.merging.merge import merge
+from mooring.merging.pair import open_pair
 
 Save = Callable[..., Path]
 
@@ -95,7 +96,7 @@ def test_tokenizer_goes_along(tmp_path: Path, tiny_model_folder: Path, save_tiny
 
 def test_swapped(tmp_path: Path, tiny_model_folder: Path) -> None:
     adapter = tune(tiny_model_folder, tmp_path / "adapter")
-    for check in (belong_together, lambda *pair: merge(*pair, tmp_path / "out", lam=0.5)):
+    for check in (open_pair, lambda *pair: merge(*pair, tmp_path / "out", lam=0.5)):
         with pytest.raises(MismatchError, match="the two are swapped"):
             check(adapter, tiny_model_folder)
         with pytest.raises(MismatchError, match="cannot be the base;"):
@@ -110,7 +111,7 @@ def test_adapter_of_another_base(tmp_path: Path, tiny_model_folder: Path, save_t
         merge(tiny_model_folder, adapter, tmp_path / "out", lam=0.5)
     assert inspect(tiny_model_folder, adapter).problems
     copy = save_tiny_model(tmp_path / "copy", seed=5)
-    assert belong_together(copy, adapter) == [f"the adapter names {other} as its base, not {copy}"]
+    assert check_pair(open_pair(copy, adapter)) == [f"the adapter names {other} as its base, not {copy}"]
 
 
 def test_adapter_that_does_nothing(tmp_path: Path, tiny_model_folder: Path) -> None:
@@ -121,4 +122,4 @@ def test_adapter_that_does_nothing(tmp_path: Path, tiny_model_folder: Path) -> N
     with pytest.raises(MismatchError, match="would change nothing"):
         merge(tiny_model_folder, tmp_path / "adapter", tmp_path / "out", lam=0.5)
     with pytest.raises(MismatchError, match="would change nothing"):
-        belong_together(tiny_model_folder, tmp_path / "adapter")
+        check_pair(open_pair(tiny_model_folder, tmp_path / "adapter"))

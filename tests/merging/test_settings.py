@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mooring.errors import UserError
-from mooring.merging.job import Setting, as_plain, depths, interpolate, layer, parse, parse_rule
+from mooring.merging.job import TensorValue, depths, interpolate, layer, parse, parse_rule, to_json
 
 MLP = "model.layers.{}.mlp.up_proj.weight"
 Q = "model.layers.{}.self_attn.{}_proj.weight"
@@ -16,15 +16,21 @@ NUMBERS = st.floats(-2, 2, allow_nan=False)
 
 
 def test_a_number_holds_for_every_tensor() -> None:
-    setting = Setting.of(0.6)
+    setting = TensorValue.of(0.6)
     assert setting.constant == 0.6
     assert setting.at("anything", 0.3) == 0.6
-    assert Setting.of(1) == Setting.of(1.0) == Setting.of((1.0, 1.0)) == Setting.of([1]) == Setting.of({"*": 1})
-    assert Setting.of(setting) is setting
+    assert (
+        TensorValue.of(1)
+        == TensorValue.of(1.0)
+        == TensorValue.of((1.0, 1.0))
+        == TensorValue.of([1])
+        == TensorValue.of({"*": 1})
+    )
+    assert TensorValue.of(setting) is setting
 
 
 def test_a_ramp_runs_over_the_depth() -> None:
-    setting = Setting.of((0.2, 0.4, 0.8))
+    setting = TensorValue.of((0.2, 0.4, 0.8))
     assert setting.constant is None
     found = [setting.at("x", depth) for depth in (0, 0.25, 0.5, 0.75, 1)]
     assert found == pytest.approx([0.2, 0.3, 0.4, 0.6, 0.8])
@@ -63,13 +69,13 @@ def test_a_ramp_stays_between_its_neighbours(values: list[float], depth: float) 
     ],
 )
 def test_patterns(pattern: str, name: str, matches: bool) -> None:
-    setting = Setting.of({pattern: 0.3, "*": 0.6})
+    setting = TensorValue.of({pattern: 0.3, "*": 0.6})
     assert setting.at(name, 0) == (0.3 if matches else 0.6)
     assert setting.unused([name]) == (() if matches else (pattern,))
 
 
 def test_the_first_pattern_wins_but_the_star_comes_last() -> None:
-    setting = Setting.of({"*": 0.1, "mlp.*": 0.2, "layers.0.*": (0.3, 0.5)})
+    setting = TensorValue.of({"*": 0.1, "mlp.*": 0.2, "layers.0.*": (0.3, 0.5)})
     assert [pattern for pattern, _ in setting.rules] == ["mlp.*", "layers.0.*", "*"]
     assert setting.at(MLP.format(0), 0) == 0.2
     assert setting.at(Q.format(0, "q"), 1) == 0.5
@@ -77,20 +83,20 @@ def test_the_first_pattern_wins_but_the_star_comes_last() -> None:
 
 
 def test_a_tensor_that_no_pattern_matches_is_named() -> None:
-    setting = Setting.of({"mlp.*": 0.2})
+    setting = TensorValue.of({"mlp.*": 0.2})
     assert setting.constant is None
     with pytest.raises(UserError, match=r"^model\.norm\.weight: none of the patterns mlp\.\* matches it; add .*`\*`$"):
         setting.at("model.norm.weight", 1)
 
 
 def test_constant_only_where_every_tensor_has_it() -> None:
-    assert Setting.of({"mlp.*": 0.2, "*": 0.2}).constant == 0.2
-    assert Setting.of({"mlp.*": 0.2, "*": 0.3}).constant is None
-    assert Setting.of({"mlp.*": 0.2}).constant is None
+    assert TensorValue.of({"mlp.*": 0.2, "*": 0.2}).constant == 0.2
+    assert TensorValue.of({"mlp.*": 0.2, "*": 0.3}).constant is None
+    assert TensorValue.of({"mlp.*": 0.2}).constant is None
 
 
 def test_containing_matches_parts_of_names() -> None:
-    setting = Setting.containing([("mlp", 0.2), ("mlp", 0.9), ("", (0.3, 0.5)), ("self_attn", 1.0)])
+    setting = TensorValue.containing([("mlp", 0.2), ("mlp", 0.9), ("", (0.3, 0.5)), ("self_attn", 1.0)])
     assert setting.rules == (("mlp", 0.2), ("*", (0.3, 0.5)))
     assert setting.at(MLP.format(1), 1) == 0.2
     assert setting.at(Q.format(1, "q"), 1) == 0.5
@@ -99,10 +105,10 @@ def test_containing_matches_parts_of_names() -> None:
 
 def test_containing_has_a_ramps_first_value_outside_the_layers() -> None:
     ramp = ((("*"), (0.3, 0.5)),)
-    assert Setting.containing(ramp).at("model.norm.weight", 1) == 0.3
-    assert Setting.of((0.3, 0.5)).at("model.norm.weight", 1) == 0.5
-    assert Setting.containing(ramp) != Setting.of((0.3, 0.5))
-    assert Setting.containing([("*", 0.5)]) == Setting.of(0.5)
+    assert TensorValue.containing(ramp).at("model.norm.weight", 1) == 0.3
+    assert TensorValue.of((0.3, 0.5)).at("model.norm.weight", 1) == 0.5
+    assert TensorValue.containing(ramp) != TensorValue.of((0.3, 0.5))
+    assert TensorValue.containing([("*", 0.5)]) == TensorValue.of(0.5)
 
 
 def test_depths() -> None:
@@ -161,16 +167,16 @@ def test_parse_rule_says_what_is_wrong(text: str) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, True, "0.5", None, (), (0.1, "x"), {"a": 1}])
 def test_values_that_are_no_numbers_are_refused(value: object) -> None:
     with pytest.raises(UserError):
-        Setting.of({"mlp.*": value})
+        TensorValue.of({"mlp.*": value})
     if not isinstance(value, dict):
         with pytest.raises(UserError):
-            Setting.of(value)  # type: ignore[arg-type]
+            TensorValue.of(value)  # type: ignore[arg-type]
 
 
 def test_a_mapping_must_hold_patterns() -> None:
     for bad in ({}, {"": 1}, {3: 1}, {"a{b": 1}, {"a}": 1}):
         with pytest.raises(UserError):
-            Setting.of(bad)  # type: ignore[arg-type]
+            TensorValue.of(bad)  # type: ignore[arg-type]
 
 
 @given(
@@ -181,9 +187,9 @@ def test_a_mapping_must_hold_patterns() -> None:
     )
 )
 def test_the_plain_form_gives_the_setting_again(given_: object) -> None:
-    setting = Setting.of(given_)  # type: ignore[arg-type]
-    assert Setting.of(json.loads(json.dumps(as_plain(setting)))) == setting
+    setting = TensorValue.of(given_)  # type: ignore[arg-type]
+    assert TensorValue.of(json.loads(json.dumps(to_json(setting)))) == setting
 
 
 def test_the_plain_form_tells_the_manner_of_matching() -> None:
-    assert as_plain(Setting.containing([("mlp", 0.2), ("*", (0, 1))])) == {"contains": {"mlp": 0.2, "*": [0, 1]}}
+    assert to_json(TensorValue.containing([("mlp", 0.2), ("*", (0, 1))])) == {"contains": {"mlp": 0.2, "*": [0, 1]}}

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mooring.merging.dense import Pass, Site
+from mooring.merging.dense import Pass, TensorParams
 from mooring.merging.methods import METHODS
 from mooring.merging.sparse import Sparsifier, draws, grid_of, sparsifiers
 
@@ -28,13 +28,13 @@ def small_cells() -> Iterator[None]:
         yield
 
 
-def site(tensor: torch.Tensor, models: int = 1, name: str = "w", **options: Any) -> Site:
+def site(tensor: torch.Tensor, models: int = 1, name: str = "w", **options: Any) -> TensorParams:
     """The numbers of one tensor."""
     given = {"density": 0.5, "gamma": 0.1, "epsilon": 0.1, "rescale": "none", "seed": 42} | options
     for field in ("density", "gamma", "epsilon"):
         given[field] = (given[field],) * models
     fixed: dict[str, Any] = {"lams": (1.0,), "base_weight": None, "weights": (), "normalize": False}
-    return Site(
+    return TensorParams(
         name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, numel=tensor.numel(), note=print, **fixed, **given
     )
 
@@ -43,7 +43,9 @@ def cuts(total: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
-def thinned(kind: str, here: Site, base: torch.Tensor, *tuned: torch.Tensor, cells: int = 3) -> list[torch.Tensor]:
+def thinned(
+    kind: str, here: TensorParams, base: torch.Tensor, *tuned: torch.Tensor, cells: int = 3
+) -> list[torch.Tensor]:
     """Every tuned model's thinned change, flat, worked out in slices of so many cells."""
     flat, others = base.flatten(), [t.flatten() for t in tuned]
     grid = grid_of(kind, here)

@@ -122,7 +122,9 @@ def test_manifest(pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_progress_ends_at_the_whole(pair: tuple[Path, Path], tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    merge(*pair, tmp_path / "out", lam=0.5, slice_bytes=64, progress=lambda done, total: seen.append((done, total)))
+    merge(
+        *pair, tmp_path / "out", lam=0.5, slice_bytes=64, on_event=lambda event: seen.append((event.done, event.total))
+    )
     assert len(seen) > 20
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] == sum(t.nbytes for t in tensors(1).values())
@@ -227,8 +229,8 @@ def test_bad_arguments(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert "unknown" in refused(UserError, tmp_path, *pair, method="magic")
     assert "no such folder" in refused(ModelError, tmp_path, tmp_path / "none", pair[1])
     assert "no such folder" in refused(ModelError, tmp_path, pair[0], tmp_path / "none")
-    assert "lies inside" in refused(OutputError, tmp_path, *pair, out=pair[0] / "x")
-    assert "lies inside" in refused(OutputError, tmp_path, *pair, out=pair[1])
+    assert "is inside" in refused(OutputError, tmp_path, *pair, out=pair[0] / "x")
+    assert "is inside" in refused(OutputError, tmp_path, *pair, out=pair[1])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     assert "holds something" in refused(OutputError, tmp_path, *pair, out=tmp_path / "full")
@@ -244,7 +246,7 @@ def test_other_architecture(tmp_path: Path, write: Write) -> None:
 def test_truncated_input(pair: tuple[Path, Path], tmp_path: Path) -> None:
     file = pair[1] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert "tuned/model.safetensors: is cut short" in refused(ModelError, tmp_path, *pair)
+    assert "tuned/model.safetensors: is truncated" in refused(ModelError, tmp_path, *pair)
 
 
 def test_no_room(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +273,7 @@ def test_disk_full_in_the_middle(
 def test_interrupted(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C between two slices: nothing stays, and no worker writes after its files are closed."""
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
     closed = threading.Event()
@@ -286,7 +288,7 @@ def test_interrupted(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Writer, "close", lambda writer: (closed.set(), close(writer)))
     monkeypatch.setattr(Writer, "write", slow_write)
     with pytest.raises(KeyboardInterrupt):
-        merge(*pair, tmp_path / "out", lam=0.5, slice_bytes=16, progress=interrupt)
+        merge(*pair, tmp_path / "out", lam=0.5, slice_bytes=16, on_event=interrupt)
     monkeypatch.undo()
     assert late
     assert not any(late)

@@ -47,19 +47,21 @@ def raw(tensor: torch.Tensor) -> bytes:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def refused(file: Path, *words: str) -> None:
-    """The file is refused in one line that names it and has these words."""
+def refused(file: Path, code: str = "model.not_state_dict", word: str = "") -> None:
+    """The file is refused in one line that names it, with this code and this name in it."""
     with pytest.raises(ModelError) as caught:
         read_pickled(file)
+    assert caught.value.code == code
     assert "\n" not in str(caught.value)
-    for word in (file.name, *words):
-        assert word in str(caught.value)
+    assert file.name in str(caught.value)
+    assert word in str(caught.value)
 
 
 def archive(file: Path, pickled: bytes, members: dict[str, bytes] | None = None, **options: Any) -> Path:
     """A file in PyTorch's form around any pickle."""
     with zipfile.ZipFile(file, "w", **options) as target:
         target.writestr("x/data.pkl", pickled)
+        target.writestr("x/version", b"3\n")
         for name, data in (members or {}).items():
             target.writestr(name, data)
     return file
@@ -104,7 +106,7 @@ def lie(
 dict_type = collections.OrderedDict
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 3])  # torch.load(weights_only=True) reads no others
 def test_every_tensor_is_found_at_its_bytes(tmp_path: Path, protocol: int) -> None:
     state = state_dict()
     torch.save(state, tmp_path / "x.bin", pickle_protocol=protocol)
@@ -170,13 +172,16 @@ def test_shards_whose_output_names_would_clash_are_numbered(tmp_path: Path) -> N
 def test_a_missing_shard_and_a_path_are_named(tmp_path: Path) -> None:
     shard(tmp_path)
     (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(ModelError, match=r"00002-of-00002\.bin: the shard is missing"):
+    with pytest.raises(ModelError) as caught:
         open_checkpoint(tmp_path)
+    assert caught.value.code == "model.missing_shard"
+    assert "00002-of-00002.bin" in caught.value.message
     index = tmp_path / "pytorch_model.bin.index.json"
     for bad in ("../x.bin", "/x.bin", "x.safetensors"):
         index.write_text(json.dumps({"weight_map": {"a": bad}}))
-        with pytest.raises(ModelError, match=r"which is not a \.bin file of this folder"):
+        with pytest.raises(ModelError) as caught:
             open_checkpoint(tmp_path)
+        assert caught.value.code == "model.bad_index"
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -190,8 +195,6 @@ def test_nothing_pickled_is_run(tmp_path: Path, protocol: int, where: str) -> No
     content: Any = {"value": {"w": attack}, "top": attack, "tensor": {"w": tensor}, "key": {"w": {attack: 1}}}[where]
     refused(archive(tmp_path / "x.bin", pickle.dumps(content, protocol)))
     assert not target.exists()
-    if protocol and where == "value":
-        refused(tmp_path / "x.bin", "would load 'posix.mkdir'")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +213,7 @@ def test_nothing_pickled_is_run(tmp_path: Path, protocol: int, where: str) -> No
 )
 def test_other_ways_to_call_are_refused(tmp_path: Path, pickled: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(archive(tmp_path / "x.bin", pickled), "is not a state dict")
+    refused(archive(tmp_path / "x.bin", pickled))
     assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
 
 
@@ -219,33 +222,33 @@ DOUBLING = b"\x80\x02)" + b"q\0h\0\x86" * 3000
 
 
 @pytest.mark.parametrize(
-    ("pickled", "word"),
+    "pickled",
     [
-        (DOUBLING + b".", "no mapping"),
-        (b"\x80\x02}" + DOUBLING[2:] + b"Ns.", "more than a mapping"),
-        (b"\x80\x04" + DOUBLING[2:] + b"\x8c\x01a\x93.", "would load ''"),
-        (b"\x80\x02ctorch\nSize\n" + DOUBLING[2:] + b"\x85R.", "no mapping"),
-        (b"\x80\x02r\xff\xff\xff\xff.", "not a pickle"),
-        (b"\x80\x02Nr\xff\xff\xff\xff.", "no mapping"),
-        (b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.", "not a state dict"),
-        (b"\x80\x05\x8e" + b"\xff" * 7 + b"\x7f.", "not a state dict"),
-        (b"\x80\x02\x8b\xff\xff\xff\x7f.", "not a state dict"),
-        (b"I" + b"9" * 100_000 + b"\n.", "not a state dict"),
-        (b"\x80\x02" + b"(" * 300_000 + b"t" * 299_999 + b".", "no mapping"),
-        (b"\x80\x02" + b"N" * 2_100_000 + b".", "far too large"),
-        (b"\x80\x02}" + b"N0" * 10, "instruction POP"),
-        (b"\x80\x02}", "not a state dict"),
-        (b"\x80\x02t.", "not a pickle"),
-        (b"\x80\x02h\x05.", "not a pickle"),
-        (b"", "not a state dict"),
+        DOUBLING + b".",
+        b"\x80\x02}" + DOUBLING[2:] + b"Ns.",
+        b"\x80\x04" + DOUBLING[2:] + b"\x8c\x01a\x93.",
+        b"\x80\x02ctorch\nSize\n" + DOUBLING[2:] + b"\x85R.",
+        b"\x80\x02r\xff\xff\xff\xff.",
+        b"\x80\x02Nr\xff\xff\xff\xff.",
+        b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.",
+        b"\x80\x05\x8e" + b"\xff" * 7 + b"\x7f.",
+        b"\x80\x02\x8b\xff\xff\xff\x7f.",
+        b"I" + b"9" * 100_000 + b"\n.",
+        b"\x80\x02" + b"(" * 300_000 + b"t" * 299_999 + b".",
+        b"\x80\x02" + b"N" * 2_100_000 + b".",
+        b"\x80\x02}" + b"N0" * 10,
+        b"\x80\x02}",
+        b"\x80\x02t.",
+        b"\x80\x02h\x05.",
+        b"",
     ],
 )
-def test_bombs_and_damage_cost_little(tmp_path: Path, pickled: bytes, word: str) -> None:
-    refused(archive(tmp_path / "x.bin", pickled), word)
+def test_bombs_and_damage_cost_little(tmp_path: Path, pickled: bytes) -> None:
+    refused(archive(tmp_path / "x.bin", pickled))
 
 
 def test_a_pickle_is_bounded_in_size(tmp_path: Path) -> None:
-    refused(archive(tmp_path / "x.bin", b"N" * (2**24 + 1)), "'x/data.pkl' is far too large")
+    refused(archive(tmp_path / "x.bin", b"N" * (2**24 + 1)), word="'x/data.pkl'")
 
 
 def test_a_directory_of_the_archive_is_bounded_in_size(tmp_path: Path) -> None:
@@ -256,79 +259,85 @@ def test_a_directory_of_the_archive_is_bounded_in_size(tmp_path: Path) -> None:
         stream.write(data[:end])
         stream.seek(2**33)  # sparse
         stream.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 2**32 - 2**20, 2**20, 0))
-    refused(file, "its directory is far too large")
+    refused(file)
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    "change",
     [
-        ({"strides": (2,), "shape": (2,)}, "'t' is not contiguous"),
-        ({"strides": (1, 2), "shape": (2, 2)}, "'t' is not contiguous"),
-        ({"strides": (0,)}, "'t' is not contiguous"),
-        ({"shape": (5,)}, "'t' reaches out of its storage"),
-        ({"start": 1}, "'t' reaches out of its storage"),
-        ({"start": 2**61}, "'t' reaches out of its storage"),
-        ({"shape": (0, 2**61, 2**61), "strides": (1, 1, 1)}, "'t' reaches out of its storage"),
-        ({"start": -1}, "not a whole number"),
-        ({"shape": (-4,)}, "not a whole number"),
-        ({"shape": (True,)}, "not a whole number"),
-        ({"shape": (2**70,)}, "not a whole number"),
-        ({"shape": 4}, "a shape that is none"),
-        ({"shape": (2, 2)}, "a shape that is none"),
-        ({"shape": (1,) * 65, "strides": (1,) * 65}, "a shape that is none"),
-        ({"count": 5}, "'t' lies in 16 bytes where 20 are said to be"),
-        ({"count": 3, "shape": (3,)}, "'t' lies in 16 bytes where 12 are said to be"),
-        ({"count": -4}, "storage in a form"),
-        ({"count": 2**63}, "storage in a form"),
-        ({"key": "1"}, "'x/data/1' is missing"),
-        ({"key": "../0"}, "storage in a form"),
-        ({"key": 0}, "storage in a form"),
-        ({"more": ({"conj": True},)}, "a form that is not known"),
+        {"strides": (2,), "shape": (2,)},
+        {"strides": (1, 2), "shape": (2, 2)},
+        {"strides": (0,)},
+        {"shape": (5,)},
+        {"start": 1},
+        {"start": 2**61},
+        {"start": -1},
+        {"shape": (-4,)},
+        {"shape": (True,)},
+        {"shape": (2**70,)},
+        {"shape": 4},
+        {"shape": (2, 2)},
+        {"shape": (1,) * 65, "strides": (1,) * 65},
+        {"count": 5},
+        {"count": 3, "shape": (3,)},
+        {"count": 2**63},
+        {"key": "1"},
+        {"key": "../0"},
+        {"more": ({"conj": True},)},
     ],
 )
-def test_lies_about_a_tensor(tmp_path: Path, change: dict[str, Any], word: str) -> None:
+def test_lies_about_a_tensor(tmp_path: Path, change: dict[str, Any]) -> None:
     read_pickled(lie(tmp_path / "good.bin"))
-    refused(lie(tmp_path / "x.bin", **change), word)
+    refused(lie(tmp_path / "x.bin", **change))
 
 
 @pytest.mark.parametrize(
-    ("value", "word"),
+    "value",
     [
-        (torch.zeros(2), "no mapping"),
-        ({}, "no mapping"),
-        ({"state_dict": {"w": torch.zeros(2)}}, "a mapping within a mapping, under 'state_dict'"),
-        ({"w": torch.zeros(2), "epoch": 3}, "'epoch' is not a tensor"),
-        ({"w": torch.zeros(2, 3).t()}, "'w' is not contiguous"),
-        ({"w": torch.zeros(2).expand(3, 2)}, "'w' is not contiguous"),
-        ({"w": torch.zeros(2).to_sparse()}, "would load 'torch._utils._rebuild_sparse_tensor'"),
-        ({"w": torch.zeros(2, dtype=torch.complex64).conj()}, "a form that is not known"),
-        ({"w": torch.zeros(2, dtype=torch.complex128)}, "would load 'torch.ComplexDoubleStorage'"),
-        ({"a\nb": torch.zeros(2)}, r"the name 'a\nb'"),
-        ({"__metadata__": torch.zeros(2)}, "'__metadata__' is not a tensor"),
-        ({1: torch.zeros(2)}, "more than a mapping"),
-        ([torch.zeros(2)], "instruction EMPTY_LIST"),
-        (torch.nn.Linear(2, 2), "would load 'torch.nn.modules.linear.Linear'"),
+        torch.zeros(2),
+        {},
+        {"w": torch.zeros(2), "epoch": 3},
+        {"w": torch.zeros(2, 3).t()},
+        {"w": torch.zeros(2).expand(3, 2)},
+        {"w": torch.zeros(2).to_sparse()},
+        {"w": torch.zeros(2, dtype=torch.complex64).conj()},
+        {"w": torch.zeros(2, dtype=torch.complex128)},
+        {"a\nb": torch.zeros(2)},
+        {"__metadata__": torch.zeros(2)},
+        {1: torch.zeros(2)},
+        [torch.zeros(2)],
+        torch.nn.Linear(2, 2),
     ],
 )
-def test_what_is_no_state_dict(tmp_path: Path, value: Any, word: str) -> None:
+def test_what_is_not_a_state_dict(tmp_path: Path, value: Any) -> None:
     torch.save(value, tmp_path / "x.bin")
-    refused(tmp_path / "x.bin", word)
+    refused(tmp_path / "x.bin")
 
 
-def test_other_forms_are_refused_with_a_mend(tmp_path: Path) -> None:
+def test_a_nested_state_dict_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.zeros(2)}}, tmp_path / "x.bin")
+    refused(tmp_path / "x.bin", "model.nested_state_dict", "'state_dict'")
+
+
+def test_a_tensor_without_entries_takes_no_bytes(tmp_path: Path) -> None:
+    (info,) = read_pickled(lie(tmp_path / "x.bin", shape=(0, 2**61, 2**61), strides=(1, 1, 1)))
+    assert info.nbytes == 0
+
+
+def test_other_formats_are_refused_with_a_fix(tmp_path: Path) -> None:
     file = tmp_path / "x.bin"
     torch.save({"w": torch.zeros(2)}, file, _use_new_zipfile_serialization=False)
-    refused(file, "before version 1.6", "weights_only=True")
+    refused(file, "model.old_torch_format", "weights_only=True")
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(file))
-    refused(file, "TorchScript")
+    refused(file, "model.torchscript")
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    refused(file, "git-lfs pointer", "git lfs pull")
+    refused(file, "model.lfs_pointer", "git lfs pull")
     file.write_bytes(b"")
-    refused(file, "not a PyTorch file")
+    refused(file, "model.corrupt")
     file.unlink()
-    refused(file, "No such file")
+    refused(file, "model.unreadable")
     os.mkfifo(file)
-    refused(file, "is not an ordinary file")
+    refused(file, "model.not_a_file")
 
 
 def test_archives_that_are_not_pytorchs(tmp_path: Path) -> None:
@@ -336,30 +345,30 @@ def test_archives_that_are_not_pytorchs(tmp_path: Path) -> None:
     good = lie(file)
     pickled = zipfile.ZipFile(good).read("x/data.pkl")
     archive(file, pickled, {"x/data/0": b"\0" * 16}, compression=zipfile.ZIP_DEFLATED)
-    refused(file, "it is compressed or encrypted")
+    refused(file)
     archive(file, pickled, {"x/data/0": b"\0" * 16, "x/byteorder": b"big"})
-    refused(file, "little-endian")
+    refused(file, word="little-endian")
     archive(file, pickled, {"x/data/0": b"\0" * 16, "x/byteorder": b"little"})
     assert [info.name for info in read_pickled(file)] == ["t"]
     archive(file, pickled, {"y/data.pkl": pickled})
-    refused(file, "it has 2 data.pkl")
+    refused(file, word="2 data.pkl")
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive(file, pickled, {"x/data.pkl": pickled})
-    refused(file, "a file is in it twice")
+    refused(file)
     with zipfile.ZipFile(file, "w") as target:
         target.writestr("x/other", b"")
-    refused(file, "it has no data.pkl")
+    refused(file, word="no data.pkl")
 
 
 def test_a_member_that_claims_more_than_the_file_holds(tmp_path: Path) -> None:
     file = lie(tmp_path / "x.bin", count=2**28, shape=(2**28,))
     data = bytearray(file.read_bytes())
-    entry = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)  # of x/data/0, in the directory
+    entry = data.rindex(b"x/data/0") - 46  # in the directory
     data[entry + 20 : entry + 28] = struct.pack("<2L", 2**30, 2**30)
     file.write_bytes(data)
-    refused(file, "damaged or cut short")
+    refused(file, "model.corrupt")
     file.write_bytes(lie(tmp_path / "y.bin").read_bytes()[:-30])
-    refused(file, "damaged or cut short")
+    refused(file, "model.corrupt")
 
 
 def test_thousands_of_tensors_lie_within_the_bounds(tmp_path: Path) -> None:

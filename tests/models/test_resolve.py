@@ -11,11 +11,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from tests.data import hub_errors
 
 from mooring.errors import MissingExtraError, ModelError, OutputError
 from mooring.models.resolve import BUNDLED_MODEL, hub_name, resolve_model
-
-from . import hub_errors
 
 
 @pytest.fixture

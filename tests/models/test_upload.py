@@ -11,11 +11,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import HfApi, errors
 from huggingface_hub.utils import filter_repo_objects
+from tests.data import hub_errors
 
 from mooring.errors import OutputError
 from mooring.models.upload import check_hub_id, check_push, push
-
-from . import hub_errors
 
 LARGE = (".safetensors", ".bin", ".gguf")
 
@@ -219,7 +218,7 @@ FAILURES = [
         "may not be written by you (You have no write ac",
     ),
     (answer(errors.HfHubHTTPError, 429), "too many requests"),
-    (answer(errors.HfHubHTTPError, 412), "somebody else"),
+    (answer(errors.HfHubHTTPError, 412), "someone else"),
     (answer(errors.BadRequestError, 400, "Invalid metadata in README.md"), "(Invalid metadata in README.md)"),
     (answer(errors.HfHubHTTPError, 503), "run it again later"),
     (errors.OfflineModeIsEnabled("offline mode is enabled"), "out of reach"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mooring.merging.job import Setting, depths
+from mooring.merging.job import TensorValue, depths
 from mooring.pipeline.module_groups import changed, group_of, patterns
 from mooring.reporting.results import Changes
 
@@ -36,7 +36,7 @@ def names(stack: str, modules: tuple[str, ...], layers: int = 12) -> list[str]:
 
 def given(tensors: list[str], modules: dict[str, float], lam: float) -> dict[str, float]:
     """λ of every tensor as the merge engine reads the patterns, none of which may match nothing."""
-    setting = Setting.of(patterns(tensors, modules, lam))
+    setting = TensorValue.of(patterns(tensors, modules, lam))
     assert setting.unused(tensors) == ()
     depth = depths(tensors)
     return {name: setting.at(name, depth[name]) for name in tensors}

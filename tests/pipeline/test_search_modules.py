@@ -16,6 +16,7 @@ from mooring.errors import DataError, RecipeError
 from mooring.events import Event
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.in_memory import OpenMerge
+from mooring.merging.pair import open_pair
 from mooring.models import open_checkpoint
 from mooring.pipeline.changes import measure_changes, read_changes
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point
@@ -118,7 +119,7 @@ def test_what_beats_the_single_lambda_is_written_tested_and_reported(
     answers = [row.answers for row in results.rows if row.measure == "asr" and row.split == "test"]
     assert all({"0", "0.7", "1", best.point.key} == set(given) for given in answers)
     lam = patterns(tensor_names(tiny_model_folder), best.point.overrides, 0.7)
-    want = OpenMerge(tiny_model_folder, tuned).tensors(lam)
+    want = OpenMerge(open_pair(tiny_model_folder, tuned)).tensors(lam)
     with open_checkpoint(done.model) as written:
         assert all(torch.equal(written.tensor(name), value) for name, value in want.items())
     # Another choice, and another judge, know it too.

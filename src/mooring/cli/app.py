@@ -312,7 +312,7 @@ def inspect(
             lam=lam,
             quick=quick,
             heatmap=heatmap,
-            on_progress=lambda done, total: tick(done >> 20, total >> 20, "MiB"),
+            on_event=lambda event: tick(event.done >> 20, event.total >> 20, "MiB"),
         )
     render.inspection(found, as_json=as_json)
     if heatmap and not as_json and found.whole().relative:

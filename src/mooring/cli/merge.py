@@ -15,7 +15,6 @@ from mooring.merge_point import MergePoint
 if TYPE_CHECKING:
     from mooring.merging.job import Job
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SETTINGS = ("weights", "density", "gamma", "epsilon", "normalize", "rescale", "seed")
 _JOB = ("models", "lam", "lam_for", "lambdas", "method", *_SETTINGS, "dtype", "tokenizer")
 _OUTPUT = ("out", "max_shard_size", "as_adapter", "allow_nonfinite", "threads", "push", "private", "overwrite")
@@ -96,6 +95,8 @@ def merge(
         record = mooring.api.verify(verify)
         typer.echo(f"{verify} is what was written: {record['tensors']['all']} tensors, digest {record['digest']}.")
         return
+    from mooring.merging.job import bytes_of
+
     sweep = _sweep(lambdas)
     if config is not None:
         from mooring.merging import mergekit_read
@@ -112,7 +113,7 @@ def merge(
             "seed": seed,
         }
         job = _job(models or [], method, _lam(lam, lam_for, sweep), settings, dtype, tokenizer)
-    size = _bytes(max_shard_size)
+    size = bytes_of(max_shard_size, "--max-shard-size")
     if export_mergekit:
         typer.echo(mooring.api.export_mergekit(job), nl=False)
         return
@@ -133,7 +134,7 @@ def merge(
             as_adapter=as_adapter,
             allow_nonfinite=allow_nonfinite,
             threads=threads,
-            on_progress=lambda done, total: tick(done >> 20, total >> 20, "MiB"),
+            on_event=lambda event: tick(event.done >> 20, event.total >> 20, "MiB"),
         )
     render.merged(made, [MergePoint(lam).folder for lam in sweep])
     if push is not None:
@@ -169,9 +170,7 @@ def _job(
 ) -> "Job":
     if len(models) < 2:
         raise mooring.UserError("BASE and TUNED are wanted", "name the aligned model, then the one tuned from it")
-    from mooring.merging.job import Job
-    from mooring.merging.merge import dtype_named
-    from mooring.merging.parameters import options_of
+    from mooring.merging.job import Job, dtype_named, options_of
 
     kind = dtype_named(dtype)
     return Job(
@@ -225,18 +224,3 @@ def _values(text: str | None, option: str) -> list[Any] | None:
     if text is None:
         return None
     return [_parsed(part.strip(), option, parse) for part in text.split(",")]
-
-
-def _bytes(text: str | None) -> int | None:
-    """A size such as 5GB or 500MiB, in bytes."""
-    if text is None:
-        return None
-    number = text.rstrip("BbIiGgMmKk ")
-    unit = text[len(number) :].strip().upper()
-    try:
-        size = int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise mooring.UserError(f"--max-shard-size: {text!r} is not a size", "write it as 5GB or 500MB")
-    return size

@@ -194,9 +194,7 @@ def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
 
 def inspection(found: "Inspection", *, as_json: bool = False) -> None:
     """What `mooring inspect` says: a verdict, what changed, what each method would do, what a merge costs."""
-    from mooring.merging.inspect import as_table
-
-    facts = as_table(found)
+    facts = found.to_dict()
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=1))
         return

@@ -1,16 +1,13 @@
 """The engine on `transformers`: a local folder, batches by length, padded on the left."""
 
-import contextlib
 import dataclasses
 import json
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from transformers.utils import logging as hf_logging
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import ModelError
@@ -18,6 +15,7 @@ from mooring.inference.decode import decode, pad_left
 from mooring.inference.drafts import decode_drafted, supported
 from mooring.inference.encode import decode_completion, encode_examples, encode_prompts, stop_tokens
 from mooring.inference.engine import plan_batches, sample_indices, unfinished
+from mooring.quiet import quiet
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
 
@@ -66,7 +64,7 @@ class TransformersEngine:
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        with quiet():
+        with quiet("transformers"):
             model, tokenizer = load_model(Path(folder), dtype)
         return cls(model.to(device), tokenizer, system=system, batch_size=batch_size)
 
@@ -179,22 +177,6 @@ def response_nll(model: Any, encoded: Sequence[tuple[list[int], int]], pad: int)
         .item()
         for i, size in enumerate(sizes)
     ]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no warnings from transformers while the block runs."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def load_model(folder: Path, dtype: Dtype) -> tuple[Any, Any]:

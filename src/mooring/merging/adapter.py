@@ -1,14 +1,12 @@
 """Merge LoRA adapters without leaving LoRA: (1−λ)·W + λ·(W + sBA) = W + λ·sBA, so the result is an adapter, exact."""
 
-import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +15,11 @@ from torch import Tensor
 from mooring.errors import MismatchError, UserError
 from mooring.files import atomic_folder, need_room
 from mooring.merging import sphere
-from mooring.merging.dense import Site
-from mooring.merging.inputs import Target, check_named_base
-from mooring.merging.job import Job, Setting, as_plain
-from mooring.merging.merge import check_output, dtype_named
-from mooring.merging.parameters import plain, sites
+from mooring.merging.job import Job, TensorValue, dtype_named, options_to_json, tensor_params, to_json
+from mooring.merging.manifest import Written, source_entry, written_entry
+from mooring.merging.merge import ROOM_FOR_SIDE_FILES, check_output
+from mooring.merging.pair import ModelPair, open_pair
+from mooring.merging.plan import TensorParams
 from mooring.merging.slices import CELL, check_finite, one_thread, same
 from mooring.merging.verify import verify
 from mooring.models import (
@@ -32,93 +30,104 @@ from mooring.models import (
     Checkpoint,
     TensorDigest,
     Writer,
-    combine,
-    content_digest,
     copy_side_files,
-    file_digests,
     hash_part,
     is_adapter,
-    open_adapter,
-    open_checkpoint,
 )
 from mooring.models.lora import ADAPTER_WEIGHTS, Change
 
-# --- How far each change of some LoRA adapters goes in their merge ---
-
+METHODS = ("linear", "task_arithmetic", "model_stock")
+"""Methods whose result is the base and a weighted sum of changes."""
 
 LEAVE_OUT = "leave out --as-adapter"
+_SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_TUNING_ONLY = ("eva_config", "corda_config", "lora_ga_config", "loftq_config", "velora_config")
 
 Weights = Mapping[str, tuple[float, ...]]
-"""Name of a tensor to what each adapter's change of it counts for: θ = base + Σ cᵢ·changeᵢ."""
+"""The weight of each adapter's change of a tensor, by the tensor's name: θ = base + Σ cᵢ·changeᵢ."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Inputs:
+class BoundAdapters:
     """A base and adapters on it.
 
     Attributes:
-        base: The base.
-        adapters: Bound to it.
+        pair: The base and the adapters, open.
     """
 
-    base: Checkpoint
-    adapters: Sequence[Adapter]
+    pair: ModelPair
+
+    @property
+    def base(self) -> Checkpoint:
+        """The base."""
+        return self.pair.base
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The adapters."""
+        return [model for model in self.pair.tuned if isinstance(model, Adapter)]
 
     @property
     def names(self) -> list[str]:
-        """What the adapters change, in their order and by their names."""
+        """The tensors that the adapters change, in their order, by the adapters' names."""
         return list(dict.fromkeys(name for adapter in self.adapters for name in adapter.changes))
 
     def changes(self, name: str) -> list[tuple[int, Adapter, Change]]:
-        """Who changes a tensor, and how."""
+        """The adapters that change a tensor: (index, adapter, change)."""
         known = ((i, adapter, adapter.changes.get(name)) for i, adapter in enumerate(self.adapters))
         return [(i, adapter, change) for i, adapter, change in known if change is not None]
 
     def source(self, name: str) -> str:
-        """The base's tensor that has the values of a tensor before tuning."""
+        """The base's tensor with the values before tuning."""
         return next(a.sources[name] for a in self.adapters if name in a.changes)
 
 
-def fractions(inputs: Inputs, method: str, sites: Mapping[str, Site]) -> Weights:
-    """What each adapter's change of a tensor counts for, for every tensor that one of them changes.
+def fractions(inputs: BoundAdapters, method: str, params: Mapping[str, TensorParams]) -> Weights:
+    """The weight of each adapter's change, for every tensor that one of them changes.
 
-    Linear: λ·wᵢ/Σw (with a base weight b: wᵢ/(b + Σw)); task arithmetic: λ·wᵢ; Model Stock: λ·t/N. As in `rules`.
+    Linear: λ·wᵢ/Σw (with a base weight b: wᵢ/(b + Σw)); task arithmetic: λ·wᵢ; Model Stock: λ·t/N. As in `dense`.
 
     Raises:
-        UserError: λ lies outside [0, 1], or the weights scale the base too, which no adapter can.
+        UserError: λ is outside [0, 1], or the weights scale the base too, which an adapter cannot.
     """
     found = {}
     for name in inputs.names:
-        site = sites.get(name) or sites[inputs.source(name)]
-        if not 0 <= site.lams[0] <= 1:
-            raise UserError(f"λ is {site.lams[0]:g} for {name}, outside [0, 1]", LEAVE_OUT)
-        found[name] = _fractions(inputs, method, site, name)
+        at = params.get(name) or params[inputs.source(name)]
+        if not 0 <= at.lams[0] <= 1:
+            raise UserError(
+                f"λ is {at.lams[0]:g} for {name}, outside [0, 1]", LEAVE_OUT, code="usage.lambda_out_of_range"
+            )
+        found[name] = _fractions(inputs, method, at, name)
     return found
 
 
-def _fractions(inputs: Inputs, method: str, site: Site, name: str) -> tuple[float, ...]:
-    models, lam = len(inputs.adapters), site.lams[0]
+def _fractions(inputs: BoundAdapters, method: str, params: TensorParams, name: str) -> tuple[float, ...]:
+    models, lam = len(inputs.adapters), params.lams[0]
     if method == "model_stock":
         ratio, reason = sphere.model_stock_ratio(gram(inputs, name))
         if reason:
-            site.note(f"model_stock: {reason}")
+            params.note(f"model_stock: {reason}")
         return (lam * ratio / models,) * models
-    weights = site.weights or (1.0,) * models
+    weights = params.weights or (1.0,) * models
     total = math.fsum(weights)
     if method == "task_arithmetic":
-        return tuple(lam * w / (total if site.normalize else 1.0) for w in weights)
-    if site.base_weight is None:
+        return tuple(lam * w / (total if params.normalize else 1.0) for w in weights)
+    if params.base_weight is None:
         return tuple(lam * w / total for w in weights)
-    total += site.base_weight
-    if not site.normalize and not math.isclose(total, 1):
-        raise UserError(f"the weights sum to {total:g} for {name}, which scales the base too", LEAVE_OUT)
+    total += params.base_weight
+    if not params.normalize and not math.isclose(total, 1):
+        raise UserError(
+            f"the weights sum to {total:g} for {name}, which scales the base too",
+            LEAVE_OUT,
+            code="usage.weights_scale_base",
+        )
     return tuple(w / total for w in weights)
 
 
-def gram(inputs: Inputs, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def gram(inputs: BoundAdapters, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Inner products of the adapters' changes of a tensor, in float64: (adapters, adapters).
 
-    Of low rank: ⟨sᵢBᵢAᵢ, sⱼBⱼAⱼ⟩ = sᵢsⱼ·Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ), so that the product is never multiplied out.
+    Uses the low rank: ⟨sᵢBᵢAᵢ, sⱼBⱼAⱼ⟩ = sᵢsⱼ·Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ), so the products B·A are never computed.
     """
     found = np.zeros((len(inputs.adapters),) * 2)
     known = inputs.changes(name)
@@ -146,23 +155,20 @@ def gram(inputs: Inputs, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.f
     return found
 
 
-def holds_base(inputs: Inputs, name: str) -> bool:
-    """Whether the base weights that PEFT saved along with an adapter are the base's own, so can be left out."""
+def holds_base(inputs: BoundAdapters, name: str) -> bool:
+    """Whether base weights that PEFT saved with an adapter equal the base's, so can be left out."""
     source = inputs.source(name)
     info = inputs.base.tensors[source]
     for _, adapter, change in inputs.changes(name):
         if change.stored is None:
             continue
-        if change.alone or adapter.tensors[change.stored].shape != info.shape:
+        if change.own_copy or adapter.tensors[change.stored].shape != info.shape:
             return False
         for start in range(0, info.numel, CELL):
             stop = min(start + CELL, info.numel)
             if not same(inputs.base.read(source, start, stop), adapter.read(change.stored, start, stop)):
                 return False
     return True
-
-
-# --- The tensors of a merged LoRA adapter: what is written for each change ---
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -173,7 +179,7 @@ class Entry:
         key: Its name in the file.
         dtype: Its type.
         shape: Its shape.
-        values: Gives its elements, from a position on, a part at a time.
+        values: Yields (start, elements), a part at a time.
     """
 
     key: str
@@ -182,14 +188,14 @@ class Entry:
     values: Callable[[], Iterator[tuple[int, Tensor]]]
 
 
-def entries(inputs: Inputs, weights: Weights, rank: int | None, dtype: torch.dtype | None) -> list[Entry]:
+def entries(inputs: BoundAdapters, weights: Weights, rank: int | None, dtype: torch.dtype | None) -> list[Entry]:
     """The tensors of the output.
 
     Args:
         inputs: The base and its adapters.
         weights: From `fractions`.
-        rank: The rank to which the factors are stacked; None: the factors of the only adapter as they are.
-        dtype: The type of all; without, A keeps its own, B is float32, and what was saved whole keeps its own.
+        rank: The rank of the stacked factors; None to copy the factors of the only adapter.
+        dtype: The type of all tensors; by default A and what was saved whole keep theirs, and B is float32.
 
     Raises:
         MismatchError: The adapters change a tensor in ways that one adapter cannot hold.
@@ -213,18 +219,22 @@ def entries(inputs: Inputs, weights: Weights, rank: int | None, dtype: torch.dty
     return found
 
 
-def _check_saved(inputs: Inputs, name: str, lora: bool) -> None:
-    """Refuse what was saved whole as a module's own by one adapter, and is changed otherwise by another.
+def _check_saved(inputs: BoundAdapters, name: str, lora: bool) -> None:
+    """Raise for a tensor that one adapter saved whole through `modules_to_save` and another changes differently.
 
-    A base weight that another saved for the tensor that this one is tied to changes this one too.
+    A base weight that an adapter saved for a tied tensor changes this one too.
     """
     known, source = inputs.changes(name), inputs.source(name)
-    if not any(c.alone for _, _, c in known):
+    if not any(c.own_copy for _, _, c in known):
         return
     tied = {other for other in inputs.names if inputs.source(other) == source}
-    shared = {i for other in tied for i, _, c in inputs.changes(other) if c.stored and not c.alone}
-    if lora or any(c.stored and not c.alone for _, _, c in known) or shared - {i for i, _, c in known if c.alone}:
-        raise MismatchError(f"{name} is saved whole by one adapter and changed otherwise by another", LEAVE_OUT)
+    shared = {i for other in tied for i, _, c in inputs.changes(other) if c.stored and not c.own_copy}
+    if lora or any(c.stored and not c.own_copy for _, _, c in known) or shared - {i for i, _, c in known if c.own_copy}:
+        raise MismatchError(
+            f"{name} is saved whole by one adapter and changed otherwise by another",
+            LEAVE_OUT,
+            code="model.adapters_incompatible",
+        )
 
 
 def _copy(adapter: Adapter, key: str, dtype: torch.dtype | None) -> Entry:
@@ -240,7 +250,7 @@ def _stack(
     rank: int,
     dtype: torch.dtype | None,
 ) -> list[Entry]:
-    """A: the adapters' A below each other; B: cᵢ·sᵢ·Bᵢ side by side; both padded with zeros to the rank."""
+    """A: the adapters' A on top of each other; B: cᵢ·sᵢ·Bᵢ side by side; both padded with zeros to the rank."""
     pairs = [(i, adapter, change, change.a, change.b) for i, adapter, change in known if change.a and change.b]
     _, adapter, change, a, b = pairs[0]
     inputs, outputs = adapter.tensors[a].shape[1], adapter.tensors[b].shape[0]
@@ -286,16 +296,18 @@ def _shift(
     return Entry(key, dtype or torch.float32, first.tensors[shift].shape, values)
 
 
-def _whole(inputs: Inputs, name: str, key: str, weights: Sequence[float], dtype: torch.dtype | None) -> Entry:
-    """A tensor that was saved whole: base + Σ cᵢ·(savedᵢ − base); rows that the base does not have, as they are."""
+def _whole(inputs: BoundAdapters, name: str, key: str, weights: Sequence[float], dtype: torch.dtype | None) -> Entry:
+    """A tensor that was saved whole: base + Σ cᵢ·(savedᵢ − base); rows that the base does not have are copied."""
     saved = [(i, adapter, c.stored) for i, adapter, c in inputs.changes(name) if c.stored]
     _, first, stored = saved[0]
     info, source = first.tensors[stored], inputs.source(name)
     shared = min(info.numel, inputs.base.tensors[source].numel)
     kind = dtype or info.dtype
     if info.shape != inputs.base.tensors[source].shape and len(inputs.adapters) > 1:
-        what = f"{name} has shape {list(info.shape)} in {first.folder}, where the base has another"
-        raise MismatchError(f"{what}: rows of several adapters are not joined", LEAVE_OUT)
+        what = f"{name} has shape {list(info.shape)} in {first.folder}, and another in the base"
+        raise MismatchError(
+            f"{what}: rows of several adapters are not joined", LEAVE_OUT, code="model.adapters_incompatible"
+        )
     used = tuple(weights[i] for i, _, _ in saved)
 
     def values() -> Iterator[tuple[int, Tensor]]:
@@ -310,7 +322,7 @@ def _whole(inputs: Inputs, name: str, key: str, weights: Sequence[float], dtype:
 
 
 def _mix(base: Tensor, tuned: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """base + Σ cᵢ·(tunedᵢ − base), in float32 or better; exact where one weight is 0 or 1."""
+    """base + Σ cᵢ·(tunedᵢ − base), in float32 or better; exact if there is one weight of 0 or 1."""
     kind = functools.reduce(torch.promote_types, (values.dtype for values in tuned), torch.float32)
     ground = base.to(torch.promote_types(kind, base.dtype))
     if len(tuned) == 1:
@@ -319,101 +331,81 @@ def _mix(base: Tensor, tuned: Sequence[Tensor], weights: Sequence[float]) -> Ten
     return functools.reduce(torch.add, changes) + ground
 
 
-METHODS = ("linear", "task_arithmetic", "model_stock")
-"""Those whose result is the base and a weighted sum of changes."""
+def merge_adapters(base: Path, adapters: Sequence[Path], out: Path, job: Job, lambdas: Sequence[float] = ()) -> Path:
+    """Merge LoRA adapters into one that PEFT and vLLM load on the same base, instead of a whole model.
 
-Written: TypeAlias = Mapping[str, tuple[str, list[int], str]]
-"""Name of a tensor to its type, shape and digest."""
-
-_ROOM_FOR_SIDE_FILES = 64 * 2**20
-_SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-_TUNING_ONLY = ("eva_config", "corda_config", "lora_ga_config", "loftq_config", "velora_config")
-
-
-def merge_adapters(base: Path, adapters: Sequence[Path], out: Path, job: Job) -> Path:
-    """Merge LoRA adapters into one that PEFT and vLLM load on the same base, in place of a whole model.
-
-    One adapter whose every change counts the same keeps A and B byte for byte, and its α is scaled. Otherwise ranks are
-    stacked: A below A, cᵢ·sᵢ·Bᵢ beside each other (in float32), zeros up to one rank for all modules, α = rank. Of the
-    base, only headers are read, and what an adapter saved whole.
+    A single adapter whose changes all have the same weight keeps A and B byte for byte, and its α is scaled. Otherwise
+    ranks are stacked: the A on top of each other, the cᵢ·sᵢ·Bᵢ side by side (in float32), padded with zeros to one rank
+    for all modules, α = rank. Of the base, only headers are read, and tensors that an adapter saved whole.
 
     Args:
         base: Folder of the base.
         adapters: Folders of the adapters.
         out: A folder that does not exist yet, or is empty.
-        job: Method and settings; `base` and `tuned` in it are not looked at.
+        job: Method and options; its `base` and `tuned` are not used.
+        lambdas: Several λ at once: `out` gets a folder such as `lam-0.4` for each.
 
     Returns:
         The output folder.
 
     Raises:
-        UserError: The method, or λ, or DoRA cannot be had as an adapter; or a setting is out of range.
+        UserError: The method, λ or DoRA cannot be written as an adapter, an option is out of range, or two of the λ are
+            the same.
         ModelError: An input is missing, corrupt, not supported, or holds NaN or Inf.
         MismatchError: The adapters do not fit the base, or each other.
-        OutputError: `out` holds something, lies in an input, or does not fit on the disk.
+        OutputError: `out` is not empty, is inside an input, or does not fit on the disk.
     """
     if job.method not in METHODS:
-        raise UserError(f"method {job.method} does not give an adapter ({', '.join(METHODS)} do)", LEAVE_OUT)
+        what = f"method {job.method} does not give an adapter ({', '.join(METHODS)} do)"
+        raise UserError(what, LEAVE_OUT, code="usage.method_gives_no_adapter")
     for folder in adapters:
         if not is_adapter(folder):
-            raise UserError(f"{folder}: is not a LoRA adapter", LEAVE_OUT)
+            raise UserError(f"{folder}: is not a LoRA adapter", LEAVE_OUT, code="usage.not_an_adapter")
+    values = {f"lam-{lam:g}": TensorValue.of(lam) for lam in lambdas}
+    if len(values) < len(lambdas):
+        raise UserError("two of the λ are the same", "give each once", code="usage.repeated_lambda")
     check_output(out, base, *adapters)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(one_thread())
-        inputs = Inputs(stack.enter_context(open_checkpoint(base)), [])
-        for folder in adapters:
-            adapter = stack.enter_context(open_adapter(folder))
+    with one_thread(), open_pair(base, adapters) as pair:
+        inputs = BoundAdapters(pair)
+        for adapter in inputs.adapters:
             if adapter.config.get("use_dora"):
-                raise UserError(f"{folder}: DoRA scales the base's weights too, which is no sum of changes", LEAVE_OUT)
-            adapter.bind(inputs.base)
-            check_named_base(inputs.base, adapter)
-            inputs = Inputs(inputs.base, [*inputs.adapters, adapter])
+                what = f"{adapter.folder}: DoRA scales the base's weights too, which is not a sum of changes"
+                raise UserError(what, LEAVE_OUT, code="usage.dora_gives_no_adapter")
         if all(_changes_nothing(adapter) for adapter in inputs.adapters):
-            names = " and ".join(map(str, adapters))
-            raise MismatchError(f"{names}: its change is zero, so the merge would change nothing", "name a tuned one")
-        decisions: dict[str, list[str]] = {}
-        weights = _weights(inputs, job, decisions)
-        rank = None if len(adapters) == 1 and len({c for (c,) in weights.values()}) == 1 else _rank(inputs)
-        kind = dtype_named(job.dtype)
-        tensors = entries(inputs, weights, rank, kind)
-        config = _config(inputs.adapters, rank, next(iter(weights.values()))[0])
-        need_room(out, sum(e.dtype.itemsize * torch.Size(e.shape).numel() for e in tensors) + _ROOM_FOR_SIDE_FILES)
+            what = f"{' and '.join(map(str, adapters))}: its change is zero, so the merge would change nothing"
+            raise MismatchError(what, "name a tuned one", code="model.equal")
+        if not values:
+            return _merge_at(inputs, job, out)
         with atomic_folder(out) as scratch:
-            written = _write(tensors, adapters, scratch)
-            with_tokenizer = [folder for folder in adapters if (folder / "tokenizer_config.json").is_file()]
-            if with_tokenizer:
-                copy_side_files(with_tokenizer[0], scratch)
-            _write_json(scratch / ADAPTER_CONFIG, config)
-            _write_json(scratch / MANIFEST, _manifest(inputs, job, decisions, written))
-            verify(scratch)
+            for name, lam in values.items():
+                each = dataclasses.replace(job, options=dataclasses.replace(job.options, lam=lam))
+                _merge_at(inputs, each, scratch / name)
     return out
 
 
-def merge_all_adapters(
-    base: Path, adapters: Sequence[Path], out: Path, job: Job, lambdas: Sequence[float] = ()
-) -> Path:
-    """As `merge_adapters`; with several λ, `out` gets a folder such as `lam-0.4` for each.
-
-    Raises:
-        UserError: As `merge_adapters`, or two of the λ are the same.
-    """
-    if not lambdas:
-        return merge_adapters(base, adapters, out, job)
-    jobs = {
-        f"lam-{lam:g}": dataclasses.replace(job, options=dataclasses.replace(job.options, lam=Setting.of(lam)))
-        for lam in lambdas
-    }
-    if len(jobs) < len(lambdas):
-        raise UserError("two of the λ are the same", "give each once")
-    check_output(out, base, *adapters)
+def _merge_at(inputs: BoundAdapters, job: Job, out: Path) -> Path:
+    """Write the merge at one λ."""
+    decisions: dict[str, list[str]] = {}
+    weights = _weights(inputs, job, decisions)
+    same_for_all = len(inputs.adapters) == 1 and len({c for (c,) in weights.values()}) == 1
+    rank = None if same_for_all else _rank(inputs)
+    tensors = entries(inputs, weights, rank, dtype_named(job.dtype))
+    config = _config(inputs.adapters, rank, next(iter(weights.values()))[0])
+    need_room(out, sum(e.dtype.itemsize * math.prod(e.shape) for e in tensors) + ROOM_FOR_SIDE_FILES)
+    folders = [adapter.folder for adapter in inputs.adapters]
     with atomic_folder(out) as scratch:
-        for name, each in jobs.items():
-            merge_adapters(base, adapters, scratch / name, each)
+        written = _write(tensors, folders, scratch)
+        with_tokenizer = [folder for folder in folders if (folder / "tokenizer_config.json").is_file()]
+        if with_tokenizer:
+            copy_side_files(with_tokenizer[0], scratch)
+        _write_json(scratch / ADAPTER_CONFIG, config)
+        _write_json(scratch / MANIFEST, _manifest(inputs, job, decisions, written))
+        verify(scratch)
     return out
 
 
 def _changes_nothing(adapter: Adapter) -> bool:
-    """Whether every change is a product of which one factor is zero, as before the first step of tuning."""
+    """Whether every change is a product with a factor of zero, as before the first step of tuning."""
     return all(
         c.stored is None
         and c.shift is None
@@ -423,25 +415,20 @@ def _changes_nothing(adapter: Adapter) -> bool:
     )
 
 
-def _weights(inputs: Inputs, job: Job, decisions: dict[str, list[str]]) -> Weights:
-    """What each change counts for; notes in `decisions` what was decided for a tensor alone."""
-    heads = {head: source for adapter in inputs.adapters for head, source in adapter.unties.items()}
-    places = {name: name for name in inputs.base.tensors} | heads
-    targets = {}
-    for name, source in places.items():
-        info = inputs.base.tensors[source]
-        targets[name] = Target(name, info.dtype, info.shape, info.numel, (), 0, "")
+def _weights(inputs: BoundAdapters, job: Job, decisions: dict[str, list[str]]) -> Weights:
+    """The weight of each change; adds decisions about single tensors to `decisions`."""
 
     def note(name: str, sentence: str) -> None:
         if sentence not in decisions.setdefault(name, []):
             decisions[name].append(sentence)
 
-    found = sites(job.method, job.options, targets, len(inputs.adapters), [job.options.lam], note)
-    return fractions(inputs, job.method, found)
+    options, tensors = job.options, inputs.pair.tensors
+    params = tensor_params(job.method, options, tensors, len(inputs.adapters), [options.lam], note)
+    return fractions(inputs, job.method, params)
 
 
-def _rank(inputs: Inputs) -> int:
-    """The most that a module's ranks sum to."""
+def _rank(inputs: BoundAdapters) -> int:
+    """The largest sum of a module's ranks."""
     sums = [
         sum(adapter.tensors[c.a].shape[0] for _, adapter, c in inputs.changes(name) if c.a) for name in inputs.names
     ]
@@ -470,7 +457,7 @@ def _write_json(file: Path, data: Mapping[str, Any]) -> None:
 
 
 def _config(adapters: Sequence[Adapter], rank: int | None, factor: float) -> dict[str, Any]:
-    """The configuration: the first adapter's, with what the merge changed."""
+    """The configuration: the first adapter's, with the changes of the merge."""
     configs = [dict(adapter.config) for adapter in adapters]
     config = configs[0] | {"inference_mode": True}
     if rank is None:
@@ -492,49 +479,37 @@ def _config(adapters: Sequence[Adapter], rank: int | None, factor: float) -> dic
         config |= dict.fromkeys(_SELECTS) | {"target_modules": sorted(names)}
     if config["lora_bias"] and any(c.embedding for a in adapters for c in a.changes.values()):
         raise MismatchError(
-            "one adapter has lora_bias and another an embedding, which PEFT cannot hold together", LEAVE_OUT
+            "one adapter has lora_bias and another an embedding, which PEFT cannot hold together",
+            LEAVE_OUT,
+            code="model.adapters_incompatible",
         )
     return config
 
 
 def _selection(config: Mapping[str, Any]) -> str:
-    """Which modules an adapter is on, as text: lists that PEFT keeps as sets come sorted."""
+    """The modules that an adapter is on, as text; lists that PEFT writes from sets are sorted."""
     values = [config.get(key) for key in _SELECTS]
     return json.dumps([sorted(map(str, v)) if isinstance(v, list) else v for v in values])
 
 
 def _scaled(alpha: Any, factor: float) -> float:
-    """α times a factor; whole where it can be, since some readers want it so."""
+    """α times a factor; an integer if possible, which some readers require."""
     value = float(alpha) * factor
     return int(value) if value.is_integer() else value
 
 
-def _manifest(inputs: Inputs, job: Job, decisions: Mapping[str, list[str]], written: Written) -> dict[str, Any]:
-    """How the output was made, as plain values; no dates and no paths. The base's weights were not read, so have no
-    digest here."""
-    tuned = []
-    for adapter in inputs.adapters:
-        digest = f"sha256:{combine(file_digests(adapter.folder))}"
-        tuned.append({"name": adapter.folder.resolve().name, "kind": "lora", "digest": digest})
+def _manifest(inputs: BoundAdapters, job: Job, decisions: Mapping[str, list[str]], written: Written) -> dict[str, Any]:
+    """The record of how the output was made, as JSON. The base's weights were not read, so it has no digest of them."""
     return {
         "format": 2,
         "kind": "lora",
         "method": job.method,
-        "lambda": as_plain(job.options.lam),
-        "options": plain(job.method, job.options),
+        "lambda": to_json(job.options.lam),
+        "options": options_to_json(job.method, job.options),
         "base": {"name": inputs.base.folder.resolve().name, "kind": "checkpoint"},
-        "tuned": tuned,
+        "tuned": [source_entry(adapter, {}) for adapter in inputs.adapters],
         "tensors": {"all": len(written), "changed": len(inputs.names)},
-        "decisions": {name: "; ".join(said) for name, said in sorted(decisions.items())},
+        "decisions": {name: "; ".join(sentences) for name, sentences in sorted(decisions.items())},
         "notes": ["a LoRA adapter; the base's weights were not read"],
-        "digest": content_digest(written),
-        "digests": {name: list(entry) for name, entry in sorted(written.items())},
-        "made_with": {"mooring": _version(), "torch": torch.__version__},
+        **written_entry(written),
     }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("mooring")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"

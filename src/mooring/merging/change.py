@@ -1,15 +1,12 @@
-"""How much a tensor changed, and what follows from the numbers alone: relative change, angle, groups, shares kept."""
+"""How much a tensor changed, and what follows from the numbers: relative change, angle, groups, shares kept."""
 
 import dataclasses
 import math
-import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from mooring.merging.job import layer
-
 Histogram = tuple[tuple[int, int], ...]
-"""(bin, entries), rising, empty bins left out. An entry's bin is the exponent and the first two bits of the mantissa of
+"""(bin, entries), ascending, without empty bins. An entry's bin is the exponent and the first two mantissa bits of
 |δ| in float32; bin 0 is no change."""
 
 _LARGEST = 0x7F7FFFFF
@@ -18,10 +15,10 @@ _LARGEST = 0x7F7FFFFF
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rank:
-    """The effective rank of a change δ, from 64 random probes: both numbers are upper bounds, exact up to rank 64.
+    """The effective rank of a change δ, from 64 random probes: both are upper bounds, exact up to rank 64.
 
     Attributes:
-        directions: The fewest singular directions found that carry 90 % of ‖δ‖²; None where 64 do not.
+        directions: The fewest singular directions found that carry 90 % of ‖δ‖²; None if 64 do not suffice.
         stable: The stable rank ‖δ‖² / σ₁², σ₁ the largest singular value.
     """
 
@@ -39,9 +36,9 @@ class Change:
         base_square: ‖base‖².
         change_square: ‖δ‖².
         along: ⟨base, δ⟩.
-        floating: Whether its type is floating-point; what is not is never merged.
-        histogram: The entries by |δ|; empty where nothing changed.
-        rank: For a matrix that changed; None where it was not measured.
+        floating: Whether its type is floating-point; other tensors are never merged.
+        histogram: The entries by |δ|; empty if nothing changed.
+        rank: For a matrix that changed; None if it was not measured.
     """
 
     name: str
@@ -70,14 +67,14 @@ class Change:
 
     @property
     def relative(self) -> float:
-        """‖δ‖ / ‖base‖; infinite where the base is zero and the tuned model is not."""
+        """‖δ‖ / ‖base‖; infinite if the base is zero and the tuned model is not."""
         return ratio(self.change_square, self.base_square)
 
     @property
     def angle(self) -> float | None:
-        """The angle between base and tuned, in radians; None where one of them is zero.
+        """The angle between base and tuned, in radians; None if one of them is zero.
 
-        From the part of δ across the base, not from a cosine, which says nothing about angles under 1e-8:
+        Computed from the part of δ orthogonal to the base, not from a cosine, which cannot resolve angles below 1e-8:
         tan ω = ‖δ⊥‖·‖base‖ / (‖base‖² + ⟨base, δ⟩).
         """
         if self.base_square == 0 or self.tuned_square == 0:
@@ -92,10 +89,10 @@ class Group:
 
     Attributes:
         relative: ‖δ‖ / ‖base‖ over all of them.
-        angle: The largest angle among them, in degrees; None where none has one.
+        angle: The largest angle among them, in degrees; None if none has one.
         changed: The share of entries that changed.
-        directions: The most directions that a change among them needs (`Rank.directions`); None where none was
-            measured, infinite where one needs more than were probed.
+        directions: The most directions that any of the changes needs (`Rank.directions`); None if none was measured,
+            infinite if one needs more than were probed.
     """
 
     relative: float
@@ -105,7 +102,7 @@ class Group:
 
     @classmethod
     def of(cls, changes: Iterable[Change]) -> "Group":
-        """Sum some changes up."""
+        """Sum up changes."""
         changes = list(changes)
         angles = [math.degrees(c.angle) for c in changes if c.angle is not None]
         ranks = [c.rank for c in changes if c.rank]
@@ -124,35 +121,18 @@ def ratio(change_square: float, base_square: float) -> float:
     return math.sqrt(change_square / base_square)
 
 
-def module(name: str) -> tuple[str, int, str] | None:
-    """(stack, layer, module) of a tensor: `model.layers`, 3, `mlp.up_proj.weight`; None outside the layers.
-
-    The experts of a layer count as one module, `mlp.experts.*.up_proj.weight`.
-    """
-    place = layer(name)
-    if place is None:
-        return None
-    stack, number = place
-    return stack, number, re.sub(r"(?<=\.)\d+(?=\.)", "*", name[len(stack) + 1 :].partition(".")[2])
-
-
 def grouped(changes: Iterable[Change], key: Callable[[str], str]) -> dict[str, Group]:
-    """Changes summed up by a key of their names, in the order of first sight."""
+    """Changes summed up by a key of their names, in the order of first occurrence."""
     members: dict[str, list[Change]] = {}
     for change in changes:
         members.setdefault(key(change.name), []).append(change)
     return {name: Group.of(group) for name, group in members.items()}
 
 
-def stacks(changes: Iterable[Change]) -> list[str]:
-    """The stacks of layers in a model: one in most, two in an encoder-decoder."""
-    return list(dict.fromkeys(place[0] for c in changes if (place := layer(c.name))))
-
-
 def kept_share(histogram: Histogram, density: float, gamma: float = 0.0) -> float:
-    """The share of ‖δ‖² that stays where the largest `gamma` of the entries are dropped and the next `density` kept.
+    """The share of ‖δ‖² that remains if the largest `gamma` of the entries are dropped and the next `density` kept.
 
-    About: within a bin, entries count as spread evenly.
+    Approximate: within a bin, entries are assumed to be spread evenly.
     """
     entries = sum(count for _, count in histogram)
     first = max(0.0, min(gamma, 1 - density)) * entries
@@ -168,9 +148,9 @@ def kept_share(histogram: Histogram, density: float, gamma: float = 0.0) -> floa
 
 
 def keep_chances(histogram: Histogram, density: float, epsilon: float) -> Iterator[tuple[float, float]]:
-    """(chance of being kept, share of ‖δ‖²) of each bin under DELLA.
+    """(keep probability, share of ‖δ‖²) of each bin under DELLA.
 
-    The chance rises with rank from density − ε for the smallest entry to density + ε for the largest.
+    The probability rises with rank from density − ε for the smallest entry to density + ε for the largest.
     """
     entries = max(1, sum(count for _, count in histogram))
     total = math.fsum(count * _mean_square(place) for place, count in histogram) or 1.0
@@ -192,9 +172,9 @@ def _mean_square(place: int) -> float:
 
 
 def another_base(changes: Sequence[Change]) -> list[str]:
-    """Whether the numbers say that the tuned model came from another base: tuning seldom moves a model that far.
+    """A warning if the tuned model seems to come from another base: tuning seldom moves a model that far.
 
-    Models trained apart have matrices at about right angles; a fine-tuned one has them within a few degrees.
+    Matrices of models trained separately are about orthogonal; those of a fine-tuned model are within a few degrees.
     """
     cosines = [math.cos(c.angle) for c in changes if len(c.shape) == 2 and c.floating and c.angle is not None]
     mean = math.fsum(cosines) / len(cosines) if cosines else 1.0

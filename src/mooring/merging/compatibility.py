@@ -1,4 +1,4 @@
-"""Whether two models belong together, as far as their folders tell."""
+"""Whether a base and a tuned model belong together."""
 
 import contextlib
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import MismatchError
-from mooring.merging.inputs import open_inputs
+from mooring.merging.pair import ModelPair
 from mooring.merging.slices import same
-from mooring.models import ADAPTER_CONFIG, is_adapter, read_config, read_json
+from mooring.models import Adapter, Checkpoint, read_json
 
 _HOUSEKEEPING = {
     "_name_or_path",
@@ -20,79 +20,82 @@ _HOUSEKEEPING = {
     "use_cache",
     "vocab_size",
 } | {"bos_token_id", "eos_token_id", "pad_token_id"}
-"""Keys of a configuration that do not change what the weights compute, or are told of elsewhere."""
+"""Keys of a configuration that do not change what the weights compute, or have a warning of their own."""
 
-STEP = 2**20
+_STEP = 2**20
 """Entries that are compared at a time."""
 
 
-def belong_together(base: str | Path, tuned: str | Path) -> list[str]:
-    """Hold that a merge of two models makes sense, before the work begins.
+def check_pair(pair: ModelPair) -> list[str]:
+    """Check that a merge of two models makes sense, before the work begins.
 
-    Reads headers and configurations, and the weights only as far as the first difference.
+    Reads the weights only up to the first difference.
 
     Returns:
-        Warnings, a sentence each.
+        Warnings, one sentence each.
 
     Raises:
-        ModelError: One of them cannot be opened.
-        MismatchError: They are swapped, of different architecture, differ in a tensor's name or shape, or are equal.
+        ModelError: A file is corrupt.
+        MismatchError: The models are equal.
     """
-    base, tuned = Path(base), Path(tuned)
-    with open_inputs(base, [tuned]) as inputs:
-        for target in inputs.targets.values():
-            for start in range(0, target.shared, STEP):
-                ours, (theirs,) = inputs.read(target, start, min(start + STEP, target.shared))
-                if not same(ours, theirs):
-                    return warnings(base, tuned, inputs.tokenizer)
-        if any(target.rest for target in inputs.targets.values()):  # it has more vocabulary rows
-            return warnings(base, tuned, inputs.tokenizer)
-    raise MismatchError(f"{tuned}: equals {base}, so a merge would change nothing", "name a tuned model")
+    if not _differs(pair):
+        what = f"{pair.tuned[0].folder}: equals {pair.base.folder}, so a merge would change nothing"
+        raise MismatchError(what, "name a tuned model", code="model.equal")
+    return pair_warnings(pair)
 
 
-def warnings(base: Path, tuned: Path, tokenizer: int = 0) -> list[str]:
-    """What is odd about a pair but does not forbid a merge: another base's name, configuration, tokenizer, template.
+def _differs(pair: ModelPair) -> bool:
+    """Whether the first tuned model differs from the base; more vocabulary rows count as a difference."""
+    for tensor in pair.tensors.values():
+        for start in range(0, tensor.shared, _STEP):
+            base, (tuned, *_) = pair.read(tensor, start, min(start + _STEP, tensor.shared))
+            if not same(base, tuned):
+                return True
+    return any(tensor.rest for tensor in pair.tensors.values())
 
-    Args:
-        base: The base's folder.
-        tuned: The tuned model's folder.
-        tokenizer: Whose tokenizer the merged model gets: 0 the base's, 1 the tuned model's.
+
+def pair_warnings(pair: ModelPair) -> list[str]:
+    """Incompatibilities of a base and its first tuned model that do not prevent a merge, one sentence each.
+
+    Compares the name of the base, configurations, tokenizers and chat templates.
 
     Raises:
-        ModelError: A JSON file of theirs is corrupt.
+        ModelError: A JSON file is corrupt.
     """
-    found = []
-    if is_adapter(tuned):
-        found += _other_base(base, read_json(tuned / ADAPTER_CONFIG))
-    else:
-        found += _configuration(read_config(base), read_config(tuned))
-    kept = "the tuned model's" if tokenizer else "the base's"
-    ours, theirs = _tokenizer(base), _tokenizer(tuned)
+    base, tuned = pair.base, pair.tuned[0]
+    found = _other_base(base, tuned) if isinstance(tuned, Adapter) else _configuration(base.config, tuned.config)
+    from_tuned = pair.tokenizer("larger") > 0
+    source = "the tuned model's" if from_tuned else "the base's"
+    ours, theirs = _tokenizer(base.folder), _tokenizer(tuned.folder)
     templates, vocabularies = ((ours[key], theirs[key]) for key in ("chat_template", "vocabulary"))
     if None not in templates and templates[0] != templates[1]:
-        found.append(f"the chat template differs; the merged model gets {kept}")
+        found.append(f"the chat template differs; the merged model gets {source}")
     elif templates[0] is None and templates[1] is not None:
-        found.append(f"only the tuned model has a chat template; the merged model gets {'it' if tokenizer else 'none'}")
+        found.append(
+            f"only the tuned model has a chat template; the merged model gets {'it' if from_tuned else 'none'}"
+        )
     if None not in vocabularies and vocabularies[0] != vocabularies[1]:
         how = "; ".join(_vocabulary(*map(_ids, vocabularies)))
-        found.append(f"the tokenizer's vocabulary differs ({how}); the merged model gets {kept}")
+        found.append(f"the tokenizer's vocabulary differs ({how}); the merged model gets {source}")
     for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
         if theirs[key] is not None and ours[key] != theirs[key]:
-            found.append(f"{key} is {theirs[key]!r} in the tuned model and {ours[key]!r} in the base; {kept} is kept")
+            found.append(f"{key} is {theirs[key]!r} in the tuned model and {ours[key]!r} in the base; {source} is kept")
     return found
 
 
 def _configuration(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Where the configurations differ. What one side alone writes is left out: versions of a library write more."""
+    """Where the configurations differ. Keys of one side only are left out: newer versions of a library write more."""
     differ = [key for key in ours if key in theirs and key not in _HOUSEKEEPING and ours[key] != theirs[key]]
 
-    def told(key: str) -> str:
+    def described(key: str) -> str:
         if isinstance(ours[key], (dict, list)) or isinstance(theirs[key], (dict, list)):
             return key
         return f"{key} ({ours[key]} in the base, {theirs[key]} in the tuned model)"
 
     return (
-        [f"config.json differs in {', '.join(map(told, differ))}; the merged model gets the base's"] if differ else []
+        [f"config.json differs in {', '.join(map(described, differ))}; the merged model gets the base's"]
+        if differ
+        else []
     )
 
 
@@ -106,40 +109,36 @@ def _ids(vocabulary: Any) -> dict[str, int]:
 
 
 def _vocabulary(ours: Mapping[str, int], theirs: Mapping[str, int]) -> Iterator[str]:
-    """How one vocabulary differs from another: sizes, what was added, what is missing, what has another id."""
+    """How two vocabularies differ: sizes, added tokens, missing tokens, tokens with another id."""
     yield f"{len(ours)} tokens in the base, {len(theirs)} in the tuned model"
     for word, names in (("added", theirs.keys() - ours.keys()), ("missing", ours.keys() - theirs.keys())):
         if names:
-            some = sorted(names, key=lambda name: ((theirs if word == "added" else ours)[name], name))[:3]
-            yield f"{len(names)} {word}: {', '.join(map(repr, some))}{' …' if len(names) > 3 else ''}"
+            first = sorted(names, key=lambda name: ((theirs if word == "added" else ours)[name], name))[:3]
+            yield f"{len(names)} {word}: {', '.join(map(repr, first))}{' …' if len(names) > 3 else ''}"
     if moved := sum(theirs[name] != ours[name] for name in ours.keys() & theirs.keys()):
         yield f"{moved} with another id"
 
 
-def _other_base(base: Path, config: Mapping[str, Any]) -> list[str]:
-    """Whether an adapter names another base. A path tells little, since folders move: its last part is compared."""
-    named = str(config.get("base_model_name_or_path") or "")
-    ours = {base.resolve().name, *_own_names(base)}
-    if not named or any(_plain(named) == _plain(own) for own in ours) or Path(named).resolve() == base.resolve():
+def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
+    """Whether an adapter names another base. Folders move, so only the last part of a path is compared."""
+    named = adapter.base_name or ""
+    names = [base.folder.resolve().name, str(base.config.get("_name_or_path") or "")]
+    # in a hub cache, the id is part of the path
+    names += [part.removeprefix("models--") for part in base.folder.absolute().parts if part.startswith("models--")]
+    same_name = any(_normalized(named) == _normalized(name) for name in names)
+    if not named or same_name or Path(named).resolve() == base.folder.resolve():
         return []
-    return [f"the adapter names {named} as its base, not {base}"]
+    return [f"the adapter names {named} as its base, not {base.folder}"]
 
 
-def _own_names(base: Path) -> list[str]:
-    """What else a base may be called: the name in its config, and the hub id in a cache path."""
-    names = [str(read_config(base).get("_name_or_path") or "")]
-    names += [part.removeprefix("models--") for part in base.absolute().parts if part.startswith("models--")]
-    return names
-
-
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     """The last part of a hub id or path, letters and digits only."""
     last = name.replace("--", "/").rstrip("/").rsplit("/", 1)[-1]
     return re.sub(r"[^a-z0-9]", "", last.lower())
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:
-    """What a folder says about its tokenizer; None where it does not say."""
+    """A folder's special tokens, chat template and vocabulary; None for what it does not define."""
 
     def token(value: Any) -> Any:
         return value.get("content") if isinstance(value, dict) else value

@@ -1,107 +1,18 @@
-"""Methods that are a weighted sum of their inputs, with weights that may hang on the tensor's angles."""
+"""Methods that are a weighted sum of their inputs, with weights that may depend on the tensors' angles."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mooring.merging import slices, sphere
-
-# --- What a method of merging is: a plan for one tensor, which asks for passes over it and ---
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Site:
-    """A tensor that is to be merged, with its own numbers.
-
-    Attributes:
-        name: Its name.
-        shape: The sizes of its axes.
-        dtype: The type of the merged tensor.
-        numel: How many entries are merged (fewer than the shape's where one side has more vocabulary rows).
-        lams: λ, one an output.
-        base_weight: The base's own coefficient, or None for 1−λ.
-        weights: One a tuned model; empty for the method's default.
-        density: The share of entries kept, one a tuned model.
-        gamma: The share of largest entries dropped (Breadcrumbs), one a tuned model.
-        epsilon: Half the width of the keep probability (DELLA), one a tuned model.
-        normalize: Whether to divide by the sum of weights.
-        rescale: What makes up for dropped entries.
-        seed: Seed of what is drawn.
-        note: Told, in a sentence, what was decided for this tensor alone.
-        kind: How the method thins changes out (`sparsify`), if it does.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    numel: int
-    lams: tuple[float, ...]
-    base_weight: float | None
-    weights: tuple[float, ...]
-    density: tuple[float, ...]
-    gamma: tuple[float, ...]
-    epsilon: tuple[float, ...]
-    normalize: bool
-    rescale: Literal["inverse", "l1", "none"]
-    seed: int
-    note: Callable[[str], None]
-    kind: str = ""
-
-
-Work: TypeAlias = Callable[[int, Tensor, Sequence[Tensor]], Any]
-"""(start, base, tuned) to what a slice says; the slice begins at entry `start`, a multiple of the grid's cell."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pass:
-    """Something to be found out over a whole tensor.
-
-    Attributes:
-        work: Called on every slice, on any thread.
-        join: Puts what two neighbouring parts found together.
-        broken: Whether what was found in a slice shows that an input is NaN or Inf there; where it cannot tell, it is
-            None, and the slice itself is looked at.
-    """
-
-    work: Work
-    join: Callable[[Any, Any], Any]
-    broken: Callable[[Any], bool] | None = None
-
-
-class Apply(Protocol):
-    """Merges a slice."""
-
-    def __call__(self, start: int, base: Tensor, tuned: Sequence[Tensor], output: int) -> Tensor:
-        """The merged slice for λ number `output`, in the site's type, rounded once; or an input as it is.
-
-        It may lie in memory that the next call on the same thread uses again.
-        """
-        ...
-
-
-Plan: TypeAlias = Generator[Pass, Any, Apply]
-
-
-def wide_type(tensors: Sequence[Tensor]) -> torch.dtype:
-    """float32, or float64 where one is that."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def widened(slot: str, values: Tensor, kind: torch.dtype) -> Tensor:
-    """A copy in a wider type, in a thread's own memory."""
-    return slices.scratch(slot, values.numel(), kind).copy_(values)
-
-
-def divisor_of(weights: Sequence[float]) -> float:
-    """The sum of weights, or 1 where it is next to nothing, so that weights which cancel divide by no zero."""
-    total = math.fsum(weights)
-    return total if abs(total) >= 1e-8 else 1.0
+from mooring.merging.plan import Apply, Pass, Plan, TensorParams, merge_method
+from mooring.merging.slices import divisor_of, wide_type, widened
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,14 +92,21 @@ def combine(
     return out.copy_(ground)
 
 
-def _shares(site: Site, models: int) -> tuple[float, ...]:
+def _shares(params: TensorParams, models: int) -> tuple[float, ...]:
     """The weights of the tuned models, summing to 1."""
-    given = site.weights or (1.0,) * models
+    given = params.weights or (1.0,) * models
     total = math.fsum(given)
     return tuple(w / total for w in given)
 
 
-def linear(site: Site, models: int) -> Plan:
+@merge_method(
+    "linear",
+    formula="(1−λ)·base + λ·Σ wᵢ·tunedᵢ",
+    options={"weights": None, "normalize": True, "base_weight": None},
+    sums=True,
+    bounded=True,
+)
+def linear(params: TensorParams, models: int) -> Apply:
     """Weighted mean: θ = (1−λ)·base + λ·Σ wᵢ·tunedᵢ, the wᵢ summing to 1.
 
     With `base_weight` b: θ = (b·base + Σ wᵢ·tunedᵢ) / (b + Σ wᵢ), the division only where `normalize`.
@@ -198,31 +116,31 @@ def linear(site: Site, models: int) -> Plan:
     Source: Farn et al. 2024, arXiv:2412.19512; Wortsman et al. 2022, Model soups, arXiv:2203.05482. In mergekit:
     `linear` with the weights 1−λ for the base and λ·wᵢ for the tuned models.
     """
-    if site.base_weight is not None:
-        weights = site.weights or (1.0,) * models
-        total = site.base_weight + math.fsum(weights) if site.normalize else 1.0
-        c = Coefficients(site.base_weight / total, tuple(w / total for w in weights), affine=site.normalize)
-        return functools.partial(combine, [c] * len(site.lams), site.dtype)
-    shares = _shares(site, models)
-    sets = [Coefficients(1 - lam, tuple(lam * w for w in shares)) for lam in site.lams]
-    return functools.partial(combine, sets, site.dtype)
-    yield
+    if params.base_weight is not None:
+        weights = params.weights or (1.0,) * models
+        total = params.base_weight + math.fsum(weights) if params.normalize else 1.0
+        c = Coefficients(params.base_weight / total, tuple(w / total for w in weights), affine=params.normalize)
+        return functools.partial(combine, [c] * len(params.lams), params.dtype)
+    shares = _shares(params, models)
+    sets = [Coefficients(1 - lam, tuple(lam * w for w in shares)) for lam in params.lams]
+    return functools.partial(combine, sets, params.dtype)
 
 
-def task_arithmetic(site: Site, models: int) -> Plan:
+@merge_method("task_arithmetic", formula="base + λ·Σ wᵢ·δᵢ", options={"weights": None, "normalize": False}, sums=True)
+def task_arithmetic(params: TensorParams, models: int) -> Apply:
     """Sum of task vectors: θ = base + λ·Σ wᵢ·(tunedᵢ − base); divided by Σ wᵢ where `normalize`.
 
     Source: Ilharco et al. 2022, Editing models with task arithmetic, arXiv:2212.04089. In mergekit: `task_arithmetic`,
     λ as `lambda`, wᵢ as `weight`.
     """
-    weights = site.weights or (1.0,) * models
-    total = divisor_of(weights) if site.normalize else 1.0
-    sets = [tuple(lam * w / total for w in weights) for lam in site.lams]
-    return functools.partial(combine, [Coefficients(1 - math.fsum(c), c) for c in sets], site.dtype)
-    yield
+    weights = params.weights or (1.0,) * models
+    total = divisor_of(weights) if params.normalize else 1.0
+    sets = [tuple(lam * w / total for w in weights) for lam in params.lams]
+    return functools.partial(combine, [Coefficients(1 - math.fsum(c), c) for c in sets], params.dtype)
 
 
-def lines(site: Site, models: int) -> Plan:
+@merge_method("lines", formula="base + λ(depth)·Σ wᵢ·δᵢ", options={"weights": None, "normalize": False}, sums=True)
+def lines(params: TensorParams, models: int) -> Apply:
     """LiNeS: task arithmetic with λ rising linearly with depth, λ_l = α + β·l/(L−1) for layer l of L.
 
     The ramp comes as the λ of each tensor: `--lam 0.2..0.8`; one number λ is the ramp from 0 to λ. Tensors before the
@@ -231,23 +149,31 @@ def lines(site: Site, models: int) -> Plan:
     Source: Wang et al. 2024, LiNeS: Post-training layer scaling prevents forgetting and enhances model merging,
     arXiv:2410.17146, eq. 2. In mergekit: `task_arithmetic` with a gradient for `weight`.
     """
-    return (yield from task_arithmetic(site, models))
+    return task_arithmetic(params, models)
 
 
-def slerp(site: Site, models: int) -> Plan:
+@merge_method(
+    "slerp",
+    formula="sin((1−λ)ω)/sin ω · base + sin(λω)/sin ω · tuned",
+    most=1,
+    keeps=False,
+    bounded=True,
+    passes=2,
+)
+def slerp(params: TensorParams, models: int) -> Plan:
     """Spherical interpolation: θ = sin((1−λ)ω)/sin ω · base + sin(λω)/sin ω · tuned, ω the angle between the two.
 
     ω comes from ‖δ‖ and not from a cosine, so that the formula holds for small angles and no threshold turns it into
     Linear (mergekit's falls back above a cosine of 0.9995). A tensor without an angle (one side zero, or the two
-    opposite) is merged as Linear, and said so.
+    oppoparams) is merged as Linear, and said so.
 
     Source: Shoemake 1985, Animating rotation with quaternion curves. In mergekit: `slerp`, λ as `t`.
     """
     gram = yield Pass(gram_matrices, slices.concatenate, _not_finite)
     angle, reason = sphere.angle(_total(gram))
     if reason:
-        site.note(f"slerp: {reason}; merged as linear")
-    return functools.partial(combine, [sphere_pair(lam, angle) for lam in site.lams], site.dtype)
+        params.note(f"slerp: {reason}; merged as linear")
+    return functools.partial(combine, [sphere_pair(lam, angle) for lam in params.lams], params.dtype)
 
 
 def sphere_pair(lam: float, angle: float | None) -> Coefficients:
@@ -259,7 +185,8 @@ def sphere_pair(lam: float, angle: float | None) -> Coefficients:
     )
 
 
-def model_stock(site: Site, models: int) -> Plan:
+@merge_method("model_stock", formula="base + λ·t·(mean of tuned − base)", least=2, bounded=True, passes=2)
+def model_stock(params: TensorParams, models: int) -> Plan:
     """Model Stock: θ = base + λ·t·(mean of tuned − base), t = N·cos / (1 + (N−1)·cos), with N ≥ 2 tuned models.
 
     cos is the mean pairwise cosine of the changes tunedᵢ − base, for each tensor. t is clamped to [0, 1], and where it
@@ -271,12 +198,20 @@ def model_stock(site: Site, models: int) -> Plan:
     gram = yield Pass(gram_matrices, slices.concatenate, _not_finite)
     ratio, reason = sphere.model_stock_ratio(_total(gram)[1:, 1:])
     if reason:
-        site.note(f"model_stock: {reason}")
-    sets = [(lam * ratio / models,) * models for lam in site.lams]
-    return functools.partial(combine, [Coefficients(1 - math.fsum(c), c) for c in sets], site.dtype)
+        params.note(f"model_stock: {reason}")
+    sets = [(lam * ratio / models,) * models for lam in params.lams]
+    return functools.partial(combine, [Coefficients(1 - math.fsum(c), c) for c in sets], params.dtype)
 
 
-def karcher(site: Site, models: int) -> Plan:
+@merge_method(
+    "karcher",
+    formula="Riemannian mean on the sphere, weights 1−λ and λ·wᵢ",
+    options={"weights": None, "base_weight": None},
+    keeps=False,
+    bounded=True,
+    passes=2,
+)
+def karcher(params: TensorParams, models: int) -> Plan:
     """Karcher mean: the point on the sphere with the least weighted sum of squared arcs to the inputs' directions.
 
     The inputs weigh 1−λ (the base) and λ·wᵢ; with `base_weight` b, b and wᵢ, over their sum. The result's norm is the
@@ -288,20 +223,20 @@ def karcher(site: Site, models: int) -> Plan:
     """
     gram = _total((yield Pass(gram_matrices, slices.concatenate, _not_finite)))
     sets = []
-    for lam in site.lams:
+    for lam in params.lams:
         if not gram[1:, 1:].any():  # the same in all
             sets.append(Coefficients(1.0, (0.0,) * models))
             continue
-        if site.base_weight is not None:
-            given = (site.base_weight, *(site.weights or (1.0,) * models))
+        if params.base_weight is not None:
+            given = (params.base_weight, *(params.weights or (1.0,) * models))
         else:
-            given = (1 - lam, *(lam * w for w in _shares(site, models)))
+            given = (1 - lam, *(lam * w for w in _shares(params, models)))
         total = math.fsum(given)
         coefficients, reason = sphere.karcher_coefficients(gram, [w / total for w in given])
         if reason:
-            site.note(f"karcher: {reason}")
+            params.note(f"karcher: {reason}")
         sets.append(Coefficients(coefficients[0], tuple(coefficients[1:]), affine=False))
-    return functools.partial(combine, sets, site.dtype)
+    return functools.partial(combine, sets, params.dtype)
 
 
 def gram_matrices(start: int, base: Tensor, tuned: Sequence[Tensor]) -> np.ndarray[Any, Any]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mooring.errors import UserError
 from mooring.files import atomic_bytes
-from mooring.merging.change import Change, grouped, module, stacks
+from mooring.merging.change import Change, grouped
+from mooring.merging.layers import layer, module
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def check_name(path: Path) -> Path:
         UserError: It does not end in .png.
     """
     if path.suffix.lower() != ".png":
-        raise UserError(f"{path}: the heat map is a PNG", "name a file that ends in .png")
+        raise UserError(f"{path}: the heat map is a PNG", "name a file that ends in .png", code="usage.not_png")
     return path
 
 
@@ -98,7 +99,7 @@ def draw(changes: Sequence[Change]) -> "Figure":
 
 def table(changes: Sequence[Change]) -> tuple[list[str], list[int], list[list[float]]]:
     """(modules, layers, relative change by module and layer); NaN where a layer has no such module."""
-    several = len(stacks(changes)) > 1
+    several = len({place[0] for c in changes if (place := layer(c.name))}) > 1
 
     def key(name: str) -> str:
         place = module(name)

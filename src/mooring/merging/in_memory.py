@@ -1,4 +1,4 @@
-"""A merge in memory: the tensors that `stream.merge` would write, at one λ after the other, without a folder."""
+"""Merge in memory: the tensors that `merge` would write, at one λ after the other, without a folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,27 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mooring.errors import UserError
 from mooring.merging.engine import Engine
-from mooring.merging.inputs import open_inputs
-from mooring.merging.job import Options
-from mooring.merging.manifest import Record, write_side_files
-from mooring.merging.merge import PLAIN, Output, engine_for, refuse_equal
-from mooring.merging.parameters import method_named, options_of
+from mooring.merging.job import Options, options_of
+from mooring.merging.manifest import write_side_files
+from mooring.merging.merge import DEFAULT_OUTPUT, Output, check_differs, engine_for
+from mooring.merging.methods import method_named
+from mooring.merging.pair import ModelPair, open_pair
 
 
 class Memory:
     """Tensors in memory as a merge's output, filled by position; any number of threads may write at once.
 
     Args:
-        places: Contiguous tensors by name. One of another type or device than the merge's gets its values converted.
+        places: Contiguous tensors by name. Values are converted to a place's type and device if they differ.
     """
 
     def __init__(self, places: Mapping[str, Tensor]) -> None:
         self._flat = {name: place.detach().view(-1) for name, place in places.items()}
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """As `engine.Sink.write`; what has no place is passed over."""
+        """Copy a tensor's elements from `start` on to its place; ignores a tensor that has no place."""
         flat = self._flat.get(name)
         if flat is None:
             return
@@ -37,92 +36,86 @@ class Memory:
 
 
 class OpenMerge:
-    """A base and its tuned models, open for merging at one λ after the other.
+    """A base and its tuned models, merged in memory at one λ after the other.
 
-    Nothing is kept between two λ: each is computed from the files, so that going back to one gives the same bits.
+    Nothing is kept between two λ: each merge is computed from the files, so returning to a λ gives the same bits.
 
     Args:
-        base: Folder of the aligned model.
-        tuned: Folder of the tuned model, or of a LoRA adapter on the base; or several of them.
-        method: A name in `rules.METHODS`.
-        output: Its `dtype`, `tokenizer` and `allow_nonfinite`, as `merge` takes them.
-        threads: How many work at once; as many as cores, up to 4, where it is not given.
-        settings: Fields of `job.Options` besides `lam`.
+        pair: The models. Closed with the merge.
+        method: A name in `methods.METHODS`.
+        output: Its `dtype`, `tokenizer` and `allow_nonfinite` are used.
+        threads: Number of worker threads; defaults to the number of cores, up to 4.
+        settings: Fields of `job.Options` other than `lam`.
 
     Raises:
-        UserError: As `merge` does, but for what is wrong with an output folder or with a setting.
+        UserError: The method is unknown.
     """
 
     def __init__(
         self,
-        base: str | Path,
-        tuned: str | Path | Sequence[str | Path],
+        pair: ModelPair,
         *,
         method: str = "linear",
-        output: Output = PLAIN,
+        output: Output = DEFAULT_OUTPUT,
         threads: int | None = None,
         **settings: Any,
     ) -> None:
-        folders = [Path(tuned)] if isinstance(tuned, (str, Path)) else [Path(folder) for folder in tuned]
-        if not folders:
-            raise UserError("there is no tuned model", "name at least one")
         method_named(method)
+        self.pair = pair
         self._method, self._output, self._threads, self._settings = method, output, threads, settings
-        self._inputs = open_inputs(base, folders, tokenizer=output.tokenizer)
 
     @property
     def keeps_side_files(self) -> bool:
         """Whether configuration and tokenizer of the merge are the base's own."""
-        return not self._inputs.config and not self._inputs.tokenizer
+        return not self.pair.config and not self.pair.tokenizer(self._output.tokenizer)
 
-    def fill(self, lam: Any, places: Mapping[str, Tensor], *, plain: bool = False) -> None:
-        """Put the merge at λ into tensors that are there, bit for bit what `merge` writes.
+    def fill(self, lam: Any, places: Mapping[str, Tensor], *, as_linear: bool = False) -> None:
+        """Write the merge at λ into existing tensors, bit for bit what `merge` writes.
 
         Args:
-            lam: λ, the weight of the tuned models, as `merge` takes it. 0 is the base, whatever the method.
-            places: As `Memory` takes them, by the names of the checkpoint.
-            plain: Merge by `linear`, so that λ = 1 is the tuned model itself, whatever the method would drop.
+            lam: λ, the weight of the tuned models, as in `merge`. 0 is the base for every method.
+            places: As in `Memory`, by the names of the checkpoint.
+            as_linear: Merge by `linear`, so that λ = 1 is the tuned model itself, whatever the method would drop.
 
         Raises:
-            UserError: A setting is unknown or out of range.
+            UserError: An option is unknown or out of range.
             ModelError: An input is corrupt, or holds NaN or Inf.
             MismatchError: The models are equal.
         """
-        engine = self._engine(lam, plain)
+        engine = self._engine(lam, as_linear)
         engine.run([Memory(places)])
-        refuse_equal(engine, self._inputs)
+        check_differs(engine, self.pair)
 
-    def tensors(self, lam: Any, *, plain: bool = False) -> dict[str, Tensor]:
-        """The same as new tensors by name, in the base's order, on the CPU, in the type that would be stored."""
-        kind = self._engine(lam, plain).dtype
-        made = {name: torch.empty(t.shape, dtype=kind(t)) for name, t in self._inputs.targets.items()}
-        self.fill(lam, made, plain=plain)
-        return made
+    def tensors(self, lam: Any, *, as_linear: bool = False) -> dict[str, Tensor]:
+        """The merge at λ as new tensors by name, in the base's order, on the CPU, in the type that would be stored."""
+        dtype = self._engine(lam, as_linear).dtype
+        tensors = {name: torch.empty(t.shape, dtype=dtype(t)) for name, t in self.pair.tensors.items()}
+        self.fill(lam, tensors, as_linear=as_linear)
+        return tensors
 
     def write_side_files(self, folder: Path) -> None:
-        """Put the merged model's configuration and tokenizer into an existing empty folder.
+        """Write the merged model's configuration and tokenizer, which do not depend on λ, to an existing empty folder.
 
         Raises:
             OutputError: The disk is full.
         """
-        record = Record(self._inputs, "linear", options_of("linear", 0), [], {}, [])  # what it copies hangs on no λ
-        write_side_files(folder, record, self._output.dtype)
+        write_side_files(folder, self.pair, self.pair.tokenizer(self._output.tokenizer), self._output.torch_dtype)
 
-    def _engine(self, lam: Any, plain: bool) -> Engine:
-        method, options = self._rule(lam, plain)
+    def _engine(self, lam: Any, as_linear: bool) -> Engine:
+        method, options = self._rule(lam, as_linear)
         return engine_for(
-            self._inputs, method, options, [options.lam], self._output, lambda *_: None, threads=self._threads
+            self.pair, method, options, [options.lam], self._output, lambda *_: None, threads=self._threads
         )
 
-    def _rule(self, lam: Any, plain: bool) -> tuple[str, Options]:
-        asked = options_of(self._method, lam, **self._settings)
-        if plain or (asked.lam.constant == 0 and asked.base_weight is None):
+    def _rule(self, lam: Any, as_linear: bool) -> tuple[str, Options]:
+        options = options_of(self._method, lam, **self._settings)
+        if as_linear or (options.lam.constant == 0 and options.base_weight is None):
             return "linear", options_of("linear", lam)
-        return self._method, asked
+        return self._method, options
 
     def close(self) -> None:
         """Close the models' files."""
-        self._inputs.close()
+        self.pair.close()
 
     def __enter__(self) -> "OpenMerge":
         return self
@@ -137,31 +130,30 @@ def merged_tensors(
     *,
     lam: Any = None,
     method: str = "linear",
-    output: Output = PLAIN,
+    output: Output = DEFAULT_OUTPUT,
     side_files: Path | None = None,
     threads: int | None = None,
     **settings: Any,
 ) -> dict[str, Tensor]:
-    """Merge tuned models into their base once, in memory: bit for bit what `merge` writes, by the checkpoint's names.
+    """Merge once, in memory: bit for bit what `merge` writes, by the checkpoint's names.
 
-    Memory: the merged model, and a few slices a thread.
+    Takes as much memory as the merged model and a few slices per thread.
 
     Args:
-        base: As `OpenMerge` takes it, like all that is not named here.
-        tuned: Likewise.
-        lam: λ, the weight of the tuned models, as `merge` takes it.
-        method: Likewise.
-        output: Likewise.
-        side_files: An existing empty folder to put the merged model's configuration and tokenizer into, without its
-            weights.
-        threads: Likewise.
-        settings: Likewise.
+        base: Folder of the aligned model.
+        tuned: Folder of the tuned model or adapter, or several of them.
+        lam: λ, the weight of the tuned models, as in `merge`.
+        method: A name in `methods.METHODS`.
+        output: Its `dtype`, `tokenizer` and `allow_nonfinite` are used.
+        side_files: An existing empty folder for the merged model's configuration and tokenizer, without its weights.
+        threads: Number of worker threads.
+        settings: Fields of `job.Options` other than `lam`.
 
     Raises:
-        UserError: As `merge` does, but for what is wrong with an output folder.
+        UserError: As in `merge`, except for the output folder.
     """
-    with OpenMerge(base, tuned, method=method, output=output, threads=threads, **settings) as merge:
-        made = merge.tensors(lam)
+    with OpenMerge(open_pair(base, tuned), method=method, output=output, threads=threads, **settings) as merge:
+        tensors = merge.tensors(lam)
         if side_files is not None:
             merge.write_side_files(side_files)
-    return made
+    return tensors

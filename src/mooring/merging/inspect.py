@@ -1,4 +1,4 @@
-"""Look at two models before merging them: do they belong together, what did the tuning change, what will it cost."""
+"""Inspect two models before merging: whether they can be merged, what tuning changed, what each method would do."""
 
 import dataclasses
 import math
@@ -6,36 +6,39 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from mooring.errors import UserError
+from mooring.events import OnEvent
 from mooring.files import gibibytes
-from mooring.merging.change import Change, Group, another_base, grouped, keep_chances, kept_share, module, stacks
-from mooring.merging.compatibility import warnings
-from mooring.merging.inputs import Inputs, Target, open_inputs
-from mooring.merging.job import depths
+from mooring.merging.change import Change, Group, another_base, grouped, keep_chances, kept_share
+from mooring.merging.compatibility import pair_warnings
+from mooring.merging.layers import depths, layer_labels, module
 from mooring.merging.measure import Extent, Measured, measure
+from mooring.merging.methods import METHODS
+from mooring.merging.pair import ModelPair, OutputTensor, open_pair
 from mooring.merging.slices import Slice
-from mooring.models import is_adapter
+from mooring.models import Adapter, is_adapter
 
-# --- What each method would do to two models, from the numbers of `change` alone: no merge is ---
+Kind = Literal["checkpoint", "lora"]
 
-
-DENSITY, GAMMA, EPSILON = 0.5, 0.01, 0.15
-"""What the sparse methods are told of here: half of the entries kept, Breadcrumbs' and DELLA's usual γ and ε."""
+DENSITY = 0.5
+GAMMA: float = METHODS["breadcrumbs"].options["gamma"]
+EPSILON: float = METHODS["della"].options["epsilon"]
+"""The options that sparse methods are estimated with: half of the entries kept, the default γ and ε."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """Where a method would put the merged model.
+    """An estimate of where a method would put the merged model.
 
     Attributes:
-        methods: Its name; more than one where, with one tuned model, they come to the same.
-        from_base: ‖merged − base‖ / ‖δ‖ over the whole model; None where it needs a second tuned model.
-        from_tuned: ‖merged − tuned‖ / ‖δ‖, likewise.
-        remark: What is worth knowing, in a line.
+        methods: Its name; several if, with one tuned model, they give the same.
+        from_base: ‖merged − base‖ / ‖δ‖ over the whole model; None if it needs a second tuned model.
+        from_tuned: ‖merged − tuned‖ / ‖δ‖; None if it needs a second tuned model.
+        remark: A note in one line.
     """
 
     methods: tuple[str, ...]
@@ -49,7 +52,7 @@ Squares = Callable[[Change], tuple[float, float]]
 
 
 def outlook(changes: Iterable[Change], lam: float) -> tuple[Outlook, ...]:
-    """What each method would do at λ; of DARE and DELLA what is to be expected, of those that rank entries about.
+    """What each method would do at λ: the expectation for DARE and DELLA, approximate for methods that rank entries.
 
     Args:
         changes: Every tensor.
@@ -61,7 +64,7 @@ def outlook(changes: Iterable[Change], lam: float) -> tuple[Outlook, ...]:
         return ()
     depth = depths(c.name for c in merged)
 
-    def told(methods: Sequence[str], squares: Squares, remark: str) -> Outlook:
+    def estimate(methods: Sequence[str], squares: Squares, remark: str) -> Outlook:
         both = [squares(c) for c in merged]
         near, far = (math.sqrt(max(0.0, math.fsum(values)) / total) for values in zip(*both, strict=True))
         return Outlook(methods=tuple(methods), from_base=near, from_tuned=far, remark=remark)
@@ -76,26 +79,28 @@ def outlook(changes: Iterable[Change], lam: float) -> tuple[Outlook, ...]:
     della = lam * math.sqrt(_share(merged, total, _della_noise))
     sparse = f"at density {DENSITY:g}"
     return (
-        told(["linear", "task_arithmetic"], lambda c: _scaled(c, lam), f"keeps {lam:.0%} of the change everywhere"),
-        told(["slerp"], lambda c: _slerp(c, lam), _slerp_remark(merged, total, lam)),
-        told(["karcher"], lambda c: _karcher(c, lam), "with one tuned model: SLERP of directions, the mean of norms"),
-        told(["lines"], ramp, f"λ rises from 0 in the first layer to {lam:g} in the last"),
-        told(
+        estimate(["linear", "task_arithmetic"], lambda c: _scaled(c, lam), f"keeps {lam:.0%} of the change everywhere"),
+        estimate(["slerp"], lambda c: _slerp(c, lam), _slerp_remark(merged, total, lam)),
+        estimate(
+            ["karcher"], lambda c: _karcher(c, lam), "with one tuned model: SLERP of directions, the mean of norms"
+        ),
+        estimate(["lines"], ramp, f"λ rises from 0 in the first layer to {lam:g} in the last"),
+        estimate(
             ["ties"],
             lambda c: _thinned(c, lam, kept_share(c.histogram, DENSITY)),
             f"{sparse} keeps about {kept(DENSITY):.0%} of ‖δ‖², at 0.2 about {kept(0.2):.0%}; nothing to elect",
         ),
-        told(
+        estimate(
             ["breadcrumbs", "breadcrumbs_ties"],
             lambda c: _thinned(c, lam, kept_share(c.histogram, DENSITY, GAMMA)),
             f"{sparse}, the largest {GAMMA:.0%} dropped, keeps about {kept(DENSITY, GAMMA):.0%} of ‖δ‖²",
         ),
-        told(
+        estimate(
             ["dare_linear", "dare_ties"],
             lambda c: _noisy(c, lam, (1 - DENSITY) / DENSITY),
             f"{sparse} adds noise of {noise:.2f} ‖δ‖ to linear",
         ),
-        told(
+        estimate(
             ["della", "della_linear"],
             lambda c: _noisy(c, lam, _della_noise(c)),
             f"{sparse} ± {EPSILON:g} adds noise of about {della:.2f} ‖δ‖ to linear",
@@ -120,14 +125,14 @@ def _thinned(c: Change, lam: float, share: float) -> tuple[float, float]:
 
 
 def _noisy(c: Change, lam: float, variance: float) -> tuple[float, float]:
-    """base + λ·(δ + noise of mean 0 and a variance of so many ‖δ‖²), in expectation."""
+    """base + λ·(δ + noise of mean 0 and this variance in units of ‖δ‖²), in expectation."""
     noise = lam**2 * variance * c.change_square
     near, far = _scaled(c, lam)
     return near + noise, far + noise
 
 
 def _della_noise(c: Change) -> float:
-    """Variance that DELLA's dropping adds, in ‖δ‖²: the sum of (1/p − 1)·δ², p the chance of being kept."""
+    """Variance that DELLA's dropping adds, in ‖δ‖²: the sum of (1/p − 1)·δ², p the keep probability."""
     return math.fsum((1 / chance - 1) * share for chance, share in keep_chances(c.histogram, DENSITY, EPSILON))
 
 
@@ -141,7 +146,7 @@ def _combined(c: Change, excess: float, weight: float) -> tuple[float, float]:
 
 
 def arc(angle: float | None, lam: float) -> tuple[float, float]:
-    """SLERP as (1 + e)·base + w·δ: (e, w), e without cancellation at small angles; Linear's where there is no angle.
+    """SLERP as (1 + e)·base + w·δ: (e, w), e without cancellation at small angles; Linear's if there is no angle.
 
     sin((1−λ)ω) + sin(λω) − sin ω = 4·sin(λω/2)·sin((1−λ)ω/2)·sin(ω/2), hence e = 2·sin(λω/2)·sin((1−λ)ω/2)/cos(ω/2).
     """
@@ -167,7 +172,7 @@ def _karcher(c: Change, lam: float) -> tuple[float, float]:
 
 
 def _slerp_remark(changes: Sequence[Change], total: float, lam: float) -> str:
-    """The largest angle, and how far SLERP lies from Linear."""
+    """The largest angle, and how far SLERP is from Linear."""
     angles: Mapping[str, float] = {c.name: c.angle for c in changes if c.angle is not None}
     if not angles:
         return "no tensor has an angle: the same as linear"
@@ -182,19 +187,19 @@ def _slerp_remark(changes: Sequence[Change], total: float, lam: float) -> str:
 
 
 MERGE_MEMORY = 300 * 2**20
-"""About what a merge holds, in bytes, Python and torch included: it works in slices, whatever the model."""
+"""About how many bytes a merge holds in memory, Python and torch included: it works in slices."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a merge takes.
+    """What a merge costs.
 
     Attributes:
         read_bytes: Bytes of weights that it reads, in one pass.
         write_bytes: Bytes of weights that it writes.
-        memory_bytes: About what it holds in memory.
-        free_bytes: What is free on the disk of the folder that one works in.
-        seconds: About how long one pass takes, at the speed at which this inspection read; None where it read nothing.
+        memory_bytes: Approximate bytes held in memory.
+        free_bytes: Free bytes on the disk of the working directory.
+        seconds: Approximate time of one pass at the reading speed of this inspection; None if it read nothing.
     """
 
     read_bytes: int
@@ -206,25 +211,25 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What `inspect` found.
+    """The result of `inspect`.
 
     Attributes:
         base: The base's folder.
         tuned: The tuned model's folder.
         kind: `checkpoint`, or `lora` for an adapter.
-        problems: Why they cannot be merged, a sentence each.
-        warnings: What to know before merging.
+        problems: Why they cannot be merged, one sentence each.
+        warnings: What to know before merging, one sentence each.
         equal: Whether the tuned model equals the base, so that a merge would change nothing.
-        changes: Every tensor, in the base's order; empty where the two do not match.
-        decisions: Tensor to what a merge will decide about it, where that is not plain.
+        changes: Every tensor, in the base's order; empty if the two do not match.
+        decisions: What a merge would decide about a tensor in a special case, by name.
         methods: What each method would do.
-        lam: λ that `methods` is about.
-        cost: What a merge takes; None where the two do not match.
+        lam: λ of the estimates in `methods`.
+        cost: What a merge costs; None if the two do not match.
     """
 
     base: str
     tuned: str
-    kind: str
+    kind: Kind
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     equal: bool = False
@@ -234,9 +239,14 @@ class Inspection:
     lam: float = 0.5
     cost: Cost | None = None
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether the two can be merged."""
+        return not self.problems
+
     def by_module(self) -> dict[str, Group]:
-        """Changes by kind of module (`self_attn.q_proj.weight`, over all layers); else by name."""
-        several = len(stacks(self.changes)) > 1
+        """Changes by kind of module (`self_attn.q_proj.weight`, over all layers), or by name outside the layers."""
+        several = len({place[0] for c in self.changes if (place := module(c.name))}) > 1
 
         def key(name: str) -> str:
             place = module(name)
@@ -245,19 +255,49 @@ class Inspection:
         return grouped(self.changes, key)
 
     def by_layer(self) -> dict[str, Group]:
-        """Changes by layer, in order; what is outside the layers goes by its name."""
-        several = len(stacks(self.changes)) > 1
+        """Changes by layer, in order, or by name outside the layers."""
+        labels = layer_labels(c.name for c in self.changes)
+        ordered = sorted(self.changes, key=lambda c: place[:2] if (place := module(c.name)) else ("", -1))
 
         def key(name: str) -> str:
-            place = module(name)
-            return name if place is None else f"{place[0]}.{place[1]}" if several else f"layer {place[1]}"
+            label = labels.get(name, name)
+            return f"layer {label}" if label.isdigit() else label
 
-        ordered = sorted(self.changes, key=lambda c: place[:2] if (place := module(c.name)) else ("", -1))
         return grouped(ordered, key)
 
     def whole(self) -> Group:
         """The whole model's change."""
         return Group.of(self.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inspection as JSON: a verdict, what changed, what the methods would do, what a merge costs.
+
+        What is infinite or was not measured is None; `directions` is ">64" if a change needs more than were probed.
+        """
+        table: dict[str, Any] = {
+            "base": self.base,
+            "tuned": self.tuned,
+            "kind": self.kind,
+            "verdict": "can be merged" if self.mergeable else "cannot be merged",
+            "mergeable": self.mergeable,
+            "problems": list(self.problems),
+            "warnings": list(self.warnings),
+            "equal": self.equal,
+            "tensors": len(self.changes),
+            "changed": sum(c.change_square > 0 for c in self.changes),
+            "whole": _group_to_json(self.whole()),
+            "by_module": {name: _group_to_json(group) for name, group in self.by_module().items()},
+            "by_layer": {name: _group_to_json(group) for name, group in self.by_layer().items()},
+            "by_tensor": {c.name: _change_to_json(c) for c in self.changes},
+            "decisions": dict(self.decisions),
+            "lambda": self.lam,
+            "methods": [dataclasses.asdict(m) | {"methods": list(m.methods)} for m in self.methods],
+        }
+        if self.cost:
+            sizes = dataclasses.asdict(self.cost)
+            words = {name.removesuffix("_bytes"): gibibytes(sizes[name]) for name in sizes if name.endswith("_bytes")}
+            table["cost"] = sizes | words
+        return table
 
 
 def inspect(
@@ -267,61 +307,85 @@ def inspect(
     lam: float = 0.5,
     quick: bool = False,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> Inspection:
     """Compare a base and a tuned model; reads both once, a slice at a time, and writes nothing.
 
-    What forbids a merge is not raised but listed in `problems`. Memory stays bounded, whatever the models.
+    What prevents a merge is not raised but listed in `problems`. Memory stays bounded for models of any size.
 
     Args:
         base: Folder of the base.
         tuned: Folder of the tuned model or LoRA adapter.
-        lam: λ for which to say what each method would do.
-        quick: Leave out the effective ranks, which are about half of the arithmetic.
-        threads: How many work at once; as many as cores, up to 4, where it is not given.
-        progress: Told (bytes of the base done, bytes of the base).
+        lam: λ for which to estimate what each method would do.
+        quick: Leave out the effective ranks, which are about half of the work.
+        threads: Number of worker threads; defaults to the number of cores, up to 4.
+        on_event: Receives progress in bytes of the base.
 
     Raises:
-        UserError: λ lies outside [0, 1].
+        UserError: λ is outside [0, 1].
     """
-    if not 0 <= lam <= 1:
-        raise UserError(f"λ is {lam}", "give a number from 0 (the base) to 1 (the tuned model)")
-    base, tuned = Path(base), Path(tuned)
-    found = Inspection(
-        base=str(base), tuned=str(tuned), kind="lora" if is_adapter(tuned) else "checkpoint", lam=float(lam)
-    )
+    _check_lam(lam)
     try:
-        with open_inputs(base, [tuned]) as inputs:
-            measured = measure(
-                {name: _extent(target) for name, target in inputs.targets.items()},
-                lambda piece, buffers: _read(inputs, piece, buffers),
-                ranks=not quick,
-                threads=threads,
-                progress=progress,
-            )
-            equal = measured.equal and not any(target.rest for target in inputs.targets.values())
-            return dataclasses.replace(
-                found,
-                problems=tuple(_problems(measured, equal, base, tuned)),
-                warnings=(*warnings(base, tuned, inputs.tokenizer), *another_base(measured.changes)),
-                equal=equal,
-                changes=measured.changes,
-                decisions=dict(inputs.decisions),
-                methods=outlook(measured.changes, lam),
-                cost=_cost(inputs, measured, threads),
-            )
+        with open_pair(base, tuned) as pair:
+            return inspect_pair(pair, lam=lam, quick=quick, threads=threads, on_event=on_event)
     except UserError as error:
-        return dataclasses.replace(found, problems=(str(error),))
+        kind: Kind = "lora" if is_adapter(tuned) else "checkpoint"
+        return Inspection(base=str(base), tuned=str(tuned), kind=kind, lam=float(lam), problems=(str(error),))
 
 
-def _extent(target: Target) -> Extent:
-    row = max(1, math.prod(target.shape[1:]))
-    shape = target.shape if target.shared == target.numel else (target.shared // row, *target.shape[1:])
-    return Extent(target.name, target.dtype, shape)
+def inspect_pair(
+    pair: ModelPair,
+    *,
+    lam: float = 0.5,
+    quick: bool = False,
+    threads: int | None = None,
+    on_event: OnEvent | None = None,
+) -> Inspection:
+    """Compare a base and its first tuned model, which are open already; arguments as in `inspect`.
+
+    Raises:
+        UserError: λ is outside [0, 1].
+        ModelError: A file cannot be read.
+    """
+    _check_lam(lam)
+    measured = measure(
+        {name: _extent(tensor) for name, tensor in pair.tensors.items()},
+        lambda piece, buffers: _read(pair, piece, buffers),
+        ranks=not quick,
+        threads=threads,
+        on_event=on_event,
+    )
+    equal = measured.equal and not any(tensor.rest for tensor in pair.tensors.values())
+    base, tuned = pair.base.folder, pair.tuned[0].folder
+    return Inspection(
+        base=str(base),
+        tuned=str(tuned),
+        kind="lora" if isinstance(pair.tuned[0], Adapter) else "checkpoint",
+        lam=float(lam),
+        problems=tuple(_problems(measured, equal, base, tuned)),
+        warnings=(*pair_warnings(pair), *another_base(measured.changes)),
+        equal=equal,
+        changes=measured.changes,
+        decisions=dict(pair.decisions),
+        methods=outlook(measured.changes, lam),
+        cost=_cost(pair, measured, threads),
+    )
 
 
-def _read(inputs: Inputs, piece: Slice, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    base, (tuned,) = inputs.read(inputs.targets[piece.name], piece.start, piece.stop, buffers)
+def _check_lam(lam: float) -> None:
+    if not 0 <= lam <= 1:
+        hint = "give a number from 0 (the base) to 1 (the tuned model)"
+        raise UserError(f"λ is {lam}", hint, code="usage.lambda_out_of_range")
+
+
+def _extent(tensor: OutputTensor) -> Extent:
+    row = max(1, math.prod(tensor.shape[1:]))
+    shape = tensor.shape if tensor.shared == tensor.numel else (tensor.shared // row, *tensor.shape[1:])
+    return Extent(tensor.name, tensor.dtype, shape)
+
+
+def _read(pair: ModelPair, piece: Slice, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    base, (tuned,) = pair.read(pair.tensors[piece.name], piece.start, piece.stop, buffers)
     return base, tuned
 
 
@@ -332,12 +396,12 @@ def _problems(measured: Measured, equal: bool, base: Path, tuned: Path) -> Itera
         yield f"{base if side == 'base' else tuned}: {name} holds NaN or Inf"
     for change in measured.changes:
         if not change.floating and change.change_square:
-            yield f"{tuned}: {change.name} differs, and holds whole numbers, which cannot be merged"
+            yield f"{tuned}: {change.name} differs, and holds integers, which cannot be merged"
 
 
-def _cost(inputs: Inputs, measured: Measured, threads: int | None) -> Cost:
-    read = sum(info.nbytes for model in inputs.models for info in model.tensors.values())
-    write = sum(target.numel * target.dtype.itemsize for target in inputs.targets.values())
+def _cost(pair: ModelPair, measured: Measured, threads: int | None) -> Cost:
+    read = sum(info.nbytes for model in pair.models for info in model.tensors.values())
+    write = sum(tensor.numel * tensor.dtype.itemsize for tensor in pair.tensors.values())
     wall = measured.read_seconds / (threads or min(4, os.cpu_count() or 1))
     return Cost(
         read_bytes=read,
@@ -348,38 +412,8 @@ def _cost(inputs: Inputs, measured: Measured, threads: int | None) -> Cost:
     )
 
 
-def as_table(found: Inspection) -> dict[str, Any]:
-    """An inspection as plain values for printing or JSON: a verdict, what changed, what methods do, what it costs.
-
-    What is infinite or not measured is None; `directions` is ">64" where a change needs more than were probed.
-    """
-    table: dict[str, Any] = {
-        "base": found.base,
-        "tuned": found.tuned,
-        "kind": found.kind,
-        "verdict": "cannot be merged" if found.problems else "can be merged",
-        "problems": list(found.problems),
-        "warnings": list(found.warnings),
-        "equal": found.equal,
-        "tensors": len(found.changes),
-        "changed": sum(c.change_square > 0 for c in found.changes),
-        "whole": plain(found.whole()),
-        "by_module": {name: plain(group) for name, group in found.by_module().items()},
-        "by_layer": {name: plain(group) for name, group in found.by_layer().items()},
-        "by_tensor": {c.name: {"shape": list(c.shape), **plain(Group.of([c])), **_rank(c)} for c in found.changes},
-        "decisions": dict(found.decisions),
-        "lambda": found.lam,
-        "methods": [dataclasses.asdict(m) | {"methods": list(m.methods)} for m in found.methods],
-    }
-    if found.cost:
-        sizes = dataclasses.asdict(found.cost)
-        words = {name.removesuffix("_bytes"): gibibytes(sizes[name]) for name in sizes if name.endswith("_bytes")}
-        table["cost"] = sizes | words
-    return table
-
-
-def plain(group: Group) -> dict[str, Any]:
-    """A group's numbers as plain values."""
+def _group_to_json(group: Group) -> dict[str, Any]:
+    """A group's numbers as JSON."""
     directions: Any = group.directions
     if directions is not None:
         directions = ">64" if math.isinf(directions) else int(directions)
@@ -391,5 +425,6 @@ def plain(group: Group) -> dict[str, Any]:
     }
 
 
-def _rank(change: Change) -> dict[str, Any]:
-    return {"stable_rank": change.rank.stable if change.rank else None}
+def _change_to_json(change: Change) -> dict[str, Any]:
+    stable = change.rank.stable if change.rank else None
+    return {"shape": list(change.shape), **_group_to_json(Group.of([change])), "stable_rank": stable}

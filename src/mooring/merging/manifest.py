@@ -1,4 +1,4 @@
-"""What a merged folder holds besides its weights: the base's side files, its configuration, and how it was made."""
+"""What a merged folder holds apart from its weights: side files, configuration, and a record of how it was made."""
 
 import dataclasses
 import importlib.metadata
@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from mooring.files import explained
-from mooring.merging.inputs import Inputs
-from mooring.merging.job import Options, Setting, as_plain
-from mooring.merging.parameters import plain
+from mooring.merging.job import Options, TensorValue, options_to_json, to_json
+from mooring.merging.pair import ModelPair
 from mooring.merging.slices import cut
 from mooring.models import (
     MANIFEST,
@@ -36,49 +35,59 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GENERATION = "generation_config.json"
 _COPIED = "copied: equal in all, and not floating-point"
 
+Written = Mapping[str, tuple[str, list[int], str]]
+"""Type, shape and digest of every tensor by name."""
 
-@dataclasses.dataclass(frozen=True, slots=True)
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is the same in the manifests of all outputs of a merge.
+    """What the manifests of all outputs of a merge have in common.
 
     Attributes:
-        inputs: The models.
+        pair: The models.
         method: The method's name.
-        options: Its settings.
-        changed: Tensors that some tuned model changed.
-        decisions: What was decided about a tensor, or, under an empty name, about the whole.
+        options: Its options.
+        changed: Tensors that a tuned model changed.
+        decisions: Decisions about a tensor by its name, or about the whole model under an empty name.
         read: For every model, the digests of the tensors that the merge read.
-        nonfinite: Whether NaN and Inf were let through.
+        tokenizer: The index of the model whose tokenizer the output gets.
+        allow_nonfinite: Whether NaN and Inf were let through.
     """
 
-    inputs: Inputs
+    pair: ModelPair
     method: str
     options: Options
     changed: Sequence[str]
     decisions: Mapping[str, Sequence[str]]
     read: Sequence[dict[str, TensorDigest]]
-    nonfinite: bool = False
+    tokenizer: int = 0
+    allow_nonfinite: bool = False
 
 
-def write_side_files(folder: Path, record: Record, dtype: torch.dtype | None) -> None:
-    """Copy configuration, tokenizer and the like from the base, changed where the merged model differs from it.
+def write_side_files(folder: Path, pair: ModelPair, tokenizer: int, dtype: torch.dtype | None) -> None:
+    """Copy configuration, tokenizer and other side files from the base, with the merged model's changes.
+
+    Args:
+        folder: The output.
+        pair: The models.
+        tokenizer: The index of the model whose tokenizer is copied.
+        dtype: The type of the output's tensors, if it is not the base's.
 
     Raises:
         OutputError: The disk is full.
     """
-    inputs = record.inputs
-    copy_side_files(inputs.base.folder, folder)
-    changes = dict(inputs.config)
-    source = inputs.models[inputs.tokenizer]
-    taken = bool(inputs.tokenizer) and _has_tokenizer(source.folder)
+    copy_side_files(pair.base.folder, folder)
+    changes = dict(pair.config)
+    source = pair.models[tokenizer]
+    taken = bool(tokenizer) and _has_tokenizer(source.folder)
     if taken and isinstance(source, Checkpoint):  # the end token may be one that was added
         changes |= {key: source.config[key] for key in _TOKEN_IDS if key in source.config}
         _copy_token_ids(source.folder, folder)
     if dtype is not None:
-        key = "dtype" if "dtype" in inputs.base.config else "torch_dtype"
+        key = "dtype" if "dtype" in pair.base.config else "torch_dtype"
         changes[key] = str(dtype).removeprefix("torch.")
     if changes:
-        config = json.loads(json.dumps(inputs.base.config))
+        config = json.loads(json.dumps(pair.base.config))
         for key, value in changes.items():
             nested = config.get("text_config")
             within = isinstance(nested, dict) and key in nested and key not in config
@@ -87,7 +96,7 @@ def write_side_files(folder: Path, record: Record, dtype: torch.dtype | None) ->
             (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if taken:
         with explained(folder):
-            for path in _tokenizer_files(inputs.base.folder):
+            for path in _tokenizer_files(pair.base.folder):
                 (folder / path).unlink()
             for path in _tokenizer_files(source.folder):
                 (folder / path).parent.mkdir(exist_ok=True)
@@ -95,7 +104,7 @@ def write_side_files(folder: Path, record: Record, dtype: torch.dtype | None) ->
 
 
 def _copy_token_ids(source: Path, folder: Path) -> None:
-    """Bring the ids of special tokens in the generation settings to those of the tokenizer's model."""
+    """Copy the ids of special tokens in the generation settings from the tokenizer's model."""
     theirs, ours = source / _GENERATION, folder / _GENERATION
     if not (theirs.is_file() and ours.is_file()):
         return
@@ -109,48 +118,56 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    """Whether a folder brings a tokenizer, not only a template or the like for one."""
+    """Whether a folder has a tokenizer, not only files that accompany one."""
     return any(path.parts[0].startswith(_VOCABULARY) for path in _tokenizer_files(folder))
 
 
 def manifest(
-    record: Record, lam: Setting, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], TensorDigest]]
+    record: Record, lam: TensorValue, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], TensorDigest]]
 ) -> dict[str, Any]:
-    """How the output was made, as plain values. No dates and no paths: the same inputs give the same manifest.
+    """The record of how an output was made, as JSON. No dates and no paths: the same inputs give the same manifest.
 
     Args:
-        record: What all outputs share.
+        record: What all outputs have in common.
         lam: λ.
-        tensors: Name to type, shape and digest of what was written.
+        tensors: Type, shape and digest of every tensor that was written, by name.
     """
     written = {
         name: (NAMES[dtype], list(shape), digest.hexdigest()) for name, (dtype, shape, digest) in tensors.items()
     }
-    inputs = record.inputs
-    decisions = {name: "; ".join(said) for name, said in record.decisions.items() if name}
-    for name, target in inputs.targets.items():
-        if not target.dtype.is_floating_point:
+    pair = record.pair
+    decisions = {name: "; ".join(sentences) for name, sentences in record.decisions.items() if name}
+    for name, tensor in pair.tensors.items():
+        if not tensor.dtype.is_floating_point:
             decisions.setdefault(name, _COPIED)
     notes = list(record.decisions.get("", ()))
-    if inputs.tokenizer:
-        larger, base = (model.folder for model in (inputs.models[inputs.tokenizer], inputs.base))
-        said = f"the tokenizer is that of {larger.resolve().name}"
+    if record.tokenizer:
+        larger, base = pair.models[record.tokenizer].folder, pair.base.folder
+        sentence = f"the tokenizer is that of {larger.resolve().name}"
         if not _has_tokenizer(larger):
             missing = f"{larger.resolve().name} has more vocabulary rows, but no tokenizer"
-            said = f"{missing}: the tokenizer is that of {base.resolve().name}"
-        notes.append(said)
-    if record.nonfinite:
+            sentence = f"{missing}: the tokenizer is that of {base.resolve().name}"
+        notes.append(sentence)
+    if record.allow_nonfinite:
         notes.append("NaN and Inf were let through")
     return {
         "format": 2,
         "method": record.method,
-        "lambda": as_plain(lam),
-        "options": plain(record.method, record.options),
-        "base": _source(inputs.base, record.read[0]),
-        "tuned": [_source(m, read) for m, read in zip(inputs.tuned, record.read[1:], strict=True)],
-        "tensors": {"all": len(inputs.targets), "changed": len(record.changed)},
+        "lambda": to_json(lam),
+        "options": options_to_json(record.method, record.options),
+        **({"allow_nonfinite": True} if record.allow_nonfinite else {}),
+        "base": source_entry(pair.base, record.read[0]),
+        "tuned": [source_entry(m, read) for m, read in zip(pair.tuned, record.read[1:], strict=True)],
+        "tensors": {"all": len(pair.tensors), "changed": len(record.changed)},
         "decisions": dict(sorted(decisions.items())),
         "notes": notes,
+        **written_entry(written),
+    }
+
+
+def written_entry(written: Written) -> dict[str, Any]:
+    """The end of a manifest: the digests of what was written, and the versions of what wrote it."""
+    return {
         "digest": content_digest(written),
         "digests": {name: list(entry) for name, entry in sorted(written.items())},
         "made_with": {"mooring": _version(), "torch": torch.__version__},
@@ -158,7 +175,7 @@ def manifest(
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Put a manifest into an output.
+    """Write a manifest to an output.
 
     Raises:
         OutputError: The disk is full.
@@ -167,15 +184,20 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
         (folder / MANIFEST).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _source(model: Checkpoint | Adapter, read: dict[str, TensorDigest]) -> dict[str, Any]:
-    """An input: its folder's name, and a digest of what it holds."""
+def source_entry(model: Checkpoint | Adapter, read: dict[str, TensorDigest]) -> dict[str, Any]:
+    """An input: its folder's name, and a digest of its content.
+
+    Args:
+        model: The model.
+        read: For a whole model, the digests of what the merge has read; the rest is read now.
+    """
     name = model.folder.resolve().name
     if isinstance(model, Adapter):
         return {"name": name, "kind": "lora", "digest": f"sha256:{combine(file_digests(model.folder))}"}
     tensors = {}
     for info in model.tensors.values():
         digest = read.setdefault(info.name, TensorDigest())
-        for piece in cut([info]) if digest.seen < info.nbytes else ():  # what the merge itself had no need to read
+        for piece in cut([info]) if digest.seen < info.nbytes else ():  # what the merge did not need to read
             first = piece.start * info.dtype.itemsize
             if first + (piece.stop - piece.start) * info.dtype.itemsize > digest.seen:
                 start = max(piece.start, digest.seen // info.dtype.itemsize)
@@ -186,7 +208,7 @@ def _source(model: Checkpoint | Adapter, read: dict[str, TensorDigest]) -> dict[
 
 
 def _version() -> str:
-    """Mooring's own version; a source tree that is not installed has none."""
+    """Mooring's version; a source tree that is not installed has none."""
     try:
         return importlib.metadata.version("mooring")
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Measure a change in one pass over two models, in bounded memory; the numbers do not hang on threads or shards."""
+"""Measure a change in one pass over two models, in bounded memory, independent of threads and shards."""
 
 import contextlib
 import dataclasses
@@ -11,23 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mooring.events import Event, OnEvent
 from mooring.merging.change import Change, Histogram, Rank
 from mooring.merging.slices import Slice, one_thread, same, sweep
 
-# --- The effective rank of a change from one pass over its rows, by random projections ---
-
-
 PROBES = 64
-"""Random probes for the effective rank, and the largest rank that they find exactly."""
+"""Random probes for the effective rank, and the largest rank that they measure exactly."""
 _ROWS = 4096
-"""Rows of K or Ω that are taken into float64 at a time: neither is ever copied whole."""
+"""Rows of K or Ω that are converted to float64 at a time: neither is ever copied as a whole."""
 
 
 class Sketch:
-    """Random projections of a change δ of shape (rows, columns), summed up block by block: K = δᵀ(δΩ).
+    """Random projections of a change δ of shape (rows, columns), accumulated block by block: K = δᵀ(δΩ).
 
-    From K and the probes Ω the Nyström approximation of δᵀδ follows without a second pass: exact where δ has no higher
-    rank than there are probes, and nowhere above δᵀδ.
+    From K and the probes Ω the Nyström approximation of δᵀδ follows without a second pass: exact if the rank of δ is
+    at most the number of probes, and never above δᵀδ.
 
     Sources: Halko, Martinsson, Tropp 2011, Finding structure with randomness, arXiv:0909.4061, section 5.5; Tropp,
     Yurtsever, Udell, Cevher 2017, Fixed-rank approximation of a positive-semidefinite matrix from streaming data,
@@ -49,12 +47,12 @@ class Sketch:
         return self._columns * min(self._columns, PROBES)
 
     def project(self, delta: Tensor, out: Tensor) -> Tensor:
-        """What whole rows of δ, flat and in float32, add to K: of shape (columns, probes), written to `out`."""
+        """The contribution to K of whole rows of δ, flat and in float32: shape (columns, probes), written to `out`."""
         matrix = delta.view(-1, self._columns)
         return torch.mm(matrix.T, matrix @ probes(self._columns), out=out.view(self._columns, -1))
 
     def add(self, piece: Slice, projected: Tensor | None) -> None:
-        """Add it, once the blocks before it were: a sum of floats hangs on its order. None adds nothing."""
+        """Add a contribution, after those of the blocks before it: the order of a sum matters. None adds none."""
         with self._turn:
             self._turn.wait_for(lambda: self._next == piece.start)
             if projected is not None:
@@ -86,9 +84,9 @@ class Sketch:
 
 
 def nystrom(omega: Tensor, projected: Tensor) -> list[float]:
-    """Eigenvalues of the Nyström approximation K (ΩᵀK)⁻¹ Kᵀ of a matrix A, K = AΩ; the largest first.
+    """Eigenvalues of the Nyström approximation K (ΩᵀK)⁻¹ Kᵀ of a matrix A, K = AΩ; in descending order.
 
-    They are those of W (KᵀK) Wᵀ, where W whitens ΩᵀK; directions in which ΩᵀK is rounding noise are left out.
+    Computed as those of W (KᵀK) Wᵀ, W whitening ΩᵀK; directions in which ΩᵀK is rounding noise are left out.
 
     Args:
         omega: Ω, of shape (n, k).
@@ -111,30 +109,30 @@ def nystrom(omega: Tensor, projected: Tensor) -> list[float]:
 
 @functools.lru_cache(maxsize=4)
 def probes(columns: int) -> Tensor:
-    """Ω, of shape (columns, min(columns, PROBES)): Gaussian and always the same; the identity where columns are few."""
+    """Ω, of shape (columns, min(columns, PROBES)): Gaussian with a fixed seed, or the identity if small."""
     if columns <= PROBES:
         return torch.eye(columns)
     return torch.randn(columns, PROBES, generator=torch.Generator().manual_seed(columns))
 
 
 BLOCK = 2**20
-"""Entries that a thread takes at a time: about so many, in whole rows. Sums are made on this grid."""
+"""About how many entries a thread takes at a time, in whole rows. Sums are accumulated on this grid."""
 WIDEST = 2**16
-"""Columns of the widest matrix whose rank is measured: what the probes take in memory grows with it."""
+"""Columns of the widest matrix whose rank is measured: the memory of the probes grows with it."""
 
 _CHUNK = 2**16
-"""Entries that are summed in float64 at a time: they stay in a core's cache."""
+"""Entries that are summed in float64 at a time, so that they stay in a core's cache."""
 _BINS = 2**10
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Extent:
-    """What two models share of a tensor.
+    """The part of a tensor that two models share.
 
     Attributes:
         name: Its name.
         dtype: The base's type.
-        shape: Its shape; where one side has more vocabulary rows, without those.
+        shape: Its shape, without vocabulary rows that one side has in addition.
     """
 
     name: str
@@ -148,19 +146,19 @@ class Extent:
 
 
 Read = Callable[[Slice, Sequence[Tensor]], tuple[Tensor, Tensor]]
-"""A slice, and two buffers of bytes to read into, to the base's values and the tuned model's, flat; the same tensor
-twice where nothing changes it."""
+"""(slice, two byte buffers to read into) to the base's and the tuned model's values, flat; the same tensor twice if the
+tuned model does not change it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measured:
-    """What a pass over two models found.
+    """The result of a pass over two models.
 
     Attributes:
         changes: Every tensor, in the base's order.
-        broken: Tensors with NaN or Inf to whose they are, `base` or `tuned`; `changes` leaves them out.
-        equal: Whether the two are the same, byte by byte where they have the same type.
-        read_seconds: How long reading took, as if threads did nothing else.
+        broken: Tensors with NaN or Inf, to `base` or `tuned`; `changes` does not have them.
+        equal: Whether the two are equal, byte by byte if they have the same type.
+        read_seconds: How long reading took, summed over threads.
     """
 
     changes: tuple[Change, ...]
@@ -171,13 +169,13 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Part:
-    """What a slice has to say."""
+    """The result for a slice."""
 
     base_square: float
     change_square: float
     along: float
     counts: Tensor | None
-    """None where base and tuned are the same."""
+    """None if base and tuned are equal."""
     seconds: float
 
 
@@ -187,16 +185,16 @@ def measure(
     *,
     ranks: bool = True,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> Measured:
     """Measure how every tensor changed.
 
     Args:
-        tensors: What the two share, in the base's order.
-        read: Reads the two.
+        tensors: The shared part of every tensor, in the base's order.
+        read: Reads both models.
         ranks: Whether to measure the effective rank of each matrix's change: about half of the arithmetic.
-        threads: How many work at once.
-        progress: Told (bytes of the base done, bytes of the base).
+        threads: Number of worker threads.
+        on_event: Receives progress in bytes of the base.
 
     Raises:
         ModelError: A file ends early or cannot be read.
@@ -226,7 +224,7 @@ def measure(
             if sketch and delta is not None:
                 projected = sketch.project(delta, own.get("projected", sketch.size))
             return _Part(*squares, counts, seconds)
-        finally:  # the next slice waits for this one, whatever became of it
+        finally:  # the next slice waits for this one, even if it failed
             if sketch:
                 sketch.add(piece, projected)
 
@@ -237,8 +235,8 @@ def measure(
             read_seconds += part.seconds
             equal = equal and part.counts is None
             done += (piece.stop - piece.start) * info.dtype.itemsize
-            if progress:
-                progress(done, total)
+            if on_event:
+                on_event(Event(step="inspect", kind="progress", done=done, total=total, unit="bytes"))
             if piece.stop == info.numel:
                 changes[info.name] = _change(info, parts[info.name], sketches.pop(info.name, None))
                 parts[info.name].clear()
@@ -259,20 +257,20 @@ def measure(
 
 
 class Buffers(threading.local):
-    """A thread's own tensors, used again and again: large ones that come and go would leave holes in the memory."""
+    """Tensors that a thread reuses: allocating large ones repeatedly would fragment the memory."""
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
     def get(self, name: str, count: int) -> Tensor:
-        """So many float32 numbers, not set."""
+        """A buffer of float32 numbers, uninitialized."""
         if name not in self._held or len(self._held[name]) < count:
             self._held.pop(name, None)
             self._held[name] = torch.empty(count)
         return self._held[name][:count]
 
     def bytes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Two buffers with room for so many numbers of any type."""
+        """Two byte buffers with room for `count` numbers of any type."""
         ours, theirs = (self.get(name, 2 * count).view(torch.uint8) for name in ("base", "tuned"))
         return ours, theirs
 
@@ -283,19 +281,19 @@ def sketchable(info: Extent) -> bool:
 
 
 def block(info: Extent) -> int:
-    """Entries of a tensor that are worked on together: whole rows, as many as there are probes at least."""
+    """Entries of a tensor that are processed together: whole rows, at least as many as there are probes."""
     if not sketchable(info):
         return BLOCK
     return max(BLOCK // info.shape[1], PROBES) * info.shape[1]
 
 
 def sums(base: Tensor, tuned: Tensor, out: Tensor) -> tuple[tuple[float, float, float], Tensor | None, Tensor | None]:
-    """(‖base‖², ‖δ‖², ⟨base, δ⟩), δ in float32, and its counts by bin; the last two None where nothing differs.
+    """(‖base‖², ‖δ‖², ⟨base, δ⟩), δ in float32, and its counts by bin; the last two are None if nothing differs.
 
     Args:
         base: Flat, any type.
-        tuned: As long, any type.
-        out: As long, in float32: becomes δ.
+        tuned: Same length, any type.
+        out: Same length, float32; receives δ.
     """
     differs = not same(base, tuned)
     delta = out if differs else None
@@ -315,7 +313,7 @@ def sums(base: Tensor, tuned: Tensor, out: Tensor) -> tuple[tuple[float, float, 
 
 
 def _sum(values: Iterable[float]) -> float:
-    """The exact sum, rounded once; NaN where it has none, as with infinite values of both signs."""
+    """The exact sum, rounded once; NaN if it does not exist, as with infinite values of both signs."""
     values = list(values)
     return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
 

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from mooring.errors import UserError
-from mooring.merging.job import Job, Options, Setting, Value, depths
+from mooring.merging.job import Job, Options, TensorValue, Value
+from mooring.merging.layers import depths
 from mooring.merging.methods import METHODS
 from mooring.models import is_adapter
 
@@ -28,15 +29,15 @@ _NOTES = {
 def write(job: Job, names: Iterable[str], *, dtype: str | None = None) -> str:
     """A job as mergekit's YAML.
 
-    mergekit's filters know no patterns, only parts of names, so a `Setting` is written for the tensors that there are:
-    as filters and gradients where these give every tensor its number, otherwise one filter a tensor. Numbers are
-    written with 12 digits. `lines` becomes `task_arithmetic`. Where the output's type is known,
-    arithmetic is in float32, as it is here; otherwise in the type of the inputs.
+    mergekit's filters are parts of names, not patterns, so a `TensorValue` is written for the given tensors: as filters
+    and gradients if these give every tensor its number, otherwise as one filter per tensor. Numbers have 12 digits.
+    `lines` becomes `task_arithmetic`. If the output's type is known, arithmetic is in float32, as here; otherwise in
+    the type of the inputs.
 
     Args:
         job: The merge.
         names: The names of the base's tensors.
-        dtype: Type of the base's tensors, for the output where the job names none.
+        dtype: Type of the base's tensors, used for the output if the job names none.
 
     Raises:
         UserError: mergekit cannot do this merge; the message says why.
@@ -61,18 +62,22 @@ def write(job: Job, names: Iterable[str], *, dtype: str | None = None) -> str:
 
 
 def _parameters(job: Job, places: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """What holds for all, for the base, and for each tuned model, in mergekit's words."""
+    """mergekit's parameters of the whole merge, of the base, and of each tuned model."""
     options, count = job.options, len(job.tuned)
     if job.method not in METHODS:
-        raise UserError(f"method {job.method} is not known to mergekit", f"known: {', '.join(METHODS)}")
+        raise UserError(
+            f"method {job.method} is not known to mergekit",
+            f"known: {', '.join(METHODS)}",
+            code="usage.mergekit_cannot",
+        )
     nothing: list[dict[str, Any]] = [{} for _ in job.tuned]
     if job.method == "linear":
         return _linear(options, count, places)
     if job.method == "slerp":
-        return {"t": _phrase(options.lam, places)}, {}, nothing
+        return {"t": _value(options.lam, places)}, {}, nothing
     if job.method == "model_stock":
         if options.lam.constant != 1:
-            raise UserError("mergekit's model_stock has no λ", "export with λ = 1")
+            raise UserError("mergekit's model_stock has no λ", "export with λ = 1", code="usage.mergekit_cannot")
         return {}, {}, nothing
     if job.method == "karcher":
         _check_equal(options, count, places)
@@ -85,9 +90,9 @@ def _linear(
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     weights = _each(options.weights, count, 1.0)
     if options.base_weight is not None:
-        normalize = METHODS["linear"].normalize if options.normalize is None else options.normalize
-        own = {"weight": _phrase(options.base_weight, places)}
-        return {"normalize": normalize}, own, [{"weight": _phrase(weight, places)} for weight in weights]
+        normalize = METHODS["linear"].options["normalize"] if options.normalize is None else options.normalize
+        own = {"weight": _value(options.base_weight, places)}
+        return {"normalize": normalize}, own, [{"weight": _value(weight, places)} for weight in weights]
     lam = options.lam
     fixed = [weight.constant for weight in weights if weight.constant is not None]
     tuned = []
@@ -103,40 +108,41 @@ def _linear(
             rules = _mapped(_filters(lam), factor.__mul__)
         elif count == 1:
             rules = _filters(lam)
-        tuned.append({"weight": _said({name: share(name) for name in places}, rules, places)})
+        tuned.append({"weight": _filtered({name: share(name) for name in places}, rules, places)})
     rest = {name: 1 - lam.at(name, places[name]) for name in places}
-    own = {"weight": _said(rest, _mapped(_filters(lam), lambda value: 1 - value), places)}
+    own = {"weight": _filtered(rest, _mapped(_filters(lam), lambda value: 1 - value), places)}
     return {}, own, tuned
 
 
 def _task_vectors(job: Job, places: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Task arithmetic and its kin: λ as `lambda`, the rest by its own name."""
+    """Methods that add task vectors: λ as `lambda`, the other options by their own names."""
     options, count, method = job.options, len(job.tuned), METHODS[job.method]
     lam = options.lam
     if job.method == "lines" and lam.constant is not None:
-        lam = Setting.of((0.0, lam.constant))
-    common: dict[str, Any] = {"lambda": _phrase(lam, places)}
-    common["normalize"] = method.normalize if options.normalize is None else options.normalize
-    tuned = [{"weight": _phrase(weight, places)} for weight in _each(options.weights, count, 1.0)]
+        lam = TensorValue.of((0.0, lam.constant))
+    common: dict[str, Any] = {"lambda": _value(lam, places)}
+    common["normalize"] = method.options["normalize"] if options.normalize is None else options.normalize
+    tuned = [{"weight": _value(weight, places)} for weight in _each(options.weights, count, 1.0)]
     if "density" in method.options:
         densities = _each(options.density, count, 1.0)
-        rescale = options.rescale or method.rescale
+        rescale = options.rescale or method.options["rescale"]
         if rescale == "inverse" and any(d.at(name, places[name]) < 1 for d in densities for name in places):
-            raise UserError("mergekit rescales by the l1 norm, not by 1/density", "export with rescale l1 or none")
+            raise UserError(
+                "mergekit rescales by the l1 norm, not by 1/density",
+                "export with rescale l1 or none",
+                code="usage.mergekit_cannot",
+            )
         common["rescale"] = rescale == "l1"
-        for name, given, default in (
-            ("density", options.density, 1.0),
-            ("gamma", options.gamma, 0.01),
-            ("epsilon", options.epsilon, 0.15),
-        ):
+        for name in ("density", "gamma", "epsilon"):
             if name in method.options:
-                for parameters, one in zip(tuned, _each(given, count, default), strict=True):
-                    parameters[name] = _phrase(one, places)
+                values = _each(getattr(options, name), count, method.options[name])
+                for parameters, one in zip(tuned, values, strict=True):
+                    parameters[name] = _value(one, places)
     return common, {}, tuned
 
 
 def _check_equal(options: Options, count: int, places: Mapping[str, float]) -> None:
-    """Hold that all models weigh the same, the base too: mergekit's karcher knows nothing else."""
+    """Raise unless all models have the same weight, as mergekit's karcher requires."""
     weights = _each(options.weights, count, 1.0)
     for name, depth in places.items():
         given = [weight.at(name, depth) for weight in weights]
@@ -147,48 +153,48 @@ def _check_equal(options: Options, count: int, places: Mapping[str, float]) -> N
             given = [1 - lam, *(lam * weight / math.fsum(given) for weight in given)]
         if not all(math.isclose(one, given[0], rel_tol=1e-9) for one in given):
             what = f"mergekit's karcher gives all models the same weight, the base too; {name} has {_rounded(given)}"
-            raise UserError(what, f"export with λ = {count}/{count + 1} and no weights")
+            raise UserError(what, f"export with λ = {count}/{count + 1} and no weights", code="usage.mergekit_cannot")
 
 
-def _each(given: Sequence[Setting], count: int, default: float) -> tuple[Setting, ...]:
-    """A setting a tuned model, from one each, one for all, or none."""
-    given = tuple(given) or (Setting.of(default),)
+def _each(given: Sequence[TensorValue], count: int, default: float) -> tuple[TensorValue, ...]:
+    """One value per tuned model, from one each, one for all, or the default."""
+    given = tuple(given) or (TensorValue.of(default),)
     return tuple(given) * count if len(given) == 1 else tuple(given)
 
 
 Rules = list[tuple[str, Value]]
 
 
-def _phrase(setting: Setting, places: Mapping[str, float]) -> Any:
-    """A setting as mergekit's: a number, a gradient, or filters."""
+def _value(setting: TensorValue, places: Mapping[str, float]) -> Any:
+    """A value in mergekit's form: a number, a gradient, or filters."""
     if setting.constant is not None:
         return _rounded(setting.constant)
-    return _said({name: setting.at(name, depth) for name, depth in places.items()}, _filters(setting), places)
+    return _filtered({name: setting.at(name, depth) for name, depth in places.items()}, _filters(setting), places)
 
 
-def _said(want: Mapping[str, float], rules: Rules | None, places: Mapping[str, float]) -> Any:
-    """mergekit's setting that gives every tensor its number.
+def _filtered(expected: Mapping[str, float], rules: Rules | None, places: Mapping[str, float]) -> Any:
+    """The value in mergekit's form that gives every tensor its number.
 
     Args:
-        want: The number of every tensor.
-        rules: Filters that may give these, but for a few tensors; those are put right by filters of their own.
-        places: How deep each tensor lies.
+        expected: The number of every tensor.
+        rules: Filters that may give these except for a few tensors, which then get filters of their own.
+        places: The depth of each tensor.
     """
-    if len({_rounded(number) for number in want.values()}) == 1:
-        return _rounded(next(iter(want.values())))
+    if len({_rounded(number) for number in expected.values()}) == 1:
+        return _rounded(next(iter(expected.values())))
     if rules:
-        wrong = [name for name in want if not _right(rules, name, places[name], want[name])]
-        own: Rules = [(name, want[name]) for name in sorted(wrong, key=len, reverse=True)]
+        wrong = [name for name in expected if not _right(rules, name, places[name], expected[name])]
+        own: Rules = [(name, expected[name]) for name in sorted(wrong, key=len, reverse=True)]
         rules = own + rules
-        if len(own) <= max(4, len(want) // 8) and all(_right(rules, n, places[n], want[n]) for n in want):
+        if len(own) <= max(4, len(expected) // 8) and all(_right(rules, n, places[n], expected[n]) for n in expected):
             return _yaml(rules)
-    # A name's own filter comes before those of shorter names, so it is the first that the name contains.
-    return _yaml([(name, want[name]) for name in sorted(want, key=len, reverse=True)])
+    # A name's own filter precedes those of shorter names, so it is the first that the name contains.
+    return _yaml([(name, expected[name]) for name in sorted(expected, key=len, reverse=True)])
 
 
-def _right(rules: Rules, name: str, depth: float, want: float) -> bool:
+def _right(rules: Rules, name: str, depth: float, expected: float) -> bool:
     try:
-        return math.isclose(Setting.containing(rules).at(name, depth), want, rel_tol=1e-12, abs_tol=1e-12)
+        return math.isclose(TensorValue.containing(rules).at(name, depth), expected, rel_tol=1e-12, abs_tol=1e-12)
     except UserError:  # no filter matches
         return False
 
@@ -201,14 +207,14 @@ def _yaml(rules: Rules) -> Any:
 
 
 def _mapped(rules: Rules | None, change: Callable[[float], float]) -> Rules | None:
-    """The same filters with other numbers; `change` must be linear, so that it holds between a gradient's too."""
+    """The same filters with other numbers; `change` must be linear, to commute with a gradient's interpolation."""
     if rules is None:
         return None
     return [(p, tuple(map(change, value)) if isinstance(value, tuple) else change(value)) for p, value in rules]
 
 
-def _filters(setting: Setting) -> Rules | None:
-    """A setting's patterns as parts of names, as near as they come; None where one has no such form."""
+def _filters(setting: TensorValue) -> Rules | None:
+    """A value's patterns approximated by parts of names; None if one has no such form."""
     if setting.matching == "contains":
         return list(setting.rules)
     found: Rules = []
@@ -226,7 +232,7 @@ def _filters(setting: Setting) -> Rules | None:
 
 
 def _choices(part: str) -> list[str]:
-    """What a part of a pattern stands for: the numbers and texts within braces, or the part itself."""
+    """The alternatives of a part of a pattern: the numbers and texts within braces, or the part itself."""
     if not part.startswith("{"):
         return [part]
     found = []
@@ -243,23 +249,27 @@ def _rounded(value: Any) -> Any:
 
 
 def _tuned_models(job: Job) -> list[Any]:
-    """The tuned models as mergekit names them; an adapter goes with its base. What is no folder here is a model."""
+    """The tuned models in mergekit's form; an adapter is written with its base."""
     return [_model(job.base, ref) if is_adapter(Path(ref)) else _model(ref) for ref in job.tuned]
 
 
 def _model(ref: str, adapter: str | None = None) -> Any:
-    """A reference as mergekit reads it: a text, or a mapping where a local folder's name has its `+` or `@` in it."""
+    """A reference in mergekit's form: a text, or a mapping if a local folder's name contains its `+` or `@`."""
     for one in (ref, adapter or ""):
         if one.startswith("bundled:") or one.lower().endswith(".gguf"):
-            raise UserError(f"{one}: mergekit does not read it", "name a folder of safetensors or a hub id")
+            raise UserError(
+                f"{one}: mergekit does not read it",
+                "name a folder of safetensors or a hub id",
+                code="usage.mergekit_cannot",
+            )
 
-    def plain(one: str) -> bool:
+    def is_plain(one: str) -> bool:
         return "+" not in one and " " not in one and not ("@" in one and Path(one).exists())
 
-    if plain(ref) and plain(adapter or ""):
+    if is_plain(ref) and is_plain(adapter or ""):
         return f"{ref}+{adapter}" if adapter else ref
-    entry = {"model": ref if plain(ref) else {"path": ref}}
-    return entry | ({"lora": adapter if plain(adapter) else {"path": adapter}} if adapter else {})
+    entry = {"model": ref if is_plain(ref) else {"path": ref}}
+    return entry | ({"lora": adapter if is_plain(adapter) else {"path": adapter}} if adapter else {})
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,12 +1,13 @@
-"""Go over tensors slice by slice, on a few threads, in bounded memory."""
+"""Process tensors slice by slice, on a few threads, in bounded memory."""
 
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +19,9 @@ from torch import Tensor
 from mooring.errors import ModelError
 from mooring.models import TensorInfo
 
-# --- Slices of tensors looked at by their bits: whether two are equal, whether one is finite ---
-
 
 def same(base: Tensor, tuned: Tensor) -> bool:
-    """Whether two flat slices are equal: byte by byte, or by value where their types differ."""
+    """Whether two flat slices are equal: byte by byte, or by value if their types differ."""
     if base is tuned:
         return True
     if base.dtype != tuned.dtype:
@@ -33,7 +32,7 @@ def same(base: Tensor, tuned: Tensor) -> bool:
         )
         return torch.equal(base.to(wider), tuned.to(wider))
     ours, theirs = base.view(torch.uint8).numpy(), tuned.view(torch.uint8).numpy()
-    if ours[:256].tobytes() != theirs[:256].tobytes():  # what tuning changed mostly differs at once
+    if ours[:256].tobytes() != theirs[:256].tobytes():  # most changed slices differ at once
         return False
     whole = len(ours) // 8 * 8
     return (
@@ -49,7 +48,7 @@ _NONFINITE |= {torch.float32: (0x7F800000, 0xFF800000), torch.float64: (0x7FF <<
 def finite(values: Tensor) -> bool:
     """Whether there is no NaN and no Inf.
 
-    Read off the bit pattern: Inf and NaN are the largest of either sign, so two maxima of whole numbers tell, several
+    Decided from the bit pattern: Inf and NaN are the largest of either sign, so two integer maxima suffice, several
     times faster than floating-point comparisons.
     """
     if values.numel() == 0 or not values.dtype.is_floating_point:
@@ -63,21 +62,21 @@ def finite(values: Tensor) -> bool:
 
 
 def check_finite(values: Tensor, where: Path, name: str) -> None:
-    """Refuse NaN and Inf.
+    """Raise for NaN and Inf.
 
     Raises:
         ModelError: There is one.
     """
     if not finite(values):
-        hint = "the model is broken; fetch or train it again, or go on with --allow-nonfinite"
-        raise ModelError(f"{where}: {name} holds NaN or Inf", hint)
+        hint = "the model is broken; fetch or train it again, or continue with --allow-nonfinite"
+        raise ModelError(f"{where}: {name} holds NaN or Inf", hint, code="model.nonfinite")
 
 
 SLICE = 2**20
 """Bytes of one input that a thread holds at a time: enough to read at the disk's speed, few enough for a cache."""
 
 CELL = 2**17
-"""Entries of the grid that sums, draws and digests hang on. It is part of what a seed means: never change it."""
+"""Entries per cell of the grid for sums and random streams. It is part of what a seed means: never change it."""
 
 R = TypeVar("R")
 
@@ -85,17 +84,17 @@ _own = threading.local()
 
 
 def scratch(slot: str, count: int, dtype: torch.dtype) -> Tensor:
-    """Memory that a thread keeps and uses again, since fresh memory costs more than the arithmetic done in it.
+    """Memory that a thread reuses, since fresh memory costs more than the arithmetic done in it.
 
     Args:
-        slot: Its use; what was got under the same name before is overwritten.
+        slot: Its purpose; a later call with the same name returns the same memory.
         count: Entries.
         dtype: Their type.
     """
     kept: dict[str, tuple[Tensor, Tensor]] = _own.__dict__
     memory, view = kept.get(slot, (_NOTHING, _NOTHING))
     if view.numel() == count and view.dtype == dtype:
-        return view  # as it is: making even a view gives up the interpreter to the other threads for a moment
+        return view  # even making a view would release the interpreter to other threads for a moment
     size = count * dtype.itemsize
     if memory.numel() < size:
         memory = torch.empty(size, dtype=torch.uint8)
@@ -111,9 +110,25 @@ def cells(grid: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(grid) for tensor in tensors), strict=True)  # type: ignore[no-untyped-call]
 
 
+def wide_type(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float32, or float64 if one tensor is that."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def widened(slot: str, values: Tensor, kind: torch.dtype) -> Tensor:
+    """A copy in a wider type, in the thread's scratch memory."""
+    return scratch(slot, values.numel(), kind).copy_(values)
+
+
+def divisor_of(weights: Sequence[float]) -> float:
+    """The sum of weights, or 1 if it is close to zero, so that weights which cancel do not divide by zero."""
+    total = math.fsum(weights)
+    return total if abs(total) >= 1e-8 else 1.0
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """torch's own arithmetic on one thread: for small tensors, or beside workers, more would wait for each other."""
+    """Run torch's arithmetic on one thread: with small tensors or several workers, more threads would wait."""
     own = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,7 +138,7 @@ def one_thread() -> Iterator[None]:
 
 
 def concatenate(a: Any, b: Any) -> Any:
-    """Two neighbouring parts of what a pass found, end to end: numpy arrays."""
+    """Join the results of two neighbouring parts: numpy arrays, end to end."""
     return np.concatenate([a, b])
 
 
@@ -137,12 +152,12 @@ class Slice:
 
 
 def cut(tensors: Iterable[TensorInfo], slice_bytes: int = SLICE, grid: int = 1) -> Iterator[Slice]:
-    """Slices that cover the tensors, in their order. A tensor without elements gives none.
+    """Slices that cover the tensors, in their order; none for a tensor without elements.
 
     Args:
-        tensors: What to cover.
-        slice_bytes: Bytes of a slice, at most, unless the grid is coarser.
-        grid: Elements; every slice begins at a multiple of it, so that sums over its cells do not hang on the slices.
+        tensors: The tensors.
+        slice_bytes: The largest slice, unless the grid is coarser.
+        grid: Elements; every slice begins at a multiple of it, so that sums over its cells do not depend on slicing.
     """
     for info in tensors:
         step = max(1, slice_bytes // info.dtype.itemsize // grid) * grid
@@ -153,19 +168,19 @@ def cut(tensors: Iterable[TensorInfo], slice_bytes: int = SLICE, grid: int = 1) 
 def sweep(
     slices: Iterable[Slice], work: Callable[[Slice], R], threads: int | None = None, *, batch: int = 1
 ) -> Generator[tuple[Slice, R], None, None]:
-    """Do some work on every slice.
+    """Call a function on every slice, on worker threads.
 
     Args:
-        slices: What to go over.
-        work: Called on a worker thread; what it returns must be small.
-        threads: How many workers; as many as cores, up to 4, where it is not given.
-        batch: How many slices a worker takes at a time; more than one saves some waiting for each other.
+        slices: The slices.
+        work: Called on a worker thread; its result must be small.
+        threads: Number of workers; defaults to the number of cores, up to 4.
+        batch: How many slices a worker takes at a time; more than one reduces waiting.
 
     Yields:
-        Every slice with its result, in the order of `slices`, whatever the threads.
+        Every slice with its result, in the order of `slices`.
 
     Raises:
-        Exception: The first that `work` raises, in that order; slices not yet begun are dropped.
+        Exception: The first that `work` raises, in that order; slices not yet started are dropped.
     """
     threads = threads or min(4, os.cpu_count() or 1)
     own = torch.get_num_threads()

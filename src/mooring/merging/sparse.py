@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mooring.merging import slices
-from mooring.merging.dense import Pass, Plan, Site, divisor_of, wide_type, widened
+from mooring.merging.plan import Pass, Plan, TensorParams, merge_method
+from mooring.merging.slices import divisor_of, wide_type, widened
 
 # --- Keep the entries of a change whose magnitudes have certain ranks: exact, and without ---
 
@@ -268,52 +269,52 @@ LONGEST_ROW = 2**20
 """Entries that are ranked together at most; a longer row is ranked in runs of so many."""
 
 
-def grid_of(kind: str, site: Site) -> int:
+def grid_of(kind: str, params: TensorParams) -> int:
     """Entries that a sparsifier takes at a time: a cell, or whole rows where it ranks them."""
     if kind != "magprune":
         return slices.CELL
-    row = _row(site)
+    row = _row(params)
     return row * max(1, slices.CELL // row)
 
 
-def _row(site: Site) -> int:
+def _row(params: TensorParams) -> int:
     """Entries that are ranked together: the last axis, or all of a vector."""
-    return max(1, min(site.shape[-1] if len(site.shape) > 1 else site.numel, LONGEST_ROW))
+    return max(1, min(params.shape[-1] if len(params.shape) > 1 else params.numel, LONGEST_ROW))
 
 
-def sparsifiers(kind: str, site: Site, models: int) -> Generator[Pass, Any, list[Sparsifier]]:
+def sparsifiers(kind: str, params: TensorParams, models: int) -> Generator[Pass, Any, list[Sparsifier]]:
     """Find out what is needed over the tensor, and give one sparsifier a tuned model.
 
     Args:
         kind: `magnitude` (TIES), `outliers` (Breadcrumbs), `random` (DARE) or `magprune` (DELLA).
-        site: The tensor.
+        params: The tensor.
         models: How many tuned models there are.
     """
     if kind in ("magnitude", "outliers"):
-        spans = [_span(kind, site.numel, site.density[m], site.gamma[m]) for m in range(models)]
+        spans = [_span(kind, params.numel, params.density[m], params.gamma[m]) for m in range(models)]
         found: list[Sparsifier] = [
             functools.partial(keep_window, window) if window else _untouched for window in (yield from windows(spans))
         ]
     elif kind == "random":
         found = [
-            functools.partial(_at_random, site, m, site.density[m]) if site.density[m] < 1 else _untouched
+            functools.partial(_at_random, params, m, params.density[m]) if params.density[m] < 1 else _untouched
             for m in range(models)
         ]
     else:
         found = [
-            functools.partial(_by_rank, site, m, _row(site)) if site.density[m] < 1 else _untouched
+            functools.partial(_by_rank, params, m, _row(params)) if params.density[m] < 1 else _untouched
             for m in range(models)
         ]
-    if site.rescale == "l1":
-        sums = yield Pass(functools.partial(_sums, grid_of(kind, site), found), slices.concatenate)
+    if params.rescale == "l1":
+        sums = yield Pass(functools.partial(_sums, grid_of(kind, params), found), slices.concatenate)
         return [
             functools.partial(_scaled, keep, _ratio(sums[:, m])) if keep is not _untouched else keep
             for m, keep in enumerate(found)
         ]
-    if site.rescale == "inverse" and kind != "magprune":
+    if params.rescale == "inverse" and kind != "magprune":
         return [
             functools.partial(_scaled, keep, 1 / d) if d > 0 and keep is not _untouched else keep
-            for keep, d in zip(found, site.density, strict=False)
+            for keep, d in zip(found, params.density, strict=False)
         ]
     return found
 
@@ -385,23 +386,23 @@ def _number_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8"), digest_size=16).digest(), "little")
 
 
-def _at_random(site: Site, model: int, density: float, start: int, change: Tensor) -> Tensor:
+def _at_random(params: TensorParams, model: int, density: float, start: int, change: Tensor) -> Tensor:
     """DARE's mask: each entry stays with probability `density`."""
-    kept = draws(site.seed, site.name, model, start, start + change.numel()) < np.uint32(
+    kept = draws(params.seed, params.name, model, start, start + change.numel()) < np.uint32(
         min(round(density * 2**32), 2**32 - 1)
     )
     return change.mul_(torch.from_numpy(kept.view(np.uint8)).to(change.dtype))
 
 
-def _by_rank(site: Site, model: int, row: int, start: int, change: Tensor) -> Tensor:
+def _by_rank(params: TensorParams, model: int, row: int, start: int, change: Tensor) -> Tensor:
     """MagPrune: in each row, keep with a probability that rises with the rank of |δ|; divide by it where asked."""
-    low, width = site.density[model] - site.epsilon[model], 2 * site.epsilon[model]
+    low, width = params.density[model] - params.epsilon[model], 2 * params.epsilon[model]
     count = change.numel()
-    drawn = torch.from_numpy(draws(site.seed, site.name, model, start, start + count).astype(np.int64, copy=False))
+    drawn = torch.from_numpy(draws(params.seed, params.name, model, start, start + count).astype(np.int64, copy=False))
     mask = slices.scratch("mask", count, change.dtype).copy_(drawn).mul_(2.0**-32)
     chance = _rank_shares(change, row).mul_(width).add_(low)
     mask.lt_(chance)
-    if site.rescale == "inverse":
+    if params.rescale == "inverse":
         mask.div_(chance)
     return change.mul_(mask)
 
@@ -432,23 +433,26 @@ def _ascending(rows: Tensor) -> Tensor:
 
 _ZERO = torch.zeros(())
 
+_COMMON = {"weights": None, "normalize": False, "density": 1.0, "rescale": "none"}
+_RANDOM = {**_COMMON, "rescale": "inverse", "seed": 42}
 
-def _thinned(site: Site, models: int, consensus: bool) -> Plan:
-    """θ = base + λ · combination of wᵢ·thinned(tunedᵢ − base); what `site.kind` means is in `sparsify`."""
-    thin = yield from sparsifiers(site.kind, site, models)
-    weights = site.weights or (1.0,) * models
+
+def _thinned(params: TensorParams, models: int, consensus: bool) -> Plan:
+    """θ = base + λ · combination of wᵢ·thinned(tunedᵢ − base); what `params.kind` means is in `sparsify`."""
+    thin = yield from sparsifiers(params.kind, params, models)
+    weights = params.weights or (1.0,) * models
     add = elect if consensus else add_up
     return functools.partial(
         _add_thinned,
-        site,
-        grid_of(site.kind, site),
+        params,
+        grid_of(params.kind, params),
         thin,
-        functools.partial(add, weights=weights, normalize=site.normalize),
+        functools.partial(add, weights=weights, normalize=params.normalize),
     )
 
 
 def _add_thinned(
-    site: Site,
+    params: TensorParams,
     grid: int,
     thin: Sequence[Sparsifier],
     mix: Callable[[Sequence[Tensor]], Tensor],
@@ -457,10 +461,10 @@ def _add_thinned(
     tuned: Sequence[Tensor],
     k: int,
 ) -> Tensor:
-    if site.lams[k] == 0:
+    if params.lams[k] == 0:
         return base
     kind = wide_type([base, *tuned])
-    out = slices.scratch("out", base.numel(), site.dtype)
+    out = slices.scratch("out", base.numel(), params.dtype)
     for number, (place, first, *others) in enumerate(
         slices.cells(grid, out, base, *tuned)
     ):  # a cell stays in the cache
@@ -471,8 +475,8 @@ def _add_thinned(
         ]
         mixed = mix(changes)
         # λ·mixed with its zeros made +0 or −0, so that a base of −0 stays that, as in a slice that no model changed
-        mixed = torch.sub(_ZERO, mixed, out=mixed) if site.lams[k] > 0 else mixed.add_(0)
-        place.copy_(ground.sub_(mixed, alpha=abs(site.lams[k])))
+        mixed = torch.sub(_ZERO, mixed, out=mixed) if params.lams[k] > 0 else mixed.add_(0)
+        place.copy_(ground.sub_(mixed, alpha=abs(params.lams[k])))
     return out
 
 
@@ -513,7 +517,14 @@ def elect(changes: Sequence[Tensor], weights: Sequence[float], normalize: bool) 
     return total.div_(divisor.masked_fill_(divisor.abs().le_(near).bool(), 1))
 
 
-def ties(site: Site, models: int) -> Plan:
+@merge_method(
+    "ties",
+    kind="magnitude",
+    formula="base + λ·mean of the agreeing largest δᵢ",
+    options={**_COMMON, "normalize": True},
+    passes=4,
+)
+def ties(params: TensorParams, models: int) -> Plan:
     """TIES: keep the `density` largest entries of each change, elect a sign for each entry, and take the disjoint mean.
 
     Of the n entries of a tensor exactly max(1, ⌊density·n⌋) are kept; of equal ones the first. The threshold is exact,
@@ -521,10 +532,11 @@ def ties(site: Site, models: int) -> Plan:
 
     Source: Yadav et al. 2023, TIES-Merging, arXiv:2306.01708. In mergekit: `ties`, λ as `lambda`.
     """
-    return (yield from _thinned(site, models, consensus=True))
+    return (yield from _thinned(params, models, consensus=True))
 
 
-def dare_linear(site: Site, models: int) -> Plan:
+@merge_method("dare_linear", kind="random", formula="base + λ·Σ wᵢ·δᵢ·mask/density", options=_RANDOM)
+def dare_linear(params: TensorParams, models: int) -> Plan:
     """DARE: drop each entry of a change with probability p = 1 − density, rescale the others by 1/(1−p), add up.
 
     Which entries go is a function of (seed, tensor, position). `rescale: l1` restores the sum of magnitudes instead.
@@ -532,18 +544,25 @@ def dare_linear(site: Site, models: int) -> Plan:
     Source: Yu et al. 2023, Language models are Super Mario, arXiv:2311.03099, eq. 2. In mergekit: `dare_linear`, whose
     `rescale` is the l1 one.
     """
-    return (yield from _thinned(site, models, consensus=False))
+    return (yield from _thinned(params, models, consensus=False))
 
 
-def dare_ties(site: Site, models: int) -> Plan:
+@merge_method("dare_ties", kind="random", formula="base + λ·sum of the agreeing δᵢ·mask/density", options=_RANDOM)
+def dare_ties(params: TensorParams, models: int) -> Plan:
     """DARE's drop and rescale, then TIES's election and disjoint merge.
 
     Source: Yu et al. 2023, arXiv:2311.03099; Yadav et al. 2023, arXiv:2306.01708. In mergekit: `dare_ties`.
     """
-    return (yield from _thinned(site, models, consensus=True))
+    return (yield from _thinned(params, models, consensus=True))
 
 
-def della(site: Site, models: int) -> Plan:
+@merge_method(
+    "della",
+    kind="magprune",
+    formula="base + λ·mean of the agreeing δᵢ·mask/p(rank)",
+    options={**_RANDOM, "normalize": True, "epsilon": 0.15},
+)
+def della(params: TensorParams, models: int) -> Plan:
     """DELLA: drop entries at random, small ones more often (MagPrune), rescale, elect a sign, take the disjoint mean.
 
     In each row the keep probability rises with the rank of |δ| from density − ε to density + ε; a kept entry is divided
@@ -551,31 +570,48 @@ def della(site: Site, models: int) -> Plan:
 
     Source: Deep et al. 2024, DELLA-Merging, arXiv:2406.11617, section 3. In mergekit: `della`, with the same ε.
     """
-    return (yield from _thinned(site, models, consensus=True))
+    return (yield from _thinned(params, models, consensus=True))
 
 
-def della_linear(site: Site, models: int) -> Plan:
+@merge_method(
+    "della_linear", kind="magprune", formula="base + λ·Σ wᵢ·δᵢ·mask/p(rank)", options={**_RANDOM, "epsilon": 0.15}
+)
+def della_linear(params: TensorParams, models: int) -> Plan:
     """DELLA's dropping, then the plain sum of changes.
 
     Source: Deep et al. 2024, arXiv:2406.11617. In mergekit: `della_linear`.
     """
-    return (yield from _thinned(site, models, consensus=False))
+    return (yield from _thinned(params, models, consensus=False))
 
 
-def breadcrumbs(site: Site, models: int) -> Plan:
+@merge_method(
+    "breadcrumbs",
+    kind="outliers",
+    formula="base + λ·Σ wᵢ·δᵢ, largest and smallest dropped",
+    options={**_COMMON, "gamma": 0.01},
+    passes=4,
+)
+def breadcrumbs(params: TensorParams, models: int) -> Plan:
     """Model Breadcrumbs: drop the `gamma` largest entries of each change and the smallest, so that `density` stay.
 
     Of n entries ⌊density·n⌋ stay: those below the ⌊gamma·n⌋ largest; of equal ones the first count as smaller.
 
     Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv:2312.06795. In mergekit: `breadcrumbs`.
     """
-    return (yield from _thinned(site, models, consensus=False))
+    return (yield from _thinned(params, models, consensus=False))
 
 
-def breadcrumbs_ties(site: Site, models: int) -> Plan:
+@merge_method(
+    "breadcrumbs_ties",
+    kind="outliers",
+    formula="base + λ·sum of the agreeing δᵢ, largest and smallest dropped",
+    options={**_COMMON, "gamma": 0.01},
+    passes=4,
+)
+def breadcrumbs_ties(params: TensorParams, models: int) -> Plan:
     """Model Breadcrumbs's thinning, then TIES's election and disjoint merge.
 
     Source: Davari and Belilovsky 2023, arXiv:2312.06795; Yadav et al. 2023, arXiv:2306.01708. In mergekit:
     `breadcrumbs_ties`.
     """
-    return (yield from _thinned(site, models, consensus=True))
+    return (yield from _thinned(params, models, consensus=True))

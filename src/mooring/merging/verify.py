@@ -1,4 +1,4 @@
-"""Read a merged model again, and hold that it is what its manifest says."""
+"""Read a merged model again and check it against its manifest."""
 
 import contextlib
 from collections.abc import Mapping
@@ -23,55 +23,64 @@ from mooring.models import (
     read_json,
 )
 
-_MEND = "the folder is not what was written; merge again"
+_MERGE_AGAIN = "the folder is not what was written; merge again"
 
 
 def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
-    """Hold that a folder that Mooring wrote is whole: names, shapes, types, digests, and no NaN or Inf.
+    """Check a folder that Mooring wrote: names, shapes, types, digests, and no NaN or Inf.
 
-    NaN and Inf are let through where the merge was told to let them through.
+    NaN and Inf are accepted if the merge was made with `allow_nonfinite`.
 
     Returns:
         Its manifest.
 
     Raises:
-        ModelError: Something differs (named), or the folder has no manifest with digests.
+        ModelError: Something differs, or the folder has no manifest with digests.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ModelError(f"{folder}: there is no such folder", "name a merged model's folder")
+        raise ModelError(f"{folder}: there is no such folder", "name a merged model's folder", code="model.not_found")
     if not (folder / MANIFEST).is_file():
         raise ModelError(
-            f"{folder}: has no {MANIFEST}, so it was not merged by Mooring", "name a merged model's folder"
+            f"{folder}: has no {MANIFEST}, so it was not merged by Mooring",
+            "name a merged model's folder",
+            code="model.no_manifest",
         )
     manifest = read_json(folder / MANIFEST)
     if "digests" not in manifest:
-        raise ModelError(f"{folder / MANIFEST}: has no digests (an older Mooring wrote it)", "merge again to have them")
+        raise ModelError(
+            f"{folder / MANIFEST}: was written by an older Mooring", "merge again", code="model.old_manifest"
+        )
     if not _well_formed(manifest):
-        raise ModelError(f"{folder / MANIFEST}: is not well formed", _MEND)
+        raise ModelError(f"{folder / MANIFEST}: is malformed", _MERGE_AGAIN, code="model.bad_manifest")
     written = manifest["digests"]
-    finite = "NaN and Inf were let through" not in manifest["notes"]
+    finite = not manifest.get("allow_nonfinite", False)
     with open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder) as model:
         compare(folder, model, written, finite=finite, threads=threads)
     if content_digest({name: tuple(entry) for name, entry in written.items()}) != manifest.get("digest"):
-        raise ModelError(f"{folder / MANIFEST}: its digest is not that of its list of tensors", _MEND)
+        raise ModelError(
+            f"{folder / MANIFEST}: its digest is not that of its list of tensors",
+            _MERGE_AGAIN,
+            code="model.digest_mismatch",
+        )
     return manifest
 
 
 def _well_formed(manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest has the form of those that Mooring writes, as far as `verify` relies on it."""
+    """Whether a manifest is well formed, as far as `verify` relies on it."""
     digests, tensors = manifest["digests"], manifest.get("tensors")
     return (
         isinstance(digests, dict)
         and all(_is_entry(entry) for entry in digests.values())
         and isinstance(manifest.get("notes"), list)
+        and isinstance(manifest.get("allow_nonfinite", False), bool)
         and isinstance(tensors, dict)
         and tensors.get("all") == len(digests)
     )
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it is a tensor's type, shape and digest."""
+    """Whether this is a tensor's type, shape and digest."""
     if not isinstance(entry, list) or len(entry) != 3:
         return False
     kind, shape, digest = entry
@@ -87,23 +96,25 @@ def compare(
     threads: int | None = None,
     slice_bytes: int = SLICE,
 ) -> None:
-    """Hold that a model's tensors are those of a list: name to (type, shape, digest).
+    """Check that a model's tensors are those of a list, name to (type, shape, digest).
 
     Raises:
-        ModelError: A tensor is missing, or too many, or differs in type, shape or content, or holds NaN or Inf.
+        ModelError: A tensor is missing, is not in the list, differs in type, shape or content, or holds NaN or Inf.
     """
     for name in sorted(written.keys() ^ model.tensors.keys()):
         fault = "is missing" if name in written else "is not in the manifest"
-        raise ModelError(f"{folder}: {name} {fault}", _MEND)
+        raise ModelError(f"{folder}: {name} {fault}", _MERGE_AGAIN, code="model.tensor_list_differs")
     for name, info in model.tensors.items():
         kind, shape, _ = written[name]
         if (NAMES[info.dtype], list(info.shape)) != (kind, list(shape)):
-            what = f"{folder}: {name} is {NAMES[info.dtype]} {list(info.shape)}, where {kind} {list(shape)} was written"
-            raise ModelError(what, _MEND)
+            what = f"{folder}: {name} is {NAMES[info.dtype]} {list(info.shape)}, but {kind} {list(shape)} was written"
+            raise ModelError(what, _MERGE_AGAIN, code="model.tensor_differs")
     found = digests(model, folder if finite else None, threads, slice_bytes)
     for name, digest in found.items():
         if digest.hexdigest() != written[name][2]:
-            raise ModelError(f"{folder}: the content of {name} is not what was written", _MEND)
+            raise ModelError(
+                f"{folder}: the content of {name} is not what was written", _MERGE_AGAIN, code="model.tensor_differs"
+            )
 
 
 def digests(
@@ -113,8 +124,8 @@ def digests(
 
     Args:
         model: The tensors.
-        check: The folder to name where a value is NaN or Inf; without, they are let through.
-        threads: How many work at once.
+        check: The folder to name in an error if a value is NaN or Inf; None accepts them.
+        threads: Number of worker threads.
         slice_bytes: Bytes that a thread holds at a time.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Model folders: open one (safetensors, sharded or not; a LoRA adapter; GGUF), a slice at a time, and write one.
+"""Model folders: open one (safetensors, PyTorch's `.bin`, a LoRA adapter, GGUF), read it by slices, and write one.
 
-Nothing here holds a whole model in memory, GGUF aside, and nothing is left half-written.
+Nothing here holds a whole model in memory, except for GGUF conversion, and no half-written output is left behind.
 """
 
 from mooring.models.checkpoint import (
@@ -25,7 +25,7 @@ from mooring.models.digest import (
     model_digest,
     text_digest,
 )
-from mooring.models.lora import ADAPTER_CONFIG, Adapter, check_fits, open_adapter
+from mooring.models.lora import ADAPTER_CONFIG, Adapter, open_adapter
 from mooring.models.safetensors_file import NAMES, TensorInfo
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "TensorFiles",
     "TensorInfo",
     "Writer",
-    "check_fits",
     "combine",
     "content_digest",
     "copy_side_files",

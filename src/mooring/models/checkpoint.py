@@ -1,4 +1,4 @@
-"""Write a model folder in the layout of another."""
+"""Model folders: open one, read its tensors a slice at a time, and write one in the layout of another."""
 
 import contextlib
 import json
@@ -17,45 +17,39 @@ from mooring.files import explained
 from mooring.models.safetensors_file import TensorInfo, check_name, lay_out, open_regular, read_header
 from mooring.models.torch_file import read_pickled
 
-# --- Tell by names and types that weights are quantized, where no configuration says so ---
-
-
 _SCALES = ("qzeros", "scales", "SCB", "weight_scale", "weight_scale_inv", "weight_zero_point")
-"""What GPTQ, AWQ, bitsandbytes, compressed-tensors and block-wise fp8 store beside a module's codes."""
+"""What GPTQ, AWQ, bitsandbytes, compressed-tensors and block-wise fp8 store with a module's quantized values."""
 
 _CODES = ("qweight", "weight_packed", "weight")
 
 _NARROW = {torch.float8_e4m3fn, torch.float8_e5m2}
 
 
-def betrayed(tensors: Mapping[str, TensorInfo]) -> TensorInfo | None:
-    """The first tensor that shows that a model is quantized, if any: codes, or scales that lie beside codes.
+def _quantized(tensors: Mapping[str, TensorInfo]) -> TensorInfo | None:
+    """The first tensor that shows that a model is quantized, if any: quantized values, or scales stored with them.
 
-    A name alone does not do: `weight_scale` may be a parameter, and whole numbers may be a buffer.
+    A name alone proves nothing: `weight_scale` may be a parameter, and integers may be a buffer.
     """
-    return next((info for info in tensors.values() if _shows(info, tensors)), None)
+    return next((info for info in tensors.values() if _shows_quantization(info, tensors)), None)
 
 
-def _shows(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
+def _shows_quantization(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
     stem, dot, part = info.name.rpartition(".")
     if part in ("qweight", "weight_packed"):
         return _is_code(info)
-    beside: list[str] = []
+    values: list[str] = []
     if part in _SCALES:
-        beside = [f"{stem}{dot}{code}" for code in _CODES]
-    elif part == "absmax":  # bitsandbytes: `fc.weight.absmax` beside `fc.weight`
-        beside = [stem]
-    elif part.endswith("_scales"):  # MXFP4: `experts.up_proj_scales` beside `experts.up_proj_blocks`
-        beside = [info.name.removesuffix("scales") + "blocks"]
-    return any(name in tensors and _is_code(tensors[name]) for name in beside)
+        values = [f"{stem}{dot}{code}" for code in _CODES]
+    elif part == "absmax":  # bitsandbytes: `fc.weight.absmax` with `fc.weight`
+        values = [stem]
+    elif part.endswith("_scales"):  # MXFP4: `experts.up_proj_scales` with `experts.up_proj_blocks`
+        values = [info.name.removesuffix("scales") + "blocks"]
+    return any(name in tensors and _is_code(tensors[name]) for name in values)
 
 
 def _is_code(info: TensorInfo) -> bool:
     whole = not info.dtype.is_floating_point and not info.dtype.is_complex and info.dtype != torch.bool
     return whole or info.dtype in _NARROW
-
-
-# --- Open a model folder, and read its tensors a slice at a time ---
 
 
 WEIGHTS = "model.safetensors"
@@ -73,7 +67,7 @@ class TensorFiles:
     """Tensors in files, read by position; any number of threads may read at once.
 
     Args:
-        infos: What the files hold.
+        infos: The tensors and their places.
 
     Raises:
         ModelError: A file cannot be opened.
@@ -90,7 +84,7 @@ class TensorFiles:
         Args:
             name: The tensor.
             start: First element.
-            stop: One past the last; the tensor's end where it is not given.
+            stop: One past the last; defaults to the end of the tensor.
             out: A contiguous uint8 CPU buffer to read into, at least as large as the slice; the result is a view of it.
 
         Raises:
@@ -110,11 +104,13 @@ class TensorFiles:
             while rest:
                 got = os.preadv(handle, (rest,), position)
                 if got == 0:
-                    raise ModelError(f"{info.file}: ends within {name}", "fetch the file again")
+                    raise ModelError(f"{info.file}: ends within {name}", "fetch the file again", code="model.truncated")
                 rest = rest[got:]
                 position += got
         except OSError as error:
-            raise ModelError(f"{info.file}: cannot be read ({error.strerror})", "name a file that can") from None
+            raise ModelError(
+                f"{info.file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
+            ) from None
         return buffer.view(info.dtype)
 
     def tensor(self, name: str) -> Tensor:
@@ -128,7 +124,7 @@ class TensorFiles:
             return self._handles[file]
 
     def close(self) -> None:
-        """Close the files; reading again opens them again."""
+        """Close the files; a later read reopens them."""
         with self._lock:
             for handle in self._handles.values():
                 with contextlib.suppress(OSError):
@@ -149,9 +145,9 @@ class Checkpoint(TensorFiles):
     """A whole model in a folder.
 
     Attributes:
-        folder: Where it lies.
+        folder: The folder.
         config: Its `config.json`.
-        tensors: Name to place, shard by shard in the order of the bytes.
+        tensors: Name to place, shard by shard, in the order of the bytes.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], infos: Sequence[TensorInfo]) -> None:
@@ -199,8 +195,8 @@ def is_adapter(folder: str | Path) -> bool:
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Open a whole model: `config.json` with `model.safetensors`, or shards and their index.
 
-    Where there are no safetensors, `pytorch_model.bin` or its shards, of which no pickled code is run. Only headers are
-    read. Close it when done, or use it in a `with`.
+    Without safetensors, `pytorch_model.bin` or its shards are opened; no pickled code is run. Only headers are read.
+    Close the checkpoint when done, or use it in a `with` statement.
 
     Raises:
         ModelError: The folder is missing, empty, an adapter, quantized or not a model, or a file in it is corrupt.
@@ -211,24 +207,24 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         if method := config.get(key):
             method = method.get("quant_method") if isinstance(method, dict) else method
             named = method if isinstance(method, str) and method.isprintable() else "unknown method"
-            raise ModelError(f"{folder}: is quantized ({named[:80]})", _UNQUANTIZED)
+            raise ModelError(f"{folder}: is quantized ({named[:80]})", _UNQUANTIZED, code="model.quantized")
     infos = _find(folder)
     if not infos:
-        raise ModelError(f"{folder}: holds no tensors", "name a folder with a model's weights")
+        raise ModelError(f"{folder}: holds no tensors", "name a folder with a model's weights", code="model.empty")
     checkpoint = Checkpoint(folder, config, infos)
-    if info := betrayed(checkpoint.tensors):
-        raise ModelError(f"{info.file}: is quantized, as {info.name} shows", _UNQUANTIZED)
+    if info := _quantized(checkpoint.tensors):
+        raise ModelError(f"{info.file}: is quantized, as {info.name} shows", _UNQUANTIZED, code="model.quantized")
     return checkpoint
 
 
 def _find(folder: Path) -> list[TensorInfo]:
-    """The tensors of the first form that is there, in the order in which transformers looks for them."""
+    """The tensors in the first format that is present, in the order in which transformers looks for them."""
     for weights, index, read in ((WEIGHTS, INDEX, read_header), (PICKLED, PICKLED_INDEX, read_pickled)):
-        if os.path.lexists(folder / weights):  # a link to nothing, or a folder, is named by `read`
+        if os.path.lexists(folder / weights):  # `read` reports a dangling link or a folder
             return read(folder / weights)
         if os.path.lexists(folder / index):
             return list(_read_shards(folder / index, read))
-    raise ModelError(f"{folder}: has no {WEIGHTS} and no {INDEX}", "fetch the model's weights")
+    raise ModelError(f"{folder}: has no {WEIGHTS} and no {INDEX}", "fetch the model's weights", code="model.no_weights")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -239,13 +235,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         what = "is a file, not a model folder" if folder.exists() else "there is no such folder"
-        raise ModelError(f"{folder}: {what}", "name a folder with config.json and model.safetensors")
+        raise ModelError(
+            f"{folder}: {what}", "name a folder with config.json and model.safetensors", code="model.not_found"
+        )
     if not (folder / "config.json").is_file():
         if not any(folder.iterdir()):
-            raise ModelError(f"{folder}: the folder is empty", "name a folder with config.json and model.safetensors")
+            raise ModelError(
+                f"{folder}: the folder is empty",
+                "name a folder with config.json and model.safetensors",
+                code="model.empty",
+            )
         if is_adapter(folder):
-            raise ModelError(f"{folder}: is a LoRA adapter, where a whole model is wanted", "name the model it tunes")
-        raise ModelError(f"{folder}: is not a model: it has no config.json", "name a model folder")
+            raise ModelError(
+                f"{folder}: is a LoRA adapter, not a whole model",
+                "name the model it tunes",
+                code="model.adapter_not_whole",
+            )
+        raise ModelError(
+            f"{folder}: is not a model: it has no config.json", "name a model folder", code="model.no_config"
+        )
     return read_json(folder / "config.json")
 
 
@@ -260,12 +268,14 @@ def read_json(file: Path) -> dict[str, Any]:
             text = stream.read(_LARGEST_JSON)
         data = json.loads(text.decode("utf-8"))
     except OSError as error:
-        raise ModelError(f"{file}: cannot be read ({error.strerror})", "name a file that can") from None
+        raise ModelError(
+            f"{file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
+        ) from None
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ModelError(f"{file}{line}: is not JSON", "fetch the file again") from None
+        raise ModelError(f"{file}{line}: is not JSON", "fetch the file again", code="model.bad_json") from None
     if not isinstance(data, dict):
-        raise ModelError(f"{file}: is not a mapping of keys to values", "fetch the file again")
+        raise ModelError(f"{file}: is not a mapping of keys to values", "fetch the file again", code="model.bad_json")
     return data
 
 
@@ -274,27 +284,31 @@ def _read_shards(index: Path, read: Callable[[Path], list[TensorInfo]]) -> Itera
     folder, suffix = index.parent, index.name.split(".")[1]
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise ModelError(f"{index}: has no weight_map from names to files", "fetch the file again")
+        raise ModelError(
+            f"{index}: has no weight_map from names to files", "fetch the file again", code="model.bad_index"
+        )
     names: dict[str, set[str]] = {}
     try:
         for name, shard in places.items():
             check_name(name)
             names.setdefault(shard, set()).add(name)
     except ValueError as error:
-        raise ModelError(f"{index}: is corrupt: {error}", "fetch the file again") from None
+        raise ModelError(f"{index}: is corrupt: {error}", "fetch the file again", code="model.bad_index") from None
     for shard in names:
-        # a path could lead anywhere on the disk, and another suffix to a side file of the output
+        # a path could lead anywhere on the disk, and another suffix could overwrite a side file of the output
         if Path(shard).name != shard or not shard.isprintable() or not shard.endswith(f".{suffix}"):
             what = f"{index}: names {shard[:200]!a}, which is not a .{suffix} file of this folder"
-            raise ModelError(what, "fetch the model again")
+            raise ModelError(what, "fetch the model again", code="model.bad_index")
     for shard in sorted(names):
         if not os.path.lexists(folder / shard):
-            raise ModelError(f"{folder / shard}: the shard is missing", "fetch the model again")
+            raise ModelError(
+                f"{folder / shard}: the shard is missing", "fetch the model again", code="model.missing_shard"
+            )
         infos = read(folder / shard)
         held = {info.name for info in infos}
         for name in sorted(held ^ names[shard]):
             where = "is in the file but not in the index" if name in held else "is in the index but not in the file"
-            raise ModelError(f"{folder / shard}: {name} {where}", "fetch the model again")
+            raise ModelError(f"{folder / shard}: {name} {where}", "fetch the model again", code="model.index_mismatch")
         yield from infos
 
 
@@ -304,16 +318,16 @@ MANIFEST = "mooring.json"
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz"}
 _LEFT_OUT = ("readme", "adapter_", "training_args", "trainer_state", "optimizer", "scheduler", "rng_state", "eval_")
 _LARGEST = 256 * 2**20
-"""Bytes; Gemma's tokenizer.json takes 33 MiB, so that what is larger is no side file."""
+"""Bytes; a larger file is not a side file (Gemma's tokenizer.json takes 33 MiB)."""
 
 
 class Writer:
-    """Files of tensors, laid out at once and filled by position; any number of threads may write at once.
+    """Files of tensors, allocated at once and filled by position; any number of threads may write at once.
 
     Args:
         folder: An existing folder.
-        shards: File name to (name, dtype, shape) of its tensors, in the order of their bytes. More than one file
-            brings an index.
+        shards: File name to (name, dtype, shape) of its tensors, in the order of their bytes. With more than one
+            file, an index is written too.
 
     Raises:
         OutputError: The disk is full, or may not be written.
@@ -334,7 +348,7 @@ class Writer:
             raise
 
     def _begin(self, file: Path, tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
-        """Create a file at its full size, so that a full disk shows now."""
+        """Create a file at its full size, so that a full disk is noticed now."""
         head, infos = lay_out(file, tensors)
         self._handles[file] = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         os.posix_fallocate(self._handles[file], 0, len(head) + sum(info.nbytes for info in infos))
@@ -348,7 +362,7 @@ class Writer:
         (self.folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Put values at a tensor's elements from `start`.
+        """Write values to a tensor's elements from `start` on.
 
         Args:
             name: The tensor.
@@ -386,10 +400,10 @@ def _write_all(handle: int, data: memoryview, offset: int) -> None:
 
 
 def side_files(folder: Path) -> Iterator[Path]:
-    """The files of a model folder besides its weights that belong to the model, relative to the folder.
+    """The files of a model folder that belong to the model but hold no weights, relative to the folder.
 
     Config, generation config, tokenizer, chat templates, preprocessor, the model's own code and licence; not the
-    model card (it tells of another model), training state, adapters, or what is hidden.
+    model card (it describes another model), training state, adapters, or hidden files.
     """
     for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja")]):
         name = path.name.lower()

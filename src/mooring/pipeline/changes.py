@@ -8,9 +8,11 @@ from pathlib import Path
 from mooring.errors import DataError
 from mooring.files import atomic_text
 from mooring.jsonio import read_as
-from mooring.merging.change import Change, Group, module
-from mooring.merging.compatibility import belong_together
+from mooring.merging import compatibility
+from mooring.merging.change import Change, Group
 from mooring.merging.inspect import inspect
+from mooring.merging.layers import module
+from mooring.merging.pair import open_pair
 from mooring.reporting.results import Changes
 
 
@@ -20,7 +22,8 @@ def check_pair(base: Path, tuned: Path, out: Path) -> None:
     Raises:
         UserError: They do not belong together.
     """
-    found = belong_together(base, tuned)
+    with open_pair(base, tuned) as pair:
+        found = compatibility.check_pair(pair)
     atomic_text(out, json.dumps({"warnings": found}, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -9,7 +9,8 @@ from mooring.events import Event, OnEvent, ignore
 from mooring.inference.engine import Engine
 from mooring.inference.load import load_engine
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
-from mooring.merging.compatibility import belong_together
+from mooring.merging.compatibility import check_pair
+from mooring.merging.pair import open_pair
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.records import Prompt
 from mooring.sampling import SamplingParams
@@ -62,7 +63,7 @@ class Comparison:
 
     def __init__(self, spec: MergedModelSpec, params: SamplingParams, third: Path | None = None) -> None:
         tuned = [spec.tuned] if isinstance(spec.tuned, Path) else spec.tuned
-        self.warnings = [warning for folder in tuned for warning in belong_together(spec.base, folder)]
+        self.warnings = [warning for folder in tuned for warning in check_pair(open_pair(spec.base, folder))]
         self._spec = dataclasses.replace(spec, runner=spec.runner.model_copy(update={"batch_size": 1}))
         self._model = MergedModel(self._spec)
         self._params = params

@@ -13,10 +13,12 @@ from torch import Tensor
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.config import Runner
 from mooring.errors import ModelError
-from mooring.inference.transformers import TransformersEngine, quiet
+from mooring.inference.transformers import TransformersEngine
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.job import Given as Lam
-from mooring.merging.parameters import options_of
+from mooring.merging.job import options_of
+from mooring.merging.pair import open_pair
+from mooring.quiet import quiet
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ class MergedModel:
         options_of(spec.method, 0.5, **spec.options)  # an unknown option is an error before a file is opened
         tuned = spec.tuned if isinstance(spec.tuned, Path) else list(spec.tuned)
         self._spec = spec
-        self._merge = OpenMerge(spec.base, tuned, method=spec.method, **spec.options)
+        self._merge = OpenMerge(open_pair(spec.base, tuned), method=spec.method, **spec.options)
         self._engine: TransformersEngine | None = None
         self._parameters: dict[str, Tensor] = {}
         self._loaded: tuple[Lam | None, bool] | None = None
@@ -87,7 +89,7 @@ class MergedModel:
         if self._engine is None or self._loaded != (lam, plain):
             self._loaded = None  # an interruption leaves the weights half-written
             if self._engine is not None and self.in_place:
-                self._merge.fill(lam, self._parameters, plain=plain)
+                self._merge.fill(lam, self._parameters, as_linear=plain)
             else:
                 self.unload()
                 self._load(lam, plain)
@@ -112,8 +114,8 @@ class MergedModel:
 
     def _load(self, lam: "Lam | None", plain: bool) -> None:
         runner = self._spec.runner
-        with tempfile.TemporaryDirectory() as folder, quiet():
-            tensors = self._merge.tensors(lam, plain=plain)
+        with tempfile.TemporaryDirectory() as folder, quiet("transformers"):
+            tensors = self._merge.tensors(lam, as_linear=plain)
             self._merge.write_side_files(Path(folder))
             try:
                 model, tokenizer = load_tensors(Path(folder), tensors, runner.dtype)

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mooring.merging.change import module
-from mooring.merging.job import depths
+from mooring.merging.layers import depths, layer_labels, module
 from mooring.models import open_checkpoint
 from mooring.reporting.results import Changes
 
@@ -57,13 +56,13 @@ def changed(names: Sequence[str], changes: Changes) -> list[str]:
         for name, value in zip(changes.modules, line, strict=True)
         if value is not None
     }
-    several = len({place[0] for name in names if (place := module(name))}) > 1
+    labels = layer_labels(names)
     found: dict[str, dict[tuple[str, str], float]] = {}
     for name, group in group_of(names).items():
         place = module(name)
         if place is None or group is None:
             continue
-        key = (f"{place[0]}.{place[1]}" if several else str(place[1]), place[2])
+        key = (labels[name], place[2])
         if key in relative:
             found.setdefault(group, {})[key] = relative[key]
     means = {group: sum(values.values()) / len(values) for group, values in found.items()}

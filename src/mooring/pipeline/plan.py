@@ -203,8 +203,8 @@ def merge_options(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: The method takes no such setting, or a value is out of range.
     """
+    from mooring.merging.job import options_of
     from mooring.merging.methods import METHODS
-    from mooring.merging.parameters import options_of
 
     method = recipe.merge.method
     given = recipe.merge.model_dump(exclude_none=True, exclude={"lambdas", "method"})

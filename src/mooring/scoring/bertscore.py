@@ -16,11 +16,10 @@ longest, and a token that is similar to nothing in the other text (its greatest 
 is padding, else as it is. So the score of a pair may depend, in the third decimal, on its neighbours.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +27,7 @@ from typing import Any
 
 from mooring.errors import MissingExtraError, ModelError
 from mooring.models.resolve import hub_name, resolve_model
+from mooring.quiet import quiet
 from mooring.records import Completion, Prompt, Score
 from mooring.scoring.scores import make_score, mean_interval, pair_references
 
@@ -197,7 +197,7 @@ def load_encoder(model: str, layer: int | None, device: str = "auto") -> Encoder
         )
     folder = encoder_folder(model)
     try:
-        with _quiet():
+        with quiet("transformers"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             encoder, info = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
@@ -254,19 +254,3 @@ def _positions(model: Any) -> int:
         return int(model.config.max_position_embeddings)
     before = -1 if getattr(table, "padding_idx", None) is None else table.padding_idx  # RoBERTa counts from there
     return int(table.num_embeddings - before - 1)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -6,14 +6,11 @@ import math
 import os
 import random
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
@@ -25,6 +22,7 @@ from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
 from mooring.files import atomic_folder, atomic_text, free_for_output
 from mooring.models import model_digest, open_checkpoint
+from mooring.quiet import quiet
 from mooring.records import Prompt, to_dict
 
 CURVE = "loss.json"
@@ -69,8 +67,7 @@ def tune(
     work = out.parent / f".work-{out.name}"
     inputs = [config.model_dump(), model_digest(base), [to_dict(example) for example in examples], system, seed]
     _discard_unless_same(work, json.dumps(inputs, sort_keys=True))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside TRL and PEFT, which no user can fix
+    with quiet("transformers", "datasets"):
         trainer = _trainer(config, base, examples, work, system, seed, on_event or ignore)
         checkpoint = last_complete_checkpoint(work)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -143,7 +140,6 @@ def _trainer(
     config: Tune, base: Path, examples: Sequence[Prompt], work: Path, system: str | None, seed: int, emit: OnEvent
 ) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    quiet_libraries()
     set_seed(seed)
     on_cpu = not torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -205,13 +201,6 @@ def sft_config(config: Tune, work: Path, steps: int, seed: int, on_cpu: bool) ->
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-
-
-def quiet_libraries() -> None:
-    """Silence the libraries' own progress bars and notices: progress is reported by events."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 class ResponseTrainer(SFTTrainer):

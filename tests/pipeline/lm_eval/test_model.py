@@ -16,7 +16,7 @@ from mooring.errors import DataError
 from mooring.events import Event
 from mooring.inference.transformers import TransformersEngine
 from mooring.pipeline.lm_eval.model import MooringLM, StopTokens
-from mooring.pipeline.lm_eval.tasks import quiet
+from mooring.quiet import quiet
 
 TEXTS = [
     "What is the capital of Norway?",
@@ -41,7 +41,7 @@ def ours(tiny_model_folder: Path) -> MooringLM:
 
 @pytest.fixture(scope="module")
 def theirs(tiny_model_folder: Path) -> Any:
-    with quiet():
+    with quiet("datasets", "lm_eval"):
         # Their cache of logits mixes up windows of one text that differ in their continuation's length alone.
         return HFLM(str(tiny_model_folder), device="cpu", dtype="float32", batch_size=4, logits_cache=False)
 
@@ -65,7 +65,7 @@ def test_log_likelihoods_agree(ours: MooringLM, theirs: Any) -> None:
 
 def test_rolling_log_likelihoods_agree(ours: MooringLM, theirs: Any) -> None:
     requests = [request("loglikelihood_rolling", text) for text in ["", *TEXTS, LONG]]
-    with quiet():
+    with quiet("datasets", "lm_eval"):
         expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
     assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, rel=1e-6, abs=1e-4)
 
@@ -81,7 +81,7 @@ def test_rolling_log_likelihoods_agree(ours: MooringLM, theirs: Any) -> None:
 )
 def test_generations_agree(ours: MooringLM, theirs: Any, settings: dict[str, Any]) -> None:
     prompts = [*TEXTS, LONG]
-    with quiet():
+    with quiet("datasets", "lm_eval"):
         expected = generate(theirs, prompts, **settings)
     assert generate(ours, prompts, **settings) == expected
     assert len({*expected}) > 3

@@ -15,8 +15,9 @@ from mooring.files import atomic_text
 from mooring.inference.transformers import TransformersEngine
 from mooring.merging.job import Given as Lam
 from mooring.pipeline.lm_eval.scores import to_scores
-from mooring.pipeline.lm_eval.tasks import lm_eval_version, load_tasks, quiet, seeded
+from mooring.pipeline.lm_eval.tasks import lm_eval_version, load_tasks, seeded
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
+from mooring.quiet import quiet
 from mooring.records import Score
 
 
@@ -94,7 +95,7 @@ def run_tasks(
         if apply_chat_template and (has_system_role(model.tokenizer) or model.system != DEFAULT_SYSTEM):
             system = model.system
     multiturn = apply_chat_template and fewshot_as_multiturn
-    with quiet(), seeded(seed):
+    with quiet("datasets", "lm_eval"), seeded(seed):
         for task in loaded.tasks.values():
             task.set_fewshot_seed(seed=seed)
         try:

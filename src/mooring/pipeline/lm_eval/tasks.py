@@ -5,10 +5,8 @@ import dataclasses
 import difflib
 import functools
 import importlib.metadata
-import logging
 import os
 import random
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from mooring.data.rows import is_data_file, read_rows
 from mooring.errors import DataError, MissingExtraError, UserError
 from mooring.files import sha256
+from mooring.quiet import quiet
 
 BELOW = dict.fromkeys(("SaylorTwift/bbh", "lukaemon/bbh"), Path("bbh/tasks"))
 """Hub id of a data set to the folder of its files below `$MOORING_DATA`: its authors' own, one file per task."""
@@ -94,7 +93,7 @@ def score_dependencies(names: Sequence[str]) -> dict[str, Any]:
     except MissingExtraError:
         return {"lm_eval": None, "rows": {}}
     for name in names:
-        with contextlib.suppress(UserError), quiet():
+        with contextlib.suppress(UserError), quiet("datasets", "lm_eval"):
             for leaf, local in _local_rows(_leaves(name), None).items():
                 found["rows"] |= {f"{leaf}/{split}": sha256(path) for split, path in sorted(local.splits.items())}
     return found
@@ -121,7 +120,7 @@ def load_tasks(names: Sequence[str], *, data: Path | None = None, num_fewshot: i
     groups: dict[str, Any] = {}
     requested: list[str] = []
     files: dict[str, Path] = {}
-    with quiet():
+    with quiet("datasets", "lm_eval"):
         for name in names:
             leaves = _leaves(name)
             if data is not None and data.is_file() and len(leaves) * len(names) > 1:
@@ -152,7 +151,7 @@ def remote_tasks(names: Sequence[str]) -> list[str]:
         UserError: A name is unknown, or a task runs model-written code.
     """
     lm_eval_version()
-    with quiet():
+    with quiet("datasets", "lm_eval"):
         return [name for name in names if not _local_rows(_leaves(name), None)]
 
 
@@ -191,33 +190,6 @@ def local_data(task: str, config: Mapping[str, Any], data: Path | None) -> Local
             splits = {split: files[f"{stem}-{split}"] for split in others if f"{stem}-{split}" in files}
             return LocalData({main: files[stem]} | splits, files[stem])
     return None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence logs, warnings and progress bars of lm-eval and datasets while the block runs."""
-    import datasets
-    import lm_eval.api.model
-    import lm_eval.api.task
-
-    log = logging.getLogger("lm_eval")
-    level, bars = log.level, datasets.are_progress_bars_disabled()
-    modules: tuple[Any, ...] = (lm_eval.api.model, lm_eval.api.task)
-    originals = [module.tqdm for module in modules]
-    log.setLevel(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    for module, bar in zip(modules, originals, strict=True):  # lm-eval has no switch for them
-        module.tqdm = functools.partial(bar, disable=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()
-        for module, bar in zip(modules, originals, strict=True):
-            module.tqdm = bar
 
 
 @contextlib.contextmanager

@@ -1,0 +1,359 @@
+"""A base and the models tuned from it: opened, checked and matched tensor by tensor, once for all uses of the two."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mooring.errors import MismatchError, ModelError, UserError
+from mooring.merging.slices import same
+from mooring.models import Adapter, Checkpoint, TensorInfo, is_adapter, open_adapter, open_checkpoint, read_config, tied
+
+Tokenizer = Literal["larger", "base"]
+"""Whose tokenizer the merged model gets: that of the model with most vocabulary rows, or the base's."""
+
+NAME_THE_BASE = "name the base that the model was tuned from"
+
+_FIRST_ENTRIES = 2**16
+"""Entries of each tensor that are compared to tell one model from another."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor of the merged model.
+
+    Attributes:
+        name: Its name.
+        dtype: The base's type.
+        shape: Its shape; the larger one if vocabularies differ.
+        shared: How many of its entries, from the first one, exist in every model: these are merged.
+        sources: For the base and each tuned model, the name of the tensor that corresponds to this one.
+        rest: The model that the entries beyond `shared` are copied from: 0 for the base, 1 for the first tuned model …
+        file: The output file that holds it if the base's shards are kept.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    shared: int
+    sources: tuple[str, ...]
+    rest: int
+    file: str
+
+    @property
+    def numel(self) -> int:
+        """How many entries it has."""
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelPair:
+    """A base and the models tuned from it, open, with matching tensors. Made by `open_pair`.
+
+    Attributes:
+        base: The base.
+        tuned: Whole models, or adapters on the base.
+        tensors: The tensors of the merged model by name, in the base's order.
+        decisions: What was decided about a tensor, by its name, for the manifest.
+        config: What the merged model's configuration changes in the base's.
+        largest: The model with most vocabulary rows if these differ: 0 for the base, 1 for the first tuned model …
+    """
+
+    base: Checkpoint
+    tuned: tuple[Checkpoint | Adapter, ...]
+    tensors: Mapping[str, OutputTensor]
+    decisions: Mapping[str, str]
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    largest: int = 0
+
+    @property
+    def models(self) -> tuple[Checkpoint | Adapter, ...]:
+        """The base and the tuned models."""
+        return (self.base, *self.tuned)
+
+    def tokenizer(self, choice: Tokenizer) -> int:
+        """The index in `models` of the model whose tokenizer the merged model gets."""
+        return self.largest if choice == "larger" else 0
+
+    def read(
+        self, tensor: OutputTensor, start: int, stop: int, buffers: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Entries [start, stop) of a tensor in the base and in every tuned model, all within `shared`.
+
+        A checkpoint's values have its storage type. An adapter's are float32 or better, not yet rounded, or the base's
+        own tensor if the adapter does not change it.
+
+        Args:
+            tensor: The tensor.
+            start: First entry.
+            stop: One past the last.
+            buffers: One uint8 buffer per model to read into; the results are views of them.
+        """
+        given: Sequence[Tensor | None] = buffers or [None] * len(self.models)
+        base = self.base.read(tensor.sources[0], start, stop, out=given[0])
+        tuned = []
+        for model, source, buffer in zip(self.tuned, tensor.sources[1:], given[1:], strict=True):
+            if isinstance(model, Checkpoint):
+                tuned.append(model.read(source, start, stop, out=buffer))
+            elif source in model.changed:
+                tuned.append(model.read_tuned(source, start, stop, base))
+            else:
+                tuned.append(base)
+        return base, tuned
+
+    def read_rest(self, tensor: OutputTensor, start: int, stop: int) -> Tensor:
+        """Entries [start, stop) beyond `shared`, from the model that has them."""
+        model, source = self.models[tensor.rest], tensor.sources[tensor.rest]
+        if isinstance(model, Checkpoint):
+            return model.read(source, start, stop)
+        return model.read_tuned(source, start, stop, torch.empty(0))
+
+    def close(self) -> None:
+        """Close all files; a later read reopens them."""
+        for model in self.models:
+            model.close()
+
+    def __enter__(self) -> "ModelPair":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_pair(base: str | Path, tuned: str | Path | Sequence[str | Path]) -> ModelPair:
+    """Open a base and tuned models, check that they can be merged, and match their tensors. Reads headers only.
+
+    Args:
+        base: Folder of the base.
+        tuned: Folder of a whole model or of an adapter on the base, or several of them.
+
+    Raises:
+        UserError: There is no tuned model.
+        ModelError: One of them cannot be opened.
+        MismatchError: They are swapped, have different architectures, or their tensors do not match.
+    """
+    base, folders = Path(base), [Path(tuned)] if isinstance(tuned, (str, Path)) else [Path(folder) for folder in tuned]
+    if not folders:
+        raise UserError("there is no tuned model", "name at least one", code="usage.no_tuned_model")
+    if is_adapter(base) and not (base / "config.json").is_file():
+        swapped = "" if any(is_adapter(folder) for folder in folders) else " (the two are swapped)"
+        what = f"{base}: is a LoRA adapter, so it cannot be the base{swapped}"
+        raise MismatchError(what, "give the base first and the tuned model second", code="model.swapped")
+    first = open_checkpoint(base)
+    opened: list[Checkpoint | Adapter] = []
+    try:
+        for folder in folders:
+            opened.append(_open_tuned(first, folder))
+        return _match(first, opened)
+    except BaseException:
+        for model in (first, *opened):
+            model.close()
+        raise
+
+
+def open_bound_adapter(base: Checkpoint, folder: Path) -> Adapter:
+    """Open an adapter and bind it to its base.
+
+    Raises:
+        ModelError: It cannot be opened.
+        MismatchError: It does not fit the base, or the base that it names is here and is another model.
+    """
+    adapter = open_adapter(folder)
+    try:
+        adapter.bind(base)
+        _check_named_base(base, adapter)
+    except BaseException:
+        adapter.close()
+        raise
+    return adapter
+
+
+def _open_tuned(base: Checkpoint, folder: Path) -> Checkpoint | Adapter:
+    if is_adapter(folder):
+        return open_bound_adapter(base, folder)
+    _check_architecture(base, folder)
+    return open_checkpoint(folder)
+
+
+def _check_named_base(base: Checkpoint, adapter: Adapter) -> None:
+    """Check that the base which an adapter names, if it is on this machine, has the weights of `base`.
+
+    Compares the first entries of every tensor: no two models have those in common, and a complete comparison could
+    take longer than the merge. A base of another type is not compared.
+
+    Raises:
+        MismatchError: It is here and is another model.
+    """
+    named = adapter.base_name
+    if not named or not Path(named).is_dir() or Path(named).resolve() == base.folder.resolve():
+        return
+    try:
+        other = open_checkpoint(named)
+    except ModelError:
+        return
+    what = f"{adapter.folder}: was tuned from {named}, which is another model than {base.folder}"
+    with other:
+        for info in base.tensors.values():
+            twin = other.tensors.get(info.name)
+            if twin is None or twin.shape != info.shape:
+                raise MismatchError(what, f"give {named} as the base", code="model.base_mismatch")
+            if twin.dtype != info.dtype:
+                return
+            ours, theirs = (model.read(info.name, 0, min(info.numel, _FIRST_ENTRIES)) for model in (base, other))
+            if not same(ours, theirs):
+                raise MismatchError(what, f"give {named} as the base", code="model.base_mismatch")
+
+
+def _check_architecture(base: Checkpoint, tuned: Path) -> None:
+    """Check that two whole models have the same architecture, by their configurations.
+
+    Raises:
+        ModelError: A configuration cannot be read.
+        MismatchError: The architectures differ.
+    """
+    ours, theirs = base.config, read_config(tuned)
+    for key in ("model_type", "architectures"):
+        if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
+            a, b = (", ".join(map(str, v)) if isinstance(v, list) else v for v in (ours[key], theirs[key]))
+            what = f"{tuned}: its {key} is {b}, but that of {base.folder} is {a}"
+            raise MismatchError(what, NAME_THE_BASE, code="model.architecture_mismatch")
+
+
+def _match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter]) -> ModelPair:
+    """Match the tensors of a base and its tuned models by name.
+
+    Raises:
+        MismatchError: A tensor exists on one side only and is not a tied head, or shapes or types differ.
+    """
+    decisions: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    renamed = [_tied_sources(base, model, decisions) for model in tuned]
+    untied = _untied_heads(base, tuned, decisions, config)
+    for model, names in zip(tuned, renamed, strict=True):
+        names.update((head, info.name) for head, info in untied.items() if not _stores(model, head))
+    tensors = {}
+    rows_by_model: list[int] = []  # rows of the vocabulary per model, if they differ
+    files = base.output_shards
+    for name, info in (dict(base.tensors) | untied).items():
+        sources = (info.name, *(names.get(name, name) for names in renamed))
+        shapes = [info.shape]
+        for model, source in zip(tuned, sources[1:], strict=True):
+            shapes.append(_shape(model, source, info))
+            _check_type(base, model, name, source, info, decisions)
+        shared, rest = math.prod(info.shape), 0
+        if any(shape != info.shape for shape in shapes):
+            rows = _vocabulary_rows(base, tuned, name, shapes)
+            rows_by_model = rows_by_model or rows
+            rest = rows.index(max(rows))
+            shared = min(rows) * math.prod(info.shape[1:])
+            decisions[name] = (
+                f"rows differ ({', '.join(map(str, rows))}): the first {min(rows)} were merged, "
+                f"the others taken from {(base, *tuned)[rest].folder.resolve().name}"
+            )
+        tensors[name] = OutputTensor(name, info.dtype, shapes[rest], shared, sources, rest, files[info.file.name])
+    largest = rows_by_model.index(max(rows_by_model)) if rows_by_model else 0
+    if rows_by_model:
+        config["vocab_size"] = rows_by_model[largest]
+    return ModelPair(base, tuple(tuned), tensors, decisions, config, largest)
+
+
+def _tied_sources(base: Checkpoint, tuned: Checkpoint | Adapter, decisions: dict[str, str]) -> dict[str, str]:
+    """The tuned model's embedding for each head that the base stores and the tuned model ties.
+
+    Raises:
+        MismatchError: A tensor exists on one side only and is not a tied head.
+    """
+    if isinstance(tuned, Adapter):
+        return {}
+    sources = {}
+    for name in sorted(base.tensors.keys() - tuned.tensors.keys()):
+        embedding = tied.embedding_of(base, name)
+        if embedding is None or embedding not in tuned.tensors:
+            what = f"{tuned.folder}: has no {name}, which {base.folder} has"
+            raise MismatchError(what, NAME_THE_BASE, code="model.missing_tensor")
+        sources[name] = embedding
+        decisions[name] = f"tied: equals {embedding} in the base; the tuned model's {embedding} was taken for it"
+    for name in sorted(tuned.tensors.keys() - base.tensors.keys()):
+        embedding = tied.embedding_of(tuned, name)
+        if embedding is None or embedding not in base.tensors:
+            what = f"{tuned.folder}: has {name}, which {base.folder} does not have"
+            raise MismatchError(what, NAME_THE_BASE, code="model.extra_tensor")
+        decisions[name] = f"tied: equals {embedding} in the tuned model; left out, as in the base"
+    return sources
+
+
+def _untied_heads(
+    base: Checkpoint, tuned: Sequence[Checkpoint | Adapter], decisions: dict[str, str], config: dict[str, Any]
+) -> dict[str, TensorInfo]:
+    """The base's tensor for each head that the base ties and does not store, and an adapter unties.
+
+    If any tuned model unties the two, the output's configuration does not tie them.
+    """
+    heads = {}
+    for model in tuned:
+        if isinstance(model, Adapter):
+            for head, embedding in model.unties.items():
+                heads[head] = base.tensors[embedding]
+                decisions[head] = f"untied: the base ties it to {embedding}; the adapter changes one of the two alone"
+            if model.breaks_tie:
+                config["tie_word_embeddings"] = False
+        elif tied.ties(base) and not tied.ties(model):
+            for head in (name for name in base.tensors if tied.is_head(name) and name in model.tensors):
+                if tied.embedding_of(model, head) is None:
+                    config["tie_word_embeddings"] = False
+                    decisions[head] = "untied: the base ties it to its embedding, and the tuned model does not"
+    return heads
+
+
+def _stores(model: Checkpoint | Adapter, head: str) -> bool:
+    """Whether a model has a head of its own, separate from the embedding."""
+    return head in (model.unties if isinstance(model, Adapter) else model.tensors)
+
+
+def _shape(model: Checkpoint | Adapter, source: str, info: TensorInfo) -> tuple[int, ...]:
+    if isinstance(model, Checkpoint):
+        return model.tensors[source].shape
+    return model.shape(source) if source in model.changed else info.shape
+
+
+def _check_type(
+    base: Checkpoint, model: Checkpoint | Adapter, name: str, source: str, info: TensorInfo, decisions: dict[str, str]
+) -> None:
+    """Check that both sides are floating-point, or have the same type."""
+    if isinstance(model, Adapter) or (other := model.tensors[source].dtype) == info.dtype:
+        return
+    if not (info.dtype.is_floating_point and other.is_floating_point):
+        what = f"{model.folder}: {name} is {other}, but {info.dtype} in {base.folder}"
+        raise MismatchError(what, NAME_THE_BASE, code="model.dtype_mismatch")
+    decisions.setdefault(name, f"{other} in the tuned model, {info.dtype} in the base; merged in float32 or better")
+
+
+def _vocabulary_rows(
+    base: Checkpoint, tuned: Sequence[Checkpoint | Adapter], name: str, shapes: Sequence[tuple[int, ...]]
+) -> list[int]:
+    """The rows in every model of a tensor with one row per token.
+
+    A tensor is one if in every model the number of rows is the configuration's vocabulary size.
+
+    Raises:
+        MismatchError: It is not, so the shapes do not match.
+    """
+    ours = shapes[0]
+    for model, shape in zip(tuned, shapes[1:], strict=True):
+        fits = bool(ours) and bool(shape) and shape[1:] == ours[1:] and _vocabulary_size(base) == ours[0]
+        if shape == ours or (fits and (isinstance(model, Adapter) or _vocabulary_size(model) == shape[0])):
+            continue
+        what = f"{model.folder}: {name} has shape {list(shape)}, but {list(ours)} in {base.folder}"
+        raise MismatchError(what, NAME_THE_BASE, code="model.shape_mismatch")
+    return [shape[0] for shape in shapes]
+
+
+def _vocabulary_size(model: Checkpoint) -> int | None:
+    """The vocabulary size in a configuration."""
+    nested = model.config.get("text_config")
+    size = model.config.get("vocab_size") or (nested.get("vocab_size") if isinstance(nested, dict) else None)
+    return size if isinstance(size, int) else None
