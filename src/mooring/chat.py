@@ -9,7 +9,7 @@ from mooring.records import Message, Prompt
 DEFAULT_SYSTEM = "You are a helpful assistant."
 """The paper's system prompt (PROTOCOL: all tasks but the medical one, and all safety prompts)."""
 PINNED = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""What templates are told besides the conversation; one that does not ask for it ignores it. Models are measured
+"""What templates receive besides the conversation; one that does not ask for it ignores it. Models are measured
 without thinking (Qwen3), and the date is the one that Llama 3.1's template has: a prompt is the same on any day."""
 PROBE = "\u2042mooring\u2042"
 """A system text that stands in no template."""

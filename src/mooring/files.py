@@ -13,7 +13,7 @@ from pathlib import Path
 from mooring.errors import OutputError, UserError
 
 PARTIAL = ".partial-"
-"""Prefix of what is still being written; whatever bears it after a crash is rubbish."""
+"""Prefix of files that are still being written; after a crash, leftovers with this prefix can be deleted."""
 
 
 _FAULTS = {

@@ -277,7 +277,7 @@ HARMFUL = ("asr", "refusal")
 def redact(results: Results) -> Results:
     """The same results without the text of any harmful prompt, or of any answer to one; verdicts and numbers stay.
 
-    Their ids, which may be words of a user's own, become digests; categories stay, since numbers are told by them.
+    Their ids, which may be words of a user's own, become digests; categories stay, since numbers are given by category.
     """
     rows = [_bare(row) if row.measure in HARMFUL else row for row in results.rows]
     agreement = [

@@ -46,7 +46,7 @@ def load_run(run: Path) -> Results:
 
 
 def check(results: Results) -> None:
-    """Hold that results agree with themselves: what a hand that edits a number forgets.
+    """Check that results agree with themselves, which an edit by hand usually breaks.
 
     Raises:
         DataError: A value lies outside its interval, or is not what its counts say, or a model is missing.

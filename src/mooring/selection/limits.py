@@ -44,7 +44,7 @@ def _with(score: Score, hits: Mapping[MergePoint, Hits], point: MergePoint) -> S
 
 
 BISECT_SHARE = 0.25
-"""The part of the stated error at which bisect tests each λ. Which λ it tests hangs on their verdicts, so that no
+"""The part of the stated error at which bisect tests each λ. Which λ it tests depends on their verdicts, so that no
 formula gives it: `benchmarks/bisect_risk.py --share` measures what a part leads to."""
 
 SINGLE_SHARE = 0.8

@@ -26,7 +26,7 @@ _HARDWARE = {
 """Settings that decide how fast an answer comes, not what it is."""
 ASKED = "harmful prompts tested"
 _SAFETY = re.compile(rf"{ASKED}|system|generate\.(?!task\.).*|score\.(safety|validation|limit|judges\b.*)")
-"""What ASR hangs on, whatever the task is."""
+"""What ASR depends on, whatever the task is."""
 _SAFETY_SET = "safety"
 
 
@@ -189,7 +189,7 @@ def differences(own: Run, other: Run, *, safety_only: bool = False, drawn: bool 
     Args:
         own: The one that is spoken of.
         other: The one that it stands beside.
-        safety_only: Only what ASR hangs on: the two are of different tasks.
+        safety_only: Only what ASR depends on: the two are of different tasks.
         drawn: Whether they may have been asked other prompts of the same sets, drawn by another seed.
     """
     found = []

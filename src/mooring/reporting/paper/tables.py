@@ -49,9 +49,9 @@ class Cell:
 def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
     """Sort runs into cells.
 
-    Of one cell's runs, those that measure alike are kept, the larger party where there are two, and each of the others
-    is told of. So are a run of a tuned model that another run has measured already, and seeds that drew their prompts
-    each for itself, which are kept.
+    Of one cell's runs, those that were measured in the same way are kept, the larger group if there are two; each of
+    the others gets a note. So does a run of a tuned model that another run has measured already, and seeds that drew
+    their prompts separately, which are kept.
 
     Returns:
         The cells by base, task and method, and a line for each run that was left out.
@@ -118,7 +118,7 @@ def odds(cell: Cell, beside: Cell, *, safety_only: bool = False) -> str:
     Args:
         cell: The row that is spoken of.
         beside: The one that it stands beside.
-        safety_only: The two are of different tasks, so that only what ASR hangs on must be the same.
+        safety_only: The two are of different tasks, so that only what ASR depends on must be the same.
     """
     said = differences(cell.first, beside.first, safety_only=safety_only)
     if not safety_only and cell.seeds != beside.seeds:
