@@ -102,11 +102,11 @@ whatever the number of threads, the slices and the shards; what is drawn at rand
 position).
 
 λ, weights, densities and the like are a number, a ramp over depth (`0.2..0.8`: from the first layer to the last), or
-patterns of names to either (`--lam-for 'layers.{0-9}.mlp.*=0.3'`). A pattern matches a name from its start or from
-some dot on to its end; the first one that matches decides; `*` stands for anything, `{0-9}` for the whole numbers,
-`{q,k,v}` for one of these. A pattern that matches no tensor is refused, since it is likely mistyped.
+patterns of names to either (`--lam-for 'layers.{0-9}.mlp.*=0.3'`). A pattern matches a name from its start, or from
+any dot, to its end; the first one that matches decides; `*` matches anything, `{0-9}` the integers, `{q,k,v}` one of
+these. A pattern that matches no tensor is an error, since it is probably mistyped.
 
-Every method also works on one tuned model alone, Model Stock aside. Where a tensor is an exception (no angle, a ratio
+Every method except Model Stock also works on a single tuned model. If a tensor is an exception (no angle, a ratio
 that was clamped, more vocabulary rows), the manifest `mooring.json` says so under `decisions`.
 """
 
@@ -124,9 +124,9 @@ def methods() -> str:
     for name, method in METHODS.items():
         defaults = []
         if "normalize" in method.options:
-            defaults.append(f"`normalize` {'on' if method.normalize else 'off'}")
+            defaults.append(f"`normalize` {'on' if method.options['normalize'] else 'off'}")
         if "rescale" in method.options:
-            defaults.append(f"`rescale` `{method.rescale}`")
+            defaults.append(f"`rescale` `{method.options['rescale']}`")
         tail = f"\nDefaults: {', '.join(defaults)}.\n" if defaults else ""
         parts.append(f"## `{name}`\n{inspect.getdoc(method.plan)}\n{tail}")
     return "\n".join(parts)

@@ -24,7 +24,8 @@ GROUND = {
     "sampling",
     "events",
     "metrics",
-    "merge_point", "quiet",
+    "merge_point",
+    "quiet",
 }
 FIRST = {"models", "data"}
 STAGES = {"training", "merging", "inference", "scoring", "selection", "reporting"}
