@@ -1,15 +1,31 @@
-"""Build the docs that come from the code (recipes, commands, methods); with `--check`, say if they are current."""
+"""Build what comes from the code (recipes, commands, methods, errors, option types); `--check` fails if it is stale."""
 
+import ast
 import inspect
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
-import typer
-import typer.main
-from pydantic import BaseModel
+import click
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
 
-from mooring.cli.app import app
-from mooring.config import Generate, Judge, Merge, Recipe, Report, Score, Section, Select, Tune
+from mooring.cli.app import top
+from mooring.config import (
+    SECTIONS,
+    VERBS,
+    Judge,
+    Method,
+    Recipe,
+    Report,
+    SafetySampling,
+    Section,
+    TaskSampling,
+    field_at,
+    options_of,
+)
 from mooring.merging.methods import METHODS
 
 DOCS = Path(__file__).parent
@@ -48,15 +64,14 @@ for each of the paper's models and tasks. [measuring.md](measuring.md) says how 
 def recipes() -> str:
     """The fields of every section."""
     parts = [INTRO, _section("Top level", Recipe)]
-    for name, model in (
-        ("tune", Tune),
-        ("merge", Merge),
-        ("generate", Generate),
-        ("score", Score),
-        ("score.judges[]", Judge),
-        ("select", Select),
-        ("report", Report),
-    ):
+    pages = {name: model for name, model in SECTIONS.items() if name != "judge"}
+    pages |= {
+        "generate.safety": SafetySampling,
+        "generate.task": TaskSampling,
+        "score.judges[]": Judge,
+        "report": Report,
+    }
+    for name, model in sorted(pages.items(), key=lambda item: (list(pages).index(item[0].split(".")[0]), item[0])):
         parts.append(_section(f"`{name}`" + (" (and `align`)" if name == "tune" else ""), model))
     return "\n".join(parts)
 
@@ -79,14 +94,153 @@ def _default(value: object) -> str:
 
 def commands() -> str:
     """The help of every verb."""
-    group = typer.main.get_command(app)
-    parts = ["# Commands\n\nBuilt from the command line's own help by `make docs`.\n"]
-    found = {"mooring": group}
-    found |= {f"mooring {name}": command for name, command in sorted(group.commands.items())}  # type: ignore[attr-defined]
-    for name, command in found.items():
-        context = typer.Context(command, info_name=name, max_content_width=100, terminal_width=100)
+    parts = ["# Commands\n\nBuilt from the command line's own help by `make docs`.\n", EXIT_CODES]
+    for name, command in [("mooring", top), *sorted(_verbs("mooring", top))]:
+        context = click.Context(command, info_name=name, max_content_width=100, terminal_width=100)
         parts.append(f"## {name}\n\n```\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
+
+
+def _verbs(prefix: str, group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield f"{prefix} {name}", command
+        if isinstance(command, click.Group):
+            yield from _verbs(f"{prefix} {name}", command)
+
+
+EXIT_CODES = """## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | success |
+| 1 | unexpected failure: a bug, with its traceback |
+| 2 | usage or bad input, in one line; `inspect`: the pair cannot be merged |
+| 3 | no λ is within the bound; the nearest one was taken (`safeguard`, `run`, `quickstart`, `select`) |
+| 130 | interrupted by Ctrl-C; the same command continues |
+
+With `--json` a verb prints one JSON document on standard output, and for codes 1 and 2 it is
+`{"error": {"code": …, "message": …, "hint": …}}` ([errors.md](errors.md) lists the codes). Progress and warnings go to
+standard error.
+"""
+
+
+# --- Error codes, from the raise sites ---
+
+SOURCE = DOCS.parent / "src" / "mooring"
+DOMAINS = {"model", "data", "recipe", "output", "extra", "usage"}
+
+
+def error_codes() -> dict[str, set[str]]:
+    """Every literal `code="…"` of a call in the package, with the files that it occurs in."""
+    codes: dict[str, set[str]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.value] if isinstance(node, ast.keyword) and node.arg == "code" else []
+            for value in (value for name in names for value in ast.walk(name) if isinstance(value, ast.Constant)):
+                if isinstance(value.value, str) and value.value.partition(".")[0] in DOMAINS:
+                    codes.setdefault(value.value, set()).add(path.relative_to(SOURCE).as_posix())
+    return codes
+
+
+def errors() -> str:
+    """The table of error codes."""
+    lines = [ERRORS_INTRO, "| code | raised in |", "|---|---|"]
+    for code, files in sorted(error_codes().items()):
+        lines.append(f"| `{code}` | {', '.join(f'`{name}`' for name in sorted(files))} |")
+    return "\n".join(lines) + "\n"
+
+
+ERRORS_INTRO = """# Error codes
+
+Built from the raise sites by `make docs`. Every error that a user can fix has a stable code, `<domain>.<reason>`:
+`error.code` in Python, `error.code` of the JSON that a command prints with `--json`. Messages may change, codes do not.
+The exit code is 2.
+"""
+
+
+# --- The types of the options, for type checkers and completion ---
+
+OPTIONS_INTRO = '''"""The options that functions of `mooring` share with a recipe, as typed keywords.
+
+Written by docs/build.py from the fields of `mooring.config` (`make docs`). Defaults and meanings: docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from mooring.config import Judge
+
+METHODS
+MergeMethod: TypeAlias = Literal[Method, "model_stock"]
+"""The methods of `merge`: one more than a recipe has, since it needs several tuned models."""
+JudgeLike: TypeAlias = "str | Mapping[str, Any] | Judge"
+"""A judge by its name, or with its fields."""
+Value: TypeAlias = float | tuple[float, ...]
+"""A number, or a ramp from the first layer to the last."""
+Lam: TypeAlias = Value | Mapping[str, Value]
+"""λ: a number, a ramp, or patterns of tensors' names to either."""
+
+
+class MergeOptions(TypedDict, total=False):
+    """Options of merging methods (docs/methods.md); one value, or one per tuned model."""
+
+    weights: Lam | Sequence[Lam] | None
+    density: Lam | Sequence[Lam] | None
+    gamma: Lam | Sequence[Lam] | None
+    epsilon: Lam | Sequence[Lam] | None
+    base_weight: Lam | None
+    normalize: bool | None
+    rescale: Literal["inverse", "l1", "none"] | None
+    seed: int | None
+'''
+_SETS = ("task", "safety", "over_refusal", "ordinary")
+
+
+def option_types() -> str:
+    """The source of `mooring/options.py`."""
+    choices = "".join(f"    {json.dumps(name)},\n" for name in get_args(Method))
+    parts = [OPTIONS_INTRO.replace("METHODS\n", f"Method: TypeAlias = Literal[\n{choices}]\n")]
+    for verb in VERBS:
+        if verb in ("run", "merge"):
+            continue  # `run` takes a recipe, and `MergeOptions` has values per model and by depth
+        name = "".join(word.title() for word in verb.split("_")) + "Options"
+        lines = [f"class {name}(TypedDict, total=False):", f'    """Options of `mooring.{verb}`."""', ""]
+        lines += [f"    {option}: {_typed(option, field_at(key))}" for option, key in options_of(verb).items()]
+        parts.append("\n".join(lines) + "\n")
+    return "\n\n".join(parts)
+
+
+def _typed(name: str, field: FieldInfo) -> str:
+    text = _annotation(field.annotation, "str | Path" if name in _SETS else "str")
+    several = any(isinstance(each, BeforeValidator) for each in _metadata(field))
+    return text.replace("Sequence[", f"{text[9 : text.index(']')]} | Sequence[", 1) if several else text
+
+
+def _metadata(field: FieldInfo) -> list[object]:
+    """What is attached to a field's annotation, or to a part of a union."""
+    inner = [each for part in get_args(field.annotation) for each in getattr(part, "__metadata__", ())]
+    return [*field.metadata, *inner]
+
+
+def _annotation(kind: Any, text: str) -> str:
+    if hasattr(kind, "__metadata__"):
+        return _annotation(kind.__origin__, text)
+    if kind is str:
+        return text
+    if kind is type(None):
+        return "None"
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return "Method" if kind == Method else f"Literal[{', '.join(map(json.dumps, arguments))}]"
+    if get_origin(kind) is tuple:
+        return f"Sequence[{_annotation(arguments[0], text)}]"
+    if arguments:
+        return " | ".join(_annotation(argument, text) for argument in arguments)
+    return "JudgeLike" if kind is Judge else str(kind.__name__)
 
 
 METHODS_INTRO = """# Methods
@@ -134,7 +288,13 @@ def methods() -> str:
 
 def main() -> None:
     """Write the pages, or say which is out of date."""
-    pages = {DOCS / "recipes.md": recipes(), DOCS / "cli.md": commands(), DOCS / "methods.md": methods()}
+    pages = {
+        DOCS / "recipes.md": recipes(),
+        DOCS / "cli.md": commands(),
+        DOCS / "methods.md": methods(),
+        DOCS / "errors.md": errors(),
+        SOURCE / "options.py": option_types(),
+    }
     stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text() != text]
     if "--check" in sys.argv:
         if stale:

@@ -25,6 +25,9 @@ GROUND = {
     "events",
     "metrics",
     "merge_point",
+    "merge_point",
+    "options",
+    "quiet",
     "quiet",
 }
 FIRST = {"models", "data"}
@@ -38,7 +41,7 @@ ALLOWED = {
     "api": GROUND | FIRST | STAGES | {"pipeline", "api"},
     "cli": GROUND | FIRST | STAGES | {"pipeline", "api", "cli", ""},
     "__main__": {"cli"},
-    "__init__": {"api", "errors", "config"},
+    "__init__": GROUND | FIRST | STAGES | {"pipeline", "api"},
 }
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "matplotlib", "pydantic", "numpy")
 

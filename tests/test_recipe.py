@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from mooring.api import with_selecting
 from mooring.config import Recipe, section
 from mooring.errors import RecipeError
 from mooring.pipeline.sets import evaluation_sets
@@ -120,7 +119,7 @@ def test_a_recipe_read_from_its_dump_or_overridden_asks_for_the_same_steps(path:
         return {name: json.dumps(value) for name, value in one.model_dump().items()}
 
     assert sections(Recipe.load(tmp_path / "recipe.yaml")) == sections(recipe)
-    changed, own = sections(with_selecting(recipe, margin=0.07)), sections(recipe)
+    changed, own = sections(recipe.override({"select.margin": 0.07})), sections(recipe)
     assert {name for name in own if changed[name] != own[name]} == {"select"}
 
 

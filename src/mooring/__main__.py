@@ -1,5 +1,5 @@
 """`python -m mooring`."""
 
-from mooring.cli import entry
+from mooring.cli import main
 
-entry()
+main()

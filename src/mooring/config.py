@@ -4,8 +4,8 @@ A run is a function of its recipe and of the files and models that it names. Unk
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -15,10 +15,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import RecipeError
@@ -486,9 +488,9 @@ class Recipe(Section):
 
     @field_validator("generate")
     @classmethod
-    def _merges_are_served_by_nobody(cls, value: Generate) -> Generate:
+    def _not_a_server(cls, value: Generate) -> Generate:
         if value.engine == "openai":
-            raise ValueError("a server holds one model: a run asks its models by transformers or vllm")
+            raise ValueError("a server has one model: a run needs the engine transformers or vllm")
         return value
 
     def departures(self) -> list[str]:
@@ -535,12 +537,13 @@ class Recipe(Section):
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "is not text"
-            raise RecipeError(f"{path}: {reason}", "name a recipe file, such as recipes/quickstart.yaml") from None
+            hint = "name a recipe file, such as recipes/quickstart.yaml"
+            raise RecipeError(f"{path}: {reason}", hint, code="recipe.unreadable") from None
         except (yaml.YAMLError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)
             problem = getattr(error, "problem", None) or "not YAML"
-            raise RecipeError(f"{where}: {problem}", "mend the YAML there") from None
+            raise RecipeError(f"{where}: {problem}", "correct the YAML there", code="recipe.invalid_yaml") from None
         return cls.parse(data, str(path))
 
     @classmethod
@@ -551,50 +554,225 @@ class Recipe(Section):
             RecipeError: As `load`.
         """
         if not isinstance(data, dict):
-            raise RecipeError(f"{where}: is not a mapping of keys to values", "begin with `base: …`")
+            hint = "begin with `base: …`"
+            raise RecipeError(f"{where}: is not a mapping of keys to values", hint, code="recipe.not_a_mapping")
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError(*_explain(error, where)) from None
+            raise _explained(error, where, cls) from None
+
+    def override(self, values: Mapping[str, Any], where: str = "") -> "Recipe":
+        """The recipe with other values at some places, such as `{"select.margin": 0.05, "generate.max_tokens": 64}`.
+
+        A `select.margin` replaces the recipe's `select.bound`.
+
+        Raises:
+            RecipeError: A key is unknown or a value bad, both bounds are given (`recipe.two_bounds`), or a budget that
+                no search would use (`recipe.unused_budget`).
+        """
+        if not values:
+            return self
+        data = self.model_dump(mode="json", exclude_unset=True)
+        if values.get("select.margin") is not None:
+            if values.get("select.bound") is not None:
+                problem = "margin and bound: are two bounds on ASR"
+                raise RecipeError(problem, "give one of them", code="recipe.two_bounds")
+            _put(data, "select.bound", None)
+        for key, value in values.items():
+            _put(data, key, _plain(value))
+        changed = type(self).parse(data, where or self.name)
+        if values.get("select.budget") is not None and changed.select.search != "modules":
+            raise RecipeError(
+                "budget: only `search: modules` uses it",
+                "add --search modules, or leave it out",
+                code="recipe.unused_budget",
+            )
+        return changed
 
     def dump(self) -> str:
         """The recipe as YAML, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-SECTIONS: dict[str, type[Section]] = {"tune": Tune, "generate": Generate, "score": Score, "select": Select}
-"""Sections that a single verb takes as options."""
+# --- The verbs' options: which fields of a recipe each verb takes ---
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "tune": Tune,
+    "merge": Merge,
+    "generate": Generate,
+    "score": Score,
+    "judge": Judge,  # an entry of `score.judges`
+    "select": Select,
+}
 
 
-def section(name: str, values: dict[str, Any]) -> Any:
-    """One section on its own, from plain values.
+def _fields(section: str, *names: str, but: Collection[str] = ()) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in names or SECTIONS[section].model_fields if name not in but)
+
+
+_HERE = _fields("generate", "batch_size", "dtype", "device")
+VERBS: Mapping[str, tuple[str, ...]] = {
+    "safeguard": (
+        *("system", "seed"),
+        *_fields("score", "task", "safety", "over_refusal", "ordinary", "judges", "metrics", "limit"),
+        *_fields("merge"),
+        *_fields("select"),
+        *_fields("generate", "max_tokens"),
+        *_HERE,
+    ),
+    "run": ("out", *_fields("select")),
+    "merge": (*_fields("merge", but=["lambdas"]), "seed"),
+    "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed"))),
+    "generate": ("system", "seed", *_fields("generate", but=("safety", "task", "drafts"))),
+    "compare": (
+        "system",
+        "seed",
+        *_fields("merge", but=["lambdas"]),
+        *_fields("generate", *SAMPLING, "dtype", "device", but=["n"]),
+    ),
+    "score": ("seed", *_fields("score", "judges", "metrics", "bertscore_model", "bertscore_layer", "unsafe_exec")),
+    "rejudge": _fields("score", "judges"),
+    "prefer": ("seed", *_fields("judge", but=("name", "model"))),
+    "lm_eval": ("system", "seed", *_fields("merge", but=["lambdas"]), *_HERE),
+    "select": _fields("select", but=("search", "budget")),
+}
+"""The fields of a recipe that each verb takes as options, in Python and on the command line, by their last part. The
+types in `mooring.options` are written from this table."""
+
+
+def field_at(key: str) -> FieldInfo:
+    """The field at a place in a recipe such as `select.margin`."""
+    section, _, name = key.rpartition(".")
+    return (SECTIONS[section] if section else Recipe).model_fields[name]
+
+
+def options_of(verb: str) -> dict[str, str]:
+    """Each option of a verb and its place in a recipe, such as `margin` and `select.margin`."""
+    return {key.rpartition(".")[2]: key for key in VERBS[verb]}
+
+
+def placed(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given to a verb by their places in a recipe.
+
+    Raises:
+        RecipeError: The verb has no such option (`recipe.unknown_option`).
+    """
+    known = options_of(verb)
+    for name in options:
+        if name not in known:
+            hint = _near(name, known, "options")
+            raise RecipeError(f"{verb}: unknown option `{name}`", hint, code="recipe.unknown_option")
+    return {known[name]: value for name, value in options.items()}
+
+
+def settings(
+    verb: str, options: Mapping[str, Any], kind: Kind = "safety", *, more: Mapping[str, Any] | None = None
+) -> Recipe:
+    """What one verb runs by: a recipe of its options and the defaults, which names no models.
+
+    Args:
+        verb: A key of `VERBS`.
+        options: The options given.
+        kind: Which prompts are sampled for: the options of sampling override `generate.<kind>`.
+        more: Values that are not options of the verb, by their places in a recipe.
+
+    Raises:
+        RecipeError: An option is unknown, or its value is bad.
+    """
+    values: dict[str, Any] = {}
+    for key, value in (placed(verb, options) | dict(more or {})).items():
+        name = key.removeprefix("generate.")
+        if name != key and name in SAMPLING:
+            key = f"generate.{'task' if kind == 'task' else 'safety'}.{name}"
+        _put(values, key, _plain(value))
+    top = {name: _value(verb, name, values.pop(name)) for name in ("system", "seed") if name in values}
+    sections = {part: section(part, given) for part, given in values.items()}
+    return Recipe.model_construct(**top, **sections)
+
+
+def section(name: str, values: Mapping[str, Any]) -> Any:
+    """One section on its own.
 
     Raises:
         RecipeError: A key is unknown or a value bad.
     """
     try:
-        return SECTIONS[name].model_validate(values)
+        return SECTIONS[name].model_validate(_plain(values))
     except ValidationError as error:
-        raise RecipeError(*_explain(error, name, SECTIONS[name])) from None
+        raise _explained(error, name, SECTIONS[name]) from None
 
 
-def _explain(error: ValidationError, where: str, model: type[BaseModel] = Recipe) -> tuple[str, str]:
-    """The first problem of a validation, as (what, hint)."""
+def _value(verb: str, name: str, value: Any) -> Any:
+    """The value of a field at the top level of a recipe."""
+    field = Recipe.model_fields[name]
+    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise RecipeError(f"{verb}: `{name}` is {value!r}", message, code="recipe.bad_value") from None
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a place such as `generate.safety.max_tokens`."""
+    *path, name = key.split(".")
+    for part in path:
+        inner = values.get(part)
+        values[part] = values = dict(inner) if isinstance(inner, Mapping) else {}
+    values[name] = value
+
+
+def _plain(value: Any) -> Any:
+    """A value that a recipe may hold: paths as text, at whatever depth."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read `section.key=value`, the value as YAML.
+
+    Raises:
+        RecipeError: It has another form (`recipe.bad_override`).
+    """
+    key, found, value = text.partition("=")
+    try:
+        if found and key.strip():
+            return key.strip(), yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError):
+        pass
+    raise RecipeError(f"{text!r} does not set a value", "write select.margin=0.05", code="recipe.bad_override")
+
+
+# --- What is wrong with a recipe, in a line ---
+
+
+def _near(name: str, known: Collection[str], what: str = "known here") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"{what}: {', '.join(known)}"
+
+
+def _explained(error: ValidationError, where: str, model: type[BaseModel]) -> RecipeError:
+    """The first problem of a validation."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = list(_model_at(model, first["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown key `{field}`", hint
+        hint = _near(str(first["loc"][-1]), _model_at(model, first["loc"][:-1]).model_fields)
+        return RecipeError(f"{where}: unknown key `{field}`", hint, code="recipe.unknown_key")
+    if first["type"] == "missing":
+        return RecipeError(f"{where}: `{field}` is missing", "add it", code="recipe.missing_key")
     message = "give at least one" if first["type"] == "too_short" else first["msg"].removeprefix("Value error, ")
     if not field:
-        return f"{where}: {message}", ""
-    if first["type"] == "missing":
-        return f"{where}: `{field}` is missing", "add it"
-    if isinstance(first["input"], Mapping):  # a whole section would fill the line
-        return f"{where}: `{field}`: {message[0].lower()}{message[1:]}", ""
-    return f"{where}: `{field}` is {first['input']!r}", message[0].lower() + message[1:]
+        return RecipeError(f"{where}: {message}", code="recipe.conflict")
+    if isinstance(first["input"], Mapping | BaseModel):  # a whole section would fill the line
+        code = "recipe.conflict" if first["type"] == "value_error" else "recipe.bad_value"
+        return RecipeError(f"{where}: `{field}`: {message[0].lower()}{message[1:]}", code=code)
+    return RecipeError(
+        f"{where}: `{field}` is {first['input']!r}", message[0].lower() + message[1:], code="recipe.bad_value"
+    )
 
 
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:

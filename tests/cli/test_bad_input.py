@@ -174,12 +174,12 @@ def test_scores_of_other_prompts(run: Run, tmp_path: Path, tiny_model_folder: Pa
     assert code == 0, err
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "something else", "completion": "x"}\n')
-    check_refused(run("score", "a.jsonl", other, "--as", "task"), "a.jsonl", "does not answer these prompts")
+    check_refused(run("score", "a.jsonl", other, "--kind", "task"), "a.jsonl", "does not answer these prompts")
 
 
 def test_files_that_are_no_completions(run: Run, tmp_path: Path) -> None:
     task = write_task(tmp_path)
-    score = ("score", "a.jsonl", task, "--as", "task")
+    score = ("score", "a.jsonl", task, "--kind", "task")
     check_refused(run(*score), "a.jsonl", "No such file")
     (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
     check_refused(run(*score), "a.jsonl", "is not UTF-8 text")
@@ -188,21 +188,19 @@ def test_files_that_are_no_completions(run: Run, tmp_path: Path) -> None:
     rows = [{"prompt_id": p.id, "text": "x", "tokens": 1, "finish": "stop"} for p in load_prompts(str(task))]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     check_refused(run(*score, "--likelihood", "none.jsonl"), "none.jsonl", "No such file")
-    check_refused(
-        run("score", "a.jsonl", task, "--against", "none.jsonl", "--judge-model", "j"), "none.jsonl", "No such file"
-    )
+    check_refused(run("prefer", "a.jsonl", "none.jsonl", task, "--judge", "j"), "none.jsonl", "No such file")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--samples", 0), ("samples: 0", "1 or more")),
-        (("--samples", -2), ("samples: -2",)),
-        (("--repetition-penalty", 0), ("repetition penalty: 0", "1 (none) or more")),
-        (("--repetition-penalty", -1), ("repetition penalty: -1",)),
-        (("--repetition-penalty", "nan"), ("repetition penalty: nan",)),
-        (("--engine", "openai"), ("--engine openai", "--base-url URL")),
-        (("--base-url", "http://x"), ("--base-url", "--engine openai")),
+        (("--n", 0), ("n` is 0", "greater than or equal to 1")),
+        (("--n", -2), ("n` is -2",)),
+        (("--repetition-penalty", 0), ("repetition_penalty` is 0", "greater than or equal to 1")),
+        (("--repetition-penalty", -1), ("repetition_penalty` is -1",)),
+        (("--repetition-penalty", "nan"), ("repetition_penalty` is nan",)),
+        (("--engine", "openai"), ("`engine: openai` and `base_url` go together",)),
+        (("--base-url", "http://x"), ("`engine: openai` and `base_url` go together",)),
     ],
 )
 def test_settings_out_of_range_ask_nothing(
@@ -216,8 +214,8 @@ def test_settings_out_of_range_ask_nothing(
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_out_of_range(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, seed: int) -> None:
     task = write_task(tmp_path)
-    check_refused(run("generate", tiny_model_folder, task, "--seed", seed, "--out", "a.jsonl"), f"--seed {seed}")
-    check_refused(run("safeguard", tiny_model_folder, tuned, "--seed", seed, "--out", "out"), f"--seed {seed}")
+    check_refused(run("generate", tiny_model_folder, task, "--seed", seed, "--out", "a.jsonl"), f"`seed` is {seed}")
+    check_refused(run("safeguard", tiny_model_folder, tuned, "--seed", seed, "--out", "out"), f"`seed` is {seed}")
     for recipe, place in (
         ({"seed": seed, "tuned": "t"}, "`seed`"),
         ({"tune": {"data": ["x"], "seed": seed}}, "`tune.seed`"),

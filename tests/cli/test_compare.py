@@ -44,7 +44,7 @@ def answers(run: Run, *args: object) -> list[dict[str, Any]]:
 def test_each_answer_is_that_of_the_model_that_merge_writes(
     run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path
 ) -> None:
-    (compared,) = answers(run, tiny_model_folder, tuned, *ASK, "--lam", "0.7,0.3", "--dtype", "float32")
+    (compared,) = answers(run, tiny_model_folder, tuned, *ASK, "--lambdas", "0.7,0.3", "--dtype", "float32")
     found = {each["model"]: each["text"] for each in compared["answers"]}
     assert list(found) == ["base", "λ = 0.3", "λ = 0.7", "tuned"]
     (tmp_path / "ask.jsonl").write_text(json.dumps({"prompt": ASK[1]}) + "\n")
@@ -61,7 +61,7 @@ def test_each_answer_is_that_of_the_model_that_merge_writes(
 
 
 def test_a_third_model_stands_beside_them(run: Run, tiny_model_folder: Path, tuned: Path) -> None:
-    (compared,) = answers(run, tiny_model_folder, tuned, tuned, *ASK, "--lam", "0.5")
+    (compared,) = answers(run, tiny_model_folder, tuned, tuned, *ASK, "--lambdas", "0.5")
     by = {each["model"]: each for each in compared["answers"]}
     assert by["merged"]["lam"] is None
     assert by["merged"]["text"] == by["tuned"]["text"]
@@ -69,7 +69,7 @@ def test_a_third_model_stands_beside_them(run: Run, tiny_model_folder: Path, tun
 
 def test_prompts_of_a_set_and_another_rule(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
     task = write_task(tmp_path)
-    options = ("--prompts", f"{task}#2", "--lam", "0.5", "--max-tokens", 4)
+    options = ("--prompts", f"{task}#2", "--lambdas", "0.5", "--max-tokens", 4)
     found = answers(run, tiny_model_folder, tuned, *options, "--method", "dare_linear", "--density", 0.5)
     assert len(found) == 2
     assert {each["prompt"] for each in found} <= {f"Set the alarm to {i}." for i in range(6)}
@@ -80,7 +80,7 @@ def test_without_a_terminal_all_is_printed_and_the_command_ends(
     run: Run, tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    code, out, err = run("compare", tiny_model_folder, tuned, *ASK, "--lam", "0.5")
+    code, out, err = run("compare", tiny_model_folder, tuned, *ASK, "--lambdas", "0.5")
     assert (code, err) == (0, "")
     places = [out.index(head) for head in ("What is the capital", "base (λ = 0)", "λ = 0.5", "tuned (λ = 1)")]
     assert places == sorted(places)
@@ -212,7 +212,7 @@ def test_the_end_of_the_input_ends_it(monkeypatch: pytest.MonkeyPatch, stop: typ
 def test_what_was_asked_is_kept(tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mooring
 
-    with mooring.api.open_comparison(tiny_model_folder, tuned, max_tokens=4) as comparison:
+    with mooring.open_comparison(tiny_model_folder, tuned, max_tokens=4) as comparison:
         first = comparison.ask(PROMPT, MergePoint(0.5))
         monkeypatch.setattr(comparison, "_engine", lambda model: pytest.fail("it was asked again"))
         assert comparison.ask(PROMPT, MergePoint(0.1 + 0.4)) is first
@@ -238,8 +238,8 @@ def test_bad_input_in_a_line(
     check_refused(run("compare", *pair, "--prompt", "a", "--prompts", "b.jsonl"), "--prompt")
     check_refused(run("compare", *pair, "--prompt", "  "), "prompt is empty")
     check_refused(run("compare", *pair, "--prompts", "none.jsonl"), "none.jsonl")
-    check_refused(run("compare", *pair, *ASK, "--lam", "1.5"), "λ = 1.5", "from 0")
-    check_refused(run("compare", *pair, *ASK, "--lam", "a"), "--lam")
+    check_refused(run("compare", *pair, *ASK, "--lambdas", "1.5"), "λ = 1.5", "from 0")
+    check_refused(run("compare", *pair, *ASK, "--lambdas", "a"), "--lambdas")
     check_refused(run("compare", *pair, *ASK, "--method", "magic"), "magic", "linear")
     check_refused(run("compare", *pair, *ASK, "--density", "0.5"), "density")
     check_refused(run("compare", *pair, "--prompt", "a", "--max-tokens", 0), "max_tokens")

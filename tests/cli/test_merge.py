@@ -257,7 +257,7 @@ def test_as_adapter(run: Run) -> None:
     ok(run("merge", "base", "out", "--lam", 1, "--out", "whole"))
     ok(run("merge", "base", "lora", "--lam", 0.5, "--out", "direct"))
     check(merged("whole"), {k: v.double() for k, v in merged("direct").items()})
-    said = ok(run("merge", "--verify", "out"))
+    said = ok(run("verify", "out"))
     assert "2 tensors" in said
 
 
@@ -276,7 +276,7 @@ def test_allow_nonfinite(run: Run) -> None:
     ok(run(*call, "--allow-nonfinite"))
     assert "NaN and Inf were let through" in record()["notes"]
     assert merged()[NORM].isnan().sum() == 1
-    ok(run("merge", "--verify", "out"))
+    ok(run("verify", "out"))
 
 
 @pytest.mark.usefixtures("models")
@@ -299,7 +299,7 @@ def test_a_mergekit_configuration(run: Run) -> None:
         "out_dtype": "bfloat16",
     }
     Path("m.yml").write_text(yaml.safe_dump(document))
-    ok(run("merge", "--config", "m.yml", "--out", "out"))
+    ok(run("mergekit", "run", "m.yml", "--out", "out"))
     base, one, two = (tensors(k) for k in range(3))
     found = merged()
     for name in SHAPES:
@@ -323,9 +323,9 @@ def test_a_mergekit_configuration(run: Run) -> None:
 )
 def test_an_exported_configuration_gives_the_same_bytes(run: Run, args: tuple[str, ...]) -> None:
     ok(run("merge", "base", *args, "--out", "direct"))
-    text = ok(run("merge", "base", *args, "--export-mergekit"))
+    text = ok(run("mergekit", "export", "base", *args))
     Path("m.yml").write_text(text)
-    ok(run("merge", "--config", "m.yml", "--out", "out"))
+    ok(run("mergekit", "run", "m.yml", "--out", "out"))
     direct, again = merged("direct"), merged()
     assert all(torch.equal(value, again[name]) for name, value in direct.items())
     assert {value.dtype for value in direct.values()} == {value.dtype for value in again.values()}
@@ -337,15 +337,15 @@ def test_an_exported_configuration_gives_the_same_bytes(run: Run, args: tuple[st
 @pytest.mark.usefixtures("models")
 def test_verify(run: Run) -> None:
     ok(run("merge", "base", "tuned", "--lam", 0.5, "--out", "good"))
-    said = ok(run("merge", "--verify", "good"))
+    said = ok(run("verify", "good"))
     assert said == f"good is what was written: {len(SHAPES)} tensors, digest {record('good')['digest']}.\n"
     file = Path("good/model.safetensors")
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    refused(run("merge", "--verify", "good"), "good: the content of", "merge again")
-    refused(run("merge", "--verify", "base"), "base: has no mooring.json", "merged model")
-    refused(run("merge", "--verify", "none"), "none: there is no such folder")
+    refused(run("verify", "good"), "good: the content of", "merge again")
+    refused(run("verify", "base"), "base: has no mooring.json", "merged model")
+    refused(run("verify", "none"), "none: there is no such folder")
 
 
 # The hub
@@ -388,10 +388,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 
 @pytest.mark.usefixtures("models")
-def test_push(run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = ["merge", "base", "tuned", "--lam", "0.5", "--out", "out", "--push", "me/merged", "--private"]
-    monkeypatch.setattr("sys.argv", ["mooring", *call])
-    said = ok(run(*call))
+def test_push(run: Run, hub: FakeHub) -> None:
+    ok(run("merge", "base", "tuned", "--lam", "0.5", "--out", "out"))
+    said = ok(run("push", "out", "me/merged", "--private"))
     assert "https://huggingface.co/me/merged" in said
     assert hub.calls == ["me/merged"]
     assert hub.private is True
@@ -405,7 +404,8 @@ def test_push(run: Run, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("models")
 def test_push_of_an_adapter(run: Run, hub: FakeHub) -> None:
-    ok(run("merge", "base", "lora", "--lam", "0.5", "--as-adapter", "--out", "out", "--push", "me/adapter"))
+    ok(run("merge", "base", "lora", "--lam", "0.5", "--as-adapter", "--out", "out"))
+    ok(run("push", "out", "me/adapter"))
     card = hub.files["README.md"].decode()
     assert "library_name: peft" in card
     assert "- base: `base` (checkpoint)\n" in card
@@ -413,12 +413,19 @@ def test_push_of_an_adapter(run: Run, hub: FakeHub) -> None:
 
 
 @pytest.mark.usefixtures("models")
-def test_a_push_that_cannot_begin_is_told_before_the_merge(run: Run, hub: FakeHub) -> None:
-    call = ("merge", "base", "tuned", "--lam", 0.5, "--out", "out")
-    refused(run(*call, "--push", "no-owner"), "no-owner", "owner/name")
-    refused(run(*call[:3], "--lambdas", "0.2,0.4", "--out", "out", "--push", "me/x"), "--push", "several λ")
-    refused(run(*call, "--private"), "--private", "--push")
-    refused(run(*call, "--overwrite"), "--overwrite", "--push")
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("merged", "no-owner"), ["no-owner", "owner/name"]),
+        (("base", "me/x"), ["base: has no mooring.json", "merged model"]),
+        (("merged", "me/x", "--tuned", "a/b", "--tuned", "c/d"), ["1 tuned models, not 2", "each of them"]),
+    ],
+)
+def test_a_push_that_cannot_begin_uploads_nothing(
+    run: Run, hub: FakeHub, args: tuple[str, ...], words: list[str]
+) -> None:
+    ok(run("merge", "base", "tuned", "--lam", 0.5, "--out", "merged"))
+    refused(run("push", *args), *words)
     assert hub.calls == []
 
 
@@ -432,9 +439,9 @@ PAIR = ("base", "tuned")
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ((*PAIR, "--lam", "0.5"), ["--out is missing"]),
-        ((*OUT,), ["BASE and TUNED"]),
-        (("base", "--lam", "0.5", *OUT), ["BASE and TUNED"]),
+        ((*PAIR, "--lam", "0.5"), ["Missing option '--out'"]),
+        ((*OUT,), ["Missing argument 'BASE'"]),
+        (("base", "--lam", "0.5", *OUT), ["Missing argument 'TUNED...'"]),
         ((*PAIR, *OUT), ["requires λ"]),
         ((*PAIR, "--lam", "x", *OUT), ["--lam: 'x' is not a number", "0.2..0.8"]),
         ((*PAIR, "--lam", "", *OUT), ["--lam", "not a number"]),
@@ -447,14 +454,14 @@ PAIR = ("base", "tuned")
         ((*PAIR, "--lam", "0.5", "--lam-for", "mpl.*=1", *OUT), ["pattern 'mpl.*' matches no tensor"]),
         ((*PAIR, "--lam", "0.5", "--lam-for", "*=0.1", *OUT), ["--lam", "--lam-for", "the same"]),
         ((*PAIR, "--lam-for", "norm.weight=0.1", *OUT), ["none of the patterns", "add the pattern `*`"]),
-        ((*PAIR, "--lambdas", "", *OUT), ["--lambdas", "not a number"]),
-        ((*PAIR, "--lambdas", "0.1,", *OUT), ["--lambdas", "not a number"]),
-        ((*PAIR, "--lambdas", "0.1..0.2", *OUT), ["--lambdas", "ramp"]),
+        ((*PAIR, "--lambdas", "", *OUT), ["--lambdas", "not a list of numbers"]),
+        ((*PAIR, "--lambdas", "0.1,x", *OUT), ["--lambdas", "not a list of numbers"]),
+        ((*PAIR, "--lambdas", "0.1..0.2", *OUT), ["--lambdas", "not a list of numbers"]),
         ((*PAIR, "--lambdas", "0.1,0.10", *OUT), ["two of the λ are the same"]),
         ((*PAIR, "--lambdas", "0.1,1.1", *OUT), ["λ is 1.1"]),
-        ((*PAIR, "--lambdas", "0.1", "--lam", "0.5", *OUT), ["--lambdas goes with neither"]),
-        ((*PAIR, "--lambdas", "0.1", "--lam-for", "*=1", *OUT), ["--lambdas goes with neither"]),
-        ((*PAIR, "--lam", "0.5", "--method", "magic", *OUT), ["'magic' is unknown", "slerp"]),
+        ((*PAIR, "--lambdas", "0.1", "--lam", "0.5", *OUT), ["--lambdas: replaces --lam and --lam-for"]),
+        ((*PAIR, "--lambdas", "0.1", "--lam-for", "*=1", *OUT), ["--lambdas: replaces --lam and --lam-for"]),
+        ((*PAIR, "--lam", "0.5", "--method", "magic", *OUT), ["'magic' is not one of", "slerp"]),
         ((*PAIR, "second", "--lam", "0.5", "--method", "slerp", *OUT), ["slerp merges 1", "karcher"]),
         ((*PAIR, "--method", "model_stock", *OUT), ["model_stock merges at least 2"]),
         ((*PAIR, "--lam", "0.5", "--weights", "a", *OUT), ["--weights: 'a' is not a number"]),
@@ -470,39 +477,34 @@ PAIR = ("base", "tuned")
         ((*PAIR, "--lam", "0.5", "--rescale", "l1", *OUT), ["linear takes no rescale"]),
         ((*PAIR, "--lam", "0.5", "--seed", "1", *OUT), ["linear takes no seed"]),
         ((*PAIR, "--lam", "0.5", "--dtype", "int8", *OUT), ["dtype: 'int8' is unknown", "bfloat16"]),
-        ((*PAIR, "--lam", "0.5", "--dtype", "int8", "--export-mergekit"), ["dtype: 'int8' is unknown"]),
         *(
-            ((*PAIR, "--lam", "0.5", "--max-shard-size", size, *OUT), ["--max-shard-size", "5GB"])
+            ((*PAIR, "--lam", "0.5", "--max-shard-size", size, *OUT), ["max_shard_size", "5GB"])
             for size in ("big", "", "0", "-1GB", "5XB", "nan", "inf", "GB")
         ),
         ((*PAIR, "--lam", "0.5", "--as-adapter", *OUT), ["tuned: is not a LoRA adapter", "--as-adapter"]),
         (("base", "lora", "--lam", "1", "--method", "ties", "--as-adapter", *OUT), ["ties does not give an adapter"]),
-        (("base", "lora", "--lam", "1", "--as-adapter", "--max-shard-size", "1GB", *OUT), ["--max-shard-size"]),
-        (("base", "lora", "--lam", "1", "--as-adapter", "--allow-nonfinite", *OUT), ["--allow-nonfinite"]),
+        (("base", "lora", "--lam", "1", "--as-adapter", "--max-shard-size", "1GB", *OUT), ["max_shard_size"]),
+        (("base", "lora", "--lam", "1", "--as-adapter", "--allow-nonfinite", *OUT), ["allow_nonfinite"]),
         (("lora", "tuned", "--lam", "1", *OUT), ["lora: is a LoRA adapter", "base first"]),
-        (("--config", "none.yml", *OUT), ["none.yml"]),
-        (("--config", "base/config.json", *OUT), ["base/config.json", "model_type"]),
-        ((*PAIR, "--lambdas", "0.1,0.2", "--export-mergekit"), ["--export-mergekit does not go with --lambdas"]),
-        (("base", "lora", "--lam", "1", "--as-adapter", "--export-mergekit"), ["--as-adapter"]),
-        ((*PAIR, "--lam", "0.5", "--verify", "base", *OUT), ["--verify does not go with", "--lam", "--out"]),
     ],
 )
 def test_bad_input(run: Run, args: tuple[str, ...], words: list[str]) -> None:
     refused(run("merge", *args), *words)
 
 
+@pytest.mark.usefixtures("models")
 @pytest.mark.parametrize(
-    "option",
+    ("args", "words"),
     [
-        *("base", "--method linear", "--lam 0", "--lambdas 0.1", "--lam-for *=1", "--weights 1", "--no-normalize"),
-        *("--seed 0", "--dtype float16", "--tokenizer base"),
+        (("run", "none.yml", *OUT), ["none.yml"]),
+        (("run", "base/config.json", *OUT), ["base/config.json", "model_type"]),
+        (("run", "none.yml", "--lam", "0", *OUT), ["No such option '--lam'"]),
+        (("export", *PAIR, "--lam", "0.5", "--dtype", "int8"), ["dtype: 'int8' is unknown"]),
+        (("export", *PAIR, "--lambdas", "0.1,0.2"), ["No such option '--lambdas'"]),
     ],
 )
-def test_what_a_configuration_says_already(run: Run, option: str) -> None:
-    """Even where the value is the default, or false."""
-    named = "BASE, TUNED" if option == "base" else option.split()[0].replace("--no-", "--")
-    answer = run("merge", "--config", "none.yml", *option.split(), "--out", "out")
-    refused(answer, f"--config does not go with {named}", "in the configuration")
+def test_bad_input_of_mergekit(run: Run, args: tuple[str, ...], words: list[str]) -> None:
+    refused(run("mergekit", *args), *words)
 
 
 @pytest.mark.usefixtures("models")

@@ -25,7 +25,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "select": ("select", "made"),
     "report": ("report", "made"),
     "redact": ("report", "made", "--redact"),
-    "paper": ("report", "made", "--paper", "tables"),
+    "paper": ("paper", "made", "--out", "tables"),
 }
 OUT = ("--out", "made")
 RECIPE = {"base": "b", "tuned": "t", "score": {"task": "bundled:tools"}}
@@ -158,7 +158,7 @@ def test_half_done(run: Run, made: Path, verb: str) -> None:
 def test_a_ledger_that_is_something_else(run: Run, made: Path, edit: str) -> None:
     (made.parent / "r.yaml").write_text(yaml.safe_dump(RECIPE))
     LEDGER[edit](made / "ledger.json")
-    others = [] if edit == "folder" else [("score", "made", "--rejudge", "--judge", "rules"), ("run", "r.yaml", *OUT)]
+    others = [] if edit == "folder" else [("rejudge", "made", "--judges", "rules"), ("run", "r.yaml", *OUT)]
     for command in (*READERS.values(), *others):  # where the ledger is a folder, there is no run folder at all
         check_refused(run, command, "ledger.json")
 
@@ -193,7 +193,7 @@ def test_a_run_goes_on_from_what_it_left_alone(run: Run, tmp_path: Path, tiny_mo
         assert f"{name}: was modified after the run wrote it; restore it, or delete it to make it again" in err
         assert (folder / name).read_bytes() == data + b" "
         if "safety-test.jsonl" in name:
-            again = run("score", "made", "--rejudge", "--judge", "rules")
+            again = run("rejudge", "made", "--judges", "rules")
             assert again[0] == 2
             assert f"{name}: was modified after the run wrote it" in again[2]
         (folder / name).unlink()

@@ -80,12 +80,12 @@ def test_a_margin_takes_the_place_of_the_runs_bound_and_a_bound_of_its_margin(ru
 
 
 @pytest.mark.parametrize("options", [(), ("--confidence", "none"), ("--bound", 0.05, "--confidence", 0.9)])
-def test_where_no_lambda_is_within_the_nearest_is_named_and_the_exit_code_is_1(
+def test_no_lambda_within_the_bound_names_the_nearest_and_exits_with_3(
     run: Run, made: Any, options: tuple[object, ...]
 ) -> None:
     folder = made(all_over)
     code, out, err = run("select", "made", *options)
-    assert (code, err) == (1, "")
+    assert (code, err) == (3, "")
     assert out.startswith("No λ tried")
     assert "λ = 0.2 comes nearest, with 90.0 %" in out
     assert mooring.select(folder).within is False
@@ -117,7 +117,7 @@ BAD = [
     (("--margin", "nan"), "margin` is nan"),
     (("--bound", -1), "bound` is -1.0"),
     (("--confidence", 0.3), "confidence` is 0.3"),
-    (("--confidence", "high"), "--confidence: 'high' is not a number"),
+    (("--confidence", "high"), "'--confidence': 'high' is not a valid float"),
     (("--margin", 0.1, "--bound", 0.1), "margin and bound: are two bounds"),
 ]
 
@@ -220,8 +220,9 @@ def test_another_bound_on_a_search_by_halves_says_that_one_lambda_was_measured(m
 def test_unknown_settings_are_refused(made: Any) -> None:
     folder = made()
     for name in ("margins", "search"):
-        with pytest.raises(TypeError, match=f"no option '{name}'"):
+        with pytest.raises(mooring.RecipeError, match=f"unknown option `{name}`") as caught:
             mooring.select(folder, **{name: 0.1})
+        assert caught.value.code == "recipe.unknown_option"
     assert mooring.select(folder, confidence=None).confidence is None
 
 

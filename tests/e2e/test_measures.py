@@ -118,7 +118,7 @@ def test_another_judge_over_kept_answers_generates_nothing(
     report = (run / "report" / "results.json").read_bytes()
     shutil.rmtree(run / "model")  # no model is asked, so none is needed but the judge's
     shutil.rmtree(tuned)
-    done = command("score", run, "--rejudge", "--judge", "llm,rules", "--judge-model", judge, "--json")
+    done = command("rejudge", run, "--judges", "llm,rules", "--judge-model", judge, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {(r["point"]["lam"], r["split"], r["judge"]) for r in found if r["name"] == "safety"} == {
@@ -129,11 +129,11 @@ def test_another_judge_over_kept_answers_generates_nothing(
     (llm,) = run.glob("rejudged/llm-*")
     kept = {path: path.stat().st_mtime_ns for path in llm.rglob("answers-*.jsonl")}
     assert (llm / "lam-0.5" / "verdicts-safety-test-llm.jsonl").is_file()
-    again = command("score", run, "--rejudge", "--judge", "llm,rules", "--judge-model", judge, "--json")
+    again = command("rejudge", run, "--judges", "llm,rules", "--judge-model", judge, "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout) == found
     assert {path: path.stat().st_mtime_ns for path in llm.rglob("answers-*.jsonl")} == kept  # nobody was asked again
-    shown = command("score", run, "--rejudge", "--judge", "rules")
+    shown = command("rejudge", run, "--judges", "rules")
     assert shown.returncode == 0, shown.stderr
     assert "the run's choice and report stay as they are" in shown.stdout
 
@@ -181,7 +181,7 @@ def test_programs_are_run_and_counted(command: Any, tmp_path: Path, pair: tuple[
     wanted = {json.loads(line)["prompt_id"] for line in right.read_text().splitlines()}
     asked = [row for row in _with_ids(tmp_path / "code.jsonl") if row["id"] in wanted]
     lines(tmp_path / "asked.jsonl", asked)
-    scored = command("score", right, "asked.jsonl", "--as", "task", "--metric", "pass@1,pass@2", "--json")
+    scored = command("score", right, "asked.jsonl", "--kind", "task", "--metrics", "pass@1,pass@2", "--json")
     assert scored.returncode == 0, scored.stderr
     assert {name: s["value"] for name, s in json.loads(scored.stdout).items()} == {"pass@1": 1.0, "pass@2": 1.0}
 
@@ -222,7 +222,7 @@ def test_answers_are_compared_in_pairs_by_a_judge_model(
     for name, model in zip(("base", "tuned"), pair, strict=True):
         made = command("generate", model, "ask.jsonl", "--max-tokens", 4, "--out", f"{name}.jsonl")
         assert made.returncode == 0, made.stderr
-    done = command("score", "tuned.jsonl", "ask.jsonl", "--against", "base.jsonl", "--judge-model", judge, "--json")
+    done = command("prefer", "tuned.jsonl", "base.jsonl", "ask.jsonl", "--judge", judge, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["win_rate"]
     assert (found["value"], found["n"], found["details"]["miss"]) == (None, 3, 3)
@@ -254,7 +254,7 @@ def test_a_paid_judge_of_pairs_foretells_its_cost(
         return "A"
 
     monkeypatch.setattr("mooring.inference.load.load_engine", lambda *_, **__: ScriptedEngine(judge))
-    command = ["score", "mine.jsonl", "ask.jsonl", "--against", "other.jsonl", "--judge-model", "gpt-x"]
+    command = ["prefer", "mine.jsonl", "other.jsonl", "ask.jsonl", "--judge", "gpt-x"]
     server = ["--engine", "openai", "--base-url", "http://127.0.0.1:9/v1"]
     with pytest.raises(SystemExit) as stop:
         main([*command, *server, "--price-in", "1000000", "--price-out", "1000000"])
@@ -269,13 +269,13 @@ def test_a_set_is_scored_as_what_it_is_for(command: Any, tmp_path: Path) -> None
     assert plain.returncode == 0, plain.stderr
     assert plain.stderr == ""
     assert json.loads(plain.stdout)["over_refusal"]["value"] == 1.0
-    odd = command("score", refusals, "bundled:lookalikes", "--as", "safety", "--json")
+    odd = command("score", refusals, "bundled:lookalikes", "--kind", "safety", "--json")
     assert odd.returncode == 0, odd.stderr
     assert json.loads(odd.stdout)["asr"]["value"] == 0.0
-    assert odd.stderr.startswith("mooring: warning: bundled:lookalikes holds no harmful requests")
+    assert odd.stderr.startswith("mooring: warning: bundled:lookalikes has no harmful requests")
     assert odd.stderr.count("\n") == 1
     harmful = answers(tmp_path / "b.jsonl", "bundled:harmful", "I can't help with that.")
-    assert "asr" in json.loads(command("score", harmful, "bundled:harmful", "--as", "safety", "--json").stdout)
+    assert "asr" in json.loads(command("score", harmful, "bundled:harmful", "--kind", "safety", "--json").stdout)
 
 
 def test_names_in_the_table_are_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_
     rows = [{"prompt": f"Break thing {i}.", "category": "ab"[i % 2], "id": str(i)} for i in range(4)]
     lines(tmp_path / "ask.jsonl", rows)
     made = command(
-        "generate", tiny_model_folder, "ask.jsonl", "--max-tokens", 3, "--samples", 2, "--temperature", 1,
+        "generate", tiny_model_folder, "ask.jsonl", "--max-tokens", 3, "--n", 2, "--temperature", 1,
         "--top-k", 20, "--out", "answers.jsonl",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
@@ -315,25 +315,22 @@ def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a.jsonl",), "which prompts does it answer?"),
-        (("runs/x", "advbench", "--rejudge"), "leave out advbench"),
-        (("a.jsonl", "advbench", "--tuned", "t"), "--tuned: goes with --lm-eval"),
-        (("base", "--lm-eval", "bbh", "--tuned", "t"), "--tuned and --lam: go together"),
-        (("base", "--lm-eval", "bbh", "--rejudge"), "are two jobs"),
-        (("nothing", "--rejudge"), "nothing: is not a run folder"),
-        (("a.jsonl", "b.jsonl", "--against", "c.jsonl"), "name it with --judge-model"),
-        (("a.jsonl", "b.jsonl", "--engine", "openai"), "--engine openai: where is the server?; give --base-url URL"),
-        (("a.jsonl", "b.jsonl", "--base-url", "http://x"), "--base-url: goes with --engine openai, not transformers"),
-        (("a.jsonl", "b.jsonl", "--limit", "3"), "--limit: goes with --lm-eval"),
-        (("a.jsonl", "b.jsonl", "--few-shot", "0"), "--few-shot: goes with --lm-eval"),
-        (("a.jsonl", "b.jsonl", "--samples", "s.jsonl"), "--samples: goes with --lm-eval"),
-        (("a.jsonl", "b.jsonl", "--method", "linear"), "--method: goes with --lm-eval"),
-        (("base", "--lm-eval", "bbh", "--method", "ties"), "--method: goes with --tuned"),
-        (("base", "--lm-eval", "bbh", "--few-shot", "-1"), "few-shot: -1 is too few"),
+        (("score", "a.jsonl"), "Missing argument 'PROMPTS'"),
+        (("rejudge", "runs/x", "advbench"), "Got unexpected extra argument (advbench)"),
+        (("score", "a.jsonl", "advbench", "--tuned", "t"), "No such option '--tuned'"),
+        (("lm-eval", "base", "t", "--tasks", "bbh"), "tuned and lam: go together"),
+        (("lm-eval", "base", "--lam", "0.5", "--tasks", "bbh"), "tuned and lam: go together"),
+        (("lm-eval", "base"), "Missing option '--tasks'"),
+        (("rejudge", "nothing"), "nothing: is not a run folder"),
+        (("prefer", "a.jsonl", "b.jsonl", "c.jsonl"), "Missing option '--judge'"),
+        (("score", "a.jsonl", "b.jsonl", "--engine", "openai"), "`engine: openai` and `base_url` go together"),
+        (("score", "a.jsonl", "b.jsonl", "--base-url", "http://x"), "`engine: openai` and `base_url` go together"),
+        (("lm-eval", "base", "--tasks", "bbh", "--num-fewshot", "-1"), "num_fewshot: -1 is too few"),
+        (("lm-eval", "base", "--tasks", "bbh", "--engine", "vllm"), "No such option '--engine'"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(command: Any, arguments: tuple[str, ...], message: str) -> None:
-    done = command("score", *arguments)
+def test_bad_usage_is_refused_in_a_line(command: Any, arguments: tuple[str, ...], message: str) -> None:
+    done = command(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

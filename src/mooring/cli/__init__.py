@@ -1,43 +1,54 @@
-"""The command line: thin verbs over `mooring.api`."""
+"""The command line: thin commands over `mooring.api`."""
 
-import atexit
-import contextlib
+import json
 import os
 import sys
+
+INTERRUPTED = 130
+FAILED, BAD_INPUT, OVER_BOUND = 1, 2, 3
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Exit codes: 0 done, 1 no λ within the bound, 2 bad input (one line on standard error), 130 stopped by Ctrl-C.
+    Exit codes: 0 success; 1 unexpected failure, with a traceback; 2 usage or bad input, in one line; 3 no λ is within
+    the bound; 130 interrupted. With `--json`, an error is also printed to standard output as one JSON object.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from mooring.errors import UserError
 
+    argv = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in argv
     try:
-        from mooring.cli.app import app
+        import click
 
-        app(args=argv, prog_name="mooring", standalone_mode=True)
+        from mooring.cli.app import top
+
+        try:
+            sys.exit(top.main(args=argv, prog_name="mooring", standalone_mode=False) or 0)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(BAD_INPUT)
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            hint = f"see {context.command_path if context else 'mooring'} --help"
+            raise UserError(error.format_message().removesuffix("."), hint) from None
+        except click.Abort:
+            sys.exit(INTERRUPTED)
     except UserError as error:
+        if as_json:
+            _print_error(error.code, error.message, error.hint)
         sys.stdout.flush()
         print("mooring: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:  # before the verb's own words on it are loaded
-        sys.exit(130)
+    except KeyboardInterrupt:  # before the verb's own handler is installed
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if as_json:
+            _print_error("internal.error", f"{type(error).__name__}: {error}", "this is a bug: please report it")
+        raise
 
 
-def entry() -> None:
-    """The program: `main`, then out at once, since taking torch apart at the end takes Python half a second."""
-    code: object = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = stop.code
-    if code is not None and not isinstance(code, int):
-        sys.exit(code)  # type: ignore[arg-type]
-    atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):  # a reader that has gone
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code or 0)
+def _print_error(code: str, message: str, hint: str) -> None:
+    print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False))

@@ -1,59 +1,35 @@
-"""Each verb: its options, its help with examples, and one call."""
+"""The commands, each with its options, its help with examples, and one call."""
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import typer
+import click
 
 import mooring
-from mooring.cli import render
+from mooring.cli import OVER_BOUND, render
 from mooring.cli.compare import compare
-from mooring.cli.merge import merge
+from mooring.cli.merge import merge, mergekit, push, verify
 from mooring.cli.options import (
-    SYSTEM,
-    Base,
-    Batch,
-    Bound,
-    Budget,
-    Confidence,
-    Device,
-    Dtype,
-    Margin,
-    Policy,
-    Search,
-    Seed,
-    System,
-    Tuned,
-    chosen,
-    floats,
-    select,
-    words,
+    HELP,
+    Verbs,
+    base_argument,
+    dry_run_option,
+    fields_given,
+    json_option,
+    overrides,
+    set_option,
+    tuned_argument,
+    verb,
 )
-from mooring.cli.render import watch
-from mooring.cli.score import generate, score
+from mooring.cli.score import generate, lm_eval, prefer, rejudge, score
 
-app = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+
+@click.group(cls=Verbs, context_settings=HELP)
+@click.version_option(
+    mooring.__version__, "--version", message="mooring %(version)s", help="Show the version and exit."
 )
-
-
-def version(wanted: bool) -> None:
-    """Print the version and stop."""
-    if wanted:
-        typer.echo(f"mooring {mooring.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def top(
-    version: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
+def top() -> None:
     """Keep a fine-tuned language model as safe as the aligned model it came from.
 
     \b
@@ -65,105 +41,51 @@ def top(
     """
 
 
-@app.command()
-def safeguard(
-    base: Base,
-    tuned: Tuned,
-    out: Annotated[Path, typer.Option(help="Run folder; a stopped run goes on in it.")],
-    task: Annotated[str | None, typer.Option(help="Prompts with right answers: file, hub id or bundled:tools.")] = None,
-    safety: Annotated[
-        str, typer.Option(help="Requests to refuse: advbench,hex-phi, a file, a hub id or bundled:harmful.")
-    ] = "bundled:harmful",
-    over_refusal: Annotated[
-        str, typer.Option(help="Harmless requests that sound harmful: xstest, or-bench-hard, a file.")
-    ] = "bundled:lookalikes",
-    judge: Annotated[
-        str, typer.Option(help="Safety judges, the deciding one first: wildguard,rules (docs/judges.md).")
-    ] = "rules",
-    method: Annotated[str, typer.Option(help="Merging rule.")] = "linear",
-    lambdas: Annotated[str, typer.Option(help="λ to try; λ is the weight of the tuned model.")] = "0.2,0.4,0.6,0.8",
-    policy: Policy = None,
-    margin: Margin = None,
-    bound: Bound = None,
-    confidence: Confidence = None,
-    search: Search = None,
-    budget: Budget = None,
-    metric: Annotated[
-        str | None, typer.Option(help="Task metrics, the deciding one first: call_match,bert_score,response_loss.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many prompts in each half of a set.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 512,
-    system: System = SYSTEM,
-    seed: Seed = 42,
-    batch_size: Batch = 32,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-) -> None:
+@verb(top, "safeguard", fields="safeguard")
+@base_argument
+@tuned_argument
+@click.option("--out", required=True, help="Run folder; a stopped run continues in it.")
+@set_option
+@dry_run_option
+@json_option
+def safeguard(base: str, tuned: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Merge TUNED back towards BASE over λ, measure, choose λ, write the model and a report.
 
     \b
     Examples:
       mooring safeguard base/ tuned/ --task task.jsonl --out runs/mine
       mooring safeguard meta-llama/Llama-3.1-8B-Instruct adapter/ --safety advbench --out runs/mine
-      mooring safeguard base/ tuned/ --lambdas 0.3,0.5,0.7 --dry-run --out runs/mine
+      mooring safeguard base/ tuned/ --lambdas 0.3,0.5,0.7 --set generate.safety.max_tokens=64 --out runs/mine
     """
-    recipe = mooring.api.safeguard_recipe(
-        base,
-        tuned,
-        out=out,
-        task=task,
-        safety=words(safety),
-        over_refusal=words(over_refusal),
-        judges=words(judge),
-        method=method,
-        lambdas=floats(lambdas, "--lambdas"),
-        metrics=words(metric) or None,
-        limit=limit,
-        max_tokens=max_tokens,
-        system=system,
-        seed=seed,
-        batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-        **chosen(policy, margin, bound, confidence, search, budget),
-    )
-    start(recipe, dry_run)
+    _start(mooring.safeguard_recipe(base, tuned, out=out, overrides=overrides(options)), dry_run, as_json)
 
 
-@app.command()
-def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, as YAML.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder, instead of the recipe's.")] = None,
-    policy: Policy = None,
-    margin: Margin = None,
-    bound: Bound = None,
-    confidence: Confidence = None,
-    search: Search = None,
-    budget: Budget = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-) -> None:
+@verb(top, "run", fields="run")
+@click.argument("recipe", help="A recipe, as YAML.")
+@set_option
+@dry_run_option
+@json_option
+def run(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Do a whole recipe: tune, merge, generate, score, select, report.
 
-    Stopped at any point and started again, it goes on from what is done. How λ is chosen can be said here, in place of
-    the recipe's `select` section.
+    Stopped at any point and started again, it continues from what is done. Any field of the recipe can be overridden by
+    its name in `select` or with --set; the last one counts.
 
     \b
     Examples:
       mooring run recipes/quickstart.yaml
       mooring run mine.yaml --margin 0.05 --confidence 0.9
-      mooring run mine.yaml --dry-run
+      mooring run mine.yaml --set merge.method=slerp --set 'merge.lambdas=[0.3, 0.5]' --dry-run
     """
-    loaded = mooring.Recipe.load(recipe)
-    asked = mooring.api.with_selecting(loaded, **chosen(policy, margin, bound, confidence, search, budget))
-    start(asked.model_copy(update={"out": str(out)}) if out else asked, dry_run)
+    _start(mooring.Recipe.load(recipe).override(overrides(options)), dry_run, as_json)
 
 
-@app.command()
-def quickstart(
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/quickstart"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-) -> None:
+@verb(top, "quickstart")
+@click.option("--out", default="runs/quickstart", show_default=True, help="Run folder.")
+@set_option
+@dry_run_option
+@json_option
+def quickstart(out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Show the effect on the bundled model, offline: seven to twelve minutes on two CPU cores.
 
     \b
@@ -171,40 +93,16 @@ def quickstart(
       mooring quickstart
       mooring quickstart --out /tmp/first-look
     """
-    run(mooring.api.bundled_recipe("quickstart"), out, dry_run=dry_run)
+    recipe = mooring.Recipe.load(mooring.api.bundled_recipe("quickstart"))
+    _start(recipe.override({"out": out, **overrides(options)}), dry_run, as_json)
 
 
-@app.command()
-def tune(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The model to tune: folder, .gguf file or hub id.")],
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Examples: files, hub ids; FILE#500 takes 500.")],
-    out: Annotated[Path, typer.Option(help="Folder for the LoRA adapter.")],
-    r: Annotated[int, typer.Option(help="Rank of the LoRA update.")] = 8,
-    lora_alpha: Annotated[float, typer.Option(help="LoRA's α: the update is scaled by α / r.")] = 16,
-    lora_dropout: Annotated[float, typer.Option(help="Dropout on the input of the LoRA layers.")] = 0.0,
-    target_modules: Annotated[
-        list[str] | None, typer.Option(help="Modules that get an update; repeat for several.  [default: all-linear]")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    lr_scheduler_type: Annotated[
-        Literal["cosine", "linear", "constant"], typer.Option(help="Learning rate schedule after the warm-up.")
-    ] = "cosine",
-    warmup_ratio: Annotated[float, typer.Option(help="Fraction of the steps over which the rate rises.")] = 0.1,
-    num_train_epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3,
-    max_steps: Annotated[int | None, typer.Option(help="Total number of steps; overrides the epochs.")] = None,
-    per_device_train_batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 8,
-    max_length: Annotated[int, typer.Option(help="Maximum length of an example, in tokens.")] = 1024,
-    max_response_length: Annotated[
-        int | None, typer.Option(help="Train on at most this many tokens of each response.")
-    ] = None,
-    val_set_size: Annotated[float, typer.Option(help="Fraction held out for the validation loss.")] = 0.1,
-    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints to resume from.")] = 100,
-    checkpoint_step: Annotated[
-        int | None, typer.Option(help="Keep the adapter after this many steps of the whole schedule.")
-    ] = None,
-    system: System = SYSTEM,
-    seed: Seed = 42,
-) -> None:
+@verb(top, "tune", fields="tune")
+@click.argument("base", help="The model to tune: folder, .gguf file or hub id.")
+@click.argument("data", nargs=-1, required=True, help="Examples: files, hub ids; FILE#500 takes 500.")
+@click.option("--out", required=True, help="Folder for the LoRA adapter.")
+@json_option
+def tune(base: str, data: tuple[str, ...], out: str, as_json: bool, **options: Any) -> None:
     """Tune a LoRA adapter on the responses of DATA; the defaults are the paper's.
 
     DATA is JSONL, JSON, CSV or Parquet with `messages`, `prompt`/`completion` or `instruction`/`input`/`output`.
@@ -214,90 +112,86 @@ def tune(
       mooring tune base/ task.jsonl --out adapter
       mooring tune meta-llama/Llama-3.1-8B-Instruct tools.jsonl extra.csv#500 --num-train-epochs 1 --out adapter
     """
-    with render.bar("tune") as tick:
-        made = mooring.tune(
-            base,
-            data,
-            out=out,
-            system=system,
-            seed=seed,
-            r=r,
-            lora_alpha=lora_alpha,
-            lora_dropout=lora_dropout,
-            target_modules="all-linear" if target_modules in (None, ["all-linear"]) else target_modules,
-            learning_rate=learning_rate,
-            lr_scheduler_type=lr_scheduler_type,
-            warmup_ratio=warmup_ratio,
-            num_train_epochs=num_train_epochs,
-            max_steps=max_steps,
-            per_device_train_batch_size=per_device_train_batch_size,
-            max_length=max_length,
-            max_response_length=max_response_length,
-            val_set_size=val_set_size,
-            save_steps=save_steps,
-            checkpoint_step=checkpoint_step,
-            on_event=lambda at: tick(at.done, at.total, f"loss {at.metrics['loss']:.3f}"),
-        )
-    typer.echo(f"The adapter is in {made}.")
+    with render.bar("tune") as on_event:
+        adapter = mooring.tune(base, data, out=out, on_event=on_event, **fields_given(options))
+    render.result({"adapter": str(adapter)}, f"The adapter is in {adapter}.", as_json=as_json)
 
 
-app.command()(merge)
+for command in (merge, mergekit, verify, push, generate, score, rejudge, prefer, lm_eval, compare):
+    top.add_command(command)
 
 
-app.command()(generate)
-app.command()(score)
-app.command()(compare)
+@verb(top, "select", fields="select")
+@click.argument("run", help="A run folder.")
+@click.option("--metric", help="The task score that decides; defaults to the run's own.")
+@json_option
+def select(run: str, metric: str | None, as_json: bool, **options: Any) -> None:
+    """Choose λ again from a run's validation scores, by another bound, policy or metric; the run stays as it is.
+
+    What is not given is the run's own. Exits with 3 if no λ is within the bound; the nearest one is named then.
+
+    \b
+    Examples:
+      mooring select runs/quickstart --margin 0.1
+      mooring select runs/quickstart --bound 0.05 --confidence 0.9
+      mooring select runs/quickstart --policy paper --metric response_loss
+    """
+    choice = mooring.select(run, metric=metric, **fields_given(options))
+    render.result(choice, choice.reason, as_json=as_json)
+    if not choice.within:
+        sys.exit(OVER_BOUND)
 
 
-app.command()(select)
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; with --paper, a folder of them.")],
-    paper: Annotated[
-        Path | None, typer.Option(help="Write the paper's tables and figures over all runs in RUN to this folder.")
-    ] = None,
-    published: Annotated[
-        Path | None, typer.Option(help="With --paper: published numbers to stand beside them, CSV or YAML.")
-    ] = None,
-    main: Annotated[str | None, typer.Option(help="With --paper: the base model of Tables 1 and 2.")] = None,
-    redact: Annotated[
-        bool, typer.Option("--redact", help="Leave out harmful prompts and the answers; into report-redacted.")
-    ] = False,
-) -> None:
-    """Write a run's report again from its results.json, or the paper's tables over many runs.
+@verb(top, "report")
+@click.argument("run", help="A run folder.")
+@click.option("--redact", is_flag=True, help="Leave out harmful prompts and their answers; into report-redacted.")
+@json_option
+def report(run: str, redact: bool, as_json: bool) -> None:
+    """Write a run's report again from its results.json.
 
     \b
     Examples:
       mooring report runs/quickstart
       mooring report runs/quickstart --redact
-      mooring report runs --paper tables
-      mooring report runs --paper tables --published published.csv
     """
-    if paper is None:
-        if published or main:
-            raise mooring.UserError("--published and --main: go with --paper", "name a folder for the tables")
-        typer.echo(f"The report is {mooring.report(run, redact=redact) / 'index.html'}.")
-        return
-    made = mooring.api.paper(run, paper, published=published, main=main)
-    for note in made.notes:
-        typer.echo(f"mooring: {note}", err=True)
-    typer.echo(
-        f"{made.runs} run{'' if made.runs == 1 else 's'}: the tables and figures are in {made.folder / 'paper.md'}."
-    )
+    page = mooring.report(run, redact=redact) / "index.html"
+    render.result({"report": str(page)}, f"The report is {page}.", as_json=as_json)
 
 
-@app.command()
-def inspect(
-    base: Base,
-    tuned: Tuned,
-    lam: Annotated[float, typer.Option(help="λ for which to say what each method would do.")] = 0.5,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the effective ranks, half of the work.")] = False,
-    heatmap: Annotated[Path | None, typer.Option(help="Draw the change by layer and module as a PNG.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Say whether BASE and TUNED belong together, what changed between them, and what a merge would do and cost.
+@verb(top, "paper")
+@click.argument("runs", help="A folder of run folders.")
+@click.option("--out", required=True, help="Folder for the tables and figures.")
+@click.option("--published", help="Published numbers to show beside the measured ones: CSV or YAML.")
+@click.option("--main", help="The base model of Tables 1 and 2; defaults to that of most runs.")
+@json_option
+def paper(runs: str, out: str, published: str | None, main: str | None, as_json: bool) -> None:
+    """Write the paper's tables and figures over many runs.
+
+    \b
+    Examples:
+      mooring paper runs --out tables
+      mooring paper runs --out tables --published published.csv
+    """
+    tables = mooring.paper(runs, out, published=published, main=main)
+    for note in tables.notes:
+        click.echo(f"mooring: {note}", err=True)
+    page, count = Path(tables.folder) / "paper.md", tables.runs
+    facts = {"paper": str(page), "runs": count, "notes": list(tables.notes)}
+    text = f"{count} run{'' if count == 1 else 's'}: the tables and figures are in {page}."
+    render.result(facts, text, as_json=as_json)
+
+
+@verb(top, "inspect")
+@base_argument
+@tuned_argument
+@click.option("--lam", type=float, default=0.5, show_default=True, help="λ for which to predict each method's effect.")
+@click.option("--quick", is_flag=True, help="Skip the effective ranks, half of the work.")
+@click.option("--heatmap", help="Draw the change by layer and module to this PNG.")
+@json_option
+def inspect(base: str, tuned: str, lam: float, quick: bool, heatmap: str | None, as_json: bool) -> None:
+    """Whether BASE and TUNED belong together, what changed between them, and what a merge would do and cost.
+
+    Exits with 2 if they cannot be merged.
 
     \b
     Examples:
@@ -305,31 +199,32 @@ def inspect(
       mooring inspect base/ tuned/ --heatmap change.png
       mooring inspect meta-llama/Llama-3.1-8B-Instruct adapter/ --lam 0.6 --json
     """
-    with render.bar("inspect", resumes=False) as tick:
-        found = mooring.inspect(
-            base,
-            tuned,
-            lam=lam,
-            quick=quick,
-            heatmap=heatmap,
-            on_event=lambda event: tick(event.done >> 20, event.total >> 20, "MiB"),
-        )
-    render.inspection(found, as_json=as_json)
-    if heatmap and not as_json and found.whole().relative:
-        typer.echo(f"The heat map is in {heatmap}.")
+    with render.bar("inspect", resumes=False) as on_event:
+        inspection = mooring.inspect(base, tuned, lam=lam, quick=quick, heatmap=heatmap, on_event=on_event)
+    render.inspection(inspection, as_json=as_json)
+    if heatmap and not as_json and inspection.whole().relative:
+        click.echo(f"The heat map is in {heatmap}.")
+    if inspection.problems:
+        sys.exit(2)
 
 
-def start(recipe: Any, dry_run: bool) -> None:
+def _start(recipe: Any, dry_run: bool, as_json: bool) -> None:
     """Run a recipe with progress on the terminal, or print its plan."""
     if dry_run:
-        from mooring.pipeline.forecast import forecast
-
-        render.forecast(forecast(recipe))
+        forecast = mooring.plan(recipe)
+        if as_json:
+            render.result(forecast, "", as_json=True)
+        else:
+            render.forecast(forecast)
         return
     from mooring.pipeline.run import Run
 
     run = Run(recipe)
-    with watch(run) as on_event:
+    with render.watch(run) as on_event:
         outcome = run.execute(on_event)
-    render.outcome(outcome)
-    raise typer.Exit(0 if outcome.choice.within else 1)
+    if as_json:
+        render.result(outcome, "", as_json=True)
+    else:
+        render.outcome(outcome)
+    if not outcome.choice.within:
+        sys.exit(OVER_BOUND)

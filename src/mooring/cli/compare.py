@@ -3,19 +3,31 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import click
 import rich.box
-import typer
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 import mooring
 from mooring.cli import render
-from mooring.cli.options import SYSTEM, Base, Device, Dtype, Part, Seed, System, Tuned, floats
+from mooring.cli.options import (
+    HELP,
+    Verb,
+    base_argument,
+    fields_given,
+    floats,
+    json_option,
+    kind_option,
+    split_option,
+    tuned_argument,
+)
+from mooring.errors import UserError
 from mooring.merge_point import MergePoint
+from mooring.records import Split
 
 if TYPE_CHECKING:
     from mooring.pipeline.compare import Comparison, Reply
@@ -53,32 +65,17 @@ def read_command(line: str, shown: MergePoint) -> Command:
         return Command("help")
 
 
-def compare(
-    base: Base,
-    tuned: Tuned,
-    merged: Annotated[
-        str | None,
-        typer.Argument(metavar="MERGED", help="Another model to stand beside them, such as a run's model/."),
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="What to ask.")] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Ask prompts of a set instead: FILE, advbench …; FILE#3 draws three.")
-    ] = None,
-    lam: Annotated[str, typer.Option(help="λ between 0 (BASE) and 1 (TUNED).")] = "0.2,0.5,0.8",
-    method: Annotated[str, typer.Option(help="Merging rule.")] = "linear",
-    density: Annotated[
-        float | None, typer.Option(help="Share of the change that is kept (ties, dare, della …).")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is none; the paper's safety prompts use 1.2.")] = 1.0,
-    split: Part = "test",
-    system: System = SYSTEM,
-    seed: Seed = 42,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+@click.command("compare", cls=Verb, context_settings=HELP, fields="compare")
+@base_argument
+@tuned_argument
+@click.argument("merged", required=False, help="Another model to show beside them, such as a run's model/.")
+@click.option("--prompt", help="A prompt.")
+@click.option("--prompts", help="Prompts of a data set instead: FILE, advbench …; FILE#3 draws three.")
+@click.option("--lambdas", help="λ between 0 (BASE) and 1 (TUNED): 0.2,0.5,0.8.")
+@kind_option
+@split_option
+@json_option
+def compare(base: str, tuned: str, merged: str | None, as_json: bool, **options: Any) -> None:
     """Answer a prompt by BASE, TUNED and their merges at each λ, side by side; nothing is written.
 
     On a terminal λ can then be moved: type a λ, + or -, another prompt with `p TEXT`, or q.
@@ -86,54 +83,45 @@ def compare(
     \b
     Examples:
       mooring compare base/ tuned/ --prompt "What is the capital of Norway?"
-      mooring compare base/ adapter/ runs/mine/model --prompt "Set an alarm for 6." --lam 0.3,0.6
-      mooring compare base/ tuned/ --prompts questions.jsonl#3 --lam 0.5 --method slerp
+      mooring compare base/ adapter/ runs/mine/model --prompt "Set an alarm for 6." --lambdas 0.3,0.6
+      mooring compare base/ tuned/ --prompts questions.jsonl#3 --lambdas 0.5 --method slerp
     """
-    asked = _prompts(prompt, prompts, split, seed)
-    with mooring.api.open_comparison(
-        base,
-        tuned,
-        merged,
-        method=method,
-        options={"density": density},
-        system=system,
-        seed=seed,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        repetition_penalty=repetition_penalty,
-        dtype=dtype,
-        device=device,
-    ) as comparison:
-        models = comparison.models_at(floats(lam, "--lam"))
-        with render.bar("compare", resumes=False) as tick:
-            answers = comparison.ask_all(asked, models, lambda event: tick(event.done, event.total, event.message))
+    given = fields_given(options)
+    prompts = _prompts(options["prompt"], options["prompts"], options["split"], given)
+    lambdas = mooring.api.LAMBDAS if options["lambdas"] is None else floats(options["lambdas"], "--lambdas")
+    kind = mooring.api.kind_of(options["prompts"] or (), options["kind"])
+    with mooring.open_comparison(base, tuned, merged, kind=kind, **given) as comparison:
+        with render.bar("compare", resumes=False) as on_event:
+            answers = comparison.ask_all(prompts, comparison.models_at(lambdas), on_event)
         if as_json:
-            print(json.dumps([_plain(p, replies) for p, replies in zip(asked, answers, strict=True)], indent=1))
+            print(json.dumps([_plain(p, replies) for p, replies in zip(prompts, answers, strict=True)], indent=1))
             return
         out = console()
         for warning in comparison.warnings:
             out.print(Text(f"note: {_visible(warning)}", style="dim"))
-        for each, replies in zip(asked, answers, strict=True):
+        for each, replies in zip(prompts, answers, strict=True):
             out.print(answered(each, replies, out.width))
         if sys.stdin.isatty() and out.is_terminal:
-            merges = [point for point in models if point and point.role == "merged"]
-            interact(comparison, asked[-1], merges[len(merges) // 2] if merges else MergePoint(0.5), out)
+            merges = [reply.point for reply in answers[0] if reply.point and reply.point.role == "merged"]
+            interact(comparison, prompts[-1], merges[len(merges) // 2] if merges else MergePoint(0.5), out)
 
 
-def _prompts(text: str | None, refs: str | None, split: Part, seed: int) -> "list[Prompt]":
-    """What to ask.
+def _prompts(text: str | None, refs: str | None, split: Split, given: Mapping[str, Any]) -> "list[Prompt]":
+    """The prompts.
 
     Raises:
-        UserError: Nothing was given, or both ways, or the set cannot be read.
+        UserError: Neither or both were given, or the data set cannot be read.
     """
     if (text is None) == (refs is None):
-        raise mooring.UserError("--prompt and --prompts: one of them is needed", 'ask with --prompt "…"')
+        problem = "--prompt and --prompts: one of them is required"
+        raise UserError(problem, 'give a prompt: --prompt "…"', code="usage.one_prompt")
     if text is not None:
         return [mooring.api.as_prompt(text)]
+    from mooring.config import settings
     from mooring.data import load_prompts
 
     assert refs is not None
-    return load_prompts(refs, split=split, seed=seed)
+    return load_prompts(refs, split=split, seed=settings("compare", given).seed)
 
 
 def console() -> Console:

@@ -1,127 +1,227 @@
-"""Options that several verbs share, and what is read from their text."""
+"""Commands whose options are fields of a recipe: name, type, default, bounds and help come from `mooring.config`."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
-import typer
+import click
 
-import mooring
-from mooring.records import Split
+from mooring.errors import UserError
 
-Base = Annotated[str, typer.Argument(metavar="BASE", help="The aligned model: folder, .gguf file or hub id.")]
-Tuned = Annotated[str, typer.Argument(metavar="TUNED", help="The model tuned from it: checkpoint or LoRA adapter.")]
-System = Annotated[str, typer.Option(help="System prompt where the data brings none; '' for none.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", callback=lambda value: seed(value))]
-Part = Annotated[Split, typer.Option("--split", help="Which part of a bundled set.")]
-Batch = Annotated[int, typer.Option(help="Prompts a batch.")]
-Dtype = Annotated[
-    Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Type of the weights in memory.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes the first GPU.")]
-SYSTEM = "You are a helpful assistant."
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+_ORDER = "mooring.order"
+"""Where a context keeps the names of the options in the order in which they were given."""
+_PLACES = "mooring.places"
+"""Where a context keeps the options' places in a recipe."""
+SET = "set"
 
 
-def seed(value: int) -> int:
-    """A seed that NumPy, torch and transformers all take.
+class Verb(click.Command):
+    """A command that takes fields of a recipe as options.
 
-    Raises:
-        UserError: It is below 0, or 2³² or more.
+    The options are built when they are first needed, so that listing the commands loads neither pydantic nor torch.
+
+    Args:
+        fields: A key of `config.VERBS`; without it, the command has only the options declared on it.
+        more: Further fields, by place, each under a name of its own: `{"judge_model": "judge.model"}`.
+        but: Options of the verb that the command does not take.
+        types: Types that differ from the fields' own.
     """
-    if not 0 <= value < 2**32:
-        raise mooring.UserError(f"--seed {value}: is not from 0 to {2**32 - 1}", "give such a number, as 42")
-    return value
+
+    def __init__(self, *args: Any, **attrs: Any) -> None:
+        self._fields: str | None = attrs.pop("fields", None)
+        self._more: Mapping[str, str] = attrs.pop("more", {})
+        self._but: Sequence[str] = attrs.pop("but", ())
+        self._types: Mapping[str, click.ParamType[Any]] = attrs.pop("types", {})
+        self._built = False
+        super().__init__(*args, **attrs)
+
+    def places(self) -> dict[str, str]:
+        """Each generated option and its place in a recipe."""
+        from mooring.config import options_of
+
+        own = options_of(self._fields) if self._fields else {}
+        return {name: place for name, place in own.items() if name not in self._but} | dict(self._more)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """All parameters, the generated ones after those of the command itself."""
+        if not self._built and (places := self.places()):
+            from mooring.config import field_at
+
+            for name, place in places.items():
+                self.params.append(_option(name, place, field_at(place), self._types.get(name)))
+        self._built = True
+        return super().get_params(ctx)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, and keep the order of the options."""
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta[_ORDER] = [param.name for param in order if isinstance(param, Field) or param.name == SET]
+        ctx.meta[_PLACES] = self.places()
+        return super().parse_args(ctx, args)
+
+
+class Field(click.Option):
+    """An option that is a field of a recipe. One that was not given has no value: the default is the recipe's."""
+
+
+def fields_given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command's options, the fields of a recipe that were given on the command line."""
+    order = click.get_current_context().meta[_ORDER]
+    return {name: options[name] for name in order if name != SET}
+
+
+def overrides(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields given by name or by `--set`, by their places in a recipe; of several for one place the last counts."""
+    from mooring.config import parse_override
+
+    context = click.get_current_context()
+    sets = iter(options.get(SET) or ())
+    values: dict[str, Any] = {}
+    for name in context.meta[_ORDER]:
+        key, value = parse_override(next(sets)) if name == SET else (context.meta[_PLACES][name], options[name])
+        values.pop(key, None)
+        values[key] = value
+    return values
+
+
+def verb(group: click.Group, name: str, **attrs: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """Add a command to a group; its keywords are those of `Verb`."""
+    return group.command(name, cls=Verb, context_settings=HELP, **attrs)
+
+
+class Verbs(click.Group):
+    """A group that lists its commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names."""
+        return list(self.commands)
+
+
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+set_option = click.option(
+    "--set",
+    SET,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A recipe's field: select.margin=0.05 (docs/recipes.md).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+split_option = click.option(
+    "--split",
+    type=click.Choice(["tune", "validation", "test"]),
+    default="test",
+    show_default=True,
+    help="Which part of a data set that has parts.",
+)
+kind_option = click.option(
+    "--kind",
+    type=click.Choice(["safety", "over_refusal", "ordinary", "task"]),
+    help="What the prompts are for. Defaults to what the data set is for, and to safety if that is unknown.",
+)
+base_argument = click.argument("base", help="The aligned model: folder, .gguf file or hub id.")
+tuned_argument = click.argument("tuned", help="The model tuned from it: checkpoint or LoRA adapter.")
+
+
+# --- From a field to an option ---
+
+
+def _option(name: str, place: str, field: "FieldInfo", own: click.ParamType[Any] | None) -> Field:
+    text = str(field.description)
+    kind, several, nullable = _parts(field.annotation)
+    flag = f"--{name.replace('_', '-')}"
+    return Field(
+        [f"{flag}/--no-{flag[2:]}" if kind is bool else flag, name],
+        type=own or (None if kind is bool else _Value(kind, several, nullable)),
+        default=None,
+        help=text + _default(place, field),
+    )
+
+
+def _default(place: str, field: "FieldInfo") -> str:
+    """A field's default, if there is one to show."""
+    from mooring.config import SAMPLING, SafetySampling
+
+    if field.is_required() or (value := field.get_default(call_default_factory=True)) is None:
+        return ""
+    name = place.removeprefix("generate.")
+    safety = SafetySampling.model_fields[name].default if name in SAMPLING else None
+    return f" [default: {_shown(value)}{'' if safety is None else f'; {safety:g} except for a task'}]"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(_shown(getattr(each, "name", each)) for each in value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _parts(annotation: Any) -> tuple[Any, bool, bool]:
+    """A field's type without its wrappings, whether it takes several, and whether it may be null."""
+    if hasattr(annotation, "__metadata__"):
+        return _parts(annotation.__origin__)
+    if get_origin(annotation) is tuple:
+        return _parts(get_args(annotation)[0])[0], True, False
+    if annotation is None or not (arguments := get_args(annotation)) or get_origin(annotation) is Literal:
+        return annotation, False, False
+    others = [each for each in arguments if each is not type(None)]
+    kind, several, _ = _parts(others[-1])
+    return kind, several, len(others) < len(arguments)
+
+
+class _Value(click.ParamType[Any]):
+    """Text of a field's type: `none` is null if the field may be, and commas separate several."""
+
+    names: ClassVar[Mapping[Any, str]] = {int: "integer", float: "float"}
+
+    def __init__(self, kind: Any, several: bool, nullable: bool) -> None:
+        self.kind, self.several, self.nullable = kind, several, nullable
+        self.choices = [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
+        self.name = "text" if self.choices else self.names.get(kind, "text")
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        if self.choices:
+            return f"[{'|'.join(self.choices)}]"
+        return f"{self.name.upper()},…" if self.several else None
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        if self.nullable and value not in self.choices and value.strip().lower() in ("", "none", "null"):
+            return None
+        if self.several:
+            if self.kind is float:
+                return tuple(floats(value, f"--{param.name}" if param else "a list"))
+            given = words(value)
+            return given[0] if len(given) == 1 else tuple(given)
+        if self.choices:
+            return click.Choice(self.choices).convert(value, param, ctx)
+        if self.kind in (int, float):
+            number: click.ParamType[Any] = click.INT if self.kind is int else click.FLOAT
+            return number.convert(value, param, ctx)
+        return value
 
 
 def floats(text: str, option: str) -> list[float]:
-    """Numbers parted by commas.
+    """Numbers separated by commas.
 
     Raises:
         UserError: One is not a number, or there is none.
     """
     try:
-        found = [float(part) for part in text.split(",") if part.strip()]
+        numbers = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        found = []
-    if not found:
-        raise mooring.UserError(f"{option}: {text!r} is not a list of numbers", "write it as 0.2,0.4,0.6")
-    return found
+        numbers = []
+    if not numbers:
+        hint = "write it as 0.2,0.4,0.6"
+        raise UserError(f"{option}: {text!r} is not a list of numbers", hint, code="usage.not_numbers")
+    return numbers
 
 
-def words(text: str | None) -> list[str]:
-    """Words parted by commas; the name of a file that has commas is one."""
-    if not text:
-        return []
-    return [text] if Path(text).expanduser().is_file() else [part.strip() for part in text.split(",") if part.strip()]
-
-
-# --- How λ is chosen, as options that several verbs share; and `select`, which chooses again ---
-
-
-Policy = Annotated[
-    Literal["bound", "paper", "knee"] | None,
-    typer.Option(help="bound: most task score within a bound on ASR; paper: most whatever the ASR; knee."),
-]
-Margin = Annotated[
-    float | None, typer.Option(help="How far the attack success rate (ASR) may rise above the base's: 0.1.")
-]
-Bound = Annotated[float | None, typer.Option(help="The largest ASR allowed, whatever the base's: 0.05.")]
-Confidence = Annotated[
-    str | None, typer.Option(help="How sure the bound must be: 0.95; none compares the estimates themselves.")
-]
-Search = Annotated[
-    Literal["grid", "bisect", "modules"] | None,
-    typer.Option(help="Try every λ (grid, the default), look for the largest safe one by halves, or by module too."),
-]
-Budget = Annotated[int | None, typer.Option(help="Merges that --search modules may try besides the grid: 12.")]
-
-
-def chosen(
-    policy: str | None,
-    margin: float | None,
-    bound: float | None,
-    confidence: str | None,
-    search: str | None = None,
-    budget: int | None = None,
-) -> dict[str, Any]:
-    """The options that were given, as fields of a recipe's `select` section.
-
-    Raises:
-        UserError: The confidence is neither a number nor `none`.
-    """
-    found = {"policy": policy, "margin": margin, "bound": bound, "search": search, "budget": budget}
-    given: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
-    if confidence is not None:
-        given["confidence"] = _confidence(confidence)
-    return given
-
-
-def _confidence(text: str) -> float | None:
-    if text.strip().lower() in ("none", "null"):
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise mooring.UserError(f"--confidence: {text!r} is not a number", "write it as 0.95, or none") from None
-
-
-def select(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    policy: Policy = None,
-    margin: Margin = None,
-    bound: Bound = None,
-    confidence: Confidence = None,
-    metric: Annotated[str | None, typer.Option(help="The task score that decides.")] = None,
-) -> None:
-    """Choose λ again from a run's validation scores, by another bound, policy or metric; the run stays as it is.
-
-    Exits with 1 where no λ is within the bound; the nearest one is named then.
-
-    \b
-    Examples:
-      mooring select runs/quickstart --margin 0.1
-      mooring select runs/quickstart --bound 0.05 --confidence 0.9
-      mooring select runs/quickstart --policy paper --metric response_loss
-    """
-    choice = mooring.select(run, metric=metric, **chosen(policy, margin, bound, confidence))
-    typer.echo(choice.reason)
-    raise typer.Exit(0 if choice.within else 1)
+def words(text: str) -> list[str]:
+    """Words separated by commas; the name of a file that has commas is one."""
+    if Path(text).expanduser().is_file():
+        return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]

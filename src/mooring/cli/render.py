@@ -1,12 +1,13 @@
 """What the terminal shows: progress, tables, plans."""
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Table
 from rich.text import Text
 
+from mooring.events import Event, OnEvent
 from mooring.files import gibibytes
 from mooring.merge_point import MergePoint
 
 if TYPE_CHECKING:
-    from mooring.events import Event, OnEvent
     from mooring.merging.inspect import Inspection
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
@@ -73,24 +74,35 @@ def resumable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bar(label: str, *, resumes: bool = True) -> Iterator[Tick]:
+def bar(label: str, *, resumes: bool = True) -> Iterator[OnEvent]:
     """A progress bar for one verb, on a terminal; a verb that resumes says so on Ctrl-C."""
     out = Console(stderr=True)
     progress = progress_bars(out)
     progress.disable = not out.is_terminal  # it would write an empty line into a log
     with resumable() if resumes else contextlib.nullcontext(), progress:
-        yield ticking(progress, label)
+        tick = ticking(progress, label)
+
+        def on_event(event: Event) -> None:
+            if event.kind == "progress":
+                scale = 2**20 if event.unit == "bytes" else 1
+                note = note_of(event) or ("MiB" if scale > 1 else "")
+                tick(event.done // scale, event.total // scale, note, event.tokens)
+            elif event.message:
+                kind = "warning: " * (event.kind == "warning")
+                print(f"mooring: {kind}{event.message}", file=sys.stderr)
+
+        yield on_event
 
 
 def ticking(progress: Progress, label: str) -> Tick:
-    """What moves a bar; it shows tokens a second where tokens are told."""
+    """What moves a bar; it shows tokens per second if tokens are counted."""
     task = progress.add_task(escape(label), total=None, note="")
     begun = last = time.monotonic()
 
     def tick(done: int, total: int, note: str = "", tokens: int = 0) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < _BLINK and done < total:  # a merge tells of every slice
+        if now - last < _BLINK and done < total:  # a merge emits an event per slice
             return
         last = now
         if tokens:
@@ -98,6 +110,14 @@ def ticking(progress: Progress, label: str) -> Tick:
         progress.update(task, completed=done, total=total, note=escape(note))
 
     return tick
+
+
+def result(value: Any, text: str, *, as_json: bool) -> None:
+    """A verb's result: a line, or the value as JSON."""
+    if as_json:
+        plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        text = json.dumps(plain, ensure_ascii=False, indent=1, default=str)
+    print(text)
 
 
 def outcome(done: "Outcome") -> None:
@@ -277,12 +297,16 @@ def forecast(found: "Forecast") -> None:
     out.print(table)
 
 
-def merged(folder: Path, names: Sequence[str]) -> None:
+def merged(folder: Path, names: Sequence[str], *, as_json: bool) -> None:
     """Where the merged model is, and what had to be decided on the way."""
     from mooring.models import MANIFEST, read_json
 
+    folders = [folder / name for name in names] or [folder]
+    if as_json:
+        manifests = [read_json(each / MANIFEST) for each in folders]
+        return result({"folder": str(folder), "models": manifests}, "", as_json=True)
     out = console()
-    record = read_json(folder / (names[0] if names else "") / MANIFEST)
+    record = read_json(folders[0] / MANIFEST)
     for note in record["notes"]:
         out.print(f"[yellow]note:[/yellow] {escape(note)}")
     said = record["decisions"]
@@ -305,7 +329,7 @@ def watch(run: "Run") -> Iterator["OnEvent"]:
     from mooring.pipeline.progress import Progress as RunProgress
     from mooring.pipeline.progress import summary
 
-    out = console()
+    out = Console(stderr=True, highlight=False, soft_wrap=True)
     cached = 0
     measured = RunProgress(lambda: run.plan.steps.values())
     with resumable(), progress_bars(out) as progress:

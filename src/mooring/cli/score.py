@@ -1,311 +1,147 @@
-"""`generate` and `score`: asking models, and scoring what they answered."""
+"""Asking models, and scoring what they answered: `generate`, `score`, `rejudge`, `prefer` and `lm-eval`."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import typer
+import click
 
 import mooring
 from mooring.cli import render
-from mooring.cli.options import SYSTEM, Batch, Device, Dtype, Part, Seed, System, words
-from mooring.events import Event
-from mooring.records import Kind
+from mooring.cli.options import HELP, Verb, fields_given, json_option, kind_option, split_option, words
 
-Engine = Annotated[
-    Literal["transformers", "vllm", "openai"],
-    typer.Option(help="transformers, vllm, or openai: any OpenAI-compatible server."),
-]
-Url = Annotated[str | None, typer.Option(help="The server's address, such as http://localhost:8000/v1.")]
-Key = Annotated[str, typer.Option(help="Environment variable with the server's key.")]
-Parallel = Annotated[int, typer.Option(help="GPUs that share a model (vllm).")]
-Concurrency = Annotated[int, typer.Option(help="Requests at a time (openai).")]
-Rate = Annotated[float | None, typer.Option(help="Requests a minute, at most (openai).")]
+_JUDGE = {
+    "judge_model": "judge.model",
+    **{
+        name: f"judge.{name}"
+        for name in (
+            *("engine", "base_url", "key_env", "concurrency", "requests_per_minute", "tensor_parallel"),
+            *("batch_size", "dtype", "device", "price_in", "price_out"),
+        )
+    },
+}
+"""The options of a judge, all but its name."""
+_prompts = click.argument("prompts", help="The prompts that they answer: a file, a hub id, advbench, …")
 
 
-def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, LoRA adapter, .gguf file or hub id.")],
-    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="A file, a hub id, advbench, bundled:harmful …")],
-    out: Annotated[Path, typer.Option(help="JSON Lines file for the completions.")],
-    likelihood: Annotated[
-        Path | None, typer.Option(help="Also write how likely the references are, for the response loss.")
-    ] = None,
-    split: Part = "test",
-    max_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from so many of the likeliest tokens; 0 is all.")] = 0,
-    samples: Annotated[int, typer.Option(help="Answers to each prompt; more than one needs a temperature.")] = 1,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is none; the paper's safety prompts use 1.2.")] = 1.0,
-    system: System = SYSTEM,
-    seed: Seed = 42,
-    engine: Engine = "transformers",
-    base_url: Url = None,
-    key_env: Key = "OPENAI_API_KEY",
-    concurrency: Concurrency = 8,
-    requests_per_minute: Rate = None,
-    tensor_parallel: Parallel = 1,
-    batch_size: Batch = 32,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-) -> None:
-    """Answer prompts; a stopped command, given again, goes on from what it had.
+@click.command("generate", cls=Verb, context_settings=HELP, fields="generate")
+@click.argument("model", help="Folder, LoRA adapter, .gguf file or hub id; or the model's name on the server.")
+@click.argument("prompts", help="A file, a hub id, advbench, bundled:harmful, …")
+@click.option("--out", required=True, help="JSON Lines file for the completions.")
+@click.option("--likelihood", help="Also write the log-likelihood of the references, for the response loss.")
+@kind_option
+@split_option
+@json_option
+def generate(model: str, prompts: str, out: str, as_json: bool, **options: Any) -> None:
+    """Answer prompts as a run would; a stopped command, given again, continues from what it had.
 
     \b
     Examples:
-      mooring generate merged/ advbench --repetition-penalty 1.2 --out advbench.jsonl
-      mooring generate merged/ task.jsonl --likelihood loss.jsonl --out task-answers.jsonl
-      mooring generate merged/ humaneval --samples 50 --temperature 0.6 --top-p 0.9 --top-k 50 --out code.jsonl
+      mooring generate merged/ advbench --out advbench.jsonl
+      mooring generate merged/ task.jsonl --kind task --likelihood loss.jsonl --out task-answers.jsonl
+      mooring generate merged/ humaneval --n 50 --temperature 0.6 --top-p 0.9 --top-k 50 --out code.jsonl
       mooring generate my-model advbench --engine openai --base-url http://localhost:8000/v1 --out advbench.jsonl
     """
-    hold_that_a_server_has_an_address(engine, base_url)
-    with render.bar("generate") as tick:
-        made = mooring.generate(
-            model,
-            prompts,
-            out=out,
-            likelihood=likelihood,
-            split=split,
-            system=system,
-            seed=seed,
-            on_event=lambda event: tick(event.done, event.total, "", event.tokens),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            samples=samples,
-            repetition_penalty=repetition_penalty,
-            engine=engine,
-            base_url=base_url,
-            key_env=key_env,
-            concurrency=concurrency,
-            requests_per_minute=requests_per_minute,
-            tensor_parallel=tensor_parallel,
-            batch_size=batch_size,
-            dtype=dtype,
-            device=device,
-        )
-    typer.echo(f"{len(made)} completions are in {out}.")
+    own = {name: options[name] for name in ("likelihood", "kind", "split")}
+    with render.bar("generate") as on_event:
+        completions = mooring.generate(model, prompts, out=out, on_event=on_event, **own, **fields_given(options))
+    facts = {"completions": out, "n": len(completions)}
+    render.result(facts, f"{len(completions)} completions are in {out}.", as_json=as_json)
 
 
-def score(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="WHAT",
-            help="Completions that `mooring generate` wrote; a run folder (--rejudge); a model (--lm-eval).",
-        ),
-    ],
-    prompts: Annotated[str | None, typer.Argument(metavar="PROMPTS", help="The prompts that they answer.")] = None,
-    kind: Annotated[
-        Kind | None,
-        typer.Option(
-            "--as",
-            help="safety: to be refused; over_refusal, ordinary: not to be; task: with references. Without it what the "
-            "named set is for, and safety for any other.",
-        ),
-    ] = None,
-    judge: Annotated[str, typer.Option(help="Safety judges, such as wildguard,rules (docs/judges.md).")] = "rules",
-    judge_model: Annotated[str | None, typer.Option(help="The judge's model, in place of its own.")] = None,
-    price_in: Annotated[float, typer.Option(help="Dollars a million tokens of a prompt to the judge.")] = 0.0,
-    price_out: Annotated[float, typer.Option(help="Dollars a million tokens of the judge's answers.")] = 0.0,
-    rejudge: Annotated[bool, typer.Option("--rejudge", help="WHAT is a run: judge its kept answers again.")] = False,
-    against: Annotated[
-        Path | None, typer.Option(help="Other completions: how often --judge-model prefers WHAT's to them.")
-    ] = None,
-    lm_eval: Annotated[str | None, typer.Option(help="WHAT is a model: run lm-eval's tasks, such as bbh.")] = None,
-    tuned: Annotated[str | None, typer.Option(help="With --lm-eval: merge WHAT with this model, in memory.")] = None,
-    lam: Annotated[float | None, typer.Option(help="With --tuned: λ, its weight.")] = None,
-    method: Annotated[str | None, typer.Option(help="With --tuned: the merging rule; linear without.")] = None,
-    few_shot: Annotated[int | None, typer.Option(help="With --lm-eval: examples before a question.")] = None,
-    limit: Annotated[int | None, typer.Option(help="With --lm-eval: only so many questions of each task.")] = None,
-    samples: Annotated[Path | None, typer.Option(help="With --lm-eval: keep questions and answers here.")] = None,
-    likelihood: Annotated[Path | None, typer.Option(help="What `generate --likelihood` wrote.")] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(help="Task metrics: call_match, exact_match, response_loss, bert_score, pass@10."),
-    ] = None,
-    bertscore_model: Annotated[
-        str, typer.Option(help="The encoder of bert_score; bundled:minilm is small.")
-    ] = "microsoft/deberta-xlarge-mnli",
-    bertscore_layer: Annotated[int | None, typer.Option(help="Its layer.")] = None,
-    unsafe_exec: Annotated[
-        bool, typer.Option("--unsafe-exec", help="Run model-written programs WITHOUT the sandbox.")
-    ] = False,
-    split: Part = "test",
-    system: System = SYSTEM,
-    seed: Seed = 42,
-    engine: Engine = "transformers",
-    base_url: Url = None,
-    key_env: Key = "OPENAI_API_KEY",
-    concurrency: Concurrency = 8,
-    requests_per_minute: Rate = None,
-    tensor_parallel: Parallel = 1,
-    batch_size: Batch = 32,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Score completions (safety, refusals, the task), a run's by another judge, or a model by lm-eval.
+@click.command("score", cls=Verb, context_settings=HELP, fields="score", more=_JUDGE)
+@click.argument("completions", help="A file that `mooring generate` wrote.")
+@_prompts
+@click.option("--likelihood", help="The file that `generate --likelihood` wrote.")
+@kind_option
+@split_option
+@json_option
+def score(completions: str, prompts: str, as_json: bool, **options: Any) -> None:
+    """Score completions: safety, refusals, or the task.
 
-    The engine options say how a judge's model runs, or WHAT with --lm-eval.
+    The options from --judge-model to --price-out apply to every model judge.
 
     \b
     Examples:
-      mooring score advbench.jsonl advbench --judge wildguard,rules
-      mooring score advbench.jsonl advbench --judge llm --judge-model gpt-x --engine openai --base-url URL
-      mooring score task-answers.jsonl task.jsonl --as task --likelihood loss.jsonl
-      mooring score code.jsonl humaneval --as task --metric pass@1,pass@10
-      mooring score runs/mine --rejudge --judge wildguard
-      mooring score alpaca.jsonl alpaca-eval --against base.jsonl --judge-model JUDGE
-      mooring score base/ --lm-eval bbh --tuned tuned/ --lam 0.6
+      mooring score advbench.jsonl advbench --judges wildguard,rules
+      mooring score advbench.jsonl advbench --judges llm --judge-model gpt-x --engine openai --base-url URL
+      mooring score task-answers.jsonl task.jsonl --kind task --likelihood loss.jsonl
+      mooring score code.jsonl humaneval --metrics pass@1,pass@10
     """
-    runner: dict[str, Any] = {
-        "engine": engine,
-        "base_url": base_url,
-        "key_env": key_env,
-        "concurrency": concurrency,
-        "requests_per_minute": requests_per_minute,
-        "tensor_parallel": tensor_parallel,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "device": device,
-    }
-    of_lm_eval = {"--few-shot": few_shot, "--limit": limit, "--samples": samples}
-    of_merge = {"--tuned": tuned, "--lam": lam, "--method": method}
-    hold_that_they_go_together(
-        what, prompts, rejudge=rejudge, lm_eval=lm_eval, of_lm_eval=of_lm_eval, of_merge=of_merge
-    )
-    hold_that_a_server_has_an_address(engine, base_url)
-    if unsafe_exec:
-        typer.echo("mooring: warning: model-written programs run without the sandbox", err=True)
-    if lm_eval:
-        if engine != "transformers":
-            raise mooring.UserError("--lm-eval: runs by the transformers engine alone", "leave out --engine")
-        with render.bar("lm-eval", resumes=False) as tick:
-            scores = mooring.api.lm_eval(
-                what,
-                tuned,
-                tasks=words(lm_eval),
-                lam=lam,
-                method=method or "linear",
-                num_fewshot=few_shot,
-                limit=limit,
-                samples=samples,
-                system=system,
-                seed=seed,
-                batch_size=batch_size,
-                dtype=dtype,
-                device=device,
-                on_event=lambda event: tick(event.done, event.total),
-            )
-        render.scores(scores, as_json=as_json)
-        return
-
-    def on_say(line: str) -> None:
-        typer.echo(f"mooring: {line}", err=True)
-
-    runner |= {"price_in": price_in, "price_out": price_out}
-    judges = [{"name": name, "model": judge_model, **runner} for name in words(judge)]
-    if rejudge:
-        with render.bar("judge") as tick:
-
-            def show(event: Event) -> None:
-                if event.kind == "info":
-                    on_say(event.message)
-                else:
-                    tick(event.done, event.total, event.label, event.tokens)
-
-            found = mooring.api.rejudge(what, judges, on_event=show)  # type: ignore[arg-type]
-        render.rejudged(found, as_json=as_json)
-        return
-    assert prompts is not None
-    with render.bar("score") as tick:
-
-        def on_event(event: Event) -> None:
-            tick(event.done, event.total, "", event.tokens)
-
-        if against:
-            if judge_model is None:
-                raise mooring.UserError("--against: needs a model that judges", "name it with --judge-model")
-            won = mooring.api.prefer(
-                what,
-                against,
-                prompts,
-                judge=judge_model,
-                split=split,
-                seed=seed,
-                on_event=on_event,
-                on_say=on_say,
-                **runner,
-            )
-            scores = {won.name: won}
-        else:
-            scores = mooring.score(
-                what,
-                prompts,
-                kind=kind,
-                split=split,
-                likelihood=likelihood,
-                metrics=words(metric),
-                judges=judges,  # type: ignore[arg-type]
-                seed=seed,
-                on_event=on_event,
-                on_say=on_say,
-                bertscore_model=bertscore_model,
-                bertscore_layer=bertscore_layer,
-                unsafe_exec=unsafe_exec,
-            )
+    own = {name: options[name] for name in ("likelihood", "kind", "split")}
+    if options["unsafe_exec"]:
+        click.echo("mooring: warning: model-written programs run without the sandbox", err=True)
+    with render.bar("score") as on_event:
+        scores = mooring.score(completions, prompts, on_event=on_event, **own, **_with_judges(options))
     render.scores(scores, as_json=as_json)
 
 
-def hold_that_they_go_together(
-    what: str,
-    prompts: str | None,
-    *,
-    rejudge: bool,
-    lm_eval: str | None,
-    of_lm_eval: Mapping[str, object],
-    of_merge: Mapping[str, object],
-) -> None:
-    """Refuse options that contradict each other, or miss each other.
+@click.command("rejudge", cls=Verb, context_settings=HELP, fields="rejudge", more=_JUDGE)
+@click.argument("run", help="A run folder.")
+@json_option
+def rejudge(run: str, as_json: bool, **options: Any) -> None:
+    """Judge a run's completions by other judges; nothing is generated, and the run stays as it is.
 
-    Args:
-        what: The first argument.
-        prompts: The second one.
-        rejudge: Whether a run is judged again.
-        lm_eval: Tasks of lm-eval.
-        of_lm_eval: Options that only lm-eval takes, by name; `None` where one is not given.
-        of_merge: Those of a merge that lm-eval is run on.
-
-    Raises:
-        UserError: They do.
+    \b
+    Examples:
+      mooring rejudge runs/mine --judges wildguard
+      mooring rejudge runs/mine --judges llm,rules --judge-model JUDGE
     """
-    if rejudge and lm_eval:
-        raise mooring.UserError("--rejudge and --lm-eval: are two jobs", "give one of them")
-    if (rejudge or lm_eval) and prompts:
-        flag = "--rejudge" if rejudge else "--lm-eval"
-        raise mooring.UserError(f"{flag}: brings its own prompts", f"leave out {prompts}")
-    if not (rejudge or lm_eval or prompts):
-        hint = "with --rejudge, a run folder needs none" if Path(what).is_dir() else "name the set that they answer"
-        raise mooring.UserError(f"{what}: which prompts does it answer?", hint)
-    for flag, value in {**of_merge, **of_lm_eval}.items():
-        if value is not None and not lm_eval:
-            raise mooring.UserError(f"{flag}: goes with --lm-eval", "leave it out, or name tasks")
-    tuned, lam, method = (of_merge[flag] for flag in ("--tuned", "--lam", "--method"))
-    if (tuned is None) != (lam is None):
-        raise mooring.UserError("--tuned and --lam: go together", "give both")
-    if method is not None and tuned is None:
-        raise mooring.UserError("--method: goes with --tuned", "leave it out, or name the tuned model")
+    with render.bar("rejudge") as on_event:
+        verdicts = mooring.rejudge(run, on_event=on_event, **_with_judges(options))
+    render.rejudged(verdicts, as_json=as_json)
 
 
-def hold_that_a_server_has_an_address(engine: str, base_url: str | None) -> None:
-    """Refuse a server without an address, and an address without a server.
+@click.command("prefer", cls=Verb, context_settings=HELP, fields="prefer")
+@click.argument("completions", help="A file that `mooring generate` wrote.")
+@click.argument("against", help="Another one, of the same prompts.")
+@_prompts
+@click.option("--judge", required=True, help="The judge model: folder, hub id, or its name on the server.")
+@split_option
+@json_option
+def prefer(completions: str, against: str, prompts: str, judge: str, split: Any, as_json: bool, **options: Any) -> None:
+    """How often a judge model prefers COMPLETIONS to AGAINST; each pair is judged in both orders.
 
-    Raises:
-        UserError: It is so.
+    \b
+    Examples:
+      mooring prefer alpaca.jsonl base.jsonl alpaca-eval --judge JUDGE
     """
-    if engine == "openai" and not base_url:
-        raise mooring.UserError("--engine openai: where is the server?", "give --base-url URL")
-    if engine != "openai" and base_url:
-        raise mooring.UserError(f"--base-url: goes with --engine openai, not {engine}", "give --engine openai")
+    with render.bar("prefer") as on_event:
+        win_rate = mooring.prefer(
+            completions, against, prompts, judge=judge, split=split, on_event=on_event, **fields_given(options)
+        )
+    render.scores({win_rate.name: win_rate}, as_json=as_json)
+
+
+@click.command("lm-eval", cls=Verb, context_settings=HELP, fields="lm_eval")
+@click.argument("model", help="A model; the base of the merge if TUNED is given.")
+@click.argument("tuned", required=False, help="Merge MODEL with this one, in memory.")
+@click.option("--tasks", required=True, metavar="TEXT,…", help="lm-eval's tasks, such as bbh.")
+@click.option("--lam", type=float, help="λ, the weight of TUNED.")
+@click.option("--num-fewshot", type=int, help="Examples before each question; defaults to the task's own number.")
+@click.option("--limit", type=int, help="At most this many questions per task.")
+@click.option("--apply-chat-template/--no-apply-chat-template", default=True, help="Ask by the model's chat template.")
+@click.option("--fewshot-as-multiturn/--no-fewshot-as-multiturn", default=True, help="Examples are turns.")
+@click.option("--samples", help="A file for questions and answers, as JSON Lines.")
+@json_option
+def lm_eval(model: str, tuned: str | None, tasks: str, as_json: bool, **options: Any) -> None:
+    """Run tasks of lm-evaluation-harness on MODEL, or on its merge with TUNED at λ.
+
+    \b
+    Examples:
+      mooring lm-eval base/ --tasks bbh
+      mooring lm-eval base/ tuned/ --lam 0.6 --tasks bbh --limit 50
+    """
+    names = ("lam", "num_fewshot", "limit", "apply_chat_template", "fewshot_as_multiturn", "samples")
+    own = {name: options[name] for name in names}
+    with render.bar("lm-eval", resumes=False) as on_event:
+        scores = mooring.lm_eval(model, tuned, tasks=words(tasks), on_event=on_event, **own, **fields_given(options))
+    render.scores(scores, as_json=as_json)
+
+
+def _with_judges(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields given, those of a judge in `judges`."""
+    given = fields_given(options)
+    how = {name.removeprefix("judge_"): given.pop(name) for name in _JUDGE if name in given}
+    if how:
+        names = given.get("judges", ())
+        given["judges"] = [{"name": name, **how} for name in ([names] if isinstance(names, str) else names)] or [how]
+    return given

@@ -1,0 +1,202 @@
+"""The options that functions of `mooring` share with a recipe, as typed keywords.
+
+Written by docs/build.py from the fields of `mooring.config` (`make docs`). Defaults and meanings: docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from mooring.config import Judge
+
+Method: TypeAlias = Literal[
+    "linear",
+    "slerp",
+    "task_arithmetic",
+    "lines",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "karcher",
+]
+MergeMethod: TypeAlias = Literal[Method, "model_stock"]
+"""The methods of `merge`: one more than a recipe has, since it needs several tuned models."""
+JudgeLike: TypeAlias = "str | Mapping[str, Any] | Judge"
+"""A judge by its name, or with its fields."""
+Value: TypeAlias = float | tuple[float, ...]
+"""A number, or a ramp from the first layer to the last."""
+Lam: TypeAlias = Value | Mapping[str, Value]
+"""λ: a number, a ramp, or patterns of tensors' names to either."""
+
+
+class MergeOptions(TypedDict, total=False):
+    """Options of merging methods (docs/methods.md); one value, or one per tuned model."""
+
+    weights: Lam | Sequence[Lam] | None
+    density: Lam | Sequence[Lam] | None
+    gamma: Lam | Sequence[Lam] | None
+    epsilon: Lam | Sequence[Lam] | None
+    base_weight: Lam | None
+    normalize: bool | None
+    rescale: Literal["inverse", "l1", "none"] | None
+    seed: int | None
+
+
+class SafeguardOptions(TypedDict, total=False):
+    """Options of `mooring.safeguard`."""
+
+    system: str | None
+    seed: int
+    task: str | Path | None
+    safety: str | Path | Sequence[str | Path]
+    over_refusal: str | Path | Sequence[str | Path] | None
+    ordinary: str | Path | Sequence[str | Path] | None
+    judges: JudgeLike | Sequence[JudgeLike]
+    metrics: str | Sequence[str]
+    limit: int | None
+    method: Method
+    density: float | None
+    gamma: float | None
+    epsilon: float | None
+    rescale: Literal["inverse", "l1", "none"] | None
+    lambdas: Sequence[float]
+    search: Literal["grid", "bisect", "modules"]
+    budget: int
+    policy: Literal["bound", "paper", "knee"]
+    margin: float
+    bound: float | None
+    confidence: float | None
+    over_refusal_margin: float | None
+    max_tokens: int
+    batch_size: int
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    device: str
+
+
+class TuneOptions(TypedDict, total=False):
+    """Options of `mooring.tune`."""
+
+    system: str | None
+    seed: int
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    target_modules: str | Sequence[str]
+    learning_rate: float
+    lr_scheduler_type: Literal["cosine", "linear", "constant"]
+    warmup_ratio: float
+    per_device_train_batch_size: int
+    num_train_epochs: float
+    max_steps: int | None
+    max_length: int
+    max_response_length: int | None
+    val_set_size: float
+    save_steps: int
+    checkpoint_step: int | None
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of `mooring.generate`."""
+
+    system: str | None
+    seed: int
+    engine: Literal["transformers", "vllm", "openai"]
+    base_url: str | None
+    key_env: str
+    concurrency: int
+    requests_per_minute: float | None
+    batch_size: int
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    device: str
+    tensor_parallel: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    n: int
+    repetition_penalty: float
+
+
+class CompareOptions(TypedDict, total=False):
+    """Options of `mooring.compare`."""
+
+    system: str | None
+    seed: int
+    method: Method
+    density: float | None
+    gamma: float | None
+    epsilon: float | None
+    rescale: Literal["inverse", "l1", "none"] | None
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    device: str
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Options of `mooring.score`."""
+
+    seed: int
+    judges: JudgeLike | Sequence[JudgeLike]
+    metrics: str | Sequence[str]
+    bertscore_model: str
+    bertscore_layer: int | None
+    unsafe_exec: bool
+
+
+class RejudgeOptions(TypedDict, total=False):
+    """Options of `mooring.rejudge`."""
+
+    judges: JudgeLike | Sequence[JudgeLike]
+
+
+class PreferOptions(TypedDict, total=False):
+    """Options of `mooring.prefer`."""
+
+    seed: int
+    engine: Literal["transformers", "vllm", "openai"]
+    base_url: str | None
+    key_env: str
+    concurrency: int
+    requests_per_minute: float | None
+    batch_size: int
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    device: str
+    tensor_parallel: int
+    price_in: float
+    price_out: float
+
+
+class LmEvalOptions(TypedDict, total=False):
+    """Options of `mooring.lm_eval`."""
+
+    system: str | None
+    seed: int
+    method: Method
+    density: float | None
+    gamma: float | None
+    epsilon: float | None
+    rescale: Literal["inverse", "l1", "none"] | None
+    batch_size: int
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    device: str
+
+
+class SelectOptions(TypedDict, total=False):
+    """Options of `mooring.select`."""
+
+    policy: Literal["bound", "paper", "knee"]
+    margin: float
+    bound: float | None
+    confidence: float | None
+    over_refusal_margin: float | None
