@@ -107,7 +107,7 @@ def test_inspect_of_a_mismatch_says_so(run: Run, tmp_path: Path, tiny_model_fold
 
 def test_tune_writes_an_adapter(run: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
     task = write_task(tmp_path)
-    names = ("--target-modules", "q_proj", "--target-modules", "v_proj", "--lora-dropout", 0.1, "--lora-alpha", 12)
+    names = ("--target-modules", "q_proj,v_proj", "--lora-dropout", 0.1, "--lora-alpha", 12)
     code, out, err = run("tune", tiny_model_folder, task, *names, "--max-steps", 2, "--out", "adapter")
     assert code == 0, err
     assert "adapter" in out

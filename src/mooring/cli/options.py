@@ -135,7 +135,7 @@ def _option(name: str, place: str, field: "FieldInfo", own: click.ParamType[Any]
     flag = f"--{name.replace('_', '-')}"
     return Field(
         [f"{flag}/--no-{flag[2:]}" if kind is bool else flag, name],
-        type=own or (None if kind is bool else _Value(kind, several, nullable)),
+        type=own or (None if kind is bool else _Value(kind, several, nullable, field.default)),
         default=None,
         help=text + _default(place, field),
     )
@@ -176,8 +176,8 @@ class _Value(click.ParamType[Any]):
 
     names: ClassVar[Mapping[Any, str]] = {int: "integer", float: "float"}
 
-    def __init__(self, kind: Any, several: bool, nullable: bool) -> None:
-        self.kind, self.several, self.nullable = kind, several, nullable
+    def __init__(self, kind: Any, several: bool, nullable: bool, default: Any) -> None:
+        self.kind, self.several, self.nullable, self.default = kind, several, nullable, default
         self.choices = [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
         self.name = "text" if self.choices else self.names.get(kind, "text")
 
@@ -194,8 +194,7 @@ class _Value(click.ParamType[Any]):
         if self.several:
             if self.kind is float:
                 return tuple(floats(value, f"--{param.name}" if param else "a list"))
-            given = words(value)
-            return given[0] if len(given) == 1 else tuple(given)
+            return value if value == self.default else tuple(words(value))
         if self.choices:
             return click.Choice(self.choices).convert(value, param, ctx)
         if self.kind in (int, float):
