@@ -761,6 +761,8 @@ def lm_eval(
     from mooring.pipeline.lm_eval.tasks import lm_eval_version
 
     recipe = settings("lm_eval", options)
+    if (tuned is None) != (lam is None):
+        raise UserError("tuned and lam: go together", "give both", code="usage.tuned_without_lam")
     lm_eval_version()  # before a model is downloaded
     check_counts(limit, num_fewshot)
     engine = open_engine(

@@ -325,7 +325,7 @@ def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_
         (("prefer", "a.jsonl", "b.jsonl", "c.jsonl"), "Missing option '--judge'"),
         (("score", "a.jsonl", "b.jsonl", "--engine", "openai"), "`engine: openai` and `base_url` go together"),
         (("score", "a.jsonl", "b.jsonl", "--base-url", "http://x"), "`engine: openai` and `base_url` go together"),
-        (("lm-eval", "base", "--tasks", "bbh", "--num-fewshot", "-1"), "num_fewshot: -1 is too few"),
+        (("lm-eval", "base", "--tasks", "bbh", "--num-fewshot", "-1"), "few-shot: -1 is too few"),
         (("lm-eval", "base", "--tasks", "bbh", "--engine", "vllm"), "No such option '--engine'"),
     ],
 )
