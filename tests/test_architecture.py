@@ -25,9 +25,7 @@ GROUND = {
     "events",
     "metrics",
     "merge_point",
-    "merge_point",
     "options",
-    "quiet",
     "quiet",
 }
 FIRST = {"models", "data"}
