@@ -48,13 +48,13 @@ Answers = dict[str, Completion]
 
 def plain(base: Path, tuned: Path, load: Mapping[str, Any], lam: float, asked: Asked) -> Answers:
     """Merge to the disk, load, ask."""
-    shared, decode.SHARED = decode.SHARED, 10**9  # what prompts share is read again for each
+    shared, decode.MIN_PREFIX_SAVING = decode.MIN_PREFIX_SAVING, 10**9  # what prompts share is read again for each
     try:
         with tempfile.TemporaryDirectory() as folder:
             engine = TransformersEngine.load(merge(base, tuned, Path(folder) / "merged", lam=lam), **load)
             return {c.prompt_id: c for prompts, how in asked for batch in engine.complete(prompts, how) for c in batch}
     finally:
-        decode.SHARED = shared
+        decode.MIN_PREFIX_SAVING = shared
 
 
 def by_hand(base: Path, tuned: Path, load: Mapping[str, Any], lam: float, asked: Asked) -> Answers:

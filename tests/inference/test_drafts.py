@@ -16,7 +16,7 @@ from mooring.events import Event
 from mooring.inference import decode as decoding
 from mooring.inference import drafts as drafting
 from mooring.inference import transformers as transformers_engine
-from mooring.inference.decode import decode, penalise, shared, start
+from mooring.inference.decode import apply_penalty, common_prefix, decode, prepare
 from mooring.inference.drafts import decode_drafted, follow
 from mooring.inference.engine import Drafting, accepted_share
 from mooring.inference.store import complete_to_file
@@ -156,7 +156,7 @@ def test_followed_by_hand() -> None:
     seen = torch.zeros(2, 8, dtype=torch.bool)
     assert follow(logits, [[5, 6], [5]], seen, 2.0) == ([2, 0], [4, 6])
     assert seen.nonzero().tolist() == [[0, 4], [0, 5], [0, 6], [1, 6]]
-    assert penalise(logits[:1, 2], seen[:1], 2.0)[0, 5] == 1.5
+    assert apply_penalty(logits[:1, 2], seen[:1], 2.0)[0, 5] == 1.5
 
 
 def test_a_common_beginning_is_run_once_and_changes_no_token(
@@ -164,12 +164,12 @@ def test_a_common_beginning_is_run_once_and_changes_no_token(
 ) -> None:
     settings = SamplingParams(max_tokens=LIMIT, repetition_penalty=1.2)
     want = plainly(engine, rows, settings)
-    head = shared(rows)
+    head = common_prefix(rows)
     assert len(head) > 10
     assert all(row[: len(head)] == head for row in rows)
     for least, share in ((0, True), (10**9, False)):
-        monkeypatch.setattr(decoding, "SHARED", least)
-        batch = start(engine.model, rows, engine.pad)
+        monkeypatch.setattr(decoding, "MIN_PREFIX_SAVING", least)
+        batch = prepare(engine.model, rows, engine.pad)
         assert batch.tokens.shape[1] == max(map(len, rows)) - (len(head) if share else 0)
         assert decode(engine.model, rows, list("abcde"), settings, (), engine.pad) == want
         drafts = [row[:7] for row in want]
@@ -178,11 +178,11 @@ def test_a_common_beginning_is_run_once_and_changes_no_token(
 
 
 def test_what_rows_share() -> None:
-    assert shared([[1, 2, 3], [1, 2, 4]]) == [1, 2]
-    assert shared([[1, 2], [1, 2]]) == [1]  # one token of each is left to run
-    assert shared([[1, 2, 3], [1, 2]]) == [1]
-    assert shared([[3], [4]]) == []
-    assert shared([[5, 6, 7]]) == [5, 6]
+    assert common_prefix([[1, 2, 3], [1, 2, 4]]) == [1, 2]
+    assert common_prefix([[1, 2], [1, 2]]) == [1]  # one token of each is left to run
+    assert common_prefix([[1, 2, 3], [1, 2]]) == [1]
+    assert common_prefix([[3], [4]]) == []
+    assert common_prefix([[5, 6, 7]]) == [5, 6]
 
 
 # --- the engine and the file ------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_rows_that_end_stay_in_the_batch_of_a_recurrent_model(drawn: float) -> N
 def test_a_killed_run_goes_on_to_the_same_bytes(
     engine: TransformersEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformers_engine, "TOGETHER", 1)
+    monkeypatch.setattr(transformers_engine, "DRAFT_BATCHES", 1)
     settings = SamplingParams(max_tokens=6)
     drafts = by_id(engine.complete(PROMPTS, settings))
     complete_to_file(engine, PROMPTS, settings, tmp_path / "whole", made_by={"drafts": 0.2}, drafts=drafts)

@@ -1,10 +1,9 @@
-"""The engine on `transformers`: a local folder, batches by length, padded on the left."""
+"""The engine on `transformers`, in this process: batches of similar length, padded on the left."""
 
 import dataclasses
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -13,37 +12,36 @@ from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import ModelError
 from mooring.inference.decode import decode, pad_left
 from mooring.inference.drafts import decode_drafted, supported
-from mooring.inference.encode import decode_completion, encode_examples, encode_prompts, stop_tokens
-from mooring.inference.engine import plan_batches, sample_indices, unfinished
+from mooring.inference.encode import decode_completion, stop_tokens
+from mooring.inference.engine import plan_batches, unfinished
+from mooring.inference.folder import Dtype, loading, open_folder
+from mooring.inference.token_engine import Encoded, TokenEngine
 from mooring.quiet import quiet
-from mooring.records import Completion, Likelihood, Prompt, sample_key
+from mooring.records import Completion, Prompt
 from mooring.sampling import SamplingParams
 
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-LOGITS = 2**26
-"""Most logits (rows × positions × vocabulary) that the likelihood of one batch may take."""
-TOGETHER = 4
-"""Batches whose drafts are checked before the rows that part from them go on together."""
+MAX_LOGITS = 2**26
+"""Maximum number of logits (rows × positions × vocabulary) of one batch of likelihoods."""
+DRAFT_BATCHES = 4
+"""Number of batches whose drafts are checked before the rows that deviate from them continue together."""
 
 
-class TransformersEngine:
+class TransformersEngine(TokenEngine):
     """A causal language model in this process.
 
     Args:
-        model: A causal model of transformers (or peft's wrapping of one).
+        model: A causal model of transformers, or PEFT's wrapper of one.
         tokenizer: Its tokenizer, with a chat template.
-        system: System prompt for prompts that bring none.
-        batch_size: Prompts a batch.
+        system: System prompt for prompts that have none.
+        batch_size: Maximum number of prompts per batch.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, *, system: str | None = DEFAULT_SYSTEM, batch_size: int = 32
     ) -> None:
+        stops = stop_tokens(model.generation_config, tokenizer)
+        super().__init__(tokenizer, stops, system=system, batch_size=batch_size)
         self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.system = system
-        self.batch_size = batch_size
-        self.stops = stop_tokens(model.generation_config, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad = min(self.stops, default=0) if pad is None else pad
 
@@ -57,20 +55,33 @@ class TransformersEngine:
         dtype: Dtype = "auto",
         device: str = "auto",
     ) -> "TransformersEngine":
-        """Open a full checkpoint, or a LoRA adapter on the base that it names. No code of the folder is run.
+        """Open a full checkpoint, or a LoRA adapter on its base. No code of the folder is run.
+
+        Args:
+            folder: Where the model is.
+            system: System prompt for prompts that have none.
+            batch_size: Maximum number of prompts per batch.
+            dtype: Type of the weights in memory.
+            device: `auto` is a GPU if there is one.
 
         Raises:
-            ModelError: The folder is not a model, or one that transformers cannot load whole.
+            ModelError: The folder does not hold a model, or one that transformers cannot load completely.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        with quiet("transformers"):
-            model, tokenizer = load_model(Path(folder), dtype)
+        opened = open_folder(Path(folder))
+        with quiet("transformers"), loading(folder, "transformers"):
+            model = _load_checkpoint(opened.base, dtype)
+            if opened.adapter is not None:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, opened.path, is_trainable=False)
+            tokenizer = opened.load_tokenizer()
         return cls(model.to(device), tokenizer, system=system, batch_size=batch_size)
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """As `Engine.about`."""
+        """See `Engine.about`."""
         return {
             "engine": "transformers",
             "transformers": transformers.__version__,
@@ -81,22 +92,10 @@ class TransformersEngine:
             "system": self.system,
         }
 
-    def complete(
-        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
-    ) -> Iterator[list[Completion]]:
-        """As `Engine.complete`."""
-        rows = self._rows(prompts, params)
-        asked = sample_indices(prompts, params)
-        keys = [sample_key(prompts[i].id, sample) for i, sample in asked]
-        for batch in unfinished(plan_batches([len(rows[i]) for i, _ in asked], self.batch_size), keys, done):
-            which = [asked[number] for number in batch]
-            made = decode(
-                self.model, [rows[i] for i, _ in which], [keys[n] for n in batch], params, self.stops, self.pad
-            )
-            yield [
-                decode_completion(self.tokenizer, tokens, self.stops, prompts[i].id, sample)
-                for (i, sample), tokens in zip(which, made, strict=True)
-            ]
+    @property
+    def context(self) -> int | None:
+        """See `TokenEngine.context`."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def complete_drafted(
         self,
@@ -106,60 +105,48 @@ class TransformersEngine:
         *,
         done: Collection[str] = (),
     ) -> Iterator[list[Completion]]:
-        """As `Drafting.complete_drafted`: several batches are yielded together, as they are worked on together.
+        """See `Drafting.complete_drafted`; several batches are computed and yielded together.
 
-        Drafts help where every layer of the model keeps all positions; with sliding windows it is asked without.
+        Drafts are ignored if a layer does not keep all positions, such as one with a sliding window.
         """
         if params.temperature or not supported(self.model.config):
             yield from self.complete(prompts, params, done=done)
             return
-        rows = self._rows(prompts, params)
-        for batch in unfinished(
-            plan_batches([len(row) for row in rows], TOGETHER * self.batch_size), [p.id for p in prompts], done
-        ):
+        rows = self._encode(prompts, params)
+        batches = plan_batches([len(row) for row in rows], DRAFT_BATCHES * self.batch_size)
+        for batch in unfinished(batches, [prompt.id for prompt in prompts], done):
             texts = [drafts.get(prompts[i].id, "") for i in batch]
             ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            asked = [rows[i] for i in batch]
-            made = decode_drafted(self.model, asked, ids, params, self.stops, self.pad, self.batch_size)
+            made = decode_drafted(
+                self.model, [rows[i] for i in batch], ids, params, self.stops, self.pad, self.batch_size
+            )
+            completions = [
+                decode_completion(self.tokenizer, drafted.tokens, self.stops, prompts[i].id)
+                for i, drafted in zip(batch, made, strict=True)
+            ]
             yield [
-                dataclasses.replace(
-                    decode_completion(self.tokenizer, answer.tokens, self.stops, prompts[i].id),
-                    made_by={"accepted": answer.accepted},
-                )
-                for i, answer in zip(batch, made, strict=True)
+                dataclasses.replace(completion, made_by={"accepted": drafted.accepted})
+                for completion, drafted in zip(completions, made, strict=True)
             ]
 
-    def _rows(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
-        """The prompts' tokens; they fit the context with the answers."""
-        return encode_prompts(self.tokenizer, prompts, self.system, params.max_tokens, self._context)
+    def _generate(self, rows: list[list[int]], keys: list[str], params: SamplingParams) -> list[list[int]]:
+        return decode(self.model, rows, keys, params, self.stops, self.pad)
 
-    def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
-        """As `Engine.likelihood`."""
-        encoded = encode_examples(self.tokenizer, examples, self.system, self._context)
-        for batch in unfinished(self._loss_batches(encoded), [example.id for example in examples], done):
-            sums = response_nll(self.model, [encoded[i] for i in batch], self.pad)
-            yield [
-                Likelihood(prompt_id=examples[i].id, nll=nll, tokens=len(encoded[i][0]) - encoded[i][1])
-                for i, nll in zip(batch, sums, strict=True)
-            ]
+    def _score(self, examples: list[Encoded]) -> list[float]:
+        return response_nll(self.model, examples, self.pad)
 
-    def _loss_batches(self, encoded: Sequence[tuple[list[int], int]]) -> list[list[int]]:
-        # Logits are what takes the memory: they are made for the longest response of a batch, in every row.
+    def _score_batch_size(self, encoded: Sequence[Encoded]) -> int:
+        # Logits take the most memory; they are computed for the longest response of a batch, in each row.
         longest = max(len(row) - start for row, start in encoded)
-        fit = max(1, LOGITS // (self.model.config.get_text_config().vocab_size * (longest + 1)))
-        return plan_batches([len(row) for row, _ in encoded], min(self.batch_size, fit))
-
-    @property
-    def _context(self) -> int | None:
-        """Most tokens of a prompt and its response together, where the configuration names a limit."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        fit: int = MAX_LOGITS // (self.model.config.get_text_config().vocab_size * (longest + 1))
+        return min(self.batch_size, max(1, fit))
 
 
 @torch.inference_mode()
-def response_nll(model: Any, encoded: Sequence[tuple[list[int], int]], pad: int) -> list[float]:
-    """−Σ log p of the tokens after the prompt, in nats, for each (tokens, tokens of the prompt).
+def response_nll(model: Any, encoded: Sequence[Encoded], pad: int) -> list[float]:
+    """−Σ log p of the tokens after each prompt, in nats.
 
-    Padded on the left, so that all responses end at the last position and logits are made for their span alone.
+    Padding is on the left, so that all responses end at the last position and logits are computed for their span only.
     """
     rows = [row for row, _ in encoded]
     sizes = [len(row) - start for row, start in encoded]
@@ -179,47 +166,11 @@ def response_nll(model: Any, encoded: Sequence[tuple[list[int], int]], pad: int)
     ]
 
 
-def load_model(folder: Path, dtype: Dtype) -> tuple[Any, Any]:
-    """A model and its tokenizer from a folder; for an adapter, those of its base with the adapter on it.
-
-    Raises:
-        ModelError: As `TransformersEngine.load`.
-    """
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: there is no such folder", "name a folder with a model in it")
-    adapter = folder / "adapter_config.json"
-    if not adapter.is_file() and not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: has no config.json", "is it a model's folder?")
-    try:
-        if adapter.is_file():
-            return _load_adapter(folder, json.loads(adapter.read_text(encoding="utf-8")), dtype)
-        return _load_full(folder, dtype), _load_tokenizer(folder)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever a loader meets in a broken folder, in one line
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelError(f"{folder}: cannot be loaded ({reason})", "is the folder whole?") from error
-
-
-def _load_full(folder: Path, dtype: Dtype) -> Any:
+def _load_checkpoint(folder: Path, dtype: Dtype) -> Any:
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
     )
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{folder}: {len(missing)} tensors are missing, such as {missing[0]}", "is the folder whole?")
+        message = f"{folder}: {len(missing)} tensors are missing, such as {missing[0]}"
+        raise ModelError(message, "is the folder complete?", code="model.missing_tensor")
     return model
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _load_adapter(folder: Path, config: Mapping[str, Any], dtype: Dtype) -> tuple[Any, Any]:
-    from peft import PeftModel
-
-    base = Path(str(config.get("base_model_name_or_path")))
-    if not base.is_dir():
-        raise ModelError(f"{folder}: its base model {base} is not a folder here", "put the base model there")
-    model = PeftModel.from_pretrained(_load_full(base, dtype), folder, is_trainable=False)
-    own = (folder / "tokenizer_config.json").is_file()
-    return model, _load_tokenizer(folder if own else base)

@@ -1,0 +1,83 @@
+"""A model's folder as engines open it: a full checkpoint, or a LoRA adapter on a base that is on this machine."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mooring.errors import ModelError
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+"""Type of the weights in memory; `auto` is the checkpoint's own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A folder with a model.
+
+    Attributes:
+        path: The folder.
+        base: Folder of the full checkpoint: of the adapter's base, or `path` itself.
+        adapter: The adapter's configuration; None for a full checkpoint.
+    """
+
+    path: Path
+    base: Path
+    adapter: Mapping[str, Any] | None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder with the tokenizer: an adapter may bring its own."""
+        return self.path if (self.path / "tokenizer_config.json").is_file() else self.base
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer, by transformers. No code of the folder is run."""
+        import transformers
+
+        return transformers.AutoTokenizer.from_pretrained(
+            self.tokenizer, local_files_only=True, trust_remote_code=False
+        )
+
+
+def open_folder(path: Path) -> ModelFolder:
+    """Find the checkpoint or the adapter in a folder.
+
+    Raises:
+        ModelError: There is no such folder, it holds no model, or the adapter's base is not on this machine.
+    """
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such folder", "check the path", code="model.not_found")
+    file = path / "adapter_config.json"
+    if not file.is_file():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path}: has no config.json", "is it a model's folder?", code="model.no_config")
+        return ModelFolder(path, path, None)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        base = Path(str(config["base_model_name_or_path"]))
+    except (ValueError, TypeError, KeyError):
+        hint = "is the folder complete?"
+        raise ModelError(f"{file}: is not an adapter's configuration", hint, code="model.bad_adapter") from None
+    if not base.is_dir():
+        hint = "copy the base model there"
+        raise ModelError(f"{path}: its base model {base} is not a folder here", hint, code="model.base_not_found")
+    return ModelFolder(path, base, config)
+
+
+@contextlib.contextmanager
+def loading(path: Path, library: str) -> Iterator[None]:
+    """Turn any exception of a library that loads a model into an error of one line.
+
+    Raises:
+        ModelError: The block raised an exception.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # broken folders cause exceptions of all kinds
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        message = f"{path}: {library} cannot load it ({reason})"
+        raise ModelError(message, "is the folder complete?", code="model.unloadable") from error

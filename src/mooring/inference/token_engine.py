@@ -1,0 +1,80 @@
+"""What all engines share that take and return tokens; a subclass runs the model on one batch."""
+
+import abc
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from mooring.chat import DEFAULT_SYSTEM
+from mooring.inference.encode import decode_completion, encode_examples, encode_prompts
+from mooring.inference.engine import plan_batches, sample_indices, unfinished
+from mooring.records import Completion, Likelihood, Prompt, sample_key
+from mooring.sampling import SamplingParams
+
+Encoded = tuple[list[int], int]
+"""The tokens of an example, and how many of them belong to the prompt."""
+
+
+class TokenEngine(abc.ABC):
+    """An engine with a tokenizer of transformers.
+
+    Args:
+        tokenizer: The model's tokenizer, with a chat template.
+        stops: Tokens that end a response.
+        system: System prompt for prompts that have none.
+        batch_size: Maximum number of prompts per batch.
+    """
+
+    reserve = 0
+    """Number of tokens that `_score` generates in addition."""
+
+    def __init__(
+        self, tokenizer: Any, stops: Collection[int], *, system: str | None = DEFAULT_SYSTEM, batch_size: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.stops = frozenset(stops)
+        self.system = system
+        self.batch_size = batch_size
+
+    @property
+    @abc.abstractmethod
+    def context(self) -> int | None:
+        """Maximum number of tokens of a prompt and its response together; None if the model has no limit."""
+
+    @abc.abstractmethod
+    def _generate(self, rows: list[list[int]], keys: list[str], params: SamplingParams) -> list[list[int]]:
+        """New tokens of each row, including the stop token. `keys` seed the sampling."""
+
+    @abc.abstractmethod
+    def _score(self, examples: list[Encoded]) -> list[float]:
+        """−Σ log p of the tokens after each prompt, in nats."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
+    ) -> Iterator[list[Completion]]:
+        """See `Engine.complete`."""
+        rows = self._encode(prompts, params)
+        samples = sample_indices(prompts, params)
+        keys = [sample_key(prompts[i].id, sample) for i, sample in samples]
+        for batch in unfinished(plan_batches([len(rows[i]) for i, _ in samples], self.batch_size), keys, done):
+            made = self._generate([rows[samples[n][0]] for n in batch], [keys[n] for n in batch], params)
+            yield [
+                decode_completion(self.tokenizer, tokens, self.stops, prompts[samples[n][0]].id, samples[n][1])
+                for n, tokens in zip(batch, made, strict=True)
+            ]
+
+    def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
+        """See `Engine.likelihood`."""
+        encoded = encode_examples(self.tokenizer, examples, self.system, self.context, self.reserve)
+        batches = plan_batches([len(row) for row, _ in encoded], self._score_batch_size(encoded))
+        for batch in unfinished(batches, [example.id for example in examples], done):
+            sums = self._score([encoded[i] for i in batch])
+            yield [
+                Likelihood(prompt_id=examples[i].id, nll=nll, tokens=len(encoded[i][0]) - encoded[i][1])
+                for i, nll in zip(batch, sums, strict=True)
+            ]
+
+    def _encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
+        return encode_prompts(self.tokenizer, prompts, self.system, params.max_tokens, self.context)
+
+    def _score_batch_size(self, encoded: Sequence[Encoded]) -> int:
+        return self.batch_size
