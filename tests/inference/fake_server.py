@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from mooring.inference.http import Clock
+from mooring.inference.retry import Clock
 
 Act = Callable[["Handler", dict[str, Any]], None]
 

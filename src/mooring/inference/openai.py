@@ -1,237 +1,47 @@
 """The engine on a server that speaks OpenAI's API: vLLM, SGLang, llama.cpp, `transformers serve`, or a paid one."""
 
 import contextlib
-import dataclasses
 import functools
-import json
-import re
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from mooring.chat import DEFAULT_SYSTEM, PINNED, fold_system, with_system
+from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import DataError, ModelError, UserError
-from mooring.inference.encode import name_of, response_seed
+from mooring.inference.dialect import CONTEXT, NEUTRAL, Dialect, adapt, parse_completion, rejected_fields, request_body
+from mooring.inference.encode import name_of
 from mooring.inference.engine import check_prompts, sample_indices
-from mooring.inference.http import Clock, Gate, Passing, Persistence, Refused, in_parallel, open_server, short
+from mooring.inference.retry import Clock, RateLimit, Retrier, in_parallel
+from mooring.inference.server import Server, ServerError, TransientError, shorten
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
 
-# --- What to tell the user when a server will not answer a request ---
-
-
-def explained(
-    refusal: Refused, prompt: Prompt, body: Mapping[str, Any], path: str, base: str, models: Sequence[str]
-) -> UserError:
-    """A refusal as an error that names what is to be mended, and repeats no prompt.
-
-    Args:
-        refusal: What the server answered.
-        prompt: What was asked.
-        body: The request's body.
-        path: The request's path.
-        base: The server's address.
-        models: Those that the server lists, if it does.
-    """
-    text = short(without_prompt(refusal.text, prompt))
-    if CONTEXT.search(refusal.text) or refusal.status == 413:
-        return DataError(
-            f"{name_of(prompt)}: does not fit the model's context ({text})",
-            "shorten it, or lower generate.max_tokens",
-        )
-    if refusal.status in (404, 405):
-        model = body["model"]
-        if models and model not in models:
-            return ModelError(f"{base}: has no model {model!r}", f"it has: {', '.join(models[:8])}")
-        return ModelError(
-            f"{base}/{path}: {refusal.status} for the model {model!r} ({text})",
-            "is the model's name right, and does the address end in /v1?",
-        )
-    if named := sorted(refused_fields(refusal.text, body)):
-        values = ", ".join(f"{field} {body[field]}" for field in named if body[field] != NEUTRAL[field])
-        return ModelError(f"{base}: refuses {values} ({text})", "set it to what changes nothing, or use vLLM")
-    return DataError(f"{name_of(prompt)}: {base} refuses the request ({refusal.status}: {text})", "mend that")
-
-
-def without_prompt(text: str, prompt: Prompt) -> str:
-    """What a server says, without the prompt, which some repeat."""
-    for content in (prompt.rendered, *(message.content for message in prompt.messages)):
-        if content and len(content) > 8:
-            text = text.replace(content, "…").replace(repr(content)[1:-1], "…")
-    return text
-
-
-# --- How a prompt is put to an OpenAI-compatible server, and how its answer is read: pure, and ---
-
-
-BOS = ("<|begin_of_text|>", "<s>", "<bos>")
-"""What begins a text in the models that have such a token. Servers add it to the text of a completion themselves."""
-CONTEXT = re.compile(
-    r"context[ _](length|size|window)|maximum (model|context) length|exceed_context_size|max_model_len"
-    r"|(prompt|input|request) is too (long|large)|longer than the model",
-    re.IGNORECASE,
-)
-"""How servers say that a prompt does not fit."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Dialect:
-    """What a server is known to understand.
-
-    Attributes:
-        penalty: The field for the repetition penalty.
-        limit: The field for the most new tokens.
-        config: Whether sampling goes into one `generation_config`, as `transformers serve` has it.
-        system: Whether the chat template has a system role.
-        left_out: Fields that the server does not know and that would change nothing.
-    """
-
-    penalty: Literal["repetition_penalty", "repeat_penalty"] = "repetition_penalty"
-    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    config: bool = False
-    system: bool = True
-    left_out: frozenset[str] = frozenset()
-
-
-def request(
-    prompt: Prompt, sample: int, params: SamplingParams, *, model: str, system: str | None, dialect: Dialect
-) -> tuple[str, dict[str, Any]]:
-    """What to send for one answer.
-
-    Returns:
-        The path under the server's base, and the JSON body: a chat, or a plain completion where `prompt.rendered`
-        says the whole text.
-    """
-    body: dict[str, Any] = {"model": model}
-    if prompt.rendered is not None:
-        path = "completions"
-        body["prompt"] = without_bos(prompt.rendered)
-    else:
-        path = "chat/completions"
-        messages = list(with_system(prompt, system))
-        if messages[0].role == "system" and not dialect.system:
-            messages = fold_system(messages)
-        body["messages"] = [{"role": m.role, "content": m.content} for m in messages]
-        if "chat_template_kwargs" not in dialect.left_out:
-            body["chat_template_kwargs"] = dict(PINNED)
-    limit = dialect.limit if path == "chat/completions" else "max_tokens"
-    body |= {limit: params.max_tokens, "temperature": params.temperature}
-    if params.temperature:
-        body |= {"top_p": params.top_p, "seed": response_seed(params.seed, sample_key(prompt.id, sample))}
-    return path, body | sampling(params, dialect)
-
-
-def sampling(params: SamplingParams, dialect: Dialect) -> dict[str, Any]:
-    """The fields that OpenAI's API does not have."""
-    if dialect.config:
-        config: dict[str, Any] = {"do_sample": params.temperature > 0}
-        config["repetition_penalty"] = params.repetition_penalty
-        if params.temperature:
-            config |= {"top_k": params.top_k, "min_p": 0.0}
-        return {"generation_config": json.dumps(config)}
-    fields: dict[str, Any] = {dialect.penalty: params.repetition_penalty}
-    if dialect.penalty == "repeat_penalty":
-        fields["repeat_last_n"] = -1
-    if params.temperature:
-        fields |= {"top_k": params.top_k or -1, "min_p": 0.0}
-    return {name: value for name, value in fields.items() if name not in dialect.left_out}
-
-
-NEUTRAL: Mapping[str, Any] = {
-    "repetition_penalty": 1.0,
-    "repeat_penalty": 1.0,
-    "repeat_last_n": -1,
-    "top_k": -1,
-    "min_p": 0.0,
-    "chat_template_kwargs": PINNED,
-}
-"""Fields outside OpenAI's API, with the values that a server which does not know them can do without."""
-
-
-def without_bos(text: str) -> str:
-    """A text without the tokens that begin it: the server adds one itself, and two would be one too many."""
-    while found := next((bos for bos in BOS if text.startswith(bos)), ""):
-        text = text.removeprefix(found)
-    return text
-
-
-def adapted(dialect: Dialect, refusal: str, body: Mapping[str, Any]) -> Dialect | None:
-    """The dialect to try next, after the server refused a body; `None` where no other would help.
-
-    Args:
-        dialect: The one that the body was written in.
-        refusal: What the server says.
-        body: What was sent.
-    """
-    if CONTEXT.search(refusal):
-        return None
-    if "Unexpected fields in the request" in refusal and not dialect.config:
-        return dataclasses.replace(dialect, config=True)
-    if "max_completion_tokens" in refusal and "max_tokens" in body and "messages" in body:
-        return dataclasses.replace(dialect, limit="max_completion_tokens")
-    if re.search(r"system role", refusal, re.IGNORECASE) and dialect.system and "messages" in body:
-        return dataclasses.replace(dialect, system=False)
-    named = refused_fields(refusal, body)
-    if named and all(body[name] == NEUTRAL[name] for name in named):
-        return dataclasses.replace(dialect, left_out=dialect.left_out | named)
-    return None
-
-
-def refused_fields(refusal: str, body: Mapping[str, Any]) -> frozenset[str]:
-    """Those of the fields outside OpenAI's API that a refusal names."""
-    return frozenset(name for name in NEUTRAL if name in body and re.search(rf"\b{name}\b", refusal))
-
-
-def read_answer(data: Any, prompt_id: str, sample: int) -> Completion:
-    """A completion from a server's JSON. Anything but `length` that ended it counts as a stop, with what text came.
-
-    Tokens that the server does not count are 0.
-
-    Raises:
-        Passing: It is not the JSON of an answer.
-    """
-    try:
-        choice = data["choices"][0]
-        message = choice.get("message", choice)
-        text = choice["text"] if message is choice else message.get("content")
-        # OpenAI's models put a refusal into a field of its own.
-        text = text or message.get("refusal") or ""
-        tokens = (data.get("usage") or {}).get("completion_tokens") or 0
-        if not isinstance(text, str) or not isinstance(tokens, int):
-            raise TypeError
-        finish: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
-    except (LookupError, TypeError, AttributeError):
-        raise Passing("answers in a form that is not OpenAI's") from None
-    return Completion(prompt_id=prompt_id, text=text, tokens=tokens, finish=finish, sample=sample)
-
-
-DIALECTS = 6
-"""Most ways in which one request is put to a server."""
+ATTEMPTS = 6
+"""Maximum number of dialects in which one request is tried."""
 
 
 class OpenAIEngine:
     """A model behind an OpenAI-compatible server.
 
-    The server renders chats by its model's own chat template; texts that are rendered already (a judge's) go as they
-    are, less a BOS token, which servers add themselves. Each answer is its own request, with its own seed, so that
-    neither order nor concurrency matter, as far as the server keeps requests apart. The key is read from the
-    environment for each request and is kept, recorded and shown nowhere.
+    The server renders chats with the model's own chat template; rendered prompts (a judge's) are sent as text. Each
+    response is a request of its own with its own seed, so that neither order nor concurrency matter, as far as the
+    server keeps requests apart.
 
     Args:
         base_url: Such as `http://localhost:8000/v1`.
-        model: The model's name at the server; `None` where the server has only one.
-        system: System prompt for prompts that bring none.
-        key_env: The environment variable that holds the key, if the server wants one.
-        concurrency: Requests at once.
-        requests_per_minute: Most requests a minute, those repeated counted.
-        retries: Tries after the first, where the server is busy, errs, or answers nonsense.
-        timeout: Seconds without a byte after which a request is given up and tried again.
-        patience: Seconds to wait for a server that has answered before and is gone.
-        extra_body: Fields for every request, whatever the server knows; they win over the engine's own.
-        clock: Whose time it is.
+        model: The model's name on the server; None if the server has only one.
+        system: System prompt for prompts that have none.
+        key_env: Name of the environment variable that holds the API key; the key itself is stored nowhere.
+        concurrency: Number of requests at a time.
+        requests_per_minute: Maximum number of requests per minute, including retries.
+        retries: Maximum number of retries if the server is busy, fails or responds with something malformed.
+        timeout: Seconds without a byte after which a request is cancelled and repeated.
+        patience: Seconds to wait for a server that responded before and is down.
+        extra_body: Fields for every request; they override the engine's own.
+        clock: Replaced in tests.
 
     Raises:
-        RecipeError: The address is none, or holds credentials.
+        RecipeError: `base_url` is not an address, or contains credentials.
     """
 
     def __init__(
@@ -249,59 +59,51 @@ class OpenAIEngine:
         extra_body: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.server = open_server(base_url, key_env, timeout)
+        self.server = Server(base_url, key_env, timeout)
         self.system = system
         self.concurrency = concurrency
         self.extra_body = dict(extra_body or {})
         clock = clock or Clock()
-        self._asked_for = model
-        self._persistence = Persistence(retries, patience, Gate(requests_per_minute, clock), clock)
-        self._adapted: Dialect | None = None
+        self._requested_model = model
+        self._retrier = Retrier(retries, patience, RateLimit(requests_per_minute, clock), clock)
+        self._dialect: Dialect | None = None
         self._one_at_a_time = threading.Lock()
-        self._system_answered = False
+        self._system_accepted = False
 
     @functools.cached_property
     def served(self) -> tuple[str, str | None, tuple[str, ...]]:
-        """The model's name at the server, who the server says owns it (often its own name), and all that it lists.
+        """The model's name, its owner according to the server (often the server's own name), and all listed models.
 
         Raises:
-            ModelError: The server is not there, or lists several models and none was named.
+            ModelError: The server is unreachable, or lists several models and none was requested.
         """
 
-        def listing() -> Any:
+        def list_models() -> Any:
             try:
-                return self.server.ask("models")
-            except Refused:
+                return self.server.request("models")
+            except ServerError:
                 return None
-            except Passing as trouble:
-                if trouble.down:
+            except TransientError as error:
+                if error.down:
                     raise
-                return None  # a list is good to have; what is wrong, the first request will show
+                return None  # the list is optional; the first completion shows what is wrong
 
         try:
-            data = self._persistence.ask(listing, threading.Event())
-        except Passing as trouble:
-            raise self._lost(trouble) from None
+            data = self._retrier.call(list_models, threading.Event())
+        except TransientError as error:
+            raise self._unavailable(error) from None
         entries = data.get("data") if isinstance(data, dict) else None
-        rows = [row for row in entries or () if isinstance(row, dict)] if isinstance(entries, list) else []
-        owners = {str(row.get("id")): row.get("owned_by") for row in rows}
-        model = self._asked_for or (next(iter(owners)) if len(owners) == 1 else None)
+        models = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        owners = {str(entry.get("id")): entry.get("owned_by") for entry in models}
+        model = self._requested_model or (next(iter(owners)) if len(owners) == 1 else None)
         if model is None:
-            has = f"it has: {', '.join(sorted(owners)[:8])}" if owners else "it lists none"
-            raise ModelError(f"{self.server.base}: which model?", f"name it; {has}")
+            available = f"it has: {', '.join(sorted(owners)[:8])}" if owners else "it lists none"
+            raise ModelError(f"{self.server.base}: which model?", f"name it; {available}", code="model.not_named")
         return model, owners.get(model), tuple(owners)
 
     @property
-    def dialect(self) -> Dialect:
-        """What the server is known to understand."""
-        if self._adapted is None:
-            owner = self.served[1]
-            self._adapted = Dialect(penalty="repeat_penalty") if owner == "llamacpp" else Dialect()
-        return self._adapted
-
-    @property
     def about(self) -> Mapping[str, Any]:
-        """As `Engine.about`."""
+        """See `Engine.about`."""
         model, owner, _ = self.served
         extra = {"extra_body": self.extra_body} if self.extra_body else {}
         return {
@@ -316,85 +118,132 @@ class OpenAIEngine:
     def complete(
         self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
     ) -> Iterator[list[Completion]]:
-        """As `Engine.complete`; a batch is one answer, and they come in the order in which they are made.
+        """See `Engine.complete`; a batch is one response, yielded when it arrives.
 
-        Longest prompts are asked first, so that one that does not fit is met early. Where a prompt fails, those
-        under way are still answered, and then the error is raised.
+        The longest prompts are sent first, so that one that does not fit is found early. If a prompt fails, the
+        responses in progress are still yielded, and then the error is raised.
 
         Raises:
-            DataError: A prompt does not fit the model's context, or the server refuses it.
-            ModelError: The server is not there, went away for too long, or does not know the model or a setting.
+            DataError: A prompt does not fit the model's context, or the server rejects it.
+            ModelError: The server is unreachable, was down for too long, or does not know the model or a setting.
         """
         check_prompts(prompts)
-        known = frozenset(done)
-        asked = [(prompts[i], n) for i, n in sample_indices(prompts, params)]
-        asked = [(prompt, sample) for prompt, sample in asked if sample_key(prompt.id, sample) not in known]
-        asked.sort(key=lambda pair: -_length(pair[0]))
-        if not asked:
+        samples = [(prompts[index], sample) for index, sample in sample_indices(prompts, params)]
+        finished = frozenset(done)
+        samples = [(prompt, sample) for prompt, sample in samples if sample_key(prompt.id, sample) not in finished]
+        samples.sort(key=lambda pair: -_length(pair[0]))
+        if not samples:
             return
-        _ = self.dialect  # met in this thread, once
+        if self._dialect is None:
+            self._dialect = Dialect(penalty="repeat_penalty" if self.served[1] == "llamacpp" else "repetition_penalty")
 
-        def answer(pair: tuple[Prompt, int], stop: threading.Event) -> Completion:
-            return self._answer(pair[0], pair[1], params, stop)
+        def work(pair: tuple[Prompt, int], stop: threading.Event) -> Completion:
+            return self._complete(pair[0], pair[1], params, stop)
 
-        for completion in in_parallel(answer, asked, self.concurrency):
+        for completion in in_parallel(work, samples, self.concurrency):
             yield [completion]
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
-        """Not to be had: servers do not agree on how to give the probabilities of a text that they did not write.
+        """Not supported: servers do not agree on an API for the log-probabilities of a given text.
 
         Raises:
             DataError: Always.
         """
-        raise DataError("response_loss cannot be measured through a server", "use the engine transformers or vllm")
+        raise DataError(
+            "response_loss cannot be measured through a server",
+            "use the engine transformers or vllm",
+            code="data.likelihood_unavailable",
+        )
 
-    def _answer(self, prompt: Prompt, sample: int, params: SamplingParams, stop: threading.Event) -> Completion:
-        for _ in range(DIALECTS):
-            dialect = self.dialect
-            path, body = request(prompt, sample, params, model=self.served[0], system=self.system, dialect=dialect)
+    def _complete(self, prompt: Prompt, sample: int, params: SamplingParams, stop: threading.Event) -> Completion:
+        for _ in range(ATTEMPTS):
+            dialect = self._dialect
+            assert dialect is not None
+            path, body = request_body(prompt, sample, params, model=self.served[0], system=self.system, dialect=dialect)
             body |= self.extra_body
-            # `transformers serve` has one generator for all requests: a seed holds only for one at a time.
-            alone = self._one_at_a_time if dialect.config and params.temperature else contextlib.nullcontext()
+            # `transformers serve` has one random generator for all requests: a seed needs it to itself.
+            exclusive = dialect.generation_config and params.temperature
             try:
-                with alone:
-                    data = self._persistence.ask(functools.partial(self._asked, path, body, stop), stop)
-                return read_answer(data, prompt.id, sample)
-            except Passing as trouble:
-                raise self._lost(trouble, f" at {name_of(prompt)}") from None
-            except Refused as refusal:
-                following = adapted(dialect, refusal.text, body)
-                if following is None:
-                    raise explained(refusal, prompt, body, path, self.server.base, self.served[2]) from None
-                self._adapted = following
-        raise ModelError(f"{self.server.base}: refuses every form of the request", "is it an OpenAI-compatible server?")
+                with self._one_at_a_time if exclusive else contextlib.nullcontext():
+                    data = self._retrier.call(functools.partial(self._request, path, body, stop), stop)
+                return parse_completion(data, prompt.id, sample)
+            except TransientError as error:
+                raise self._unavailable(error, f" at {name_of(prompt)}") from None
+            except ServerError as error:
+                adapted = adapt(dialect, error.text, body)
+                if adapted is None:
+                    raise self._explain(error, prompt, path, body) from None
+                self._dialect = adapted
+        raise ModelError(
+            f"{self.server.base}: rejects every form of the request",
+            "is it an OpenAI-compatible server?",
+            code="model.server_incompatible",
+        )
 
-    def _asked(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
-        led = "messages" in body and body["messages"][0]["role"] == "system"
+    def _request(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
+        """Make one request; a template that fails on system messages becomes a `ServerError`."""
+        has_system = "messages" in body and body["messages"][0]["role"] == "system"
         try:
-            data = self.server.ask(path, body)
-            read_answer(data, "", 0)  # an answer in no known form may be a passing trouble too
-        except Passing as trouble:
-            if trouble.status != 500 or not led or self._system_answered or not self._stumbles(path, body, stop):
-                raise
-            raise Refused(500, "system role not supported") from None
-        self._system_answered = self._system_answered or led
+            data = self.server.request(path, body)
+            parse_completion(data)  # a malformed response may be transient too
+        except TransientError as error:
+            suspicious = error.status == 500 and has_system and not self._system_accepted
+            if suspicious and self._system_fails(path, body, stop):
+                raise ServerError(500, "system role not supported") from None
+            raise
+        self._system_accepted = self._system_accepted or has_system
         return data
 
-    def _stumbles(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> bool:
-        """Whether a short chat goes well, and with a system message fails: some servers then only answer 500."""
+    def _system_fails(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> bool:
+        """Whether a short chat succeeds, and fails with a system message: some servers only respond with status 500."""
         user = {"role": "user", "content": "Hi"}
-        for messages, system in ([user], False), ([{"role": "system", "content": "Hi"}, user], True):
-            self._persistence.gate.enter(stop)
+        for messages, has_system in ([user], False), ([{"role": "system", "content": "Hi"}, user], True):
+            self._retrier.limit.acquire(stop)
             try:
-                read_answer(self.server.ask(path, {**body, "messages": messages}), "", 0)
-            except (Passing, Refused) as trouble:
-                return system and getattr(trouble, "status", None) == 500
-        self._system_answered = True
+                parse_completion(self.server.request(path, {**body, "messages": messages}))
+            except (TransientError, ServerError) as error:
+                return has_system and error.status == 500
+        self._system_accepted = True
         return False
 
-    def _lost(self, trouble: Passing, where: str = "") -> ModelError:
-        hint = "run the same again to go on" if self._persistence.met else "is it running, and the address right?"
-        return ModelError(f"{self.server.base}: {trouble}{where}", hint)
+    def _unavailable(self, error: TransientError, place: str = "") -> ModelError:
+        reached = self._retrier.reached
+        hint = "run the same command again to resume" if reached else "is it running, and is the address right?"
+        return ModelError(f"{self.server.base}: {error}{place}", hint, code="model.server_unavailable")
+
+    def _explain(self, error: ServerError, prompt: Prompt, path: str, body: Mapping[str, Any]) -> UserError:
+        """A server error as a user error that names the fix and does not repeat the prompt."""
+        base, model, models = self.server.base, body["model"], self.served[2]
+        text = shorten(_without_prompt(error.text, prompt))
+        if CONTEXT.search(error.text) or error.status == 413:
+            return DataError(
+                f"{name_of(prompt)}: does not fit the model's context ({text})",
+                "shorten it, or lower generate.max_tokens",
+                code="data.context_exceeded",
+            )
+        if error.status in (404, 405):
+            if models and model not in models:
+                available = f"it has: {', '.join(models[:8])}"
+                return ModelError(f"{base}: has no model {model!r}", available, code="model.not_on_server")
+            return ModelError(
+                f"{base}/{path}: {error.status} for the model {model!r} ({text})",
+                "is the model's name right, and does the address end in /v1?",
+                code="model.server_path",
+            )
+        if rejected := sorted(rejected_fields(error.text, body)):
+            values = ", ".join(f"{field} {body[field]}" for field in rejected if body[field] != NEUTRAL[field])
+            hint = "use the neutral value, or the engine vllm"
+            return ModelError(f"{base}: rejects {values} ({text})", hint, code="model.sampling_unsupported")
+        message = f"{name_of(prompt)}: {base} rejects the request ({error.status}: {text})"
+        return DataError(message, "fix what the server names", code="data.request_rejected")
+
+
+def _without_prompt(text: str, prompt: Prompt) -> str:
+    """A server's message without the prompt, which some servers repeat."""
+    for content in (prompt.rendered, *(message.content for message in prompt.messages)):
+        if content and len(content) > 8:
+            text = text.replace(content, "…").replace(repr(content)[1:-1], "…")
+    return text
 
 
 def _length(prompt: Prompt) -> int:
