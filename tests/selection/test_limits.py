@@ -312,12 +312,27 @@ def test_the_knee_without_a_price_or_a_curve() -> None:
             choose(trials, metric=metric, settings=Select(policy="knee"))
 
 
-@pytest.mark.parametrize(("rate_", "bound"), [(0.04, 0.1), (0.05, 0.1), (0.1, 0.15), (0.0, 0.05)])
+@pytest.mark.parametrize(("rate_", "bound"), [(0.04, 0.1), (0.05, 0.1), (0.1, 0.15), (0.0, 0.05), (0.049, 0.05)])
 def test_so_many_prompts_show_an_absolute_bound_by_the_exact_limit(rate_: float, bound: float) -> None:
     count = enough_prompts(rate_, bound, 0.95)
     assert count is not None
     assert binomial_upper(math.ceil(rate_ * count - 1e-9), count, 0.95) <= bound
     assert binomial_upper(math.ceil(rate_ * (count - 1) - 1e-9), count - 1, 0.95) > bound
+
+
+def test_beyond_a_million_prompts_their_number_is_wilsons() -> None:
+    count = enough_prompts(0.04999, 0.05, 0.95)
+    assert count is not None
+    assert count > 1_000_000
+    assert wilson(round(0.04999 * count), count, quantile(0.95))[1] == pytest.approx(0.05, abs=1e-9)
+    assert enough_prompts(0.5, 1.0, 0.95) == 1
+
+
+def test_a_rate_just_below_the_bound_is_answered_at_once() -> None:
+    trials = [trial(0.0, rate("asr", 0, n=1000)), trial(0.5, rate("asr", 49, n=1000))]
+    choice = choose(trials, metric=None, settings=Select(bound=0.05))
+    assert not choice.within
+    assert "at these rates about 129000 prompts would show that it keeps the bound, not 1000." in choice.reason
 
 
 def test_a_margin_takes_the_place_of_a_bound_too() -> None:

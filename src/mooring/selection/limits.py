@@ -11,7 +11,7 @@ from mooring.merge_point import BASE, MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Score, Trial
 from mooring.selection.explain import percent, points, value_of
-from mooring.stats import Hits, binomial_upper, flips, newcombe, null_deviation, quantile, tango
+from mooring.stats import Hits, binomial_cdf, binomial_upper, flips, newcombe, null_deviation, quantile, tango
 
 # --- Trials that carry how their verdicts flip against the base's ---
 
@@ -120,20 +120,42 @@ def enough_pairs(worse: float, better: float, margin: float, confidence: float) 
     return max(1, math.ceil(found - 1e-9))
 
 
+_COUNTED = 1_000_000
+"""The most prompts that `enough_prompts` counts exactly."""
+
+
 def enough_prompts(rate: float, bound: float, confidence: float) -> int | None:
     """How many prompts show by the exact limit (Clopper–Pearson) that a rate is within an absolute bound.
 
-    The search begins at z²·p(1−p) / (p − rate)², p the bound: Wilson's limit solved for n, which is a little less.
+    The search starts at z²·p(1−p) / (p − rate)², p the bound: Wilson's limit solved for n, which is a little less. Per
+    prompt more, P(X ≤ hits) and P(X = hits) at the bound follow from those before. Beyond a million prompts the
+    starting point is returned, less than 1 % too low for bounds from 1 to 99 %.
+
+    Args:
+        rate: The rate measured.
+        bound: The largest rate allowed.
+        confidence: Of the one-sided limit.
 
     Returns:
-        None where the rate is at the bound, or over it.
+        At least 1; None if the rate is at the bound, or over it.
     """
     if bound - rate <= 1e-12:
         return None
     found = (quantile(confidence) / (bound - rate)) ** 2 * bound * (1 - bound)
     count = max(smallest_set(bound, confidence, paired=False) or 1, math.ceil(found - 1e-9))
-    while binomial_upper(math.ceil(rate * count - 1e-9), count, confidence) > bound:
+    if bound >= 1 or count > _COUNTED:
+        return count
+    hits = math.ceil(rate * count - 1e-9)
+    at_most = binomial_cdf(hits, count, bound)
+    exactly = at_most - binomial_cdf(hits - 1, count, bound)
+    while at_most > 1 - confidence:
         count += 1
+        at_most -= bound * exactly
+        exactly *= (1 - bound) * count / (count - hits)
+        if math.ceil(rate * count - 1e-9) > hits:
+            hits += 1
+            exactly *= bound / (1 - bound) * (count - hits + 1) / hits
+            at_most += exactly
     return count
 
 
