@@ -17,6 +17,7 @@ check: $(VENV)/.ready-dev  ## style, types, and docs built from the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/english.py
 	$(BIN)/python docs/build.py --check
 
 docs: $(VENV)/.ready-dev  ## rebuild the docs that come from the code

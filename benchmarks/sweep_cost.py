@@ -31,10 +31,11 @@ from mooring.data import load_splits
 from mooring.inference import decode
 from mooring.inference.encode import encode_prompts
 from mooring.inference.engine import accepted_share, plan_batches
-from mooring.inference.transformers import TransformersEngine, quiet
+from mooring.inference.transformers import TransformersEngine
 from mooring.merging.merge import merge
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
+from mooring.quiet import quiet
 from mooring.records import Completion, Prompt
 from mooring.sampling import SamplingParams
 
@@ -128,7 +129,7 @@ def main() -> None:
         model = MergedModel(spec)
         for lam in GRID:
             stamps = [time.perf_counter()]
-            with quiet():
+            with quiet("transformers"):
                 hand = by_hand(base, tuned, load, lam, asked)
             stamps.append(time.perf_counter())
             theirs = plain(base, tuned, load, lam, asked)

@@ -355,7 +355,7 @@ class Judge(Runner):
     model: str | None = None
     """The model that judges: a folder or a hub id, or its name on the server; the judge's own where it is not given."""
     price_in: float = Field(0, ge=0)
-    """What the server asks for a million tokens of a prompt, in dollars; the cost is foretold before it begins."""
+    """What the server asks for a million tokens of a prompt, in dollars; an upper bound on the cost is printed first."""
     price_out: float = Field(0, ge=0)
     """The same for a million tokens of an answer."""
 
@@ -414,7 +414,7 @@ class Select(Section):
     """How λ is chosen, on the validation half (docs/choosing.md)."""
 
     search: Literal["grid", "bisect", "modules"] = "grid"
-    """`grid` scores every λ of `merge.lambdas`; `bisect` looks for the largest λ within the bound by halves, leaving
+    """`grid` scores every λ of `merge.lambdas`; `bisect` bisects for the largest λ within the bound, leaving
     each λ as soon as the evidence suffices; `modules` does as `grid`, then looks for λ by depth and kind of module that
     beat the single λ in both task score and ASR (docs/choosing.md)."""
     budget: int = Field(12, ge=1)

@@ -25,7 +25,7 @@ _MOST_OUTSIDE = 12
 
 
 def check_name(path: Path) -> Path:
-    """Hold that a heat map's name is a PNG's.
+    """Check that the name of a heat map is that of a PNG file.
 
     Raises:
         UserError: It does not end in .png.
