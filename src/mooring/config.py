@@ -355,9 +355,9 @@ class Judge(Runner):
     model: str | None = None
     """The model that judges: a folder or a hub id, or its name on the server; the judge's own where it is not given."""
     price_in: float = Field(0, ge=0)
-    """What the server asks for a million tokens of a prompt, in dollars; an upper bound on the cost is printed first."""
+    """Dollars per million prompt tokens that the server charges; an upper bound on the cost is printed first."""
     price_out: float = Field(0, ge=0)
-    """The same for a million tokens of an answer."""
+    """Dollars per million tokens of an answer."""
 
 
 def _judge(value: object) -> object:
