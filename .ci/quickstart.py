@@ -22,7 +22,9 @@ def main() -> None:
     printed = "".join(lines)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     results = json.loads((RUN / "report" / "results.json").read_text())
-    test = {t["model"]: t["scores"] for t in results["trials"] if t["split"] == "test"}
+    roles = {0.0: "base", 1.0: "tuned"}
+    trials = [trial for trial in results["trials"] if trial["split"] == "test"]
+    test = {roles.get(trial["point"]["lam"], "merged"): trial["scores"] for trial in trials}
 
     def value(model: str, score: str) -> float:
         return test[model][score]["value"]
