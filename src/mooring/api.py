@@ -531,6 +531,7 @@ def generate(
     from mooring.models import model_digest
     from mooring.models.resolve import resolve_model
 
+    settings("generate", options)  # before the prompts are looked for
     kind = kind_of(prompts, kind, on_event, "generate")
     recipe = settings("generate", options, kind)
     rows = load_prompts(prompts, split=split, seed=recipe.seed)

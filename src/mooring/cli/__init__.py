@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             hint = f"see {context.command_path if context else 'mooring'} --help"
-            raise UserError(error.format_message().removesuffix("."), hint) from None
+            raise UserError(error.format_message().removesuffix("."), hint, code="usage.invalid") from None
         except click.Abort:
             sys.exit(INTERRUPTED)
     except UserError as error:

@@ -1,0 +1,138 @@
+"""The Python functions: typed keywords, every option effective, every verb exported (D2, D3, D4, D8)."""
+
+import ast
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mooring
+from mooring import options as opt
+from mooring.cli.app import top
+from mooring.config import VERBS, Recipe, field_at, options_of, settings
+from mooring.merging.job import Options
+
+SOURCE = Path(mooring.__file__).parent
+TYPED = {verb: getattr(opt, f"{verb.title().replace('_', '')}Options") for verb in VERBS if verb != "run"}
+
+
+def other(key: str) -> Any:
+    """A valid value of a field that differs from its default."""
+    known = {
+        "engine": "vllm", "base_url": "http://x/v1", "key_env": "OTHER", "dtype": "float32", "device": "cpu",
+        "method": "slerp", "rescale": "l1", "search": "bisect", "policy": "knee", "lr_scheduler_type": "constant",
+        "target_modules": ("q_proj",), "bertscore_model": "bundled:minilm", "metrics": ("exact_match",),
+        "judges": ("wildguard",), "safety": ("advbench",), "over_refusal": ("xstest",), "ordinary": ("alpaca-eval",),
+        "task": "task.jsonl", "system": "Other.", "lambdas": (0.3,), "unsafe_exec": True, "confidence": 0.9,
+        "density": 0.5, "gamma": 0.2, "epsilon": 0.1, "bound": 0.3, "over_refusal_margin": 0.2, "top_p": 0.9,
+    }  # fmt: skip
+    name = key.rpartition(".")[2]
+    if name in known:
+        return known[name]
+    default = field_at(key).default
+    if isinstance(default, float) and default < 1:
+        return default / 2 + 0.2
+    return 2 if default is None else default + 1
+
+
+@pytest.mark.parametrize("verb", TYPED)
+def test_the_typed_options_of_a_verb_are_its_fields(verb: str) -> None:
+    fields = set(options_of(verb))
+    if verb == "merge":  # `method` is a parameter of its own; the others are those of `merging.job.Options`
+        fields = {field.name for field in dataclasses.fields(Options)} - {"lam"}
+    assert set(TYPED[verb].__annotations__) == fields
+
+
+EFFECTIVE = [(verb, name) for verb in VERBS if verb not in ("run", "merge", "prefer") for name in options_of(verb)]
+
+
+@pytest.mark.parametrize(("verb", "name"), EFFECTIVE)
+def test_every_option_changes_the_settings_of_its_verb(verb: str, name: str) -> None:
+    more = {"tune.data": ["x"]} if verb == "tune" else {}
+    key = options_of(verb)[name]
+    given = {name: other(key)}
+    if name == "base_url":
+        given["engine"] = "openai"
+    before, after = settings(verb, {}, more=more), settings(verb, given, more=more)
+    assert before.model_dump() != after.model_dump()
+
+
+@pytest.mark.parametrize("verb", [verb for verb in TYPED if verb != "merge"])
+def test_an_unknown_option_is_refused(verb: str) -> None:
+    functions: dict[str, tuple[object, ...]] = {"compare": ("b", "t"), "prefer": ("a", "b", "p"), "score": ("a", "p")}
+    keywords: dict[str, Any] = {
+        "safeguard": {"out": "o"}, "tune": {"out": "o"}, "generate": {"out": "o"}, "compare": {"prompts": "x"},
+        "prefer": {"judge": "j"}, "lm_eval": {"tasks": ["bbh"]},
+    }  # fmt: skip
+    positional = functions.get(verb, ("a",) if verb in ("rejudge", "select", "lm_eval") else ("a", "b"))
+    with pytest.raises(mooring.RecipeError) as caught:
+        getattr(mooring, verb)(*positional, **keywords.get(verb, {}), no_such_option=1)
+    assert caught.value.code == "recipe.unknown_option"
+
+
+@pytest.mark.parametrize("name", ["safety_repetition_penalty", "task_temperature", "safety", "drafts"])
+def test_generate_refuses_what_it_would_ignore(name: str) -> None:
+    with pytest.raises(mooring.RecipeError) as caught:
+        mooring.generate("m", "p.jsonl", out="o.jsonl", **{name: 1.2})  # type: ignore[misc]
+    assert caught.value.code == "recipe.unknown_option"
+
+
+def test_no_public_function_takes_anything() -> None:
+    for name in mooring.api.__all__:
+        signature = inspect.signature(getattr(mooring.api, name))
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                assert str(parameter.annotation).startswith("Unpack[opt."), name
+
+
+def test_every_verb_is_a_function_of_the_package() -> None:
+    names = [name for name in top.commands if name != "mergekit"] + ["mergekit_run", "mergekit_export"]
+    for name in names:
+        assert callable(getattr(mooring, name.replace("-", "_"))), name
+        assert name.replace("-", "_") in mooring.__all__
+
+
+def test_every_exported_name_exists_and_the_import_is_light() -> None:
+    for name in mooring.__all__:
+        assert getattr(mooring, name) is not None
+    probe = "import mooring, sys; print([m for m in ('torch', 'pydantic', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_set_is_sampled_alike_by_a_run_and_by_generate() -> None:
+    recipe = Recipe.parse({"base": "b", "tuned": "t"})
+    kinds: tuple[Any, ...] = ("safety", "over_refusal", "ordinary", "task")
+    for kind in kinds:
+        for verb in ("generate", "compare"):
+            alone = settings(verb, {}, kind).generate.sampling(kind, recipe.seed)
+            assert alone == recipe.generate.sampling(kind, recipe.seed)
+    given = settings("generate", {"repetition_penalty": 1.0, "max_tokens": 7}, "safety")
+    params = given.generate.sampling("safety", given.seed)
+    assert (params.repetition_penalty, params.max_tokens) == (1.0, 7)
+
+
+def test_defaults_of_the_recipe_are_not_written_again_in_the_api_or_the_command_line() -> None:
+    written = {512, 42, 1.2, 1024, 1e-4, 0.95, "OPENAI_API_KEY", "You are a helpful assistant.", "linear", "rules"}
+    written.add("microsoft/deberta-xlarge-mnli")
+    for path in (SOURCE / "api.py", *sorted((SOURCE / "cli").glob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and not isinstance(node.value, bool):
+                assert node.value not in written, f"{path.name}:{node.lineno}: {node.value!r}"
+
+
+def test_merge_takes_torchs_type_and_a_size_as_text(
+    tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any
+) -> None:
+    import torch
+
+    tuned = save_tiny_model(tmp_path / "tuned", seed=1)
+    for size, name in (("100KB", "text"), (100_000, "number")):
+        out = mooring.merge(
+            tiny_model_folder, tuned, lam=0.5, out=tmp_path / name, dtype=torch.bfloat16, max_shard_size=size
+        )
+        assert len(list(out.glob("*.safetensors"))) > 1
