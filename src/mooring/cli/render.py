@@ -52,7 +52,7 @@ class _TimeLeft(TimeRemainingColumn):
 
 def progress_bars(out: Console) -> Progress:
     """Bars of tasks that have a `note`; one with `whole` says the time left in its note."""
-    return Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
@@ -61,6 +61,8 @@ def progress_bars(out: Console) -> Progress:
         console=out,
         transient=True,
     )
+    progress.disable = not out.is_terminal  # it would write an empty line into a log
+    return progress
 
 
 @contextlib.contextmanager
@@ -78,7 +80,6 @@ def bar(label: str, *, resumes: bool = True) -> Iterator[OnEvent]:
     """A progress bar for one verb, on a terminal; a verb that resumes says so on Ctrl-C."""
     out = Console(stderr=True)
     progress = progress_bars(out)
-    progress.disable = not out.is_terminal  # it would write an empty line into a log
     with resumable() if resumes else contextlib.nullcontext(), progress:
         tick = ticking(progress, label)
 

@@ -91,7 +91,7 @@ class Judging:
         return {
             "judge": self.label(judge),
             "model": digest(self._folder(judge), model_digest),
-            "engine": section.engine,
+            "runner": section.engine,  # not `engine`: completions have one of their own
             "dtype": section.dtype,
             "device": section.device,
             "batch_size": section.batch_size,
