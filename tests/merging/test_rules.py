@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -174,8 +176,16 @@ def test_every_method_has_its_defaults() -> None:
 
 @pytest.mark.parametrize("name", ["magic", "", "Linear"])
 def test_unknown_method(name: str) -> None:
-    with pytest.raises(UserError, match="known: linear, slerp"):
+    with pytest.raises(UserError, match="known: linear, task_arithmetic") as caught:
         method_named(name)
+    assert caught.value.code == "usage.unknown_method"
+
+
+def test_methods_have_one_order_whatever_is_imported_first() -> None:
+    code = "import mooring.merging.sparse\nfrom mooring.merging.methods import METHODS\nprint(*METHODS)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert found[:3] == ["linear", "task_arithmetic", "lines"]
+    assert found == list(METHODS)
 
 
 @pytest.mark.parametrize(

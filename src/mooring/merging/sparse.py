@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mooring.merging import slices
+from mooring.merging import dense, slices  # noqa: F401 — `dense` registers its methods first, whatever is imported first
 from mooring.merging.plan import Pass, Plan, TensorParams, merge_method
 from mooring.merging.slices import divisor_of, wide_type, widened
 
