@@ -235,7 +235,7 @@ def test_an_output_filled_in_the_meantime_is_kept(tmp_path: Path) -> None:
 def test_a_faulty_input_is_named_and_not_the_output(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught, files.explained(tmp_path / "out"):
         (tmp_path / "in.json").read_text()
-    assert str(caught.value).startswith(f"{tmp_path / 'in.json'}: cannot be used (No such file")
+    assert str(caught.value).startswith(f"{tmp_path / 'in.json'}: cannot be read (No such file")
     denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".partial-out" / "a"))
     with pytest.raises(OutputError, match="out: may not be written"), files.explained(tmp_path / "out"):
         raise denied

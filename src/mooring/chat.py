@@ -40,6 +40,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) 
         raise ModelError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template",
             "put the model's chat_template.jinja into its folder",
+            code="model.no_chat_template",
         )
     if messages[0].role == "system" and not has_system_role(tokenizer):
         messages = fold_system(messages)
@@ -50,6 +51,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) 
         raise ModelError(
             f"{tokenizer.name_or_path}: the chat template refuses the conversation ({reason})",
             "check the order of its roles",
+            code="model.conversation_refused",
         ) from None
 
 

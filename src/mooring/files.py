@@ -17,12 +17,16 @@ PARTIAL = ".partial-"
 
 
 _FAULTS = {
-    errno.ENOSPC: ("no room left on the disk", "free some, or choose another folder"),
-    errno.EDQUOT: ("no room left on the disk", "free some, or choose another folder"),
-    errno.EFBIG: ("a file is too large for this disk", "choose a folder on another disk, or smaller shards"),
-    errno.EISDIR: ("is a folder, where a file belongs", "move it away"),
-    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
-    errno.ELOOP: ("is a link that leads back to itself", "name another folder"),
+    errno.ENOSPC: ("no room left on the disk", "free some, or choose another folder", "output.disk_full"),
+    errno.EDQUOT: ("no room left on the disk", "free some, or choose another folder", "output.disk_full"),
+    errno.EFBIG: (
+        "a file is too large for this disk",
+        "choose another disk, or smaller shards",
+        "output.file_too_large",
+    ),
+    errno.EISDIR: ("is a folder, not a file", "move it away", "output.is_a_folder"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one", "output.name_too_long"),
+    errno.ELOOP: ("is a link that leads back to itself", "name another folder", "output.link_loop"),
 }
 _FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
 
@@ -42,12 +46,16 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         other = _other(error, path)
         if other and error.errno in (*_FORBIDDEN, errno.ENOENT):
-            raise OutputError(f"{other}: cannot be used ({error.strerror})", "see that it is there") from None
+            raise OutputError(
+                f"{other}: cannot be read ({error.strerror})", "check that it exists", code="output.unreadable"
+            ) from None
         if error.errno in _FAULTS:
-            what, hint = _FAULTS[error.errno]
-            raise OutputError(f"{path}: {what}", hint) from None
+            what, hint, code = _FAULTS[error.errno]
+            raise OutputError(f"{path}: {what}", hint, code=code) from None
         if error.errno in _FORBIDDEN:
-            raise OutputError(f"{path}: may not be written ({error.strerror})", "choose another folder") from None
+            raise OutputError(
+                f"{path}: may not be written ({error.strerror})", "choose another folder", code="output.forbidden"
+            ) from None
         raise
 
 
@@ -147,7 +155,9 @@ def _make_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise OutputError(f"{path}: lies in a file, not in a folder", "choose another folder") from None
+        raise OutputError(
+            f"{path}: lies in a file, not in a folder", "choose another folder", code="output.parent_is_a_file"
+        ) from None
 
 
 def _claim(path: Path) -> tuple[Path, int]:
@@ -193,7 +203,7 @@ def _locked(scratch: Path, path: Path) -> int | None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             hint = "wait for it to end, or choose another folder"
-            raise OutputError(f"{path}: is being written by another process", hint) from None
+            raise OutputError(f"{path}: is being written by another process", hint, code="output.locked") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -215,7 +225,9 @@ def _rename(scratch: Path, path: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             hint = "name another folder"
-            raise OutputError(f"{path}: was filled by something else in the meantime", hint) from None
+            raise OutputError(
+                f"{path}: was filled by something else in the meantime", hint, code="output.not_empty"
+            ) from None
         raise
 
 
@@ -227,9 +239,11 @@ def free_for_output(path: Path) -> None:
     """
     with explained(path):
         if path.exists() and not path.is_dir():
-            raise OutputError(f"{path}: is a file", "name a folder that does not exist yet")
+            raise OutputError(f"{path}: is a file", "name a folder that does not exist yet", code="output.is_a_file")
         if path.is_dir() and any(path.iterdir()):
-            raise OutputError(f"{path}: holds something already", "name another folder, or empty this one")
+            raise OutputError(
+                f"{path}: holds something already", "name another folder, or empty this one", code="output.not_empty"
+            )
 
 
 def need_room(path: Path, wanted: int) -> None:
@@ -250,6 +264,7 @@ def need_room(path: Path, wanted: int) -> None:
         raise OutputError(
             f"{path}: {gibibytes(wanted)} will be written and {gibibytes(free)} are free",
             "free some room, or choose a folder on another disk",
+            code="output.disk_full",
         )
 
 

@@ -364,7 +364,7 @@ def test_side_files_that_vanish(pair: tuple[Path, Path], tmp_path: Path) -> None
         patch.setattr(sys.modules["mooring.models.checkpoint"], "side_files", late)
         with pytest.raises(OutputError) as caught:
             merge(*pair, out, lam=0.5)
-    assert f"{pair[0] / 'tokenizer.json'}: cannot be used (No such file" in str(caught.value)
+    assert f"{pair[0] / 'tokenizer.json'}: cannot be read (No such file" in str(caught.value)
     assert not out.exists()
 
 

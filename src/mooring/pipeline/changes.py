@@ -84,5 +84,5 @@ def read_changes(path: Path) -> Changes | None:
     try:
         found: Changes = read_as(path, Changes, "the changes of a run")
     except DataError as error:
-        raise DataError(error.message, "remove it, and run again") from None
+        raise DataError(error.message, "remove it, and run again", code="data.bad_record") from None
     return found
