@@ -762,8 +762,12 @@ def lm_eval(
     from mooring.pipeline.lm_eval.tasks import lm_eval_version
 
     recipe = settings("lm_eval", options)
-    if (tuned is None) != (lam is None):
-        raise UserError("tuned and lam: go together", "give both", code="usage.tuned_without_lam")
+    if tuned is None and lam is not None:
+        raise UserError(
+            "lam: there is no tuned model to merge", "name the tuned model too", code="usage.no_tuned_model"
+        )
+    if tuned is not None and lam is None:
+        raise UserError(f"{tuned}: there is no λ to merge it with", "give lam, such as 0.5", code="usage.no_lam")
     lm_eval_version()  # before a model is downloaded
     check_counts(limit, num_fewshot)
     engine = open_engine(
