@@ -253,7 +253,7 @@ def test_what_cannot_be_read_is_named_in_a_line_and_the_rest_goes_on(make_run: M
     half.mkdir()
     (half / "ledger.json").write_text('{"steps": {}}')
     again = make_run("begun-again", seed=1)
-    (again / "ledger.json").write_text('{"steps": {"report": {"key": "", "done": false}}}')
+    (again / "ledger.json").write_text('{"steps": {"report": {"label": "report", "key": "", "done": false}}}')
     for name, change in {
         "old": lambda d: d.update(format=1),
         "text": lambda d: d["trials"][0]["scores"]["asr"].update(value="low"),
@@ -395,20 +395,20 @@ def test_from_the_command_line(
 
     def call(*args: str) -> tuple[object, str, str]:
         with pytest.raises(SystemExit) as stop:
-            main(["report", *args])
+            main(["paper", *args])
         return (stop.value.code, *capsys.readouterr())
 
     monkeypatch.chdir(tmp_path)
-    code, out, err = call("runs", "--paper", "out")
+    code, out, err = call("runs", "--out", "out")
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert "no such folder" in err
     make_run("a")
     (make_run("b") / "report" / "results.json").write_text("{")
-    code, out, err = call("runs", "--paper", "out")
+    code, out, err = call("runs", "--out", "out")
     assert code in (0, None)
     assert out == "1 run: the tables and figures are in out/paper.md.\n"
     assert err.startswith("mooring: b: left out: report/results.json: not results")
     code, _, err = call("runs/a", "--published", "p.csv")
     assert code == 2
-    assert "--paper" in err
+    assert "--out" in err
