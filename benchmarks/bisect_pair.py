@@ -20,7 +20,7 @@ from timing import table
 from mooring.config import Recipe
 from mooring.data import load_splits
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
-from mooring.pipeline.search import design, search
+from mooring.pipeline.search import bisection, search
 from mooring.records import Completion, Prompt
 from mooring.scoring import judges
 from mooring.selection.bisect import Bisect, Rule
@@ -92,7 +92,7 @@ def main() -> None:
     prompts = load_splits(given.set, recipe.score.validation, recipe.seed, None)["validation"]
     found = ask_all(given.run, prompts, recipe)
     update = {} if given.margin is None else {"margin": given.margin, "bound": None}
-    plan = design(recipe.select.model_copy(update=update), recipe.seed)
+    plan = bisection(recipe.select.model_copy(update=update), recipe.seed)
     five = sum(sum(found[lam].tokens) for lam in GRID)
     whole = sum(sum(found[lam].tokens) for lam in LAMS) / five
     grid = on_grid(found, LAMS, plan.rule)

@@ -86,7 +86,7 @@ def cases(draw: st.DrawFn, method: str) -> dict[str, Any]:
     low, high = (0.0, 1.0) if method in ("linear", "slerp", "karcher", "model_stock") else (-1.0, 2.0)
     return {
         "models": models,
-        "lam": draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]) | st.floats(low, high)),
+        "lam": draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]) | st.floats(low, high, allow_subnormal=False)),
         "options": {k: v for k, v in options.items() if v is not None},
         "dtype": draw(st.sampled_from(DTYPES)),
         "shapes": draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3)),

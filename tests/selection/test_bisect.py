@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mooring.config import Select
 from mooring.errors import DataError, UserError
-from mooring.pipeline.search import design, search
+from mooring.pipeline.search import bisection, search
 from mooring.selection.bisect import Bisect, Evidence, Found, Rule, Stratum, beta_binomial
 from mooring.selection.limits import as_tested
 
@@ -149,11 +149,11 @@ def test_the_base_has_to_be_judged_on_all() -> None:
 
 
 def test_the_search_of_a_recipe_uses_the_rule_of_choose() -> None:
-    assert design(Select(), 3) == Bisect(rule=Rule(0.1, 0.95, paired=True), seed=3)
+    assert bisection(Select(), 3) == Bisect(rule=Rule(0.1, 0.95, paired=True), seed=3)
     assert as_tested(Select()) == Select()
     tested = as_tested(Select(search="bisect")).confidence  # what `choose` and the checks hold it to
-    assert tested == design(Select(), 0).test.confidence == pytest.approx(0.9875)
-    assert design(Select(bound=0.2, confidence=None), 0).rule == Rule(0.2, None, paired=False)
+    assert tested == bisection(Select(), 0).test.confidence == pytest.approx(0.9875)
+    assert bisection(Select(bound=0.2, confidence=None), 0).rule == Rule(0.2, None, paired=False)
 
 
 @settings(deadline=None, max_examples=40)
