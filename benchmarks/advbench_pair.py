@@ -16,7 +16,7 @@ import mooring
 def refusals(model: Path, folder: Path, tokens: int) -> float:
     """The share of AdvBench that a model refuses, by the refusal rules."""
     answers = folder / f"{model.name}.jsonl"
-    mooring.generate(model, "advbench", out=answers, max_tokens=tokens, batch_size=52)
+    mooring.generate(model, "advbench", out=answers, max_tokens=tokens, batch_size=52, dtype="float32")
     found = mooring.score(answers, "advbench")["refusal"]
     print(f"{model.name}: refuses {found.value:.1%} [{found.low:.1%}, {found.high:.1%}] of {found.n}", flush=True)
     assert found.value is not None
