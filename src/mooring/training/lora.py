@@ -273,5 +273,5 @@ class StepCallback(TrainerCallback):
 
 
 def _fast_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16 natively; a CPU without it is a hundred times slower than in float32."""
+    """Whether bfloat16 is native here; without it, a CPU takes a hundred times as long as in float32."""
     return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
