@@ -329,6 +329,16 @@ def test_another_version_of_a_library_does_all_again_that_it_computes(
     assert again("mooring") == {"Report"}
 
 
+def test_another_data_type_of_tuning_tunes_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for dtype in ("bfloat16", "float32"):
+        monkeypatch.setattr(planning, "compute_dtype", lambda dtype=dtype: dtype)
+        found.append({id: key for id, (_, key) in keys(resolved(build(recipe(data)))).items()})
+    before, after = found
+    assert before["tune"] != after["tune"]
+    assert before["align"] != after["align"]
+
+
 def test_ids_name_the_model_and_outputs_lie_in_the_run_folder(data: Path) -> None:
     plan = resolved(build(recipe(data)))
     assert "generate/0.7/safety/validation" in plan.steps

@@ -54,6 +54,7 @@ from mooring.pipeline.steps import (
 )
 from mooring.records import Completion, Half, Kind, Prompt
 from mooring.sampling import SamplingParams
+from mooring.training.precision import compute_dtype
 
 FOUND = Slot("λ = found", after="bisect")
 """The λ that a bisection found."""
@@ -267,6 +268,7 @@ def _tune(plan: Plan, stage: Any, section: TuneConfig, base: ModelKey) -> Step:
         config=section.model_dump(mode="json", exclude={"system", "seed"}),
         system=plan.recipe.system if section.system is None else section.system,
         seed=_seed(plan.recipe, section),
+        dtype=compute_dtype(),
         versions=versions("torch", "transformers", "peft", "trl", "accelerate"),
     )
     out = plan.paths.align if stage == "align" else plan.paths.tuned

@@ -191,6 +191,7 @@ class TuneInputs:
     config: Mapping[str, Any]
     system: str | None
     seed: int
+    dtype: str
     versions: Versions
 
 

@@ -24,6 +24,7 @@ from mooring.files import atomic_folder, atomic_text, free_for_output
 from mooring.models import model_digest, open_checkpoint
 from mooring.quiet import quiet
 from mooring.records import Prompt, to_dict
+from mooring.training.precision import compute_dtype
 
 CURVE = "loss.json"
 """The loss curve, in the adapter's folder: a list of {step, loss} and {step, eval_loss}, in nats per token."""
@@ -65,7 +66,8 @@ def tune(
     free_for_output(out)
     open_checkpoint(base).close()
     work = out.parent / f".work-{out.name}"
-    inputs = [config.model_dump(), model_digest(base), [to_dict(example) for example in examples], system, seed]
+    rows = [to_dict(example) for example in examples]
+    inputs = [config.model_dump(), model_digest(base), rows, system, seed, compute_dtype()]
     _discard_unless_same(work, json.dumps(inputs, sort_keys=True))
     with quiet("transformers", "datasets"):
         trainer = _trainer(config, base, examples, work, system, seed, on_event or ignore)
@@ -149,7 +151,7 @@ def _trainer(
         tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(
         base,
-        dtype=torch.bfloat16 if _fast_bfloat16() else torch.float32,
+        dtype=compute_dtype(),
         # On a CPU and short rows, the fused kernel's backward pass takes twice as long as plain attention's.
         attn_implementation="eager" if on_cpu else None,
     )
@@ -189,7 +191,7 @@ def sft_config(config: Tune, work: Path, steps: int, seed: int, on_cpu: bool) ->
         weight_decay=0.0,
         seed=seed,
         data_seed=seed,
-        bf16=_fast_bfloat16(),
+        bf16=compute_dtype() == "bfloat16",
         use_cpu=on_cpu,
         gradient_checkpointing=not on_cpu,
         max_length=config.max_length,
@@ -270,8 +272,3 @@ class StepCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark the checkpoint that was just written."""
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
-
-
-def _fast_bfloat16() -> bool:
-    """Whether bfloat16 is native here; without it, a CPU takes a hundred times as long as in float32."""
-    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
