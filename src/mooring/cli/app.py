@@ -86,7 +86,7 @@ def run(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
 @dry_run_option
 @json_option
 def quickstart(out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Show the effect on the bundled model, offline: seven to twelve minutes on two CPU cores.
+    """Show the effect on the bundled model, offline: ten to thirty minutes on two CPU cores.
 
     \b
     Examples:
