@@ -5,13 +5,16 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test check docs format clean
+.PHONY: quickstart test test-slow check docs format clean
 
 quickstart: $(VENV)/.ready  ## the main job, on the bundled model
 	$(BIN)/mooring run recipes/quickstart.yaml
 
-test: $(VENV)/.ready-dev  ## the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+test: $(VENV)/.ready-dev  ## the tests, but for the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/.ready-dev  ## the slow tests: whole runs that are killed and resumed, real servers, real weights
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 check: $(VENV)/.ready-dev  ## style, types, and docs built from the code
 	$(BIN)/ruff check .

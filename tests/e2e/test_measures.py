@@ -49,6 +49,7 @@ def judge(tmp_path: Path, save_tiny_model: Any) -> Path:
     return save_tiny_model(tmp_path / "judge", seed=2, max_position_embeddings=2048)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_two_judges_two_sets_and_a_task_with_its_own_validation(
     command: Any, tmp_path: Path, pair: tuple[Path, Path], judge: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
     assert "nothing was left to do" in again.stdout
 
 
+@pytest.mark.slow
 def test_another_judge_over_kept_answers_generates_nothing(
     command: Any, tmp_path: Path, pair: tuple[Path, Path], judge: Path
 ) -> None:
@@ -214,6 +216,7 @@ def test_what_a_measure_lacks_is_said_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_answers_are_compared_in_pairs_by_a_judge_model(
     command: Any, tmp_path: Path, pair: tuple[Path, Path], judge: Path
 ) -> None:

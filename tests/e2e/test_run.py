@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from .conftest import environment  # type: ignore[import-not-found]
 
 KILLS = 10
@@ -37,6 +39,7 @@ def started(path: Path) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 def test_a_whole_run_then_nothing_then_only_what_changed(command: Any, write_recipe: Any, tmp_path: Path) -> None:
     path = write_recipe()
     planned = command("run", path, "--dry-run")
@@ -101,6 +104,7 @@ def test_no_lambda_within_the_bound_exits_with_3(command: Any, write_recipe: Any
     assert command("select", "run", "--margin", "1").returncode == 0
 
 
+@pytest.mark.slow
 def test_killed_ten_times_it_ends_as_if_it_never_was(command: Any, write_recipe: Any, tmp_path: Path) -> None:
     grid = {"lambdas": [0.1, 0.3, 0.5, 0.7, 0.9]}
     whole = command("run", write_recipe(out="whole", merge=grid))
@@ -130,6 +134,7 @@ def test_killed_ten_times_it_ends_as_if_it_never_was(command: Any, write_recipe:
     assert not list((tmp_path / "killed").rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_in_one_line_and_the_same_command_goes_on(command: Any, write_recipe: Any, tmp_path: Path) -> None:
     path = write_recipe()
     with started(path) as process:

@@ -19,6 +19,7 @@ def tuned(tmp_path: Path, save_tiny_model: Any) -> Path:
     return save_tiny_model(tmp_path / "tuned-model", seed=1)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_pair_of_checkpoints(command: Any, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -55,6 +56,7 @@ def test_a_pair_of_checkpoints(command: Any, tmp_path: Path, tiny_model_folder: 
     assert not halves[0] & halves[1]
 
 
+@pytest.mark.slow
 def test_an_adapter_without_a_task(command: Any, tmp_path: Path, tiny_model_folder: Path) -> None:
     write_data(tmp_path)
     made = command("tune", tiny_model_folder, "task.jsonl", "--max-steps", 4, "--learning-rate", 0.02, "--out", "lora")
@@ -67,6 +69,7 @@ def test_an_adapter_without_a_task(command: Any, tmp_path: Path, tiny_model_fold
     assert any("No task was given" in note for note in results["notes"])
 
 
+@pytest.mark.slow
 def test_from_python_and_the_same_twice(tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
     write_data(tmp_path)
     texts = []

@@ -10,6 +10,7 @@ import yaml
 from .conftest import lines, write_data  # type: ignore[import-not-found]
 
 
+@pytest.mark.slow
 def test_bisect_finds_one_lambda_and_goes_on_from_its_parts(
     command: Any, tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any
 ) -> None:
@@ -36,6 +37,7 @@ def test_bisect_finds_one_lambda_and_goes_on_from_its_parts(
     assert "nothing was left to do" in again.stdout
 
 
+@pytest.mark.slow
 def test_modules_tries_some_merges_after_the_grid_and_says_whether_one_is_better(
     command: Any, tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any
 ) -> None:

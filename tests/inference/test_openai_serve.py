@@ -132,6 +132,7 @@ def gemma_like(model: Path, tmp_path: Path) -> Iterator[Serve]:
         server.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", [None, "You are a helpful assistant.", "Be brief."])
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
 def test_greedy_answers_are_those_of_this_process(
@@ -149,6 +150,7 @@ def test_greedy_answers_are_those_of_this_process(
     assert len({c.text.strip() for c in here.values()}) > 2  # a model that says one thing would agree with anything
 
 
+@pytest.mark.slow
 def test_a_template_without_a_system_role_is_asked_as_in_this_process(gemma_like: Serve) -> None:
     settings = SamplingParams(max_tokens=24, repetition_penalty=1.2)
     for system in ("You are a helpful assistant.", "Be brief."):
@@ -157,6 +159,7 @@ def test_a_template_without_a_system_role_is_asked_as_in_this_process(gemma_like
         assert answers(remote, prompts(), settings) == answers(local, prompts(), settings)
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_neither_order_nor_concurrency(serve: Serve, model: Path) -> None:
     settings = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.9, top_k=50, n=2)
     first = answers(OpenAIEngine(serve.url, str(model), concurrency=4), prompts(), settings)
@@ -165,6 +168,7 @@ def test_sampling_depends_on_neither_order_nor_concurrency(serve: Serve, model: 
     assert len({c.text for c in first.values()}) > len(TEXTS)  # samples of a prompt differ
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_midway_and_comes_back(serve: Serve, model: Path, tmp_path: Path) -> None:
     asked = prompts([f"{text} {i}" for i in range(5) for text in TEXTS[:4]])
     settings = SamplingParams(max_tokens=100)

@@ -159,6 +159,7 @@ def test_a_generation_config_does_not_leak_in(tmp_path: Path, save_tiny_model: A
         )
 
 
+@pytest.mark.slow
 def test_loading_and_generating_print_nothing(tiny_model_folder: Path) -> None:
     code = (
         "from pathlib import Path; from mooring.inference.load import *; from mooring.records import *\n"

@@ -39,6 +39,7 @@ def unpermuted(weights: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any
     return weights.reshape(heads, -1, 2, weights.shape[1]).swapaxes(1, 2).reshape(weights.shape)
 
 
+@pytest.mark.slow
 @real
 def test_every_tensor(converted: Path) -> None:
     from gguf import GGUFReader, dequantize

