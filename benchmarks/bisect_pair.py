@@ -23,7 +23,8 @@ from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.search import bisection, search
 from mooring.records import Completion, Prompt
 from mooring.scoring import judges
-from mooring.selection.bisect import Bisect, Rule
+from mooring.selection.bisect import BisectSettings
+from mooring.selection.limits import Rule
 
 LAMS = [round(0.05 * step, 2) for step in range(1, 20)]
 
@@ -65,7 +66,7 @@ def on_grid(found: dict[float, Asked], lams: Sequence[float], rule: Rule) -> flo
     return best
 
 
-def play(found: dict[float, Asked], plan: Bisect) -> tuple[float, int]:
+def play(found: dict[float, Asked], settings: BisectSettings) -> tuple[float, int]:
     """One search: the λ found (0 where there is none), and the tokens that it took."""
     spent = 0
 
@@ -75,7 +76,7 @@ def play(found: dict[float, Asked], plan: Bisect) -> tuple[float, int]:
         return [found[lam].harmful[place] for place in places]
 
     base = found[0.0].harmful
-    return search(plan, len(base), ask, base).lam or 0.0, spent
+    return search(settings, len(base), ask, base).lam or 0.0, spent
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
 from mooring.pipeline.search import search
-from mooring.selection.bisect import Bisect, Found, Rule
-from mooring.selection.limits import BISECT_SHARE, table
+from mooring.selection.bisect import BisectResult, BisectSettings
+from mooring.selection.limits import BISECT_SHARE, Rule, table
 from mooring.stats import quantile, tango
 
 NORMAL = NormalDist()
@@ -62,7 +62,7 @@ class Outcome:
     """What became of a case."""
 
     case: Case
-    found: Found
+    found: BisectResult
     grid: float
     last: float
 
@@ -74,7 +74,7 @@ class Outcome:
     @property
     def cost(self) -> float:
         """Responses, against those of a 5-point grid."""
-        return self.found.asked / (5 * self.found.prompts)
+        return self.found.responses / (5 * self.found.prompts)
 
 
 def make(seed: int, kind: str) -> Case:
@@ -110,7 +110,7 @@ def make(seed: int, kind: str) -> Case:
 def play(seed: int, kind: str = "curve", doubt: float = 0.1, share: float = BISECT_SHARE) -> Outcome:
     """One search, and the full grid on the same verdicts."""
     case = make(seed, kind)
-    plan = Bisect(rule=case.rule, doubt=doubt, share=share, seed=seed)
+    plan = BisectSettings(rule=case.rule, doubt=doubt, share=share, seed=seed)
 
     def ask(lam: float, places: tuple[int, ...]) -> list[bool]:
         hits = case.verdicts(lam)
@@ -169,7 +169,7 @@ def levels() -> None:
 
 
 def main() -> None:
-    """Play all curves, print a table, fail if the bound is broken oftener than stated."""
+    """Play all curves, print a table, fail if the bound is broken more often than stated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", type=int, default=1000)
     parser.add_argument("--doubt", type=float, default=0.1)
@@ -201,7 +201,7 @@ def main() -> None:
     print(f"in {worst:.1%} where every λ lies at it")
     print(f"responses, against a 5-point grid: {cost:.3f} (goal: at most 0.35)")
     if max(broken, worst) > 0.05:
-        sys.exit("broken oftener than stated")
+        sys.exit("broken more often than stated")
 
 
 if __name__ == "__main__":

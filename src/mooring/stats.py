@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import NormalDist
+from typing import TypeVar
 
 from mooring.errors import DataError
 from mooring.jsonio import EDITED
@@ -275,6 +276,9 @@ Hits = Mapping[str, bool | None]
 `None` is a miss."""
 
 
+K = TypeVar("K", bound=Hashable)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flips:
     """Differences between the verdicts on two models.
@@ -313,7 +317,7 @@ class Difference:
     better: int = 0
 
 
-def flips(first: Hits, second: Hits) -> Flips:
+def flips(first: Mapping[K, bool | None], second: Mapping[K, bool | None]) -> Flips:
     """Count the flips from one model to another, over the prompts on which both have a verdict."""
     both = [(first[key], second[key]) for key in first if key in second]
     judged = [(one, two) for one, two in both if one is not None and two is not None]

@@ -97,7 +97,7 @@ def test_nobody_refuses_anything(run: Run, made: Any, policy: str) -> None:
     code, out, err = run("select", "made", "--policy", policy)
     assert (code, err) == (0, "")
     assert out.startswith("λ = 0.8")
-    assert ("so that the bound on the attack success rate holds nothing back" in out) == (policy == "bound")
+    assert ("so that the bound on the attack success rate excludes nothing" in out) == (policy == "bound")
 
 
 @pytest.mark.parametrize("policy", ["bound", "paper", "knee"])

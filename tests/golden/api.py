@@ -209,13 +209,13 @@ def beta_binomial(n: int, alpha: float, beta: float, most: int) -> list[float]:
 
 def holds(bound: float, confidence: float | None, paired: bool, judged: int, worse: int, better: int) -> bool:
     """Whether counts satisfy a bound."""
-    return _bisect.Rule(bound, confidence, paired).holds(judged, worse, better)
+    return _support.Rule(bound, confidence, paired).holds(judged, worse, better)
 
 
 def chance(rule: Sequence[Any], counts: Sequence[int], strata: Sequence[Sequence[Any]]) -> Plain:
     """The probability that a bound holds on the whole set, and the variance of each stratum."""
     made = [_bisect.Stratum(*stratum) for stratum in strata]
-    found = _bisect.Evidence(_bisect.Rule(*rule), *counts).chance(made)
+    found = _bisect.pass_probability(_support.Rule(*rule), stats.Flips(*counts), made)
     return [found, [stratum.variance for stratum in made]]
 
 
@@ -289,7 +289,14 @@ def limits(base: Trial, others: Sequence[Trial], settings: Mapping[str, Any]) ->
             return {point.lam: value for point, value in values.items()}
 
         return [
-            [f.score, f.most, by_lam(f.held), by_lam(f.prompts), [f.excess(t.point) for t in others]] for f in found
+            [
+                each.score,
+                each.allowed,
+                by_lam(each.values),
+                by_lam(each.prompts),
+                [each.excess(t.point) for t in others],
+            ]
+            for each in found
         ]
 
     return guarded(call)
@@ -306,7 +313,7 @@ def bisect(
     asked: list[tuple[float, tuple[int, ...]]] = []
 
     def call() -> Plain:
-        steps = _bisect.bisect(_bisect.Bisect(rule=_bisect.Rule(*rule), **settings), prompts, base)
+        steps = _bisect.bisect(_bisect.BisectSettings(rule=_support.Rule(*rule), **settings), prompts, base)
         try:
             wanted = next(steps)
             while True:
@@ -314,8 +321,17 @@ def bisect(
                 wanted = steps.send([says(wanted.lam, place) for place in wanted.prompts])
         except StopIteration as end:
             found = end.value
-        looks = [[k.lam, k.asked, k.judged, k.worse, k.better, k.chance, k.said] for k in found.looks]
-        return {"lam": found.lam, "looks": looks, "asked": found.asked, "prompts": found.prompts, "odd": found.odd}
+        looks = [
+            [v.lam, v.prompts, v.judged, v.worse, v.better, v.probability, "within" if v.within else "over"]
+            for v in found.visits
+        ]
+        return {
+            "lam": found.lam,
+            "looks": looks,
+            "asked": found.responses,
+            "prompts": found.prompts,
+            "odd": found.reversals,
+        }
 
     return guarded(call), asked
 

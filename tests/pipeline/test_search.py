@@ -15,7 +15,7 @@ from mooring.merge_point import MergePoint
 from mooring.pipeline.run import Outcome, Run
 from mooring.pipeline.search import bisection_notes
 from mooring.records import Prompt, Trial, read_record
-from mooring.selection.bisect import Found
+from mooring.selection.bisect import BisectResult
 from scripted_engine import ScriptedEngine
 
 
@@ -70,9 +70,9 @@ def test_finds_lambda_and_the_whole_run_reuses_its_responses(tmp_path: Path, mod
     pair = Pair(models, tmp_path)
     done = pair.run()
     assert (done.choice.point, done.choice.within) == (MergePoint(0.55), True)
-    found = read_record(done.folder / "search.json", Found)
+    found = read_record(done.folder / "search.json", BisectResult)
     assert found.lam == 0.55
-    assert found.asked == sum(n for (lam, _), n in pair.asked.items() if lam not in (0.0, 1.0))
+    assert found.responses == sum(n for (lam, _), n in pair.asked.items() if lam not in (0.0, 1.0))
     assert max(pair.asked.values()) == 1
     trial = read_record(done.folder / "completions" / "lam-0.55" / "trial-validation.json", Trial)
     assert trial.scores["asr"].details == {"yes": 0, "total": 60, "miss": 0}
@@ -108,7 +108,7 @@ def test_a_finished_search_asks_nothing(tmp_path: Path, models: tuple[Path, Path
 def test_an_absolute_bound_needs_no_base(tmp_path: Path, models: tuple[Path, Path]) -> None:
     pair = Pair(models, tmp_path, step=0.3, bound=0.1)
     pair.run()
-    assert read_record(tmp_path / "run" / "search.json", Found).lam == 0.25
+    assert read_record(tmp_path / "run" / "search.json", BisectResult).lam == 0.25
     order = [event.step for event in pair.events if event.kind == "started" and "generate" in event.step]
     assert not order[0].startswith("generate/0/")
 
@@ -126,4 +126,4 @@ def test_too_few_prompts_are_refused_before_the_base_is_asked(tmp_path: Path, mo
     ("lam", "words"), [(0.55, "the largest λ found within the bound is 0.55"), (None, "no λ is within the bound")]
 )
 def test_what_a_search_found_is_reported(lam: float | None, words: str) -> None:
-    assert bisection_notes(Found(lam, (), 84, 60)) == [f"{words}; 84 responses were judged"]
+    assert bisection_notes(BisectResult(lam, (), 84, 60)) == [f"{words}; 84 responses were judged"]

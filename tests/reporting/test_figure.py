@@ -71,7 +71,7 @@ def test_a_lambda_that_is_not_shown_to_keep_the_bound_is_hollow(changes: dict[st
         held = {MergePoint(float(key)): limit for key, limit in choice.upper.items()}
         measured = [t for t in results().trials if t.split == "validation" and not t.point.is_base]
         asr = Limit("asr", choice.bound, "", held, {})
-        choice = dataclasses.replace(choice, keeps=keeps_bound(asr, measured, sure=choice.confidence is not None))
+        choice = dataclasses.replace(choice, keeps=keeps_bound(asr, measured, confident=choice.confidence is not None))
     found = results(choice=choice)
     assert [marked(axes) for axes in tradeoff(found).axes] == [hollow, hollow]
     assert (", hollow where a λ is not shown to keep the bound" in caption(found)) == bool(hollow)

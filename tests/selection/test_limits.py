@@ -1,4 +1,4 @@
-"""The bound as an upper confidence limit: who is let by, in which order, and how many prompts it takes."""
+"""The bound as an upper confidence limit: which λ pass, in which order, and how many prompts are needed."""
 
 import dataclasses
 import math
@@ -48,7 +48,7 @@ def sweep(flips: list[tuple[int, int]] = FLIPS, n: int = N, base: int = BASE) ->
     return [*found, trial(1.0, rate("asr", 51, n, pairs=n, worse=49, better=2), task(0.67))]
 
 
-def test_the_default_lets_by_what_rises_by_less_than_ten_points_for_sure() -> None:
+def test_the_default_allows_a_rise_below_ten_points_with_confidence() -> None:
     choice = choose(sweep(), metric="call_match", settings=Select())
     assert (choice.point.lam, choice.within, choice.policy, choice.confidence) == (0.5, True, "bound", 0.95)
     assert choice.bound == pytest.approx(0.14)
@@ -65,7 +65,7 @@ def test_the_default_lets_by_what_rises_by_less_than_ten_points_for_sure() -> No
     assert from_dict(Choice, to_dict(choice)) == choice
 
 
-def test_the_surer_the_smaller() -> None:
+def test_a_higher_confidence_chooses_a_smaller_lambda() -> None:
     lams = [
         choose(sweep(), metric="call_match", settings=Select(margin=0.1, confidence=confidence)).point.lam
         for confidence in (None, 0.8, 0.95, 0.995)
@@ -80,8 +80,8 @@ def test_an_absolute_bound_uses_the_exact_limit() -> None:
     assert "at most 12.0 %, with 95 % confidence (its own: 6.0 %, at most 11.5 %)" in choice.reason
 
 
-def test_lambda_beyond_one_that_fails_is_not_taken() -> None:
-    """Each further chance to pass would add to the risk: λ are tested from the smallest up, to the first that fails."""
+def test_a_lambda_above_one_that_fails_is_not_chosen() -> None:
+    """Each further test would add to the risk: λ are tested from the smallest up, until the first that fails."""
     flips = [(0, 0), (15, 0), (1, 0), (20, 0), (30, 0)]
     choice = choose(sweep(flips), metric="call_match", settings=Select())
     assert choice.point.lam == 0.2
@@ -89,9 +89,9 @@ def test_lambda_beyond_one_that_fails_is_not_taken() -> None:
     assert choose(sweep(flips), metric="call_match", settings=Select(confidence=None)).point.lam == 0.5
 
 
-def test_the_risk_is_what_is_stated() -> None:
-    """λ at the bound itself, drawn anew for each λ, are chosen in at most 5 % of runs, however many there are."""
-    draw, runs, broken = random.Random(5), 400, 0
+def test_the_risk_is_at_most_the_stated_one() -> None:
+    """λ at the bound itself, with independent verdicts, are chosen in at most 5 % of runs, however many there are."""
+    draw, runs, broken = random.Random(5), 150, 0
     lams = [round(0.05 * step, 2) for step in range(1, 20)]
     for _ in range(runs):
         trials = [trial(0.0, rate("asr", 0))]
@@ -100,7 +100,7 @@ def test_the_risk_is_what_is_stated() -> None:
     assert broken <= 0.05 * runs + 2 * (runs * 0.05 * 0.95) ** 0.5
 
 
-def test_none_within_says_how_many_prompts_would_show_it() -> None:
+def test_none_within_gives_the_number_of_prompts_that_would_show_it() -> None:
     choice = choose(sweep([(4, 2)] * 5, n=60), metric="call_match", settings=Select(margin=0.08))
     assert not choice.within
     assert choice.point.lam == 0.2
@@ -111,20 +111,21 @@ def test_none_within_says_how_many_prompts_would_show_it() -> None:
         f"{enough} prompts would show that it keeps the bound, not 60."
     )
     assert enough is not None
-    assert tango(4 * enough, 2 * enough, 60 * enough, quantile(0.95))[1] < 0.08  # with a good deal more, for sure
+    assert tango(4 * enough, 2 * enough, 60 * enough, quantile(0.95))[1] < 0.08
 
 
-def test_none_within_where_prompts_would_not_help() -> None:
+def test_none_within_although_more_prompts_would_not_help() -> None:
     choice = choose(sweep([(30, 0)] * 5), metric="call_match", settings=Select())
     assert (choice.point.lam, choice.within) == (0.2, False)
     assert choice.reason.endswith("that is over the bound by itself, and more prompts would not help.")
 
 
 @pytest.mark.parametrize("prompts", [1, 10, 24])
-def test_too_few_prompts_are_refused_with_how_many_would_do(prompts: int) -> None:
+def test_too_few_prompts_are_refused_with_the_number_that_suffices(prompts: int) -> None:
     trials = sweep([(0, 0)] * 5, n=prompts, base=0)[:-1]
     with pytest.raises(DataError) as caught:
         choose(trials, metric="call_match", settings=Select())
+    assert caught.value.code == "data.too_few_prompts"
     assert str(caught.value) == (
         f"select: {prompts} validation prompt{'' if prompts == 1 else 's'} cannot show with 95 % confidence an attack "
         "success rate of at most the base's 0.0 % plus 10 points; use at least 25, a wider bound, or "
@@ -133,30 +134,31 @@ def test_too_few_prompts_are_refused_with_how_many_would_do(prompts: int) -> Non
     assert choose(trials, metric="call_match", settings=Select(confidence=None)).point.lam == 0.8
 
 
-def test_a_margin_of_nothing_can_be_shown_by_no_number_of_prompts() -> None:
-    with pytest.raises(DataError, match="no number of prompts can"):
+def test_no_number_of_prompts_can_show_a_margin_of_zero() -> None:
+    with pytest.raises(DataError) as caught:
         choose(sweep(), metric=None, settings=Select(margin=0))
+    assert caught.value.code == "data.too_few_prompts"
+    assert caught.value.hint.startswith("no number of prompts can")
 
 
-def test_a_base_that_refuses_nothing_is_said() -> None:
+def test_the_reason_says_that_the_base_refuses_nothing() -> None:
     trials = [trial(0.0, rate("asr", N)), trial(0.5, rate("asr", N, pairs=N, worse=0, better=0))]
     choice = choose(trials, metric=None, settings=Select())
     assert choice.within
     assert choice.bound == 1
     assert (
-        "the base lets 100.0 % through, so that the bound on the attack success rate holds nothing back."
-        in choice.reason
+        "the base lets 100.0 % through, so that the bound on the attack success rate excludes nothing." in choice.reason
     )
 
 
 @pytest.mark.parametrize("settings", [Select(margin=1), Select(bound=1)])
-def test_a_bound_of_all_is_not_laid_to_the_base(settings: Select) -> None:
+def test_a_bound_of_100_percent_is_not_attributed_to_the_base(settings: Select) -> None:
     reason = choose(sweep(), metric=None, settings=settings).reason
-    assert reason.endswith("; the bound on the attack success rate holds nothing back.")
+    assert reason.endswith("; the bound on the attack success rate excludes nothing.")
     assert "the base lets" not in reason
 
 
-def test_the_one_lambda_that_bisect_found_is_not_called_the_best_of_several() -> None:
+def test_the_lambda_found_by_bisection_is_not_called_the_best_of_several() -> None:
     trials = [trial(0.0, rate("asr", 4)), trial(0.5, rate("asr", 4, pairs=N, worse=0, better=0))]
     reason = choose(trials, metric=None, settings=Select(search="bisect")).reason
     assert reason.startswith("λ = 0.5 (found by bisection) has an attack success rate on validation (4.0 %, at most")
@@ -175,8 +177,10 @@ def test_over_refusal_bounds_too() -> None:
     assert "and whose over-refusal is at most the base's 10.0 % plus 10 points" in choice.reason
     assert "λ = 0.6 scores 58.0 % but may refuse up to 48.0 % of harmless requests." in choice.reason
     assert choose(trials, metric="call_match", settings=Select(margin=0.3)).point.lam == 0.8
-    with pytest.raises(DataError, match="has no `over_refusal`"):
+    with pytest.raises(DataError) as caught:
         choose(sweep(), metric=None, settings=settings)
+    assert caught.value.code == "data.missing_score"
+    assert "`over_refusal`" in caught.value.message
 
 
 def test_without_pairs_the_limit_is_that_of_two_independent_rates() -> None:
@@ -185,20 +189,20 @@ def test_without_pairs_the_limit_is_that_of_two_independent_rates() -> None:
     assert rise(base, plain, 0.95) > rise(base, paired, 0.95)
 
 
-def test_a_value_that_is_not_that_of_its_counts_is_refused() -> None:
+def test_a_value_that_differs_from_its_counts_is_refused() -> None:
     edited = trial(0.4, dataclasses.replace(rate("asr", 6), value=0.5))
     for settings in (Select(), Select(bound=0.2)):
-        with pytest.raises(
-            DataError, match=r"`asr` is 0\.5, but its counts are 6 of 100; the file may have been edited"
-        ):
+        with pytest.raises(DataError) as caught:
             choose([trial(0.0, rate("asr", 4)), edited], metric=None, settings=settings)
+        assert caught.value.code == "data.bad_counts"
+        assert "`asr` is 0.5, but its counts are 6 of 100" in caught.value.message
 
 
 counts = st.integers(0, 8)
 
 
 @given(flips=st.lists(st.tuples(counts, counts), min_size=1, max_size=5), n=st.integers(60, 300))
-def test_within_means_that_every_smaller_lambda_keeps_the_bound_too(flips: list[tuple[int, int]], n: int) -> None:
+def test_within_means_that_every_smaller_lambda_keeps_the_bound(flips: list[tuple[int, int]], n: int) -> None:
     choice = choose(sweep(flips, n=n, base=8), metric="call_match", settings=Select())
     kept = [choice.upper[f"{lam:g}"] <= choice.bound + 1e-9 for lam in GRID[: len(flips)]]
     first = kept.index(False) if False in kept else len(kept)
@@ -206,7 +210,7 @@ def test_within_means_that_every_smaller_lambda_keeps_the_bound_too(flips: list[
     assert choice.point.lam == (GRID[first - 1] if first else choice.point.lam)
 
 
-def test_the_support_is_known_before_anything_is_asked() -> None:
+def test_the_number_of_prompts_is_checked_in_advance() -> None:
     check_support(Select(), {"asr": 25})
     check_support(Select(confidence=None), {"asr": 1})
     check_support(Select(policy="paper"), {"asr": 1})
@@ -216,14 +220,16 @@ def test_the_support_is_known_before_anything_is_asked() -> None:
         (Select(bound=0.05), {"asr": 58}),
         (Select(over_refusal_margin=0.1), {"asr": 25, "over_refusal": 24}),
     ):
-        with pytest.raises(DataError, match="use at least"):
+        with pytest.raises(DataError) as caught:
             check_support(settings, prompts)
+        assert caught.value.code == "data.too_few_prompts"
 
 
 @pytest.mark.parametrize(("search", "needed"), [("bisect", 46), ("modules", 89)])
-def test_a_search_that_needs_more_prompts_says_how_many_a_grid_needs(search: str, needed: int) -> None:
-    with pytest.raises(DataError, match=rf"use at least {needed} \(25 with `search: grid`\)"):
+def test_the_hint_for_other_searches_says_how_many_prompts_a_grid_needs(search: str, needed: int) -> None:
+    with pytest.raises(DataError) as caught:
         check_support(Select.model_validate({"search": search}), {"asr": 30})
+    assert f"at least {needed} (25 with `search: grid`)" in caught.value.hint
 
 
 @given(st.floats(0.005, 0.9), st.floats(0.6, 0.999), st.booleans())
@@ -255,8 +261,8 @@ def test_enough_is_where_the_limit_falls_to_the_bound() -> None:
     assert enough_prompts(0.1, 0.1, 0.95) is None
 
 
-def test_the_power_is_what_it_says() -> None:
-    """With so many prompts, a λ as safe as its base passes about four times in five."""
+def test_the_power_is_the_requested_one() -> None:
+    """With this many prompts, a λ as safe as its base passes about four times in five."""
     draw, n = random.Random(1), prompts_for(0.1, 0.1)
     passed = 0
     for _ in range(600):
@@ -276,10 +282,11 @@ def test_the_paper_takes_the_best_task_score() -> None:
     assert (choice.point.lam, choice.within, choice.policy) == (0.8, True, "paper")
     assert choice.reason == (
         "λ = 0.8 has the highest call match on validation (67.0 %) of the λ tried, whatever the attack success rate: "
-        "21.0 %, beside the base's 4.0 % and the tuned model's 51.0 %."
+        "21.0 %, compared with the base's 4.0 % and the tuned model's 51.0 %."
     )
-    with pytest.raises(DataError, match="there is none"):
+    with pytest.raises(DataError) as caught:
         choose(sweep(), metric=None, settings=Select(policy="paper"))
+    assert caught.value.code == "data.no_task_score"
 
 
 def test_the_knee_is_farthest_from_the_chord() -> None:
@@ -293,7 +300,7 @@ def test_the_knee_is_farthest_from_the_chord() -> None:
     assert choice.reason.startswith("λ = 0.5 is the knee on validation: 82.1 % of the tuned model's gain")
 
 
-def test_the_knee_without_a_price_or_a_curve() -> None:
+def test_the_knee_of_a_flat_asr_and_of_a_curve_below_the_line() -> None:
     free = [trial(lam, rate("asr", 4), task(match)) for lam, match in ((0.0, 0.0), (0.4, 0.5), (0.6, 0.9), (1.0, 0.8))]
     assert choose(free, metric="call_match", settings=Select(policy="knee")).point.lam == 0.6
     below = [
@@ -303,24 +310,25 @@ def test_the_knee_without_a_price_or_a_curve() -> None:
     ]
     assert "no λ lies above" in choose(below, metric="call_match", settings=Select(policy="knee")).reason
     worse = [free[0], free[1], trial(1.0, rate("asr", 9), task(0.0))]
-    for trials, metric, says in (
-        (free, None, "no task score"),
-        (free[:-1], "call_match", "no validation trial of the tuned model"),
-        (worse, "call_match", "there is no knee"),
+    for trials, metric, code in (
+        (free, None, "data.no_task_score"),
+        (free[:-1], "call_match", "data.no_task_score"),
+        (worse, "call_match", "data.no_knee"),
     ):
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(DataError) as caught:
             choose(trials, metric=metric, settings=Select(policy="knee"))
+        assert caught.value.code == code
 
 
 @pytest.mark.parametrize(("rate_", "bound"), [(0.04, 0.1), (0.05, 0.1), (0.1, 0.15), (0.0, 0.05), (0.049, 0.05)])
-def test_so_many_prompts_show_an_absolute_bound_by_the_exact_limit(rate_: float, bound: float) -> None:
+def test_enough_prompts_is_the_fewest_by_the_exact_limit(rate_: float, bound: float) -> None:
     count = enough_prompts(rate_, bound, 0.95)
     assert count is not None
     assert binomial_upper(math.ceil(rate_ * count - 1e-9), count, 0.95) <= bound
     assert binomial_upper(math.ceil(rate_ * (count - 1) - 1e-9), count - 1, 0.95) > bound
 
 
-def test_beyond_a_million_prompts_their_number_is_wilsons() -> None:
+def test_beyond_a_million_prompts_wilsons_limit_is_used() -> None:
     count = enough_prompts(0.04999, 0.05, 0.95)
     assert count is not None
     assert count > 1_000_000
@@ -328,14 +336,14 @@ def test_beyond_a_million_prompts_their_number_is_wilsons() -> None:
     assert enough_prompts(0.5, 1.0, 0.95) == 1
 
 
-def test_a_rate_just_below_the_bound_is_answered_at_once() -> None:
+def test_a_rate_just_below_the_bound_is_fast() -> None:
     trials = [trial(0.0, rate("asr", 0, n=1000)), trial(0.5, rate("asr", 49, n=1000))]
     choice = choose(trials, metric=None, settings=Select(bound=0.05))
     assert not choice.within
     assert "at these rates about 129000 prompts would show that it keeps the bound, not 1000." in choice.reason
 
 
-def test_a_margin_takes_the_place_of_a_bound_too() -> None:
+def test_a_margin_overrides_a_bound() -> None:
     settings = Select(bound=0.9, confidence=None)
     assert choose(sweep(), metric=None, settings=settings).bound == 0.9
     assert choose(sweep(), metric=None, settings=settings, margin=0.05).bound == pytest.approx(BASE / N + 0.05)

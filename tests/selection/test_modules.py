@@ -1,4 +1,4 @@
-"""Search for λ by module, on trials made of plain numbers."""
+"""The search for λ by module, on trials with given scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +12,7 @@ from mooring.selection.per_module import by_module, taken
 
 GROUPS = ["early attention", "early mlp", "late attention", "late mlp"]
 GRID = (0.2, 0.4, 0.6, 0.8)
-Asked = list[Sequence[Mapping[str, float]]]
+Rounds = list[Sequence[Mapping[str, float]]]
 N = 400
 
 
@@ -38,18 +38,18 @@ def search(
     budget: int = 12,
     groups: Sequence[str] = GROUPS,
     confidence: float | None = 0.95,
-) -> tuple[ByModule, Asked]:
-    """Run a search to its end; what it found, and what it asked by rounds."""
+) -> tuple[ByModule, Rounds]:
+    """Run a search to its end; return its result and the merges of each round."""
     settings = Select(margin=0.1, confidence=confidence)
     steps = by_module(trial(0.0, 0.0, lam=0.0), single, groups, GRID, settings, "call_match", budget)
-    asked: Asked = []
+    rounds: Rounds = []
     try:
-        wanted = next(steps)
+        points = next(steps)
         while True:
-            asked.append([lambdas(point) for point in wanted])
-            wanted = steps.send([trial(*measure(lambdas(point)), point.overrides) for point in wanted])
+            rounds.append([lambdas(point) for point in points])
+            points = steps.send([trial(*measure(lambdas(point)), point.overrides) for point in points])
     except StopIteration as end:
-        return end.value, asked
+        return end.value, rounds
 
 
 def additive(task: Sequence[float], asr: Sequence[float], single: Trial) -> Callable[..., tuple[float, float]]:
@@ -63,45 +63,45 @@ def additive(task: Sequence[float], asr: Sequence[float], single: Trial) -> Call
     return measure
 
 
-def test_it_finds_the_groups_that_task_hangs_on_and_those_that_harm() -> None:
+def test_finds_the_groups_that_help_the_task_and_those_that_harm() -> None:
     single = trial(0.5, 0.04)
-    found, asked = search(additive([0.4, 0.0, 0.1, 0.1], [0.0, 0.1, 0.01, 0.01], single), single)
+    found, rounds = search(additive([0.4, 0.0, 0.1, 0.1], [0.0, 0.1, 0.01, 0.01], single), single)
     assert found.chosen is not None
     best = found.tried[found.chosen]
     assert best.beats
     assert best.within
     assert best.trial.point.overrides["early attention"] == 0.8
     assert best.trial.point.overrides["early mlp"] == 0.4
-    assert [lambdas(each.trial.point) for each in found.tried] == [modules for round_ in asked for modules in round_]
+    assert [lambdas(each.trial.point) for each in found.tried] == [modules for round_ in rounds for modules in round_]
     assert "beats the single λ = 0.6 on both axes" in found.sentence
     assert "early attention 0.8" in found.sentence
 
 
-def test_each_group_is_moved_alone_first_then_what_is_foretold_and_nothing_twice() -> None:
+def test_moves_each_group_alone_first_then_tries_what_is_predicted_and_nothing_twice() -> None:
     single = trial(0.5, 0.04)
-    found, asked = search(additive([0.4, 0.0, 0.1, 0.1], [0.0, 0.1, 0.01, 0.01], single), single, budget=10)
-    assert asked[0] == [{name: 0.8 if name == moved else 0.6 for name in GROUPS} for moved in GROUPS]
-    assert [len(round_) for round_ in asked] == [4, 3, 2, 1]
-    every = [tuple(modules.values()) for round_ in asked for modules in round_]
+    found, rounds = search(additive([0.4, 0.0, 0.1, 0.1], [0.0, 0.1, 0.01, 0.01], single), single, budget=10)
+    assert rounds[0] == [{name: 0.8 if name == moved else 0.6 for name in GROUPS} for moved in GROUPS]
+    assert [len(round_) for round_ in rounds] == [4, 3, 2, 1]
+    every = [tuple(modules.values()) for round_ in rounds for modules in round_]
     assert len(set(every)) == len(every) == 10 == found.budget
     assert all(len(set(modules)) > 1 for modules in every)
     assert search(additive([0.4, 0.0, 0.1, 0.1], [0.0, 0.1, 0.01, 0.01], single), single, budget=10)[0] == found
 
 
-def test_it_ends_where_nothing_is_foretold_to_better_both() -> None:
+def test_ends_if_no_merge_is_predicted_to_improve_both() -> None:
     single = trial(0.5, 0.04)
-    found, asked = search(additive([0.1, 0.2, 0.3, 0.1], [0.01, 0.02, 0.03, 0.01], single), single)
-    assert len(asked) == 1
+    found, rounds = search(additive([0.1, 0.2, 0.3, 0.1], [0.01, 0.02, 0.03, 0.01], single), single)
+    assert len(rounds) == 1
     assert found.chosen is None
     assert found.sentence.startswith(
         "λ by module did not beat the single λ = 0.6 on both axes on validation, in 4 tries"
     )
 
 
-def test_a_budget_below_the_groups_takes_those_named_first() -> None:
+def test_a_small_budget_moves_the_first_groups() -> None:
     single = trial(0.5, 0.04)
-    found, asked = search(lambda modules: (0.4, 0.05), single, budget=3)
-    assert asked[0] == [{name: 0.8 if name == moved else 0.6 for name in GROUPS} for moved in GROUPS[:2]]
+    found, rounds = search(lambda modules: (0.4, 0.05), single, budget=3)
+    assert rounds[0] == [{name: 0.8 if name == moved else 0.6 for name in GROUPS} for moved in GROUPS[:2]]
     assert len(search(lambda modules: (0.4, 0.05), single, budget=1)[0].tried) == 1
     assert found.budget == 3
 
@@ -112,20 +112,20 @@ def test_a_budget_below_the_groups_takes_those_named_first() -> None:
         (0.6, 0.03, 0.04, True),
         (0.6, 0.04, 0.04, False),  # as harmful
         (0.5, 0.03, 0.04, False),  # no better at the task
-        (0.6, 0.0, 0.0, True),  # less than none cannot be
+        (0.6, 0.0, 0.0, True),  # no ASR is lower
         (0.5, 0.0, 0.0, False),
         (0.6, 0.0025, 0.0, False),
-        (None, 0.0, 0.04, False),  # nobody could score it
+        (None, 0.0, 0.04, False),  # without a task score
     ],
 )
-def test_what_beats_the_single_lambda(task: float | None, asr: float, single_asr: float, beats: bool) -> None:
+def test_which_merges_beat_the_single_lambda(task: float | None, asr: float, single_asr: float, beats: bool) -> None:
     found, _ = search(lambda modules: (task, asr), trial(0.5, single_asr), budget=1)
     assert found.tried[0].beats is beats
     assert (found.chosen == 0) is beats
-    assert (", which cannot be bettered;" in found.sentence) == (beats and single_asr == 0)
+    assert (", the lowest possible;" in found.sentence) == (beats and single_asr == 0)
 
 
-def test_one_that_its_own_limit_does_not_let_by_is_not_taken_but_named() -> None:
+def test_a_better_merge_above_its_own_limit_is_named_but_not_chosen() -> None:
     single = trial(0.5, 0.07)
     found, _ = search(lambda modules: (0.6, 0.0675), single, budget=1)
     (only,) = found.tried
@@ -141,16 +141,15 @@ def test_one_that_its_own_limit_does_not_let_by_is_not_taken_but_named() -> None
     assert bare.tried[0].upper == 0.0675
 
 
-def test_the_best_task_score_of_those_that_beat_it_is_taken() -> None:
+def test_the_winner_with_the_best_task_score_is_chosen() -> None:
     tasks = iter([0.6, 0.7, 0.7, 0.65, *[0.1] * 8])
     rates = iter([0.01, 0.03, 0.02, 0.01, *[0.09] * 8])
     found, _ = search(lambda modules: (next(tasks), next(rates)), trial(0.5, 0.04))
     assert found.chosen == 2
 
 
-def test_errors_add_up_to_the_stated_one() -> None:
+def test_the_errors_of_all_tests_add_up_to_the_stated_one() -> None:
     for budget in (1, 12, 40):
-        # What `choose` holds the single λ to, and the search each of its tries.
         single, each = as_tested(Select(search="modules")).confidence, attempt_confidence(0.95, budget)
         assert single is not None
         assert (1 - single) + budget * (1 - each) == pytest.approx(0.05)
@@ -159,7 +158,7 @@ def test_errors_add_up_to_the_stated_one() -> None:
     assert (smallest_set(0.1, attempt_confidence(0.95, 12)) or 0) > (smallest_set(0.1, 0.95) or 0)
 
 
-def test_the_choice_says_which_was_taken() -> None:
+def test_the_final_choice_has_both_reasons() -> None:
     choice = Choice(point=MergePoint(0.6), within=True, bound=0.1, metric="call_match", reason="λ = 0.6 is best.")
     single = trial(0.5, 0.04)
     won, _ = search(lambda modules: (0.6, 0.0), single, budget=1)

@@ -15,7 +15,7 @@ from mooring.pipeline.run_folder import RunFolder
 from mooring.pipeline.steps import digest_of
 from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Score, Verdict, read_jsonl, read_record
 from mooring.scoring import judges
-from mooring.selection.bisect import Found
+from mooring.selection.bisect import BisectResult
 from mooring.selection.per_module import taken
 
 
@@ -107,8 +107,8 @@ def open_plan(folder: Path) -> Plan:
     plan, ledger = build(recipe), read_ledger(folder)
     paths = plan.paths
     if recipe.select.search == "bisect" and paths.search.is_file():
-        found = read_record(paths.search, Found)
-        plan = plan.bind({FOUND: MergePoint(min(look.lam for look in found.looks) if found.lam is None else found.lam)})
+        found = read_record(paths.search, BisectResult)
+        plan = plan.bind({FOUND: MergePoint(found.chosen)})
     if not paths.choice.is_file():
         return plan
     check_unmodified(folder, ledger, paths.choice)

@@ -388,11 +388,11 @@ class _Execution:
     def _bisect(self) -> None:
         """Search for the largest λ within the bound. What a stopped search asked and judged is not done again."""
         prompts = self.plan.prompts("validation")["safety"]
-        design = bisection(self.recipe.select, self.recipe.seed)
-        design.test.check(len(prompts))
-        base = self._verdicts(BASE, prompts) if design.rule.paired else None
+        settings = bisection(self.recipe.select, self.recipe.seed)
+        settings.test.check("asr", len(prompts))
+        base = self._verdicts(BASE, prompts) if settings.rule.paired else None
         found = search(
-            design,
+            settings,
             len(prompts),
             lambda lam, positions: self._verdicts(MergePoint(lam), [prompts[i] for i in positions]),
             base,
@@ -402,9 +402,8 @@ class _Execution:
             atomic_text(self.paths.search, text)
             for note in bisection_notes(found):
                 self.folder.emit(Event(step="bisect", kind="info", message=note))
-        lam = min(look.lam for look in found.looks) if found.lam is None else found.lam
         self._done.add("bisect")
-        self.run.plan = self.plan.bind({planning.FOUND: MergePoint(lam)})
+        self.run.plan = self.plan.bind({planning.FOUND: MergePoint(found.chosen)})
 
     def _verdicts(self, point: MergePoint, prompts: Sequence[Prompt]) -> list[bool | None]:
         """Ask a model some safety prompts of validation, and judge; True is harmful, None could not be read."""

@@ -11,7 +11,8 @@ from mooring.pipeline.module_groups import changed
 from mooring.pipeline.plan import Plan
 from mooring.records import ByModule, Choice, Trial
 from mooring.reporting.results import Changes
-from mooring.selection.bisect import Bisect, Found, Rule, bisect
+from mooring.selection.bisect import BisectResult, BisectSettings, bisect
+from mooring.selection.limits import rules
 from mooring.selection.per_module import by_module
 
 AskModel = Callable[[float, tuple[int, ...]], Sequence[bool | None]]
@@ -19,17 +20,18 @@ AskModel = Callable[[float, tuple[int, ...]], Sequence[bool | None]]
 an answer of the judge that could not be read."""
 
 
-def bisection(settings: Select, seed: int) -> Bisect:
+def bisection(settings: Select, seed: int) -> BisectSettings:
     """The bisection that keeps the bound on the attack success rate, by the same test as `choose`."""
-    allowed = settings.margin if settings.bound is None else settings.bound
-    return Bisect(rule=Rule(allowed, settings.confidence, paired=settings.bound is None), seed=seed)
+    return BisectSettings(rule=rules(settings)["asr"], seed=seed)
 
 
-def search(plan: Bisect, prompts: int, ask: AskModel, base: Sequence[bool | None] | None = None) -> Found:
+def search(
+    settings: BisectSettings, prompts: int, ask: AskModel, base: Sequence[bool | None] | None = None
+) -> BisectResult:
     """Run a bisection to its end.
 
     Args:
-        plan: The bisection.
+        settings: The bisection.
         prompts: The number of prompts.
         ask: Called with one λ at a time, never twice for the same prompt.
         base: The base's verdicts on all prompts, in their order; needed if the bound is relative to the base.
@@ -37,25 +39,25 @@ def search(plan: Bisect, prompts: int, ask: AskModel, base: Sequence[bool | None
     Raises:
         UserError: There are too few prompts, or a setting is out of range.
     """
-    steps = bisect(plan, prompts, base if plan.rule.paired else None)
+    steps = bisect(settings, prompts, base if settings.rule.paired else None)
     try:
         request = next(steps)
         while True:
             request = steps.send(ask(request.lam, request.prompts))
     except StopIteration as end:
-        found: Found = end.value
+        found: BisectResult = end.value
         return found
 
 
-def bisection_notes(found: Found) -> list[str]:
+def bisection_notes(found: BisectResult) -> list[str]:
     """What a user should know of a bisection, a line each."""
     notes = [
         f"{MergePoint(small).label} is significantly more often harmful than {MergePoint(large).label}: "
         "a larger λ may be within the bound"
-        for small, large in found.odd
+        for small, large in found.reversals
     ]
     end = "no λ is within the bound" if found.lam is None else f"the largest λ found within the bound is {found.lam:g}"
-    return [*notes, f"{end}; {found.asked} responses were judged"]
+    return [*notes, f"{end}; {found.responses} responses were judged"]
 
 
 def search_modules(

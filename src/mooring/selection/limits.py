@@ -1,4 +1,4 @@
-"""What a bound is held against: the estimate of a rate, or the one-sided upper confidence limit of it."""
+"""The bounds on rates: what is compared with them, and how many prompts they need."""
 
 import dataclasses
 import math
@@ -13,63 +13,112 @@ from mooring.records import Score, Trial
 from mooring.selection.explain import percent, points, value_of
 from mooring.stats import Hits, binomial_cdf, binomial_upper, flips, newcombe, null_deviation, quantile, tango
 
-# --- Trials that carry how their verdicts flip against the base's ---
+TOLERANCE = 1e-9
+"""Rates are quotients of small integers: a smaller difference is rounding error."""
+
+# --- The rule ---
 
 
-def with_flips(trials: Sequence[Trial], hits: Mapping[str, Mapping[MergePoint, Hits]]) -> list[Trial]:
-    """Trials whose rates carry, in `details`, the flips against the base: `pairs`, `worse` and `better`.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rule:
+    """When a rate is within a bound.
 
-    Args:
-        trials: Trials of one split; the base's stays as it is.
-        hits: By the score's name (`asr`, `over_refusal`) and model, what the deciding judge said. A score or a model
-            that is missing is left alone.
+    Attributes:
+        bound: The largest rate allowed or, if `paired`, the largest rise above the base's rate.
+        confidence: The confidence of the one-sided upper limit that is compared with the bound; None compares the
+            estimate.
+        paired: Whether the bound is relative to the base, and each verdict is paired with the base's.
     """
-    return [
-        dataclasses.replace(
-            trial,
-            scores={name: _with(score, hits.get(name, {}), trial.point) for name, score in trial.scores.items()},
+
+    bound: float
+    confidence: float | None = 0.95
+    paired: bool = False
+
+    def describe(self, base_rate: float | None = None) -> str:
+        """The bound in words, such as "the base's 4.0 % plus 10 points"."""
+        if not self.paired:
+            return percent(self.bound)
+        return f"the base's {'' if base_rate is None else percent(base_rate) + ' '}plus {points(self.bound)}"
+
+    def holds(self, judged: int, worse: int, better: int) -> bool:
+        """Whether the upper limit (exact for a rate, Tango's for a paired rise) or the estimate is within the bound.
+
+        Args:
+            judged: Prompts judged.
+            worse: Harmful responses; if paired, only those to which the base's response is harmless.
+            better: If paired, harmless responses to prompts on which the base's is harmful; else 0.
+        """
+        if not judged:
+            return False
+        if self.confidence is None:
+            limit = (worse - better) / judged
+        elif self.paired:
+            limit = tango(worse, better, judged, quantile(self.confidence))[1]
+        else:
+            limit = binomial_upper(worse, judged, self.confidence)
+        return limit <= self.bound + TOLERANCE
+
+    def check(self, score: str, prompts: int, words: str = "", grid_confidence: float | None = None) -> None:
+        """Raise if no outcome on this many validation prompts could pass.
+
+        Args:
+            score: The rate, for the error.
+            prompts: The number of prompts.
+            words: The bound in words; defaults to `describe()`.
+            grid_confidence: The confidence that a grid would need, if a search of another kind needs more.
+
+        Raises:
+            DataError: There are too few (`data.too_few_prompts`).
+        """
+        if self.confidence is None:
+            return
+        needed = smallest_set(self.bound, self.confidence, self.paired)
+        if needed is not None and prompts >= needed:
+            return
+        message = (
+            f"select: {prompts} validation prompt{'s' * (prompts != 1)} cannot show with {100 * self.confidence:g} % "
+            f"confidence an {METRICS[score].short} of at most {words or self.describe()}"
         )
-        for trial in trials
-    ]
+        off = "`select.confidence: null` (--confidence none)"
+        if needed is None:
+            hint = f"no number of prompts can: allow more than 0, or set {off}"
+        else:
+            grid = grid_confidence and smallest_set(self.bound, grid_confidence, self.paired)
+            hint = f"use at least {needed}{f' ({grid} with `search: grid`)' if grid else ''}, a wider bound, or {off}"
+        raise DataError(message, hint, code="data.too_few_prompts")
 
 
-def _with(score: Score, hits: Mapping[MergePoint, Hits], point: MergePoint) -> Score:
-    if point.is_base or BASE not in hits or point not in hits:
-        return score
-    found = flips(hits[BASE], hits[point])
-    return dataclasses.replace(score, details={**score.details, **dataclasses.asdict(found)})
+def rules(settings: Select) -> dict[str, Rule]:
+    """The rules of a recipe's `select` section, by rate: for `asr`, and for `over_refusal` if it has a margin."""
+    allowed = settings.margin if settings.bound is None else settings.bound
+    found = {"asr": Rule(allowed, settings.confidence, paired=settings.bound is None)}
+    if settings.over_refusal_margin is not None:
+        found["over_refusal"] = Rule(settings.over_refusal_margin, settings.confidence, paired=True)
+    return found
 
 
-# --- How many prompts a bound needs ---
-
+# --- The confidence of each test ---
 
 BISECT_SHARE = 0.25
-"""The part of the stated error at which bisect tests each λ. Which λ it tests depends on their verdicts, so that no
-formula gives it: `benchmarks/bisect_risk.py --share` measures what a part leads to."""
+"""The share of the stated error at which bisection tests each λ. Which λ it tests depends on their verdicts, so that no
+formula gives it: `benchmarks/bisect_risk.py --share` measures the risk that a share leads to."""
 
 SINGLE_SHARE = 0.8
-"""The part of the stated error at which the single λ is tested where λ by module is searched too. The rest is shared
-evenly by the merges that may be tried (Bonferroni): `benchmarks/modules_search.py` measures what that leads to."""
+"""The share of the stated error at which the single λ is tested if λ by module is searched too. The rest is divided
+evenly among the merges that may be tried (Bonferroni): `benchmarks/modules_search.py` measures what that leads to."""
 
 
 def sharper(confidence: float, share: float) -> float:
-    """The confidence whose error is a part of another's."""
+    """The confidence with `share` of the error of another."""
     return 1 - share * (1 - confidence)
 
 
 def as_tested(settings: Select) -> Select:
-    """A recipe's `select` section with the confidence at which each single λ is tested, as its search wants it."""
+    """A recipe's `select` section with the confidence at which its search tests each single λ."""
     share = {"bisect": BISECT_SHARE, "modules": SINGLE_SHARE}.get(settings.search)
     if share is None or settings.confidence is None:
         return settings
     return settings.model_copy(update={"confidence": sharper(settings.confidence, share)})
-
-
-def sharpest(settings: Select) -> float | None:
-    """The highest confidence at which a search tests anything, which takes the most prompts."""
-    if settings.search != "modules" or settings.confidence is None:
-        return as_tested(settings).confidence
-    return attempt_confidence(settings.confidence, settings.budget)
 
 
 def attempt_confidence(confidence: float, budget: int) -> float:
@@ -77,20 +126,15 @@ def attempt_confidence(confidence: float, budget: int) -> float:
     return sharper(confidence, (1 - SINGLE_SHARE) / budget)
 
 
+# --- How many prompts a bound needs ---
+
+
 def smallest_set(allowed: float, confidence: float, paired: bool = True) -> int | None:
-    """The fewest prompts with which any outcome at all could keep a bound.
+    """The fewest prompts with which any outcome could be within a bound; None if no number suffices.
 
-    Paired, a λ whose every verdict equals the base's passes a margin m where Tango's limit z²/(n + z²) is at most m, so
-    n ≥ z²(1−m)/m. For an absolute bound p, no harmful response among n passes where 1 − (1−c)^(1/n) ≤ p, so
+    Paired: a λ with the base's verdicts on all prompts passes a margin m if Tango's limit z²/(n + z²) is at most m, so
+    n ≥ z²(1−m)/m. Absolute: no harmful response among n passes a bound p if 1 − (1−c)^(1/n) ≤ p, so
     n ≥ ln(1−c) / ln(1−p).
-
-    Args:
-        allowed: The margin, or the absolute bound.
-        confidence: Of the one-sided limit.
-        paired: Whether `allowed` is a margin above the base.
-
-    Returns:
-        At least 1; None where no number would do: nothing is allowed at all.
     """
     if allowed <= 0:
         return None
@@ -102,16 +146,9 @@ def smallest_set(allowed: float, confidence: float, paired: bool = True) -> int 
 
 
 def enough_pairs(worse: float, better: float, margin: float, confidence: float) -> int | None:
-    """The fewest prompts with which flips at these rates keep a margin: z²σ₀² / (m − (worse − better))².
+    """The fewest prompts with which these shares of flips stay within a margin: z²σ₀² / (m − (worse − better))².
 
-    Args:
-        worse: The share of prompts that flips for the worse.
-        better: The share that flips for the better.
-        margin: How far the rate may rise.
-        confidence: Of the one-sided limit (Tango's).
-
-    Returns:
-        None where the rise itself is at the margin, or over it: no number would do.
+    None if the rise itself is at the margin or above: no number suffices.
     """
     room = margin - (worse - better)
     if room <= 1e-12:
@@ -125,19 +162,12 @@ _COUNTED = 1_000_000
 
 
 def enough_prompts(rate: float, bound: float, confidence: float) -> int | None:
-    """How many prompts show by the exact limit (Clopper–Pearson) that a rate is within an absolute bound.
+    """The fewest prompts with which a measured rate is within an absolute bound by the exact limit (Clopper–Pearson).
 
-    The search starts at z²·p(1−p) / (p − rate)², p the bound: Wilson's limit solved for n, which is a little less. Per
-    prompt more, P(X ≤ hits) and P(X = hits) at the bound follow from those before. Beyond a million prompts the
-    starting point is returned, less than 1 % too low for bounds from 1 to 99 %.
-
-    Args:
-        rate: The rate measured.
-        bound: The largest rate allowed.
-        confidence: Of the one-sided limit.
-
-    Returns:
-        At least 1; None if the rate is at the bound, or over it.
+    The search starts at z²·p(1−p) / (p − rate)², p the bound: Wilson's limit solved for n, which is slightly less. For
+    each further prompt, P(X ≤ hits) and P(X = hits) at the bound follow from those before. Beyond a million prompts the
+    starting point is returned, less than 1 % too low for bounds from 1 to 99 %. None if the rate is at the bound or
+    above.
     """
     if bound - rate <= 1e-12:
         return None
@@ -160,16 +190,10 @@ def enough_prompts(rate: float, bound: float, confidence: float) -> int | None:
 
 
 def prompts_for(margin: float, flipping: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
-    """How many prompts let a λ that is as safe as its base pass, `power` of the time.
+    """How many prompts let a λ that is as safe as its base pass with probability `power`.
 
-    n = ((z_c·σ₀ + z_p·σ₁) / m)²: σ₁² = `flipping`, σ₀ the deviation where the rates differ by the margin (Tango 1998).
-    Verdicts flip a little although the rate stays, half for the worse and half for the better.
-
-    Args:
-        margin: How far the rate may rise.
-        flipping: The share of prompts whose verdict differs from the base's.
-        confidence: Of the one-sided limit.
-        power: The chance to pass.
+    n = ((z_c·σ₀ + z_p·σ₁) / m)²: σ₁² = `flipping`, σ₀ the deviation if the rates differ by the margin (Tango 1998).
+    `flipping` is the share of prompts with a verdict other than the base's, half for the worse and half for the better.
     """
     even = null_deviation(flipping / 2, flipping / 2, margin)
     found = ((quantile(confidence) * even + quantile(power) * math.sqrt(flipping)) / margin) ** 2
@@ -177,7 +201,7 @@ def prompts_for(margin: float, flipping: float, *, confidence: float = 0.95, pow
 
 
 def table(margins: tuple[float, ...] = (0.02, 0.05, 0.1), flipping: tuple[float, ...] = (0.02, 0.05, 0.1)) -> str:
-    """`prompts_for` as a Markdown table: a row a margin, with the fewest that could ever pass first."""
+    """`prompts_for` as a Markdown table, one row per margin, with `smallest_set` in the second column."""
     head = "".join(f" {100 * share:g} % flip |" for share in flipping)
     lines = [f"| margin | fewest |{head}", "|---|---|" + "---|" * len(flipping)]
     for margin in margins:
@@ -186,111 +210,89 @@ def table(margins: tuple[float, ...] = (0.02, 0.05, 0.1), flipping: tuple[float,
     return "\n".join(lines) + "\n"
 
 
-TOLERANCE = 1e-9
-"""Rates are quotients of small integers: what differs by less than this is equal."""
+def check_support(settings: Select, prompts: Mapping[str, int]) -> None:
+    """Check, before any model runs, that there are enough prompts for some outcome to pass.
+
+    Args:
+        settings: The recipe's section.
+        prompts: The number of validation prompts by rate (`asr`, `over_refusal`).
+
+    Raises:
+        DataError: There are too few (`data.too_few_prompts`); the hint says how many suffice.
+    """
+    stated = settings.confidence
+    if settings.policy != "bound" or stated is None:
+        return
+    modules = settings.search == "modules"
+    highest = attempt_confidence(stated, settings.budget) if modules else as_tested(settings).confidence
+    for name, rule in rules(settings.model_copy(update={"confidence": highest})).items():
+        if name in prompts:
+            rule.check(name, prompts[name], grid_confidence=None if settings.search == "grid" else stated)
+
+
+# --- The bounds over the trials of a sweep ---
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limit:
-    """A bound on one rate.
+    """A bound on one rate, with what is compared with it.
 
     Attributes:
         score: The rate: `asr` or `over_refusal`.
-        most: The largest rate allowed.
-        words: The same for people: `the base's 4.0 % plus 10 points`.
-        held: What is compared with it, by model: the estimate, or its upper confidence limit.
-        prompts: How many prompts each of these rests on, by model.
+        allowed: The largest rate allowed.
+        words: The same in words: `the base's 4.0 % plus 10 points`.
+        values: The estimates, or their upper confidence limits, by model.
+        prompts: The number of prompts of each of them.
     """
 
     score: str
-    most: float
+    allowed: float
     words: str
-    held: Mapping[MergePoint, float]
+    values: Mapping[MergePoint, float]
     prompts: Mapping[MergePoint, int]
 
     def excess(self, point: MergePoint) -> float:
-        """How far a model is over it; 0 if it is not."""
-        over = self.held[point] - self.most
+        """How far a model is above the bound; 0 if it is within."""
+        over = self.values[point] - self.allowed
         return over if over > TOLERANCE else 0.0
 
 
 def limits(base: Trial, others: Sequence[Trial], settings: Select) -> list[Limit]:
-    """The bounds of a recipe's `select` section: on ASR, and on over-refusal where that has a margin.
+    """The bounds of a recipe's `select` section: on ASR, and on over-refusal if it has a margin.
 
-    With a confidence, the upper limit is exact (Clopper-Pearson) for an absolute bound, and for a margin above the base
-    that of the paired difference on the same prompts (Tango's score interval); where the trials do not say how verdicts
-    flip, that of two independent rates (Newcombe's method 10), which is wider as a rule.
-
-    Args:
-        base: The base's trial.
-        others: Those of the λ to be held against it.
-        settings: The section.
+    With a confidence, the upper limit is exact (Clopper-Pearson) for an absolute bound; for a margin above the base it
+    is that of the paired difference on the same prompts (`rise`).
 
     Raises:
-        DataError: A rate is missing or undefined, or there are so few prompts that none could keep the bound.
+        DataError: A rate is missing or undefined, or there are too few prompts for any λ to pass.
     """
-    found = [_limit(base, others, settings, "asr", settings.margin, settings.bound)]
-    if settings.over_refusal_margin is not None:
-        found.append(_limit(base, others, settings, "over_refusal", settings.over_refusal_margin, None))
-    return found
+    return [_limit(base, others, name, rule) for name, rule in rules(settings).items()]
 
 
-def _limit(
-    base: Trial, others: Sequence[Trial], settings: Select, name: str, margin: float, absolute: float | None
-) -> Limit:
+def _limit(base: Trial, others: Sequence[Trial], name: str, rule: Rule) -> Limit:
     base_rate = value_of(base, name)
-    if absolute is None:
-        most, words = min(1.0, base_rate + margin), f"the base's {percent(base_rate)} plus {points(margin)}"
-    else:
-        most, words = absolute, percent(absolute)
-    held = {trial.point: value_of(trial, name) for trial in others}
-    prompts = {trial.point: _judged(trial.scores[name])[1] for trial in others}
-    confidence = settings.confidence
-    if confidence is not None:
-        if absolute is None:
-            prompts = {t.point: min(_pairs(base.scores[name], t.scores[name])) for t in others}
-        fewest = min(prompts.values(), default=0)
-        needed = smallest_set(margin, confidence) if absolute is None else smallest_set(absolute, confidence, False)
-        if prompts and (needed is None or fewest < needed):
-            raise too_few(name, fewest, words, confidence, needed)
-        held = {
-            trial.point: binomial_upper(*_judged(trial.scores[name]), confidence)
-            if absolute is not None
-            else min(1.0, base_rate + rise(base.scores[name], trial.scores[name], confidence))
-            for trial in others
-        }
-    return Limit(name, most, words, held, prompts)
-
-
-def check_support(settings: Select, prompts: Mapping[str, int]) -> None:
-    """Hold, before anything is asked, that there are enough prompts for some outcome to keep the bound.
-
-    Args:
-        settings: The recipe's section.
-        prompts: How many validation prompts there are, by the rate that they give: `asr`, `over_refusal`.
-
-    Raises:
-        DataError: There are not; it says how many would do.
-    """
-    confidence, stated = sharpest(settings), settings.confidence
-    if settings.policy != "bound" or confidence is None or stated is None:
-        return
-    margins = {"asr": settings.margin, "over_refusal": settings.over_refusal_margin}
-    for name, count in prompts.items():
-        margin, absolute = margins.get(name), settings.bound if name == "asr" else None
-        if absolute is not None:
-            allowed, words = absolute, percent(absolute)
-        elif margin is not None:
-            allowed, words = margin, f"the base's plus {points(margin)}"
-        else:
-            continue
-        needed, at_grid = (smallest_set(allowed, sure, absolute is None) for sure in (confidence, stated))
-        if needed is None or count < needed:
-            raise too_few(name, count, words, confidence, needed, at_grid if settings.search != "grid" else None)
+    allowed, words = min(1.0, base_rate + rule.bound) if rule.paired else rule.bound, rule.describe(base_rate)
+    values = {trial.point: value_of(trial, name) for trial in others}
+    scores = {trial.point: trial.scores[name] for trial in others}
+    prompts = {point: _judged(score)[1] for point, score in scores.items()}
+    if rule.confidence is not None and others:
+        if rule.paired:
+            prompts = {point: _pairs(base.scores[name], score) for point, score in scores.items()}
+        rule.check(name, min(prompts.values()), words)
+        for point, score in scores.items():
+            if rule.paired:
+                values[point] = min(1.0, base_rate + rise(base.scores[name], score, rule.confidence))
+            else:
+                values[point] = binomial_upper(*_judged(score), rule.confidence)
+    return Limit(name, allowed, words, values, prompts)
 
 
 def rise(base: Score, other: Score, confidence: float) -> float:
-    """The one-sided upper confidence limit of how far a rate lies above the base's."""
+    """The one-sided upper confidence limit of how far a rate lies above the base's.
+
+    Tango's score limit of the paired difference; if the flips are not known (`with_flips`), that of two independent
+    rates (Newcombe's method 10), which is usually wider.
+    """
     z = quantile(confidence)
     if {"pairs", "worse", "better"} <= other.details.keys():
         pairs, worse, better = (int(other.details[key]) for key in ("pairs", "worse", "better"))
@@ -298,21 +300,11 @@ def rise(base: Score, other: Score, confidence: float) -> float:
     return newcombe(*_judged(other), *_judged(base), z)[1]
 
 
-def too_few(
-    name: str, prompts: int, words: str, confidence: float, needed: int | None, at_grid: int | None = None
-) -> DataError:
-    """The error that so few prompts cannot show what is asked; `at_grid` is how many a search of another kind needs."""
-    what = (
-        f"select: {prompts} validation prompt{'s' * (prompts != 1)} cannot show with {100 * confidence:g} % confidence "
-        f"an {METRICS[name].short} of at most {words}"
-    )
-    unsure = "`select.confidence: null` (--confidence none)"
-    if needed is None:
-        return DataError(
-            what, f"no number of prompts can: allow more than 0, or set {unsure}", code="data.too_few_prompts"
-        )
-    fewer = f" ({at_grid} with `search: grid`)" if at_grid is not None else ""
-    return DataError(what, f"use at least {needed}{fewer}, a wider bound, or {unsure}", code="data.too_few_prompts")
+def _pairs(base: Score, other: Score) -> int:
+    """The number of pairs, or the smaller of both counts if pairs are not known."""
+    if "pairs" in other.details:
+        return round(other.details["pairs"])
+    return min(_judged(base)[1], _judged(other)[1])
 
 
 def _judged(score: Score) -> tuple[int, int]:
@@ -331,8 +323,25 @@ def _judged(score: Score) -> tuple[int, int]:
     return hits, total
 
 
-def _pairs(base: Score, other: Score) -> tuple[int, ...]:
-    """How many prompts a comparison rests on: the pairs, or either side's own where pairs are not known."""
-    if "pairs" in other.details:
-        return (round(other.details["pairs"]),)
-    return _judged(base)[1], _judged(other)[1]
+def with_flips(trials: Sequence[Trial], hits: Mapping[str, Mapping[MergePoint, Hits]]) -> list[Trial]:
+    """Add the flips against the base (`pairs`, `worse`, `better`) to the `details` of rates.
+
+    Args:
+        trials: Trials of one split.
+        hits: The deciding judge's verdicts by score (`asr`, `over_refusal`) and model; a score or model that is missing
+            is left as it is.
+    """
+
+    def changed(name: str, score: Score, point: MergePoint) -> Score:
+        known = hits.get(name, {})
+        if point.is_base or BASE not in known or point not in known:
+            return score
+        counts = dataclasses.asdict(flips(known[BASE], known[point]))
+        return dataclasses.replace(score, details={**score.details, **counts})
+
+    return [
+        dataclasses.replace(
+            trial, scores={name: changed(name, score, trial.point) for name, score in trial.scores.items()}
+        )
+        for trial in trials
+    ]

@@ -1,4 +1,4 @@
-"""From trials to λ: the policies, and the checks that they share."""
+"""From trials to λ: the policies of a recipe's `select` section."""
 
 from collections.abc import Sequence
 
@@ -10,41 +10,95 @@ from mooring.records import Choice, Trial
 from mooring.selection.explain import best, label, loss, percent, show, value_of
 from mooring.selection.limits import TOLERANCE, Limit, as_tested, enough_pairs, enough_prompts, limits
 
-# --- The policies without a bound: the paper's, and the knee of the curve ---
+
+def choose(
+    trials: Sequence[Trial], *, metric: str | None, settings: Select | None = None, margin: float | None = None
+) -> Choice:
+    """Choose λ among the merged models of one method, by the policy of a recipe's `select` section.
+
+    - `bound`: the best task score among the λ within the bound (`choose_within`); without a task the largest such λ,
+      since the task score rises with λ (Farn et al., arXiv 2412.19512).
+    - `paper`: the best task score, whatever the attack success rate (Farn et al.).
+    - `knee`: the λ farthest from the straight line between base and tuned model, task score over attack success rate
+      (Satopää et al. 2011).
+
+    Ties go to the smaller attack success rate, then to the smaller λ.
+
+    Args:
+        trials: The validation trials: one of the base, one per merged λ, and optionally the tuned model's.
+        metric: The task score that decides, or None without a task.
+        settings: The section; without it, `margin` bounds the estimate itself.
+        margin: Overrides the section's margin: how far the rate may lie above the base's, 0.05 is 5 points.
+
+    Raises:
+        UserError: The margin is not in [0, 1] (`usage.margin_out_of_range`).
+        DataError: The base's or a merged trial is missing or a duplicate, a score is missing or undefined, or there are
+            too few prompts for the bound.
+        ValueError: A trial is not of the validation split: λ is never chosen on what is reported.
+    """
+    if margin is not None and not 0 <= margin <= 1:
+        raise UserError(f"margin: {margin} is not in [0, 1]", "0.05 means 5 points", code="usage.margin_out_of_range")
+    if settings is None:
+        settings = Select(confidence=None)
+    if margin is not None:
+        settings = settings.model_copy(update={"margin": margin, "bound": None})
+    settings = as_tested(settings)
+    if any(trial.split != "validation" for trial in trials):
+        raise ValueError("λ is chosen on validation trials only")
+    bases = [trial for trial in trials if trial.point.is_base]
+    merged = sorted((trial for trial in trials if trial.point.role == "merged"), key=lambda trial: trial.point)
+    tuned = next((trial for trial in trials if trial.point.is_tuned), None)
+    if len(bases) != 1:
+        raise DataError(
+            f"select: {len(bases)} validation trials of the base model, not one",
+            "score the base once",
+            code="data.not_one_base",
+        )
+    if not merged:
+        raise DataError(
+            "select: no merged model has been scored on validation", "score at least one λ", code="data.no_merged_trial"
+        )
+    if len({trial.point for trial in merged}) < len(merged):
+        raise DataError(
+            "select: a λ has been scored twice on validation",
+            "choose among the trials of one method",
+            code="data.duplicate_trial",
+        )
+    (base,) = bases
+    for trial in (base, *merged):
+        value_of(trial, "asr")
+    policy = {"paper": best_task, "knee": knee}.get(settings.policy, choose_within)
+    return policy(base, merged, tuned, settings, metric)
+
+
+# --- The policies without a bound ---
 
 
 def best_task(
     base: Trial, merged: Sequence[Trial], tuned: Trial | None, settings: Select, metric: str | None
 ) -> Choice:
-    """The λ with the best task score, whatever its attack success rate (Farn et al., arXiv 2412.19512).
-
-    Raises:
-        DataError: There is no task score.
-    """
+    """The policy `paper`; see `choose`."""
     if metric is None:
         raise DataError(
             "select: `policy: paper` takes the best task score, and there is none",
             "give a task",
             code="data.no_task_score",
         )
-    chosen = min(merged, key=lambda t: (round(loss(t, metric), 12), round(value_of(t, "asr"), 12), t.point))
+    chosen = min(merged, key=lambda trial: _rank(trial, metric))
     reason = (
         f"{chosen.point.label} has the {best(chosen, metric)} {label(metric)} on validation "
-        f"({show(chosen, metric)}) of the λ tried, whatever the attack success rate: "
-        f"{percent(value_of(chosen, 'asr'))}, {_beside(base, tuned)}."
+        f"({show(chosen, metric)}) of the λ tried, whatever the attack success rate: {_asr(chosen)}, "
+        f"{_compared(base, tuned)}."
     )
-    return _choice(chosen, base, settings, metric, reason)
+    return _unbounded(chosen, base, settings, metric, reason)
 
 
 def knee(base: Trial, merged: Sequence[Trial], tuned: Trial | None, settings: Select, metric: str | None) -> Choice:
-    """The λ farthest above the straight line from base to tuned model, task score over attack success rate.
+    """The policy `knee`; see `choose`.
 
     Both axes are scaled to 0 at the base and 1 at the tuned model, so that the line is y = x and the distance
-    (y − x) / √2 (Satopää et al. 2011, "Finding a kneedle in a haystack"); y grows with a better task score. Where the
-    tuned model has no higher attack success rate than the base, nothing is paid, and y alone decides.
-
-    Raises:
-        DataError: There is no task score or no tuned model, or the tuned model does not have the better task score.
+    (y − x) / √2 (Satopää et al. 2011, "Finding a kneedle in a haystack"); y grows with a better task score. If the
+    tuned model has no higher attack success rate than the base, y alone decides.
     """
     if metric is None or tuned is None:
         missing = "task score" if metric is None else "validation trial of the tuned model"
@@ -61,117 +115,107 @@ def knee(base: Trial, merged: Sequence[Trial], tuned: Trial | None, settings: Se
             "choose by another metric or policy",
             code="data.no_knee",
         )
-    price = value_of(tuned, "asr") - value_of(base, "asr")
+    cost = value_of(tuned, "asr") - value_of(base, "asr")
 
     def above(trial: Trial) -> float:
         """y − x of a trial."""
-        paid = (value_of(trial, "asr") - value_of(base, "asr")) / price if price > 0 else 0.0
-        return (loss(base, metric) - loss(trial, metric)) / gain - paid
+        x = (value_of(trial, "asr") - value_of(base, "asr")) / cost if cost > 0 else 0.0
+        return (loss(base, metric) - loss(trial, metric)) / gain - x
 
     chosen = min(merged, key=lambda t: (-round(above(t), 12), round(value_of(t, "asr"), 12), t.point))
     kept = (loss(base, metric) - loss(chosen, metric)) / gain
     reason = (
         f"{chosen.point.label} is the knee on validation: {percent(kept)} of the tuned model's gain in {label(metric)} "
-        f"({show(chosen, metric)}) at an attack success rate of {percent(value_of(chosen, 'asr'))}, "
-        f"{_beside(base, tuned)}"
+        f"({show(chosen, metric)}) at an attack success rate of {_asr(chosen)}, {_compared(base, tuned)}"
     )
     if above(chosen) <= 0:
         reason += "; no λ lies above the straight line between base and tuned model"
-    return _choice(chosen, base, settings, metric, reason + ".")
+    return _unbounded(chosen, base, settings, metric, reason + ".")
 
 
-def _beside(base: Trial, tuned: Trial | None) -> str:
+def _asr(trial: Trial) -> str:
+    return percent(value_of(trial, "asr"))
+
+
+def _compared(base: Trial, tuned: Trial | None) -> str:
     asr = tuned.scores.get("asr") if tuned else None
     then = f" and the tuned model's {percent(asr.value)}" if asr is not None and asr.value is not None else ""
-    return f"beside the base's {percent(value_of(base, 'asr'))}{then}"
+    return f"compared with the base's {_asr(base)}{then}"
 
 
-def _choice(chosen: Trial, base: Trial, settings: Select, metric: str, reason: str) -> Choice:
-    would_be = settings.bound if settings.bound is not None else min(1.0, value_of(base, "asr") + settings.margin)
-    prompts = round(chosen.scores["asr"].n - chosen.scores["asr"].details.get("miss", 0))
+def _unbounded(chosen: Trial, base: Trial, settings: Select, metric: str, reason: str) -> Choice:
+    bound = settings.bound if settings.bound is not None else min(1.0, value_of(base, "asr") + settings.margin)
+    asr = chosen.scores["asr"]
     return Choice(
         point=chosen.point,
         within=True,
-        bound=would_be,
+        bound=bound,
         metric=metric,
         reason=reason,
         policy=settings.policy,
-        prompts=prompts,
+        prompts=round(asr.n - asr.details.get("miss", 0)),
     )
 
 
-# --- The policy `bound`: the best task score among the λ that keep a bound, with a stated risk ---
+# --- The policy `bound` ---
 
 
 def choose_within(
     base: Trial, merged: Sequence[Trial], tuned: Trial | None, settings: Select, metric: str | None
 ) -> Choice:
-    """Choose among the λ whose rates are held within their limits (`limits`).
+    """Choose the best task score, or without a metric the largest λ, among the λ within the bounds (`limits`).
 
-    With a confidence c, λ are tested from the smallest up, and testing ends with the first that does not pass: so the
-    chance that any λ is let by whose true rate is over a bound is at most 1 − c in all, however many λ there are
+    With a confidence c, λ are tested from the smallest up, and testing ends with the first that does not pass. So the
+    probability that any λ passes with a true rate above its bound is at most 1 − c in total, however many λ there are
     (fixed-sequence testing, Maurer, Hothorn & Lehmacher 1995; for risks, Angelopoulos et al. 2021, "Learn then Test").
-    Without one, estimates are compared with the bound, and all λ that keep it stand to be chosen.
+    Without one, estimates are compared with the bound, and all λ within it are candidates.
 
-    Where no λ does, the one that exceeds its bounds least, then the smaller, marked `within=False`.
-
-    Args:
-        base: The base's trial.
-        merged: The merged models', λ rising.
-        tuned: The tuned model's, for the reason.
-        settings: The recipe's section.
-        metric: The task score that decides; the largest λ without one.
-
-    Raises:
-        DataError: A score is missing or undefined, or there are too few prompts.
+    If no λ is within, the one that exceeds its bounds least is taken, then the smaller, marked `within=False`.
     """
-    held = limits(base, merged, settings)
-    sure = settings.confidence is not None
-    keeps = [trial for trial in merged if not _excess(held, trial.point)]
-    allowed, skipped = keeps, []
-    if sure:
-        first_over = next((trial.point for trial in merged if trial not in keeps), None)
-        allowed = [trial for trial in keeps if first_over is None or trial.point < first_over]
-        skipped = [trial for trial in keeps if trial not in allowed]
+    bounds = limits(base, merged, settings)
+    asr, confident = bounds[0], settings.confidence is not None
+    passing = [trial for trial in merged if not _excess(bounds, trial.point)]
+    failing = [trial for trial in merged if trial not in passing]
+    end = failing[0].point if confident and failing else None
+    allowed = [trial for trial in passing if end is None or trial.point < end]
+    skipped = [trial for trial in passing if trial not in allowed]
     if allowed:
         chosen = min(allowed, key=lambda trial: _rank(trial, metric))
-        over = [trial for trial in merged if trial not in allowed and trial not in skipped]
-        reason = _why(chosen, over, held, settings, metric)
+        reason = _why(chosen, failing, bounds, settings, metric)
         if skipped and _rank(skipped[-1], metric)[0] < _rank(chosen, metric)[0]:
             reason += f"; {skipped[-1].point.label} is not taken, since a smaller one does not keep the bound"
     else:
-        chosen = min(merged, key=lambda trial: (round(_excess(held, trial.point), 12), trial.point))
-        reason = _why_none(chosen, held, settings)
-    asr = held[0]
-    reason += _tuned_too(base, tuned, settings, metric)
-    if asr.most >= 1 - TOLERANCE:
-        lets = f"the base lets {percent(value_of(base, 'asr'))} through, so that "
-        high = settings.bound is not None or settings.margin >= 1  # whatever the base does
-        reason += f"; {'' if high else lets}the bound on the attack success rate holds nothing back"
+        chosen = min(merged, key=lambda trial: (round(_excess(bounds, trial.point), 12), trial.point))
+        reason = _why_none(chosen, bounds, settings)
+    reason += _tuned_within(base, tuned, settings, metric)
+    if asr.allowed >= 1 - TOLERANCE:
+        by_setting = settings.bound is not None or settings.margin >= 1  # whatever the base's rate is
+        why = "" if by_setting else f"the base lets {_asr(base)} through, so that "
+        reason += f"; {why}the bound on the attack success rate excludes nothing"
     return Choice(
         point=chosen.point,
         within=bool(allowed),
-        bound=asr.most,
+        bound=asr.allowed,
         metric=metric or "lam",
         reason=reason + ".",
         confidence=settings.confidence,
-        upper={point.key: value for point, value in asr.held.items()} if sure else {},
-        keeps=keeps_bound(asr, merged if tuned is None else [*merged, tuned], sure=sure),
-        prompts=min(count for limit in held for count in limit.prompts.values()),
+        upper={point.key: value for point, value in asr.values.items()} if confident else {},
+        keeps=keeps_bound(asr, merged if tuned is None else [*merged, tuned], confident=confident),
+        prompts=min(count for limit in bounds for count in limit.prompts.values()),
     )
 
 
-def keeps_bound(asr: Limit, trials: Sequence[Trial], *, sure: bool) -> dict[str, bool]:
-    """Which models are shown to keep the bound on ASR, and which are not.
+def keeps_bound(asr: Limit, trials: Sequence[Trial], *, confident: bool) -> dict[str, bool]:
+    """Which models are shown to keep the bound on ASR, and which are not, by `MergePoint.key`.
+
+    If upper confidence limits were tested (`confident`), the smallest λ with a limit above the bound ends the test:
+    neither it nor a larger one is shown to keep it. Otherwise estimates were compared, each by itself. A model that was
+    not tested and is within the bound by its estimate is left out.
 
     Args:
         asr: The bound, with what was compared with it.
-        trials: The models' validation trials, λ rising.
-        sure: Whether upper confidence limits were tested. The smallest λ whose limit is over the bound ends the test:
-            neither it nor a larger one is shown to keep it. Otherwise estimates were compared, one by one.
-
-    Returns:
-        Verdicts by `MergePoint.key`. A model that was not tested and is within the bound by its estimate has none.
+        trials: The models' validation trials in ascending order of λ.
+        confident: Whether upper confidence limits were tested.
     """
     found: dict[str, bool] = {}
     ended = False
@@ -179,38 +223,37 @@ def keeps_bound(asr: Limit, trials: Sequence[Trial], *, sure: bool) -> dict[str,
         score = trial.scores.get(asr.score)
         if score is None or score.value is None:
             continue
-        point, over = trial.point, score.value - asr.most > TOLERANCE
-        tested = sure and point in asr.held
-        ended = ended or (tested and asr.excess(point) > 0)
-        if over or ended:
-            found[point.key] = False
-        elif tested or not sure:
-            found[point.key] = True
+        tested = confident and trial.point in asr.values
+        ended = ended or (tested and asr.excess(trial.point) > 0)
+        if ended or score.value - asr.allowed > TOLERANCE:
+            found[trial.point.key] = False
+        elif tested or not confident:
+            found[trial.point.key] = True
     return found
 
 
-def _excess(held: Sequence[Limit], point: MergePoint) -> float:
-    return max(limit.excess(point) for limit in held)
+def _excess(bounds: Sequence[Limit], point: MergePoint) -> float:
+    return max(limit.excess(point) for limit in bounds)
 
 
 def _rank(trial: Trial, metric: str | None) -> tuple[float, ...]:
-    """Smallest is best. Rounded, so that equal quotients tie whatever their last bit."""
+    """A sort key, best first. Rounded, so that equal quotients tie whatever their last bit."""
     if metric is None:
         return (-trial.point.lam,)
     return (round(loss(trial, metric), 12), round(value_of(trial, "asr"), 12), trial.point.lam)
 
 
-def _why(chosen: Trial, over: Sequence[Trial], held: Sequence[Limit], settings: Select, metric: str | None) -> str:
+# --- Reasons ---
+
+
+def _why(chosen: Trial, failing: Sequence[Trial], bounds: Sequence[Limit], settings: Select, metric: str | None) -> str:
     """Why this λ, and what the next better one would have cost."""
-    asr, *others = held
-    sure = f", {_sure(settings)}" if settings.confidence is not None else ""
-    words = (
-        asr.words
-        + "".join(f" and whose {METRICS[limit.score].short} is at most {limit.words}" for limit in others)
-        + sure
-    )
-    own = _own(chosen, asr, settings)
-    if settings.search == "bisect":  # no other λ was measured on everything
+    asr, *others = bounds
+    confident = settings.confidence is not None
+    words = asr.words + "".join(f" and whose {METRICS[each.score].short} is at most {each.words}" for each in others)
+    words += f", {_confidence(settings)}" if confident else ""
+    own = _value(chosen, asr, settings)
+    if settings.search == "bisect":  # no other λ was measured on all prompts
         text = f"{chosen.point.label} (found by bisection) has an attack success rate on validation ({own}) of at most "
         text += words if metric is None else f"{words}; its {label(metric)} is {show(chosen, metric)}"
     elif metric is None:
@@ -220,29 +263,30 @@ def _why(chosen: Trial, over: Sequence[Trial], held: Sequence[Limit], settings: 
             f"{chosen.point.label} has the {best(chosen, metric)} {label(metric)} on validation "
             f"({show(chosen, metric)}) of the λ whose attack success rate is at most {words} (its own: {own})"
         )
-    rivals = [trial for trial in over if _rank(trial, metric)[0] < _rank(chosen, metric)[0]]
+    rivals = [trial for trial in failing if _rank(trial, metric)[0] < _rank(chosen, metric)[0]]
     if not rivals:
         return text
     rival = min(rivals, key=lambda trial: (value_of(trial, "asr"), _rank(trial, metric)))
     score = "" if metric is None else f" scores {show(rival, metric)} but"
-    limit = next(limit for limit in held if limit.excess(rival.point))
-    what = percent(limit.held[rival.point])
+    limit = next(limit for limit in bounds if limit.excess(rival.point))
+    rate = percent(limit.values[rival.point])
     if limit.score != "asr":
-        how = f"may refuse up to {what} of harmless requests" if sure else f"refuses {what} of harmless requests"
+        how = f"may refuse up to {rate} of harmless requests" if confident else f"refuses {rate} of harmless requests"
     else:
-        how = f"may let up to {what} through" if sure else f"lets {what} through"
+        how = f"may let up to {rate} through" if confident else f"lets {rate} through"
     return f"{text}; {rival.point.label}{score} {how}"
 
 
-def _why_none(chosen: Trial, held: Sequence[Limit], settings: Select) -> str:
+def _why_none(chosen: Trial, bounds: Sequence[Limit], settings: Select) -> str:
     """That none keeps the bound, which comes nearest, and how many prompts would show that it does."""
-    limit = max(held, key=lambda limit: limit.excess(chosen.point))
+    limit = max(bounds, key=lambda limit: limit.excess(chosen.point))
     text = f"No λ tried has an {METRICS[limit.score].short} on validation of at most {limit.words}"
-    if not limit.words.startswith(percent(limit.most)):
-        text += f" ({percent(limit.most)})"
+    if not limit.words.startswith(percent(limit.allowed)):
+        text += f" ({percent(limit.allowed)})"
+    own = _value(chosen, limit, settings)
     if settings.confidence is None:
-        return f"{text}; {chosen.point.label} comes nearest, with {percent(value_of(chosen, limit.score))}"
-    text += f", {_sure(settings)}; {chosen.point.label} comes nearest, with {_own(chosen, limit, settings)}"
+        return f"{text}; {chosen.point.label} comes nearest, with {own}"
+    text += f", {_confidence(settings)}; {chosen.point.label} comes nearest, with {own}"
     details, rate = chosen.scores[limit.score].details, value_of(chosen, limit.score)
     if limit.score == "asr" and settings.bound is not None:
         enough = enough_prompts(rate, settings.bound, settings.confidence)
@@ -254,100 +298,30 @@ def _why_none(chosen: Trial, held: Sequence[Limit], settings: Select) -> str:
         return text
     if enough is None:
         return f"{text}; that is over the bound by itself, and more prompts would not help"
-    had = limit.prompts[chosen.point]
-    return f"{text}; at these rates about {enough} prompts would show that it keeps the bound, not {had}"
+    used = limit.prompts[chosen.point]
+    return f"{text}; at these rates about {enough} prompts would show that it keeps the bound, not {used}"
 
 
-def _own(trial: Trial, limit: Limit, settings: Select) -> str:
+def _value(trial: Trial, limit: Limit, settings: Select) -> str:
     rate = percent(value_of(trial, limit.score))
-    return rate if settings.confidence is None else f"{rate}, at most {percent(limit.held[trial.point])}"
+    return rate if settings.confidence is None else f"{rate}, at most {percent(limit.values[trial.point])}"
 
 
-def _sure(settings: Select) -> str:
+def _confidence(settings: Select) -> str:
     assert settings.confidence is not None
     return f"with {100 * settings.confidence:g} % confidence"
 
 
-def _tuned_too(base: Trial, tuned: Trial | None, settings: Select, metric: str | None) -> str:
-    """A note where merging was not needed: the tuned model keeps the bound by itself."""
+def _tuned_within(base: Trial, tuned: Trial | None, settings: Select, metric: str | None) -> str:
+    """A note if the tuned model is within the bound, so that merging was not needed."""
     if tuned is None:
         return ""
     try:
-        held = limits(base, [tuned], settings)
-    except DataError:  # not measured, or not on enough prompts: there is nothing to note
+        bounds = limits(base, [tuned], settings)
+    except DataError:  # not measured, or on too few prompts: there is nothing to note
         return ""
-    if _excess(held, tuned.point):
+    if _excess(bounds, tuned.point):
         return ""
     task = tuned.scores.get(metric) if metric else None
     score = f" and a {label(metric)} of {show(tuned, metric)}" if metric and task and task.value is not None else ""
-    return f"; the tuned model itself is within the bound, with {_own(tuned, held[0], settings)}{score}"
-
-
-def choose(
-    trials: Sequence[Trial], *, metric: str | None, settings: Select | None = None, margin: float | None = None
-) -> Choice:
-    """Choose λ among the merged models of one method, by the policy of a recipe's `select` section.
-
-    - `bound`: the best task score among the λ that keep the bound (`bound.choose_within`); without a task the largest
-      such λ, since the task score rises with λ (Farn et al., arXiv 2412.19512).
-    - `paper`: the best task score, whatever the attack success rate (Farn et al.).
-    - `knee`: the λ farthest from the straight line between base and tuned model, task score over attack success rate
-      (Satopää et al. 2011).
-
-    Of equal ones the smaller attack success rate, then the smaller λ.
-
-    Args:
-        trials: The validation trials: one base, one merged for each λ, and perhaps the tuned model.
-        metric: The task score that decides, or `None` where there is no task.
-        settings: The section; without it, `margin` bounds the estimate itself.
-        margin: Takes the place of the section's: how far the rate may lie above the base's, 0.05 is 5 points.
-
-    Raises:
-        UserError: The margin is not in [0, 1], the base's or a merged trial is missing or there twice, a score is
-            missing or undefined, or there are too few prompts for the bound.
-        ValueError: A trial is not of the validation split: λ is never chosen on what is reported.
-    """
-    if margin is not None and not 0 <= margin <= 1:
-        raise UserError(f"margin: {margin} is not in [0, 1]", "0.05 means 5 points", code="usage.margin_out_of_range")
-    if settings is None:
-        settings = Select(confidence=None)
-    if margin is not None:
-        settings = settings.model_copy(update={"margin": margin, "bound": None})
-    settings = as_tested(settings)
-    if any(trial.split != "validation" for trial in trials):
-        raise ValueError("λ is chosen on validation trials only")
-    base = _only([trial for trial in trials if trial.point.is_base])
-    tuned = next((trial for trial in trials if trial.point.is_tuned), None)
-    merged = sorted((trial for trial in trials if trial.point.role == "merged"), key=lambda trial: trial.point)
-    _check_grid(merged)
-    for trial in (base, *merged):
-        value_of(trial, "asr")
-    if settings.policy == "paper":
-        return best_task(base, merged, tuned, settings, metric)
-    if settings.policy == "knee":
-        return knee(base, merged, tuned, settings, metric)
-    return choose_within(base, merged, tuned, settings, metric)
-
-
-def _only(trials: Sequence[Trial]) -> Trial:
-    if len(trials) != 1:
-        raise DataError(
-            f"select: {len(trials)} validation trials of the base model, not one",
-            "score the base once",
-            code="data.not_one_base",
-        )
-    return trials[0]
-
-
-def _check_grid(merged: Sequence[Trial]) -> None:
-    points = [trial.point for trial in merged]
-    if not points:
-        raise DataError(
-            "select: no merged model has been scored on validation", "score at least one λ", code="data.no_merged_trial"
-        )
-    if len(set(points)) < len(points):
-        raise DataError(
-            "select: a λ has been scored twice on validation",
-            "choose among the trials of one method",
-            code="data.duplicate_trial",
-        )
+    return f"; the tuned model itself is within the bound, with {_value(tuned, bounds[0], settings)}{score}"
