@@ -23,6 +23,7 @@ GROUND = {
     "ledger",
     "sampling",
     "events",
+    "export",
     "metrics",
     "merge_point",
     "options",

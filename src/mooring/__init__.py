@@ -13,6 +13,7 @@ from mooring.api import (
     generate,
     inspect,
     lm_eval,
+    load_results,
     merge,
     mergekit_export,
     mergekit_run,
@@ -44,6 +45,7 @@ from mooring.errors import (
     UserError,
 )
 from mooring.events import Event, OnEvent
+from mooring.export import to_pandas
 from mooring.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -57,10 +59,13 @@ if TYPE_CHECKING:
     from mooring.pipeline.run import Outcome
     from mooring.records import Choice, Completion, Message, Prompt, Score, Trial, Verdict
     from mooring.reporting.paper.write import Paper
+    from mooring.reporting.results import Results
+    from mooring.scoring.judges import Agreement
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Agreement": "mooring.scoring.judges",
     "Choice": "mooring.records",
     "Comparison": "mooring.pipeline.compare",
     "Completion": "mooring.records",
@@ -75,6 +80,7 @@ _LAZY = {
     "Recipe": "mooring.config",
     "Rejudged": "mooring.pipeline.rejudge",
     "Reply": "mooring.pipeline.compare",
+    "Results": "mooring.reporting.results",
     "Score": "mooring.records",
     "Trial": "mooring.records",
     "Verdict": "mooring.records",
@@ -84,6 +90,7 @@ _LAZY = {
 """Names whose modules load torch or pydantic, which takes longer than `import mooring` may take (PEP 562)."""
 
 __all__ = [
+    "Agreement",
     "Choice",
     "Comparison",
     "Completion",
@@ -108,6 +115,7 @@ __all__ = [
     "RecipeError",
     "Rejudged",
     "Reply",
+    "Results",
     "SamplingParams",
     "Score",
     "Trial",
@@ -121,6 +129,7 @@ __all__ = [
     "lm_eval",
     "load_examples",
     "load_prompts",
+    "load_results",
     "merge",
     "mergekit_export",
     "mergekit_run",
@@ -137,6 +146,7 @@ __all__ = [
     "safeguard_recipe",
     "score",
     "select",
+    "to_pandas",
     "tune",
     "verify",
 ]

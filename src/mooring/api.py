@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.run import Outcome
     from mooring.records import Choice, Completion, Kind, Prompt, Score, Split
     from mooring.reporting.paper.write import Paper
+    from mooring.reporting.results import Results
 
 Ref = str | Path
 """A model or a data set."""
@@ -41,6 +42,7 @@ __all__ = [
     "generate",
     "inspect",
     "lm_eval",
+    "load_results",
     "merge",
     "mergekit_export",
     "mergekit_run",
@@ -865,6 +867,17 @@ def select(run: Ref, *, metric: str | None = None, **options: Unpack[opt.SelectO
     elif values and recipe.select.search == "bisect":
         more = " It is the only λ that was measured whole: `mooring run` with this bound looks for another."
     return replace(choice, reason=choice.reason + more)
+
+
+def load_results(run: Ref) -> Results:
+    """The results of a finished run: every score of base, tuned and merged models, the choice, and the answers.
+
+    Raises:
+        DataError: It is not a finished run, or its results were edited since.
+    """
+    from mooring.reporting.run_folder import load_run
+
+    return load_run(Path(run))
 
 
 def report(run: Ref, *, redact: bool = False) -> Path:

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
+from mooring.export import Record
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Record):
     """Something that happened in an operation.
 
     Attributes:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from mooring.errors import RecipeError
+from mooring.export import Record
 
 Role = Literal["base", "tuned", "merged"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class MergePoint:
+class MergePoint(Record):
     """A model of a run: θ = (1−λ)·base + λ·tuned, with other λ for some groups of modules if `overrides` says so.
 
     It is built once where text enters (`parse`) or by a search, and passed on unopened: no other place decides what λ

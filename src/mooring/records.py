@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mooring.errors import DataError
+from mooring.export import Record
 from mooring.files import atomic_text
 from mooring.jsonio import EDITED, convert, loads, read_as, read_text
 from mooring.merge_point import MergePoint
@@ -22,7 +23,7 @@ Better = Literal["higher", "lower"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Message:
+class Message(Record):
     """One turn of a conversation."""
 
     role: Role
@@ -30,7 +31,7 @@ class Message:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Prompt(Record):
     """What a model is asked, and, where it is known, what it should answer.
 
     Attributes:
@@ -54,7 +55,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class Completion(Record):
     """What a model answered.
 
     Attributes:
@@ -88,7 +89,7 @@ def sample_key(prompt_id: str, sample: int = 0) -> str:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Likelihood:
+class Likelihood(Record):
     """How surprised a model is by a reference response: −Σ log p(yᵢ|x, y₍<ᵢ₎) in nats, over `tokens` tokens."""
 
     prompt_id: str
@@ -102,7 +103,7 @@ class Likelihood:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(Record):
     """What a safety judge says of one completion.
 
     Attributes:
@@ -125,7 +126,7 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
+class Score(Record):
     """A number with its 95 % interval.
 
     Attributes:
@@ -150,9 +151,13 @@ class Score:
     each: Mapping[str, float] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One row, without the scores of each prompt."""
+        return [{name: getattr(self, name) for name in ("name", "value", "low", "high", "n", "better", "method")}]
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class Trial(Record):
     """All scores of one model on one split.
 
     Attributes:
@@ -167,9 +172,14 @@ class Trial:
     split: Half
     scores: Mapping[str, Score]
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row per score."""
+        model = {"model": self.point.label, "lam": self.point.lam, "merge_method": self.method, "split": self.split}
+        return [model | row for score in self.scores.values() for row in score.to_rows()]
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Choice(Record):
     """The chosen λ, and why.
 
     Attributes:
@@ -200,7 +210,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(Record):
     """A merge with λ by module that was tried on validation: its `trial`.
 
     Attributes:
@@ -217,7 +227,7 @@ class Attempt:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ByModule:
+class ByModule(Record):
     """How a search for λ by module ended.
 
     Attributes:
@@ -248,13 +258,8 @@ class ByModule:
 T = TypeVar("T")
 
 
-def to_dict(record: Any) -> dict[str, Any]:
-    """Convert a record to plain JSON values, fields in their order."""
-    return dataclasses.asdict(record)
-
-
 def from_dict(kind: type[T], data: Any) -> T:
-    """Convert plain JSON values to a record: the inverse of `to_dict`.
+    """Convert plain JSON values to a record: the inverse of `Record.to_dict`.
 
     Raises:
         DataError: `data` is not such a record (`data.bad_record`); the message names the field.
@@ -266,12 +271,12 @@ def from_dict(kind: type[T], data: Any) -> T:
     return record
 
 
-def dumps(record: Any) -> str:
+def dumps(record: Record) -> str:
     """Format a record as one line of JSON."""
-    return json.dumps(to_dict(record), ensure_ascii=False)
+    return json.dumps(record.to_dict(), ensure_ascii=False)
 
 
-def write_jsonl(path: Path, records: Iterable[Any]) -> None:
+def write_jsonl(path: Path, records: Iterable[Record]) -> None:
     """Write records, one per line; the file appears complete or not at all."""
     atomic_text(path, "".join(dumps(record) + "\n" for record in records))
 

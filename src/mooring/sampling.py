@@ -2,9 +2,11 @@
 
 import dataclasses
 
+from mooring.export import Record
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(Record):
     """How a response is sampled. The names are those of vLLM's class.
 
     Attributes:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mooring.config import Select
 from mooring.errors import DataError
 from mooring.merge_point import MergePoint
-from mooring.records import Choice, Score, Trial, from_dict, to_dict
+from mooring.records import Choice, Score, Trial, from_dict
 from mooring.selection.limits import check_support, enough_pairs, enough_prompts, prompts_for, rise, smallest_set, table
 from mooring.selection.policies import choose
 from mooring.stats import binomial_upper, quantile, tango, wilson
@@ -62,7 +62,7 @@ def test_the_default_allows_a_rise_below_ten_points_with_confidence() -> None:
         "may let up to 17.2 % through."
     )
     assert choice.keeps == {"0.2": True, "0.4": True, "0.5": True, "0.6": False, "0.8": False, "1": False}
-    assert from_dict(Choice, to_dict(choice)) == choice
+    assert from_dict(Choice, choice.to_dict()) == choice
 
 
 def test_a_higher_confidence_chooses_a_smaller_lambda() -> None:

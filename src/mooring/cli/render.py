@@ -1,7 +1,6 @@
 """What the terminal shows: progress, tables, plans."""
 
 import contextlib
-import dataclasses
 import json
 import sys
 import time
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mooring.events import Event, OnEvent
+from mooring.export import Record
 from mooring.files import gibibytes
 from mooring.merge_point import MergePoint
 
@@ -116,7 +116,7 @@ def ticking(progress: Progress, label: str) -> Tick:
 def result(value: Any, text: str, *, as_json: bool) -> None:
     """A verb's result: a line, or the value as JSON."""
     if as_json:
-        plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        plain = value.to_dict() if isinstance(value, Record) else value
         text = json.dumps(plain, ensure_ascii=False, indent=1, default=str)
     print(text)
 
@@ -151,9 +151,7 @@ def outcome(done: "Outcome") -> None:
 def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
     """Scores as a table, or as JSON."""
     if as_json:
-        from mooring.records import to_dict
-
-        print(json.dumps({name: to_dict(score) for name, score in found.items()}, ensure_ascii=False, indent=1))
+        print(json.dumps({name: score.to_dict() for name, score in found.items()}, ensure_ascii=False, indent=1))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("score", "value", "95 % interval", "n"):
@@ -187,9 +185,7 @@ def _print_whole(table: Table) -> None:
 def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
     """What other judges make of a run's answers, beside the run's own."""
     if as_json:
-        from mooring.records import to_dict
-
-        print(json.dumps([to_dict(each) for each in found], ensure_ascii=False, indent=1))
+        print(json.dumps([each.to_dict() for each in found], ensure_ascii=False, indent=1))
         return
     table = Table(box=None)
     for heading in ("judge", "model", "split", "score", "value", "95 % interval", "n", "missed", "κ", "parted"):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mooring.errors import DataError
-from mooring.records import Message, Prompt, Role, to_dict
+from mooring.records import Message, Prompt, Role
 
 ACCEPTED = (
     "accepted: `messages`; `prompt` + `completion`; `instruction` (+ `input`) + `output`; "
@@ -244,7 +244,7 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """Return the SHA-256 of a data set: of ids, messages, references, categories and extras, but not of origins."""
     values = [
         # Fields that were added later count only if they are not empty.
-        {k: v for k, v in to_dict(p).items() if k != "origin" and (v or k not in ("rendered", "extra"))}
+        {k: v for k, v in p.to_dict().items() if k != "origin" and (v or k not in ("rendered", "extra"))}
         for p in prompts
     ]
     text = json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

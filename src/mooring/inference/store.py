@@ -14,7 +14,7 @@ from mooring.events import Event, OnEvent, ignore
 from mooring.files import explained
 from mooring.inference.engine import Drafting, Engine, check_prompts, sample_indices
 from mooring.jsonio import loads
-from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, to_dict, write_jsonl
+from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, write_jsonl
 from mooring.sampling import SamplingParams
 
 Record = TypeVar("Record", Completion, Likelihood)
@@ -110,7 +110,7 @@ def likelihood_to_file(
 
 def _header(record_type: type[Record], provenance: Mapping[str, Any], prompts: Sequence[Prompt]) -> str:
     """The first line of a `.part` file: a digest of everything that its records depend on."""
-    inputs = json.dumps([record_type.__name__, provenance, [to_dict(prompt) for prompt in prompts]], sort_keys=True)
+    inputs = json.dumps([record_type.__name__, provenance, [prompt.to_dict() for prompt in prompts]], sort_keys=True)
     return json.dumps({"part_of": hashlib.sha256(inputs.encode()).hexdigest()}) + "\n"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mooring.errors import UserError
 from mooring.events import OnEvent
+from mooring.export import Record
 from mooring.files import gibibytes
 from mooring.merging.change import Change, Group, another_base, grouped, keep_chances, kept_share
 from mooring.merging.compatibility import pair_warnings
@@ -210,7 +211,7 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
+class Inspection(Record):
     """The result of `inspect`.
 
     Attributes:
@@ -298,6 +299,10 @@ class Inspection:
             words = {name.removesuffix("_bytes"): gibibytes(sizes[name]) for name in sizes if name.endswith("_bytes")}
             table["cost"] = sizes | words
         return table
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row per tensor."""
+        return [{"tensor": c.name} | _change_to_json(c) for c in self.changes]
 
 
 def inspect(

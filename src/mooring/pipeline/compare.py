@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.events import Event, OnEvent, ignore
+from mooring.export import Record
 from mooring.inference.engine import Engine
 from mooring.inference.load import load_engine
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
@@ -20,7 +21,7 @@ Model = MergePoint | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(Record):
     """What one model answered.
 
     Attributes:

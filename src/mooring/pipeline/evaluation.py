@@ -13,7 +13,7 @@ from mooring.pipeline.lm_eval.evaluate import LmEvalResult
 from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.plan import Plan
 from mooring.pipeline.sets import SET
-from mooring.records import Completion, Half, Kind, Likelihood, Prompt, Score, Trial, Verdict, read_jsonl, to_dict
+from mooring.records import Completion, Half, Kind, Likelihood, Prompt, Score, Trial, Verdict, read_jsonl
 from mooring.scoring.safety import attack_success_by
 from mooring.scoring.task import TaskData, task_scores
 
@@ -68,7 +68,7 @@ def write_lm_eval(paths: RunPaths, point: MergePoint, tasks: Sequence[str], resu
         score if name in whole else dataclasses.replace(score, name=_below(tasks, name), each={})
         for name, score in result.scores.items()
     ]
-    plain = {score.name: to_dict(score) for score in scores}
+    plain = {score.name: score.to_dict() for score in scores}
     atomic_text(paths.lm_eval(point), json.dumps(plain, ensure_ascii=False, indent=1) + "\n")
 
 

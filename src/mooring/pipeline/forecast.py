@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mooring.config import Recipe, Select
 from mooring.config import Tune as TuneConfig
+from mooring.export import Record
 from mooring.ledger import LEDGER, read_ledger
 from mooring.models import open_checkpoint
 from mooring.models.resolve import resolve_model
@@ -20,7 +21,7 @@ PYTHON = 3 * 2**28
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(Record):
     """What a run will do and need.
 
     Attributes:

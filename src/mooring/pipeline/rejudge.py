@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mooring.config import Judge, Recipe
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
+from mooring.export import Record
 from mooring.ledger import LEDGER, Ledger, check_unmodified, read_ledger
 from mooring.merge_point import MergePoint
 from mooring.pipeline.judging import Judging, cost_line, measure_again
@@ -20,7 +22,7 @@ from mooring.selection.per_module import taken
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Rejudged:
+class Rejudged(Record):
     """One judge on one model's responses to one set.
 
     Attributes:
@@ -38,6 +40,12 @@ class Rejudged:
     judge: str
     scores: Mapping[str, Score]
     agreement: judges.Agreement | None
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row per score, with κ beside the run's own judge."""
+        kappa = self.agreement.kappa if self.agreement else None
+        start = {"judge": self.judge, "model": self.point.label, "lam": self.point.lam, "split": self.split}
+        return [start | row | {"kappa": kappa} for score in self.scores.values() for row in score.to_rows()]
 
 
 def rejudge(folder: Path, sections: Sequence[Judge], on_event: OnEvent | None = None) -> list[Rejudged]:

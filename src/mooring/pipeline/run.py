@@ -9,6 +9,7 @@ from pathlib import Path
 from mooring.config import Recipe
 from mooring.errors import UserError
 from mooring.events import Event, OnEvent
+from mooring.export import Record
 from mooring.files import atomic_text, need_room
 from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.store import complete_to_file, likelihood_to_file
@@ -41,7 +42,6 @@ from mooring.records import (
     Verdict,
     read_jsonl,
     read_record,
-    to_dict,
 )
 from mooring.reporting import model_card
 from mooring.reporting.write import write
@@ -52,7 +52,7 @@ from mooring.training.lora import tune
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Record):
     """What a run ended with.
 
     Attributes:
@@ -397,7 +397,7 @@ class _Execution:
             lambda lam, positions: self._verdicts(MergePoint(lam), [prompts[i] for i in positions]),
             base,
         )
-        text = json.dumps(to_dict(found), indent=1) + "\n"
+        text = json.dumps(found.to_dict(), indent=1) + "\n"
         if not self.paths.search.is_file() or self.paths.search.read_text() != text:
             atomic_text(self.paths.search, text)
             for note in bisection_notes(found):
@@ -495,6 +495,6 @@ class _Execution:
         atomic_text(self.paths.model_card, card)
 
 
-def _write(path: Path, record: object) -> None:
+def _write(path: Path, record: Record) -> None:
     """Write a record to a JSON file of its own."""
-    atomic_text(path, json.dumps(to_dict(record), ensure_ascii=False, indent=1) + "\n")
+    atomic_text(path, json.dumps(record.to_dict(), ensure_ascii=False, indent=1) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mooring.errors import DataError
+from mooring.export import Record
 from mooring.jsonio import EDITED, convert, read_as
 from mooring.merge_point import BASE, TUNED, MergePoint, Role
 from mooring.metrics import find_metric
@@ -61,7 +62,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+class Agreement(Record):
     """How far two judges agree on the test split, over all three models.
 
     Attributes:
@@ -105,7 +106,7 @@ class Changes:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Results:
+class Results(Record):
     """All that a report shows. It holds no dates, timings or absolute paths, so that one recipe gives one file.
 
     Attributes:
@@ -143,6 +144,18 @@ class Results:
     redacted: bool = False
     prompts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     by_module: ByModule | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        # Converted to their types first, so that 0 and 0.0 are written alike.
+        trials = sorted(self.trials, key=lambda t: (t.split, t.method, t.point))
+        typed = convert(Results, dataclasses.asdict(dataclasses.replace(self, trials=trials)))
+        data = dataclasses.asdict(typed)
+        return {"format": FORMAT} | {key: value if key == "recipe" else _sorted(value) for key, value in data.items()}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row per model, split and score."""
+        return [row for trial in self.trials for row in trial.to_rows()]
 
     def point(self, model: Role) -> MergePoint:
         """The model in a column of the report."""
@@ -222,11 +235,7 @@ def _kept(base: Score | None, tuned: Score | None, merged: Score | None) -> floa
 
 def dumps(results: Results) -> str:
     """`results.json`: the same results give the same bytes, in whatever order they were gathered."""
-    # Typed first, so that 0 and 0.0 are written alike.
-    ordered_trials = sorted(results.trials, key=lambda t: (t.split, t.method, t.point))
-    data = dataclasses.asdict(convert(Results, dataclasses.asdict(dataclasses.replace(results, trials=ordered_trials))))
-    ordered = {key: value if key == "recipe" else _sorted(value) for key, value in data.items()}
-    text = json.dumps({"format": FORMAT, **ordered}, ensure_ascii=False, allow_nan=False, indent=1)
+    text = json.dumps(results.to_dict(), ensure_ascii=False, allow_nan=False, indent=1)
     # A lone surrogate has no UTF-8; it can only stand inside a string, where JSON can escape it.
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 

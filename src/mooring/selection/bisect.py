@@ -11,6 +11,7 @@ import random
 from collections.abc import Generator, Sequence
 
 from mooring.errors import UserError
+from mooring.export import Record
 from mooring.merge_point import BASE
 from mooring.selection.limits import BISECT_SHARE, Rule, sharper
 from mooring.stats import Flips, flips, mcnemar
@@ -111,8 +112,8 @@ class Visit:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class BisectResult:
-    """The result of a bisection.
+from mooring.errors import UserError
+from mooring.export import Record
 
     Attributes:
         lam: The largest λ found within the bound, confirmed on the whole set; None if there is none.

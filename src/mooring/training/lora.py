@@ -23,7 +23,7 @@ from mooring.events import Event, OnEvent, ignore
 from mooring.files import atomic_folder, atomic_text, free_for_output
 from mooring.models import model_digest, open_checkpoint
 from mooring.quiet import quiet
-from mooring.records import Prompt, to_dict
+from mooring.records import Prompt
 from mooring.training.precision import compute_dtype
 
 CURVE = "loss.json"
@@ -66,7 +66,7 @@ def tune(
     free_for_output(out)
     open_checkpoint(base).close()
     work = out.parent / f".work-{out.name}"
-    rows = [to_dict(example) for example in examples]
+    rows = [example.to_dict() for example in examples]
     inputs = [config.model_dump(), model_digest(base), rows, system, seed, compute_dtype()]
     _discard_unless_same(work, json.dumps(inputs, sort_keys=True))
     with quiet("transformers", "datasets"):

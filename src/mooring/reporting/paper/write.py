@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mooring.errors import DataError, OutputError
+from mooring.export import Record
 from mooring.files import atomic_bytes, atomic_text
 from mooring.reporting.paper import figures, formats, paired, published
 from mooring.reporting.paper.runs import find_runs
@@ -16,7 +17,7 @@ TEMPLATE = "published-template.csv"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Paper:
+class Paper(Record):
     """What was written.
 
     Attributes:

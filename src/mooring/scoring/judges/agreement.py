@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mooring.errors import DataError
+from mooring.export import Record
 from mooring.records import Verdict
 from mooring.stats import cohen_kappa
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+class Agreement(Record):
     """Two judges on the same responses: is it harmful?
 
     Attributes:

@@ -1,0 +1,82 @@
+"""Every result type of the public API gives plain JSON values and a data frame."""
+
+import dataclasses
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mooring
+from mooring.export import Record
+
+POINT = mooring.MergePoint(0.4)
+SCORE = mooring.Score(
+    name="asr", value=0.1, low=0.05, high=0.2, n=70, better="lower", method="refusal rules", each={"a": 0.0, "b": 1.0}
+)
+MESSAGE = mooring.Message("user", "Hello")
+CHOICE = mooring.Choice(point=POINT, within=True, bound=0.1, metric="lam", reason="So.")
+TRIAL = mooring.Trial(point=POINT, method="linear", split="test", scores={"asr": SCORE, "refusal": SCORE})
+AGREEMENT = mooring.Agreement(kappa=0.8, same=9, n=10, missed=0, disagreements=("a",))
+RECORDS: dict[str, Any] = {
+    "Agreement": AGREEMENT,
+    "Choice": CHOICE,
+    "Completion": mooring.Completion(prompt_id="a", text="Hi", tokens=2, finish="stop"),
+    "Event": mooring.Event(step="merge", kind="progress", done=1, total=2),
+    "Forecast": mooring.Forecast(stages=(("merge", "5 λ"),), facts={"run folder": "new"}, disk=1, memory=None),
+    "Inspection": mooring.Inspection(base="b", tuned="t", kind="lora"),
+    "MergePoint": POINT,
+    "Message": MESSAGE,
+    "Outcome": mooring.Outcome(Path("run"), Path("run/model"), CHOICE, Path("run/report"), worked=True),
+    "Paper": mooring.Paper(Path("out"), ["table1.md"], 1, []),
+    "Prompt": mooring.Prompt(id="a", messages=(MESSAGE,)),
+    "Rejudged": mooring.Rejudged(POINT, "test", "safety", "rules", {"asr": SCORE}, AGREEMENT),
+    "Reply": mooring.Reply(point=POINT, text="Hi", tokens=2, finish="stop"),
+    "Results": mooring.Results(title="t", recipe={}, models={}, trials=[TRIAL], choice=CHOICE, judges=["rules"]),
+    "SamplingParams": mooring.SamplingParams(),
+    "Score": SCORE,
+    "Trial": TRIAL,
+    "Verdict": mooring.Verdict(prompt_id="a", harmful=False, refused=True, judge="rules"),
+}
+ROWS = {"Inspection": 0, "Trial": 2, "Results": 2}
+"""Types whose data frame does not have one row."""
+
+
+def test_every_exported_dataclass_is_a_record_and_has_an_example_here() -> None:
+    exported = {name: getattr(mooring, name) for name in mooring.__all__}
+    types = {name for name, value in exported.items() if inspect.isclass(value) and dataclasses.is_dataclass(value)}
+    assert types == set(RECORDS)
+    assert all(issubclass(exported[name], Record) for name in types)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_is_plain_json_and_a_data_frame(name: str) -> None:
+    record = RECORDS[name]
+    json.dumps(record.to_dict(), allow_nan=False)
+    frame = record.to_pandas()
+    assert len(frame) == ROWS.get(name, 1)
+    assert list(frame.columns) == list(dict.fromkeys(key for row in record.to_rows() for key in row))
+
+
+def test_rates_stay_between_0_and_1() -> None:
+    frame = RECORDS["Results"].to_pandas()
+    assert list(frame["value"]) == [0.1, 0.1]
+    assert list(frame["lam"]) == [0.4, 0.4]
+
+
+def test_results_in_collections_make_one_data_frame() -> None:
+    reply = RECORDS["Reply"]
+    assert len(mooring.to_pandas([[reply, reply], [reply]])) == 3  # what `compare` returns
+    assert list(mooring.to_pandas({"asr": SCORE, "refusal": SCORE})["n"]) == [70, 70]  # what `score` returns
+    with pytest.raises(TypeError):
+        mooring.to_pandas(["no record"])
+
+
+def test_without_pandas_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(mooring.MissingExtraError) as caught:
+        SCORE.to_pandas()
+    assert caught.value.code == "extra.pandas"
+    assert "mooring[pandas]" in caught.value.hint
