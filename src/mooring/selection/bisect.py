@@ -112,8 +112,8 @@ class Visit:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-from mooring.errors import UserError
-from mooring.export import Record
+class BisectResult(Record):
+    """The result of a bisection.
 
     Attributes:
         lam: The largest λ found within the bound, confirmed on the whole set; None if there is none.
