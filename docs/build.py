@@ -26,7 +26,8 @@ from mooring.config import (
     field_at,
     options_of,
 )
-from mooring.merging.methods import METHODS
+from mooring.merge_methods import METHODS
+from mooring.merging.methods import FORMULAS
 
 DOCS = Path(__file__).parent
 INTRO = """# Recipes
@@ -245,7 +246,7 @@ def _annotation(kind: Any, text: str) -> str:
 
 METHODS_INTRO = """# Methods
 
-Built from `mooring/merging/methods.py` by `make docs`.
+Built from `mooring/merge_methods.py` by `make docs`.
 
 **λ is the weight of the tuned models, everywhere**: 0 is the base, 1 the tuned model. Other tools turn it round:
 mergekit's `t` (SLERP) is λ with the base as `base_model`, its `lambda` (task vectors) is λ; SafeTune's α is 1−λ.
@@ -282,7 +283,7 @@ def methods() -> str:
         if "rescale" in method.options:
             defaults.append(f"`rescale` `{method.options['rescale']}`")
         tail = f"\nDefaults: {', '.join(defaults)}.\n" if defaults else ""
-        parts.append(f"## `{name}`\n{inspect.getdoc(method.plan)}\n{tail}")
+        parts.append(f"## `{name}`\n{inspect.getdoc(FORMULAS[name])}\n{tail}")
     return "\n".join(parts)
 
 

@@ -25,6 +25,7 @@ GROUND = {
     "events",
     "export",
     "metrics",
+    "merge_methods",
     "merge_point",
     "options",
     "quiet",

@@ -59,7 +59,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"merge": {"lambdas": [-0.1]}}, "`merge.lambdas.0` is -0.1; input should be greater than or equal to 0"),
         ({"merge": {"lambdas": []}}, "`merge.lambdas` is []; give at least one"),
         ({"merge": {"lambdas": [0, 1]}}, "give a λ between 0"),
-        ({"merge": {"method": "magic"}}, "`merge.method` is 'magic'; input should be 'linear', 'slerp'"),
+        ({"merge": {"method": "magic"}}, "`merge.method` is 'magic'; input should be 'linear', 'task_arithmetic'"),
         ({"select": {"margin": "much"}}, "`select.margin` is 'much'"),
         ({"tune": {"data": ["x"]}}, "either `tune`"),
         ({"tuned": None}, "either `tune`"),

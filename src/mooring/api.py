@@ -965,7 +965,7 @@ def open_comparison(
         UserError: The models do not belong together, or an option is bad.
     """
     from mooring.config import settings
-    from mooring.merging.methods import method_named
+    from mooring.merge_methods import method_named
     from mooring.models.resolve import resolve_model
     from mooring.pipeline.compare import Comparison
     from mooring.pipeline.merged_model import MergedModelSpec

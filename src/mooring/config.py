@@ -6,7 +6,7 @@ A run is a function of its recipe and of the files and models that it names. Unk
 import difflib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import RecipeError
+from mooring.merge_methods import SINGLE
 from mooring.metrics import TASK_METRICS, is_task_metric
 from mooring.records import Kind
 from mooring.sampling import SamplingParams
@@ -140,20 +141,10 @@ def _say(value: Any) -> str:
 
 
 Lambda = Annotated[float, Field(ge=0, le=1)]
-Method = Literal[
-    "linear",
-    "slerp",
-    "task_arithmetic",
-    "lines",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "karcher",
-]
+if TYPE_CHECKING:
+    Method: TypeAlias = str
+else:
+    Method = Literal[SINGLE]  # type checkers see its values in mooring/options.py
 
 
 def _metric(value: str) -> str:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 Method: TypeAlias = Literal[
     "linear",
-    "slerp",
     "task_arithmetic",
     "lines",
+    "slerp",
+    "karcher",
     "ties",
     "dare_linear",
     "dare_ties",
@@ -24,7 +25,6 @@ Method: TypeAlias = Literal[
     "della_linear",
     "breadcrumbs",
     "breadcrumbs_ties",
-    "karcher",
 ]
 MergeMethod: TypeAlias = Literal[Method, "model_stock"]
 """The methods of `merge`: one more than a recipe has, since it needs several tuned models."""

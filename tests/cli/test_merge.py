@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import HfApi, errors
 from safetensors.torch import load_file, save_file
 
-from mooring.merging.methods import METHODS
+from mooring.merge_methods import METHODS
 
 from .conftest import Run  # type: ignore[import-not-found]
 

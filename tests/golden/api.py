@@ -17,8 +17,8 @@ from mooring import stats
 from mooring.config import Select
 from mooring.data import load_prompts
 from mooring.errors import UserError
+from mooring.merge_methods import METHODS as _METHODS
 from mooring.merge_point import MergePoint
-from mooring.merging.methods import METHODS as _METHODS
 from mooring.records import Completion, Message, Prompt, Score, Trial, Verdict
 from mooring.scoring import judges as _judges
 from mooring.scoring.refusal import rules

@@ -15,8 +15,9 @@ from torch import Tensor
 from lora_models import load, peft, tune  # type: ignore[import-not-found]
 from mooring.errors import MismatchError, ModelError, OutputError, UserError
 from mooring.merging.adapter import BoundAdapters, gram, merge_adapters
-from mooring.merging.job import Job, Options, TensorValue
+from mooring.merging.job import Job, Options
 from mooring.merging.pair import open_pair
+from mooring.merging.tensor_value import TensorValue
 from mooring.merging.verify import verify
 from mooring.models import open_adapter, open_checkpoint
 

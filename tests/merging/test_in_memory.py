@@ -10,9 +10,9 @@ import torch
 
 from lora_models import tune
 from mooring.errors import MismatchError, UserError
+from mooring.merge_methods import METHODS
 from mooring.merging.in_memory import Memory, OpenMerge, merged_tensors
 from mooring.merging.merge import Output, merge
-from mooring.merging.methods import METHODS
 from mooring.merging.pair import open_pair
 
 Write = Callable[..., Path]

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 import mooring
 from mooring.errors import MismatchError, ModelError, UserError
+from mooring.merge_methods import METHODS
 from mooring.merging import pair as pair_module
 from mooring.merging.compatibility import check_pair
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.inspect import inspect
 from mooring.merging.merge import Output, merge
-from mooring.merging.methods import METHODS
 from mooring.merging.pair import open_pair
 from mooring.merging.verify import verify
 from mooring.models import NAMES, Checkpoint, open_checkpoint

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mooring.errors import RecipeError, UserError
-from mooring.merging.job import Job, Options, TensorValue, depths
+from mooring.merging.job import Job, Options
+from mooring.merging.layers import depths
 from mooring.merging.mergekit_read import read
 from mooring.merging.mergekit_write import write
+from mooring.merging.tensor_value import TensorValue
 
 LAYERS = 4
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.gate_proj")
@@ -272,118 +274,168 @@ TIES = "merge_method: ties, base_model: a"
 SLICES = "merge_method: linear, slices: [{sources: [{model: b, layer_range: [0, 2]}"
 
 
+UNSUPPORTED, MALFORMED, MISSING = (f"recipe.mergekit_{reason}" for reason in ("unsupported", "malformed", "missing"))
+
+
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "place", "code"),
     [
-        ("merge_method: passthrough, models: [{model: a}]", ": merge_method: passthrough is not supported"),
-        ("models: [{model: a}]", ": merge_method: None is not supported"),
-        ("merge_method: [linear], models: [{model: a}]", "is not supported"),
-        (f"{OK}, dtyp: bfloat16", ": dtyp is not supported; did you mean `dtype`?"),
-        (f"{OK}, experts: []", ": experts is not supported"),
-        (f"{OK}, chat_template: auto", ": chat_template is not supported"),
-        (f"{OK}, dtype: int8", ": dtype: int8 is not supported"),
-        (f"{OK}, tokenizer_source: union", ": tokenizer_source: union is not supported"),
-        (f"{OK}, tokenizer: {{}}", ": tokenizer.source: union is not supported"),
-        (f"{OK}, tokenizer_source: b", ": tokenizer_source: b is not supported"),
-        (
-            f"{OK}, tokenizer: {{source: base, pad_to_multiple_of: 8}}",
-            ": tokenizer.pad_to_multiple_of is not supported",
-        ),
-        (f"{OK}, tokenizer: {{source: base}}, tokenizer_source: base", "cannot be combined with tokenizer_source"),
-        (f"{OK}, modules: {{default: {{models: []}}}}", ": modules is not supported"),
-        (f"{OK}, slices: [1]", "needs either models or slices"),
-        ("merge_method: linear, models: []", "needs either models or slices"),
-        ("merge_method: linear, models: {a: 1}", ": models: is not a list of models"),
-        ("merge_method: linear, models: [a]", ": models[0]: is not a mapping"),
-        ("merge_method: linear, models: [{model: a, wieght: 1}]", ": models[0].wieght is not supported"),
-        ("merge_method: linear, models: [{model: a}, {model: b}]", ": models[0]: weight is missing"),
-        ("merge_method: linear, models: [{model: 3}]", ": models[0].model: 3 is not a model"),
-        ("merge_method: linear, models: [{model: a+b+c}]", ": models[0].model: 'a+b+c' is not a model"),
+        ("merge_method: passthrough, models: [{model: a}]", "merge_method: passthrough", UNSUPPORTED),
+        ("models: [{model: a}]", "merge_method: None", UNSUPPORTED),
+        ("merge_method: [linear], models: [{model: a}]", "merge_method: ['linear']", UNSUPPORTED),
+        (f"{OK}, dtyp: bfloat16", "dtyp", UNSUPPORTED),
+        (f"{OK}, experts: []", "experts", UNSUPPORTED),
+        (f"{OK}, chat_template: auto", "chat_template", UNSUPPORTED),
+        (f"{OK}, dtype: int8", "dtype: int8", UNSUPPORTED),
+        (f"{OK}, tokenizer_source: union", "tokenizer_source: union", UNSUPPORTED),
+        (f"{OK}, tokenizer: {{}}", "tokenizer.source: union", UNSUPPORTED),
+        (f"{OK}, tokenizer_source: b", "tokenizer_source: b", UNSUPPORTED),
+        (f"{OK}, tokenizer: {{source: base, pad_to_multiple_of: 8}}", "tokenizer.pad_to_multiple_of", UNSUPPORTED),
+        (f"{OK}, tokenizer: {{source: base}}, tokenizer_source: base", "tokenizer:", MALFORMED),
+        (f"{OK}, modules: {{default: {{models: []}}}}", "modules", UNSUPPORTED),
+        (f"{OK}, slices: [1]", "", MALFORMED),
+        ("merge_method: linear, models: []", "", MALFORMED),
+        ("merge_method: linear, models: {a: 1}", "models:", MALFORMED),
+        ("merge_method: linear, models: [a]", "models[0]:", MALFORMED),
+        ("merge_method: linear, models: [{model: a, wieght: 1}]", "models[0].wieght", UNSUPPORTED),
+        ("merge_method: linear, models: [{model: a}, {model: b}]", "models[0]: weight", MISSING),
+        ("merge_method: linear, models: [{model: 3}]", "models[0].model: 3", MALFORMED),
+        ("merge_method: linear, models: [{model: a+b+c}]", "models[0].model: 'a+b+c'", MALFORMED),
         (
             "merge_method: linear, models: [{model: {model: a, override_architecture: X}}]",
-            "override_architecture is not",
+            "models[0].model.override_architecture",
+            UNSUPPORTED,
         ),
-        ("merge_method: linear, models: [{model: a}], parameters: {weight: 1}", "0 models apart from the base"),
+        ("merge_method: linear, models: [{model: a}], parameters: {weight: 1}", "0 models", MALFORMED),
         (
             "merge_method: linear, models: [{model: a}, {model: b+l}], parameters: {weight: 1}",
-            "adapter on another model",
+            "models[1]: b+l",
+            MALFORMED,
         ),
-        ("merge_method: linear, models: [{model: a}, {model: a}]", ": models[1]: is the same model as"),
+        ("merge_method: linear, models: [{model: a}, {model: a}]", "models[1]:", MALFORMED),
         (
             "merge_method: linear, models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]",
-            "weights add up to 0",
+            "weight (*):",
+            MALFORMED,
         ),
-        ("merge_method: slerp, models: [{model: a}, {model: b}]", ": base_model is missing; slerp needs one"),
-        ("merge_method: slerp, base_model: a, models: [{model: b}]", ": t is missing"),
-        ("merge_method: slerp, base_model: a, models: [{model: b, parameters: {t: 1}}]", "ignores it for a single"),
+        ("merge_method: slerp, models: [{model: a}, {model: b}]", "base_model", MISSING),
+        ("merge_method: slerp, base_model: a, models: [{model: b}]", "t ", MISSING),
+        (
+            "merge_method: slerp, base_model: a, models: [{model: b, parameters: {t: 1}}]",
+            "models[0].parameters.t:",
+            MALFORMED,
+        ),
         (
             "merge_method: slerp, base_model: a, models: [{model: b}, {model: c}], parameters: {t: 1}",
-            "2 models apart",
+            "2 models",
+            MALFORMED,
         ),
-        ("merge_method: slerp, base_model: a+l, models: [{model: b}]", ": base_model: a base with an adapter"),
-        (
-            "merge_method: model_stock, base_model: a, models: [{model: b}]",
-            "1 models apart from the base; model_stock merges 2",
-        ),
+        ("merge_method: slerp, base_model: a+l, models: [{model: b}]", "base_model:", UNSUPPORTED),
+        ("merge_method: model_stock, base_model: a, models: [{model: b}]", "1 models", MALFORMED),
         (
             "merge_method: model_stock, base_model: a, models: [{model: b}, {model: c}], parameters: {filter_wise: 1}",
-            ": parameters.filter_wise is not supported",
+            "parameters.filter_wise",
+            UNSUPPORTED,
         ),
-        ("merge_method: karcher, models: [{model: b}, {model: c}], parameters: {max_iter: 3}", "coarser mean"),
-        (f"{TIES}, models: [{{model: b}}]", ": models[0]: weight is missing"),
+        ("merge_method: karcher, models: [{model: b}, {model: c}], parameters: {max_iter: 3}", "max_iter", UNSUPPORTED),
+        (f"{TIES}, models: [{{model: b}}]", "models[0]: weight", MISSING),
+        (f"{TIES}, models: [{{model: b}}], parameters: {{wieght: 1}}", "parameters.wieght", UNSUPPORTED),
+        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: x}}", "parameters.weight: 'x'", MALFORMED),
+        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: .nan}}", "parameters.weight: nan", MALFORMED),
+        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: []}}", "parameters.weight: []", MALFORMED),
         (
-            f"{TIES}, models: [{{model: b}}], parameters: {{wieght: 1}}",
-            "parameters.wieght is not supported; did you mean",
+            f"{TIES}, models: [{{model: b}}], parameters: {{weight: [{{filter: mlp}}]}}",
+            "parameters.weight[0]:",
+            MALFORMED,
         ),
-        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: x}}", ": parameters.weight: 'x' is not a number"),
-        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: .nan}}", "nan is not a number"),
-        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: []}}", "[] is not a number"),
-        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: [{{filter: mlp}}]}}", "weight[0]: is not a filter"),
-        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: [{{filter: 3, value: 1}}]}}", "weight[0].filter: 3"),
-        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: [1, {{value: 1}}]}}", "weight[0]: is not a filter"),
-        (f"{TIES}, models: [{{model: b}}], parameters: {{weight: 1, normalize: maybe}}", "neither true nor false"),
+        (
+            f"{TIES}, models: [{{model: b}}], parameters: {{weight: [{{filter: 3, value: 1}}]}}",
+            "parameters.weight[0].filter: 3",
+            MALFORMED,
+        ),
+        (
+            f"{TIES}, models: [{{model: b}}], parameters: {{weight: [1, {{value: 1}}]}}",
+            "parameters.weight[0]:",
+            MALFORMED,
+        ),
+        (
+            f"{TIES}, models: [{{model: b}}], parameters: {{weight: 1, normalize: maybe}}",
+            "parameters.normalize: 'maybe'",
+            MALFORMED,
+        ),
         (
             f"{TIES}, models: [{{model: b}}], parameters: {{weight: 1, normalize: [{{filter: mlp, value: false}}]}}",
-            "to be on for some tensors only is not supported",
+            "parameters.normalize:",
+            UNSUPPORTED,
         ),
-        (f"{TIES}, models: [{{model: b, parameters: {{weight: 1, lambda: 1}}}}]", "ignores it for a single model"),
+        (
+            f"{TIES}, models: [{{model: b, parameters: {{weight: 1, lambda: 1}}}}]",
+            "models[0].parameters.lambda:",
+            MALFORMED,
+        ),
         (
             "merge_method: slerp, base_model: a, slices: [{sources: [{model: b, layer_range: [0, 2]}]}]",
-            "base_model: a is not one of the sources",
+            "base_model: a",
+            MALFORMED,
         ),
-        ("merge_method: linear, slices: [{sources: [{model: b, layer_range: [0, 2]}]}, {}]", "more than one slice"),
-        ("merge_method: linear, slices: [{sources: [{model: b}]}]", "layer_range: None is not a range"),
-        ("merge_method: linear, slices: [{sources: [{model: b, layer_range: [1, 2]}]}]", "[1, 2] is not all layers"),
+        ("merge_method: linear, slices: [{sources: [{model: b, layer_range: [0, 2]}]}, {}]", "slices:", UNSUPPORTED),
+        (
+            "merge_method: linear, slices: [{sources: [{model: b}]}]",
+            "slices[0].sources[0].layer_range: None",
+            MALFORMED,
+        ),
+        (
+            "merge_method: linear, slices: [{sources: [{model: b, layer_range: [1, 2]}]}]",
+            "slices[0].sources[0].layer_range: [1, 2]",
+            MALFORMED,
+        ),
         (
             f"{SLICES}, {{model: c, layer_range: [0, 3]}}]}}]",
-            "sources[1].layer_range: [0, 3] is not all layers",
+            "slices[0].sources[1].layer_range: [0, 3]",
+            MALFORMED,
         ),
         (
             "merge_method: linear, slices: [{sources: [{model: b, layer_range: [0, 2]}], residual_weight: 1}]",
-            "slices[0].residual_weight is not supported",
+            "slices[0].residual_weight",
+            UNSUPPORTED,
         ),
-        ("- a", "config.yml: is not a mapping"),
-        ("a: [", "config.yml:1: "),
     ],
 )
-def test_refusals_name_the_place(parse: Parse, text: str, says: str) -> None:
-    with pytest.raises(RecipeError) as error:
-        parse(text if text.startswith(("- ", "a: [")) else f"{{{text}}}")
-    assert "config.yml" in str(error.value)
-    assert says in str(error.value)
-    assert "\n" not in str(error.value)
+def test_errors_name_the_place(parse: Parse, tmp_path: Path, text: str, place: str, code: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse(f"{{{text}}}")
+    assert caught.value.code == code
+    assert caught.value.message.startswith(f"{tmp_path / 'config.yml'}: {place}")
+    assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_text(tmp_path: Path) -> None:
+def test_a_mistyped_key_gets_a_suggestion(parse: Parse) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse(f"{{{OK}, dtyp: bfloat16}}")
+    assert caught.value.hint == "did you mean `dtype`?"
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "code"),
+    [
+        ("- a", "config.yml: ", MALFORMED),
+        ("a: [", "config.yml:1: ", "recipe.invalid_yaml"),
+        ("!!python/object/apply:os.getcwd []", "config.yml:1: ", "recipe.invalid_yaml"),  # no object is built
+    ],
+)
+def test_files_that_are_not_yaml_mappings(parse: Parse, text: str, place: str, code: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse(text)
+    assert caught.value.code == code
+    assert place in caught.value.message
+
+
+def test_files_that_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "x.yml").write_bytes(b"\xff\xfe\x00")
     for file in (tmp_path, tmp_path / "none.yml", tmp_path / "x.yml"):
-        with pytest.raises(RecipeError, match="name a mergekit configuration"):
+        with pytest.raises(RecipeError) as caught:
             read(file)
-
-
-def test_no_object_is_built_from_yaml(parse: Parse) -> None:
-    with pytest.raises(RecipeError, match=r"config\.yml:1: could not determine a constructor"):
-        parse("!!python/object/apply:os.getcwd []")
+        assert caught.value.code == "recipe.unreadable"
 
 
 @pytest.mark.parametrize(
@@ -400,8 +452,10 @@ def test_slices_cover_the_layers_that_the_model_says_it_has(
         "[{{model: {0}/a, layer_range: [0, {1}]}}, {{model: {0}/b, layer_range: [0, {1}]}}]}}]}}"
     )
     assert parse(text.format(tmp_path, 4)).tuned == (f"{tmp_path}/b",)
-    with pytest.raises(RecipeError, match=r"\[0, 3\] is not all layers \(the model has 4\)"):
+    with pytest.raises(RecipeError) as caught:
         parse(text.format(tmp_path, 3))
+    assert caught.value.code == MALFORMED
+    assert "layer_range: [0, 3]" in caught.value.message
 
 
 VALUES = st.floats(0.05, 0.95).map(lambda x: round(x, 3))
@@ -523,18 +577,19 @@ def test_lines_with_one_number_is_a_ramp_from_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "says"),
+    "job",
     [
-        (job_of("dare_ties", density=(TensorValue.of(0.5),)), "by the l1 norm"),
-        (job_of("model_stock", tuned=("s", "t")), "has no λ"),
-        (job_of("karcher", 0.7), "the same weight"),
-        (job_of("unheard"), "unheard is not known"),
-        (job_of("linear", tuned=("bundled:smollm2-135m-instruct",)), "mergekit does not read it"),
+        job_of("dare_ties", density=(TensorValue.of(0.5),)),  # mergekit rescales by the l1 norm
+        job_of("model_stock", tuned=("s", "t")),  # has no λ
+        job_of("karcher", 0.7),  # the same weight for all models
+        job_of("linear", tuned=("bundled:smollm2-135m-instruct",)),  # not a folder or a hub id
     ],
+    ids=lambda job: job.method,
 )
-def test_what_mergekit_cannot_do_is_refused(job: Job, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_what_mergekit_cannot_do_is_refused(job: Job) -> None:
+    with pytest.raises(UserError) as caught:
         write(job, NAMES)
+    assert caught.value.code == "usage.mergekit_cannot"
 
 
 def test_dare_at_full_density_needs_no_rescaling() -> None:

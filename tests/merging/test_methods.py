@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mooring.errors import ModelError
+from mooring.merge_methods import METHODS
 from mooring.merging.merge import merge
-from mooring.merging.methods import METHODS
 
 Write = Callable[..., Path]
 Read = Callable[[Path], dict[str, torch.Tensor]]

@@ -132,6 +132,6 @@ def test_nothing_changed_and_whole_numbers_have_no_outlook() -> None:
 
 
 def test_every_method_is_told_of() -> None:
-    from mooring.merging.methods import METHODS
+    from mooring.merge_methods import METHODS
 
     assert {name for o in outlook(measured(*models()), 0.5) for name in o.methods} == set(METHODS)

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mooring.merging.dense import Pass, TensorParams
-from mooring.merging.methods import METHODS
+from mooring.merge_methods import METHODS
+from mooring.merging.plan import Pass, TensorParams
 from mooring.merging.sparse import Sparsifier, draws, grid_of, sparsifiers
 
 KINDS = ["magnitude", "outliers", "random", "magprune"]
@@ -211,5 +211,5 @@ def test_rows_are_the_last_axis_and_a_vector_is_one_row() -> None:
 
 
 def test_every_kind_is_some_methods() -> None:
-    assert {method.kind for method in METHODS.values()} == {"", *KINDS}
+    assert {method.kind for method in METHODS.values()} == {None, *KINDS}
     assert {name: m.kind for name, m in METHODS.items() if m.kind} == reference.KINDS

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mooring.merging.job import TensorValue, depths
+from mooring.merging.layers import depths
+from mooring.merging.tensor_value import TensorValue
 from mooring.pipeline.module_groups import changed, group_of, patterns
 from mooring.reporting.results import Changes
 

@@ -14,10 +14,10 @@ from mooring.config import Recipe, Runner
 from mooring.errors import UserError
 from mooring.events import Event
 from mooring.inference.transformers import TransformersEngine
+from mooring.merge_methods import METHODS
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.in_memory import Memory
 from mooring.merging.merge import merge
-from mooring.merging.methods import METHODS
 from mooring.pipeline import plan
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.models import Models

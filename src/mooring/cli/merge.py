@@ -1,7 +1,7 @@
 """`merge`, and what goes with it: `mergekit`, `verify` and `push`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import click
 
@@ -9,11 +9,11 @@ import mooring
 from mooring.cli import render
 from mooring.cli.options import HELP, Verb, fields_given, floats, json_option, verb
 from mooring.errors import UserError
+from mooring.merge_methods import METHODS
 from mooring.merge_point import MergePoint
-from mooring.options import MergeMethod
 
 _TEXTS = {
-    "method": click.Choice(get_args(MergeMethod)),
+    "method": click.Choice(list(METHODS)),
     "density": click.STRING,
     "gamma": click.STRING,
     "epsilon": click.STRING,
@@ -159,7 +159,7 @@ def _job(options: dict[str, Any]) -> tuple[str, list[str], dict[str, Any]]:
 
 def _lam(lam: str | None, lam_for: Sequence[str]) -> Any:
     """λ from its two options."""
-    from mooring.merging.job import parse, parse_rule
+    from mooring.merging.tensor_value import parse, parse_rule
 
     if not lam_for:
         return None if lam is None else _parsed(lam, "lam", parse)
@@ -173,7 +173,7 @@ def _lam(lam: str | None, lam_for: Sequence[str]) -> Any:
 
 def _values(text: str, option: str) -> list[Any]:
     """Values separated by commas: numbers, or ramps such as 0.2..0.8."""
-    from mooring.merging.job import parse
+    from mooring.merging.tensor_value import parse
 
     return [_parsed(part.strip(), option, parse) for part in text.split(",")]
 

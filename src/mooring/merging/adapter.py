@@ -15,12 +15,13 @@ from torch import Tensor
 from mooring.errors import MismatchError, UserError
 from mooring.files import atomic_folder, need_room
 from mooring.merging import sphere
-from mooring.merging.job import Job, TensorValue, dtype_named, options_to_json, tensor_params, to_json
+from mooring.merging.job import Job, dtype_named, options_to_json, tensor_params
 from mooring.merging.manifest import Written, source_entry, written_entry
 from mooring.merging.merge import ROOM_FOR_SIDE_FILES, check_output
 from mooring.merging.pair import ModelPair, open_pair
 from mooring.merging.plan import TensorParams
 from mooring.merging.slices import CELL, check_finite, one_thread, same
+from mooring.merging.tensor_value import TensorValue
 from mooring.merging.verify import verify
 from mooring.models import (
     ADAPTER_CONFIG,
@@ -504,7 +505,7 @@ def _manifest(inputs: BoundAdapters, job: Job, decisions: Mapping[str, list[str]
         "format": 2,
         "kind": "lora",
         "method": job.method,
-        "lambda": to_json(job.options.lam),
+        "lambda": job.options.lam.to_json(),
         "options": options_to_json(job.method, job.options),
         "base": {"name": inputs.base.folder.resolve().name, "kind": "checkpoint"},
         "tuned": [source_entry(adapter, {}) for adapter in inputs.adapters],

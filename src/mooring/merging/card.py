@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mooring.merging.methods import METHODS
+from mooring.merge_methods import METHODS
 
 SHOWN = 8
 """Decisions, notes and digests that the card shows at most, of each; the manifest has them all."""

@@ -11,19 +11,13 @@ import torch
 from torch import Tensor
 
 from mooring.merging import slices, sphere
-from mooring.merging.plan import Apply, Pass, Plan, TensorParams, merge_method
+from mooring.merging.plan import Apply, Pass, Plan, TensorParams
 from mooring.merging.slices import divisor_of, wide_type, widened
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Coefficients:
-    """θ = base·c₀ + Σ tunedᵢ·cᵢ.
-
-    Attributes:
-        base: c₀; where `affine`, it is 1 − Σ cᵢ.
-        tuned: cᵢ, one a tuned model.
-        affine: Whether they sum to 1 by definition.
-    """
+    """c₀ = `base` and cᵢ = `tuned` of θ = c₀·base + Σ cᵢ·tunedᵢ; `affine` if they sum to 1 by definition."""
 
     base: float
     tuned: tuple[float, ...]
@@ -31,7 +25,7 @@ class Coefficients:
 
 
 _NEARLY_ONE = 1 - 2.0**-20
-"""Above it a weight may become 1 in float32, and then lerp loses −0."""
+"""A weight above it may become 1 in float32, and then lerp loses −0."""
 
 
 def combine(
@@ -42,21 +36,10 @@ def combine(
     tuned: Sequence[Tensor],
     k: int,
 ) -> Tensor:
-    """The weighted sum c₀·base + Σ cᵢ·tunedᵢ; where the coefficients sum to 1, as base − Σ cᵢ·(base − tunedᵢ).
+    """c₀·base + Σ cᵢ·tunedᵢ for output k, rounded once; computed as base − Σ cᵢ·(base − tunedᵢ) if Σ c = 1.
 
-    So there an entry that tuning left alone keeps its value exactly, −0 too: −0 − 0 is −0, but −0 + 0 is 0. A sum of
-    one input alone is that input, byte for byte.
-
-    Args:
-        coefficients: One set an output.
-        dtype: The type of the result.
-        start: Not used.
-        base: Any length, a floating-point type.
-        tuned: The same length; types may differ.
-        k: Which output.
-
-    Returns:
-        The base's length, rounded once; an input itself where it is the result.
+    An entry that tuning did not change then keeps its value exactly, −0 too: −0 − 0 is −0, but −0 + 0 is 0. If one
+    coefficient is 1 and the others are 0, the result is that input itself.
     """
     c = coefficients[k]
     active = [(values, weight) for values, weight in zip(tuned, c.tuned, strict=True) if weight != 0]
@@ -66,10 +49,10 @@ def combine(
         return active[0][0]
     out = slices.scratch("out", base.numel(), dtype)
     if len(active) == 1 and c.affine and base.dtype == active[0][0].dtype == dtype:
-        ((other, weight),) = active  # lerp works in float32 or better, rounds once, and keeps −0 from a weight of ½ on
+        ((other, weight),) = active  # lerp computes in float32 or better, rounds once, and keeps −0 for weights from ½
         if 0.5 <= weight < _NEARLY_ONE:
             return torch.lerp(base, other, weight, out=out)
-        if 0.5 < 1 - weight < _NEARLY_ONE and dtype.itemsize == 2:  # what 1 − weight loses in float32 is not seen
+        if 0.5 < 1 - weight < _NEARLY_ONE and dtype.itemsize == 2:  # 1 − weight is exact enough in 16 bits
             return torch.lerp(other, base, 1 - weight, out=out)
     ground = widened("ground", base, wide_type([base, *(values for values, _ in active)]))
     if not c.affine:
@@ -77,7 +60,7 @@ def combine(
         for values, weight in active:
             ground.add_(widened("change", values, ground.dtype), alpha=weight)
         return out.copy_(ground)
-    less = any(weight > 0 for _, weight in active)  # which differences sum to 0, and not to −0, where nothing changed
+    less = any(weight > 0 for _, weight in active)  # the sign with which unchanged entries sum to 0 and not to −0
     total = None
     for values, weight in active:
         change = widened("sum" if total is None else "change", values, ground.dtype)
@@ -99,19 +82,12 @@ def _shares(params: TensorParams, models: int) -> tuple[float, ...]:
     return tuple(w / total for w in given)
 
 
-@merge_method(
-    "linear",
-    formula="(1−λ)·base + λ·Σ wᵢ·tunedᵢ",
-    options={"weights": None, "normalize": True, "base_weight": None},
-    sums=True,
-    bounded=True,
-)
 def linear(params: TensorParams, models: int) -> Apply:
-    """Weighted mean: θ = (1−λ)·base + λ·Σ wᵢ·tunedᵢ, the wᵢ summing to 1.
+    """Weighted mean: θ = (1−λ)·base + λ·Σ wᵢ·tunedᵢ / Σ wᵢ.
 
-    With `base_weight` b: θ = (b·base + Σ wᵢ·tunedᵢ) / (b + Σ wᵢ), the division only where `normalize`.
+    With `base_weight` b: θ = (b·base + Σ wᵢ·tunedᵢ) / (b + Σ wᵢ); without the division if `normalize` is off.
 
-    λ = 0 gives the base's bytes and λ = 1 the tuned model's.
+    λ = 0 gives the base's bytes, and λ = 1 the tuned model's.
 
     Source: Farn et al. 2024, arXiv:2412.19512; Wortsman et al. 2022, Model soups, arXiv:2203.05482. In mergekit:
     `linear` with the weights 1−λ for the base and λ·wᵢ for the tuned models.
@@ -126,9 +102,8 @@ def linear(params: TensorParams, models: int) -> Apply:
     return functools.partial(combine, sets, params.dtype)
 
 
-@merge_method("task_arithmetic", formula="base + λ·Σ wᵢ·δᵢ", options={"weights": None, "normalize": False}, sums=True)
 def task_arithmetic(params: TensorParams, models: int) -> Apply:
-    """Sum of task vectors: θ = base + λ·Σ wᵢ·(tunedᵢ − base); divided by Σ wᵢ where `normalize`.
+    """Sum of task vectors: θ = base + λ·Σ wᵢ·(tunedᵢ − base); the sum is divided by Σ wᵢ if `normalize`.
 
     Source: Ilharco et al. 2022, Editing models with task arithmetic, arXiv:2212.04089. In mergekit: `task_arithmetic`,
     λ as `lambda`, wᵢ as `weight`.
@@ -139,12 +114,11 @@ def task_arithmetic(params: TensorParams, models: int) -> Apply:
     return functools.partial(combine, [Coefficients(1 - math.fsum(c), c) for c in sets], params.dtype)
 
 
-@merge_method("lines", formula="base + λ(depth)·Σ wᵢ·δᵢ", options={"weights": None, "normalize": False}, sums=True)
 def lines(params: TensorParams, models: int) -> Apply:
-    """LiNeS: task arithmetic with λ rising linearly with depth, λ_l = α + β·l/(L−1) for layer l of L.
+    """LiNeS: task arithmetic with λ rising linearly with depth: λ_l = α + β·l/(L−1) for layer l = 0 … L−1.
 
-    The ramp comes as the λ of each tensor: `--lam 0.2..0.8`; one number λ is the ramp from 0 to λ. Tensors before the
-    layers take the ramp's beginning, those after them its end.
+    `--lam 0.2..0.8` gives the ramp; one number λ is the ramp from 0 to λ. Tensors before the layers get the first
+    value, those after them the last.
 
     Source: Wang et al. 2024, LiNeS: Post-training layer scaling prevents forgetting and enhances model merging,
     arXiv:2410.17146, eq. 2. In mergekit: `task_arithmetic` with a gradient for `weight`.
@@ -152,20 +126,12 @@ def lines(params: TensorParams, models: int) -> Apply:
     return task_arithmetic(params, models)
 
 
-@merge_method(
-    "slerp",
-    formula="sin((1−λ)ω)/sin ω · base + sin(λω)/sin ω · tuned",
-    most=1,
-    keeps=False,
-    bounded=True,
-    passes=2,
-)
 def slerp(params: TensorParams, models: int) -> Plan:
-    """Spherical interpolation: θ = sin((1−λ)ω)/sin ω · base + sin(λω)/sin ω · tuned, ω the angle between the two.
+    """Spherical interpolation: θ = sin((1−λ)ω)/sin ω · base + sin(λω)/sin ω · tuned, with ω the angle between the two.
 
-    ω comes from ‖δ‖ and not from a cosine, so that the formula holds for small angles and no threshold turns it into
-    Linear (mergekit's falls back above a cosine of 0.9995). A tensor without an angle (one side zero, or the two
-    oppoparams) is merged as Linear, and said so.
+    ω is computed from the change and not from a cosine, so the formula holds for small angles too, without a threshold
+    (mergekit uses Linear if the cosine exceeds 0.9995). A tensor without an angle (one side is zero, or the two are
+    opposite) is merged as Linear, which the manifest records.
 
     Source: Shoemake 1985, Animating rotation with quaternion curves. In mergekit: `slerp`, λ as `t`.
     """
@@ -185,12 +151,11 @@ def sphere_pair(lam: float, angle: float | None) -> Coefficients:
     )
 
 
-@merge_method("model_stock", formula="base + λ·t·(mean of tuned − base)", least=2, bounded=True, passes=2)
 def model_stock(params: TensorParams, models: int) -> Plan:
-    """Model Stock: θ = base + λ·t·(mean of tuned − base), t = N·cos / (1 + (N−1)·cos), with N ≥ 2 tuned models.
+    """Model Stock: θ = base + λ·t·(mean of tuned − base), t = N·cos θ / (1 + (N−1)·cos θ), with N ≥ 2 tuned models.
 
-    cos is the mean pairwise cosine of the changes tunedᵢ − base, for each tensor. t is clamped to [0, 1], and where it
-    was, the manifest says so. λ = 1 is the published method.
+    cos θ is the mean pairwise cosine of a tensor's changes tunedᵢ − base. t is clamped to [0, 1], which the manifest
+    records. λ = 1 is the published method.
 
     Source: Jang et al. 2024, Model Stock: All we need is just a few fine-tuned models, arXiv:2403.19522, eq. 1 and 7.
     In mergekit: `model_stock` (which does not clamp to [0, 1]).
@@ -203,20 +168,11 @@ def model_stock(params: TensorParams, models: int) -> Plan:
     return functools.partial(combine, [Coefficients(1 - math.fsum(c), c) for c in sets], params.dtype)
 
 
-@merge_method(
-    "karcher",
-    formula="Riemannian mean on the sphere, weights 1−λ and λ·wᵢ",
-    options={"weights": None, "base_weight": None},
-    keeps=False,
-    bounded=True,
-    passes=2,
-)
 def karcher(params: TensorParams, models: int) -> Plan:
-    """Karcher mean: the point on the sphere with the least weighted sum of squared arcs to the inputs' directions.
+    """Karcher mean: m = argmin Σ pᵢ·∠(m, uᵢ)², with uᵢ the directions of base and tuned models, times Σ pᵢ‖vᵢ‖.
 
-    The inputs weigh 1−λ (the base) and λ·wᵢ; with `base_weight` b, b and wᵢ, over their sum. The result's norm is the
-    weighted mean of norms. Found in the space of coefficients, from the Gram matrix alone. With one tuned model it is
-    SLERP of the two directions.
+    The weights pᵢ are 1−λ for the base and λ·wᵢ for the tuned models; with `base_weight` b, they are b and wᵢ, divided
+    by their sum. Computed from the Gram matrix alone. With one tuned model it is SLERP of the two directions.
 
     Source: Karcher 1977, Riemannian center of mass and mollifier smoothing; mergekit's `karcher` (equal weights for all
     models) for language models.

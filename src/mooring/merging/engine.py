@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mooring.errors import MismatchError, ModelError
 from mooring.events import Event, OnEvent
+from mooring.merge_methods import Method, method_named
 from mooring.merging import slices as grid
-from mooring.merging.methods import method_named
+from mooring.merging.methods import FORMULAS
 from mooring.merging.pair import ModelPair, OutputTensor
-from mooring.merging.plan import Apply, Method, Pass, Plan, TensorParams
+from mooring.merging.plan import Apply, Pass, Plan, TensorParams
 from mooring.merging.slices import Slice, check_finite, finite, same, sweep
 from mooring.merging.sparse import grid_of
 from mooring.models import Checkpoint, Part, TensorDigest, hash_part
@@ -55,7 +56,7 @@ class Engine:
 
     Args:
         pair: The models.
-        method: A name in `methods.METHODS`.
+        method: A name in `merge_methods.METHODS`.
         params: The parameters of every floating-point tensor.
         keeps: Whether entries that no tuned model changed keep the base's value with these parameters.
         dtype: The type of floating-point tensors in the outputs; defaults to the base's.
@@ -120,7 +121,7 @@ class Engine:
             formulas: dict[str, Apply] = {}
             for tensor in window:
                 if tensor.name in self._params and tensor.shared:
-                    made = self._method.plan(self._params[tensor.name], len(self._pair.tuned))
+                    made = FORMULAS[self._method.name](self._params[tensor.name], len(self._pair.tuned))
                     if isinstance(made, Generator):
                         plans[tensor.name] = made
                     else:

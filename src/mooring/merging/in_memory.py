@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mooring.merge_methods import method_named
 from mooring.merging.engine import Engine
 from mooring.merging.job import Options, options_of
 from mooring.merging.manifest import write_side_files
 from mooring.merging.merge import DEFAULT_OUTPUT, Output, check_differs, engine_for
-from mooring.merging.methods import method_named
 from mooring.merging.pair import ModelPair, open_pair
 
 
@@ -42,7 +42,7 @@ class OpenMerge:
 
     Args:
         pair: The models. Closed with the merge.
-        method: A name in `methods.METHODS`.
+        method: A name in `merge_methods.METHODS`.
         output: Its `dtype`, `tokenizer` and `allow_nonfinite` are used.
         threads: Number of worker threads; defaults to the number of cores, up to 4.
         settings: Fields of `job.Options` other than `lam`.
@@ -143,7 +143,7 @@ def merged_tensors(
         base: Folder of the aligned model.
         tuned: Folder of the tuned model or adapter, or several of them.
         lam: λ, the weight of the tuned models, as in `merge`.
-        method: A name in `methods.METHODS`.
+        method: A name in `merge_methods.METHODS`.
         output: Its `dtype`, `tokenizer` and `allow_nonfinite` are used.
         side_files: An existing empty folder for the merged model's configuration and tokenizer, without its weights.
         threads: Number of worker threads.

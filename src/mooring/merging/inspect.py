@@ -14,11 +14,12 @@ from mooring.errors import UserError
 from mooring.events import OnEvent
 from mooring.export import Record
 from mooring.files import gibibytes
+from mooring.merge_methods import METHODS
 from mooring.merging.change import Change, Group, another_base, grouped, keep_chances, kept_share
 from mooring.merging.compatibility import pair_warnings
+from mooring.merging.job import check_lam
 from mooring.merging.layers import depths, layer_labels, module
 from mooring.merging.measure import Extent, Measured, measure
-from mooring.merging.methods import METHODS
 from mooring.merging.pair import ModelPair, OutputTensor, open_pair
 from mooring.merging.slices import Slice
 from mooring.models import Adapter, is_adapter
@@ -329,7 +330,7 @@ def inspect(
     Raises:
         UserError: λ is outside [0, 1].
     """
-    _check_lam(lam)
+    check_lam(lam)
     try:
         with open_pair(base, tuned) as pair:
             return inspect_pair(pair, lam=lam, quick=quick, threads=threads, on_event=on_event)
@@ -352,7 +353,7 @@ def inspect_pair(
         UserError: λ is outside [0, 1].
         ModelError: A file cannot be read.
     """
-    _check_lam(lam)
+    check_lam(lam)
     measured = measure(
         {name: _extent(tensor) for name, tensor in pair.tensors.items()},
         lambda piece, buffers: _read(pair, piece, buffers),
@@ -375,12 +376,6 @@ def inspect_pair(
         methods=outlook(measured.changes, lam),
         cost=_cost(pair, measured, threads),
     )
-
-
-def _check_lam(lam: float) -> None:
-    if not 0 <= lam <= 1:
-        hint = "give a number from 0 (the base) to 1 (the tuned model)"
-        raise UserError(f"λ is {lam}", hint, code="usage.lambda_out_of_range")
 
 
 def _extent(tensor: OutputTensor) -> Extent:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from mooring.files import explained
-from mooring.merging.job import Options, TensorValue, options_to_json, to_json
+from mooring.merging.job import Options, options_to_json
 from mooring.merging.pair import ModelPair
 from mooring.merging.slices import cut
+from mooring.merging.tensor_value import TensorValue
 from mooring.models import (
     MANIFEST,
     NAMES,
@@ -153,7 +154,7 @@ def manifest(
     return {
         "format": 2,
         "method": record.method,
-        "lambda": to_json(lam),
+        "lambda": lam.to_json(),
         "options": options_to_json(record.method, record.options),
         **({"allow_nonfinite": True} if record.allow_nonfinite else {}),
         "base": source_entry(pair.base, record.read[0]),

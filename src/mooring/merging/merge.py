@@ -12,12 +12,13 @@ import torch
 from mooring.errors import MismatchError, OutputError, UserError
 from mooring.events import OnEvent
 from mooring.files import PARTIAL, atomic_folder, free_for_output, need_room
+from mooring.merge_methods import method_named
 from mooring.merging.engine import Engine, lay_out
-from mooring.merging.job import Options, TensorValue, bytes_of, dtype_named, options_of, tensor_params
+from mooring.merging.job import Options, bytes_of, dtype_named, options_of, tensor_params
 from mooring.merging.manifest import Record, manifest, write_manifest, write_side_files
-from mooring.merging.methods import method_named
 from mooring.merging.pair import ModelPair, Tokenizer, open_pair
 from mooring.merging.slices import SLICE
+from mooring.merging.tensor_value import TensorValue
 from mooring.merging.verify import compare
 from mooring.models import Writer, open_checkpoint
 
@@ -89,7 +90,7 @@ def merge(
         out: A folder that does not exist yet, or is empty.
         lam: λ, the weight of the tuned models: a number, a ramp over depth `(0.2, 0.8)`, patterns of names to either,
             or a `TensorValue`.
-        method: A name in `methods.METHODS`.
+        method: A name in `merge_methods.METHODS`.
         lambdas: Several λ at once: every input is read once, and `out` gets a folder such as `lam-0.4` for each.
         options: All options of the method, instead of `lam` and `settings`.
         output: The form of the result.

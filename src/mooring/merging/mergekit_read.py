@@ -16,79 +16,334 @@ from typing import Any, Literal
 import yaml
 
 from mooring.errors import RecipeError
-from mooring.merging.job import Job, Options, TensorValue, Value
-from mooring.merging.methods import METHODS
+from mooring.merge_methods import METHODS
+from mooring.merging.job import Job, Options
+from mooring.merging.tensor_value import TensorValue, Value
 from mooring.models import read_config
 
-_KNOWN = (
+_SPARSE = tuple(name for name, method in METHODS.items() if method.kind)
+_MERGE_BASE_IF_LISTED = ("linear", "karcher")
+_WHOLE_MERGE: Mapping[str, tuple[str, ...]] = {
+    "linear": ("normalize",),
+    "slerp": ("t",),
+    "model_stock": ("filter_wise",),
+    "karcher": ("max_iter", "tol"),
+    **dict.fromkeys(("task_arithmetic", *_SPARSE), ("lambda", "normalize", "rescale")),
+}
+"""Supported methods, with the parameters that mergekit reads for the whole merge only."""
+_PARAMETERS = (
     *("weight", "density", "gamma", "epsilon", "lambda", "normalize", "rescale", "t", "int8_mask"),
     *("filter_wise", "max_iter", "tol"),
 )
+_KEYS = (
+    *("merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype"),
+    *("tokenizer_source", "tokenizer", "chat_template"),
+)
 _TRUE, _FALSE = ("true", "yes", "on", "y", "t", "1"), ("false", "no", "off", "n", "f", "0")
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _TOLERANCE = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
-class Scope:
-    """A `parameters` mapping and its place in the file."""
+class _Scope:
+    """A `parameters` mapping, and its place in the file."""
 
     where: str
     parameters: Mapping[str, Any]
 
 
-def check_parameters(scopes: Iterable[Scope], shared: Sequence[str]) -> None:
-    """Raise for parameters that no supported method has, and for those of `shared` that are given for one model only.
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A model of the merge: its place in the file, the model, an adapter on it, its own parameters."""
+
+    where: str
+    model: str
+    adapter: str | None
+    scope: _Scope
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """The sources in order, the base if one is named, and the parameters of the whole merge, most specific first."""
+
+    sources: Sequence[_Source]
+    base: str | None
+    scopes: Sequence[_Scope]
+
+
+def read(path: str | Path) -> Job:
+    """Read the job that a mergekit configuration describes.
+
+    mergekit's defaults are written out. Relative paths stay relative to the working directory, as in mergekit.
+    `slices` must cover all layers; if a model's folder is not on this machine, it is assumed that [0, N] does.
+    Without `base_model`, the first model is the base (its settings and its tokenizer are the output's).
 
     Raises:
-        RecipeError: There is one.
+        RecipeError: The file cannot be read, or requests something that is not supported; the message names the place.
+        ModelError: A model's `config.json` is not JSON.
     """
-    for scope in scopes:
-        for key in scope.parameters:
-            if key not in _KNOWN:
-                near = difflib.get_close_matches(str(key), _KNOWN, n=1)
-                hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(_KNOWN)}"
-                raise RecipeError(f"{scope.where}.{key} is not supported", hint, code="recipe.nonfinite")
-            if key in shared:
-                what = f"{scope.where}.{key}: mergekit ignores it for a single model"
-                raise RecipeError(
-                    what, "move it to the parameters at the top of the file", code="recipe.mergekit_malformed"
-                )
+    path = Path(path)
+    document = _mapping(_load(path), str(path))
+    _check_keys(document, _KEYS, str(path))
+    method = document.get("merge_method")
+    if not isinstance(method, str) or method not in _WHOLE_MERGE:
+        raise _unsupported(f"{path}: merge_method: {method}", f"known: {', '.join(sorted(_WHOLE_MERGE))}")
+    inputs = _read_inputs(document, path)
+    for scope in inputs.scopes:
+        _check_keys(scope.parameters, _PARAMETERS, scope.where)
+    for source in inputs.sources:
+        _check_keys(source.scope.parameters, _PARAMETERS, source.scope.where)
+        for key in source.scope.parameters:
+            if key in _WHOLE_MERGE[method]:
+                problem = "mergekit ignores it for a single model"
+                hint = "move it to the parameters at the top of the file"
+                raise _malformed(f"{source.scope.where}.{key}", problem, hint)
+    base, own, tuned = _base_and_tuned(inputs, path, method)
+    return Job(
+        method=method,
+        base=base,
+        tuned=tuple(source.adapter or source.model for source in tuned),
+        options=_options(method, inputs, own, tuned, path),
+        dtype=_dtype(document, path),
+        tokenizer=_tokenizer(document, base, path),
+    )
 
 
-def setting(name: str, scopes: Iterable[Scope], where: str, default: float | None = None) -> TensorValue:
-    """A parameter for every tensor: the rules of all scopes in sequence, of which the first that matches applies.
+def _malformed(where: str, problem: str, hint: str) -> RecipeError:
+    return RecipeError(f"{where}: {problem}", hint, code="recipe.mergekit_malformed")
 
-    Args:
-        name: The parameter.
-        scopes: The more specific first.
-        where: What requires it, for errors.
-        default: For tensors that no rule matches; if None, it must be given somewhere.
 
-    Raises:
-        RecipeError: It is missing, or malformed.
+def _missing(where: str, hint: str) -> RecipeError:
+    return RecipeError(f"{where} is missing", hint, code="recipe.mergekit_missing")
+
+
+def _unsupported(what: str, hint: str) -> RecipeError:
+    return RecipeError(f"{what} is not supported", hint, code="recipe.mergekit_unsupported")
+
+
+def _load(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not text"
+        hint = "name a mergekit configuration, a YAML file"
+        raise RecipeError(f"{path}: {reason}", hint, code="recipe.unreadable") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise RecipeError(f"{where}: {problem}", "fix the YAML syntax there", code="recipe.invalid_yaml") from None
+
+
+def _mapping(given: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(given, dict):
+        raise _malformed(where, "is not a mapping of keys to values", "write `key: value`")
+    return given
+
+
+def _check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+            raise _unsupported(f"{where}{'.' if ': ' in where else ': '}{key}", hint)
+
+
+# --- Models ---
+
+
+def _read_inputs(document: Mapping[str, Any], path: Path) -> _Inputs:
+    whole = _scope(document, f"{path}: parameters")
+    base = _base(document, f"{path}: base_model")
+    if document.get("modules"):
+        raise _unsupported(f"{path}: modules", "write models")
+    models, slices = document.get("models"), document.get("slices")
+    if bool(models) == bool(slices):
+        raise _malformed(str(path), "needs either models or slices, and not both", "list the models")
+    if models:
+        sources = _sources(models, f"{path}: models", ("model", "parameters"))
+        if base is not None and not any(source.model == base and not source.adapter for source in sources):
+            where = f"{path}: base_model"
+            sources.append(_Source(where, base, None, _Scope(where, {})))
+        return _Inputs(sources, base, [whole])
+    where = f"{path}: slices"
+    if not isinstance(slices, list) or len(slices) != 1:
+        raise _unsupported(f"{where}: more than one slice (layers rearranged)", "write models")
+    where = f"{where}[0]"
+    piece = _mapping(slices[0], where)
+    _check_keys(piece, ("sources", "base_model", "parameters"), where)
+    sources = _sources(piece.get("sources"), f"{where}.sources", ("model", "layer_range", "parameters"))
+    _check_layers(sources, piece["sources"])
+    inner = _scope(piece, f"{where}.parameters")
+    return _Inputs(sources, _base(piece, f"{where}.base_model") or base, [inner, whole])
+
+
+def _scope(entry: Mapping[str, Any], where: str) -> _Scope:
+    return _Scope(where, _mapping(entry.get("parameters") or {}, where))
+
+
+def _sources(entries: Any, where: str, keys: Sequence[str]) -> list[_Source]:
+    if not isinstance(entries, list) or not entries:
+        raise _malformed(where, "is not a list of models", "write `- model: …`")
+    sources = []
+    for index, entry in enumerate(entries):
+        place = f"{where}[{index}]"
+        _check_keys(_mapping(entry, place), keys, place)
+        model, adapter = _reference(entry.get("model"), f"{place}.model")
+        sources.append(_Source(place, model, adapter, _scope(entry, f"{place}.parameters")))
+    return sources
+
+
+def _base(entry: Mapping[str, Any], where: str) -> str | None:
+    if entry.get("base_model") is None:
+        return None
+    base, adapter = _reference(entry["base_model"], where)
+    if adapter:
+        raise _unsupported(f"{where}: a base with an adapter", "merge that adapter first")
+    return base
+
+
+def _reference(given: Any, where: str) -> tuple[str, str | None]:
+    """A model and an adapter on it, from `model`, `model@revision`, `model+adapter` or the same as a mapping."""
+    if isinstance(given, Mapping):
+        _check_keys(given, ("model", "lora", "override_architecture"), where)
+        if given.get("override_architecture") is not None:
+            raise _unsupported(f"{where}.override_architecture", "leave it out")
+        adapter = given.get("lora")
+        return _model_path(given.get("model"), f"{where}.model"), adapter and _model_path(adapter, f"{where}.lora")
+    model, plus, adapter = str(given or "").partition("+")
+    if not isinstance(given, str) or "+" in adapter or not model or (plus and not adapter):
+        raise _malformed(where, f"{given!r} is not a model", "write a folder, a hub id, or MODEL+ADAPTER")
+    return model, adapter or None
+
+
+def _model_path(given: Any, where: str) -> str:
+    if isinstance(given, Mapping):
+        _check_keys(given, ("path", "revision"), where)
+        path, revision = given.get("path"), given.get("revision")
+        given = f"{path}@{revision}" if path and revision else path
+    if not isinstance(given, str) or not given:
+        raise _malformed(where, f"{given!r} is not a model", "write a folder or a hub id")
+    return given
+
+
+def _check_layers(sources: Sequence[_Source], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raise unless every source gives all its layers, so that the slice is the whole model."""
+    first = entries[0].get("layer_range")
+    for source, entry in zip(sources, entries, strict=True):
+        given = entry.get("layer_range")
+        where = f"{source.where}.layer_range"
+        if not isinstance(given, list) or len(given) != 2 or not all(type(end) is int for end in given):
+            raise _malformed(where, f"{given!r} is not a range of layers", "write [0, N]")
+        layers = _count_layers(source.model)
+        if given[0] != 0 or given != first or given[1] != (layers or given[1]) or given[1] < 1:
+            problem = f"{given} is not all layers" + (f" (the model has {layers})" if layers else "")
+            raise _malformed(where, problem, "slices that rearrange layers are not supported: write models")
+
+
+def _count_layers(model: str) -> int | None:
+    """How many layers a model has, if its folder is on this machine and its configuration says so."""
+    if not (Path(model) / "config.json").is_file():
+        return None
+    config = read_config(Path(model))
+    text = config.get("text_config")
+    counts = [place.get(key) for place in (config, text if isinstance(text, dict) else {}) for key in _LAYER_KEYS]
+    return next((count for count in counts if type(count) is int), None)
+
+
+def _base_and_tuned(inputs: _Inputs, path: Path, method: str) -> tuple[str, _Source | None, list[_Source]]:
+    """The base, the source that is the base itself (if one is), and the tuned models.
+
+    As in mergekit, linear and karcher merge the base only if it is one of the models; others require it.
     """
-    rules: list[tuple[str, Value]] = []
-    for scope in scopes:
-        if name in scope.parameters:
-            rules += [
-                (pattern, _numbers(value, place))
-                for pattern, value, place in _rules(scope.parameters[name], f"{scope.where}.{name}")
-            ]
+    base = inputs.base if inputs.base is not None else inputs.sources[0].model
+    if inputs.base is None and method not in _MERGE_BASE_IF_LISTED:
+        raise _missing(f"{path}: base_model", f"{method} needs one")
+    seen: dict[tuple[str, str | None], str] = {}
+    for source in inputs.sources:
+        earlier = seen.setdefault((source.model, source.adapter), source.where)
+        if earlier != source.where:
+            raise _malformed(source.where, f"is the same model as {earlier}", "name each model once")
+        if source.adapter and not _same_folder(source.model, base):
+            problem = f"{source.model}+{source.adapter} is an adapter on another model than {base}"
+            raise _malformed(source.where, problem, "name the base before the +")
+    own = next((source for source in inputs.sources if source.model == base and not source.adapter), None)
+    tuned = [source for source in inputs.sources if source is not own]
+    if own is None and method not in _MERGE_BASE_IF_LISTED:
+        raise _malformed(f"{path}: base_model", f"{base} is not one of the sources", "add it to the slice")
+    fewest, most = METHODS[method].least, METHODS[method].most
+    if not fewest <= len(tuned) <= (most or len(tuned)):
+        hint = f"{method} merges {fewest if most else f'{fewest} or more'}, each different from the base"
+        raise _malformed(str(path), f"{len(tuned)} models apart from the base", hint)
+    return base, own, tuned
+
+
+def _same_folder(one: str, other: str) -> bool:
+    folders = Path(one), Path(other)
+    return one == other or (all(f.is_dir() for f in folders) and folders[0].resolve() == folders[1].resolve())
+
+
+# --- Options ---
+
+
+def _options(method: str, inputs: _Inputs, own: _Source | None, tuned: Sequence[_Source], path: Path) -> Options:
+    """The method's options with defaults written out; `own` is the base as one of the models."""
+    shared = inputs.scopes
+
+    def each(name: str, default: float | None = None) -> tuple[TensorValue, ...]:
+        return tuple(_value(name, (source.scope, *shared), source.where, default) for source in tuned)
+
+    if method == "linear":
+        weight = _value("weight", (own.scope, *shared), own.where) if own else TensorValue.of(0.0)
+        normalize = _flag("normalize", shared, True)
+        found = _as_lambda(weight, each("weight"), normalize, f"{path}: weight")
+        if found:
+            return Options(lam=found[0], weights=found[1])
+        return Options(lam=TensorValue.of(1.0), base_weight=weight, weights=each("weight"), normalize=normalize)
+    if method == "karcher":
+        steps = _value("max_iter", shared, str(path), 10).constant
+        tolerance = _value("tol", shared, str(path), 1e-5).constant
+        if (steps or 0) < 10 or tolerance is None or not 0 <= tolerance <= 1e-5:
+            raise _unsupported(f"{path}: max_iter, tol: a coarser mean", "leave both out")
+        share = TensorValue.of(1 / (len(tuned) + bool(own)))
+        lam = TensorValue.of(len(tuned) / (len(tuned) + bool(own)))
+        return Options(lam=lam, base_weight=share if own else TensorValue.of(0.0), weights=(share,) * len(tuned))
+    if method == "slerp":
+        return Options(lam=_value("t", shared, str(path)))
+    if method == "model_stock":
+        if _flag("filter_wise", shared, False):
+            raise _unsupported(f"{path}: parameters.filter_wise", "leave it out")
+        return Options(lam=TensorValue.of(1.0))
+    defaults = METHODS[method].options
+    rescale = _flag("rescale", shared, defaults.get("rescale") == "inverse")
+    per_model: dict[str, Any] = {n: each(n, defaults[n]) for n in ("density", "gamma", "epsilon") if n in defaults}
+    return Options(
+        lam=_value("lambda", shared, str(path), 1.0),
+        weights=each("weight"),
+        normalize=_flag("normalize", shared, defaults["normalize"]),
+        rescale=("l1" if rescale else "none") if method in _SPARSE else None,
+        **per_model,
+    )
+
+
+def _value(name: str, scopes: Iterable[_Scope], where: str, default: float | None = None) -> TensorValue:
+    """A parameter for every tensor: the rules of all scopes, most specific first, then the default."""
+    rules = [
+        (pattern, _numbers(value, place))
+        for scope in scopes
+        if name in scope.parameters
+        for pattern, value, place in _rules(scope.parameters[name], f"{scope.where}.{name}")
+    ]
     if default is not None:
         rules.append(("*", float(default)))
     if not rules:
-        raise RecipeError(
-            f"{where}: {name} is missing", f"add parameters: {{{name}: …}}", code="recipe.mergekit_missing"
-        )
+        raise _missing(f"{where}: {name}", f"add parameters: {{{name}: …}}")
     return TensorValue.containing(rules)
 
 
-def flag(name: str, scopes: Iterable[Scope], default: bool) -> bool:
-    """A parameter that is on or off for the whole merge.
-
-    Raises:
-        RecipeError: It is not a boolean, or differs between tensors.
-    """
+def _flag(name: str, scopes: Iterable[_Scope], default: bool) -> bool:
+    """A parameter that is on or off for the whole merge."""
     found: list[bool] = []
     where = ""
     for scope in scopes:
@@ -103,31 +358,14 @@ def flag(name: str, scopes: Iterable[Scope], default: bool) -> bool:
     else:
         found.append(default)
     if len(set(found)) > 1:
-        raise RecipeError(
-            f"{where}: to be on for some tensors only is not supported",
-            "write true or false",
-            code="recipe.mergekit_unsupported",
-        )
+        raise _unsupported(f"{where}: to be on for some tensors only", "write true or false")
     return found[0]
 
 
-def as_lambda(
+def _as_lambda(
     base: TensorValue, tuned: Sequence[TensorValue], normalize: bool, where: str
 ) -> tuple[TensorValue, tuple[TensorValue, ...]] | None:
-    """λ and the tuned models' shares, if weights have that form: (1−λ)·base + λ·Σ share·tuned.
-
-    Args:
-        base: The base's weight.
-        tuned: The tuned models' weights.
-        normalize: Whether the weights are divided by their sum.
-        where: For errors.
-
-    Returns:
-        None if the sum is not 1, differs over a gradient, or λ would be outside [0, 1].
-
-    Raises:
-        RecipeError: The weights sum to 0, so cannot be divided by their sum.
-    """
+    """λ and the tuned models' shares, if weights have the form (1−λ)·base + λ·Σ share·tuned; else None."""
     varied = [one for one in (base, *tuned) if one.constant is None]
     patterns = [pattern for pattern, _ in (varied or [base])[0].rules]
     if any([pattern for pattern, _ in one.rules] != patterns for one in varied):
@@ -154,11 +392,7 @@ def _split(values: Sequence[Value], normalize: bool, where: str) -> tuple[Value,
         return None
     totals = [math.fsum(row) for row in zip(*columns, strict=True)]
     if normalize and any(abs(total) < _TOLERANCE for total in totals):
-        raise RecipeError(
-            f"{where}: the weights add up to 0",
-            "change them, or write normalize: false",
-            code="recipe.mergekit_malformed",
-        )
+        raise _malformed(where, "the weights add up to 0", "change them, or write normalize: false")
     total = 1.0 if abs(totals[0] - 1) < _TOLERANCE else totals[0]
     if any(abs(other - total) > _TOLERANCE for other in totals) or not (normalize or total == 1):
         return None
@@ -178,18 +412,10 @@ def _rules(given: Any, where: str) -> list[tuple[str, Any, str]]:
     for index, entry in enumerate(entries):
         place = f"{where}[{index}]" if isinstance(given, list) else where
         if not isinstance(entry, dict) or "value" not in entry or set(entry) - {"filter", "value"}:
-            raise RecipeError(
-                f"{place}: is not a filter with its value",
-                "write `- filter: …` and `value: …`",
-                code="recipe.mergekit_malformed",
-            )
+            raise _malformed(place, "is not a filter with its value", "write `- filter: …` and `value: …`")
         pattern = entry.get("filter")
         if not isinstance(pattern, str | None):
-            raise RecipeError(
-                f"{place}.filter: {pattern!r} is not a part of a tensor's name",
-                "put it in quotes",
-                code="recipe.mergekit_malformed",
-            )
+            raise _malformed(f"{place}.filter", f"{pattern!r} is not a part of a tensor's name", "put it in quotes")
         rules.append((pattern or "*", entry["value"], f"{place}.value"))
     return rules
 
@@ -207,356 +433,25 @@ def _number(given: Any, where: str) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise RecipeError(
-            f"{where}: {given!r} is not a number",
-            "write a number, or a list of them for a gradient",
-            code="recipe.mergekit_malformed",
-        )
+        hint = "write a number, or a list of them for a gradient"
+        raise _malformed(where, f"{given!r} is not a number", hint)
     return number
 
 
 def _switch(given: Any, where: str) -> bool:
     text = str(given).lower().removesuffix(".0") if isinstance(given, (bool, int, float, str)) else ""
     if text not in (*_TRUE, *_FALSE):
-        raise RecipeError(
-            f"{where}: {given!r} is neither true nor false", "write true or false", code="recipe.mergekit_malformed"
-        )
+        raise _malformed(where, f"{given!r} is neither true nor false", "write true or false")
     return text in _TRUE
-
-
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A model in the merge: the place that names it, a model, an adapter on it, its own parameters."""
-
-    where: str
-    model: str
-    adapter: str | None
-    scope: Scope
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What is merged: the sources in order, the named base, and the parameters of the whole merge."""
-
-    sources: tuple[Source, ...]
-    base: str | None
-    scopes: tuple[Scope, ...]
-
-
-def read_inputs(document: Mapping[str, Any], path: Path) -> Inputs:
-    """The sources of `models` or `slices`, with the parameters of the whole merge, the more specific first.
-
-    Raises:
-        RecipeError: Something is malformed or not supported.
-        ModelError: A model's `config.json` is not JSON.
-    """
-    whole = Scope(f"{path}: parameters", mapping(document.get("parameters") or {}, f"{path}: parameters"))
-    base = _base(document, f"{path}: base_model")
-    if document.get("modules"):
-        raise RecipeError(f"{path}: modules is not supported", "write models", code="recipe.mergekit_unsupported")
-    models, slices = document.get("models"), document.get("slices")
-    if bool(models) == bool(slices):
-        raise RecipeError(
-            f"{path}: needs either models or slices, and not both", "list the models", code="recipe.mergekit_malformed"
-        )
-    if models:
-        sources = _sources(models, f"{path}: models", ("model", "parameters"))
-        if base is not None and not any(source.model == base and not source.adapter for source in sources):
-            sources.append(Source(f"{path}: base_model", base, None, Scope(f"{path}: base_model", {})))
-        return Inputs(tuple(sources), base, (whole,))
-    where = f"{path}: slices"
-    if not isinstance(slices, list) or len(slices) != 1:
-        raise RecipeError(
-            f"{where}: more than one slice (layers rearranged) is not supported",
-            "write models",
-            code="recipe.mergekit_unsupported",
-        )
-    piece = mapping(slices[0], f"{where}[0]")
-    known(piece, ("sources", "base_model", "parameters"), f"{where}[0]")
-    sources = _sources(piece.get("sources"), f"{where}[0].sources", ("model", "layer_range", "parameters"))
-    _check_layers(sources, piece["sources"])
-    inner = Scope(f"{where}[0].parameters", mapping(piece.get("parameters") or {}, f"{where}[0].parameters"))
-    base = _base(piece, f"{where}[0].base_model") or base
-    return Inputs(tuple(sources), base, (inner, whole))
-
-
-def _sources(entries: Any, where: str, keys: Sequence[str]) -> list[Source]:
-    if not isinstance(entries, list) or not entries:
-        raise RecipeError(f"{where}: is not a list of models", "write `- model: …`", code="recipe.mergekit_malformed")
-    found = []
-    for index, entry in enumerate(entries):
-        place = f"{where}[{index}]"
-        known(mapping(entry, place), keys, place)
-        own = mapping(entry.get("parameters") or {}, f"{place}.parameters")
-        found.append(Source(place, *reference(entry.get("model"), f"{place}.model"), Scope(f"{place}.parameters", own)))
-    return found
-
-
-def _base(entry: Mapping[str, Any], where: str) -> str | None:
-    if entry.get("base_model") is None:
-        return None
-    base, adapter = reference(entry["base_model"], where)
-    if adapter:
-        raise RecipeError(
-            f"{where}: a base with an adapter is not supported",
-            "merge that adapter first",
-            code="recipe.mergekit_unsupported",
-        )
-    return base
-
-
-def reference(given: Any, where: str) -> tuple[str, str | None]:
-    """A model and an adapter on it, from `model`, `model@revision`, `model+adapter` or the same as a mapping.
-
-    Raises:
-        RecipeError: It is none of these.
-    """
-    if isinstance(given, Mapping):
-        known(given, ("model", "lora", "override_architecture"), where)
-        if given.get("override_architecture") is not None:
-            raise RecipeError(
-                f"{where}.override_architecture is not supported", "leave it out", code="recipe.mergekit_unsupported"
-            )
-        adapter = given.get("lora")
-        return _path(given.get("model"), f"{where}.model"), _path(adapter, f"{where}.lora") if adapter else None
-    model, plus, adapter = str(given or "").partition("+")
-    if not isinstance(given, str) or "+" in adapter or not model or (plus and not adapter):
-        raise RecipeError(
-            f"{where}: {given!r} is not a model",
-            "write a folder, a hub id, or MODEL+ADAPTER",
-            code="recipe.mergekit_malformed",
-        )
-    return model, adapter or None
-
-
-def _path(given: Any, where: str) -> str:
-    if isinstance(given, Mapping):
-        known(given, ("path", "revision"), where)
-        path, revision = given.get("path"), given.get("revision")
-        given = f"{path}@{revision}" if path and revision else path
-    if not isinstance(given, str) or not given:
-        raise RecipeError(
-            f"{where}: {given!r} is not a model", "write a folder or a hub id", code="recipe.mergekit_malformed"
-        )
-    return given
-
-
-def _check_layers(sources: Sequence[Source], entries: Sequence[Mapping[str, Any]]) -> None:
-    """Raise unless every source gives all its layers, so that the slice is the whole model."""
-    first = entries[0].get("layer_range")
-    for source, entry in zip(sources, entries, strict=True):
-        given = entry.get("layer_range")
-        where = f"{source.where}.layer_range"
-        if not isinstance(given, list) or len(given) != 2 or not all(type(end) is int for end in given):
-            raise RecipeError(
-                f"{where}: {given!r} is not a range of layers", "write [0, N]", code="recipe.mergekit_malformed"
-            )
-        layers = _count_layers(source.model)
-        if given[0] != 0 or given != first or given[1] != (layers or given[1]) or given[1] < 1:
-            what = f"{where}: {given} is not all layers" + (f" (the model has {layers})" if layers else "")
-            raise RecipeError(
-                what, "slices that rearrange layers are not supported: write models", code="recipe.mergekit_malformed"
-            )
-
-
-def _count_layers(model: str) -> int | None:
-    """How many layers a model has, if its folder is on this machine and its configuration says so."""
-    if not (Path(model) / "config.json").is_file():
-        return None
-    config = read_config(Path(model))
-    text = config.get("text_config")
-    for place in (config, text if isinstance(text, dict) else {}):
-        for key in _LAYER_KEYS:
-            if type(place.get(key)) is int:
-                return int(place[key])
-    return None
-
-
-def mapping(given: Any, where: str) -> Mapping[str, Any]:
-    """Check that a part of the file is a mapping.
-
-    Raises:
-        RecipeError: It is not.
-    """
-    if not isinstance(given, dict):
-        raise RecipeError(
-            f"{where}: is not a mapping of keys to values", "write `key: value`", code="recipe.mergekit_malformed"
-        )
-    return given
-
-
-def known(given: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
-    """Raise for unknown keys.
-
-    Raises:
-        RecipeError: There is one.
-    """
-    keys = tuple(keys)
-    for key in given:
-        if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(keys)}"
-            joint = "." if ": " in where else ": "
-            raise RecipeError(f"{where}{joint}{key} is not supported", hint, code="recipe.nonfinite")
-
-
-_SPARSE = tuple(name for name, method in METHODS.items() if method.kind)
-_TASK_VECTORS = ("task_arithmetic", *_SPARSE)
-_SHARED = {
-    "linear": ("normalize",),
-    "slerp": ("t",),
-    "model_stock": ("filter_wise",),
-    "karcher": ("max_iter", "tol"),
-    **dict.fromkeys(_TASK_VECTORS, ("lambda", "normalize", "rescale")),
-}
-_DTYPES = ("bfloat16", "float16", "float32", "float64")
-_TOP = (
-    *("merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype"),
-    *("tokenizer_source", "tokenizer", "chat_template"),
-)
-
-
-def read(path: str | Path) -> Job:
-    """Read the job that a mergekit configuration describes.
-
-    mergekit's defaults are written out. Relative paths stay relative to the working directory, as in mergekit.
-    `slices` must cover all layers; if a model's folder is not on this machine, it is assumed that [0, N] does.
-    Without `base_model`, the first model is the base (its settings and its tokenizer are the output's).
-
-    Raises:
-        RecipeError: The file cannot be read, or requests something that is not supported; the message names the place.
-        ModelError: A model's `config.json` is not JSON.
-    """
-    path = Path(path)
-    document = mapping(_load(path), str(path))
-    known(document, _TOP, str(path))
-    method = document.get("merge_method")
-    if not isinstance(method, str) or method not in _SHARED:
-        raise RecipeError(
-            f"{path}: merge_method: {method} is not supported",
-            f"known: {', '.join(sorted(_SHARED))}",
-            code="recipe.mergekit_unsupported",
-        )
-    inputs = read_inputs(document, path)
-    check_parameters(inputs.scopes, ())
-    check_parameters([source.scope for source in inputs.sources], _SHARED[method])
-    base, own, tuned = _base_and_tuned(inputs, path, method)
-    return Job(
-        method=method,
-        base=base,
-        tuned=tuple(source.adapter or source.model for source in tuned),
-        options=_options(method, inputs, own, tuned, path),
-        dtype=_dtype(document, path),
-        tokenizer=_tokenizer(document, base, path),
-    )
-
-
-def _options(method: str, inputs: Inputs, own: Source | None, tuned: Sequence[Source], path: Path) -> Options:
-    """The method's options with defaults written out; `own` is the base as one of the models."""
-    shared = inputs.scopes
-
-    def each(name: str, default: float | None = None) -> tuple[TensorValue, ...]:
-        return tuple(setting(name, (source.scope, *shared), source.where, default) for source in tuned)
-
-    if method == "linear":
-        weight = setting("weight", (own.scope, *shared), own.where) if own else TensorValue.of(0.0)
-        normalize = flag("normalize", shared, True)
-        found = as_lambda(weight, each("weight"), normalize, f"{path}: weight")
-        if found:
-            return Options(lam=found[0], weights=found[1])
-        return Options(lam=TensorValue.of(1.0), base_weight=weight, weights=each("weight"), normalize=normalize)
-    if method == "karcher":
-        steps, close = setting("max_iter", shared, str(path), 10), setting("tol", shared, str(path), 1e-5)
-        if (steps.constant or 0) < 10 or not (0 <= (1 if close.constant is None else close.constant) <= 1e-5):
-            raise RecipeError(
-                f"{path}: max_iter, tol: a coarser mean is not supported",
-                "leave both out",
-                code="recipe.mergekit_unsupported",
-            )
-        share = TensorValue.of(1 / (len(tuned) + bool(own)))
-        lam = TensorValue.of(len(tuned) / (len(tuned) + bool(own)))
-        return Options(lam=lam, base_weight=share if own else TensorValue.of(0.0), weights=(share,) * len(tuned))
-    if method == "slerp":
-        return Options(lam=setting("t", shared, str(path)))
-    if method == "model_stock":
-        if flag("filter_wise", shared, False):
-            raise RecipeError(
-                f"{path}: parameters.filter_wise is not supported", "leave it out", code="recipe.mergekit_unsupported"
-            )
-        return Options(lam=TensorValue.of(1.0))
-    defaults = METHODS[method].options
-    rescale = flag("rescale", shared, defaults.get("rescale") == "inverse")
-    return Options(
-        lam=setting("lambda", shared, str(path), 1.0),
-        weights=each("weight"),
-        density=each("density", defaults["density"]) if method in _SPARSE else (),
-        gamma=each("gamma", defaults["gamma"]) if "gamma" in defaults else (),
-        epsilon=each("epsilon", defaults["epsilon"]) if "epsilon" in defaults else (),
-        normalize=flag("normalize", shared, defaults["normalize"]),
-        rescale=("l1" if rescale else "none") if method in _SPARSE else None,
-    )
-
-
-def _base_and_tuned(inputs: Inputs, path: Path, method: str) -> tuple[str, Source | None, list[Source]]:
-    """The base, the source that is the base itself (if one is), and the tuned models.
-
-    As in mergekit, linear and karcher merge the base only if it is one of the models; others require it.
-    """
-    base = inputs.base if inputs.base is not None else inputs.sources[0].model
-    if inputs.base is None and method not in ("linear", "karcher"):
-        raise RecipeError(f"{path}: base_model is missing", f"{method} needs one", code="recipe.mergekit_missing")
-    seen: dict[tuple[str, str | None], str] = {}
-    for source in inputs.sources:
-        earlier = seen.setdefault((source.model, source.adapter), source.where)
-        if earlier != source.where:
-            raise RecipeError(
-                f"{source.where}: is the same model as {earlier}",
-                "name each model once",
-                code="recipe.mergekit_malformed",
-            )
-        if source.adapter and not _same(source.model, base):
-            what = f"{source.where}: {source.model}+{source.adapter} is an adapter on another model than {base}"
-            raise RecipeError(what, "name the base before the +", code="recipe.mergekit_malformed")
-    own = next((source for source in inputs.sources if source.model == base and not source.adapter), None)
-    tuned = [source for source in inputs.sources if source is not own]
-    if own is None and method not in ("linear", "karcher"):
-        raise RecipeError(
-            f"{path}: base_model: {base} is not one of the sources",
-            "add it to the slice",
-            code="recipe.mergekit_malformed",
-        )
-    fewest, most = METHODS[method].least, METHODS[method].most
-    if len(tuned) < fewest or len(tuned) > (most or len(tuned)):
-        count = f"{fewest}" if most else f"{fewest} or more"
-        what = f"{path}: {len(tuned)} models apart from the base"
-        raise RecipeError(
-            what, f"{method} merges {count}, each different from the base", code="recipe.mergekit_malformed"
-        )
-    return base, own, tuned
-
-
-def _same(one: str, other: str) -> bool:
-    return one == other or (
-        Path(one).is_dir() and Path(other).is_dir() and Path(one).resolve() == Path(other).resolve()
-    )
 
 
 def _dtype(document: Mapping[str, Any], path: Path) -> str | None:
     found = None
     for key in ("dtype", "out_dtype"):
-        name = document.get(key)
-        if name is None or name == "":
-            continue
-        found = str(name).removeprefix("torch.")
-        if found not in _DTYPES:
-            raise RecipeError(
-                f"{path}: {key}: {name} is not supported",
-                f"known: {', '.join(_DTYPES)}",
-                code="recipe.mergekit_unsupported",
-            )
+        if (name := document.get(key)) not in (None, ""):
+            found = str(name).removeprefix("torch.")
+            if found not in _DTYPES:
+                raise _unsupported(f"{path}: {key}: {name}", f"known: {', '.join(_DTYPES)}")
     return found
 
 
@@ -564,44 +459,18 @@ def _tokenizer(document: Mapping[str, Any], base: str, path: Path) -> Literal["b
     """Whose tokenizer the output gets. mergekit copies the base's by default, and vocabularies must agree."""
     source, where = document.get("tokenizer_source"), f"{path}: tokenizer_source"
     if document.get("chat_template"):
-        raise RecipeError(
-            f"{path}: chat_template is not supported",
-            "set it in the output's tokenizer files",
-            code="recipe.mergekit_unsupported",
-        )
+        raise _unsupported(f"{path}: chat_template", "set it in the output's tokenizer files")
     if (tokenizer := document.get("tokenizer")) is not None:
         where = f"{path}: tokenizer"
-        known(mapping(tokenizer, where), ("source", "tokens", "pad_to_multiple_of"), where)
+        _check_keys(_mapping(tokenizer, where), ("source", "tokens", "pad_to_multiple_of"), where)
         for key in ("tokens", "pad_to_multiple_of"):
             if tokenizer.get(key):
-                raise RecipeError(f"{where}.{key} is not supported", "leave it out", code="recipe.mergekit_unsupported")
+                raise _unsupported(f"{where}.{key}", "leave it out")
         if source is not None:
-            raise RecipeError(
-                f"{where}: cannot be combined with tokenizer_source",
-                "keep one of the two",
-                code="recipe.mergekit_malformed",
-            )
+            raise _malformed(where, "cannot be combined with tokenizer_source", "keep one of the two")
         source, where = tokenizer.get("source", "union"), f"{where}.source"
     if source is None:
         return "larger"
-    if source != "base" and reference(source, where) != (base, None):
-        raise RecipeError(f"{where}: {source} is not supported", "write base", code="recipe.mergekit_unsupported")
+    if source != "base" and _reference(source, where) != (base, None):
+        raise _unsupported(f"{where}: {source}", "write base")
     return "base"
-
-
-def _load(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not text"
-        raise RecipeError(
-            f"{path}: {reason}", "name a mergekit configuration, a YAML file", code="recipe.unreadable"
-        ) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise RecipeError(
-            f"{where}: {getattr(error, 'problem', None) or 'not YAML'}",
-            "fix the YAML syntax there",
-            code="recipe.bad_yaml",
-        ) from None

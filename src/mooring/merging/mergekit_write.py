@@ -10,20 +10,24 @@ from typing import Any
 import yaml
 
 from mooring.errors import UserError
-from mooring.merging.job import Job, Options, TensorValue, Value
+from mooring.merge_methods import METHODS
+from mooring.merging.job import Job, Options
 from mooring.merging.layers import depths
-from mooring.merging.methods import METHODS
+from mooring.merging.tensor_value import TensorValue, Value
 from mooring.models import is_adapter
 
 _MOST_FILTERS = 512
 _NOTES = {
-    "slerp": "mergekit's SLERP turns into Linear where the cosine of a tensor's two versions is above 0.9995.",
+    "slerp": "mergekit's SLERP uses Linear if the cosine of a tensor's two versions exceeds 0.9995.",
     "model_stock": "mergekit does not clamp the ratio t to [0, 1] as Mooring does.",
-    "dare_linear": "mergekit draws other random numbers, so other entries are dropped.",
-    "dare_ties": "mergekit draws other random numbers, so other entries are dropped.",
-    "della": "mergekit draws other random numbers, so other entries are dropped.",
-    "della_linear": "mergekit draws other random numbers, so other entries are dropped.",
+    **dict.fromkeys(
+        (name for name, method in METHODS.items() if "seed" in method.options),
+        "mergekit draws other random numbers, so other entries are dropped.",
+    ),
 }
+
+_Parameters = dict[str, Any]
+Rules = list[tuple[str, Value]]
 
 
 def write(job: Job, names: Iterable[str], *, dtype: str | None = None) -> str:
@@ -40,10 +44,9 @@ def write(job: Job, names: Iterable[str], *, dtype: str | None = None) -> str:
         dtype: Type of the base's tensors, used for the output if the job names none.
 
     Raises:
-        UserError: mergekit cannot do this merge; the message says why.
+        UserError: mergekit cannot do this merge (`usage.mergekit_cannot`); the message says why.
     """
-    places = depths(names)
-    common, own, tuned = _parameters(job, places)
+    common, own, tuned = _parameters(job, depths(names))
     models: list[dict[str, Any]] = [{"model": _model(job.base)}, *({"model": m} for m in _tuned_models(job))]
     for entry, parameters in zip(models, (own, *tuned), strict=True):
         entry.update({"parameters": parameters} if parameters else {})
@@ -61,33 +64,32 @@ def write(job: Job, names: Iterable[str], *, dtype: str | None = None) -> str:
     return "".join(f"# {head}\n" for head in heads) + str(text)
 
 
-def _parameters(job: Job, places: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+def _cannot(problem: str, hint: str) -> UserError:
+    return UserError(problem, hint, code="usage.mergekit_cannot")
+
+
+def _parameters(job: Job, places: Mapping[str, float]) -> tuple[_Parameters, _Parameters, list[_Parameters]]:
     """mergekit's parameters of the whole merge, of the base, and of each tuned model."""
     options, count = job.options, len(job.tuned)
-    if job.method not in METHODS:
-        raise UserError(
-            f"method {job.method} is not known to mergekit",
-            f"known: {', '.join(METHODS)}",
-            code="usage.mergekit_cannot",
-        )
-    nothing: list[dict[str, Any]] = [{} for _ in job.tuned]
+    nothing: list[_Parameters] = [{} for _ in job.tuned]
     if job.method == "linear":
         return _linear(options, count, places)
     if job.method == "slerp":
         return {"t": _value(options.lam, places)}, {}, nothing
     if job.method == "model_stock":
         if options.lam.constant != 1:
-            raise UserError("mergekit's model_stock has no λ", "export with λ = 1", code="usage.mergekit_cannot")
+            raise _cannot("mergekit's model_stock has no λ", "export with λ = 1")
         return {}, {}, nothing
     if job.method == "karcher":
         _check_equal(options, count, places)
         return {}, {}, nothing
-    return _task_vectors(job, places)
+    common, tuned = _task_vectors(job, places)
+    return common, {}, tuned
 
 
 def _linear(
     options: Options, count: int, places: Mapping[str, float]
-) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[_Parameters, _Parameters, list[_Parameters]]:
     weights = _each(options.weights, count, 1.0)
     if options.base_weight is not None:
         normalize = METHODS["linear"].options["normalize"] if options.normalize is None else options.normalize
@@ -97,48 +99,44 @@ def _linear(
     fixed = [weight.constant for weight in weights if weight.constant is not None]
     tuned = []
     for index in range(count):
-
-        def share(name: str, index: int = index) -> float:
-            given = [one.at(name, places[name]) for one in weights]
-            return lam.at(name, places[name]) * given[index] / math.fsum(given)
-
+        shares = {}
+        for name, depth in places.items():
+            given = [weight.at(name, depth) for weight in weights]
+            shares[name] = lam.at(name, depth) * given[index] / math.fsum(given)
         rules = None
         if len(fixed) == count:
             factor = fixed[index] / math.fsum(fixed)
             rules = _mapped(_filters(lam), factor.__mul__)
         elif count == 1:
             rules = _filters(lam)
-        tuned.append({"weight": _filtered({name: share(name) for name in places}, rules, places)})
-    rest = {name: 1 - lam.at(name, places[name]) for name in places}
+        tuned.append({"weight": _filtered(shares, rules, places)})
+    rest = {name: 1 - lam.at(name, depth) for name, depth in places.items()}
     own = {"weight": _filtered(rest, _mapped(_filters(lam), lambda value: 1 - value), places)}
     return {}, own, tuned
 
 
-def _task_vectors(job: Job, places: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+def _task_vectors(job: Job, places: Mapping[str, float]) -> tuple[_Parameters, list[_Parameters]]:
     """Methods that add task vectors: λ as `lambda`, the other options by their own names."""
-    options, count, method = job.options, len(job.tuned), METHODS[job.method]
+    options, count, defaults = job.options, len(job.tuned), METHODS[job.method].options
     lam = options.lam
     if job.method == "lines" and lam.constant is not None:
         lam = TensorValue.of((0.0, lam.constant))
-    common: dict[str, Any] = {"lambda": _value(lam, places)}
-    common["normalize"] = method.options["normalize"] if options.normalize is None else options.normalize
+    common: _Parameters = {"lambda": _value(lam, places)}
+    common["normalize"] = defaults["normalize"] if options.normalize is None else options.normalize
     tuned = [{"weight": _value(weight, places)} for weight in _each(options.weights, count, 1.0)]
-    if "density" in method.options:
-        densities = _each(options.density, count, 1.0)
-        rescale = options.rescale or method.options["rescale"]
-        if rescale == "inverse" and any(d.at(name, places[name]) < 1 for d in densities for name in places):
-            raise UserError(
-                "mergekit rescales by the l1 norm, not by 1/density",
-                "export with rescale l1 or none",
-                code="usage.mergekit_cannot",
-            )
+    for option in ("density", "gamma", "epsilon"):
+        if option in defaults:
+            values = _each(getattr(options, option), count, defaults[option])
+            for parameters, one in zip(tuned, values, strict=True):
+                parameters[option] = _value(one, places)
+    if "rescale" in defaults:
+        rescale = options.rescale or defaults["rescale"]
+        densities = _each(options.density, count, defaults["density"])
+        if rescale == "inverse" and any(d.at(name, depth) < 1 for d in densities for name, depth in places.items()):
+            problem = "mergekit rescales by the l1 norm, not by 1/density"
+            raise _cannot(problem, "export with rescale l1 or none")
         common["rescale"] = rescale == "l1"
-        for name in ("density", "gamma", "epsilon"):
-            if name in method.options:
-                values = _each(getattr(options, name), count, method.options[name])
-                for parameters, one in zip(tuned, values, strict=True):
-                    parameters[name] = _value(one, places)
-    return common, {}, tuned
+    return common, tuned
 
 
 def _check_equal(options: Options, count: int, places: Mapping[str, float]) -> None:
@@ -153,16 +151,13 @@ def _check_equal(options: Options, count: int, places: Mapping[str, float]) -> N
             given = [1 - lam, *(lam * weight / math.fsum(given) for weight in given)]
         if not all(math.isclose(one, given[0], rel_tol=1e-9) for one in given):
             what = f"mergekit's karcher gives all models the same weight, the base too; {name} has {_rounded(given)}"
-            raise UserError(what, f"export with λ = {count}/{count + 1} and no weights", code="usage.mergekit_cannot")
+            raise _cannot(what, f"export with λ = {count}/{count + 1} and no weights")
 
 
 def _each(given: Sequence[TensorValue], count: int, default: float) -> tuple[TensorValue, ...]:
     """One value per tuned model, from one each, one for all, or the default."""
     given = tuple(given) or (TensorValue.of(default),)
-    return tuple(given) * count if len(given) == 1 else tuple(given)
-
-
-Rules = list[tuple[str, Value]]
+    return given * count if len(given) == 1 else given
 
 
 def _value(setting: TensorValue, places: Mapping[str, float]) -> Any:
@@ -173,12 +168,9 @@ def _value(setting: TensorValue, places: Mapping[str, float]) -> Any:
 
 
 def _filtered(expected: Mapping[str, float], rules: Rules | None, places: Mapping[str, float]) -> Any:
-    """The value in mergekit's form that gives every tensor its number.
+    """The value in mergekit's form that gives every tensor its expected number, if possible by `rules`.
 
-    Args:
-        expected: The number of every tensor.
-        rules: Filters that may give these except for a few tensors, which then get filters of their own.
-        places: The depth of each tensor.
+    A few tensors for which the rules are wrong get a filter of their own.
     """
     if len({_rounded(number) for number in expected.values()}) == 1:
         return _rounded(next(iter(expected.values())))
@@ -257,11 +249,7 @@ def _model(ref: str, adapter: str | None = None) -> Any:
     """A reference in mergekit's form: a text, or a mapping if a local folder's name contains its `+` or `@`."""
     for one in (ref, adapter or ""):
         if one.startswith("bundled:") or one.lower().endswith(".gguf"):
-            raise UserError(
-                f"{one}: mergekit does not read it",
-                "name a folder of safetensors or a hub id",
-                code="usage.mergekit_cannot",
-            )
+            raise _cannot(f"{one}: mergekit does not read it", "name a folder of safetensors or a hub id")
 
     def is_plain(one: str) -> bool:
         return "+" not in one and " " not in one and not ("@" in one and Path(one).exists())

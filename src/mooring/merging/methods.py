@@ -1,31 +1,28 @@
-"""The merge methods by name: pure functions from slices of tensors and a few numbers to the merged slice.
-
-λ is the weight of the tuned models, everywhere: 0 is the base, 1 the tuned model.
+"""The implementation of every merge method, by name. `mooring.merge_methods` declares their options and limits.
 
 All arithmetic is in float32, or in float64 if an input is. Sums over a tensor are accumulated in float64, one partial
 sum per cell of a fixed grid, and added exactly, so results do not depend on slicing or threading. No method reads or
-writes a file. To add one, decorate a function in `dense` or `sparse` with `plan.merge_method`.
+writes a file.
 """
 
 from collections.abc import Mapping
 
-from mooring.errors import UserError
 from mooring.merging import dense, sparse
-from mooring.merging.plan import REGISTRY, Method
+from mooring.merging.plan import Formula
 
-METHODS: Mapping[str, Method] = REGISTRY
-"""Every method by its name in recipes and on the command line."""
-
-BUILT_IN = (dense.__name__, sparse.__name__)
-"""The modules that register Mooring's own methods."""
-
-
-def method_named(name: str) -> Method:
-    """Look a method up.
-
-    Raises:
-        UserError: It is unknown.
-    """
-    if name not in METHODS:
-        raise UserError(f"method {name!r} is unknown", f"known: {', '.join(METHODS)}", code="usage.unknown_method")
-    return METHODS[name]
+FORMULAS: Mapping[str, Formula] = {
+    "linear": dense.linear,
+    "task_arithmetic": dense.task_arithmetic,
+    "lines": dense.lines,
+    "slerp": dense.slerp,
+    "model_stock": dense.model_stock,
+    "karcher": dense.karcher,
+    "ties": sparse.ties,
+    "dare_linear": sparse.dare_linear,
+    "dare_ties": sparse.dare_ties,
+    "della": sparse.della,
+    "della_linear": sparse.della_linear,
+    "breadcrumbs": sparse.breadcrumbs,
+    "breadcrumbs_ties": sparse.breadcrumbs_ties,
+}
+"""Every method's implementation."""

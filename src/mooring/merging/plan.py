@@ -1,17 +1,19 @@
-"""What a merge method is: a plan for one tensor, which requests passes over it, and its entry in the registry."""
+"""The types of a merge method's implementation: a plan for one tensor, which may request passes over it."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+from mooring.merge_methods import Sparsify
 
 Rescale = Literal["inverse", "l1", "none"]
 """How dropped entries are compensated: by 1/density, by restoring the sum of magnitudes, or not at all."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TensorParams:
     """A tensor to be merged, with the method's parameters for it.
 
@@ -38,16 +40,16 @@ class TensorParams:
     dtype: torch.dtype
     numel: int
     lams: tuple[float, ...]
-    base_weight: float | None
-    weights: tuple[float, ...]
-    density: tuple[float, ...]
-    gamma: tuple[float, ...]
-    epsilon: tuple[float, ...]
-    normalize: bool
-    rescale: Rescale
-    seed: int
     note: Callable[[str], None]
-    kind: str = ""
+    base_weight: float | None = None
+    weights: tuple[float, ...] = ()
+    density: tuple[float, ...] = ()
+    gamma: tuple[float, ...] = ()
+    epsilon: tuple[float, ...] = ()
+    normalize: bool = False
+    rescale: Rescale = "none"
+    seed: int = 0
+    kind: Sparsify | None = None
 
 
 Work: TypeAlias = Callable[[int, Tensor, Sequence[Tensor]], Any]
@@ -86,74 +88,3 @@ Plan: TypeAlias = Generator[Pass, Any, Apply]
 
 Formula = Callable[[TensorParams, int], Plan | Apply]
 """(parameters, number of tuned models) to the plan; a method that needs no pass returns the formula at once."""
-
-F = TypeVar("F", bound=Formula)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """A merge method.
-
-    Attributes:
-        name: Its name in recipes and on the command line.
-        plan: The implementation.
-        formula: In one line, for tables.
-        options: The options that it takes apart from λ, with their defaults; None if the default depends on the models.
-        least: The fewest tuned models.
-        most: The most; None for any number.
-        keeps: Whether an entry that no tuned model changed keeps the base's value.
-        sums: Whether every entry of the result is a sum of all inputs' entries there, so that NaN and Inf propagate.
-        bounded: Whether it interpolates, so that λ must be in [0, 1]; the others add λ times a change.
-        kind: How it sparsifies changes, if it does.
-        passes: How often it reads its inputs, the writing pass included, at most.
-    """
-
-    name: str
-    plan: Formula
-    formula: str
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    least: int = 1
-    most: int | None = None
-    keeps: bool = True
-    sums: bool = False
-    bounded: bool = False
-    kind: str = ""
-    passes: int = 1
-
-
-REGISTRY: dict[str, Method] = {}
-"""Every method by its name; import it from `methods`, which registers Mooring's own."""
-
-
-def merge_method(
-    name: str,
-    *,
-    formula: str,
-    options: Mapping[str, Any] | None = None,
-    least: int = 1,
-    most: int | None = None,
-    keeps: bool = True,
-    sums: bool = False,
-    bounded: bool = False,
-    kind: str = "",
-    passes: int = 1,
-) -> Callable[[F], F]:
-    """Register a function as a merge method, under a name; the arguments are the fields of `Method`."""
-
-    def register(plan: F) -> F:
-        REGISTRY[name] = Method(
-            name=name,
-            plan=plan,
-            formula=formula,
-            options=dict(options or {}),
-            least=least,
-            most=most,
-            keeps=keeps,
-            sums=sums,
-            bounded=bounded,
-            kind=kind,
-            passes=passes,
-        )
-        return plan
-
-    return register

@@ -1,4 +1,4 @@
-"""Methods that thin the changes out before they add them up."""
+"""Methods that sparsify the changes before they add them up."""
 
 import dataclasses
 import functools
@@ -11,28 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mooring.merging import dense, slices  # noqa: F401 — `dense` registers its methods first, whatever is imported first
-from mooring.merging.plan import Pass, Plan, TensorParams, merge_method
+from mooring.merge_methods import Sparsify
+from mooring.merging import slices
+from mooring.merging.plan import Pass, Plan, TensorParams
 from mooring.merging.slices import divisor_of, wide_type, widened
-
-# --- Keep the entries of a change whose magnitudes have certain ranks: exact, and without ---
-
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+# --- Keep the entries of a change whose magnitudes have certain ranks, exactly ---
+
 _HIGH, _LOW = 15, 16
-"""Bits of a magnitude's 31 that the first histogram looks at, and the second."""
+"""Bits of a magnitude's 31 that the first histogram covers, and the second."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
-    """Ascending ranks [first, last) of |δ| among `count` entries.
+    """The kept entries: ascending ranks [first, last) of |δ| among `count` entries.
 
-    Attributes:
-        first: The first rank that is kept.
-        last: One past the last.
-        count: How many entries there are.
-        earlier_is_larger: Whether of equal magnitudes the one at an earlier position has the higher rank.
+    Of equal magnitudes, the one at an earlier position has the higher rank if `earlier_is_larger`, else the lower one.
     """
 
     first: int
@@ -43,14 +39,9 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Edge:
-    """A magnitude at the edge of the kept window, and which of the entries that have it are inside.
+    """A magnitude at an end of the kept window; of the entries equal to it, numbers [first, last) by position are kept.
 
-    Attributes:
-        value: The magnitude, in float32.
-        first: The first of those entries, in the order of positions, that is kept.
-        last: One past the last.
-        before: For every cell of the grid, how many of those entries lie in the cells before it; None where all of
-            them, or none, are kept.
+    `before` is, for every cell of the grid, how many of them are in earlier cells; None if all or none are kept.
     """
 
     value: float
@@ -61,14 +52,14 @@ class Edge:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Window:
-    """The magnitudes that are kept: between two edges, or from one on where nothing is too large; no edge: none."""
+    """The magnitudes that are kept: from `low` to `high`, or to the largest if `high` is None; none without `low`."""
 
-    low: Edge | None
-    high: Edge | None
+    low: Edge | None = None
+    high: Edge | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Found:
+class _AtRank:
     """The magnitude at a rank, as bits; how many entries are smaller, and how many equal."""
 
     bits: int
@@ -78,7 +69,7 @@ class _Found:
 
 def windows(spans: Sequence[Span | None]) -> Generator[Pass, Any, list[Window | None]]:
     """Find the window of every model's span; None stays None."""
-    found: list[Window | None] = [None if span is None else Window(None, None) for span in spans]
+    found = [None if span is None else Window() for span in spans]
     wanted = [(m, span) for m, span in enumerate(spans) if span is not None and span.last > span.first]
     if not wanted:
         return found
@@ -106,18 +97,18 @@ def windows(spans: Sequence[Span | None]) -> Generator[Pass, Any, list[Window | 
     return found
 
 
-def _kept(span: Span, low: _Found, high: _Found | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """For the low and the high edge, which of the entries equal to it are kept, counted in the order of positions."""
+def _kept(span: Span, low: _AtRank, high: _AtRank | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """[first, last) of the entries equal to the low and the high edge that are kept, counted by position."""
 
-    def at(end: _Found, first: int, last: int) -> tuple[int, int]:
+    def at(end: _AtRank, first: int, last: int) -> tuple[int, int]:
         first, last = max(first - end.below, 0), min(last - end.below, end.equal)
         return (end.equal - last, end.equal - first) if span.earlier_is_larger else (first, last)
 
     return at(low, span.first, span.last), at(high or low, span.first, span.last)
 
 
-def _at_ranks(queries: Sequence[tuple[int, int]]) -> Generator[Pass, Any, list[_Found]]:
-    """The magnitudes at ascending ranks, for (model, rank) each."""
+def _at_ranks(queries: Sequence[tuple[int, int]]) -> Generator[Pass, Any, list[_AtRank]]:
+    """The magnitude at an ascending rank, for each (model, rank)."""
     models = sorted({m for m, _ in queries})
     tops = yield Pass(functools.partial(_top_histograms, models), np.add, _has_infinite)
     bins = [_locate(tops[models.index(m)], rank) for m, rank in queries]
@@ -128,7 +119,7 @@ def _at_ranks(queries: Sequence[tuple[int, int]]) -> Generator[Pass, Any, list[_
     for (_, rank), (top, below), pair in zip(queries, bins, pairs, strict=True):
         histogram = lows[distinct.index(pair)]
         low, more = _locate(histogram, rank - below)
-        found.append(_Found((top << _LOW) | low, below + more, int(histogram[low])))
+        found.append(_AtRank((top << _LOW) | low, below + more, int(histogram[low])))
     return found
 
 
@@ -140,15 +131,18 @@ def _locate(histogram: Array, rank: int) -> tuple[int, int]:
 
 
 def change_of(base: Tensor, tuned: Tensor) -> Tensor:
-    """tuned − base, in float32 or better, in a thread's own memory."""
-    kind = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
-    ground = slices.scratch("ground", base.numel(), kind).copy_(base)
-    return slices.scratch("thinned", base.numel(), kind).copy_(tuned).sub_(ground)
+    """tuned − base, in float32 or better, in the thread's scratch memory."""
+    kind = wide_type([base, tuned])
+    return widened("thinned", tuned, kind).sub_(widened("ground", base, kind))
 
 
 def magnitude_bits(change: Tensor) -> Tensor:
-    """|δ| in float32 as whole numbers of the same order, 31 bits: int32, in a thread's own memory."""
-    return slices.scratch("size", change.numel(), torch.float32).copy_(change).abs_().view(torch.int32)
+    """|δ| in float32 as integers of the same order, 31 bits: int32, in the thread's scratch memory."""
+    return _magnitudes(change).view(torch.int32)
+
+
+def _magnitudes(change: Tensor) -> Tensor:
+    return widened("size", change, torch.float32).abs_()
 
 
 def _from_bits(bits: int) -> float:
@@ -182,7 +176,7 @@ def _has_infinite(tops: Array) -> bool:
 
 
 def _low_histograms(pairs: Sequence[tuple[int, int]], start: int, base: Tensor, tuned: Sequence[Tensor]) -> Array:
-    """The same for the lower bits of those in a bin, for (model, bin) each: shape (pairs, 2¹⁶)."""
+    """How many entries of a bin have each value of the lower bits, for each (model, bin): shape (pairs, 2¹⁶)."""
     found = np.zeros((len(pairs), 1 << _LOW), dtype=np.int64)
 
     def count(m: int, bits: Tensor) -> None:
@@ -198,7 +192,7 @@ def _low_histograms(pairs: Sequence[tuple[int, int]], start: int, base: Tensor, 
 
 
 def _ties(wanted: Sequence[tuple[int, int]], start: int, base: Tensor, tuned: Sequence[Tensor]) -> Array:
-    """How many entries have just a magnitude, for (model, bits) each: shape (cells, wanted)."""
+    """How many entries have exactly a magnitude, for each (model, bits): shape (cells, wanted)."""
     found = np.zeros((-(-base.numel() // slices.CELL), len(wanted)), dtype=np.int64)
     cells = dict.fromkeys({m for m, _ in wanted}, 0)
 
@@ -214,16 +208,10 @@ def _ties(wanted: Sequence[tuple[int, int]], start: int, base: Tensor, tuned: Se
 
 
 def keep_window(window: Window, start: int, change: Tensor) -> Tensor:
-    """Zero what lies outside a window, in place.
-
-    Args:
-        window: What is kept.
-        start: Position of the first entry, a multiple of the grid's cell.
-        change: At most a cell.
-    """
+    """Zero what is outside a window, in place; `change` is at most a cell, and begins at position `start`."""
     if window.low is None:
         return change.zero_()
-    size = slices.scratch("size", change.numel(), torch.float32).copy_(change).abs_()
+    size = _magnitudes(change)
     low, high, cell = window.low, window.high, start // slices.CELL
     if high is not None and low.value == high.value:
         mask = _equal(size, low, cell)
@@ -235,13 +223,13 @@ def keep_window(window: Window, start: int, change: Tensor) -> Tensor:
 
 
 def _beyond(size: Tensor, edge: Edge, cell: int, *, above: bool) -> Tensor:
-    """1 where a magnitude lies on the kept side of an edge, or on it and is one of those that are kept; else 0."""
-    mask = slices.scratch("above" if above else "below", size.numel(), torch.float32).copy_(size)
+    """1 where a magnitude is on the kept side of an edge, or equal to it and kept; else 0."""
+    mask = widened("above" if above else "below", size, torch.float32)
     whole = edge.last > edge.first
     if edge.before is not None:
         seen, past = int(edge.before[cell]), int(edge.before[cell + 1])
         whole = edge.first <= seen and past <= edge.last
-        if not whole and seen < edge.last and past > edge.first:  # the ties of this cell are parted
+        if not whole and seen < edge.last and past > edge.first:  # this cell has kept and dropped ties
             return (mask.gt_(edge.value) if above else mask.lt_(edge.value)).add_(_equal(size, edge, cell))
     if above:
         return mask.ge_(edge.value) if whole else mask.gt_(edge.value)
@@ -249,7 +237,7 @@ def _beyond(size: Tensor, edge: Edge, cell: int, *, above: bool) -> Tensor:
 
 
 def _equal(size: Tensor, edge: Edge, cell: int) -> Tensor:
-    """1 at the entries that have just the edge's magnitude and are among those kept; else 0."""
+    """1 where a magnitude equals the edge's and the entry is kept; else 0."""
     equal = size.eq(edge.value).float()
     if edge.before is None:
         return equal if edge.last > edge.first else equal.zero_()
@@ -259,17 +247,16 @@ def _equal(size: Tensor, edge: Edge, cell: int) -> Tensor:
     return equal
 
 
-# --- Which entries of a change are kept: by magnitude, at random, or at random by rank ---
-
+# --- One sparsifier per kind of method ---
 
 Sparsifier: TypeAlias = Callable[[int, Tensor], Tensor]
-"""(start, change) to the thinned and rescaled change; it may be done in place. At most a cell at a time."""
+"""(start, change) to the sparsified and rescaled change, which may be `change` itself. At most a cell at a time."""
 
 LONGEST_ROW = 2**20
-"""Entries that are ranked together at most; a longer row is ranked in runs of so many."""
+"""The most entries that are ranked together; a longer row is ranked in parts of this length."""
 
 
-def grid_of(kind: str, params: TensorParams) -> int:
+def grid_of(kind: Sparsify | None, params: TensorParams) -> int:
     """Entries that a sparsifier takes at a time: a cell, or whole rows where it ranks them."""
     if kind != "magprune":
         return slices.CELL
@@ -282,29 +269,16 @@ def _row(params: TensorParams) -> int:
     return max(1, min(params.shape[-1] if len(params.shape) > 1 else params.numel, LONGEST_ROW))
 
 
-def sparsifiers(kind: str, params: TensorParams, models: int) -> Generator[Pass, Any, list[Sparsifier]]:
-    """Find out what is needed over the tensor, and give one sparsifier a tuned model.
-
-    Args:
-        kind: `magnitude` (TIES), `outliers` (Breadcrumbs), `random` (DARE) or `magprune` (DELLA).
-        params: The tensor.
-        models: How many tuned models there are.
-    """
+def sparsifiers(kind: Sparsify | None, params: TensorParams, models: int) -> Generator[Pass, Any, list[Sparsifier]]:
+    """Measure what is needed over the tensor, and return one sparsifier per tuned model."""
+    found: list[Sparsifier]
     if kind in ("magnitude", "outliers"):
         spans = [_span(kind, params.numel, params.density[m], params.gamma[m]) for m in range(models)]
-        found: list[Sparsifier] = [
-            functools.partial(keep_window, window) if window else _untouched for window in (yield from windows(spans))
-        ]
-    elif kind == "random":
-        found = [
-            functools.partial(_at_random, params, m, params.density[m]) if params.density[m] < 1 else _untouched
-            for m in range(models)
-        ]
+        kept = yield from windows(spans)
+        found = [functools.partial(keep_window, window) if window else _untouched for window in kept]
     else:
-        found = [
-            functools.partial(_by_rank, params, m, _row(params)) if params.density[m] < 1 else _untouched
-            for m in range(models)
-        ]
+        drop = _by_rank if kind == "magprune" else _at_random
+        found = [functools.partial(drop, params, m) if params.density[m] < 1 else _untouched for m in range(models)]
     if params.rescale == "l1":
         sums = yield Pass(functools.partial(_sums, grid_of(kind, params), found), slices.concatenate)
         return [
@@ -314,7 +288,7 @@ def sparsifiers(kind: str, params: TensorParams, models: int) -> Generator[Pass,
     if params.rescale == "inverse" and kind != "magprune":
         return [
             functools.partial(_scaled, keep, 1 / d) if d > 0 and keep is not _untouched else keep
-            for keep, d in zip(found, params.density, strict=False)
+            for keep, d in zip(found, params.density, strict=True)
         ]
     return found
 
@@ -341,13 +315,13 @@ def _sums(grid: int, found: Sequence[Sparsifier], start: int, base: Tensor, tune
 
 
 def _ratio(sums: Array) -> float:
-    """Σ|δ| / Σ|thinned δ|; 1 where either is next to nothing, as in mergekit."""
+    """Σ|δ| / Σ|thinned δ|; 1 if either is below 1e-7, as in mergekit."""
     before, after = math.fsum(sums[:, 0]), math.fsum(sums[:, 1])
     return before / after if min(before, after) >= 1e-7 else 1.0
 
 
 def _span(kind: str, count: int, density: float, gamma: float) -> Span | None:
-    """Which ranks of |δ| are kept; None where all are."""
+    """Which ranks of |δ| are kept; None if all are."""
     if density >= 1:
         return None
     if kind == "magnitude":
@@ -358,7 +332,7 @@ def _span(kind: str, count: int, density: float, gamma: float) -> Span | None:
     return Span(first, first + kept, count, earlier_is_larger=False)
 
 
-# At random.
+# --- Random masks: a function of (seed, tensor, model, position) ---
 
 
 def draws(seed: int, name: str, model: int, start: int, stop: int) -> Array:
@@ -386,21 +360,20 @@ def _number_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8"), digest_size=16).digest(), "little")
 
 
-def _at_random(params: TensorParams, model: int, density: float, start: int, change: Tensor) -> Tensor:
-    """DARE's mask: each entry stays with probability `density`."""
-    kept = draws(params.seed, params.name, model, start, start + change.numel()) < np.uint32(
-        min(round(density * 2**32), 2**32 - 1)
-    )
+def _at_random(params: TensorParams, model: int, start: int, change: Tensor) -> Tensor:
+    """DARE's mask: each entry is kept with probability `density`."""
+    threshold = np.uint32(min(round(params.density[model] * 2**32), 2**32 - 1))
+    kept = draws(params.seed, params.name, model, start, start + change.numel()) < threshold
     return change.mul_(torch.from_numpy(kept.view(np.uint8)).to(change.dtype))
 
 
-def _by_rank(params: TensorParams, model: int, row: int, start: int, change: Tensor) -> Tensor:
-    """MagPrune: in each row, keep with a probability that rises with the rank of |δ|; divide by it where asked."""
+def _by_rank(params: TensorParams, model: int, start: int, change: Tensor) -> Tensor:
+    """MagPrune: in each row, keep with a probability that rises with the rank of |δ|; divide by it if `inverse`."""
     low, width = params.density[model] - params.epsilon[model], 2 * params.epsilon[model]
     count = change.numel()
     drawn = torch.from_numpy(draws(params.seed, params.name, model, start, start + count).astype(np.int64, copy=False))
     mask = slices.scratch("mask", count, change.dtype).copy_(drawn).mul_(2.0**-32)
-    chance = _rank_shares(change, row).mul_(width).add_(low)
+    chance = _rank_shares(change, _row(params)).mul_(width).add_(low)
     mask.lt_(chance)
     if params.rescale == "inverse":
         mask.div_(chance)
@@ -408,7 +381,7 @@ def _by_rank(params: TensorParams, model: int, row: int, start: int, change: Ten
 
 
 def _rank_shares(change: Tensor, row: int) -> Tensor:
-    """Each entry's rank of magnitude within its row, from 0 (least) to 1 (largest); of equal ones the first is less."""
+    """Each entry's rank of |δ| within its row, from 0 (smallest) to 1; of equal ones, the first ranks lower."""
     count = change.numel()
     bits, shares = magnitude_bits(change), slices.scratch("shares", count, change.dtype)
     whole = count // row * row
@@ -433,22 +406,13 @@ def _ascending(rows: Tensor) -> Tensor:
 
 _ZERO = torch.zeros(())
 
-_COMMON = {"weights": None, "normalize": False, "density": 1.0, "rescale": "none"}
-_RANDOM = {**_COMMON, "rescale": "inverse", "seed": 42}
-
 
 def _thinned(params: TensorParams, models: int, consensus: bool) -> Plan:
-    """θ = base + λ · combination of wᵢ·thinned(tunedᵢ − base); what `params.kind` means is in `sparsify`."""
+    """θ = base + λ·(sum, or elected sum, of wᵢ·sparsified(tunedᵢ − base))."""
     thin = yield from sparsifiers(params.kind, params, models)
     weights = params.weights or (1.0,) * models
-    add = elect if consensus else add_up
-    return functools.partial(
-        _add_thinned,
-        params,
-        grid_of(params.kind, params),
-        thin,
-        functools.partial(add, weights=weights, normalize=params.normalize),
-    )
+    mix = functools.partial(elect if consensus else add_up, weights=weights, normalize=params.normalize)
+    return functools.partial(_add_thinned, params, grid_of(params.kind, params), thin, mix)
 
 
 def _add_thinned(
@@ -465,23 +429,21 @@ def _add_thinned(
         return base
     kind = wide_type([base, *tuned])
     out = slices.scratch("out", base.numel(), params.dtype)
-    for number, (place, first, *others) in enumerate(
-        slices.cells(grid, out, base, *tuned)
-    ):  # a cell stays in the cache
+    for number, (place, first, *others) in enumerate(slices.cells(grid, out, base, *tuned)):  # a cell fits the cache
         ground = widened("ground", first, kind)
         changes = [
             keep(start + number * grid, widened(f"change {m}", t, kind).sub_(ground))
             for m, (keep, t) in enumerate(zip(thin, others, strict=True))
         ]
         mixed = mix(changes)
-        # λ·mixed with its zeros made +0 or −0, so that a base of −0 stays that, as in a slice that no model changed
+        # a zero of λ·mixed gets the sign that leaves a base of −0 as it is, as in a slice that no model changed
         mixed = torch.sub(_ZERO, mixed, out=mixed) if params.lams[k] > 0 else mixed.add_(0)
         place.copy_(ground.sub_(mixed, alpha=abs(params.lams[k])))
     return out
 
 
 def add_up(changes: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
-    """Σ wᵢ·δᵢ, divided by Σ wᵢ where asked. May change its inputs."""
+    """Σ wᵢ·δᵢ, divided by Σ wᵢ if `normalize`. May change its inputs."""
     divisor = divisor_of(weights) if normalize else 1.0
     total = changes[0].mul_(weights[0] / divisor) if weights[0] != divisor else changes[0]
     for change, weight in zip(changes[1:], weights[1:], strict=True):
@@ -490,14 +452,13 @@ def add_up(changes: Sequence[Tensor], weights: Sequence[float], normalize: bool)
 
 
 def elect(changes: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
-    """TIES's election and disjoint merge: for each entry, the sum of those wᵢ·δᵢ that have the sign of Σ wᵢ·δᵢ.
+    """TIES's sign election and disjoint merge: for each entry, the sum of the wᵢ·δᵢ that have the sign of Σ wᵢ·δᵢ.
 
-    Where asked it is divided by the sum of the weights that took part. A sum of 0 counts as positive. May change its
-    inputs.
+    If `normalize`, it is divided by the sum of these wᵢ. A sum of 0 counts as positive. May change its inputs.
 
     Source: Yadav et al. 2023, arXiv:2306.01708, section 3.
     """
-    if len(changes) == 1:  # one voice elects itself
+    if len(changes) == 1:  # a single change agrees with itself
         factor = weights[0] if not normalize or weights[0] == 0 else 1.0
         return changes[0].mul_(factor) if factor != 1 else changes[0]
     votes = [change.mul_(weight) for change, weight in zip(changes, weights, strict=True)]
@@ -517,99 +478,70 @@ def elect(changes: Sequence[Tensor], weights: Sequence[float], normalize: bool) 
     return total.div_(divisor.masked_fill_(divisor.abs().le_(near).bool(), 1))
 
 
-@merge_method(
-    "ties",
-    kind="magnitude",
-    formula="base + λ·mean of the agreeing largest δᵢ",
-    options={**_COMMON, "normalize": True},
-    passes=4,
-)
 def ties(params: TensorParams, models: int) -> Plan:
     """TIES: keep the `density` largest entries of each change, elect a sign for each entry, and take the disjoint mean.
 
-    Of the n entries of a tensor exactly max(1, ⌊density·n⌋) are kept; of equal ones the first. The threshold is exact,
-    from two histograms over the bit pattern of |δ| in float32.
+    Of the n entries of a tensor, exactly max(1, ⌊density·n⌋) are kept; of equal magnitudes, the first. The threshold
+    is exact: two histograms over the bit pattern of |δ| in float32.
 
     Source: Yadav et al. 2023, TIES-Merging, arXiv:2306.01708. In mergekit: `ties`, λ as `lambda`.
     """
     return (yield from _thinned(params, models, consensus=True))
 
 
-@merge_method("dare_linear", kind="random", formula="base + λ·Σ wᵢ·δᵢ·mask/density", options=_RANDOM)
 def dare_linear(params: TensorParams, models: int) -> Plan:
-    """DARE: drop each entry of a change with probability p = 1 − density, rescale the others by 1/(1−p), add up.
+    """DARE: drop each entry of a change with probability p = 1 − density, and divide the others by 1 − p.
 
-    Which entries go is a function of (seed, tensor, position). `rescale: l1` restores the sum of magnitudes instead.
+    θ = base + λ·Σ wᵢ·mᵢ∘δᵢ/(1−p), mᵢ ~ Bernoulli(1−p). The mask is a function of (seed, tensor, position).
+    `rescale: l1` restores the sum of magnitudes instead.
 
-    Source: Yu et al. 2023, Language models are Super Mario, arXiv:2311.03099, eq. 2. In mergekit: `dare_linear`, whose
-    `rescale` is the l1 one.
+    Source: Yu et al. 2023, Language models are Super Mario, arXiv:2311.03099, eq. 2. In mergekit: `dare_linear`, with
+    `rescale` as `l1`.
     """
     return (yield from _thinned(params, models, consensus=False))
 
 
-@merge_method("dare_ties", kind="random", formula="base + λ·sum of the agreeing δᵢ·mask/density", options=_RANDOM)
 def dare_ties(params: TensorParams, models: int) -> Plan:
-    """DARE's drop and rescale, then TIES's election and disjoint merge.
+    """DARE's drop and rescale, then TIES's sign election and disjoint merge.
 
     Source: Yu et al. 2023, arXiv:2311.03099; Yadav et al. 2023, arXiv:2306.01708. In mergekit: `dare_ties`.
     """
     return (yield from _thinned(params, models, consensus=True))
 
 
-@merge_method(
-    "della",
-    kind="magprune",
-    formula="base + λ·mean of the agreeing δᵢ·mask/p(rank)",
-    options={**_RANDOM, "normalize": True, "epsilon": 0.15},
-)
 def della(params: TensorParams, models: int) -> Plan:
     """DELLA: drop entries at random, small ones more often (MagPrune), rescale, elect a sign, take the disjoint mean.
 
-    In each row the keep probability rises with the rank of |δ| from density − ε to density + ε; a kept entry is divided
-    by its probability (`rescale: l1` restores the sum of magnitudes instead, as mergekit does).
+    In a row of n entries, the one with rank r of |δ| (0 the smallest) is kept with probability
+    p = density − ε + 2ε·r/(n−1), and divided by p (`rescale: l1` restores the sum of magnitudes instead, as mergekit
+    does).
 
     Source: Deep et al. 2024, DELLA-Merging, arXiv:2406.11617, section 3. In mergekit: `della`, with the same ε.
     """
     return (yield from _thinned(params, models, consensus=True))
 
 
-@merge_method(
-    "della_linear", kind="magprune", formula="base + λ·Σ wᵢ·δᵢ·mask/p(rank)", options={**_RANDOM, "epsilon": 0.15}
-)
 def della_linear(params: TensorParams, models: int) -> Plan:
-    """DELLA's dropping, then the plain sum of changes.
+    """DELLA's dropping and rescaling, then the plain sum of changes.
 
     Source: Deep et al. 2024, arXiv:2406.11617. In mergekit: `della_linear`.
     """
     return (yield from _thinned(params, models, consensus=False))
 
 
-@merge_method(
-    "breadcrumbs",
-    kind="outliers",
-    formula="base + λ·Σ wᵢ·δᵢ, largest and smallest dropped",
-    options={**_COMMON, "gamma": 0.01},
-    passes=4,
-)
 def breadcrumbs(params: TensorParams, models: int) -> Plan:
-    """Model Breadcrumbs: drop the `gamma` largest entries of each change and the smallest, so that `density` stay.
+    """Model Breadcrumbs: drop the `gamma` largest entries of each change and the smallest ones, and keep `density`.
 
-    Of n entries ⌊density·n⌋ stay: those below the ⌊gamma·n⌋ largest; of equal ones the first count as smaller.
+    Of n entries, ⌊density·n⌋ are kept: the largest after the ⌊gamma·n⌋ dropped ones; of equal magnitudes, the first
+    counts as smaller.
 
     Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv:2312.06795. In mergekit: `breadcrumbs`.
     """
     return (yield from _thinned(params, models, consensus=False))
 
 
-@merge_method(
-    "breadcrumbs_ties",
-    kind="outliers",
-    formula="base + λ·sum of the agreeing δᵢ, largest and smallest dropped",
-    options={**_COMMON, "gamma": 0.01},
-    passes=4,
-)
 def breadcrumbs_ties(params: TensorParams, models: int) -> Plan:
-    """Model Breadcrumbs's thinning, then TIES's election and disjoint merge.
+    """Model Breadcrumbs' dropping, then TIES's sign election and disjoint merge.
 
     Source: Davari and Belilovsky 2023, arXiv:2312.06795; Yadav et al. 2023, arXiv:2306.01708. In mergekit:
     `breadcrumbs_ties`.

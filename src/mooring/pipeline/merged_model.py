@@ -15,9 +15,9 @@ from mooring.config import Runner
 from mooring.errors import ModelError
 from mooring.inference.transformers import TransformersEngine
 from mooring.merging.in_memory import OpenMerge
-from mooring.merging.job import Given as Lam
 from mooring.merging.job import options_of
 from mooring.merging.pair import open_pair
+from mooring.merging.tensor_value import Given as Lam
 from mooring.quiet import quiet
 
 
@@ -28,7 +28,7 @@ class MergedModelSpec:
     Attributes:
         base: Folder of the aligned model.
         tuned: Folder of the tuned model, or of a LoRA adapter on the base; or several of them.
-        method: A name in `merging.methods.METHODS`.
+        method: A name in `merge_methods.METHODS`.
         options: The method's options besides λ, such as `{"density": 0.5}`; an option that is None is not set.
         runner: Batch size, type of the weights in memory, and device.
         system: System prompt for prompts that have none.

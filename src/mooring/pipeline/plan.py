@@ -204,8 +204,8 @@ def merge_options(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: The method takes no such setting, or a value is out of range.
     """
+    from mooring.merge_methods import METHODS
     from mooring.merging.job import options_of
-    from mooring.merging.methods import METHODS
 
     method = recipe.merge.method
     given = recipe.merge.model_dump(exclude_none=True, exclude={"lambdas", "method"})

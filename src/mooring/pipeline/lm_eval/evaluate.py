@@ -13,7 +13,7 @@ from mooring.errors import DataError, UserError
 from mooring.events import OnEvent
 from mooring.files import atomic_text
 from mooring.inference.transformers import TransformersEngine
-from mooring.merging.job import Given as Lam
+from mooring.merging.tensor_value import Given as Lam
 from mooring.pipeline.lm_eval.scores import to_scores
 from mooring.pipeline.lm_eval.tasks import lm_eval_version, load_tasks, seeded
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mooring.errors import UserError
-from mooring.merging.job import TensorValue, depths, interpolate, layer, parse, parse_rule, to_json
+from mooring.merging.layers import depths, layer
+from mooring.merging.tensor_value import TensorValue, interpolate, parse, parse_rule
 
 MLP = "model.layers.{}.mlp.up_proj.weight"
 Q = "model.layers.{}.self_attn.{}_proj.weight"
@@ -85,8 +86,10 @@ def test_the_first_pattern_wins_but_the_star_comes_last() -> None:
 def test_a_tensor_that_no_pattern_matches_is_named() -> None:
     setting = TensorValue.of({"mlp.*": 0.2})
     assert setting.constant is None
-    with pytest.raises(UserError, match=r"^model\.norm\.weight: none of the patterns mlp\.\* matches it; add .*`\*`$"):
+    with pytest.raises(UserError) as caught:
         setting.at("model.norm.weight", 1)
+    assert caught.value.code == "usage.no_pattern_matches"
+    assert caught.value.message.startswith("model.norm.weight: ")
 
 
 def test_constant_only_where_every_tensor_has_it() -> None:
@@ -151,21 +154,22 @@ def test_parse_reads_what_python_writes(first: float, last: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "nan", "inf", "1_0", "0.2..", "..0.8", "0.2...8x", "0,6", "٣", "1e999"])
-def test_parse_names_what_is_no_number(text: str) -> None:
-    with pytest.raises(UserError) as error:
+def test_parse_refuses_what_is_not_a_number(text: str) -> None:
+    with pytest.raises(UserError) as caught:
         parse(text)
-    assert text in str(error.value)
-    assert "\n" not in str(error.value)
+    assert caught.value.code == "usage.bad_number"
+    assert text in caught.value.message
 
 
 @pytest.mark.parametrize("text", ["mlp", "=0.3", "mlp=x", "{0-9=0.3", "{9-0}=0.3", "{}=1", "{a,}=1", "{0-99999}=1"])
-def test_parse_rule_says_what_is_wrong(text: str) -> None:
-    with pytest.raises(UserError, match=r"^[^\n]+; write .+$"):
+def test_parse_rule_refuses_malformed_rules(text: str) -> None:
+    with pytest.raises(UserError) as caught:
         parse_rule(text)
+    assert caught.value.code == ("usage.bad_number" if text == "mlp=x" else "usage.bad_pattern")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, True, "0.5", None, (), (0.1, "x"), {"a": 1}])
-def test_values_that_are_no_numbers_are_refused(value: object) -> None:
+def test_values_that_are_not_numbers_are_refused(value: object) -> None:
     with pytest.raises(UserError):
         TensorValue.of({"mlp.*": value})
     if not isinstance(value, dict):
@@ -173,7 +177,7 @@ def test_values_that_are_no_numbers_are_refused(value: object) -> None:
             TensorValue.of(value)  # type: ignore[arg-type]
 
 
-def test_a_mapping_must_hold_patterns() -> None:
+def test_the_keys_of_a_mapping_must_be_patterns() -> None:
     for bad in ({}, {"": 1}, {3: 1}, {"a{b": 1}, {"a}": 1}):
         with pytest.raises(UserError):
             TensorValue.of(bad)  # type: ignore[arg-type]
@@ -186,10 +190,10 @@ def test_a_mapping_must_hold_patterns() -> None:
         st.dictionaries(st.sampled_from("abc*"), NUMBERS, min_size=1),
     )
 )
-def test_the_plain_form_gives_the_setting_again(given_: object) -> None:
+def test_json_round_trip(given_: object) -> None:
     setting = TensorValue.of(given_)  # type: ignore[arg-type]
-    assert TensorValue.of(json.loads(json.dumps(to_json(setting)))) == setting
+    assert TensorValue.of(json.loads(json.dumps(setting.to_json()))) == setting
 
 
-def test_the_plain_form_tells_the_manner_of_matching() -> None:
-    assert to_json(TensorValue.containing([("mlp", 0.2), ("*", (0, 1))])) == {"contains": {"mlp": 0.2, "*": [0, 1]}}
+def test_json_has_the_kind_of_matching() -> None:
+    assert TensorValue.containing([("mlp", 0.2), ("*", (0, 1))]).to_json() == {"contains": {"mlp": 0.2, "*": [0, 1]}}
