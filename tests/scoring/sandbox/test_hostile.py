@@ -108,7 +108,7 @@ FORGED = {
     ),
     "patched frames": (
         "import sys\nframe = sys._getframe()\nwhile frame:\n"
-        "    for key in list(frame.f_globals):\n        if key in ('_check', 'Stopped', '_Asker'):\n"
+        "    for key in list(frame.f_globals):\n        if key in ('_check', 'Stopped', '_Caller'):\n"
         "            frame.f_globals[key] = lambda *_: ('passed', '')\n"
         "    frame = frame.f_back\ndef f(x):\n    return 0"
     ),

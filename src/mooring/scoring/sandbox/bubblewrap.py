@@ -1,8 +1,8 @@
 """The command that makes a sandbox: what bubblewrap binds and unshares, and the system calls that are refused.
 
 There are two ways to drop privileges. An ordinary user gets a user namespace, in which the kernel counts processes
-separately. Root's processes are never counted, so root gets no user namespace: what runs inside becomes a user id that
-nothing else has before the program starts (`inside.py`), and holds no capability from then on.
+separately. Root's processes are never counted, so root gets no user namespace: the processes inside take an unused user
+id before the program starts (`inside.py`), and have no capabilities from then on.
 """
 
 import functools
@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 from mooring.errors import MissingExtraError
-from mooring.scoring.sandbox.program import Limits
 
 NOBODY = 65534
 ENVIRONMENT = {
@@ -27,7 +26,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 PYTHON = ("-P", "-s", "-S", "-B", "-u")
-"""No site-packages, nothing of the user's, no bytecode files, no buffered output."""
+"""No site-packages, no user packages, no bytecode files, no buffered output."""
 _SYSTEM = ("bin", "lib", "lib64", "lib32", "libx32")
 _turn = itertools.count()
 
@@ -45,7 +44,7 @@ def find() -> str:
 
 
 def own_user() -> int:
-    """A user id that nothing else has, if we are the system's root; 0 if a user namespace is used instead."""
+    """An unused user id if we are the system's root; 0 if a user namespace is used instead."""
     if os.geteuid() != 0:
         return 0
     mapped = Path("/proc/self/uid_map").read_text().split()
@@ -53,11 +52,11 @@ def own_user() -> int:
     return 2_000_000_000 + os.getpid() % 1_000_000 * 100 + next(_turn) % 100 if everyone else 0
 
 
-def command(limits: Limits, user: int, seccomp: int | None) -> list[str]:
+def command(tmp_size: int, user: int, seccomp: int | None) -> list[str]:
     """The command line, up to the program to run.
 
     Args:
-        limits: The size of /tmp is taken from these.
+        tmp_size: The size of /tmp in bytes.
         user: The result of `own_user`.
         seccomp: A descriptor from which the filter can be read.
     """
@@ -71,14 +70,14 @@ def command(limits: Limits, user: int, seccomp: int | None) -> list[str]:
     line += ["--clearenv"]
     for name, value in ENVIRONMENT.items():
         line += ["--setenv", name, value]
-    line += _root(limits)
+    line += _root(tmp_size)
     if seccomp is not None:
         line += ["--seccomp", str(seccomp)]
     return [*line, "--"]
 
 
 def python() -> str:
-    """The interpreter that runs inside: this one, without its virtual environment."""
+    """The interpreter to run inside: this one, without its virtual environment."""
     return str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
 
 
@@ -87,7 +86,7 @@ def _help(bwrap: str) -> str:
     return subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False).stdout
 
 
-def _root(limits: Limits) -> list[str]:
+def _root(tmp_size: int) -> list[str]:
     """The file system: the system and Python to read, /tmp to write, three devices, and nothing else."""
     line = ["--ro-bind", "/usr", "/usr"]
     for name in _SYSTEM:
@@ -101,7 +100,7 @@ def _root(limits: Limits) -> list[str]:
     line += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc"]
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
         line += ["--dev-bind", device, device]
-    line += ["--perms", "1777", "--size", str(limits.files), "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    line += ["--perms", "1777", "--size", str(tmp_size), "--tmpfs", "/tmp", "--chdir", "/tmp"]
     prefixes = {Path(sys.base_prefix).resolve(), Path(sys.base_exec_prefix).resolve()}
     for prefix in sorted(prefixes):
         if not prefix.is_relative_to("/usr"):
@@ -141,13 +140,7 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
 
     A signal to the sandbox's first process kills the program that sends it. Refused are a new user namespace, sockets
     of families other than unix and IP, and calls that inspect other processes, change mounts, or allocate memory that
-    no limit counts.
-
-    Args:
-        machine: As `platform.machine()` names it; defaults to this machine.
-
-    Returns:
-        Instructions, 8 bytes each; None for a machine whose call numbers are not known.
+    no limit counts. Returns None for a machine (`platform.machine()`) with unknown call numbers.
     """
     known = _ARCHITECTURES.get(machine or platform.machine())
     if known is None:

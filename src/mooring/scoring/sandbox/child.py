@@ -1,4 +1,4 @@
-"""The untrusted process, in which a program runs, and what both processes inside the sandbox ask of the kernel.
+"""The untrusted process, in which a program runs, and the system calls of both processes inside the sandbox.
 
 Nothing that the untrusted process holds is relied on once the program runs: the program may change all of it. Only the
 standard library may be used, and little of it: this module is loaded for every program.
@@ -22,30 +22,21 @@ _DUMPABLE, _PARENT_DEATH = 4, 1  # prctl(2)
 
 
 def become_program(job: dict[str, Any], ask: int, answer: int) -> NoReturn:
-    """Set limits, close every way to the verdict, run the program, and answer calls until killed."""
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(ask, 3) if ask != 3 else None
-    os.dup2(answer, 4) if answer != 4 else None
+    """Set limits, close all descriptors of the verdict, run the program, and answer calls until killed."""
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    for fd, target in ((ask, 3), (answer, 4)):
+        if fd != target:
+            os.dup2(fd, target)
     os.closerange(5, 256)
     hide(False)
     seed()
     bound(job["limits"])
-    read, write = os.read, os.write  # a program may replace them
+    write = os.write  # a program may replace it
 
     def reply(data: bytes) -> None:
         data = len(data).to_bytes(8, "big") + data
         while data:
             data = data[write(4, data) :]
-
-    def receive(size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = read(3, size - len(data))
-            if not part:
-                os._exit(0)
-            data += part
-        return data
 
     module = type(sys)("program")
     sys.modules["program"] = module
@@ -55,7 +46,7 @@ def become_program(job: dict[str, Any], ask: int, answer: int) -> NoReturn:
 
     function: Callable[..., Any] = load
     arguments: Any = ((), {})
-    receive(1)  # the checks have been read
+    read_exactly(3, 1)  # the checks have been read
     while True:
         try:
             result = function(*arguments[0], **arguments[1])
@@ -64,10 +55,21 @@ def become_program(job: dict[str, Any], ask: int, answer: int) -> NoReturn:
             reply(b"v" + encode(result))
         except BaseException as error:
             reply(b"e" + f"{type(error).__name__}\n{error}"[:1000].encode("utf-8", "replace"))
-        arguments = decode(receive(int.from_bytes(receive(8), "big")))
+        arguments = decode(read_exactly(3, int.from_bytes(read_exactly(3, 8), "big")))
 
 
-# --- The kernel ------------------------------------------------------------------------------------------------------
+def read_exactly(fd: int, size: int, read: Callable[[int, int], bytes] = os.read) -> bytes:
+    """Read this many bytes; raises EOFError at the end."""
+    data = b""
+    while len(data) < size:
+        part = read(fd, size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
+
+
+# --- System calls ----------------------------------------------------------------------------------------------------
 
 
 def hide(hidden: bool) -> None:
@@ -76,12 +78,12 @@ def hide(hidden: bool) -> None:
 
 
 def die_with_parent() -> None:
-    """Have this process killed when its parent ends."""
+    """Let the kernel kill this process when its parent ends."""
     _prctl(_PARENT_DEATH, signal.SIGKILL)
 
 
 def bound(limits: dict[str, int]) -> None:
-    """Set limits, by their names in `setrlimit`, permanently, for this process and all that it starts."""
+    """Set limits permanently, by their names in `setrlimit`, for this process and its children."""
     for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}", None)
         if kind is not None:
@@ -91,7 +93,7 @@ def bound(limits: dict[str, int]) -> None:
 
 
 def seed() -> None:
-    """Seed `random`, if it was loaded: a fork reseeds it."""
+    """Seed `random` if it is loaded: a fork reseeds it."""
     if (module := sys.modules.get("random")) is not None:
         module.seed(0)
 

@@ -6,16 +6,17 @@ loaded inside the sandbox, so it uses only the standard library.
 
 from __future__ import annotations
 
+from itertools import islice
+
 TYPE_CHECKING = False  # `typing` takes longer to load than a small program takes to run
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
     from typing import Any
 
 DEEPEST = 100
-"""Containers within containers."""
+"""The deepest nesting of containers."""
 MOST = 200_000
-"""Most items taken from an iterator; a longer one, perhaps endless, is opaque."""
-_MANY: dict[str, Any] = {"l": list, "t": tuple, "s": set, "f": frozenset, "r": iter}
+"""The most items taken from an iterator; a longer one, perhaps endless, is opaque."""
 
 
 class Opaque:
@@ -26,6 +27,39 @@ class Opaque:
 
     def __repr__(self) -> str:
         return f"<{self.kind}>"
+
+
+def _number(text: str) -> Any:
+    kind, digits = text.split(" ")
+    if kind == "Fraction":
+        from fractions import Fraction
+
+        top, _, bottom = digits.partition("/")
+        return Fraction(int(top), int(bottom or 1))
+    if kind == "Decimal":
+        from decimal import Decimal
+
+        return Decimal(digits)
+    raise ValueError(f"no such type: {kind!r}")
+
+
+_CONSTANTS: dict[str, Any] = {"T": True, "F": False, "N": None}
+_LEAVES: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
+    "i": (int, lambda value: format(int(value), "x"), lambda text: int(text, 16)),  # linear time, no limit on digits
+    "d": (float, float.__repr__, float),
+    "c": (complex, lambda value: f"{value.real!r} {value.imag!r}", lambda text: complex(*map(float, text.split(" ")))),
+    "u": (str, str.__str__, str),
+    "g": (
+        range,
+        lambda value: f"{value.start:x} {value.stop:x} {value.step:x}",
+        lambda text: range(*(int(part, 16) for part in text.split(" "))),
+    ),
+}
+_CONTAINERS: dict[str, Any] = {"l": list, "t": tuple, "s": set, "f": frozenset}
+_READERS: dict[str, Callable[[str], Any]] = {tag: read for tag, (_, _, read) in _LEAVES.items()}
+_READERS |= {"o": Opaque, "n": _number}
+_KEYS: Any = type({}.keys())
+_VIEWS: Any = (type({}.values()), type({}.items()))
 
 
 def encode(value: Any) -> bytes:
@@ -46,63 +80,38 @@ def encode(value: Any) -> bytes:
 def _encode(value: Any, parts: list[bytes], depth: int) -> None:
     if depth > DEEPEST:
         raise ValueError("a value is nested too deep")
-    if isinstance(value, bool) or value is None:
-        parts.append({True: b"T0:", False: b"F0:", None: b"N0:"}[value])
-    elif isinstance(value, int):
-        _leaf("i", format(int(value), "x"), parts)  # base 16: no limit on digits, and linear time
-    elif isinstance(value, float):
-        _leaf("d", float.__repr__(value), parts)
-    elif isinstance(value, complex):
-        _leaf("c", f"{value.real!r} {value.imag!r}", parts)
-    elif isinstance(value, str):
-        _leaf("u", str.__str__(value), parts)
-    elif isinstance(value, bytes | bytearray):
-        parts.append(b"b%d:" % len(value) + bytes(value))
-    elif isinstance(value, dict):
-        items = list(value.items())
-        parts.append(b"m%d:" % len(items))
-        for key, item in items:
-            _encode(key, parts, depth + 1)
-            _encode(item, parts, depth + 1)
-    elif isinstance(value, range):
-        _leaf("g", f"{value.start:x} {value.stop:x} {value.step:x}", parts)
-    elif (tag := _container(value)) is not None:
-        items = _taken(value)
-        if len(items) > MOST and tag == "r":
-            return _leaf("o", type(value).__name__[:100], parts)
-        parts.append(b"%s%d:" % (tag.encode(), len(items)))
-        for item in items:
-            _encode(item, parts, depth + 1)
-    elif type(value).__module__ in ("fractions", "decimal", "_decimal", "_pydecimal"):
-        _leaf("n", f"{type(value).__name__} {value}", parts)
-    else:
-        _leaf("o", type(value).__name__[:100], parts)
+    for tag, constant in _CONSTANTS.items():
+        if value is constant:
+            return _leaf(tag, b"", parts)
+    for tag, (kind, write, _) in _LEAVES.items():
+        if isinstance(value, kind):
+            return _leaf(tag, write(value).encode("utf-8", "surrogatepass"), parts)
+    if isinstance(value, bytes | bytearray):
+        return _leaf("b", bytes(value), parts)
+    if isinstance(value, dict):
+        return _items("m", [each for pair in value.items() for each in pair], parts, depth)
+    for tag, container in _CONTAINERS.items():
+        if isinstance(value, container):
+            return _items(tag, list(value), parts, depth)
+    if isinstance(value, _KEYS):
+        return _items("s", list(value), parts, depth)
+    if hasattr(type(value), "__next__") or isinstance(value, _VIEWS):
+        items = list(islice(value, MOST + 1))
+        if len(items) <= MOST:
+            return _items("r", items, parts, depth)
+    if type(value).__module__ in ("fractions", "decimal", "_decimal", "_pydecimal"):
+        return _leaf("n", f"{type(value).__name__} {value}".encode("utf-8", "surrogatepass"), parts)
+    return _leaf("o", type(value).__name__[:100].encode("utf-8", "surrogatepass"), parts)
 
 
-def _leaf(tag: str, text: str, parts: list[bytes]) -> None:
-    data = text.encode("utf-8", "surrogatepass")
+def _leaf(tag: str, data: bytes, parts: list[bytes]) -> None:
     parts.append(b"%s%d:" % (tag.encode(), len(data)) + data)
 
 
-def _container(value: Any) -> str | None:
-    for tag, kind in (("l", list), ("t", tuple), ("s", set), ("f", frozenset)):
-        if isinstance(value, kind):
-            return tag
-    views: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
-    if isinstance(value, type({}.keys())):
-        return "s"
-    return "r" if hasattr(type(value), "__next__") or isinstance(value, views) else None
-
-
-def _taken(value: Iterable[Any]) -> list[Any]:
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    items = []
-    for item in value:
-        items.append(item)
-        if len(items) > MOST:
-            break
-    return items
+def _items(tag: str, items: list[Any], parts: list[bytes], depth: int) -> None:
+    parts.append(b"%s%d:" % (tag.encode(), len(items) // 2 if tag == "m" else len(items)))
+    for item in items:
+        _encode(item, parts, depth + 1)
 
 
 def decode(data: bytes) -> Any:
@@ -125,52 +134,15 @@ def _decode(data: bytes, at: int, depth: int) -> tuple[Any, int]:
     tag, count, at = chr(data[at]), int(data[at + 1 : colon]), colon + 1
     if depth > DEEPEST or not 0 <= count <= len(data) - at:
         raise ValueError("not a value")
-    if tag in _MANY:
+    if tag == "m" or tag == "r" or tag in _CONTAINERS:
         items = []
-        for _ in range(count):
+        for _ in range(count * 2 if tag == "m" else count):
             item, at = _decode(data, at, depth + 1)
             items.append(item)
-        return _MANY[tag](items), at
-    if tag == "m":
-        pairs = {}
-        for _ in range(count):
-            key, at = _decode(data, at, depth + 1)
-            pairs[key], at = _decode(data, at, depth + 1)
-        return pairs, at
-    return _plain(tag, data[at : at + count]), at + count
-
-
-def _plain(tag: str, data: bytes) -> Any:
-    if tag in "TFN":
-        return {"T": True, "F": False, "N": None}[tag]
-    if tag == "b":
-        return data
-    text = data.decode("utf-8", "surrogatepass")
-    if tag == "u":
-        return text
-    if tag == "i":
-        return int(text, 16)
-    if tag == "d":
-        return float(text)
-    if tag == "c":
-        return complex(*map(float, text.split(" ")))
-    if tag == "g":
-        return range(*(int(part, 16) for part in text.split(" ")))
-    if tag == "o":
-        return Opaque(text)
-    if tag == "n":
-        return _number(*text.split(" "))
-    raise ValueError(f"no such type: {tag!r}")
-
-
-def _number(kind: str, text: str) -> Any:
-    if kind == "Fraction":
-        from fractions import Fraction
-
-        top, _, bottom = text.partition("/")
-        return Fraction(int(top), int(bottom or 1))
-    if kind != "Decimal":
-        raise ValueError(f"no such type: {kind!r}")
-    from decimal import Decimal
-
-    return Decimal(text)
+        if tag == "m":
+            return dict(zip(items[::2], items[1::2], strict=True)), at
+        return (iter(items) if tag == "r" else _CONTAINERS[tag](items)), at
+    data = data[at : at + count]
+    if tag in _CONSTANTS:
+        return _CONSTANTS[tag], at + count
+    return (data if tag == "b" else _READERS[tag](data.decode("utf-8", "surrogatepass"))), at + count

@@ -1,4 +1,4 @@
-"""What runs inside the sandbox: two processes, of which only one is trusted.
+"""The code that runs inside the sandbox: two processes, of which only one is trusted.
 
 The program runs in a child process. Each call of its function goes over a pipe, and results come back as plain values.
 The checks run in the parent, and only the parent can say "passed". So nothing that a program does to its own
@@ -12,13 +12,21 @@ Only the standard library may be used here, and little of it: this module is loa
 from __future__ import annotations
 
 import builtins
-import functools
 import os
 import select
 import signal
 import time
 
-from mooring.scoring.sandbox.child import become_program, bound, die_with_parent, hide, resident, running, seed
+from mooring.scoring.sandbox.child import (
+    become_program,
+    bound,
+    die_with_parent,
+    hide,
+    read_exactly,
+    resident,
+    running,
+    seed,
+)
 from mooring.scoring.sandbox.codec import decode, encode
 
 TYPE_CHECKING = False
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 LARGEST = 8 * 2**20
-"""Most bytes of one result."""
+"""The most bytes of one result."""
 OVERTIME = 5.0
 """Seconds beyond the program's own after which a sandbox ends, even if the processes that watch it are gone."""
 TICK = 0.05
@@ -34,16 +42,16 @@ TICK = 0.05
 
 
 class Stopped(BaseException):
-    """The program cannot be called any more; no `except Exception` of a check catches this."""
+    """The program cannot be called any more. Not an Exception, so that no check catches it."""
 
 
 def main(job_size: int, secret_size: int) -> None:
     """Read a job from standard input, run it, and write the key and then the signed verdict to standard output."""
-    job = decode(_read(0, job_size))
+    job = decode(read_exactly(0, job_size))
     verdict = os.dup(1)
     os.dup2(2, 1)  # what checks print is not a verdict
-    _settle(job)
-    _stay_behind(job["seconds"] + OVERTIME)
+    _drop_privileges(job)
+    _continue_in_child(job["seconds"] + OVERTIME)
     (ask, asked), (answers, answer) = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -53,12 +61,16 @@ def main(job_size: int, secret_size: int) -> None:
             os._exit(1)
     os.close(ask)
     os.close(answer)
-    secret = decode(_read(0, secret_size))
+    secret = decode(read_exactly(0, secret_size))
     key: bytes = secret["key"]
     os.write(verdict, key)  # nothing untrusted has run so far: the sandbox works
     begun = time.monotonic()
+
+    def late(*_: object) -> NoReturn:
+        raise Stopped("timed out", f"more than {job['seconds']:g} seconds")
+
     try:
-        signal.signal(signal.SIGALRM, functools.partial(_late, job["seconds"]))
+        signal.signal(signal.SIGALRM, late)
         signal.setitimer(signal.ITIMER_REAL, job["seconds"])
         status, why = _check(job, secret, _Caller(child, asked, answers, job))
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -69,11 +81,7 @@ def main(job_size: int, secret_size: int) -> None:
     os._exit(0)
 
 
-def _late(seconds: float, *_: object) -> NoReturn:
-    raise Stopped("timed out", f"more than {seconds:g} seconds")
-
-
-def _settle(job: dict[str, Any]) -> None:
+def _drop_privileges(job: dict[str, Any]) -> None:
     """Drop privileges if we are still root, and let no process inspect this one."""
     if uid := job["uid"]:
         os.setgroups([])
@@ -86,8 +94,8 @@ def _settle(job: dict[str, Any]) -> None:
         __import__(name)  # once for both processes
 
 
-def _stay_behind(seconds: float) -> None:
-    """Continue in a child, while the first process waits for it; when the first process ends, the whole sandbox does.
+def _continue_in_child(seconds: float) -> None:
+    """Continue in a child, while the first process waits for it; its end is the end of the whole sandbox.
 
     The first process cannot be inspected, stopped or killed from inside; bubblewrap's own would hold the verdict's
     pipe open where the program can reach it, in /proc/1/fd. It also ends everything after `seconds`: a program may
@@ -106,16 +114,6 @@ def _stay_behind(seconds: float) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _read(fd: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = os.read(fd, size - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return data
-
-
 class _Caller:
     """Calls the program's function in its process, and watches memory while it waits."""
 
@@ -123,7 +121,7 @@ class _Caller:
         self.child, self.asked, self.answers, self.job = child, asked, answers, job
 
     def start(self) -> None:
-        """Let the program run; raises what it raised while it was loaded."""
+        """Load the program, and raise what it raises."""
         self._send(b"!")
         self._result()
 

@@ -1,6 +1,7 @@
-"""Run programs in sandboxes, several at once: a process each, its pipes, and the clock."""
+"""Run programs in sandboxes, several at once: processes, pipes and time limits."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import marshal
@@ -16,22 +17,81 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import CodeType
+from typing import Literal
 
 from mooring.errors import UserError
 from mooring.events import Event, OnEvent
 from mooring.scoring.sandbox import bubblewrap
 from mooring.scoring.sandbox.codec import decode, encode
-from mooring.scoring.sandbox.program import Limits, Outcome, Program
+
+Status = Literal["passed", "failed", "timed out", "killed"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """A program that a model wrote, with its checks.
+
+    Attributes:
+        code: Python source, untrusted.
+        checks: Python source, trusted. It runs in a process of its own, in which `entry_point` (and `candidate`) is a
+            function that calls the program's process: arguments and results pass as plain values (`codec.encode`), so a
+            change of an argument in place has no effect. The program passed if the checks ran to their end.
+        entry_point: The function that the checks call.
+        setup: Trusted source that runs before `checks`, such as definitions that they call.
+    """
+
+    code: str
+    checks: str
+    entry_point: str
+    setup: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """The resources of one program.
+
+    Attributes:
+        seconds: Wall-clock time without start-up; processor time is limited to one second more.
+        memory: Bytes: of address space for each of its processes, and of resident memory for all of them together.
+        processes: Processes and threads besides its own.
+        output: Bytes that it may print.
+        files: Bytes in its private /tmp, and in any one file.
+    """
+
+    seconds: float = 3.0
+    memory: int = 512 * 2**20
+    processes: int = 16
+    output: int = 2**20
+    files: int = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of running a program.
+
+    Attributes:
+        status: `passed`; `failed`: a check failed, it raised, or it ended early; `timed out`; `killed`: by a
+            signal, or for going over a limit.
+        why: One line: the exception or the limit; empty if it passed. Untrusted.
+        output: The end of what it printed. Untrusted.
+        seconds: Wall-clock time without start-up; 0 if it was stopped from outside.
+    """
+
+    status: Status
+    why: str = ""
+    output: str = ""
+    seconds: float = 0.0
+
 
 UNSAFE_NOTICE = "programs that a model wrote are run without a sandbox: they can do whatever you can"
 START = 20.0
 """Seconds that a sandbox may take to start, on a busy machine."""
 GRACE = 2.0
-"""Seconds beyond a program's own after which it is stopped from outside, in case its checks were stopped."""
+"""Seconds after a program's own limit at which it is stopped from outside, in case its checks were stopped."""
 TAIL = 2000
 """Characters of output that are kept."""
 _INSIDE = ("codec", "child", "inside")
-"""Our modules that are loaded in the sandbox, each after those that it imports; the last has `main`."""
+"""The modules that are loaded in the sandbox, each after those that it imports; the last has `main`."""
 _LOADER = (
     "import marshal,os,sys\n"
     "data=b''\n"
@@ -66,18 +126,15 @@ def run_programs(
     unsafe: bool = False,
     on_event: OnEvent | None = None,
 ) -> list[Outcome]:
-    """Run programs, each in a fresh sandbox.
+    """Run programs, each in a fresh sandbox; return their outcomes in the same order.
 
     Args:
-        programs: What to run.
-        limits: What each may use.
-        workers: Programs at once; defaults to the number of cores that we may use.
+        programs: The programs.
+        limits: The resources of each.
+        workers: Programs at once; defaults to the number of available cores.
         unsafe: Run without bubblewrap: with limits and a folder of its own, but the program can read and change
-            everything that we can. A warning is logged.
+            everything that this process can. A warning is logged.
         on_event: Called after each program.
-
-    Returns:
-        An outcome per program, in their order.
 
     Raises:
         MissingExtraError: bubblewrap is not installed.
@@ -103,7 +160,7 @@ def run_programs(
 
 
 def _run(program: Program, limits: Limits, unsafe: bool) -> Outcome:
-    """Run one; a sandbox that does not start, as on a machine short of memory, is retried once."""
+    """Run one program; a sandbox that does not start, as on a machine short of memory, is retried once."""
     for attempt in range(2):
         key = secrets.token_bytes(16)
         user = 0 if unsafe else bubblewrap.own_user()
@@ -111,7 +168,7 @@ def _run(program: Program, limits: Limits, unsafe: bool) -> Outcome:
         folder = tempfile.mkdtemp(prefix="mooring-program-") if unsafe else None
         filter_fd = None if unsafe else _filter()
         try:
-            start = [] if unsafe else bubblewrap.command(limits, user, filter_fd)
+            start = [] if unsafe else bubblewrap.command(limits.files, user, filter_fd)
             line = [*start, bubblewrap.python(), *bubblewrap.PYTHON, "-c", _LOADER, *argument]
             written, output, why = _converse(line, sent, limits, key, folder, filter_fd)
         finally:
@@ -133,14 +190,8 @@ def _run(program: Program, limits: Limits, unsafe: bool) -> Outcome:
 
 
 def _payload(program: Program, limits: Limits, user: int, key: bytes, unsafe: bool) -> tuple[bytes, list[str]]:
-    """What the sandbox reads: our code, what the program's process may know, what it may not; and their sizes."""
-    bounds = {
-        "AS": limits.memory,
-        "CPU": int(limits.seconds) + 1,
-        "FSIZE": limits.files,
-        "NOFILE": 64,
-        "CORE": 0,
-    }
+    """The sandbox's input (our code, what the program may know, what it may not), and the sizes of its parts."""
+    bounds = {"AS": limits.memory, "CPU": int(limits.seconds) + 1, "FSIZE": limits.files, "NOFILE": 64, "CORE": 0}
     if not unsafe:  # without a namespace all of the user's processes would count
         bounds["NPROC"] = limits.processes + 3  # the first process, the checks', the program's
     job = {
@@ -159,7 +210,7 @@ def _payload(program: Program, limits: Limits, user: int, key: bytes, unsafe: bo
 
 @functools.cache
 def _code() -> bytes:
-    """Our modules that run inside, compiled: none of our files is visible there."""
+    """The modules of `_INSIDE`, compiled: our files are not visible inside."""
     compiled: list[tuple[str, CodeType]] = []
     for name in _INSIDE:
         path = Path(__file__).with_name(f"{name}.py")
@@ -181,10 +232,9 @@ def _filter() -> int | None:
 def _converse(
     line: Sequence[str], sent: bytes, limits: Limits, key: bytes, folder: str | None, filter_fd: int | None
 ) -> tuple[bytes, bytes, str]:
-    """Start a sandbox, send it its work, and read until it ends, runs out of time or prints too much.
+    """Start a sandbox, send it its input, and read until it ends, runs out of time or prints too much.
 
-    Returns:
-        What the checks' process wrote, the end of what the program printed, and why it was stopped, if it was.
+    Returns what the checks' process wrote, the end of what the program printed, and why it was stopped, if it was.
     """
     child = subprocess.Popen(
         line,
@@ -205,12 +255,12 @@ def _converse(
     with selectors.DefaultSelector() as ready, child:
         os.set_blocking(child.stdin.fileno(), False)
         ready.register(child.stdin, selectors.EVENT_WRITE)
-        ready.register(child.stdout, selectors.EVENT_READ)
-        ready.register(child.stderr, selectors.EVENT_READ)
+        for pipe in (child.stdout, child.stderr):
+            ready.register(pipe, selectors.EVENT_READ)
         while ready.get_map() and not why:
             events = ready.select(min(0.5, max(0.0, end - time.monotonic())))
             if not events and child.poll() is not None:
-                break  # it ended and all was read: processes that it left behind still hold the pipes
+                break  # all was read: the pipes are held by processes that it left behind
             for event, _ in events:
                 fd = event.fd
                 if event.fileobj is child.stdin:
@@ -241,9 +291,9 @@ def _converse(
 
 
 def _kill(child: subprocess.Popen[bytes], alone: bool) -> None:
-    """End a sandbox: its first process, with which its namespace ends, and bubblewrap; without one, the process group.
+    """Kill a sandbox's first process, with which its namespace ends, and bubblewrap; without one, the process group.
 
-    The first process is killed directly: if it has become another user, bubblewrap may not kill it.
+    The first process is killed directly: if it runs as another user, bubblewrap may not kill it.
     """
     if not alone:
         with contextlib.suppress(ProcessLookupError):
@@ -259,7 +309,7 @@ def _kill(child: subprocess.Popen[bytes], alone: bool) -> None:
 def _outcome(written: bytes, key: bytes, output: bytes, why: str) -> Outcome:
     tail = output.decode("utf-8", "replace")[-TAIL:]
     if written.startswith(key):
-        with contextlib.suppress(ValueError):  # something else was written to the same pipe
+        with contextlib.suppress(ValueError):  # something else was written to the pipe
             status, reason, seconds = decode(written.removeprefix(key))
             return Outcome(status, reason, tail, round(seconds, 4))
     if why:
