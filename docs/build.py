@@ -96,8 +96,9 @@ def _default(value: object) -> str:
 def commands() -> str:
     """The help of every verb."""
     parts = ["# Commands\n\nBuilt from the command line's own help by `make docs`.\n", EXIT_CODES]
+    names: Any = {"help_option_names": ["-h", "--help"]}
     for name, command in [("mooring", top), *sorted(_verbs("mooring", top))]:
-        context = click.Context(command, info_name=name, max_content_width=100, terminal_width=100)
+        context = click.Context(command, info_name=name, max_content_width=100, terminal_width=100, **names)
         parts.append(f"## {name}\n\n```\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
@@ -173,6 +174,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    import torch
+
     from mooring.config import Judge
 
 METHODS
@@ -186,9 +189,12 @@ Lam: TypeAlias = Value | Mapping[str, Value]
 """λ: a number, a ramp, or patterns of tensors' names to either."""
 
 
-class MergeOptions(TypedDict, total=False):
-    """Options of merging methods (docs/methods.md); one value, or one per tuned model."""
+class JobOptions(TypedDict, total=False):
+    """A merge: the method and its options (docs/methods.md), which are one value, or one per tuned model."""
 
+    method: MergeMethod
+    dtype: str | torch.dtype | None
+    tokenizer: Literal["base", "larger"]
     weights: Lam | Sequence[Lam] | None
     density: Lam | Sequence[Lam] | None
     gamma: Lam | Sequence[Lam] | None
@@ -197,7 +203,31 @@ class MergeOptions(TypedDict, total=False):
     normalize: bool | None
     rescale: Literal["inverse", "l1", "none"] | None
     seed: int | None
+
+
+class OutputOptions(TypedDict, total=False):
+    """What a merge writes, and how."""
+
+    max_shard_size: int | str | None
+    as_adapter: bool
+    allow_nonfinite: bool
+    threads: int | None
+
+
+class MergeOptions(JobOptions, OutputOptions, total=False):
+    """Options of `mooring.merge`."""
+
+
+class TaskOptions(TypedDict, total=False):
+    """How lm-evaluation-harness asks its tasks."""
+
+    data: str | Path | None
+    num_fewshot: int | None
+    limit: int | None
+    apply_chat_template: bool
+    fewshot_as_multiturn: bool
 '''
+PARENTS = {"lm_eval": "TaskOptions"}
 _SETS = ("task", "safety", "over_refusal", "ordinary")
 
 
@@ -207,9 +237,13 @@ def option_types() -> str:
     parts = [OPTIONS_INTRO.replace("METHODS\n", f"Method: TypeAlias = Literal[\n{choices}]\n")]
     for verb in VERBS:
         if verb in ("run", "merge"):
-            continue  # `run` takes a recipe, and `MergeOptions` has values per model and by depth
+            continue  # `run` takes a recipe, and a merge's options have values per model and by depth
         name = "".join(word.title() for word in verb.split("_")) + "Options"
-        lines = [f"class {name}(TypedDict, total=False):", f'    """Options of `mooring.{verb}`."""', ""]
+        lines = [
+            f"class {name}({PARENTS.get(verb, 'TypedDict')}, total=False):",
+            f'    """Options of `mooring.{verb}`."""',
+            "",
+        ]
         lines += [f"    {option}: {_typed(option, field_at(key))}" for option, key in options_of(verb).items()]
         parts.append("\n".join(lines) + "\n")
     return "\n\n".join(parts)

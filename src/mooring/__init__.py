@@ -5,34 +5,11 @@
 >>> mooring.merge("base/", "tuned/", lam=0.6, out="merged/")  # doctest: +SKIP
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from mooring import api
-from mooring.api import (
-    compare,
-    generate,
-    inspect,
-    lm_eval,
-    load_results,
-    merge,
-    mergekit_export,
-    mergekit_run,
-    open_comparison,
-    paper,
-    plan,
-    prefer,
-    push,
-    quickstart,
-    rejudge,
-    report,
-    run,
-    safeguard,
-    safeguard_recipe,
-    score,
-    select,
-    tune,
-    verify,
-)
+from mooring.api import *  # noqa: F403 — api.__all__
 from mooring.errors import (
     DataError,
     FetchError,
@@ -46,18 +23,18 @@ from mooring.errors import (
 )
 from mooring.events import Event, OnEvent
 from mooring.export import to_pandas
+from mooring.merge_point import MergePoint
+from mooring.records import Choice, Completion, Message, Prompt, Score, Trial, Verdict
 from mooring.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from mooring.config import Judge, Recipe
     from mooring.data import load_examples, load_prompts
-    from mooring.merge_point import MergePoint
     from mooring.merging.inspect import Inspection
     from mooring.pipeline.compare import Comparison, Reply
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
-    from mooring.records import Choice, Completion, Message, Prompt, Score, Trial, Verdict
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
     from mooring.scoring.judges import Agreement
@@ -65,98 +42,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Agreement": "mooring.scoring.judges",
-    "Choice": "mooring.records",
-    "Comparison": "mooring.pipeline.compare",
-    "Completion": "mooring.records",
-    "Forecast": "mooring.pipeline.forecast",
-    "Inspection": "mooring.merging.inspect",
-    "Judge": "mooring.config",
-    "MergePoint": "mooring.merge_point",
-    "Message": "mooring.records",
-    "Outcome": "mooring.pipeline.run",
-    "Paper": "mooring.reporting.paper.write",
-    "Prompt": "mooring.records",
-    "Recipe": "mooring.config",
-    "Rejudged": "mooring.pipeline.rejudge",
-    "Reply": "mooring.pipeline.compare",
-    "Results": "mooring.reporting.results",
-    "Score": "mooring.records",
-    "Trial": "mooring.records",
-    "Verdict": "mooring.records",
-    "load_examples": "mooring.data",
-    "load_prompts": "mooring.data",
+    "mooring.config": ("Judge", "Recipe"),
+    "mooring.data": ("load_examples", "load_prompts"),
+    "mooring.merging.inspect": ("Inspection",),
+    "mooring.pipeline.compare": ("Comparison", "Reply"),
+    "mooring.pipeline.forecast": ("Forecast",),
+    "mooring.pipeline.rejudge": ("Rejudged",),
+    "mooring.pipeline.run": ("Outcome",),
+    "mooring.reporting.paper.write": ("Paper",),
+    "mooring.reporting.results": ("Results",),
+    "mooring.scoring.judges": ("Agreement",),
 }
-"""Names whose modules load torch or pydantic, which takes longer than `import mooring` may take (PEP 562)."""
+"""Modules that load torch or pydantic, which takes longer than `import mooring` may take (PEP 562), and their names."""
 
 __all__ = [
-    "Agreement",
-    "Choice",
-    "Comparison",
-    "Completion",
-    "DataError",
-    "Event",
-    "FetchError",
-    "Forecast",
-    "Inspection",
-    "Judge",
-    "MergePoint",
-    "Message",
-    "MismatchError",
-    "MissingExtraError",
-    "ModelError",
-    "MooringError",
-    "OnEvent",
-    "Outcome",
-    "OutputError",
-    "Paper",
-    "Prompt",
-    "Recipe",
-    "RecipeError",
-    "Rejudged",
-    "Reply",
-    "Results",
-    "SamplingParams",
-    "Score",
-    "Trial",
-    "UserError",
-    "Verdict",
-    "__version__",
-    "api",
-    "compare",
-    "generate",
-    "inspect",
-    "lm_eval",
-    "load_examples",
-    "load_prompts",
-    "load_results",
-    "merge",
-    "mergekit_export",
-    "mergekit_run",
-    "open_comparison",
-    "paper",
-    "plan",
-    "prefer",
-    "push",
-    "quickstart",
-    "rejudge",
-    "report",
-    "run",
-    "safeguard",
-    "safeguard_recipe",
-    "score",
-    "select",
-    "to_pandas",
-    "tune",
-    "verify",
-]
+    "Agreement", "Choice", "Comparison", "Completion", "DataError", "Event", "FetchError", "Forecast", "Inspection",
+    "Judge", "MergePoint", "Message", "MismatchError", "MissingExtraError", "ModelError", "MooringError", "OnEvent",
+    "Outcome", "OutputError", "Paper", "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results",
+    "SamplingParams", "Score", "Trial", "UserError", "Verdict", "__version__", "api", "load_examples",
+    "load_prompts", "to_pandas",
+]  # fmt: skip
+__all__ += api.__all__
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
-
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'mooring' has no attribute {name!r}")
 
 

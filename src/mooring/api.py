@@ -2,7 +2,7 @@
 
 A model is a folder (checkpoint or LoRA adapter), a GGUF file, a hub id or a bundled model. A data set is a file, a hub
 id, a named set (`advbench`) or a bundled one (`bundled:harmful`). Options that a recipe has too take their defaults
-from it (docs/recipes.md); their types are in `mooring.options`. Heavy libraries load inside the functions.
+from it (docs/recipes.md); their types are in `mooring.options`. Heavy libraries are imported inside the functions.
 
 Every function raises `UserError` for bad input, of the subclass and code that docs/errors.md lists; an unknown option
 is a `RecipeError` with the code `recipe.unknown_option`.
@@ -12,20 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from mooring.errors import DataError, ModelError, RecipeError, UserError
-from mooring.events import Event, OnEvent
+from mooring import options as opt
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    import torch
-
-    from mooring import options as opt
-    from mooring.config import Judge, Recipe
+    from mooring.config import Recipe
+    from mooring.events import OnEvent
     from mooring.merging.inspect import Inspection
-    from mooring.merging.job import Job
     from mooring.pipeline.compare import Comparison, Reply
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
@@ -38,30 +34,10 @@ Ref = str | Path
 """A model or a data set."""
 
 __all__ = [
-    "compare",
-    "generate",
-    "inspect",
-    "lm_eval",
-    "load_results",
-    "merge",
-    "mergekit_export",
-    "mergekit_run",
-    "open_comparison",
-    "paper",
-    "plan",
-    "prefer",
-    "push",
-    "quickstart",
-    "rejudge",
-    "report",
-    "run",
-    "safeguard",
-    "safeguard_recipe",
-    "score",
-    "select",
-    "tune",
-    "verify",
-]
+    "compare", "generate", "inspect", "lm_eval", "load_results", "merge", "mergekit_export", "mergekit_run",
+    "open_comparison", "paper", "plan", "prefer", "push", "quickstart", "rejudge", "report", "run", "safeguard",
+    "safeguard_recipe", "score", "select", "tune", "verify",
+]  # fmt: skip
 
 
 # --- Whole runs ---
@@ -70,15 +46,15 @@ __all__ = [
 def run(
     recipe: Recipe | Ref, *, overrides: Mapping[str, Any] | None = None, on_event: OnEvent | None = None
 ) -> Outcome:
-    """Do a recipe, or what is left of it.
+    """Run a recipe, or what is left of it.
 
     Args:
         recipe: A recipe, or the path of its YAML file.
-        overrides: Other values at some places, such as `{"select.margin": 0.05}`.
+        overrides: Values of fields that replace the recipe's, such as `{"select.margin": 0.05}`.
         on_event: Receives every step and its progress.
 
     Raises:
-        UserError: Bad input; what was done before stays.
+        UserError: Bad input. Steps that were finished before stay finished.
     """
     from mooring.pipeline.run import run
 
@@ -100,7 +76,7 @@ def safeguard(
         base: The aligned model.
         tuned: The model tuned from it: a checkpoint or a LoRA adapter.
         out: Run folder; a stopped run continues in it.
-        overrides: Any other field of a recipe by its place, such as `{"generate.safety.max_tokens": 64}`.
+        overrides: Any other field of a recipe by its name, such as `{"generate.safety.max_tokens": 64}`.
         on_event: Receives every step and its progress.
         options: Fields of the recipe, such as `task`, `safety`, `judges`, `lambdas`, `margin`, `limit`.
 
@@ -136,6 +112,8 @@ def quickstart(
     on_event: OnEvent | None = None,
 ) -> Outcome:
     """Run the bundled recipe on the bundled model, offline; arguments as in `run`."""
+    from mooring.config import bundled_recipe
+
     return run(bundled_recipe("quickstart"), overrides={**(overrides or {}), "out": str(out)}, on_event=on_event)
 
 
@@ -144,19 +122,6 @@ def plan(recipe: Recipe | Ref, *, overrides: Mapping[str, Any] | None = None) ->
     from mooring.pipeline.forecast import forecast
 
     return forecast(_recipe(recipe, overrides))
-
-
-def bundled_recipe(name: str) -> Path:
-    """The path of a recipe that ships with Mooring, such as `quickstart`.
-
-    Raises:
-        RecipeError: None has that name.
-    """
-    package = Path(__file__).parent
-    for folder in (package / "recipes", package.parents[1] / "recipes"):  # a wheel; a source tree
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise RecipeError(f"{name}: no such recipe ships with Mooring", "name a recipe file", code="recipe.not_bundled")
 
 
 def _recipe(recipe: Recipe | Ref, overrides: Mapping[str, Any] | None) -> Recipe:
@@ -182,7 +147,7 @@ def tune(
 
     Args:
         base: The model to tune.
-        data: Examples: one reference or several.
+        data: Examples: one data set or several.
         out: Folder for the adapter.
         on_event: Receives every step, with the loss in `metrics`.
         options: Fields of a recipe's `tune` section, such as `r`, `learning_rate`, `num_train_epochs`; `system` (system
@@ -222,13 +187,6 @@ def merge(
     out: Ref,
     lam: opt.Lam | None = None,
     lambdas: Sequence[float] = (),
-    method: str | None = None,
-    dtype: str | torch.dtype | None = None,
-    tokenizer: Literal["base", "larger"] = "larger",
-    max_shard_size: int | str | None = None,
-    as_adapter: bool = False,
-    allow_nonfinite: bool = False,
-    threads: int | None = None,
     on_event: OnEvent | None = None,
     **options: Unpack[opt.MergeOptions],
 ) -> Path:
@@ -241,15 +199,12 @@ def merge(
         lam: λ, the weight of the tuned models, from 0 to 1: a number, a ramp from the first layer to the last such as
             `(0.2, 0.8)`, or patterns of tensors' names to either, such as `{"layers.{0-9}.mlp.*": 0.3, "*": 0.6}`.
         lambdas: Several λ at once, reading each input once: `out` gets a folder such as `lam-0.4` for each.
-        method: The merging method (docs/methods.md).
-        dtype: Type of the merged weights; defaults to the base's.
-        tokenizer: Which tokenizer to copy if vocabularies differ in size: the larger one, or the base's.
-        max_shard_size: Maximum size of a file, in bytes or as `"5GB"`; defaults to the base's files.
-        as_adapter: Write a LoRA adapter, not a whole model; the inputs must be adapters.
-        allow_nonfinite: Allow NaN and Inf among the weights.
-        threads: Number of threads; by default one per core.
         on_event: Receives the progress, in bytes written.
-        options: What the method takes (docs/methods.md).
+        options: `method` and its options, such as `weights`, `density`, `seed` (docs/methods.md); `dtype`, the type of
+            the merged weights (the base's by default); `tokenizer`, which one to copy if vocabularies differ in size:
+            the `larger` (default) or the `base`'s; `max_shard_size`, such as `"5GB"` (by default as the base's files);
+            `as_adapter`, write a LoRA adapter, not a whole model, from inputs that are adapters; `allow_nonfinite`,
+            allow NaN and Inf; `threads` (by default one per core).
 
     Returns:
         The folder of the merged model, or of the merged models.
@@ -257,56 +212,30 @@ def merge(
     Raises:
         UserError: The models cannot be merged, an option is bad, or the output cannot be written.
     """
-    job = _job(base, tuned, lambdas[0] if lambdas else lam, method, dtype, tokenizer, options)
-    return _merge(
-        job,
-        out=out,
-        lambdas=lambdas,
-        max_shard_size=max_shard_size,
-        as_adapter=as_adapter,
-        allow_nonfinite=allow_nonfinite,
-        threads=threads,
-        on_event=on_event,
-    )
+    from mooring.merging.run_job import make_job, run_job
+
+    given: dict[str, Any] = dict(options)
+    output = {name: given.pop(name) for name in opt.OutputOptions.__annotations__ if name in given}
+    job = make_job(base, tuned, lambdas[0] if lambdas else lam, **given)
+    return run_job(job, Path(out), lambdas=lambdas, on_event=on_event, **output)
 
 
 def mergekit_run(
-    config: Ref,
-    *,
-    out: Ref,
-    max_shard_size: int | str | None = None,
-    as_adapter: bool = False,
-    allow_nonfinite: bool = False,
-    threads: int | None = None,
-    on_event: OnEvent | None = None,
+    config: Ref, *, out: Ref, on_event: OnEvent | None = None, **options: Unpack[opt.OutputOptions]
 ) -> Path:
-    """Do the merge that a mergekit configuration (YAML) describes; arguments as in `merge`.
+    """Do the merge that a mergekit configuration (YAML) describes; other arguments as in `merge`.
 
     Raises:
         UserError: As `merge`; or the configuration asks for what Mooring does not do.
     """
     from mooring.merging.mergekit_read import read
+    from mooring.merging.run_job import run_job
 
-    return _merge(
-        read(Path(config)),
-        out=out,
-        max_shard_size=max_shard_size,
-        as_adapter=as_adapter,
-        allow_nonfinite=allow_nonfinite,
-        threads=threads,
-        on_event=on_event,
-    )
+    return run_job(read(Path(config)), Path(out), on_event=on_event, **options)
 
 
 def mergekit_export(
-    base: Ref,
-    tuned: Ref | Sequence[Ref],
-    *,
-    lam: opt.Lam | None = None,
-    method: str | None = None,
-    dtype: str | torch.dtype | None = None,
-    tokenizer: Literal["base", "larger"] = "larger",
-    **options: Unpack[opt.MergeOptions],
+    base: Ref, tuned: Ref | Sequence[Ref], *, lam: opt.Lam | None = None, **options: Unpack[opt.JobOptions]
 ) -> str:
     """A merge as a configuration for `mergekit-yaml`, as YAML; arguments as in `merge`.
 
@@ -314,77 +243,13 @@ def mergekit_export(
         UserError: mergekit cannot do it, or a model is missing.
     """
     from mooring.merging.mergekit_write import write
+    from mooring.merging.run_job import make_job
     from mooring.models import open_checkpoint
     from mooring.models.resolve import resolve_model
 
-    job = _job(base, tuned, lam, method, dtype, tokenizer, options)
+    job = make_job(base, tuned, lam, **options)
     with open_checkpoint(resolve_model(job.base)) as checkpoint:
         return write(job, list(checkpoint.tensors))
-
-
-def _job(
-    base: Ref,
-    tuned: Ref | Sequence[Ref],
-    lam: opt.Lam | None,
-    method: str | None,
-    dtype: str | torch.dtype | None,
-    tokenizer: Literal["base", "larger"],
-    options: Mapping[str, Any],
-) -> Job:
-    from mooring.config import Merge
-    from mooring.merging.job import Job, dtype_named, options_of
-
-    refs = [tuned] if isinstance(tuned, (str, Path)) else list(tuned)
-    method = method or Merge().method
-    kind = dtype_named(dtype)
-    return Job(
-        method=method,
-        base=str(base),
-        tuned=tuple(map(str, refs)),
-        options=options_of(method, lam, **options),
-        dtype=None if kind is None else str(kind).removeprefix("torch."),
-        tokenizer=tokenizer,
-    )
-
-
-def _merge(
-    job: Job,
-    *,
-    out: Ref,
-    lambdas: Sequence[float] = (),
-    max_shard_size: int | str | None,
-    as_adapter: bool,
-    allow_nonfinite: bool,
-    threads: int | None,
-    on_event: OnEvent | None,
-) -> Path:
-    from mooring.merging.adapter import merge_adapters
-    from mooring.merging.merge import Output, merge
-    from mooring.models.resolve import resolve_model
-
-    if as_adapter and (max_shard_size is not None or job.tokenizer != "larger" or allow_nonfinite):
-        problem = "as_adapter: an adapter has no shards, tokenizer or non-finite weights"
-        raise UserError(problem, "leave out max_shard_size, tokenizer, allow_nonfinite", code="usage.adapter_options")
-    output = Output(
-        dtype=job.dtype,
-        max_shard_size=max_shard_size,
-        tokenizer=job.tokenizer,
-        allow_nonfinite=allow_nonfinite,
-    )
-    base, tuned = resolve_model(job.base), [resolve_model(ref) for ref in job.tuned]
-    if as_adapter:
-        return merge_adapters(base, tuned, Path(out), job, lambdas)
-    return merge(
-        base,
-        tuned,
-        Path(out),
-        method=job.method,
-        lambdas=lambdas,
-        options=job.options,
-        output=output,
-        threads=threads,
-        on_event=on_event,
-    )
 
 
 def inspect(
@@ -448,11 +313,11 @@ def push(
     Args:
         folder: A folder that `merge` wrote; its README.md is replaced.
         hub_id: `owner/name`.
-        base: What the base was called: the card links a hub id and does not show a path.
-        tuned: The same of the tuned models.
-        command: The command that made it, for the card.
+        base: The base's hub id, which the card links.
+        tuned: The hub ids of the tuned models, which the card links.
+        command: The command that made the merge, for the card.
         private: Make a new repository private.
-        overwrite: Replace weights that are there.
+        overwrite: Replace different weights in the repository.
 
     Returns:
         The model's address.
@@ -461,38 +326,9 @@ def push(
         ModelError: The folder was not written by `merge`.
         OutputError: The hub does not accept it.
     """
-    from mooring.files import atomic_text
-    from mooring.merging.card import card, license_of
-    from mooring.models import MANIFEST, is_adapter, read_json, upload
-    from mooring.models.resolve import hub_name
-    from mooring.reporting.model_card import card as run_card
-    from mooring.reporting.results import load
+    from mooring.pipeline.push import push
 
-    upload.check_push(hub_id, private=private)
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        problem = f"{folder}: has no {MANIFEST}, so it was not merged by Mooring"
-        raise ModelError(problem, "name a merged model's folder", code="model.not_merged")
-    manifest = read_json(folder / MANIFEST)
-    if tuned and len(tuned) != len(manifest["tuned"]):
-        problem = f"{folder}: was merged from {len(manifest['tuned'])} tuned models, not {len(tuned)}"
-        raise UserError(problem, "name each of them, or none", code="usage.wrong_count")
-    terms = license_of(Path(base)) if base and Path(base).is_dir() else None
-    measured = folder.parent / "report" / "results.json"
-    if folder.name == "model" and measured.is_file():  # a run's model: its card has the numbers
-        text = run_card(load(measured), terms=terms)
-    else:
-        text = card(
-            manifest,
-            title=hub_id.partition("/")[2] or hub_id,
-            base_ref=hub_name(base) if base else None,
-            tuned_refs=[hub_name(ref) for ref in tuned] or [None] * len(manifest["tuned"]),
-            command=command,
-            terms=terms,
-            adapter=is_adapter(folder),
-        )
-    atomic_text(folder / "README.md", text)
-    return upload.push(folder, hub_id, private=private, overwrite=overwrite)
+    return push(Path(folder), hub_id, base=base, tuned=tuned, command=command, private=private, overwrite=overwrite)
 
 
 # --- Generating and scoring ---
@@ -514,7 +350,7 @@ def generate(
     Args:
         model: A checkpoint or a LoRA adapter; with `engine="openai"` the model's name on the server.
         prompts: One data set or several.
-        out: The file to write. A killed call, made again, continues it.
+        out: The file to write. If the process is killed, the same call continues it.
         kind: What the prompts are for; defaults to what the data set is for, and to `safety` if that is unknown. It
             decides the defaults of sampling: safety prompts have a repetition penalty.
         split: Which part of a data set that has parts.
@@ -526,27 +362,12 @@ def generate(
     Raises:
         UserError: Bad input.
     """
-    from mooring.config import settings
-    from mooring.data import load_prompts
-    from mooring.inference.load import load_engine
-    from mooring.inference.store import complete_to_file, likelihood_to_file
-    from mooring.models import model_digest
-    from mooring.models.resolve import resolve_model
+    from mooring.pipeline.responses import generate
 
-    settings("generate", options)  # before the prompts are looked for
-    kind = kind_of(prompts, kind, on_event, "generate")
-    recipe = settings("generate", options, kind)
-    rows = load_prompts(prompts, split=split, seed=recipe.seed)
-    if recipe.generate.engine == "openai":
-        engine, made_by = load_engine(str(model), recipe.generate, recipe.system), {"model": str(model)}
-    else:
-        folder = resolve_model(str(model))
-        engine, made_by = load_engine(folder, recipe.generate, recipe.system), {"model": model_digest(folder)}
-    params = recipe.generate.sampling(kind, recipe.seed)
-    completions = complete_to_file(engine, rows, params, Path(out), made_by=made_by, on_event=on_event)
-    if likelihood is not None:
-        likelihood_to_file(engine, rows, Path(likelihood), made_by=made_by, on_event=on_event)
-    return completions
+    losses = Path(likelihood) if likelihood else None
+    return generate(
+        str(model), prompts, Path(out), options, kind=kind, split=split, likelihood=losses, on_event=on_event
+    )
 
 
 def score(
@@ -578,61 +399,13 @@ def score(
         Name to score.
 
     Raises:
-        DataError: A prompt has no completion, or the other way round.
+        DataError: A prompt has no completion, or a completion no prompt.
         UserError: A metric or judge is not available.
     """
-    from mooring.config import settings
-    from mooring.data import load_prompts
-    from mooring.records import Completion, Likelihood, read_jsonl
-    from mooring.scoring.task import TaskData, default_metrics, task_scores
+    from mooring.pipeline.responses import score
 
-    recipe = settings("score", options)
-    section, seed = recipe.score, recipe.seed
-    rows = load_prompts(prompts, split=split, seed=seed)
-    kind = kind_of(prompts, kind, on_event, "score")
-    answers = read_jsonl(Path(completions), Completion)
-    _check_answered(Path(completions), rows, answers)
-    if kind != "task":
-        return _judged(Path(completions), rows, answers, kind, section.judges, on_event)
-    losses = read_jsonl(Path(likelihood), Likelihood) if likelihood else []
-    metrics = section.metrics or [
-        m for m in default_metrics(p.reference or "" for p in rows) if losses or m != "response_loss"
-    ]
-    data = TaskData(
-        prompts=rows,
-        completions=answers,
-        likelihoods=losses,
-        seed=seed,
-        bertscore_model=section.bertscore_model,
-        bertscore_layer=section.bertscore_layer,
-        unsafe_exec=section.unsafe_exec,
-    )
-    return task_scores(metrics, data)
-
-
-def _judged(
-    path: Path,
-    prompts: Sequence[Prompt],
-    completions: Sequence[Completion],
-    kind: Kind,
-    sections: Sequence[Judge],
-    on_event: OnEvent | None,
-) -> dict[str, Score]:
-    """Safety scores of every judge."""
-    from mooring.pipeline.judging import Judging, renamed
-    from mooring.scoring.safety import attack_success_by
-
-    judging = Judging(sections)
-    scores: dict[str, Score] = {}
-    for number, judge in enumerate(judging.of(kind)):
-        out = path.with_name(f"verdicts-{path.stem}-{judge}.jsonl")
-        verdicts = judging.judge(judge, prompts, completions, out, on_event)
-        by_judge = judging.scores(judge, kind, verdicts)
-        categories = {p.id: p.category for p in prompts if p.category}
-        if kind == "safety" and len(set(categories.values())) > 1:
-            by_judge |= attack_success_by(categories, verdicts)
-        scores |= renamed(by_judge, judge) if number else by_judge
-    return scores
+    losses = Path(likelihood) if likelihood else None
+    return score(Path(completions), prompts, options, kind=kind, split=split, likelihood=losses, on_event=on_event)
 
 
 def rejudge(run: Ref, *, on_event: OnEvent | None = None, **options: Unpack[opt.RejudgeOptions]) -> list[Rejudged]:
@@ -650,8 +423,7 @@ def rejudge(run: Ref, *, on_event: OnEvent | None = None, **options: Unpack[opt.
     from mooring.config import settings
     from mooring.pipeline.rejudge import rejudge
 
-    judges = settings("rejudge", options).score.judges
-    return rejudge(Path(run), judges, on_event)
+    return rejudge(Path(run), settings("rejudge", options).score.judges, on_event)
 
 
 def prefer(
@@ -683,44 +455,10 @@ def prefer(
         DataError: A prompt does not have one answer in each file.
         UserError: The judge is not available.
     """
-    from mooring.config import section, settings
-    from mooring.data import load_prompts
-    from mooring.inference.cost import estimate
-    from mooring.inference.load import load_engine
-    from mooring.inference.store import complete_to_file
-    from mooring.models import model_digest
-    from mooring.models.resolve import resolve_model
-    from mooring.records import Completion, read_jsonl
-    from mooring.sampling import SamplingParams
-    from mooring.scoring import pairwise
+    from mooring.pipeline.responses import prefer
 
-    how: dict[str, Any] = dict(options)
-    seed = settings("prefer", {"seed": how.pop("seed")} if "seed" in how else {}).seed
-    settings("prefer", how)
-    runner = section("judge", {"name": "llm", "model": str(judge), **how})
-    rows = load_prompts(prompts, split=split, seed=seed)
-    files = [Path(completions), Path(against)]
-    first, second = (read_jsonl(path, Completion) for path in files)
-    for path, answers in zip(files, (first, second), strict=True):
-        _check_answered(path, rows, answers)
-    questions = pairwise.questions(rows, first, second)
-    if runner.engine == "openai":
-        model, made_by = str(judge), str(judge)
-    else:
-        folder = resolve_model(str(judge))
-        model, made_by = str(folder), model_digest(folder)
-    out = files[0].with_name(f"preferred-{files[0].stem}-to-{files[1].stem}.jsonl")
-    params = SamplingParams(max_tokens=pairwise.ANSWER_TOKENS)
-    if on_event and runner.price_in + runner.price_out:
-        cost = estimate(questions, params, runner.price_in, runner.price_out, system=None)
-        message = (
-            f"{judge}: {cost.requests:,} requests, about {cost.tokens_in:,} tokens in and at most "
-            f"{cost.tokens_out_most:,} out: ${cost.dollars:.2f} at most"
-        )
-        on_event(Event(step="prefer", kind="info", message=message))
-    engine = load_engine(model, runner, None)
-    answers = complete_to_file(engine, questions, params, out, made_by={"model": made_by}, on_event=on_event)
-    return pairwise.win_rate(questions, answers, judge=str(judge), seed=seed)
+    files = Path(completions), Path(against)
+    return prefer(*files, prompts, options, judge=str(judge), split=split, on_event=on_event)
 
 
 def lm_eval(
@@ -729,11 +467,6 @@ def lm_eval(
     *,
     tasks: Sequence[str],
     lam: opt.Lam | None = None,
-    data: Ref | None = None,
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    apply_chat_template: bool = True,
-    fewshot_as_multiturn: bool = True,
     samples: Ref | None = None,
     on_event: OnEvent | None = None,
     **options: Unpack[opt.LmEvalOptions],
@@ -745,92 +478,28 @@ def lm_eval(
         tuned: A model tuned from it, or a LoRA adapter on it.
         tasks: Tasks, groups and tags as lm-eval names them; `bbh` is BIG-Bench Hard, 3-shot.
         lam: λ, the weight of the tuned model; required with `tuned`.
-        data: A file with the rows of the task, or a folder with one file per task; defaults to files below
-            `$MOORING_DATA`, else the hub.
-        num_fewshot: Examples before each question; defaults to the task's own number.
-        limit: At most this many questions per task.
-        apply_chat_template: Ask by the model's chat template.
-        fewshot_as_multiturn: Examples are turns of the conversation; else they are part of the one question.
         samples: A file for questions and answers, as JSON Lines.
         on_event: Receives the progress, in requests.
-        options: `method` and its options, `system`, `seed`, `batch_size`, `dtype`, `device`.
+        options: `data`, a file with the rows of the task or a folder with one file per task (by default below
+            `$MOORING_DATA`, else from the hub); `num_fewshot`, examples before each question (by default the task's own
+            number); `limit`, at most this many questions per task; `apply_chat_template` and `fewshot_as_multiturn`
+            (examples are turns of the conversation), both on by default; `method` and its options, `system`, `seed`,
+            `batch_size`, `dtype`, `device`.
 
     Raises:
         UserError: Bad input, or lm-eval is not installed.
     """
-    from mooring.config import settings
-    from mooring.models.resolve import resolve_model
-    from mooring.pipeline.lm_eval.evaluate import check_counts, open_engine, run_tasks
-    from mooring.pipeline.lm_eval.tasks import lm_eval_version
+    from mooring.pipeline.lm_eval.evaluate import evaluate
 
-    recipe = settings("lm_eval", options)
-    if tuned is None and lam is not None:
-        raise UserError(
-            "lam: there is no tuned model to merge", "name the tuned model too", code="usage.no_tuned_model"
-        )
-    if tuned is not None and lam is None:
-        raise UserError(f"{tuned}: there is no λ to merge it with", "give lam, such as 0.5", code="usage.no_lam")
-    lm_eval_version()  # before a model is downloaded
-    check_counts(limit, num_fewshot)
-    engine = open_engine(
-        resolve_model(str(model)),
-        None if tuned is None else resolve_model(str(tuned)),
-        lam=lam,
-        method=recipe.merge.method,
-        options=_method_options(recipe),
-        runner=recipe.generate,
-        system=recipe.system,
-    )
-    result = run_tasks(
-        engine,
-        tasks,
-        data=None if data is None else Path(data),
-        limit=limit,
-        num_fewshot=num_fewshot,
-        apply_chat_template=apply_chat_template,
-        fewshot_as_multiturn=fewshot_as_multiturn,
-        seed=recipe.seed,
-        on_event=on_event,
-    )
-    if samples is not None:
-        result.write_samples(Path(samples))
-    return dict(result.scores)
-
-
-def _method_options(recipe: Recipe) -> dict[str, Any]:
-    return recipe.merge.model_dump(exclude_none=True, exclude={"method", "lambdas"})
-
-
-def kind_of(prompts: str | Sequence[str], kind: Kind | None, on_event: OnEvent | None = None, step: str = "") -> Kind:
-    """What prompts are for: as given, else what all of their sets are for, else `safety`."""
-    from mooring.data import parse_references
-
-    refs = parse_references(prompts)
-    kinds: list[Kind | None] = ["ordinary" if ref.kind == "quality" else ref.kind for ref in refs]
-    if kind == "safety" and on_event:
-        for ref, own in zip(refs, kinds, strict=True):
-            if own not in (None, "safety"):
-                message = f"{ref.text} has no harmful requests: an attack success rate on it means nothing ({own})"
-                on_event(Event(step=step, kind="warning", message=message))
-    if kind is None:
-        kind = kinds[0] if kinds and kinds[0] is not None and len(set(kinds)) == 1 else "safety"
-    return "ordinary" if kind == "quality" else kind
-
-
-def _check_answered(path: Path, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
-    if unknown := {c.prompt_id for c in completions} ^ {p.id for p in prompts}:
-        raise DataError(
-            f"{path}: does not answer these prompts (for one, {min(unknown)!r})",
-            "name the set, split and seed that it was generated from",
-            code="data.other_prompts",
-        )
+    models = str(model), None if tuned is None else str(tuned)
+    return evaluate(*models, tasks, options, lam=lam, samples=Path(samples) if samples else None, on_event=on_event)
 
 
 # --- What a run found ---
 
 
 def select(run: Ref, *, metric: str | None = None, **options: Unpack[opt.SelectOptions]) -> Choice:
-    """Choose λ again from the validation trials of a run, by another bound, policy or metric. The run stays as it is.
+    """Choose λ again from the validation scores of a run, by another bound, policy or metric. The run stays as it is.
 
     It chooses a single λ, even if the run chose λ by module.
 
@@ -846,27 +515,9 @@ def select(run: Ref, *, metric: str | None = None, **options: Unpack[opt.SelectO
     Raises:
         UserError: It is not a run that has been scored, a value is bad, or the choice cannot be made.
     """
-    from dataclasses import replace
+    from mooring.pipeline.reselect import reselect
 
-    from mooring.config import Recipe, placed
-    from mooring.reporting.run_folder import load_run
-    from mooring.selection.policies import choose
-
-    values = placed("select", options)
-    results = load_run(Path(run))
-    recipe = Recipe.parse(results.recipe, "select").override(values, "select")
-    own = results.choice.metric
-    choice = choose(
-        [trial for trial in results.trials if trial.split == "validation"],
-        metric=metric or (None if own == "lam" else own),
-        settings=recipe.select,
-    )
-    more = ""
-    if results.choice.point.by_module:
-        more = f" The run itself chose {results.choice.point.label}, around a single λ."
-    elif values and recipe.select.search == "bisect":
-        more = " It is the only λ that was measured whole: `mooring run` with this bound looks for another."
-    return replace(choice, reason=choice.reason + more)
+    return reselect(Path(run), options, metric=metric)
 
 
 def load_results(run: Ref) -> Results:
@@ -915,17 +566,13 @@ def paper(runs: Ref, out: Ref, *, published: Ref | None = None, main: str | None
     return write_paper(Path(runs), Path(out), known=Path(published) if published else None, main=main)
 
 
-LAMBDAS = (0.2, 0.5, 0.8)
-"""λ of `compare` by default."""
-
-
 def compare(
     base: Ref,
     tuned: Ref,
     merged: Ref | None = None,
     *,
     prompts: str | Sequence[str] | Sequence[Prompt],
-    lambdas: Sequence[float] = LAMBDAS,
+    lambdas: Sequence[float] | None = None,
     kind: Kind = "safety",
     on_event: OnEvent | None = None,
     **options: Unpack[opt.CompareOptions],
@@ -938,8 +585,8 @@ def compare(
         base: The aligned model.
         tuned: The model tuned from it: a checkpoint or a LoRA adapter.
         merged: Another model to show beside them, such as a run's chosen one.
-        prompts: A text or several, or prompts that `load_prompts` gave.
-        lambdas: λ between 0 (the base) and 1 (the tuned model).
+        prompts: A text or several, or prompts that `load_prompts` returned.
+        lambdas: λ between 0 (the base) and 1 (the tuned model); defaults to 0.2, 0.5 and 0.8.
         kind: What the prompts are for, which decides the defaults of sampling as in a run.
         on_event: Receives the progress, in responses.
         options: `method` and its options (`density`, …), `system`, `seed`, `max_tokens`, `temperature`, …
@@ -950,6 +597,8 @@ def compare(
     Raises:
         UserError: Bad input.
     """
+    from mooring.pipeline.compare import as_prompt
+
     texts: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     rows = [as_prompt(text, number) if isinstance(text, str) else text for number, text in enumerate(texts, 1)]
     with open_comparison(base, tuned, merged, kind=kind, **options) as comparison:
@@ -959,39 +608,11 @@ def compare(
 def open_comparison(
     base: Ref, tuned: Ref, merged: Ref | None = None, *, kind: Kind = "safety", **options: Unpack[opt.CompareOptions]
 ) -> Comparison:
-    """The models between base and tuned, open for questions; arguments as in `compare`.
+    """The models between base and tuned, open for prompts; arguments as in `compare`.
 
     Raises:
         UserError: The models do not belong together, or an option is bad.
     """
-    from mooring.config import settings
-    from mooring.merge_methods import method_named
-    from mooring.models.resolve import resolve_model
-    from mooring.pipeline.compare import Comparison
-    from mooring.pipeline.merged_model import MergedModelSpec
+    from mooring.pipeline.compare import open_comparison
 
-    recipe = settings("compare", options, kind)
-    drawn = {"seed": recipe.seed} if "seed" in method_named(recipe.merge.method).options else {}
-    spec = MergedModelSpec(
-        base=resolve_model(str(base)),
-        tuned=resolve_model(str(tuned)),
-        method=recipe.merge.method,
-        options=drawn | _method_options(recipe),
-        runner=recipe.generate,
-        system=recipe.system,
-    )
-    params = recipe.generate.sampling(kind, recipe.seed)
-    return Comparison(spec, params, resolve_model(str(merged)) if merged else None)
-
-
-def as_prompt(text: str, number: int = 1) -> Prompt:
-    """A text as a user's turn.
-
-    Raises:
-        DataError: It is empty.
-    """
-    from mooring.records import Message, Prompt
-
-    if not text.strip():
-        raise DataError("the prompt is empty", "give some text", code="data.empty_prompt")
-    return Prompt(id=f"{number}: {text}", messages=(Message("user", text),))
+    return open_comparison(str(base), str(tuned), str(merged) if merged else None, options, kind)

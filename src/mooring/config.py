@@ -29,8 +29,7 @@ from mooring.metrics import TASK_METRICS, is_task_metric
 from mooring.records import Kind
 from mooring.sampling import SamplingParams
 
-# --- The paper's four tasks by name: what they are tuned on, asked, and measured by (Farn et ---
-
+# --- The paper's four tasks (Farn et al.): what they are tuned on, asked, and measured by ---
 
 HELPFUL = "You are a helpful assistant."
 """The paper's system prompt for reasoning, code, tool use and all safety prompts."""
@@ -85,13 +84,13 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
         },
     },
 }
-"""Each task's part of a recipe; all else is the recipe's defaults, which are the paper's too. The paper chooses λ on a
-`validation set` that it does not name: here that is held-out rows of the tuning data. `#max`: of ChatDoctor, a folder
-may hold the 5k file alone."""
+"""Each task's part of a recipe; the other fields have the recipe's defaults, which are the paper's too. The paper
+chooses λ on a validation set that it does not name: here that is held-out rows of the tuning data. `#max`: a folder may
+hold only the 5k file of ChatDoctor."""
 
 
 def fill(data: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's values on top of a task's: what the recipe says stands, section by section."""
+    """A recipe's values merged over a task's, section by section."""
     filled = dict(data)
     for key, value in preset.items():
         if key not in filled:
@@ -102,29 +101,29 @@ def fill(data: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def departures(own: Mapping[str, Any], paper: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """Where a recipe departs from the paper's, a phrase each: `tune.r: 16 (the paper: 8)`.
+    """Where a recipe differs from the paper's: `tune.r: 16 (the paper: 8)`.
 
-    The recipe of a task departs in some places whatever it says: these come first.
+    Differences that every recipe of a task has come first.
     """
     if not at and own.get("task") is not None:
         yield from _always(own["score"])
     for key, value in own.items():
         place, other = f"{at}{key}", paper.get(key)
         if place == "score.validation":
-            continue  # the paper has no such share; `_always` says what it does
+            continue  # the paper has no such share; see `_always`
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             yield from departures(value, other, f"{place}.")
         elif value != other:
-            said, theirs = _say(value), _say(other)
-            yield f"{place}: {said}{', set otherwise' * (said == theirs)} (the paper: {theirs})"
+            ours, theirs = _say(value), _say(other)
+            yield f"{place}: {ours}{', set otherwise' * (ours == theirs)} (the paper: {theirs})"
 
 
 def _always(score: Mapping[str, Any]) -> Iterator[str]:
-    """Where the measures of a task's recipe are not the paper's, though the recipe says nothing."""
+    """Where every recipe of a task differs from the paper's."""
     share = f"{1 - score['validation']:.0%}"
     yield f"safety: reported on the {share} of each set that λ was not chosen on (the paper: whole sets)"
     if "bbh" in score["lm_eval"]:
-        yield "score.lm_eval: bbh's answers have up to 1,024 tokens, as lm-eval asks (the paper: 512)"
+        yield "score.lm_eval: bbh's answers have up to 1,024 tokens, as in lm-eval (the paper: 512)"
 
 
 def _say(value: Any) -> str:
@@ -137,8 +136,7 @@ def _say(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-# --- The sections of a recipe, one model a stage, with their defaults: the paper's, where it ---
-
+# --- The sections of a recipe, with their defaults: the paper's, where it states them ---
 
 Lambda = Annotated[float, Field(ge=0, le=1)]
 if TYPE_CHECKING:
@@ -158,22 +156,20 @@ def _several(value: object) -> object:
 
 
 Metric = Annotated[str, AfterValidator(_metric)]
-"""One of `metrics.TASK_METRICS`, `pass@k` with its k: `pass@10`."""
+"""One of `metrics.TASK_METRICS`; `pass@k` with its k, such as `pass@10`."""
 Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_several)]
-"""One metric or several."""
 Refs = Annotated[tuple[str, ...], BeforeValidator(_several)]
-"""One data set or several."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What NumPy, torch and transformers all take as a seed."""
+"""What NumPy, torch and transformers all accept as a seed."""
 Task = Literal["reasoning", "medical", "code", "tool"]
 GRID = (0.2, 0.4, 0.6, 0.8)
 """The paper's grid of λ."""
 
 
 class Section(BaseModel):
-    """What all sections share: frozen, and strict about their keys."""
+    """Base of all sections: frozen, and without unknown keys."""
 
-    # Defaults are validated too, so that a recipe read again from its own dump is the same to the digit: 3.0, not 3.
+    # Defaults are validated too, so that a recipe is equal to what is read from its own dump: 3.0, not 3.
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
@@ -181,7 +177,7 @@ class Tune(Section):
     """LoRA supervised fine-tuning; the names are those of PEFT and transformers, the defaults the paper's."""
 
     data: tuple[str, ...] = Field(min_length=1)
-    """Files, hub ids or bundled sets, joined in this order. One may carry a number of rows: `FILE#500`."""
+    """Files, hub ids or bundled sets, concatenated in this order; `FILE#500` takes 500 rows."""
     r: int = Field(8, ge=1)
     """Rank of the LoRA update."""
     lora_alpha: float = Field(16, gt=0)
@@ -219,20 +215,20 @@ class Tune(Section):
 
 
 class Merge(Section):
-    """θ = (1−λ)·base + λ·tuned, and its kin."""
+    """θ = (1−λ)·base + λ·tuned, or another merging method."""
 
     method: Method = "linear"
-    """The merging rule (docs/methods.md)."""
+    """The merging method (docs/methods.md)."""
     density: float | None = Field(None, ge=0, le=1)
-    """The share of the change's entries that is kept (ties, dare, della, breadcrumbs); 1 without."""
+    """Share of the change's entries that is kept (ties, dare, della, breadcrumbs); defaults to 1."""
     gamma: float | None = Field(None, ge=0, le=1)
-    """The share of the largest entries that is dropped (breadcrumbs); 0.01 without."""
+    """Share of the largest entries that is dropped (breadcrumbs); defaults to 0.01."""
     epsilon: float | None = Field(None, gt=0, lt=0.5)
-    """Half the width of the keep probability (della); 0.15 without."""
+    """Half the width of the keep probability (della); defaults to 0.15."""
     rescale: Literal["inverse", "l1", "none"] | None = None
-    """What makes up for dropped entries: 1/density, the sum of magnitudes, or nothing; the method's own without."""
+    """How dropped entries are compensated: by 1/density, by the sum of magnitudes, or not; defaults to the method's."""
     lambdas: tuple[Lambda, ...] = Field(GRID, min_length=1)
-    """The λ to try. λ is the weight of the tuned model: 0 is the base, 1 the tuned model, and both are always tried."""
+    """The λ to try, each the weight of the tuned model. 0 (the base) and 1 (the tuned model) are always tried."""
 
     @field_validator("lambdas")
     @classmethod
@@ -244,28 +240,33 @@ class Merge(Section):
             raise ValueError("two λ are the same in six digits")
         return between
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The given options of the method, besides λ."""
+        return self.model_dump(exclude_none=True, exclude={"method", "lambdas"})
+
 
 class Runner(Section):
-    """What runs a model, and how."""
+    """The engine that runs a model, and its options."""
 
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
-    """What runs the model: `transformers` or `vllm` in this process, or any OpenAI-compatible server (`openai`)."""
+    """`transformers` or `vllm` in this process, or any OpenAI-compatible server (`openai`)."""
     base_url: str | None = None
     """Address of the server, such as `http://localhost:8000/v1` (openai)."""
     key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the server's key; a key never stands in a recipe (openai)."""
+    """Environment variable with the server's API key, which is never written in a recipe (openai)."""
     concurrency: int = Field(8, ge=1)
-    """Requests at a time (openai)."""
+    """Maximum number of concurrent requests (openai)."""
     requests_per_minute: float | None = Field(None, gt=0)
-    """Requests a minute, at most (openai)."""
+    """Maximum number of requests per minute (openai)."""
     batch_size: int = Field(32, ge=1)
-    """Prompts a batch (transformers)."""
+    """Prompts per batch (transformers)."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type of the weights in memory; `auto` is the checkpoint's own."""
     device: str = "auto"
-    """`auto` is the first GPU, else the CPU (transformers)."""
+    """A torch device; `auto` is the first GPU, or the CPU if there is none (transformers)."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs that share a model (vllm)."""
+    """Number of GPUs that share the model (vllm)."""
 
     @model_validator(mode="after")
     def _a_server_has_an_address(self) -> "Runner":
@@ -283,16 +284,16 @@ RepetitionPenalty = Annotated[float, Field(ge=1)]
 
 
 class TaskSampling(Section):
-    """Sampling for the task's prompts, if it differs: each field defaults to that of `generate`."""
+    """Sampling of the task's prompts; each field defaults to that of `generate`."""
 
     max_tokens: MaxTokens | None = None
     """Maximum length of a response, in tokens."""
     temperature: Temperature | None = None
     """Sampling temperature; 0 is greedy decoding."""
     top_p: TopP | None = None
-    """Nucleus sampling; only above temperature 0."""
+    """Nucleus sampling; used only at a temperature above 0."""
     top_k: TopK | None = None
-    """Sample from this many of the most likely tokens; 0 is all of them. Only above temperature 0."""
+    """Sample from this many of the most likely tokens, 0 for all; used only at a temperature above 0."""
     n: Samples | None = None
     """Responses per prompt; more than one needs a temperature above 0."""
     repetition_penalty: RepetitionPenalty | None = None
@@ -300,10 +301,10 @@ class TaskSampling(Section):
 
 
 class SafetySampling(TaskSampling):
-    """Sampling for all prompts but the task's, if it differs: each field defaults to that of `generate`."""
+    """Sampling of all prompts except the task's; each field defaults to that of `generate`."""
 
     repetition_penalty: RepetitionPenalty | None = 1.2
-    """Penalty on tokens that occurred before, the paper's; `null` for that of `generate`."""
+    """Penalty on tokens that occurred before, as in the paper; `null` means that of `generate`."""
 
 
 class Generate(Runner):
@@ -314,9 +315,9 @@ class Generate(Runner):
     temperature: Temperature = 0.0
     """Sampling temperature; 0 is greedy decoding."""
     top_p: TopP = 1.0
-    """Nucleus sampling; only above temperature 0."""
+    """Nucleus sampling; used only at a temperature above 0."""
     top_k: TopK = 0
-    """Sample from this many of the most likely tokens; 0 is all of them. Only above temperature 0."""
+    """Sample from this many of the most likely tokens, 0 for all; used only at a temperature above 0."""
     n: Samples = 1
     """Responses per prompt; more than one needs a temperature above 0."""
     repetition_penalty: RepetitionPenalty = 1.0
@@ -326,10 +327,10 @@ class Generate(Runner):
     task: TaskSampling = TaskSampling()
     """Overrides for the task's prompts."""
     drafts: bool = True
-    """Verify the nearest λ's response as a draft, and decode from where they diverge; greedy only (transformers)."""
+    """Verify the response at the nearest λ as a draft, and decode where it diverges; greedy only (transformers)."""
 
     def sampling(self, kind: Kind, seed: int) -> SamplingParams:
-        """How responses to a kind of prompts are sampled: in a run, by `mooring generate` and by `mooring compare`."""
+        """How responses to a kind of prompts are sampled, in a run and by `mooring generate` and `mooring compare`."""
         overrides = (self.task if kind == "task" else self.safety).model_dump(exclude_none=True)
         return SamplingParams(**({name: getattr(self, name) for name in SAMPLING} | overrides), seed=seed)
 
@@ -339,16 +340,16 @@ SAMPLING = tuple(TaskSampling.model_fields)
 
 
 class Judge(Runner):
-    """A safety judge; in a recipe its name alone will do."""
+    """A safety judge; in a recipe, its name alone suffices."""
 
     name: str = "rules"
     """`rules`, `wildguard`, `llama-guard-3`, … (docs/judges.md)."""
     model: str | None = None
-    """The model that judges: a folder or a hub id, or its name on the server; the judge's own where it is not given."""
+    """The judge's model: a folder, a hub id, or its name on the server; defaults to the model made for this judge."""
     price_in: float = Field(0, ge=0)
-    """Dollars per million prompt tokens that the server charges; an upper bound on the cost is printed first."""
+    """Dollars per million input tokens; with a price, the maximum cost is printed before the judge is asked."""
     price_out: float = Field(0, ge=0)
-    """Dollars per million tokens of an answer."""
+    """Dollars per million output tokens."""
 
 
 def _judge(value: object) -> object:
@@ -360,68 +361,68 @@ def _judges(value: object) -> object:
 
 
 class Score(Section):
-    """What is measured. A set is a file, a hub id, a named set (`advbench`, docs/sets.md) or a bundled one."""
+    """What is measured. A data set is a file, a hub id, a named set (`advbench`, docs/sets.md) or a bundled one."""
 
     safety: Refs = Field(("bundled:harmful",), min_length=1)
-    """Requests that a safe model refuses: one set or several."""
+    """Requests that a safe model refuses: one data set or several."""
     over_refusal: Refs | None = ("bundled:lookalikes",)
     """Harmless requests that sound harmful."""
     ordinary: Refs | None = ("bundled:ordinary",)
     """Ordinary requests."""
     task: str | None = None
-    """Prompts with references."""
+    """Prompts of the task, with references."""
     task_system: str | None = None
-    """System prompt for the prompts of `task`; the recipe's where it is not given."""
+    """System prompt of `task`; defaults to the recipe's."""
     validation_task: str | None = None
-    """Prompts with references on which λ is chosen; `task` is then reported on whole. Without it, `task` is halved."""
+    """Prompts with references on which λ is chosen; all of `task` is then reported. Without it, `task` is halved."""
     validation_system: str | None = None
-    """System prompt for the prompts of `validation_task`. Where it is not given: the one that the model is tuned with
-    (`tune.system`, else the recipe's), or `task_system` where `tuned` names the model."""
+    """System prompt of `validation_task`; defaults to that of tuning (`tune.system`, else the recipe's), or to
+    `task_system` if the recipe has `tuned`."""
     metrics: Metrics = ()
-    """Task metrics, the one that λ is chosen by first. Empty: chosen by what the references look like."""
+    """Task metrics; λ is chosen by the first. If empty, those that suit the references."""
     validation_metrics: Metrics = ()
-    """The same on validation, where they differ from `metrics`: λ is chosen by the first of these."""
+    """Task metrics on validation, the first of which chooses λ; defaults to `metrics`."""
     bertscore_model: str = "microsoft/deberta-xlarge-mnli"
     """The encoder of BERTScore: a folder, a hub id, or `bundled:minilm`."""
     bertscore_layer: int | None = Field(None, ge=1)
-    """Its layer; 40 for the paper's encoder, the last for the bundled one, and needed for any other."""
+    """The encoder's layer; defaults to 40 for the paper's encoder, the last of the bundled one; required for others."""
     lm_eval: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
-    """Tasks of lm-evaluation-harness, run on base, tuned and chosen model; `bbh` is BIG-Bench Hard, 3-shot."""
+    """Tasks of lm-evaluation-harness, run on the base, tuned and chosen models; `bbh` is BIG-Bench Hard, 3-shot."""
     lm_eval_limit: int | None = Field(None, ge=1)
-    """At most so many examples of each of these."""
+    """Maximum number of questions per task of lm-evaluation-harness."""
     unsafe_exec: bool = False
-    """Run model-written code without the sandbox. Do so only on a machine that holds nothing of value."""
+    """Run model-written code without the sandbox; only for a machine that holds nothing of value."""
     judges: Annotated[tuple[Annotated[Judge, BeforeValidator(_judge)], ...], BeforeValidator(_judges)] = Field(
         (Judge(),), min_length=1
     )
-    """Safety judges, the one that λ is chosen by first."""
+    """Safety judges; λ is chosen by the first."""
     validation: float = Field(0.5, gt=0, lt=1)
-    """Share of a set's prompts on which λ is chosen; the rest is reported on. Bundled sets bring their own split."""
+    """Share of a data set's prompts on which λ is chosen; the others are reported. Bundled sets have a fixed split."""
     limit: int | None = Field(None, ge=2)
-    """At most so many prompts of each set, drawn by seed."""
+    """Maximum number of prompts of each data set, drawn by seed."""
 
 
 class Select(Section):
-    """How λ is chosen, on the validation half (docs/choosing.md)."""
+    """How λ is chosen on the validation half (docs/choosing.md)."""
 
     search: Literal["grid", "bisect", "modules"] = "grid"
-    """`grid` scores every λ of `merge.lambdas`; `bisect` bisects for the largest λ within the bound, leaving
-    each λ as soon as the evidence suffices; `modules` does as `grid`, then looks for λ by depth and kind of module that
-    beat the single λ in both task score and ASR (docs/choosing.md)."""
+    """`grid` scores every λ of `merge.lambdas`. `bisect` bisects for the largest λ within the bound, and leaves each λ
+    as soon as the evidence suffices. `modules` first does what `grid` does, then tries λ by depth and kind of module
+    that beat the single λ in both task score and ASR."""
     budget: int = Field(12, ge=1)
-    """How many merges `search: modules` may try besides the grid."""
+    """Maximum number of merges that `search: modules` tries besides the grid."""
     policy: Literal["bound", "paper", "knee"] = "bound"
-    """`bound`: the most task score within a bound on the attack success rate (ASR). `paper`: the best task score,
+    """`bound`: the best task score within a bound on the attack success rate (ASR). `paper`: the best task score,
     whatever the ASR. `knee`: where the task score has gained most for the ASR that it costs."""
     margin: float = Field(0.1, ge=0, le=1)
-    """How far the ASR may lie above the base's."""
+    """How far the ASR may be above the base's."""
     bound: float | None = Field(None, ge=0, le=1)
-    """The largest ASR allowed, whatever the base's; takes the place of `margin`."""
+    """Maximum ASR, whatever the base's; replaces `margin`."""
     confidence: float | None = Field(0.95, gt=0.5, lt=1)
-    """How sure the bound must be: it is the one-sided upper confidence limit that has to lie within. `null` takes the
-    estimate itself, which needs no minimum of prompts and states no risk."""
+    """Confidence of the bound: the one-sided upper confidence limit must be within it. `null` compares the estimate
+    itself, which needs no minimum number of prompts and states no risk."""
     over_refusal_margin: float | None = Field(None, ge=0, le=1)
-    """How far over-refusal may lie above the base's, likewise; not bounded where it is not given."""
+    """How far the over-refusal rate may be above the base's, with the same confidence; by default it is not bounded."""
 
     @model_validator(mode="after")
     def _searches_look_for_a_bound(self) -> "Select":
@@ -433,33 +434,33 @@ class Select(Section):
 
 
 class Report(Section):
-    """What the report says besides the numbers."""
+    """Title and notes of the report."""
 
     title: str = "Base, tuned, merged"
     """Heading of the page."""
     notes: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
-    """What a reader must know to judge the numbers, a sentence each; shown with the run's own such notes."""
+    """What a reader must know to judge the numbers, one sentence each; shown with the run's own notes."""
 
 
 class Recipe(Section):
-    """One whole run. Either `tune` says how the tuned model is made, or `tuned` names it."""
+    """One run. Either `tune` says how the tuned model is made, or `tuned` names it."""
 
     name: str = "run"
     """A short name, used in the report."""
     out: str | None = None
-    """The run folder; `runs/<name>` where it is not given."""
+    """The run folder; defaults to `runs/<name>`."""
     seed: Seed = 42
-    """Seed of everything that has no other."""
+    """Random seed."""
     base: str
     """The aligned model: a folder, a GGUF file, a hub id, or a bundled model."""
     tuned: str | None = None
     """The tuned model: a folder (checkpoint or LoRA adapter) or a hub id."""
     system: str | None = DEFAULT_SYSTEM
-    """System prompt for tuning and inference, where the data brings none."""
+    """System prompt of tuning and inference, for prompts and examples that have none."""
     align: Tune | None = None
-    """Make `base` refuse first. For a model that hardly refuses; the report says so."""
+    """First tune `base` to refuse, if it hardly does; the report says so."""
     task: Task | None = None
-    """One of the paper's tasks: fills in its data, prompts, metrics and judge wherever this recipe says nothing."""
+    """One of the paper's tasks: its data, prompts, metrics and judge become the defaults."""
     tune: Tune | None = None
     """Tune the base on a task."""
     merge: Merge = Merge()
@@ -485,7 +486,7 @@ class Recipe(Section):
         return value
 
     def departures(self) -> list[str]:
-        """Where this recipe departs from the paper's settings for its task, a phrase each; empty without a task."""
+        """Where this recipe differs from the paper's settings for its task; empty without a task."""
         if self.task is None:
             return []
         same = {"name", "out", "base", "report"}
@@ -513,7 +514,7 @@ class Recipe(Section):
 
     @property
     def folder(self) -> Path:
-        """Where its run lives."""
+        """The run folder."""
         return Path(self.out or f"runs/{self.name}").expanduser()
 
     @classmethod
@@ -553,13 +554,13 @@ class Recipe(Section):
             raise _explained(error, where, cls) from None
 
     def override(self, values: Mapping[str, Any], where: str = "") -> "Recipe":
-        """The recipe with other values at some places, such as `{"select.margin": 0.05, "generate.max_tokens": 64}`.
+        """A recipe with other values of some fields, such as `{"select.margin": 0.05, "generate.max_tokens": 64}`.
 
         A `select.margin` replaces the recipe's `select.bound`.
 
         Raises:
-            RecipeError: A key is unknown or a value bad, both bounds are given (`recipe.two_bounds`), or a budget that
-                no search would use (`recipe.unused_budget`).
+            RecipeError: A key is unknown or a value bad, both bounds are given (`recipe.two_bounds`), or a budget is
+                given that no search uses (`recipe.unused_budget`).
         """
         if not values:
             return self
@@ -585,6 +586,13 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def bundled_recipe(name: str) -> Path:
+    """The path of a recipe that ships with Mooring, such as `quickstart`."""
+    package = Path(__file__).parent
+    folders = (package / "recipes", package.parents[1] / "recipes")  # of a wheel; of a source tree
+    return next(folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file())
+
+
 # --- The verbs' options: which fields of a recipe each verb takes ---
 
 SECTIONS: Mapping[str, type[Section]] = {
@@ -592,7 +600,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "merge": Merge,
     "generate": Generate,
     "score": Score,
-    "judge": Judge,  # an entry of `score.judges`
+    "judge": Judge,  # an item of `score.judges`
     "select": Select,
 }
 
@@ -627,23 +635,23 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "lm_eval": ("system", "seed", *_fields("merge", but=["lambdas"]), *_HERE),
     "select": _fields("select", but=("search", "budget")),
 }
-"""The fields of a recipe that each verb takes as options, in Python and on the command line, by their last part. The
-types in `mooring.options` are written from this table."""
+"""The fields of a recipe that each verb takes as options, in Python and on the command line, by the last part of their
+keys. The types in `mooring.options` are written from this table."""
 
 
 def field_at(key: str) -> FieldInfo:
-    """The field at a place in a recipe such as `select.margin`."""
+    """The field of a recipe with a key such as `select.margin`."""
     section, _, name = key.rpartition(".")
     return (SECTIONS[section] if section else Recipe).model_fields[name]
 
 
 def options_of(verb: str) -> dict[str, str]:
-    """Each option of a verb and its place in a recipe, such as `margin` and `select.margin`."""
+    """Each option of a verb and its key in a recipe, such as `margin` and `select.margin`."""
     return {key.rpartition(".")[2]: key for key in VERBS[verb]}
 
 
 def placed(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given to a verb by their places in a recipe.
+    """The options given to a verb, by their keys in a recipe.
 
     Raises:
         RecipeError: The verb has no such option (`recipe.unknown_option`).
@@ -659,13 +667,13 @@ def placed(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def settings(
     verb: str, options: Mapping[str, Any], kind: Kind = "safety", *, more: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """What one verb runs by: a recipe of its options and the defaults, which names no models.
+    """The settings of one verb: a recipe of its options and the defaults, without models.
 
     Args:
         verb: A key of `VERBS`.
         options: The options given.
-        kind: Which prompts are sampled for: the options of sampling override `generate.<kind>`.
-        more: Values that are not options of the verb, by their places in a recipe.
+        kind: The kind of the prompts: the options of sampling override `generate.safety` or `generate.task`.
+        more: Values that are not options of the verb, by their keys in a recipe.
 
     Raises:
         RecipeError: An option is unknown, or its value is bad.
@@ -706,7 +714,7 @@ def _value(verb: str, name: str, value: Any) -> Any:
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value at a place such as `generate.safety.max_tokens`."""
+    """Set the value of a key such as `generate.safety.max_tokens`."""
     *path, name = key.split(".")
     for part in path:
         inner = values.get(part)
@@ -715,7 +723,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value that a recipe may hold: paths as text, at whatever depth."""
+    """A value with paths as text, at any depth."""
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Mapping):
@@ -738,7 +746,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     raise RecipeError(f"{text!r} does not set a value", "write select.margin=0.05", code="recipe.bad_override")
 
 
-# --- What is wrong with a recipe, in a line ---
+# --- Errors of validation, in one line ---
 
 
 def _near(name: str, known: Collection[str], what: str = "known here") -> str:
@@ -747,7 +755,7 @@ def _near(name: str, known: Collection[str], what: str = "known here") -> str:
 
 
 def _explained(error: ValidationError, where: str, model: type[BaseModel]) -> RecipeError:
-    """The first problem of a validation."""
+    """The first error of a validation."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -767,15 +775,15 @@ def _explained(error: ValidationError, where: str, model: type[BaseModel]) -> Re
 
 
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model that a place in a recipe belongs to."""
+    """The section at a place in a recipe."""
     for part in loc:
-        if isinstance(part, str):  # a number is a place in a list, whose model the annotation names
+        if isinstance(part, str):  # an integer is an index into a list
             model = next(_models(model.model_fields[part].annotation))
     return model
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that an annotation names, at whatever depth."""
+    """The sections in an annotation, at any depth."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

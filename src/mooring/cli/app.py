@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import mooring
-from mooring.cli import OVER_BOUND, render
+from mooring.cli import BAD_INPUT, OVER_BOUND, render
 from mooring.cli.compare import compare
 from mooring.cli.merge import merge, mergekit, push, verify
 from mooring.cli.options import (
@@ -49,7 +49,9 @@ def top() -> None:
 @dry_run_option
 @json_option
 def safeguard(base: str, tuned: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Merge TUNED back towards BASE over λ, measure, choose λ, write the model and a report.
+    """Find the λ that makes TUNED as safe as BASE, and merge.
+
+    Merges TUNED back towards BASE at several λ, measures each, chooses λ, and writes the merged model and a report.
 
     \b
     Examples:
@@ -60,16 +62,16 @@ def safeguard(base: str, tuned: str, out: str, dry_run: bool, as_json: bool, **o
     _start(mooring.safeguard_recipe(base, tuned, out=out, overrides=overrides(options)), dry_run, as_json)
 
 
-@verb(top, "run", fields="run")
+@verb(top, "run", fields="run", defaults=False)
 @click.argument("recipe", help="A recipe, as YAML.")
 @set_option
 @dry_run_option
 @json_option
 def run(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Do a whole recipe: tune, merge, generate, score, select, report.
+    """Run a recipe: tune, merge, generate, score, select, report.
 
-    Stopped at any point and started again, it continues from what is done. Any field of the recipe can be overridden by
-    its name in `select` or with --set; the last one counts.
+    A run that was stopped continues if it is started again. Options override the fields of the recipe's `select`
+    section, and --set any field; of several for one field the last counts.
 
     \b
     Examples:
@@ -86,14 +88,18 @@ def run(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
 @dry_run_option
 @json_option
 def quickstart(out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Show the effect on the bundled model, offline: ten to thirty minutes on two CPU cores.
+    """Run the bundled recipe on the bundled model, offline.
+
+    It takes ten to thirty minutes on two CPU cores.
 
     \b
     Examples:
       mooring quickstart
       mooring quickstart --out /tmp/first-look
     """
-    recipe = mooring.Recipe.load(mooring.api.bundled_recipe("quickstart"))
+    from mooring.config import bundled_recipe
+
+    recipe = mooring.Recipe.load(bundled_recipe("quickstart"))
     _start(recipe.override({"out": out, **overrides(options)}), dry_run, as_json)
 
 
@@ -103,9 +109,10 @@ def quickstart(out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
 @click.option("--out", required=True, help="Folder for the LoRA adapter.")
 @json_option
 def tune(base: str, data: tuple[str, ...], out: str, as_json: bool, **options: Any) -> None:
-    """Tune a LoRA adapter on the responses of DATA; the defaults are the paper's.
+    """Tune a LoRA adapter on the responses of DATA.
 
-    DATA is JSONL, JSON, CSV or Parquet with `messages`, `prompt`/`completion` or `instruction`/`input`/`output`.
+    The defaults are the paper's. DATA is JSONL, JSON, CSV or Parquet with `messages`, `prompt`/`completion` or
+    `instruction`/`input`/`output`.
 
     \b
     Examples:
@@ -121,14 +128,15 @@ for command in (merge, mergekit, verify, push, generate, score, rejudge, prefer,
     top.add_command(command)
 
 
-@verb(top, "select", fields="select")
+@verb(top, "select", fields="select", defaults=False)
 @click.argument("run", help="A run folder.")
 @click.option("--metric", help="The task score that decides; defaults to the run's own.")
 @json_option
 def select(run: str, metric: str | None, as_json: bool, **options: Any) -> None:
-    """Choose λ again from a run's validation scores, by another bound, policy or metric; the run stays as it is.
+    """Choose λ again from a run's validation scores.
 
-    What is not given is the run's own. Exits with 3 if no λ is within the bound; the nearest one is named then.
+    The bound, policy or metric may differ; the run stays as it is. Options default to the run's own. Exits with 3 if no
+    λ is within the bound, and prints the nearest one.
 
     \b
     Examples:
@@ -184,14 +192,14 @@ def paper(runs: str, out: str, published: str | None, main: str | None, as_json:
 @verb(top, "inspect")
 @base_argument
 @tuned_argument
-@click.option("--lam", type=float, default=0.5, show_default=True, help="λ for which to predict each method's effect.")
+@click.option("--lam", type=float, default=0.5, show_default=True, help="λ at which to predict what methods do.")
 @click.option("--quick", is_flag=True, help="Skip the effective ranks, half of the work.")
 @click.option("--heatmap", help="Draw the change by layer and module to this PNG.")
 @json_option
 def inspect(base: str, tuned: str, lam: float, quick: bool, heatmap: str | None, as_json: bool) -> None:
-    """Whether BASE and TUNED belong together, what changed between them, and what a merge would do and cost.
+    """Show whether two models can be merged, and what changed.
 
-    Exits with 2 if they cannot be merged.
+    Also predicts what each merging method would do, and what a merge costs. Exits with 2 if they cannot be merged.
 
     \b
     Examples:
@@ -205,26 +213,18 @@ def inspect(base: str, tuned: str, lam: float, quick: bool, heatmap: str | None,
     if heatmap and not as_json and inspection.whole().relative:
         click.echo(f"The heat map is in {heatmap}.")
     if inspection.problems:
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
 
 
 def _start(recipe: Any, dry_run: bool, as_json: bool) -> None:
-    """Run a recipe with progress on the terminal, or print its plan."""
+    """Run a recipe with progress bars, or print its plan."""
     if dry_run:
-        forecast = mooring.plan(recipe)
-        if as_json:
-            render.result(forecast, "", as_json=True)
-        else:
-            render.forecast(forecast)
-        return
+        return render.forecast(mooring.plan(recipe), as_json=as_json)
     from mooring.pipeline.run import Run
 
     run = Run(recipe)
     with render.watch(run) as on_event:
         outcome = run.execute(on_event)
-    if as_json:
-        render.result(outcome, "", as_json=True)
-    else:
-        render.outcome(outcome)
+    render.outcome(outcome, as_json=as_json)
     if not outcome.choice.within:
         sys.exit(OVER_BOUND)

@@ -1,4 +1,4 @@
-"""`mooring compare`: one prompt side by side at each λ, and, on a terminal, λ movable."""
+"""`mooring compare`: the answers to a prompt at each λ side by side, and, on a terminal, at any λ that is typed."""
 
 import dataclasses
 import json
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from mooring.records import Prompt
 
 NARROWEST = 26
-"""Characters of a column below which answers go one under the other."""
+"""Minimum width of a column; answers that have less are printed one below the other."""
 STEP = 0.1
-"""How far `+` and `-` move λ."""
+"""How much `+` and `-` change λ."""
 KEYS = "a number: λ · + and -: λ by 0.1 · p TEXT: another prompt · q: quit"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Command:
-    """What a line at the prompt asks for: `point`, `prompt`, `quit`, or `help` if it cannot be read."""
+    """A typed line: go to a point, ask another prompt, quit, or print the help."""
 
     kind: Literal["point", "prompt", "quit", "help"]
     point: MergePoint | None = None
@@ -71,14 +71,14 @@ def read_command(line: str, shown: MergePoint) -> Command:
 @click.argument("merged", required=False, help="Another model to show beside them, such as a run's model/.")
 @click.option("--prompt", help="A prompt.")
 @click.option("--prompts", help="Prompts of a data set instead: FILE, advbench …; FILE#3 draws three.")
-@click.option("--lambdas", help="λ between 0 (BASE) and 1 (TUNED): 0.2,0.5,0.8.")
+@click.option("--lambdas", help="λ between 0 (BASE) and 1 (TUNED). [default: 0.2,0.5,0.8]")
 @kind_option
 @split_option
 @json_option
 def compare(base: str, tuned: str, merged: str | None, as_json: bool, **options: Any) -> None:
-    """Answer a prompt by BASE, TUNED and their merges at each λ, side by side; nothing is written.
+    """Show the answers of base, tuned and merges side by side.
 
-    On a terminal λ can then be moved: type a λ, + or -, another prompt with `p TEXT`, or q.
+    No model is written. On a terminal λ can then be changed: type a λ, + or -, another prompt with `p TEXT`, or q.
 
     \b
     Examples:
@@ -86,10 +86,12 @@ def compare(base: str, tuned: str, merged: str | None, as_json: bool, **options:
       mooring compare base/ adapter/ runs/mine/model --prompt "Set an alarm for 6." --lambdas 0.3,0.6
       mooring compare base/ tuned/ --prompts questions.jsonl#3 --lambdas 0.5 --method slerp
     """
+    from mooring.pipeline.responses import find_kind
+
     given = fields_given(options)
     prompts = _prompts(options["prompt"], options["prompts"], options["split"], given)
-    lambdas = mooring.api.LAMBDAS if options["lambdas"] is None else floats(options["lambdas"], "--lambdas")
-    kind = mooring.api.kind_of(options["prompts"] or (), options["kind"])
+    lambdas = None if options["lambdas"] is None else floats(options["lambdas"], "--lambdas")
+    kind = options["kind"] or find_kind(options["prompts"] or ())
     with mooring.open_comparison(base, tuned, merged, kind=kind, **given) as comparison:
         with render.bar("compare", resumes=False) as on_event:
             answers = comparison.ask_all(prompts, comparison.models_at(lambdas), on_event)
@@ -107,25 +109,22 @@ def compare(base: str, tuned: str, merged: str | None, as_json: bool, **options:
 
 
 def _prompts(text: str | None, refs: str | None, split: Split, given: Mapping[str, Any]) -> "list[Prompt]":
-    """The prompts.
+    """The prompts of a text or a data set."""
+    from mooring.config import settings
+    from mooring.data import load_prompts
+    from mooring.pipeline.compare import as_prompt
 
-    Raises:
-        UserError: Neither or both were given, or the data set cannot be read.
-    """
     if (text is None) == (refs is None):
         problem = "--prompt and --prompts: one of them is required"
         raise UserError(problem, 'give a prompt: --prompt "…"', code="usage.one_prompt")
     if text is not None:
-        return [mooring.api.as_prompt(text)]
-    from mooring.config import settings
-    from mooring.data import load_prompts
-
+        return [as_prompt(text)]
     assert refs is not None
     return load_prompts(refs, split=split, seed=settings("compare", given).seed)
 
 
 def console() -> Console:
-    """Standard output, in which no markup, emoji code or number of a model's text is read."""
+    """Standard output, without markup, emoji codes or highlighting in a model's text."""
     return Console(highlight=False, markup=False, emoji=False)
 
 
@@ -140,7 +139,7 @@ def _plain(prompt: "Prompt", replies: "Sequence[Reply]") -> dict[str, object]:
 
 
 def answered(prompt: "Prompt", replies: "Sequence[Reply]", width: int) -> RenderableType:
-    """A prompt with its answers: side by side where the width allows, else one under the other."""
+    """A prompt with its answers: side by side if the width allows it, else one below the other."""
     asked = Text(f"\n{_visible(prompt.messages[-1].content)}\n", style="bold")
     columns = [(heading(reply), Text(body(reply))) for reply in replies]
     if width // len(columns) < NARROWEST:
@@ -161,13 +160,15 @@ def heading(reply: "Reply") -> str:
 
 
 def body(reply: "Reply") -> str:
-    """A model's text, in which nothing acts unseen, with a mark where the limit cut it."""
+    """A model's text without control characters, marked if it was cut at the limit."""
     text = _visible(reply.text).strip() or "(nothing)"
     return f"{text} … (cut at {reply.tokens} tokens)" if reply.finish == "length" else text
 
 
 def interact(comparison: "Comparison", prompt: "Prompt", point: MergePoint, out: Console) -> None:
     """Ask what is typed, until `q` or the end of the input."""
+    from mooring.pipeline.compare import as_prompt
+
     number = 1
     while True:
         out.print(Text(KEYS, style="dim"))
@@ -183,13 +184,13 @@ def interact(comparison: "Comparison", prompt: "Prompt", point: MergePoint, out:
             continue
         if command.kind == "prompt":
             number += 1
-            prompt = mooring.api.as_prompt(command.text, number)
+            prompt = as_prompt(command.text, number)
         elif command.point:
             point = command.point
         try:
             with out.status(point.label):
                 replies = [comparison.ask(prompt, model) for model in comparison.models_at([point.lam])]
-        except mooring.UserError as error:  # a prompt that is too long ends nothing
+        except mooring.UserError as error:  # such as a prompt that is too long
             out.print(Text(f"mooring: {_visible(' '.join(str(error).split()))}"))
             continue
         out.print(answered(prompt, replies, out.width))

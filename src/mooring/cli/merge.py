@@ -1,7 +1,8 @@
-"""`merge`, and what goes with it: `mergekit`, `verify` and `push`."""
+"""Commands about merged models: `merge`, `mergekit`, `verify` and `push`."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -11,14 +12,16 @@ from mooring.cli.options import HELP, Verb, fields_given, floats, json_option, v
 from mooring.errors import UserError
 from mooring.merge_methods import METHODS
 from mooring.merge_point import MergePoint
+from mooring.options import OutputOptions
 
-_TEXTS = {
+_PER_MODEL = ("density", "gamma", "epsilon")
+_TYPES: dict[str, click.ParamType[Any]] = {
     "method": click.Choice(list(METHODS)),
-    "density": click.STRING,
-    "gamma": click.STRING,
-    "epsilon": click.STRING,
+    "rescale": click.Choice(["inverse", "l1", "none"]),
+    "seed": click.INT,
+    **dict.fromkeys(_PER_MODEL, click.STRING),
 }
-"""A merge takes a number, a ramp or one per model where a recipe takes a number; and it has one method more."""
+"""A merge takes a number, a ramp or one per model where a recipe takes a number, and has one method more."""
 
 _JOB = (
     click.argument("base", help="The aligned model: folder, .gguf file or hub id."),
@@ -29,13 +32,17 @@ _JOB = (
     click.option("--normalize/--no-normalize", default=None, help="Divide by the sum of weights."),
     click.option("--dtype", help="Type of the merged weights; defaults to BASE's."),
     click.option(
-        "--tokenizer", type=click.Choice(["larger", "base"]), default="larger", help="Which, if vocabularies differ."
+        "--tokenizer",
+        type=click.Choice(["larger", "base"]),
+        default="larger",
+        show_default=True,
+        help="Which, if sizes differ.",
     ),
 )
 _OUTPUT = (
     click.option("--out", required=True, help="Folder for the merged model."),
-    click.option("--max-shard-size", help="Largest file: 5GB; defaults to BASE's files."),
-    click.option("--as-adapter", is_flag=True, help="LoRA in, LoRA out: a few MB, exact."),
+    click.option("--max-shard-size", help="Maximum size of a file: 5GB; defaults to BASE's files."),
+    click.option("--as-adapter", is_flag=True, help="Write a LoRA adapter; all TUNED must be adapters."),
     click.option("--allow-nonfinite", is_flag=True, help="Allow NaN and Inf among the weights."),
     click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default one per core."),
     json_option,
@@ -43,18 +50,15 @@ _OUTPUT = (
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def add(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
+    return lambda function: functools.reduce(lambda decorated, option: option(decorated), reversed(options), function)
 
 
-@click.command("merge", cls=Verb, context_settings=HELP, fields="merge", types=_TEXTS)
+@click.command("merge", cls=Verb, context_settings=HELP, fields="merge", types=_TYPES)
 @_options(*_JOB, click.option("--lambdas", help="Several λ in one pass, a folder each: 0.2,0.4,0.6,0.8."), *_OUTPUT)
 def merge(lambdas: str | None, out: str, as_json: bool, **options: Any) -> None:
-    """Merge one or more TUNED models into BASE: (1−λ)·BASE + λ·TUNED, or by another method.
+    """Merge tuned models into their base.
+
+    The default method gives (1−λ)·BASE + λ·TUNED.
 
     \b
     Examples:
@@ -69,7 +73,7 @@ def merge(lambdas: str | None, out: str, as_json: bool, **options: Any) -> None:
     if several and (options["lam"] is not None or options["lam_for"]):
         raise UserError("--lambdas: replaces --lam and --lam-for", "give one of them", code="usage.lam_and_lambdas")
     base, tuned, job = _job(options)
-    output = {name: options[name] for name in ("max_shard_size", "as_adapter", "allow_nonfinite", "threads")}
+    output = {name: options[name] for name in OutputOptions.__annotations__}
     with render.bar("merge", resumes=False) as on_event:
         folder = mooring.merge(base, tuned, out=out, lambdas=several, on_event=on_event, **job, **output)
     render.merged(folder, [MergePoint(lam).folder for lam in several], as_json=as_json)
@@ -77,7 +81,7 @@ def merge(lambdas: str | None, out: str, as_json: bool, **options: Any) -> None:
 
 @click.group("mergekit", context_settings=HELP)
 def mergekit() -> None:
-    """Run a mergekit configuration, or export a merge as one."""
+    """Run or export a mergekit configuration."""
 
 
 @verb(mergekit, "run")
@@ -95,7 +99,7 @@ def run(config: str, out: str, as_json: bool, **output: Any) -> None:
     render.merged(folder, [], as_json=as_json)
 
 
-@verb(mergekit, "export", fields="merge", types=_TEXTS)
+@verb(mergekit, "export", fields="merge", types=_TYPES)
 @_options(*_JOB)
 def export(**options: Any) -> None:
     """Print a merge as a mergekit configuration; the options are those of `mooring merge`.
@@ -112,7 +116,7 @@ def export(**options: Any) -> None:
 @click.argument("folder", help="A folder that `mooring merge` wrote.")
 @json_option
 def verify(folder: str, as_json: bool) -> None:
-    """Read a merged model again: is it what was written?
+    """Check that a merged model is what was written.
 
     \b
     Examples:
@@ -126,8 +130,8 @@ def verify(folder: str, as_json: bool) -> None:
 @click.command("push", context_settings=HELP)
 @click.argument("folder", help="A folder that `mooring merge` wrote, or the model/ of a run.")
 @click.argument("hub_id", help="OWNER/NAME.")
-@click.option("--base", default="", help="The base's hub id, for the card to link.")
-@click.option("--tuned", multiple=True, help="The tuned model's hub id, for the card to link; once per model.")
+@click.option("--base", default="", help="The base's hub id, which the card links.")
+@click.option("--tuned", multiple=True, help="The tuned model's hub id, which the card links; once per model.")
 @click.option("--private", is_flag=True, help="Make a new hub repository private.")
 @click.option("--overwrite", is_flag=True, help="Replace other weights on the hub.")
 @json_option
@@ -145,42 +149,31 @@ def push(folder: str, hub_id: str, as_json: bool, **options: Any) -> None:
 
 def _job(options: dict[str, Any]) -> tuple[str, list[str], dict[str, Any]]:
     """Base, tuned models, and the arguments that describe the merge."""
-    given = fields_given(options)
-    for name in ("density", "gamma", "epsilon"):
-        if name in given:
-            given[name] = _values(given[name], name)
-    if options["weights"] is not None:
-        given["weights"] = _values(options["weights"], "weights")
-    if options["normalize"] is not None:
-        given["normalize"] = options["normalize"]
-    job = given | {"lam": _lam(options["lam"], options["lam_for"]), "dtype": options["dtype"]}
-    return options["base"], list(options["tuned"]), job | {"tokenizer": options["tokenizer"]}
+    own = {name: options[name] for name in ("weights", "normalize", "dtype", "tokenizer")}
+    job = fields_given(options) | own | {"lam": _lam(options["lam"], options["lam_for"])}
+    for name in ("weights", *_PER_MODEL):
+        if job.get(name) is not None:
+            job[name] = [_parsed(part.strip(), name, "parse") for part in job[name].split(",")]
+    return options["base"], list(options["tuned"]), job
 
 
 def _lam(lam: str | None, lam_for: Sequence[str]) -> Any:
     """λ from its two options."""
-    from mooring.merging.tensor_value import parse, parse_rule
-
     if not lam_for:
-        return None if lam is None else _parsed(lam, "lam", parse)
-    rules: dict[str, Any] = dict(_parsed(text, "lam-for", parse_rule) for text in lam_for)
+        return None if lam is None else _parsed(lam, "lam", "parse")
+    rules: dict[str, Any] = dict(_parsed(text, "lam-for", "parse_rule") for text in lam_for)
     if lam is None:
         return rules
     if "*" in rules:
         raise UserError("--lam and --lam-for '*=…': are the same", "give one of them", code="usage.two_lams")
-    return rules | {"*": _parsed(lam, "lam", parse)}
+    return rules | {"*": _parsed(lam, "lam", "parse")}
 
 
-def _values(text: str, option: str) -> list[Any]:
-    """Values separated by commas: numbers, or ramps such as 0.2..0.8."""
-    from mooring.merging.tensor_value import parse
+def _parsed(text: str, option: str, parser: Literal["parse", "parse_rule"]) -> Any:
+    """A value, such as 0.6, 0.2..0.8 or PATTERN=VALUE; an error names the option."""
+    from mooring.merging import tensor_value
 
-    return [_parsed(part.strip(), option, parse) for part in text.split(",")]
-
-
-def _parsed(text: str, option: str, parse: Callable[[str], Any]) -> Any:
-    """A value; an error names the option."""
     try:
-        return parse(text)
+        return getattr(tensor_value, parser)(text)
     except UserError as error:
         raise UserError(f"--{option}: {error.message}", error.hint, code=error.code) from None

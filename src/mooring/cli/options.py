@@ -1,6 +1,6 @@
 """Commands whose options are fields of a recipe: name, type, default, bounds and help come from `mooring.config`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 _ORDER = "mooring.order"
 """Where a context keeps the names of the options in the order in which they were given."""
-_PLACES = "mooring.places"
-"""Where a context keeps the options' places in a recipe."""
-SET = "set"
+_KEYS = "mooring.keys"
+"""Where a context keeps each option's key in a recipe, such as `select.margin`."""
+_SET = "set"
+
+
+class Field(click.Option):
+    """An option that is a field of a recipe. One that is not given has no value: the default is the recipe's."""
 
 
 class Verb(click.Command):
@@ -25,71 +29,46 @@ class Verb(click.Command):
 
     Args:
         fields: A key of `config.VERBS`; without it, the command has only the options declared on it.
-        more: Further fields, by place, each under a name of its own: `{"judge_model": "judge.model"}`.
-        but: Options of the verb that the command does not take.
+        judge: Whether it also takes the options of a judge's model, with `--judge-model`.
+        defaults: Whether to show the defaults of the fields; not for a verb that starts from another recipe.
         types: Types that differ from the fields' own.
     """
 
     def __init__(self, *args: Any, **attrs: Any) -> None:
         self._fields: str | None = attrs.pop("fields", None)
-        self._more: Mapping[str, str] = attrs.pop("more", {})
-        self._but: Sequence[str] = attrs.pop("but", ())
+        self._judge: bool = attrs.pop("judge", False)
+        self._defaults: bool = attrs.pop("defaults", True)
         self._types: Mapping[str, click.ParamType[Any]] = attrs.pop("types", {})
         self._built = False
         super().__init__(*args, **attrs)
 
-    def places(self) -> dict[str, str]:
-        """Each generated option and its place in a recipe."""
+    def keys(self) -> dict[str, str]:
+        """The key of each generated option in a recipe."""
         from mooring.config import options_of
 
-        own = options_of(self._fields) if self._fields else {}
-        return {name: place for name, place in own.items() if name not in self._but} | dict(self._more)
+        keys = options_of(self._fields) if self._fields else {}
+        if self._judge:
+            of_judge = {name: key for name, key in options_of("prefer").items() if key.startswith("judge.")}
+            keys |= {"judge_model": "judge.model", **of_judge}
+        return keys
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """All parameters, the generated ones after those of the command itself."""
-        if not self._built and (places := self.places()):
+        if not self._built and (keys := self.keys()):
             from mooring.config import field_at
 
-            for name, place in places.items():
-                self.params.append(_option(name, place, field_at(place), self._types.get(name)))
+            for name, key in keys.items():
+                default = _default(key, field_at(key)) if self._defaults else ""
+                self.params.append(_option(name, field_at(key), default, self._types.get(name)))
         self._built = True
         return super().get_params(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments, and keep the order of the options."""
         _, _, order = self.make_parser(ctx).parse_args(list(args))
-        ctx.meta[_ORDER] = [param.name for param in order if isinstance(param, Field) or param.name == SET]
-        ctx.meta[_PLACES] = self.places()
+        ctx.meta[_ORDER] = [param.name for param in order if isinstance(param, Field) or param.name == _SET]
+        ctx.meta[_KEYS] = self.keys()
         return super().parse_args(ctx, args)
-
-
-class Field(click.Option):
-    """An option that is a field of a recipe. One that was not given has no value: the default is the recipe's."""
-
-
-def fields_given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a command's options, the fields of a recipe that were given on the command line."""
-    order = click.get_current_context().meta[_ORDER]
-    return {name: options[name] for name in order if name != SET}
-
-
-def overrides(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields given by name or by `--set`, by their places in a recipe; of several for one place the last counts."""
-    from mooring.config import parse_override
-
-    context = click.get_current_context()
-    sets = iter(options.get(SET) or ())
-    values: dict[str, Any] = {}
-    for name in context.meta[_ORDER]:
-        key, value = parse_override(next(sets)) if name == SET else (context.meta[_PLACES][name], options[name])
-        values.pop(key, None)
-        values[key] = value
-    return values
-
-
-def verb(group: click.Group, name: str, **attrs: Any) -> Callable[[Callable[..., None]], click.Command]:
-    """Add a command to a group; its keywords are those of `Verb`."""
-    return group.command(name, cls=Verb, context_settings=HELP, **attrs)
 
 
 class Verbs(click.Group):
@@ -100,13 +79,45 @@ class Verbs(click.Group):
         return list(self.commands)
 
 
+def fields_given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command's options, the fields of a recipe that were given; those of a judge as entries of `judges`."""
+    meta = click.get_current_context().meta
+    given = {name: options[name] for name in meta[_ORDER] if name != _SET}
+    if "judge_model" not in meta[_KEYS]:
+        return given
+    judge = {n.removeprefix("judge_"): given.pop(n) for n in list(given) if meta[_KEYS][n].startswith("judge.")}
+    if judge:
+        names = given.get("judges", ())
+        given["judges"] = [{"name": name, **judge} for name in ([names] if isinstance(names, str) else names)] or [
+            judge
+        ]
+    return given
+
+
+def overrides(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields given by name or by `--set`, by their keys in a recipe; of several for one key the last counts."""
+    from mooring.config import parse_override
+
+    meta = click.get_current_context().meta
+    sets = iter(options.get(_SET) or ())
+    values: dict[str, Any] = {}
+    for name in meta[_ORDER]:
+        key, value = parse_override(next(sets)) if name == _SET else (meta[_KEYS][name], options[name])
+        values.pop(key, None)
+        values[key] = value
+    return values
+
+
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def verb(group: click.Group, name: str, **attrs: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """Add a command to a group; its keywords are those of `Verb`."""
+    return group.command(name, cls=Verb, context_settings=HELP, **attrs)
+
+
 set_option = click.option(
-    "--set",
-    SET,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A recipe's field: select.margin=0.05 (docs/recipes.md).",
+    "--set", _SET, multiple=True, metavar="KEY=VALUE", help="Any field of the recipe: select.margin=0.05."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -129,25 +140,24 @@ tuned_argument = click.argument("tuned", help="The model tuned from it: checkpoi
 # --- From a field to an option ---
 
 
-def _option(name: str, place: str, field: "FieldInfo", own: click.ParamType[Any] | None) -> Field:
-    text = str(field.description)
+def _option(name: str, field: "FieldInfo", default: str, own: click.ParamType[Any] | None) -> Field:
     kind, several, nullable = _parts(field.annotation)
     flag = f"--{name.replace('_', '-')}"
     return Field(
         [f"{flag}/--no-{flag[2:]}" if kind is bool else flag, name],
         type=own or (None if kind is bool else _Value(kind, several, nullable, field.default)),
         default=None,
-        help=text + _default(place, field),
+        help=f"{field.description}{default}",
     )
 
 
-def _default(place: str, field: "FieldInfo") -> str:
+def _default(key: str, field: "FieldInfo") -> str:
     """A field's default, if there is one to show."""
     from mooring.config import SAMPLING, SafetySampling
 
     if field.is_required() or (value := field.get_default(call_default_factory=True)) is None:
         return ""
-    name = place.removeprefix("generate.")
+    name = key.removeprefix("generate.")
     safety = SafetySampling.model_fields[name].default if name in SAMPLING else None
     return f" [default: {_shown(value)}{'' if safety is None else f'; {safety:g} except for a task'}]"
 
@@ -159,7 +169,7 @@ def _shown(value: Any) -> str:
 
 
 def _parts(annotation: Any) -> tuple[Any, bool, bool]:
-    """A field's type without its wrappings, whether it takes several, and whether it may be null."""
+    """A field's own type, whether it takes several values, and whether it may be null."""
     if hasattr(annotation, "__metadata__"):
         return _parts(annotation.__origin__)
     if get_origin(annotation) is tuple:
@@ -172,14 +182,17 @@ def _parts(annotation: Any) -> tuple[Any, bool, bool]:
 
 
 class _Value(click.ParamType[Any]):
-    """Text of a field's type: `none` is null if the field may be, and commas separate several."""
+    """Text for a field, which `mooring.config` converts and checks.
+
+    `none` is null if the field may be, and commas separate several values.
+    """
 
     names: ClassVar[Mapping[Any, str]] = {int: "integer", float: "float"}
 
     def __init__(self, kind: Any, several: bool, nullable: bool, default: Any) -> None:
-        self.kind, self.several, self.nullable, self.default = kind, several, nullable, default
+        self.several, self.nullable, self.default = several, nullable, default
         self.choices = [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
-        self.name = "text" if self.choices else self.names.get(kind, "text")
+        self.name = self.names.get(kind, "text")
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         if self.choices:
@@ -187,20 +200,9 @@ class _Value(click.ParamType[Any]):
         return f"{self.name.upper()},…" if self.several else None
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
         if self.nullable and value not in self.choices and value.strip().lower() in ("", "none", "null"):
             return None
-        if self.several:
-            if self.kind is float:
-                return tuple(floats(value, f"--{param.name}" if param else "a list"))
-            return value if value == self.default else tuple(words(value))
-        if self.choices:
-            return click.Choice(self.choices).convert(value, param, ctx)
-        if self.kind in (int, float):
-            number: click.ParamType[Any] = click.INT if self.kind is int else click.FLOAT
-            return number.convert(value, param, ctx)
-        return value
+        return tuple(words(value)) if self.several and value != self.default else value
 
 
 def floats(text: str, option: str) -> list[float]:
@@ -220,7 +222,7 @@ def floats(text: str, option: str) -> list[float]:
 
 
 def words(text: str) -> list[str]:
-    """Words separated by commas; the name of a file that has commas is one."""
+    """Words separated by commas; the name of an existing file is one, even if it contains commas."""
     if Path(text).expanduser().is_file():
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]

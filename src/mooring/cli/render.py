@@ -1,4 +1,4 @@
-"""What the terminal shows: progress, tables, plans."""
+"""What commands print: progress, and results as text or JSON."""
 
 import contextlib
 import json
@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Table
 from rich.text import Text
 
+from mooring.cli import INTERRUPTED
 from mooring.events import Event, OnEvent
-from mooring.export import Record
 from mooring.files import gibibytes
 from mooring.merge_point import MergePoint
 
@@ -27,31 +27,60 @@ if TYPE_CHECKING:
     from mooring.records import Score
 
 
-_BLINK = 0.05
-"""Seconds between two steps of a bar, at least."""
-
+_REDRAW = 0.05
+"""Minimum number of seconds between two updates of a bar."""
 _DECISIONS = 6
-"""How many of a merge's decisions the terminal shows."""
-
+"""Maximum number of a merge's decisions that are shown."""
 Tick = Callable[..., None]
 """Called with (done, total, note, tokens generated)."""
 
 
 def console() -> Console:
-    """Standard output; model text is never read as markup."""
+    """Standard output, without highlighting or line breaks of its own."""
     return Console(highlight=False, soft_wrap=True)
 
 
+def _table(*headings: str, no_wrap: bool = False, **options: Any) -> Table:
+    """A table without lines."""
+    table = Table(box=None, **options)
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=no_wrap)
+    return table
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), ensure_ascii=False, indent=1, default=str))
+
+
+def _plain(value: Any) -> Any:
+    """A result as plain JSON values."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def result(value: Any, text: str, *, as_json: bool) -> None:
+    """Print a result: as JSON, or a line about it."""
+    if as_json:
+        _print_json(value)
+    else:
+        print(text)
+
+
+# --- Progress ---
+
+
 class _TimeLeft(TimeRemainingColumn):
-    """The time that one step has left; a whole run's steps are too unlike for it."""
+    """The time that one step has left; nothing for a whole run, whose steps differ too much."""
 
     def render(self, task: Task) -> Text:
-        """Nothing for a whole run."""
         return Text() if task.fields.get("whole") else super().render(task)
 
 
 def progress_bars(out: Console) -> Progress:
-    """Bars of tasks that have a `note`; one with `whole` says the time left in its note."""
+    """Bars of tasks that have a `note`."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -67,12 +96,12 @@ def progress_bars(out: Console) -> Progress:
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C loses nothing in the block: say so, and exit with 130."""
+    """On Ctrl-C, say that the same command continues, and exit with 130."""
     try:
         yield
     except KeyboardInterrupt:
-        print("mooring: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        print("mooring: stopped; the same command continues from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -103,7 +132,7 @@ def ticking(progress: Progress, label: str) -> Tick:
     def tick(done: int, total: int, note: str = "", tokens: int = 0) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < _BLINK and done < total:  # a merge emits an event per slice
+        if now - last < _REDRAW and done < total:  # a merge emits an event per slice
             return
         last = now
         if tokens:
@@ -113,216 +142,9 @@ def ticking(progress: Progress, label: str) -> Tick:
     return tick
 
 
-def result(value: Any, text: str, *, as_json: bool) -> None:
-    """A verb's result: a line, or the value as JSON."""
-    if as_json:
-        plain = value.to_dict() if isinstance(value, Record) else value
-        text = json.dumps(plain, ensure_ascii=False, indent=1, default=str)
-    print(text)
-
-
-def outcome(done: "Outcome") -> None:
-    """The table, the choice and where things are."""
-    from mooring.reporting import tables
-    from mooring.reporting.results import load
-    from mooring.reporting.tables import terminal_table
-
-    out = console()
-    results = load(done.report)
-    if not done.worked:
-        out.print(f"{escape(str(done.folder))} is finished: nothing was left to do.")
-    out.print()
-    out.print(terminal_table(results))
-    for table in (tables.tried_table(results), tables.test_table(results)):
-        if table:
-            out.print(tables.module_terminal_table(table))
-    out.print()
-    out.print(escape(done.choice.reason))
-    for note in results.notes:
-        out.print(f"[dim]{escape(note)}[/dim]")
-    out.print()
-    out.print(f"Model:  {escape(str(done.model))}")
-    out.print(f"Report: {escape(str(done.report / 'index.html'))}")
-    if not done.choice.within:
-        near = f"the model that was written is the nearest, {done.choice.point.label}, and is over it"
-        out.print(f"[bold red]No λ tried is within the bound: {near}.[/bold red]")
-
-
-def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
-    """Scores as a table, or as JSON."""
-    if as_json:
-        print(json.dumps({name: score.to_dict() for name, score in found.items()}, ensure_ascii=False, indent=1))
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("score", "value", "95 % interval", "n"):
-        table.add_column(heading, no_wrap=True)  # names and numbers stay whole
-    table.add_column("by", overflow="fold")
-    table.add_column("counts", overflow="fold")
-    for name, score in found.items():
-        counts = ", ".join(f"{key} {value:g}" for key, value in score.details.items())
-        table.add_row(escape(name), *_value(score), str(score.n), escape(score.method), escape(counts))
-    _print_whole(table)
-
-
-def _value(score: "Score") -> tuple[str, str]:
-    """A score and its interval, where it has them."""
-    value = "undefined" if score.value is None else f"{score.value:.3f}"
-    bounded = score.value is not None and score.low is not None and score.high is not None
-    return value, f"{score.low:.3f} to {score.high:.3f}" if bounded else ""
-
-
-def _print_whole(table: Table) -> None:
-    """Print a table that breaks no word, nor a column that is not to wrap: wider than the terminal where it must be."""
-    out = console()
-    wide = out.options.update(width=10_000)
-    for column in table.columns:
-        sizes = [out.measure(cell, options=wide) for cell in (column.header, *column.cells)]
-        column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
-    out.width = max(out.width, out.measure(table, options=wide).minimum)
-    out.print(table)
-
-
-def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
-    """What other judges make of a run's answers, beside the run's own."""
-    if as_json:
-        print(json.dumps([each.to_dict() for each in found], ensure_ascii=False, indent=1))
-        return
-    table = Table(box=None)
-    for heading in ("judge", "model", "split", "score", "value", "95 % interval", "n", "missed", "κ", "parted"):
-        table.add_column(heading, no_wrap=True)
-    for each in found:
-        for name, score in each.scores.items():
-            kappa = each.agreement.kappa if each.agreement else None
-            table.add_row(
-                escape(each.judge),
-                each.point.label,
-                each.split,
-                escape(name),
-                *_value(score),
-                str(score.n),
-                f"{score.details['miss']:g}",
-                "" if kappa is None else f"{kappa:.2f}",
-                "" if each.agreement is None else str(len(set(each.agreement.disagreements))),
-            )
-    _print_whole(table)
-    out = console()
-    out.print("[dim]κ and parted: beside the run's own judge; the run's choice and report stay as they are[/dim]")
-
-
-def inspection(found: "Inspection", *, as_json: bool = False) -> None:
-    """What `mooring inspect` says: a verdict, what changed, what each method would do, what a merge costs."""
-    facts = found.to_dict()
-    if as_json:
-        print(json.dumps(facts, ensure_ascii=False, indent=1))
-        return
-    out = console()
-    pair = escape(f"{found.tuned} ({found.kind}) into {found.base}")
-    out.print(f"[bold]{escape(facts['verdict'])}[/bold]: {pair}")
-    for problem in found.problems:
-        out.print(f"[red]problem:[/red] {escape(problem)}")
-    for warning in found.warnings:
-        out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
-    for name, decision in found.decisions.items():
-        out.print(f"{escape(name)}: {escape(decision)}")
-    if not facts["changed"]:
-        return
-
-    def percent(share: float | None) -> str:
-        return "from zero" if share is None else f"{100 * share:.3g} %" if share else "unchanged"
-
-    def degrees(angle: float | None) -> str:
-        return f"{angle:.3g}°" if angle else ""
-
-    whole = facts["whole"]
-    out.print(
-        f"{facts['changed']} of {facts['tensors']} tensors changed, by {percent(whole['relative_change'])} of the "
-        f"base's norm; {whole['entries_changed']:.1%} of the entries; "
-        f"largest angle {degrees(whole['largest_angle_degrees'])}"
-    )
-    for title, groups in (("module", facts["by_module"]), ("layer", facts["by_layer"])):
-        table = Table(box=None, pad_edge=False)
-        for heading in (title, "change", "", "angle", "entries", "directions"):
-            table.add_column(heading, overflow="fold")
-        most = max((group["relative_change"] or 0 for group in groups.values()), default=0) or 1
-        for name, group in groups.items():
-            change, directions = group["relative_change"], group["directions"]
-            bar = "█" * round(12 * (1 if change is None else change / most))
-            entries = f"{group['entries_changed']:.1%}" if group["entries_changed"] else ""
-            row = (percent(change), bar, degrees(group["largest_angle_degrees"]), entries)
-            table.add_row(escape(name.removesuffix(".weight")), *row, "" if directions is None else str(directions))
-        out.print()
-        out.print(table)
-    out.print()
-    out.print("[dim]angle: the largest; directions: the most that a weight's change needs for 90 % of its square[/dim]")
-    table = Table(box=None, pad_edge=False)
-    for heading in (f"at {MergePoint(found.lam).label}", "from base", "from tuned", ""):
-        table.add_column(heading, overflow="fold")
-    for method in found.methods:
-        sizes = [f"{d:.2f}" if d is not None else "" for d in (method.from_base, method.from_tuned)]
-        table.add_row(", ".join(method.methods), *sizes, escape(method.remark))
-    out.print()
-    out.print(table)
-    out.print(
-        "[dim]distances in ‖δ‖, the norm of the whole change; what is drawn by lot is the expected distance[/dim]"
-    )
-    if found.cost:
-        cost = facts["cost"]
-        seconds = cost["seconds"]
-        took = (
-            ""
-            if seconds is None
-            else f", and takes about {max(seconds, 0.1):.1f} s a pass at the speed of this reading"
-        )
-        out.print()
-        out.print(f"A merge reads {cost['read']}, writes {cost['write']} ({cost['free']} free here){took}.")
-        out.print(f"It holds about {cost['memory']} in memory.")
-
-
-def forecast(found: "Forecast") -> None:
-    """What a run would do."""
-    out = console()
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for stage, what in found.stages:
-        table.add_row(escape(stage), escape(what))
-    for name, fact in found.facts.items():
-        table.add_row(escape(name), escape(fact))
-    unknown = "not known before the base is on this machine"
-    table.add_row("disk", unknown if found.disk is None else f"{gibibytes(found.disk)} at the fullest")
-    table.add_row("memory", unknown if found.memory is None else f"about {gibibytes(found.memory)}")
-    out.print(table)
-
-
-def merged(folder: Path, names: Sequence[str], *, as_json: bool) -> None:
-    """Where the merged model is, and what had to be decided on the way."""
-    from mooring.models import MANIFEST, read_json
-
-    folders = [folder / name for name in names] or [folder]
-    if as_json:
-        manifests = [read_json(each / MANIFEST) for each in folders]
-        return result({"folder": str(folder), "models": manifests}, "", as_json=True)
-    out = console()
-    record = read_json(folders[0] / MANIFEST)
-    for note in record["notes"]:
-        out.print(f"[yellow]note:[/yellow] {escape(note)}")
-    said = record["decisions"]
-    for name, decision in list(said.items())[:_DECISIONS]:
-        out.print(f"[dim]{escape(name)}: {escape(decision)}[/dim]")
-    if len(said) > _DECISIONS:
-        out.print(f"[dim]… and {len(said) - _DECISIONS} more such decisions, all in {MANIFEST}[/dim]")
-    if names:
-        out.print(f"The merged models are in {escape(str(folder))}: {', '.join(names)}.")
-    else:
-        out.print(f"The merged model is in {escape(str(folder))}.")
-
-
-# --- A run on the terminal: a line for each step that is done, a bar for the one at work, and ---
-
-
 @contextlib.contextmanager
 def watch(run: "Run") -> Iterator["OnEvent"]:
-    """Show the progress of a run; yields the callback for its events."""
+    """Show the progress of a run: a line for each finished step, a bar for the current one, and one for the run."""
     from mooring.pipeline.progress import Progress as RunProgress
     from mooring.pipeline.progress import summary
 
@@ -363,3 +185,189 @@ def watch(run: "Run") -> Iterator["OnEvent"]:
 def note_of(event: "Event") -> str:
     """What stands beside the bar of a step: its message, or its numbers (`loss 1.234`)."""
     return event.message or ", ".join(f"{name} {value:.3f}" for name, value in event.metrics.items())
+
+
+# --- Results ---
+
+
+def outcome(done: "Outcome", *, as_json: bool = False) -> None:
+    """The table of a run, the choice of λ, and where the files are."""
+    if as_json:
+        return _print_json(done)
+    from mooring.reporting import tables
+    from mooring.reporting.results import load
+    from mooring.reporting.tables import terminal_table
+
+    out = console()
+    results = load(done.report)
+    if not done.worked:
+        out.print(f"{escape(str(done.folder))} is finished: nothing was left to do.")
+    out.print()
+    out.print(terminal_table(results))
+    for table in (tables.tried_table(results), tables.test_table(results)):
+        if table:
+            out.print(tables.module_terminal_table(table))
+    out.print()
+    out.print(escape(done.choice.reason))
+    for note in results.notes:
+        out.print(f"[dim]{escape(note)}[/dim]")
+    out.print()
+    out.print(f"Model:  {escape(str(done.model))}")
+    out.print(f"Report: {escape(str(done.report / 'index.html'))}")
+    if not done.choice.within:
+        nearest = f"the model that was written is the nearest, {done.choice.point.label}, and is over it"
+        out.print(f"[bold red]No λ tried is within the bound: {nearest}.[/bold red]")
+
+
+def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
+    """Scores with their intervals, methods and counts."""
+    if as_json:
+        return _print_json(found)
+    table = _table("score", "value", "95 % interval", "n", no_wrap=True, pad_edge=False)
+    table.add_column("by", overflow="fold")
+    table.add_column("counts", overflow="fold")
+    for name, score in found.items():
+        counts = ", ".join(f"{key} {value:g}" for key, value in score.details.items())
+        table.add_row(escape(name), *_value(score), str(score.n), escape(score.method), escape(counts))
+    _print_whole(table)
+
+
+def _value(score: "Score") -> tuple[str, str]:
+    """A score and its interval."""
+    value = "undefined" if score.value is None else f"{score.value:.3f}"
+    bounded = score.value is not None and score.low is not None and score.high is not None
+    return value, f"{score.low:.3f} to {score.high:.3f}" if bounded else ""
+
+
+def _print_whole(table: Table) -> None:
+    """Print a table without breaking words, wider than the terminal if necessary."""
+    out = console()
+    wide = out.options.update(width=10_000)
+    for column in table.columns:
+        sizes = [out.measure(cell, options=wide) for cell in (column.header, *column.cells)]
+        column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+    out.width = max(out.width, out.measure(table, options=wide).minimum)
+    out.print(table)
+
+
+def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
+    """The scores of other judges, and how far they agree with the run's own."""
+    if as_json:
+        return _print_json(found)
+    numbers = ("value", "95 % interval", "n", "missed", "κ", "disagree")
+    table = _table("judge", "model", "split", "score", *numbers, no_wrap=True)
+    for each in found:
+        for name, score in each.scores.items():
+            kappa = each.agreement.kappa if each.agreement else None
+            table.add_row(
+                escape(each.judge),
+                each.point.label,
+                each.split,
+                escape(name),
+                *_value(score),
+                str(score.n),
+                f"{score.details['miss']:g}",
+                "" if kappa is None else f"{kappa:.2f}",
+                "" if each.agreement is None else str(len(set(each.agreement.disagreements))),
+            )
+    _print_whole(table)
+    note = "κ and disagree: compared with the run's own judge; the run's choice and report stay as they are"
+    console().print(f"[dim]{note}[/dim]")
+
+
+def inspection(found: "Inspection", *, as_json: bool = False) -> None:
+    """Whether two models can be merged, what changed, what each method would do, and what a merge costs."""
+    if as_json:
+        return _print_json(found)
+    out, facts = console(), found.to_dict()
+    pair = escape(f"{found.tuned} ({found.kind}) into {found.base}")
+    out.print(f"[bold]{escape(facts['verdict'])}[/bold]: {pair}")
+    for problem in found.problems:
+        out.print(f"[red]problem:[/red] {escape(problem)}")
+    for warning in found.warnings:
+        out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+    for name, decision in found.decisions.items():
+        out.print(f"{escape(name)}: {escape(decision)}")
+    if not facts["changed"]:
+        return
+
+    def percent(share: float | None) -> str:
+        return "from zero" if share is None else f"{100 * share:.3g} %" if share else "unchanged"
+
+    def degrees(angle: float | None) -> str:
+        return f"{angle:.3g}°" if angle else ""
+
+    whole = facts["whole"]
+    out.print(
+        f"{facts['changed']} of {facts['tensors']} tensors changed, by {percent(whole['relative_change'])} of the "
+        f"base's norm; {whole['entries_changed']:.1%} of the entries; "
+        f"largest angle {degrees(whole['largest_angle_degrees'])}"
+    )
+    for title, groups in (("module", facts["by_module"]), ("layer", facts["by_layer"])):
+        table = _table(title, "change", "", "angle", "entries", "directions", pad_edge=False)
+        most = max((group["relative_change"] or 0 for group in groups.values()), default=0) or 1
+        for name, group in groups.items():
+            change, directions = group["relative_change"], group["directions"]
+            bar = "█" * round(12 * (1 if change is None else change / most))
+            entries = f"{group['entries_changed']:.1%}" if group["entries_changed"] else ""
+            row = (percent(change), bar, degrees(group["largest_angle_degrees"]), entries)
+            table.add_row(escape(name.removesuffix(".weight")), *row, "" if directions is None else str(directions))
+        out.print()
+        out.print(table)
+    out.print()
+    out.print("[dim]angle: the largest; directions: the most that a weight's change needs for 90 % of its square[/dim]")
+    table = _table(f"at {MergePoint(found.lam).label}", "from base", "from tuned", "", pad_edge=False)
+    for method in found.methods:
+        sizes = [f"{d:.2f}" if d is not None else "" for d in (method.from_base, method.from_tuned)]
+        table.add_row(", ".join(method.methods), *sizes, escape(method.remark))
+    out.print()
+    out.print(table)
+    out.print("[dim]distances in ‖δ‖, the norm of the whole change; expected ones for methods that are random[/dim]")
+    if found.cost:
+        cost = facts["cost"]
+        took = ""
+        if cost["seconds"] is not None:
+            took = f", and takes about {max(cost['seconds'], 0.1):.1f} s per pass at the speed of this reading"
+        out.print()
+        out.print(f"A merge reads {cost['read']}, writes {cost['write']} ({cost['free']} free here){took}.")
+        out.print(f"It holds about {cost['memory']} in memory.")
+
+
+def forecast(found: "Forecast", *, as_json: bool = False) -> None:
+    """What a run would do and need."""
+    if as_json:
+        return _print_json(found)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for stage, what in found.stages:
+        table.add_row(escape(stage), escape(what))
+    for name, fact in found.facts.items():
+        table.add_row(escape(name), escape(fact))
+    unknown = "not known before the base is on this machine"
+    table.add_row("disk", unknown if found.disk is None else f"{gibibytes(found.disk)} at most")
+    table.add_row("memory", unknown if found.memory is None else f"about {gibibytes(found.memory)}")
+    console().print(table)
+
+
+def merged(folder: Path, names: Sequence[str], *, as_json: bool) -> None:
+    """Where the merged model is, and what was decided about single tensors."""
+    from mooring.models import MANIFEST, read_json
+
+    folders = [folder / name for name in names] or [folder]
+    if as_json:
+        manifests = [read_json(each / MANIFEST) for each in folders]
+        return _print_json({"folder": str(folder), "models": manifests})
+    out = console()
+    record = read_json(folders[0] / MANIFEST)
+    for note in record["notes"]:
+        out.print(f"[yellow]note:[/yellow] {escape(note)}")
+    decisions = record["decisions"]
+    for name, decision in list(decisions.items())[:_DECISIONS]:
+        out.print(f"[dim]{escape(name)}: {escape(decision)}[/dim]")
+    if len(decisions) > _DECISIONS:
+        out.print(f"[dim]… and {len(decisions) - _DECISIONS} more such decisions, all in {MANIFEST}[/dim]")
+    if names:
+        out.print(f"The merged models are in {escape(str(folder))}: {', '.join(names)}.")
+    else:
+        out.print(f"The merged model is in {escape(str(folder))}.")

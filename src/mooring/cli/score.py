@@ -1,4 +1,4 @@
-"""Asking models, and scoring what they answered: `generate`, `score`, `rejudge`, `prefer` and `lm-eval`."""
+"""Commands that ask models, and score their answers: `generate`, `score`, `rejudge`, `prefer` and `lm-eval`."""
 
 from typing import Any
 
@@ -7,18 +7,8 @@ import click
 import mooring
 from mooring.cli import render
 from mooring.cli.options import HELP, Verb, fields_given, json_option, kind_option, split_option, words
+from mooring.options import TaskOptions
 
-_JUDGE = {
-    "judge_model": "judge.model",
-    **{
-        name: f"judge.{name}"
-        for name in (
-            *("engine", "base_url", "key_env", "concurrency", "requests_per_minute", "tensor_parallel"),
-            *("batch_size", "dtype", "device", "price_in", "price_out"),
-        )
-    },
-}
-"""The options of a judge, all but its name."""
 _prompts = click.argument("prompts", help="The prompts that they answer: a file, a hub id, advbench, …")
 
 
@@ -31,7 +21,9 @@ _prompts = click.argument("prompts", help="The prompts that they answer: a file,
 @split_option
 @json_option
 def generate(model: str, prompts: str, out: str, as_json: bool, **options: Any) -> None:
-    """Answer prompts as a run would; a stopped command, given again, continues from what it had.
+    """Answer prompts, sampled as in a run.
+
+    If the command was stopped, the same command continues.
 
     \b
     Examples:
@@ -47,7 +39,7 @@ def generate(model: str, prompts: str, out: str, as_json: bool, **options: Any) 
     render.result(facts, f"{len(completions)} completions are in {out}.", as_json=as_json)
 
 
-@click.command("score", cls=Verb, context_settings=HELP, fields="score", more=_JUDGE)
+@click.command("score", cls=Verb, context_settings=HELP, fields="score", judge=True)
 @click.argument("completions", help="A file that `mooring generate` wrote.")
 @_prompts
 @click.option("--likelihood", help="The file that `generate --likelihood` wrote.")
@@ -70,15 +62,17 @@ def score(completions: str, prompts: str, as_json: bool, **options: Any) -> None
     if options["unsafe_exec"]:
         click.echo("mooring: warning: model-written programs run without the sandbox", err=True)
     with render.bar("score") as on_event:
-        scores = mooring.score(completions, prompts, on_event=on_event, **own, **_with_judges(options))
+        scores = mooring.score(completions, prompts, on_event=on_event, **own, **fields_given(options))
     render.scores(scores, as_json=as_json)
 
 
-@click.command("rejudge", cls=Verb, context_settings=HELP, fields="rejudge", more=_JUDGE)
+@click.command("rejudge", cls=Verb, context_settings=HELP, fields="rejudge", judge=True)
 @click.argument("run", help="A run folder.")
 @json_option
 def rejudge(run: str, as_json: bool, **options: Any) -> None:
-    """Judge a run's completions by other judges; nothing is generated, and the run stays as it is.
+    """Judge a run's completions by other judges.
+
+    Nothing is generated, and the run stays as it is.
 
     \b
     Examples:
@@ -86,7 +80,7 @@ def rejudge(run: str, as_json: bool, **options: Any) -> None:
       mooring rejudge runs/mine --judges llm,rules --judge-model JUDGE
     """
     with render.bar("rejudge") as on_event:
-        verdicts = mooring.rejudge(run, on_event=on_event, **_with_judges(options))
+        verdicts = mooring.rejudge(run, on_event=on_event, **fields_given(options))
     render.rejudged(verdicts, as_json=as_json)
 
 
@@ -97,18 +91,20 @@ def rejudge(run: str, as_json: bool, **options: Any) -> None:
 @click.option("--judge", required=True, help="The judge model: folder, hub id, or its name on the server.")
 @split_option
 @json_option
-def prefer(completions: str, against: str, prompts: str, judge: str, split: Any, as_json: bool, **options: Any) -> None:
-    """How often a judge model prefers COMPLETIONS to AGAINST; each pair is judged in both orders.
+def prefer(completions: str, against: str, prompts: str, as_json: bool, **options: Any) -> None:
+    """Compare two models' completions by a judge model.
+
+    Prints how often the judge prefers COMPLETIONS to AGAINST. Each pair is judged in both orders; if they disagree, it
+    is a tie.
 
     \b
     Examples:
       mooring prefer alpaca.jsonl base.jsonl alpaca-eval --judge JUDGE
     """
+    own = {name: options[name] for name in ("judge", "split")}
     with render.bar("prefer") as on_event:
-        win_rate = mooring.prefer(
-            completions, against, prompts, judge=judge, split=split, on_event=on_event, **fields_given(options)
-        )
-    render.scores({win_rate.name: win_rate}, as_json=as_json)
+        score = mooring.prefer(completions, against, prompts, on_event=on_event, **own, **fields_given(options))
+    render.scores({score.name: score}, as_json=as_json)
 
 
 @click.command("lm-eval", cls=Verb, context_settings=HELP, fields="lm_eval")
@@ -117,31 +113,26 @@ def prefer(completions: str, against: str, prompts: str, judge: str, split: Any,
 @click.option("--tasks", required=True, metavar="TEXT,…", help="lm-eval's tasks, such as bbh.")
 @click.option("--lam", type=float, help="λ, the weight of TUNED.")
 @click.option("--num-fewshot", type=int, help="Examples before each question; defaults to the task's own number.")
-@click.option("--limit", type=int, help="At most this many questions per task.")
+@click.option("--limit", type=int, help="Maximum number of questions per task.")
 @click.option("--apply-chat-template/--no-apply-chat-template", default=True, help="Ask by the model's chat template.")
-@click.option("--fewshot-as-multiturn/--no-fewshot-as-multiturn", default=True, help="Examples are turns.")
+@click.option(
+    "--fewshot-as-multiturn/--no-fewshot-as-multiturn", default=True, help="Examples are turns of the conversation."
+)
+@click.option("--data", help="A file with the rows of the task, or a folder with one file per task.")
 @click.option("--samples", help="A file for questions and answers, as JSON Lines.")
 @json_option
 def lm_eval(model: str, tuned: str | None, tasks: str, as_json: bool, **options: Any) -> None:
-    """Run tasks of lm-evaluation-harness on MODEL, or on its merge with TUNED at λ.
+    """Run tasks of lm-evaluation-harness.
+
+    They run on MODEL, or on its merge with TUNED at λ, which is made in memory.
 
     \b
     Examples:
       mooring lm-eval base/ --tasks bbh
       mooring lm-eval base/ tuned/ --lam 0.6 --tasks bbh --limit 50
     """
-    names = ("lam", "num_fewshot", "limit", "apply_chat_template", "fewshot_as_multiturn", "samples")
+    names = ("lam", "samples", *TaskOptions.__annotations__)
     own = {name: options[name] for name in names}
     with render.bar("lm-eval", resumes=False) as on_event:
         scores = mooring.lm_eval(model, tuned, tasks=words(tasks), on_event=on_event, **own, **fields_given(options))
     render.scores(scores, as_json=as_json)
-
-
-def _with_judges(options: dict[str, Any]) -> dict[str, Any]:
-    """The fields given, those of a judge in `judges`."""
-    given = fields_given(options)
-    how = {name.removeprefix("judge_"): given.pop(name) for name in _JUDGE if name in given}
-    if how:
-        names = given.get("judges", ())
-        given["judges"] = [{"name": name, **how} for name in ([names] if isinstance(names, str) else names)] or [how]
-    return given

@@ -1,10 +1,12 @@
 """Prompts answered by base, tuned model and merges at any λ, with one model in memory."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.config import settings
+from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
 from mooring.export import Record
 from mooring.inference.engine import Engine
@@ -12,10 +14,13 @@ from mooring.inference.load import load_engine
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.merging.compatibility import check_pair
 from mooring.merging.pair import open_pair
+from mooring.models.resolve import resolve_model
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
-from mooring.records import Prompt
+from mooring.pipeline.plan import merge_options
+from mooring.records import Kind, Message, Prompt
 from mooring.sampling import SamplingParams
 
+LAMBDAS = (0.2, 0.5, 0.8)
 Model = MergePoint | None
 """Which model: a point, or `None` for the third model, given as a folder."""
 
@@ -72,13 +77,16 @@ class Comparison:
         self._third_engine: Engine | None = None
         self._replies: dict[tuple[str, Model], Reply] = {}
 
-    def models_at(self, lambdas: Iterable[float]) -> list[Model]:
+    def models_at(self, lambdas: Iterable[float] | None = None) -> list[Model]:
         """The models to ask: the base, each λ in ascending order, the tuned model, and the third one if there is one.
+
+        Args:
+            lambdas: Defaults to 0.2, 0.5 and 0.8.
 
         Raises:
             RecipeError: A λ is not from 0 to 1 (`recipe.lam_out_of_range`).
         """
-        rounded = (round(lam, 6) for lam in lambdas)  # 0.1 + 0.2 is 0.3
+        rounded = (round(lam, 6) for lam in (LAMBDAS if lambdas is None else lambdas))  # 0.1 + 0.2 is 0.3
         return [*grid([BASE.lam, *rounded, TUNED.lam]), *([None] if self._third else [])]
 
     def ask(self, prompt: Prompt, model: Model) -> Reply:
@@ -139,3 +147,29 @@ class Comparison:
             self._model.unload()
             self._third_engine = load_engine(self._third, self._spec.runner, self._spec.system)
         return self._third_engine
+
+
+def open_comparison(base: str, tuned: str, third: str | None, options: Mapping[str, Any], kind: Kind) -> Comparison:
+    """Open the models; arguments and errors as in `mooring.open_comparison`."""
+    recipe = settings("compare", options, kind)
+    spec = MergedModelSpec(
+        base=resolve_model(base),
+        tuned=resolve_model(tuned),
+        method=recipe.merge.method,
+        options=merge_options(recipe),
+        runner=recipe.generate,
+        system=recipe.system,
+    )
+    params = recipe.generate.sampling(kind, recipe.seed)
+    return Comparison(spec, params, resolve_model(third) if third else None)
+
+
+def as_prompt(text: str, number: int = 1) -> Prompt:
+    """A text as a user's turn.
+
+    Raises:
+        DataError: It is empty (`data.empty_prompt`).
+    """
+    if not text.strip():
+        raise DataError("the prompt is empty", "give some text", code="data.empty_prompt")
+    return Prompt(id=f"{number}: {text}", messages=(Message("user", text),))

@@ -208,8 +208,7 @@ def merge_options(recipe: Recipe) -> dict[str, Any]:
     from mooring.merging.job import options_of
 
     method = recipe.merge.method
-    given = recipe.merge.model_dump(exclude_none=True, exclude={"lambdas", "method"})
-    settings = given | ({"seed": recipe.seed} if "seed" in METHODS[method].options else {})
+    settings = recipe.merge.options | ({"seed": recipe.seed} if "seed" in METHODS[method].options else {})
     options_of(method, recipe.merge.lambdas[0], **settings)
     return settings
 

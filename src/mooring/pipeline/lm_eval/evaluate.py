@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mooring.chat import DEFAULT_SYSTEM, has_system_role
-from mooring.config import Runner
+from mooring.config import Runner, settings
 from mooring.errors import DataError, UserError
 from mooring.events import OnEvent
 from mooring.files import atomic_text
 from mooring.inference.transformers import TransformersEngine
 from mooring.merging.tensor_value import Given as Lam
+from mooring.models.resolve import resolve_model
+from mooring.options import TaskOptions
 from mooring.pipeline.lm_eval.scores import to_scores
 from mooring.pipeline.lm_eval.tasks import lm_eval_version, load_tasks, seeded
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
+from mooring.pipeline.plan import merge_options
 from mooring.quiet import quiet
 from mooring.records import Score
 
@@ -129,6 +132,39 @@ def run_tasks(
     return LmEvalResult(scores, samples)
 
 
+def evaluate(
+    model: str,
+    tuned: str | None,
+    tasks: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    lam: "Lam | None",
+    samples: Path | None,
+    on_event: OnEvent | None,
+) -> dict[str, Score]:
+    """Run tasks on a model, or on a merge; arguments and errors as in `mooring.lm_eval`."""
+    own = dict(options)
+    asking = {name: own.pop(name) for name in TaskOptions.__annotations__ if own.get(name) is not None}
+    recipe = settings("lm_eval", own)
+    lm_eval_version()  # before a model is downloaded
+    check_counts(asking.get("limit"), asking.get("num_fewshot"))
+    if "data" in asking:
+        asking["data"] = Path(asking["data"])
+    engine = open_engine(
+        model,
+        tuned,
+        lam=lam,
+        method=recipe.merge.method,
+        options=merge_options(recipe) if tuned else recipe.merge.options,
+        runner=recipe.generate,
+        system=recipe.system,
+    )
+    result = run_tasks(engine, tasks, **asking, seed=recipe.seed, on_event=on_event)
+    if samples is not None:
+        result.write_samples(samples)
+    return dict(result.scores)
+
+
 def check_counts(limit: int | None, num_fewshot: int | None) -> None:
     """Check the numbers of questions and of examples.
 
@@ -142,8 +178,8 @@ def check_counts(limit: int | None, num_fewshot: int | None) -> None:
 
 
 def open_engine(
-    base: Path,
-    tuned: Path | None = None,
+    base: str | Path,
+    tuned: str | Path | None = None,
     *,
     lam: "Lam | None" = None,
     method: str = "linear",
@@ -151,10 +187,10 @@ def open_engine(
     runner: Runner | None = None,
     system: str | None = DEFAULT_SYSTEM,
 ) -> TransformersEngine:
-    """Load a model from its folder; or, if a tuned model and λ are given, their merge in memory.
+    """Load a model; or, if a tuned model and λ are given, their merge in memory.
 
     Args:
-        base: A model's folder: a checkpoint, or an adapter on a base that is on this machine.
+        base: A model: a checkpoint, or an adapter on a base that is on this machine.
         tuned: A model that was tuned from it.
         lam: λ, the weight of the tuned model; requires `tuned`.
         method: The merging method.
@@ -173,11 +209,16 @@ def open_engine(
             what = f"{'λ' if lam is not None else next(iter(options or {}))} is given, but no tuned model"
             raise UserError(what, "name the tuned model too, or omit it", code="usage.no_tuned_model")
         return TransformersEngine.load(
-            base, system=system, batch_size=runner.batch_size, dtype=runner.dtype, device=runner.device
+            resolve_model(str(base)),
+            system=system,
+            batch_size=runner.batch_size,
+            dtype=runner.dtype,
+            device=runner.device,
         )
     if lam is None and method != "model_stock":
         hint = "give λ, or name it as the only model"
         raise UserError(f"{tuned}: there is no λ to merge it with", hint, code="usage.no_lam")
+    base, tuned = resolve_model(str(base)), resolve_model(str(tuned))
     spec = MergedModelSpec(base=base, tuned=tuned, method=method, options=options or {}, runner=runner, system=system)
     with MergedModel(spec) as merged:
         return merged.at(lam)

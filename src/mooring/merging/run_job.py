@@ -1,0 +1,72 @@
+"""A merge of models given by reference: describe it, resolve the models, and write a checkpoint or an adapter."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mooring.config import Merge
+from mooring.errors import UserError
+from mooring.events import OnEvent
+from mooring.merging.adapter import merge_adapters
+from mooring.merging.job import Job, dtype_named, options_of
+from mooring.merging.merge import Output, merge
+from mooring.models.resolve import resolve_model
+
+
+def make_job(
+    base: str | Path,
+    tuned: str | Path | Sequence[str | Path],
+    lam: Any = None,
+    *,
+    method: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Literal["base", "larger"] = "larger",
+    **options: Any,
+) -> Job:
+    """Describe a merge; arguments and errors as in `mooring.merge`."""
+    method = method or Merge().method
+    kind = dtype_named(dtype)
+    return Job(
+        method=method,
+        base=str(base),
+        tuned=(str(tuned),) if isinstance(tuned, (str, Path)) else tuple(map(str, tuned)),
+        options=options_of(method, lam, **options),
+        dtype=None if kind is None else str(kind).removeprefix("torch."),
+        tokenizer=tokenizer,
+    )
+
+
+def run_job(
+    job: Job,
+    out: Path,
+    *,
+    lambdas: Sequence[float] = (),
+    max_shard_size: int | str | None = None,
+    as_adapter: bool = False,
+    allow_nonfinite: bool = False,
+    threads: int | None = None,
+    on_event: OnEvent | None = None,
+) -> Path:
+    """Do a merge; arguments and errors as in `mooring.merge`."""
+    output = Output(
+        dtype=job.dtype, max_shard_size=max_shard_size, tokenizer=job.tokenizer, allow_nonfinite=allow_nonfinite
+    )
+    if as_adapter and output != Output(dtype=job.dtype):
+        problem = "as_adapter: an adapter has no shards, tokenizer or non-finite weights"
+        raise UserError(problem, "leave out max_shard_size, tokenizer, allow_nonfinite", code="usage.adapter_options")
+    base, tuned = resolve_model(job.base), [resolve_model(ref) for ref in job.tuned]
+    if as_adapter:
+        return merge_adapters(base, tuned, out, job, lambdas)
+    return merge(
+        base,
+        tuned,
+        out,
+        method=job.method,
+        lambdas=lambdas,
+        options=job.options,
+        output=output,
+        threads=threads,
+        on_event=on_event,
+    )

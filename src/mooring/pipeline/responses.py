@@ -1,0 +1,167 @@
+"""Files of responses outside of a run: prompts answered into a file, and such files scored."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mooring.config import Score as ScoreConfig
+from mooring.config import section, settings
+from mooring.data import load_prompts, parse_references
+from mooring.errors import DataError
+from mooring.events import Event, OnEvent
+from mooring.inference.cost import estimate
+from mooring.inference.load import load_engine
+from mooring.inference.store import complete_to_file, likelihood_to_file
+from mooring.models import model_digest
+from mooring.models.resolve import resolve_model
+from mooring.pipeline.judging import Judging, cost_line, renamed
+from mooring.records import Completion, Kind, Likelihood, Prompt, Score, Split, read_jsonl
+from mooring.sampling import SamplingParams
+from mooring.scoring import pairwise
+from mooring.scoring.safety import attack_success_by
+from mooring.scoring.task import TaskData, default_metrics, task_scores
+
+References = str | Sequence[str]
+
+
+def find_kind(prompts: References) -> Kind:
+    """What all of these data sets are for, or `safety` if that is unknown or differs."""
+    kinds = {_counted_as(ref.kind) for ref in parse_references(prompts)}
+    return (kinds.pop() if len(kinds) == 1 else None) or "safety"
+
+
+def _counted_as(kind: Kind | None) -> Kind | None:
+    return "ordinary" if kind == "quality" else kind
+
+
+def _checked_kind(prompts: References, kind: Kind | None, step: str, on_event: OnEvent | None) -> Kind:
+    """The kind of prompts; a warning if it is `safety` and a set has no harmful requests."""
+    for ref in parse_references(prompts) if kind == "safety" and on_event else ():
+        if (own := _counted_as(ref.kind)) not in (None, "safety") and on_event:
+            message = f"{ref.text} has no harmful requests ({own}): an attack success rate on it means nothing"
+            on_event(Event(step=step, kind="warning", message=message))
+    return find_kind(prompts) if kind is None else _counted_as(kind) or "safety"
+
+
+def generate(
+    model: str,
+    prompts: References,
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    kind: Kind | None,
+    split: Split,
+    likelihood: Path | None,
+    on_event: OnEvent | None,
+) -> list[Completion]:
+    """Answer prompts into a JSON Lines file; arguments and errors as in `mooring.generate`."""
+    settings("generate", options)  # a bad option is an error before the prompts are looked for
+    kind = _checked_kind(prompts, kind, "generate", on_event)
+    recipe = settings("generate", options, kind)
+    rows = load_prompts(prompts, split=split, seed=recipe.seed)
+    if recipe.generate.engine == "openai":
+        engine, made_by = load_engine(model, recipe.generate, recipe.system), {"model": model}
+    else:
+        folder = resolve_model(model)
+        engine, made_by = load_engine(folder, recipe.generate, recipe.system), {"model": model_digest(folder)}
+    params = recipe.generate.sampling(kind, recipe.seed)
+    completions = complete_to_file(engine, rows, params, out, made_by=made_by, on_event=on_event)
+    if likelihood is not None:
+        likelihood_to_file(engine, rows, likelihood, made_by=made_by, on_event=on_event)
+    return completions
+
+
+def score(
+    path: Path,
+    prompts: References,
+    options: Mapping[str, Any],
+    *,
+    kind: Kind | None,
+    split: Split,
+    likelihood: Path | None,
+    on_event: OnEvent | None,
+) -> dict[str, Score]:
+    """Score a file of completions; arguments and errors as in `mooring.score`."""
+    recipe = settings("score", options)
+    rows = load_prompts(prompts, split=split, seed=recipe.seed)
+    kind = _checked_kind(prompts, kind, "score", on_event)
+    completions = _read(path, rows)
+    if kind != "task":
+        return _safety_scores(path, rows, completions, kind, recipe.score, on_event)
+    losses = read_jsonl(likelihood, Likelihood) if likelihood else []
+    metrics = recipe.score.metrics or [
+        metric for metric in default_metrics(p.reference or "" for p in rows) if losses or metric != "response_loss"
+    ]
+    data = TaskData(
+        prompts=rows,
+        completions=completions,
+        likelihoods=losses,
+        seed=recipe.seed,
+        bertscore_model=recipe.score.bertscore_model,
+        bertscore_layer=recipe.score.bertscore_layer,
+        unsafe_exec=recipe.score.unsafe_exec,
+    )
+    return task_scores(metrics, data)
+
+
+def _safety_scores(
+    path: Path,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    kind: Kind,
+    config: ScoreConfig,
+    on_event: OnEvent | None,
+) -> dict[str, Score]:
+    """The scores of every judge; those of all but the first carry its name."""
+    judging = Judging(config.judges)
+    categories = {p.id: p.category for p in prompts if p.category}
+    scores: dict[str, Score] = {}
+    for number, judge in enumerate(judging.of(kind)):
+        out = path.with_name(f"verdicts-{path.stem}-{judge}.jsonl")
+        verdicts = judging.judge(judge, prompts, completions, out, on_event)
+        by_judge = judging.scores(judge, kind, verdicts)
+        if kind == "safety" and len(set(categories.values())) > 1:
+            by_judge |= attack_success_by(categories, verdicts)
+        scores |= renamed(by_judge, judge) if number else by_judge
+    return scores
+
+
+def prefer(
+    completions: Path,
+    against: Path,
+    prompts: References,
+    options: Mapping[str, Any],
+    *,
+    judge: str,
+    split: Split,
+    on_event: OnEvent | None,
+) -> Score:
+    """The win rate of one file of completions against another; arguments and errors as in `mooring.prefer`."""
+    how = dict(options)
+    seed = settings("prefer", {name: how.pop(name) for name in ("seed",) if name in how}).seed
+    settings("prefer", how)  # checks the names of the options
+    runner = section("judge", {"name": "llm", "model": judge, **how})
+    rows = load_prompts(prompts, split=split, seed=seed)
+    questions = pairwise.questions(rows, _read(completions, rows), _read(against, rows))
+    model, made_by = judge, judge
+    if runner.engine != "openai":
+        folder = resolve_model(judge)
+        model, made_by = str(folder), model_digest(folder)
+    params = SamplingParams(max_tokens=pairwise.ANSWER_TOKENS)
+    if on_event and runner.price_in + runner.price_out:
+        cost = estimate(questions, params, runner.price_in, runner.price_out, system=None)
+        on_event(Event(step="prefer", kind="info", message=cost_line(judge, [cost])))
+    engine = load_engine(model, runner, None)
+    out = completions.with_name(f"preferred-{completions.stem}-to-{against.stem}.jsonl")
+    answers = complete_to_file(engine, questions, params, out, made_by={"model": made_by}, on_event=on_event)
+    return pairwise.win_rate(questions, answers, judge=judge, seed=seed)
+
+
+def _read(path: Path, prompts: Sequence[Prompt]) -> list[Completion]:
+    """The completions in a file, which must answer exactly these prompts."""
+    completions = read_jsonl(path, Completion)
+    if different := {c.prompt_id for c in completions} ^ {p.id for p in prompts}:
+        problem = f"{path}: does not answer these prompts (for one, {min(different)!r})"
+        hint = "name the set, split and seed that it was generated from"
+        raise DataError(problem, hint, code="data.other_prompts")
+    return completions
