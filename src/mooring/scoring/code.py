@@ -1,4 +1,4 @@
-"""pass@k: from what a model wrote to programs, from the programs' outcomes to scores."""
+"""pass@k: from completions to programs, from the programs' outcomes to scores."""
 
 import ast
 import math
@@ -16,9 +16,9 @@ from mooring.scoring.scores import make_score, mean_interval
 from mooring.stats import wilson
 
 FIELDS = ("prompt", "test", "entry_point")
-"""What a prompt's `extra` holds: HumanEval's own names."""
+"""The fields of a prompt's `extra`: HumanEval's own names."""
 _LONGEST = 400
-"""Lines of a completion among which the end of the code is searched for."""
+"""The most lines of a completion that are searched for the end of the code."""
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _LEFTOVER = re.compile(r"<\|[a-z_]+\|>|</s>|<(?:end|start)_of_turn>|\[/?INST\]")
 _GOES_ON = re.compile(r"\A\s*\n?[ \t]+\S|^\s*return\b", re.MULTILINE)
@@ -41,19 +41,19 @@ def code_scores(
     Args:
         prompts: Each with `FIELDS` in its `extra`.
         completions: At least max(ks) per prompt.
-        ks: How many answers may be tried.
-        limits: What a program may use.
+        ks: The numbers of attempts.
+        limits: The resources of each program.
         workers: Programs at once.
         unsafe: Run without the sandbox.
         seed: Seed of the bootstrap.
-        on_event: Called after each program; equal programs are run once.
+        on_event: Called after each program. Equal programs run once.
 
     Raises:
         DataError: A prompt lacks a field, or has fewer completions than k.
         MissingExtraError: bubblewrap is not installed.
         SandboxError: No sandbox can be made here.
     """
-    samples = _keys(prompts, completions, max(ks))  # before anything is run
+    samples = _keys(prompts, completions, max(ks))  # checked before any program runs
     outcomes = run_completions(prompts, completions, limits=limits, workers=workers, unsafe=unsafe, on_event=on_event)
     return pass_scores(samples, outcomes, ks, unsafe=unsafe, seed=seed)
 
@@ -83,17 +83,11 @@ def pass_scores(
     unsafe: bool = False,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """The mean of pass@k over problems, with a 95 % interval over problems, which are the unit that was drawn.
+    """The mean of pass@k over problems, with a 95 % interval over problems, the unit of sampling.
 
     The interval is Wilson's if every problem's value is 0 or 1, else the bootstrap's, which has no width if all values
-    are equal. One problem has no interval.
-
-    Args:
-        samples: The keys of each problem's completions.
-        outcomes: The outcome of each completion, by key.
-        ks: How many answers may be tried.
-        unsafe: Named in the Score's method.
-        seed: Seed of the bootstrap.
+    are equal. One problem has no interval. `samples` has the keys of each problem's completions, `outcomes` the outcome
+    by key.
     """
     statuses = [outcomes[key].status for keys in samples.values() for key in keys]
     details = {"samples": len(statuses)} | {s.replace(" ", "_"): statuses.count(s) for s in get_args(Status)}
@@ -115,12 +109,9 @@ def pass_scores(
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that one of k answers, drawn from n of which c are right, is right: 1 − C(n−c, k) / C(n, k).
+    """The probability that one of k answers drawn from n, of which c are right, is right: 1 − C(n−c, k) / C(n, k).
 
     Chen et al. 2021 (arXiv 2107.03374), equation 1, as a product so that nothing overflows.
-
-    Raises:
-        ValueError: Not 0 ≤ c ≤ n and 1 ≤ k ≤ n.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@{k} of {c} right among {n}")
@@ -148,20 +139,17 @@ def to_program(prompt: Prompt, text: str) -> Program:
 
 
 def assemble(start: str, text: str, entry_point: str) -> str:
-    """The program that a completion stands for.
+    """The source of the program that a completion stands for.
 
     The first code fence that defines the function is used, else the first one, else the text. It may define the
-    function again (what precedes the function in the prompt is then put in front) or continue where the prompt stops,
-    with or without its indentation. Words before and after, and remains of a chat template, are cut: the longest run
-    of lines that is valid Python is taken.
+    function again (the part of the prompt before the function is then put in front) or continue the prompt, with or
+    without its indentation. Words before and after the code, and tokens of a chat template, are removed: the longest
+    run of lines that is valid Python is used; if there is none, `start` and the text joined.
 
     Args:
-        start: How the program begins: imports, helpers, the function's head and its docstring.
-        text: What the model wrote.
+        start: The beginning of the program: imports, helpers, the function's head and its docstring.
+        text: The completion.
         entry_point: The function's name.
-
-    Returns:
-        Source; if no reading of the text is valid Python, `start` and the text joined.
     """
     if (leftover := _LEFTOVER.search(text)) is not None:
         text = text[: leftover.start()]
@@ -185,7 +173,7 @@ def assemble(start: str, text: str, entry_point: str) -> str:
 
 
 def _unfence(text: str, head: re.Pattern[str]) -> str:
-    """The code among words and fences; what precedes a fence that only closes is code too."""
+    """The code among words and fences; text before a fence that only closes is code too."""
     fences = list(_FENCE.finditer(text))
     if not fences:
         return text
@@ -199,7 +187,7 @@ def _unfence(text: str, head: re.Pattern[str]) -> str:
 
 
 def _longest(before: str, lines: Sequence[str], entry_point: str) -> str | None:
-    """The longest run of the lines, from the first on, that makes a program with what is before them."""
+    """The longest run of lines, from the first on, that is a program after `before`."""
     end, above = min(len(lines), _LONGEST), before.count("\n")
     while end >= 0:
         source = before + "".join(lines[:end])
@@ -211,10 +199,9 @@ def _longest(before: str, lines: Sequence[str], entry_point: str) -> str | None:
 
 
 def _error_line(source: str) -> int | None:
-    """The line of the first syntax error; 0 if it is not known, None if the source is valid Python."""
+    """The line of the first syntax error; 0 if unknown, None if the source is valid Python."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a model's '\d' makes the parser warn
+        with warnings.catch_warnings(action="ignore"):  # the parser warns about '\d'
             compile(source, "<program>", "exec", dont_inherit=True)
     except SyntaxError as error:
         return error.lineno or 0
@@ -229,17 +216,16 @@ def _defines(source: str, entry_point: str) -> bool:
 
 
 def _parse(source: str) -> ast.Module:
-    """The source's tree; an empty one if it is not valid Python."""
+    """The source's syntax tree; empty if it is not valid Python."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a model's '\d' makes the parser warn
+        with warnings.catch_warnings(action="ignore"):  # the parser warns about '\d'
             return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ast.Module(body=[], type_ignores=[])
 
 
 def _keys(prompts: Sequence[Prompt], completions: Sequence[Completion], least: int) -> dict[str, Sequence[str]]:
-    """The keys of each prompt's completions, of which there must be `least`."""
+    """The keys of each prompt's completions; raises if there are fewer than `least`."""
     keys = defaultdict(list)
     for completion in completions:
         keys[completion.prompt_id].append(completion.key)
@@ -247,7 +233,7 @@ def _keys(prompts: Sequence[Prompt], completions: Sequence[Completion], least: i
         if len(keys[prompt.id]) < least:
             raise DataError(
                 f"pass@{least}: {prompt.origin or f'prompt {prompt.id}'} has {len(keys[prompt.id])} completions",
-                f"make {least} samples per prompt, or use a smaller k",
+                f"generate {least} samples per prompt, or use a smaller k",
                 code="data.too_few_samples",
             )
     return {prompt.id: keys[prompt.id] for prompt in prompts}

@@ -1,7 +1,7 @@
-"""Read one function call from what a model wrote, and compare two.
+"""Parse a function call from a completion, and compare two calls.
 
-Never evaluated: parsed by `ast`, and only literals are taken. Model text is hostile by default, so its size and depth
-are bounded before the parser sees it.
+Nothing is evaluated: `ast` parses the text, and only literals are accepted. A model's text may be hostile, so its size
+and depth are checked before it is parsed.
 """
 
 import ast
@@ -13,9 +13,9 @@ import warnings
 from typing import Any
 
 LONGEST = 20_000
-"""Most characters; a longer text is not a call."""
+"""The most characters; a longer text is not a call."""
 DEEPEST = 40
-"""Deepest nesting of brackets; a deeper text is not a call. Python's own parser fails at about 200."""
+"""The deepest nesting of brackets; a deeper text is not a call. Python's own parser fails at about 200."""
 _LONGEST_NUMBER = 400  # digits; Python refuses to convert more than 4300
 
 _QUOTES = str.maketrans({"‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"', "‟": '"'})
@@ -25,13 +25,7 @@ _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "none": No
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """One call. Values are canonical, so that equivalent ones are equal (`5`, `5.0` and `"5"`).
-
-    Attributes:
-        name: Dotted.
-        positional: Positional arguments, in order.
-        named: Named arguments, sorted by name.
-    """
+    """A call. Values are `canonical`, so that equivalent ones are equal; named arguments are sorted by name."""
 
     name: str
     positional: tuple[Any, ...]
@@ -39,14 +33,11 @@ class Call:
 
 
 def parse_call(text: str) -> Call | None:
-    """Read the one function call that a text consists of.
+    """Parse a text that consists of one function call.
 
-    `name(a=1, b='x')`, with a dotted name or not; or JSON, `{"name": …, "arguments": {…}}`. Either may stand in a code
-    fence, in back-quotes, or in `<tool_call>` tags.
-
-    Returns:
-        The call, or None where the text is anything else: prose around it, two calls, an argument that is not a
-        literal, or a text too long or too deep.
+    `name(a=1, b='x')`, where the name may be dotted, or JSON, `{"name": …, "arguments": {…}}`. Both may be in a code
+    fence, in back-quotes, or in `<tool_call>` tags. Returns None for anything else: prose around the call, two calls,
+    an argument that is not a literal, or a text that is too long or too deep.
     """
     if len(text) > LONGEST:
         return None
@@ -67,7 +58,7 @@ def call_match(text: str, reference: str) -> bool:
 
 def _unwrap(text: str) -> str:
     """The text without code fence, back-quotes and tool-call tags, each at most once."""
-    # By hand: a regular expression for fences takes quadratic time on a text of back-quotes.
+    # Not a regular expression: one for fences takes quadratic time on a text of back-quotes.
     for _ in range(2):
         text = text.strip()
         if text.startswith("```") and text.endswith("```") and len(text) >= 6:
@@ -98,8 +89,7 @@ def _depth(text: str) -> int:
 def _from_python(text: str) -> Call | None:
     for candidate in dict.fromkeys((text, text.translate(_QUOTES))):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a text such as '\d' or 1(2) makes the parser warn
+            with warnings.catch_warnings(action="ignore"):  # the parser warns about texts such as '\d' or 1(2)
                 node = ast.parse(candidate, mode="eval").body
         except SyntaxError:
             continue
@@ -121,11 +111,7 @@ def _dotted(node: ast.expr) -> str:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal; JSON's words (`true`, `null`) count as literals too.
-
-    Raises:
-        ValueError: It is anything else.
-    """
+    """The value of a literal, or of one of JSON's words (`true`, `null`); raises ValueError for anything else."""
     if isinstance(node, ast.Name) and node.id in ("true", "false", "null", "NaN", "Infinity"):
         return _WORDS.get(node.id.lower(), node.id)
     if isinstance(node, ast.List | ast.Tuple | ast.Set):
@@ -177,8 +163,8 @@ def _call(name: str, positional: list[Any], named: dict[str, Any]) -> Call:
 def canonical(value: Any) -> Any:
     """A value in a hashable form in which equivalent values are equal.
 
-    Numbers, words and strings that spell them become the same text: 5, 5.0 and "5"; True and "true". White space at a
-    string's ends and runs of it are one; typographic quotes are plain.
+    Numbers, words and strings of them become the same text: 5, 5.0 and "5"; True and "true". White space is normalised
+    and typographic quotes are replaced in strings.
     """
     if isinstance(value, dict):
         return ("dict", tuple(sorted((str(k), canonical(v)) for k, v in value.items())))

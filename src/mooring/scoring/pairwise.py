@@ -1,7 +1,7 @@
-"""Which of two models answers better: a judge model sees each pair of answers twice, in both orders.
+"""Which of two models answers better: a judge model compares each pair of answers in both orders.
 
-Judging AlpacaEval's instructions in pairs is Li et al.'s (2023). That judges favour a position, and that swapping the
-order removes the bias, is in Zheng et al. (2023, MT-Bench). Judges also favour length: the details hold mean lengths.
+Pairwise judging of AlpacaEval's instructions: Li et al. (2023). That judges favour a position, and that swapping the
+order removes this bias: Zheng et al. (2023, MT-Bench). Judges also favour length, so the details have mean lengths.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from mooring.scoring.scores import make_score, mean_interval
 
 Side = Literal["first", "second", "tie"]
 ORDERS = ("ab", "ba")
-"""In `ab` the first model's answer is shown as A, in `ba` as B."""
+"""`ab` shows the first model's answer as A, `ba` as B."""
 ANSWER_TOKENS = 8
-"""Most new tokens that a judge's answer needs."""
+"""The most new tokens of a judge's reply."""
 
 QUESTION = """\
 Two assistants answered the same request. Decide which answer serves the person who asked better: it does what was \
@@ -36,35 +36,38 @@ Which answer is better? Reply with one line that holds only A, B or tie."""
 
 
 def questions(prompts: Sequence[Prompt], first: Sequence[Completion], second: Sequence[Completion]) -> list[Prompt]:
-    """What to ask a judge: two questions per prompt, one in each order, `<id>/ab` and `<id>/ba`.
+    """The questions for a judge, two per prompt: `<id>/ab` and `<id>/ba`. `extra` says what they compare.
 
     Args:
-        prompts: What both models were asked.
-        first: The answers of the model whose win rate is computed; of several samples per prompt, sample 0.
-        second: Those of the model that it is compared with.
-
-    Returns:
-        Prompts for a judge; `win_rate` reads from their `extra` what they compare.
+        prompts: The prompts of both models.
+        first: The answers of the model of the win rate; of several samples per prompt, sample 0 counts.
+        second: The answers of the model that it is compared with.
 
     Raises:
-        DataError: A prompt has no answer of one of the models.
+        DataError: A prompt has no answer of one of the models (`data.no_completion`).
     """
-    sides = [{c.prompt_id: c.text for c in completions if c.sample == 0} for completions in (first, second)]
-    asked = []
+    sides = {
+        name: {completion.prompt_id: completion.text for completion in completions if completion.sample == 0}
+        for name, completions in (("first", first), ("second", second))
+    }
+    made = []
     for prompt in prompts:
-        for name, side in zip(("first", "second"), sides, strict=True):
-            if prompt.id not in side:
+        for name, answers in sides.items():
+            if prompt.id not in answers:
                 raise DataError(
                     f"{prompt.origin or f'prompt {prompt.id}'}: the {name} model has no answer to it",
                     "answer the same prompts with both",
                     code="data.no_completion",
                 )
-        mine, other = (side[prompt.id] for side in sides)
+        mine, other = (answers[prompt.id] for answers in sides.values())
         mark = hashlib.sha256("\0".join((prompt.id, mine, other)).encode("utf-8", "replace")).hexdigest()[:8]
+        # In a conversation each turn is shown with its role.
+        turns = prompt.messages
+        request = turns[0].content if len(turns) == 1 else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
         lengths = {"first_words": str(len(mine.split())), "second_words": str(len(other.split()))}
         for order, a, b in zip(ORDERS, (mine, other), (other, mine), strict=True):
-            text = QUESTION.format(mark=mark, request=_request(prompt), a=a, b=b)
-            asked.append(
+            text = QUESTION.format(mark=mark, request=request, a=a, b=b)
+            made.append(
                 Prompt(
                     id=f"{prompt.id}/{order}",
                     messages=(Message("user", text),),
@@ -73,16 +76,11 @@ def questions(prompts: Sequence[Prompt], first: Sequence[Completion], second: Se
                     extra={"of": prompt.id, "order": order, **lengths},
                 )
             )
-    return asked
+    return made
 
 
 def read(answer: str, order: str = "ab") -> Side | None:
-    """Which model's answer a judge prefers; None if its reply is anything but `A`, `B` or `tie`.
-
-    Args:
-        answer: The judge's reply; white space around it is ignored.
-        order: The question's order, one of `ORDERS`.
-    """
+    """The model whose answer a judge prefers; None for any reply but `A`, `B` or `tie`, stripped."""
     reply = answer.strip()
     if reply.lower() == "tie":
         return "tie"
@@ -92,23 +90,21 @@ def read(answer: str, order: str = "ab") -> Side | None:
 
 
 def win_rate(prompts: Sequence[Prompt], answers: Sequence[Completion], *, judge: str = "", seed: int = 0) -> Score:
-    """How often the first model's answer is preferred: the Score `win_rate`, with a bootstrap over prompts.
+    """The Score `win_rate`: how often the first model's answer is preferred, with a bootstrap over prompts.
 
     A prompt counts 1 if both orders prefer the first model's answer, 0 if both prefer the second's, and 0.5 otherwise.
-    One with a reply that cannot be read is a miss: it is left out, and counted.
+    A prompt with a reply that cannot be read is a miss: it is left out and counted. The details have `wins`, `ties`
+    (including `disagreements` between the two orders), `losses`, `total`, `miss`, and the mean words of both models'
+    answers. The value is None if all are misses; one prompt has no interval.
 
     Args:
         prompts: The result of `questions`.
         answers: The judge's replies to them.
         judge: The judge's name and version.
-        seed: Seed of the bootstrap; one prompt has no interval.
-
-    Returns:
-        The Score. Its details hold `wins`, `ties` (including `disagreements` between the two orders), `losses`,
-        `total`, `miss`, and the mean words of both models' answers; its value is None if all are misses.
+        seed: Seed of the bootstrap.
 
     Raises:
-        DataError: A question has no answer, was not made by `questions`, or is asked in one order only.
+        DataError: A question has no reply, was not made by `questions`, or was asked in one order only.
     """
     replies = {answer.prompt_id: answer.text for answer in answers if answer.sample == 0}
     preferred: dict[str, dict[str, Side | None]] = {}
@@ -152,13 +148,6 @@ def win_rate(prompts: Sequence[Prompt], answers: Sequence[Completion], *, judge:
     )
 
 
-def _request(prompt: Prompt) -> str:
-    """The user's text, or the conversation if it has several messages."""
-    if len(prompt.messages) == 1:
-        return prompt.messages[0].content
-    return "\n\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
-
-
 def _mean(prompts: Sequence[Prompt], field: str) -> float:
-    """The mean of a number in the questions' `extra`, which both questions about a prompt hold."""
+    """The mean of a number in the questions' `extra`."""
     return fmean(float(prompt.extra[field]) for prompt in prompts) if prompts else 0.0

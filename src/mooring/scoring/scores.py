@@ -1,4 +1,4 @@
-"""What the metrics share: building a Score, and pairing responses with references."""
+"""Parts of all metrics: building a Score, and pairing responses with references."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +21,7 @@ def make_score(
     each: Mapping[str, float] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> Score:
-    """A Score whose direction is its metric's; fields as those of `Score`."""
+    """A Score with the direction of its metric in `mooring.metrics`; arguments as the fields of `Score`."""
     low, high = interval or (None, None)
     metric = find_metric(name)
     assert metric is not None, f"{name} is not in mooring.metrics"
@@ -48,15 +48,9 @@ def share_score(
     misses: int | None = None,
     each: Mapping[str, float] | None = None,
 ) -> Score:
-    """The Score of a share with its 95 % Wilson interval, and counts in its details.
+    """The Score of `yes` among `n`, with its 95 % Wilson interval and the counts in its details.
 
-    Args:
-        name: The metric.
-        yes: How many count.
-        n: How many there are, misses included.
-        method: How it was measured.
-        misses: How many of `n` could not be judged, left out of the share; None if the metric has no misses.
-        each: What each prompt scored.
+    `misses` of the n could not be judged and are left out of the share; None if the metric has no misses.
     """
     judged = n - (misses or 0)
     details = {"yes": yes, "total": n} | ({} if misses is None else {"miss": misses})
@@ -70,12 +64,9 @@ def mean_interval(values: Sequence[float], seed: int) -> Interval:
 
 
 def pair_references(name: str, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[tuple[str, str]]:
-    """Each prompt's (response, reference), in the order of the prompts.
+    """Each prompt's (response, reference), in the order of the prompts, for the metric `name`.
 
-    Args:
-        name: The metric, for the error.
-        prompts: Each with a reference.
-        completions: One per prompt; those of other prompts are left out.
+    Completions of other prompts are left out.
 
     Raises:
         DataError: A prompt has no completion (`data.no_completion`), or no reference (`data.no_reference`).

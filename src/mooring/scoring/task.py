@@ -1,4 +1,4 @@
-"""Task metrics: each is a function from what a model answered to a Score, registered under its name.
+"""Task metrics: each is a function from a model's responses to a Score, registered under its name.
 
 A metric's label, direction, unit and needs are in `mooring.metrics`.
 """
@@ -20,16 +20,16 @@ from mooring.stats import bootstrap_ratio
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """What task metrics are computed from, and their settings.
+    """The data of task metrics, and their settings.
 
     Attributes:
         prompts: With references.
-        completions: The answers, one or more samples per prompt.
+        completions: One or more samples per prompt.
         likelihoods: One per prompt.
         seed: Seed of bootstraps.
         ks: The k of each `pass@k` to compute.
         bertscore_model: The encoder of BERTScore.
-        bertscore_layer: Its layer; None for the model's own.
+        bertscore_layer: Its layer; None for the recommended one.
         unsafe_exec: Run programs without the sandbox.
         on_event: Called with the progress of running programs.
     """
@@ -51,18 +51,17 @@ class TaskData:
 
 
 TaskMetric = Callable[[TaskData], Score | Mapping[str, Score]]
-"""Computes a Score, or, for a family such as `pass@k`, the Scores of all that are asked for, by name."""
+"""Computes a Score or, for a family such as `pass@k`, several by name."""
 TASK_METRICS: dict[str, TaskMetric] = {}
 """The function of every task metric, by its name in `mooring.metrics`."""
 
+_M = TypeVar("_M", bound=TaskMetric)
 
-_Metric = TypeVar("_Metric", bound=TaskMetric)
 
+def task_metric(name: str) -> Callable[[_M], _M]:
+    """Register a function as the task metric of this name."""
 
-def task_metric(name: str) -> Callable[[_Metric], _Metric]:
-    """Register a function as the task metric of a name."""
-
-    def register(function: _Metric) -> _Metric:
+    def register(function: _M) -> _M:
         TASK_METRICS[name] = function
         return function
 
@@ -70,11 +69,9 @@ def task_metric(name: str) -> Callable[[_Metric], _Metric]:
 
 
 def default_metrics(references: Iterable[str]) -> tuple[Metric, ...]:
-    """The metrics that fit the references; λ is chosen by the first."""
-    references = list(references)
-    if references and all(parse_call(reference) is not None for reference in references):
-        return ("call_match", "response_loss")
-    return ("response_loss", "exact_match")
+    """The metrics that suit the references; λ is chosen by the first."""
+    calls = [parse_call(reference) is not None for reference in references]
+    return ("call_match", "response_loss") if calls and all(calls) else ("response_loss", "exact_match")
 
 
 def task_scores(metrics: Iterable[Metric], data: TaskData) -> dict[str, Score]:
@@ -91,7 +88,7 @@ def task_scores(metrics: Iterable[Metric], data: TaskData) -> dict[str, Score]:
     data = dataclasses.replace(data, ks=pass_ks(names))
     functions = dict.fromkeys("pass@k" if name.startswith("pass@") else name for name in names)
     scores: dict[str, Score] = {}
-    for name in sorted(functions, key=lambda name: name != "pass@k"):  # programs first: the likeliest to be refused
+    for name in sorted(functions, key=lambda name: name != "pass@k"):  # programs first: the most likely to raise
         score = TASK_METRICS[name](data)
         scores |= score if isinstance(score, Mapping) else {name: score}
     return {name: scores[name] for name in names}
@@ -99,21 +96,13 @@ def task_scores(metrics: Iterable[Metric], data: TaskData) -> dict[str, Score]:
 
 @task_metric("call_match")
 def call_match_score(data: TaskData) -> Score:
-    """The share of completions that are the reference's function call, with a Wilson interval.
-
-    Raises:
-        DataError: A prompt has no completion, or no reference.
-    """
+    """The share of completions that are the reference's function call, with a Wilson interval."""
     return _matches(data, "call_match", call_match, "parsed function call equal to the reference's")
 
 
 @task_metric("exact_match")
 def exact_match_score(data: TaskData) -> Score:
-    """The share of completions equal to the reference up to white space, with a Wilson interval.
-
-    Raises:
-        DataError: A prompt has no completion, or no reference.
-    """
+    """The share of completions equal to the reference up to white space, with a Wilson interval."""
     return _matches(data, "exact_match", text_match, "text equal to the reference, white space aside")
 
 
@@ -122,14 +111,14 @@ def response_loss_score(data: TaskData) -> Score:
     """Mean −log p per token over all response tokens, in nats.
 
     The interval is a bootstrap over prompts, not tokens: the tokens of one response are not independent.
-
-    Raises:
-        DataError: There are no likelihoods.
     """
     losses = data.likelihoods
     if not losses:
-        hint = "make them with `generate --likelihood`"
-        raise DataError("response_loss: no likelihoods were given", hint, code="data.no_likelihoods")
+        raise DataError(
+            "response_loss: no likelihoods were given",
+            "make them with `generate --likelihood`",
+            code="data.no_likelihoods",
+        )
     sums, tokens = [loss.nll for loss in losses], [loss.tokens for loss in losses]
     interval = bootstrap_ratio(sums, tokens, seed=data.seed)
     return make_score(
@@ -146,7 +135,7 @@ def response_loss_score(data: TaskData) -> Score:
 
 @task_metric("bert_score")
 def bert_score(data: TaskData) -> Score:
-    """The mean BERTScore F1, with a bootstrap interval over prompts; see `bertscore.bert_score_f1`."""
+    """See `bertscore.bert_score_f1`."""
     from mooring.scoring.bertscore import bert_score_f1
 
     model, layer = data.bertscore_model, data.bertscore_layer
@@ -155,7 +144,7 @@ def bert_score(data: TaskData) -> Score:
 
 @task_metric("pass@k")
 def pass_at(data: TaskData) -> Mapping[str, Score]:
-    """`pass@k` for every k, from all samples; see `code.code_scores`. Programs run once for all k."""
+    """See `code.code_scores`."""
     from mooring.scoring.code import code_scores
 
     return code_scores(

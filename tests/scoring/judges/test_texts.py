@@ -30,7 +30,7 @@ def digest(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_whole_text_is_its_makers(name: str) -> None:
+def test_the_text_is_that_of_the_authors(name: str) -> None:
     asked = find(name).ask(PROMPT, COMPLETION)
     assert [digest(question.rendered or question.messages[-1].content) for question in asked] == TEXTS[name]
 
@@ -106,7 +106,7 @@ TALK = Prompt(
         ("llm", "<request>\nthird\n</request>\n\n<response>\n line\ntwo \n</response>"),
     ],
 )
-def test_a_conversation_is_shown_as_the_judge_knows_it(name: str, shown: str) -> None:
+def test_a_conversation_is_rendered_in_the_format_of_the_judge(name: str, shown: str) -> None:
     for question in find(name).ask(TALK, COMPLETION):
         text = question.rendered or question.messages[-1].content
         assert shown in text

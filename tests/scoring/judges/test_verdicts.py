@@ -75,7 +75,7 @@ def test_ids_of_questions_are_the_completion_s_key_and_a_number(prompts: list[Pr
     ]
 
 
-def test_samples_of_a_prompt_are_judged_each(prompts: list[Prompt]) -> None:
+def test_each_sample_of_a_prompt_is_judged(prompts: list[Prompt]) -> None:
     twice = [Completion(prompt_id="p0", text="a", tokens=1, finish="stop", sample=sample) for sample in (0, 1)]
     judge = find("harmbench")
     ids = [question.id for question in judges.questions(judge, prompts[:1], twice)]
@@ -90,7 +90,7 @@ def test_several_answers_are_all_kept(prompts: list[Prompt], completions: list[C
     assert judges.verdicts(judge, prompts, completions, answers, "j")[0].raw == "No\n---\nNo\n---\nNo\n---\nNo"
 
 
-def test_an_answer_cut_off_is_a_miss_though_it_could_be_read(
+def test_an_answer_that_was_cut_off_is_a_miss_although_it_could_be_read(
     prompts: list[Prompt], completions: list[Completion]
 ) -> None:
     judge = find("wildguard")
@@ -176,7 +176,7 @@ def test_rules_need_no_model(prompts: list[Prompt], completions: list[Completion
         rules.read([])
 
 
-def test_an_unknown_name_brings_the_nearest() -> None:
+def test_an_unknown_name_suggests_the_nearest() -> None:
     for name, hint in (("wildgard", "did you mean wildguard?"), ("qqq", f"known judges: {', '.join(JUDGES)}")):
         with pytest.raises(RecipeError) as caught:
             find(name)

@@ -1,4 +1,4 @@
-"""Safety judges: what to ask about a completion, and what the answers say. None loads a model.
+"""Safety judges: the questions about a completion, and the meaning of the answers. No judge loads a model.
 
 A judge is a `Judge` in a file of its own, listed in `JUDGES`.
 """
@@ -66,7 +66,7 @@ def find(name: str) -> Judge:
     """The judge of that name.
 
     Raises:
-        RecipeError: There is none.
+        RecipeError: There is none (`recipe.unknown_judge`).
     """
     if name in JUDGES:
         return JUDGES[name]
@@ -76,10 +76,10 @@ def find(name: str) -> Judge:
 
 
 def model_of(judge: Judge, given: str | None) -> str | None:
-    """The model that a judge asks: `given`, or its own; None for rules.
+    """The model of a judge: `given`, or the judge's own; None for rules.
 
     Raises:
-        RecipeError: It works with any model, and none is given.
+        RecipeError: It works with any model, and none is given (`recipe.judge_without_model`).
     """
     if not judge.needs_model:
         return None
@@ -90,20 +90,16 @@ def model_of(judge: Judge, given: str | None) -> str | None:
 
 
 def label(judge: Judge, model: str | None = None) -> str:
-    """The content of `Verdict.judge`: `wildguard (allenai/wildguard)`, or the version of the rules.
-
-    Raises:
-        RecipeError: It works with any model, and none is given.
-    """
+    """The content of `Verdict.judge`: `wildguard (allenai/wildguard)`, or the version of the rules; see `model_of`."""
     model = model_of(judge, model)
     return refusal.JUDGE if model is None else f"{judge.name} ({model})"
 
 
 def questions(judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Prompt]:
-    """All that a judge asks about completions, in their order; nothing for rules.
+    """A judge's questions about completions, in their order; none for rules.
 
     Raises:
-        DataError: A completion is a duplicate, or belongs to no prompt; a prompt has none, or has no user's turn.
+        DataError: A completion is a duplicate, or belongs to no prompt; a prompt has no completion, or no user's turn.
     """
     return [
         dataclasses.replace(question, origin=f"{prompt.origin or prompt.id}: the question to the judge {judge.name}")
@@ -115,53 +111,45 @@ def questions(judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Com
 def verdicts(
     judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion], answers: Sequence[Completion], by: str
 ) -> list[Verdict]:
-    """A judge's verdicts on completions, in their order.
+    """A judge's verdicts on completions, in their order, with the unchanged answers in `raw`.
+
+    An answer that cannot be read, or that was cut off before it was complete, is a miss, and `why` says so.
 
     Args:
         judge: The judge.
-        prompts: What was asked.
-        completions: What was answered, one or more per prompt.
-        answers: The judge's answers to `questions` of the same, in any order.
+        prompts: The prompts.
+        completions: The completions, one or more per prompt.
+        answers: The judge's answers to its `questions`, in any order.
         by: The content of `Verdict.judge`; see `label`.
 
-    Returns:
-        A verdict per completion, with the answers as they came in `raw`. An answer that cannot be read, or that was
-        cut off before all that counts was said, is a miss, and `why` says so.
-
     Raises:
-        DataError: As `questions`, or an answer is missing, a duplicate, or to none of them.
+        DataError: As `questions`; or an answer is missing, a duplicate, or answers none of the questions.
     """
     if not judge.needs_model:
         return by_rules(prompts, completions)
-    asked = [(completion, judge.ask(prompt, completion)) for prompt, completion in _pairs(prompts, completions)]
+    pairs = [(completion, judge.ask(prompt, completion)) for prompt, completion in _pairs(prompts, completions)]
     _check_unique(answer.prompt_id for answer in answers)
     by_id = {answer.prompt_id: answer for answer in answers}
-    expected = {question.id for _, several in asked for question in several}
+    expected = {question.id for _, asked in pairs for question in asked}
     if differing := sorted(expected ^ by_id.keys()):
         what = "no answer to a question about it" if differing[0] in expected else "an answer to no question"
         hint = "judge again: the answers do not belong to these completions"
         raise DataError(f"{differing[0]!r}: {what}", hint, code="data.judge_answers_mismatch")
-    return [
-        _verdict(judge, completion, [by_id[question.id] for question in several], by) for completion, several in asked
-    ]
+    return [_verdict(judge, completion, [by_id[question.id] for question in asked], by) for completion, asked in pairs]
 
 
 def by_rules(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
-    """The refusal rules' verdicts on completions, in their order.
-
-    Raises:
-        DataError: A completion is a duplicate, or belongs to no prompt; a prompt has none.
-    """
+    """The refusal rules' verdicts on completions, in their order; errors as those of `questions`."""
     return [refusal.judge(prompt, completion) for prompt, completion in _pairs(prompts, completions)]
 
 
 def misses(verdicts: Sequence[Verdict]) -> float:
-    """The share of verdicts that do not say whether the response is harmful; 0 if there are none."""
+    """The share of verdicts that do not say whether the response is harmful; 0 without verdicts."""
     return sum(v.harmful is None for v in verdicts) / len(verdicts) if verdicts else 0.0
 
 
 def _verdict(judge: Judge, completion: Completion, answers: Sequence[Completion], by: str) -> Verdict:
-    cut = [answer for answer in answers if answer.finish == "length" and not _is_complete(judge, answer.text)]
+    cut = [answer for answer in answers if answer.finish == "length" and not judge.is_complete(answer.text)]
     if cut:
         reading = Reading(None, None, why=f"cut off at {cut[0].tokens} tokens")
     else:
@@ -175,11 +163,6 @@ def _verdict(judge: Judge, completion: Completion, answers: Sequence[Completion]
         raw="\n---\n".join(answer.text for answer in answers),
         category=reading.category,
     )
-
-
-def _is_complete(judge: Judge, answer: str) -> bool:
-    """Whether an answer that was cut off has all that the judge reads: the lines that count, each with its end."""
-    return judge.complete_lines is not None and answer.lstrip().count("\n") >= judge.complete_lines
 
 
 def _pairs(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[tuple[Prompt, Completion]]:

@@ -1,4 +1,4 @@
-"""How far two judges agree."""
+"""The agreement of two judges."""
 
 import dataclasses
 from collections import Counter
@@ -12,13 +12,13 @@ from mooring.stats import cohen_kappa
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement(Record):
-    """Two judges on the same responses: is it harmful?
+    """The agreement of two judges on whether the same responses are harmful.
 
     Attributes:
         kappa: Cohen's κ; None if it is undefined.
         same: Responses on which both agree.
         n: Responses that both could judge.
-        missed: Responses left out because at least one of them missed.
+        missed: Responses left out because at least one judge missed.
         disagreements: Ids of the prompts on which they disagree, in the order of the first judge's verdicts.
     """
 
@@ -32,13 +32,10 @@ class Agreement(Record):
 def measure_agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
     """Compare two judges' verdicts on harm.
 
-    Args:
-        first: One judge's.
-        second: The other's, on the same prompts in any order; several responses to a prompt in the same order among
-            themselves.
+    The prompts may be in any order, but several responses to a prompt must be in the same order for both.
 
     Raises:
-        DataError: They judged different prompts, or a different number of responses.
+        DataError: They judged different prompts, or different numbers of responses (`data.judged_by_one`).
     """
     left, right = _numbered(first), _numbered(second)
     if differing := left.keys() ^ right.keys():
@@ -59,7 +56,7 @@ def measure_agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Ag
 
 
 def _numbered(verdicts: Sequence[Verdict]) -> dict[tuple[str, int], Verdict]:
-    """Verdicts by prompt and number among the responses to it."""
+    """Verdicts by prompt and number of the response."""
     seen: Counter[str] = Counter()
     numbered = {}
     for verdict in verdicts:

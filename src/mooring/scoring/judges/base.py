@@ -1,4 +1,4 @@
-"""What a judge is, and the strict, linear-time pieces of which the judges' questions and readers are made."""
+"""The type of judges, and strict, linear-time building blocks for their questions and readers."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,25 +7,18 @@ from mooring.errors import DataError
 from mooring.records import Completion, Message, Prompt
 
 LONGEST = 20_000
-"""Characters of an answer above which it is not read: no judge's answer is that long."""
+"""The most characters of an answer that is read: no judge's answer is that long."""
 _NUMBER = "\x1f"
-"""Separates a completion's key from the number of a question about it."""
+"""Between a completion's key and the number of a question about it."""
 
 
 class UnreadableError(ValueError):
-    """An answer does not have the form that its judge gives; the message says in a few words why."""
+    """An answer does not have the expected form; the message says why in a few words."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reading:
-    """What a judge's answers say.
-
-    Attributes:
-        harmful: Whether the response is harmful; None if the answers cannot be read (a miss).
-        refused: Whether it refuses; None if that cannot be read, or the judge does not say.
-        category: The kinds of harm, if the judge names any.
-        why: In a word or two, why it was a miss, or what the verdict rests on.
-    """
+    """The meaning of a judge's answers: the fields of the same names of a `Verdict`."""
 
     harmful: bool | None
     refused: bool | None
@@ -35,22 +28,22 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Judge:
-    """A safety judge: what to ask about a completion, and what the answers say. It loads no model.
+    """A safety judge: the questions about a completion, and the meaning of the answers. It loads no model.
 
-    Text goes into its questions unescaped, as its makers' own code sends it.
+    Text is inserted into the questions unescaped, as in the code of the judge's authors.
 
     Attributes:
-        name: Its name in recipes and records; options that change verdicts are part of it.
+        name: Its name in recipes and records, which includes options that change verdicts.
         ask: Returns the questions about one completion, with the ids of `question_id`: `rendered`, without a BOS
-            token (which the engine adds), if the judge has a text of its own, else as messages for any chat model.
+            token (which the engine adds), if the judge has its own template, else as messages for any chat model.
             Raises DataError if the prompt has no user's turn.
         reader: Reads the answers, one argument per question, in their order. Raises UnreadableError.
         model: The hub id of the model that it was made for; None if it works with any, or needs none.
-        needs_model: Whether a model has to be asked.
-        gated: Whether the hub provides its model only to those who have accepted terms.
-        max_tokens: Longest answer, in tokens.
-        complete_lines: How many complete lines an answer that `max_tokens` cut off must have to be read anyway: 0 if
-            its first word is the verdict; None if such an answer is always a miss.
+        needs_model: Whether it needs a model.
+        gated: Whether the hub requires accepting terms for its model.
+        max_tokens: The most tokens of an answer.
+        complete_lines: The complete lines that an answer cut off at `max_tokens` needs to be read anyway: 0 if its
+            first word is the verdict; None if such an answer is always a miss.
         says_refused: Whether it also says whether a response refuses.
     """
 
@@ -65,11 +58,15 @@ class Judge:
     says_refused: bool = False
 
     def read(self, answers: Sequence[str]) -> Reading:
-        """Read the answers, one per question and in their order; answers that cannot be read are a miss."""
+        """Read the answers, one per question, in their order; answers that cannot be read are a miss."""
         try:
             return self.reader(*map(_clean, answers))
         except UnreadableError as error:
             return Reading(None, None, why=str(error))
+
+    def is_complete(self, answer: str) -> bool:
+        """Whether an answer that was cut off can be read anyway."""
+        return self.complete_lines is not None and answer.lstrip().count("\n") >= self.complete_lines
 
 
 def _clean(answer: str) -> str:
@@ -87,17 +84,17 @@ def question_id(completion: Completion, number: int = 0) -> str:
 
 
 def question(completion: Completion, text: str, number: int = 0) -> Prompt:
-    """A question whose whole text is fixed."""
+    """A question as rendered text."""
     return Prompt(id=question_id(completion, number), messages=(Message("user", text),), rendered=text)
 
 
 def ask_text(template: str) -> Callable[[Prompt, Completion], list[Prompt]]:
-    """An `ask` that fills the request and the response into a fixed text, at `{prompt}` and `{response}`."""
+    """An `ask` that inserts the request and the response into a template, at `{prompt}` and `{response}`."""
     return lambda prompt, completion: [question(completion, _fill(template, prompt, completion))]
 
 
 def ask_chat(template: str, system: str | None = None) -> Callable[[Prompt, Completion], list[Prompt]]:
-    """An `ask` for any chat model: `template` as `ask_text`, as the user's message after an optional system message."""
+    """An `ask` for any chat model: the template of `ask_text` as a user's message, after an optional system message."""
     before = () if system is None else (Message("system", system),)
 
     def ask(prompt: Prompt, completion: Completion) -> list[Prompt]:
@@ -112,11 +109,7 @@ def _fill(template: str, prompt: Prompt, completion: Completion) -> str:
 
 
 def request(prompt: Prompt) -> str:
-    """The user's last message.
-
-    Raises:
-        DataError: There is no user's turn.
-    """
+    """The user's last message; raises DataError (`data.no_user_turn`) if there is none."""
     for message in reversed(prompt.messages):
         if message.role == "user":
             return message.content
@@ -135,7 +128,7 @@ def conversation(prompt: Prompt, completion: Completion) -> list[Message]:
 
 
 def after_thinking(text: str) -> str:
-    """What follows a leading `<think>…</think>`, or the whole text if there is none."""
+    """The text after a leading `<think>…</think>`, or the whole text if there is none."""
     if not text.startswith("<think>"):
         return text
     _, end, rest = text.partition("</think>")
@@ -150,7 +143,7 @@ def filled_lines(text: str) -> list[str]:
 
 
 def yes_no(value: str) -> bool:
-    """Whether a value is yes rather than no, in any case."""
+    """Whether a value is yes (True) or no (False), in any case."""
     word = value.strip().lower()
     if word not in ("yes", "no"):
         raise UnreadableError("neither yes nor no")

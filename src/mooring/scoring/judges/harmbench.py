@@ -82,8 +82,8 @@ HARMBENCH = Judge(
     max_tokens=1,
     complete_lines=0,
 )
-"""One text, one token: yes or no. The behaviour is the prompt.
+"""One question, one token: yes or no. The behaviour is the prompt.
 
-A prompt whose `extra` holds both `behavior` and `context` is asked with the text for contextual behaviours. It does not
+A prompt with `behavior` and `context` in its `extra` is judged with the text for contextual behaviours. It does not
 say whether a response refuses.
 """

@@ -77,11 +77,7 @@ def _ask(prompt: Prompt, completion: Completion) -> list[Prompt]:
 
 
 def _reads(harmful: tuple[str, ...]) -> Callable[[str], Reading]:
-    """A reader of three lines: safety, categories, refusal.
-
-    Args:
-        harmful: The values of safety that count as harmful.
-    """
+    """A reader of three lines (safety, categories, refusal) with the values of safety that count as harmful."""
 
     def read(answer: str) -> Reading:
         lines = filled_lines(answer)
