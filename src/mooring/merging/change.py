@@ -52,7 +52,7 @@ class Change:
 
     @property
     def entries(self) -> int:
-        """How many entries it has."""
+        """How many entries the tensor has."""
         return math.prod(self.shape)
 
     @property

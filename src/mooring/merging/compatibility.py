@@ -11,15 +11,10 @@ from mooring.merging.pair import ModelPair
 from mooring.merging.slices import same
 from mooring.models import Adapter, Checkpoint, read_json
 
-_HOUSEKEEPING = {
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-    "vocab_size",
-} | {"bos_token_id", "eos_token_id", "pad_token_id"}
+_IGNORED = (
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "vocab_size"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
 """Keys of a configuration that do not change what the weights compute, or have a warning of their own."""
 
 _STEP = 2**20
@@ -71,9 +66,8 @@ def pair_warnings(pair: ModelPair) -> list[str]:
     if None not in templates and templates[0] != templates[1]:
         found.append(f"the chat template differs; the merged model gets {source}")
     elif templates[0] is None and templates[1] is not None:
-        found.append(
-            f"only the tuned model has a chat template; the merged model gets {'it' if from_tuned else 'none'}"
-        )
+        gets = "it" if from_tuned else "none"
+        found.append(f"only the tuned model has a chat template; the merged model gets {gets}")
     if None not in vocabularies and vocabularies[0] != vocabularies[1]:
         how = "; ".join(_vocabulary(*map(_ids, vocabularies)))
         found.append(f"the tokenizer's vocabulary differs ({how}); the merged model gets {source}")
@@ -85,18 +79,15 @@ def pair_warnings(pair: ModelPair) -> list[str]:
 
 def _configuration(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Where the configurations differ. Keys of one side only are left out: newer versions of a library write more."""
-    differ = [key for key in ours if key in theirs and key not in _HOUSEKEEPING and ours[key] != theirs[key]]
+    differ = [key for key in ours if key in theirs and key not in _IGNORED and ours[key] != theirs[key]]
 
     def described(key: str) -> str:
         if isinstance(ours[key], (dict, list)) or isinstance(theirs[key], (dict, list)):
             return key
         return f"{key} ({ours[key]} in the base, {theirs[key]} in the tuned model)"
 
-    return (
-        [f"config.json differs in {', '.join(map(described, differ))}; the merged model gets the base's"]
-        if differ
-        else []
-    )
+    keys = ", ".join(map(described, differ))
+    return [f"config.json differs in {keys}; the merged model gets the base's"] if differ else []
 
 
 def _ids(vocabulary: Any) -> dict[str, int]:

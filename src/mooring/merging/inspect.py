@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from mooring.merging.job import check_lam
 from mooring.merging.layers import depths, layer_labels, module
 from mooring.merging.measure import Extent, Measured, measure
 from mooring.merging.pair import ModelPair, OutputTensor, open_pair
-from mooring.merging.slices import Slice
+from mooring.merging.slices import Slice, default_threads
 from mooring.models import Adapter, is_adapter
 
 Kind = Literal["checkpoint", "lora"]
@@ -54,61 +53,56 @@ Squares = Callable[[Change], tuple[float, float]]
 
 
 def outlook(changes: Iterable[Change], lam: float) -> tuple[Outlook, ...]:
-    """What each method would do at λ: the expectation for DARE and DELLA, approximate for methods that rank entries.
-
-    Args:
-        changes: Every tensor.
-        lam: λ, the weight of the tuned model, from 0 to 1.
-    """
+    """What each method would do at a λ from 0 to 1: the expectation for DARE and DELLA, approximate for ranking."""
     merged = [c for c in changes if c.floating and c.change_square > 0]
     total = math.fsum(c.change_square for c in merged)
     if not total:
         return ()
     depth = depths(c.name for c in merged)
 
-    def estimate(methods: Sequence[str], squares: Squares, remark: str) -> Outlook:
-        both = [squares(c) for c in merged]
-        near, far = (math.sqrt(max(0.0, math.fsum(values)) / total) for values in zip(*both, strict=True))
-        return Outlook(methods=tuple(methods), from_base=near, from_tuned=far, remark=remark)
-
-    def ramp(c: Change) -> tuple[float, float]:
-        return _scaled(c, lam * depth[c.name])
-
     def kept(density: float, gamma: float = 0.0) -> float:
         return _share(merged, total, lambda c: kept_share(c.histogram, density, gamma))
 
-    noise = lam * math.sqrt((1 - DENSITY) / DENSITY)
-    della = lam * math.sqrt(_share(merged, total, _della_noise))
+    variance = (1 - DENSITY) / DENSITY
+    noise, della = lam * math.sqrt(variance), lam * math.sqrt(_share(merged, total, _della_noise))
     sparse = f"at density {DENSITY:g}"
-    return (
-        estimate(["linear", "task_arithmetic"], lambda c: _scaled(c, lam), f"keeps {lam:.0%} of the change everywhere"),
-        estimate(["slerp"], lambda c: _slerp(c, lam), _slerp_remark(merged, total, lam)),
-        estimate(
-            ["karcher"], lambda c: _karcher(c, lam), "with one tuned model: SLERP of directions, the mean of norms"
+    estimates: list[tuple[tuple[str, ...], Squares, str]] = [
+        (("linear", "task_arithmetic"), lambda c: _scaled(c, lam), f"keeps {lam:.0%} of the change everywhere"),
+        (("slerp",), lambda c: _combined(c, *arc(c.angle, lam)), _slerp_remark(merged, total, lam)),
+        (("karcher",), lambda c: _karcher(c, lam), "with one tuned model: SLERP of directions, the mean of norms"),
+        (
+            ("lines",),
+            lambda c: _scaled(c, lam * depth[c.name]),
+            f"λ rises from 0 in the first layer to {lam:g} in the last",
         ),
-        estimate(["lines"], ramp, f"λ rises from 0 in the first layer to {lam:g} in the last"),
-        estimate(
-            ["ties"],
-            lambda c: _thinned(c, lam, kept_share(c.histogram, DENSITY)),
+        (
+            ("ties",),
+            lambda c: _sparsified(c, lam, kept_share(c.histogram, DENSITY)),
             f"{sparse} keeps about {kept(DENSITY):.0%} of ‖δ‖², at 0.2 about {kept(0.2):.0%}; nothing to elect",
         ),
-        estimate(
-            ["breadcrumbs", "breadcrumbs_ties"],
-            lambda c: _thinned(c, lam, kept_share(c.histogram, DENSITY, GAMMA)),
+        (
+            ("breadcrumbs", "breadcrumbs_ties"),
+            lambda c: _sparsified(c, lam, kept_share(c.histogram, DENSITY, GAMMA)),
             f"{sparse}, the largest {GAMMA:.0%} dropped, keeps about {kept(DENSITY, GAMMA):.0%} of ‖δ‖²",
         ),
-        estimate(
-            ["dare_linear", "dare_ties"],
-            lambda c: _noisy(c, lam, (1 - DENSITY) / DENSITY),
+        (
+            ("dare_linear", "dare_ties"),
+            lambda c: _noisy(c, lam, variance),
             f"{sparse} adds noise of {noise:.2f} ‖δ‖ to linear",
         ),
-        estimate(
-            ["della", "della_linear"],
+        (
+            ("della", "della_linear"),
             lambda c: _noisy(c, lam, _della_noise(c)),
             f"{sparse} ± {EPSILON:g} adds noise of about {della:.2f} ‖δ‖ to linear",
         ),
-        Outlook(methods=("model_stock",), from_base=None, from_tuned=None, remark="needs two tuned models or more"),
-    )
+    ]
+    outlooks = []
+    for methods, squares, remark in estimates:
+        both = zip(*map(squares, merged), strict=True)
+        near, far = (math.sqrt(max(0.0, math.fsum(values)) / total) for values in both)
+        outlooks.append(Outlook(methods=methods, from_base=near, from_tuned=far, remark=remark))
+    remark = "needs two tuned models or more"
+    return (*outlooks, Outlook(methods=("model_stock",), from_base=None, from_tuned=None, remark=remark))
 
 
 def _share(changes: Sequence[Change], total: float, share: Callable[[Change], float]) -> float:
@@ -121,7 +115,7 @@ def _scaled(c: Change, lam: float) -> tuple[float, float]:
     return lam**2 * c.change_square, (1 - lam) ** 2 * c.change_square
 
 
-def _thinned(c: Change, lam: float, share: float) -> tuple[float, float]:
+def _sparsified(c: Change, lam: float, share: float) -> tuple[float, float]:
     """base + λ·(the entries of δ that hold this share of ‖δ‖²); the others stay the base's."""
     return lam**2 * share * c.change_square, ((1 - lam) ** 2 * share + 1 - share) * c.change_square
 
@@ -158,10 +152,6 @@ def arc(angle: float | None, lam: float) -> tuple[float, float]:
     return excess, math.sin(lam * angle) / math.sin(angle)
 
 
-def _slerp(c: Change, lam: float) -> tuple[float, float]:
-    return _combined(c, *arc(c.angle, lam))
-
-
 def _karcher(c: Change, lam: float) -> tuple[float, float]:
     """SLERP of base/‖base‖ and tuned/‖tuned‖, times (1−λ)·‖base‖ + λ·‖tuned‖."""
     if c.angle is None or c.angle > math.pi - 1e-6:
@@ -175,17 +165,17 @@ def _karcher(c: Change, lam: float) -> tuple[float, float]:
 
 def _slerp_remark(changes: Sequence[Change], total: float, lam: float) -> str:
     """The largest angle, and how far SLERP is from Linear."""
-    angles: Mapping[str, float] = {c.name: c.angle for c in changes if c.angle is not None}
+    angles = [(c.angle, c.name) for c in changes if c.angle is not None]
     if not angles:
         return "no tensor has an angle: the same as linear"
-    widest = max(angles, key=lambda name: angles[name])
+    angle, name = max(angles, key=lambda pair: pair[0])
 
     def apart(c: Change) -> float:
         excess, weight = arc(c.angle, lam)
         return _combined(c, excess, weight - lam)[0]
 
-    departs = math.sqrt(math.fsum(apart(c) for c in changes) / total)
-    return f"{departs:.2g} ‖δ‖ away from linear; largest angle {math.degrees(angles[widest]):.3g}° ({widest})"
+    distance = math.sqrt(math.fsum(apart(c) for c in changes) / total)
+    return f"{distance:.2g} ‖δ‖ away from linear; largest angle {math.degrees(angle):.3g}° ({name})"
 
 
 MERGE_MEMORY = 300 * 2**20
@@ -354,13 +344,13 @@ def inspect_pair(
         ModelError: A file cannot be read.
     """
     check_lam(lam)
-    measured = measure(
-        {name: _extent(tensor) for name, tensor in pair.tensors.items()},
-        lambda piece, buffers: _read(pair, piece, buffers),
-        ranks=not quick,
-        threads=threads,
-        on_event=on_event,
-    )
+
+    def read(piece: Slice, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        base, (tuned,) = pair.read(pair.tensors[piece.name], piece.start, piece.stop, buffers)
+        return base, tuned
+
+    extents = {name: _extent(tensor) for name, tensor in pair.tensors.items()}
+    measured = measure(extents, read, ranks=not quick, threads=threads, on_event=on_event)
     equal = measured.equal and not any(tensor.rest for tensor in pair.tensors.values())
     base, tuned = pair.base.folder, pair.tuned[0].folder
     return Inspection(
@@ -384,11 +374,6 @@ def _extent(tensor: OutputTensor) -> Extent:
     return Extent(tensor.name, tensor.dtype, shape)
 
 
-def _read(pair: ModelPair, piece: Slice, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    base, (tuned,) = pair.read(pair.tensors[piece.name], piece.start, piece.stop, buffers)
-    return base, tuned
-
-
 def _problems(measured: Measured, equal: bool, base: Path, tuned: Path) -> Iterator[str]:
     if equal:
         yield "the tuned model equals the base: a merge would change nothing"
@@ -402,7 +387,7 @@ def _problems(measured: Measured, equal: bool, base: Path, tuned: Path) -> Itera
 def _cost(pair: ModelPair, measured: Measured, threads: int | None) -> Cost:
     read = sum(info.nbytes for model in pair.models for info in model.tensors.values())
     write = sum(tensor.numel * tensor.dtype.itemsize for tensor in pair.tensors.values())
-    wall = measured.read_seconds / (threads or min(4, os.cpu_count() or 1))
+    wall = measured.read_seconds / (threads or default_threads())
     return Cost(
         read_bytes=read,
         write_bytes=write,
@@ -413,7 +398,6 @@ def _cost(pair: ModelPair, measured: Measured, threads: int | None) -> Cost:
 
 
 def _group_to_json(group: Group) -> dict[str, Any]:
-    """A group's numbers as JSON."""
     directions: Any = group.directions
     if directions is not None:
         directions = ">64" if math.isinf(directions) else int(directions)

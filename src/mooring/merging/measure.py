@@ -6,14 +6,14 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mooring.events import Event, OnEvent
 from mooring.merging.change import Change, Histogram, Rank
-from mooring.merging.slices import Slice, one_thread, same, sweep
+from mooring.merging.slices import Slice, cut, one_thread, same, scratch, sweep
 
 PROBES = 64
 """Random probes for the effective rank, and the largest rank that they measure exactly."""
@@ -22,17 +22,14 @@ _ROWS = 4096
 
 
 class Sketch:
-    """Random projections of a change δ of shape (rows, columns), accumulated block by block: K = δᵀ(δΩ).
+    """Random projections K = δᵀ(δΩ) of a change δ with so many columns, accumulated block by block.
 
-    From K and the probes Ω the Nyström approximation of δᵀδ follows without a second pass: exact if the rank of δ is
-    at most the number of probes, and never above δᵀδ.
+    K and the probes Ω give the Nyström approximation of δᵀδ without a second pass. It is exact if the rank of δ is at
+    most the number of probes, and never above δᵀδ.
 
     Sources: Halko, Martinsson, Tropp 2011, Finding structure with randomness, arXiv:0909.4061, section 5.5; Tropp,
     Yurtsever, Udell, Cevher 2017, Fixed-rank approximation of a positive-semidefinite matrix from streaming data,
     arXiv:1706.05736.
-
-    Args:
-        columns: Of δ.
     """
 
     def __init__(self, columns: int) -> None:
@@ -52,7 +49,7 @@ class Sketch:
         return torch.mm(matrix.T, matrix @ probes(self._columns), out=out.view(self._columns, -1))
 
     def add(self, piece: Slice, projected: Tensor | None) -> None:
-        """Add a contribution, after those of the blocks before it: the order of a sum matters. None adds none."""
+        """Add a contribution (None for zero) after those of the blocks before it: the order of a sum matters."""
         with self._turn:
             self._turn.wait_for(lambda: self._next == piece.start)
             if projected is not None:
@@ -64,11 +61,7 @@ class Sketch:
             self._turn.notify_all()
 
     def rank(self, energy: float) -> Rank | None:
-        """The effective rank.
-
-        Args:
-            energy: ‖δ‖².
-        """
+        """The effective rank, given ‖δ‖²."""
         if self._sum is None:
             return None
         values = nystrom(probes(self._columns), self._sum)
@@ -84,13 +77,10 @@ class Sketch:
 
 
 def nystrom(omega: Tensor, projected: Tensor) -> list[float]:
-    """Eigenvalues of the Nyström approximation K (ΩᵀK)⁻¹ Kᵀ of a matrix A, K = AΩ; in descending order.
+    """Eigenvalues, in descending order, of the Nyström approximation K (ΩᵀK)⁻¹ Kᵀ of a matrix A with K = AΩ.
 
-    Computed as those of W (KᵀK) Wᵀ, W whitening ΩᵀK; directions in which ΩᵀK is rounding noise are left out.
-
-    Args:
-        omega: Ω, of shape (n, k).
-        projected: K, of the same shape, in float64.
+    `omega` and `projected` are Ω and K, both of shape (n, k). Computed as the eigenvalues of Wᵀ(KᵀK)W, with
+    W Wᵀ = (ΩᵀK)⁻¹; directions in which ΩᵀK is rounding noise are left out.
     """
     core = torch.zeros(omega.shape[1], omega.shape[1], dtype=torch.float64)
     for start in range(0, len(omega), _ROWS):
@@ -99,10 +89,10 @@ def nystrom(omega: Tensor, projected: Tensor) -> list[float]:
     if not bool(square.isfinite().all() and core.isfinite().all()):
         return []
     scales, vectors = torch.linalg.eigh((core + core.T) / 2)
-    held = scales > 1e-6 * scales[-1]  # K comes from float32
-    if not bool(held.any()):
+    kept = scales > 1e-6 * scales[-1]  # K comes from float32
+    if not bool(kept.any()):
         return []
-    white = vectors[:, held] / scales[held].sqrt()
+    white = vectors[:, kept] / scales[kept].sqrt()
     values: list[float] = torch.linalg.eigvalsh(white.T @ square @ white).flip(0).clamp(min=0).tolist()
     return values
 
@@ -127,13 +117,7 @@ _BINS = 2**10
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Extent:
-    """The part of a tensor that two models share.
-
-    Attributes:
-        name: Its name.
-        dtype: The base's type.
-        shape: Its shape, without vocabulary rows that one side has in addition.
-    """
+    """The part of a tensor that two models share: the base's type, and the shape without rows of one side only."""
 
     name: str
     dtype: torch.dtype
@@ -141,13 +125,12 @@ class Extent:
 
     @property
     def numel(self) -> int:
-        """How many entries it has."""
         return math.prod(self.shape)
 
 
 Read = Callable[[Slice, Sequence[Tensor]], tuple[Tensor, Tensor]]
-"""(slice, two byte buffers to read into) to the base's and the tuned model's values, flat; the same tensor twice if the
-tuned model does not change it."""
+"""(slice, two byte buffers to read into) to the base's and the tuned model's values, flat; the same tensor twice if
+they do not differ."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -169,13 +152,12 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Part:
-    """The result for a slice."""
+    """Sums over a slice, and its entries by bin of |δ| (None if base and tuned are equal)."""
 
     base_square: float
     change_square: float
     along: float
     counts: Tensor | None
-    """None if base and tuned are equal."""
     seconds: float
 
 
@@ -199,102 +181,64 @@ def measure(
     Raises:
         ModelError: A file ends early or cannot be read.
     """
-    own = Buffers()
-    sketches: dict[str, Sketch] = {}
-    parts: dict[str, list[_Part]] = {name: [] for name in tensors}
-    changes: dict[str, Change] = {}
+    sketches = {name: Sketch(info.shape[1]) for name, info in tensors.items() if ranks and _sketchable(info)}
+    changes: dict[str, Change] = {name: _change(info, []) for name, info in tensors.items() if info.numel == 0}
+    parts: list[_Part] = []  # of the current tensor
     read_seconds, equal = 0.0, True
     done, total = 0, sum(info.numel * info.dtype.itemsize for info in tensors.values())
-
-    def pieces() -> Iterator[Slice]:
-        for info in tensors.values():
-            if ranks and sketchable(info):
-                sketches[info.name] = Sketch(info.shape[1])
-            step = block(info)
-            for start in range(0, info.numel, step):
-                yield Slice(info.name, start, min(start + step, info.numel))
-
-    def work(piece: Slice) -> _Part:
-        sketch, projected = sketches.get(piece.name), None
-        try:
-            begun = time.perf_counter()
-            base, tuned = read(piece, own.bytes(piece.stop - piece.start))
-            seconds = time.perf_counter() - begun
-            squares, delta, counts = sums(base, tuned, own.get("delta", base.numel()))
-            if sketch and delta is not None:
-                projected = sketch.project(delta, own.get("projected", sketch.size))
-            return _Part(*squares, counts, seconds)
-        finally:  # the next slice waits for this one, even if it failed
-            if sketch:
-                sketch.add(piece, projected)
-
-    with one_thread(), contextlib.closing(sweep(pieces(), work, threads)) as results:
+    work = functools.partial(_measure_slice, read, sketches)
+    pieces = (piece for info in tensors.values() for piece in cut(info.name, 0, info.numel, block(info)))
+    with one_thread(), contextlib.closing(sweep(pieces, work, threads)) as results:
         for piece, part in results:
             info = tensors[piece.name]
-            parts[piece.name].append(part)
+            parts.append(part)
             read_seconds += part.seconds
             equal = equal and part.counts is None
             done += (piece.stop - piece.start) * info.dtype.itemsize
             if on_event:
                 on_event(Event(step="inspect", kind="progress", done=done, total=total, unit="bytes"))
             if piece.stop == info.numel:
-                changes[info.name] = _change(info, parts[info.name], sketches.pop(info.name, None))
-                parts[info.name].clear()
-    for name, info in tensors.items():
-        if info.numel == 0:
-            changes[name] = _change(info, [], None)
+                changes[info.name] = _change(info, parts, sketches.pop(info.name, None))
+                parts.clear()
     broken = {
         name: "tuned" if math.isfinite(changes[name].base_square) else "base"
         for name in tensors
         if not math.isfinite(changes[name].base_square + changes[name].change_square)
     }
-    return Measured(
-        changes=tuple(changes[name] for name in tensors if name not in broken),
-        broken=broken,
-        equal=equal,
-        read_seconds=read_seconds,
-    )
+    unbroken = tuple(changes[name] for name in tensors if name not in broken)
+    return Measured(changes=unbroken, broken=broken, equal=equal, read_seconds=read_seconds)
 
 
-class Buffers(threading.local):
-    """Tensors that a thread reuses: allocating large ones repeatedly would fragment the memory."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
-
-    def get(self, name: str, count: int) -> Tensor:
-        """A buffer of float32 numbers, uninitialized."""
-        if name not in self._held or len(self._held[name]) < count:
-            self._held.pop(name, None)
-            self._held[name] = torch.empty(count)
-        return self._held[name][:count]
-
-    def bytes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Two byte buffers with room for `count` numbers of any type."""
-        ours, theirs = (self.get(name, 2 * count).view(torch.uint8) for name in ("base", "tuned"))
-        return ours, theirs
+def _measure_slice(read: Read, sketches: Mapping[str, Sketch], piece: Slice) -> _Part:
+    sketch, projected = sketches.get(piece.name), None
+    count = piece.stop - piece.start
+    try:
+        begun = time.perf_counter()
+        base, tuned = read(piece, [scratch(side, 8 * count, torch.uint8) for side in ("base", "tuned")])
+        seconds = time.perf_counter() - begun
+        squares, delta, counts = sums(base, tuned, scratch("delta", count, torch.float32))
+        if sketch and delta is not None:
+            projected = sketch.project(delta, scratch("projected", sketch.size, torch.float32))
+        return _Part(*squares, counts, seconds)
+    finally:  # the next slice waits for this one, even if it failed
+        if sketch:
+            sketch.add(piece, projected)
 
 
-def sketchable(info: Extent) -> bool:
+def _sketchable(info: Extent) -> bool:
     """Whether the effective rank of a tensor's change is measured: a matrix of numbers, not too wide."""
     return len(info.shape) == 2 and 0 < info.shape[1] <= WIDEST and info.dtype.is_floating_point
 
 
 def block(info: Extent) -> int:
     """Entries of a tensor that are processed together: whole rows, at least as many as there are probes."""
-    if not sketchable(info):
+    if not _sketchable(info):
         return BLOCK
     return max(BLOCK // info.shape[1], PROBES) * info.shape[1]
 
 
 def sums(base: Tensor, tuned: Tensor, out: Tensor) -> tuple[tuple[float, float, float], Tensor | None, Tensor | None]:
-    """(‖base‖², ‖δ‖², ⟨base, δ⟩), δ in float32, and its counts by bin; the last two are None if nothing differs.
-
-    Args:
-        base: Flat, any type.
-        tuned: Same length, any type.
-        out: Same length, float32; receives δ.
-    """
+    """(‖base‖², ‖δ‖², ⟨base, δ⟩); δ, written to `out` in float32, and its counts by bin, None if nothing differs."""
     differs = not same(base, tuned)
     delta = out if differs else None
     counts = torch.zeros(_BINS, dtype=torch.int64) if differs else None
@@ -318,7 +262,7 @@ def _sum(values: Iterable[float]) -> float:
     return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def _change(info: Extent, parts: list[_Part], sketch: Sketch | None) -> Change:
+def _change(info: Extent, parts: Sequence[_Part], sketch: Sketch | None = None) -> Change:
     counted = [part.counts for part in parts if part.counts is not None]
     histogram: Histogram = ()
     if counted:

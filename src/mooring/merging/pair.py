@@ -155,13 +155,10 @@ def open_pair(base: str | Path, tuned: str | Path | Sequence[str | Path]) -> Mod
         raise
 
 
-def open_bound_adapter(base: Checkpoint, folder: Path) -> Adapter:
-    """Open an adapter and bind it to its base.
-
-    Raises:
-        ModelError: It cannot be opened.
-        MismatchError: It does not fit the base, or the base that it names is here and is another model.
-    """
+def _open_tuned(base: Checkpoint, folder: Path) -> Checkpoint | Adapter:
+    if not is_adapter(folder):
+        _check_architecture(base, folder)
+        return open_checkpoint(folder)
     adapter = open_adapter(folder)
     try:
         adapter.bind(base)
@@ -172,21 +169,11 @@ def open_bound_adapter(base: Checkpoint, folder: Path) -> Adapter:
     return adapter
 
 
-def _open_tuned(base: Checkpoint, folder: Path) -> Checkpoint | Adapter:
-    if is_adapter(folder):
-        return open_bound_adapter(base, folder)
-    _check_architecture(base, folder)
-    return open_checkpoint(folder)
-
-
 def _check_named_base(base: Checkpoint, adapter: Adapter) -> None:
-    """Check that the base which an adapter names, if it is on this machine, has the weights of `base`.
+    """Raise if the base that an adapter names is on this machine and has other weights than `base`.
 
     Compares the first entries of every tensor: no two models have those in common, and a complete comparison could
     take longer than the merge. A base of another type is not compared.
-
-    Raises:
-        MismatchError: It is here and is another model.
     """
     named = adapter.base_name
     if not named or not Path(named).is_dir() or Path(named).resolve() == base.folder.resolve():
@@ -209,12 +196,7 @@ def _check_named_base(base: Checkpoint, adapter: Adapter) -> None:
 
 
 def _check_architecture(base: Checkpoint, tuned: Path) -> None:
-    """Check that two whole models have the same architecture, by their configurations.
-
-    Raises:
-        ModelError: A configuration cannot be read.
-        MismatchError: The architectures differ.
-    """
+    """Raise if the configurations of two whole models have different architectures."""
     ours, theirs = base.config, read_config(tuned)
     for key in ("model_type", "architectures"):
         if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
@@ -224,11 +206,7 @@ def _check_architecture(base: Checkpoint, tuned: Path) -> None:
 
 
 def _match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter]) -> ModelPair:
-    """Match the tensors of a base and its tuned models by name.
-
-    Raises:
-        MismatchError: A tensor exists on one side only and is not a tied head, or shapes or types differ.
-    """
+    """Match the tensors of a base and its tuned models by name."""
     decisions: dict[str, str] = {}
     config: dict[str, Any] = {}
     renamed = [_tied_sources(base, model, decisions) for model in tuned]
@@ -262,11 +240,7 @@ def _match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter]) -> ModelPair
 
 
 def _tied_sources(base: Checkpoint, tuned: Checkpoint | Adapter, decisions: dict[str, str]) -> dict[str, str]:
-    """The tuned model's embedding for each head that the base stores and the tuned model ties.
-
-    Raises:
-        MismatchError: A tensor exists on one side only and is not a tied head.
-    """
+    """The tuned model's embedding for each head that the base stores and the tuned model ties."""
     if isinstance(tuned, Adapter):
         return {}
     sources = {}
@@ -323,7 +297,7 @@ def _shape(model: Checkpoint | Adapter, source: str, info: TensorInfo) -> tuple[
 def _check_type(
     base: Checkpoint, model: Checkpoint | Adapter, name: str, source: str, info: TensorInfo, decisions: dict[str, str]
 ) -> None:
-    """Check that both sides are floating-point, or have the same type."""
+    """Raise unless both sides are floating-point, or have the same type."""
     if isinstance(model, Adapter) or (other := model.tensors[source].dtype) == info.dtype:
         return
     if not (info.dtype.is_floating_point and other.is_floating_point):
@@ -338,9 +312,6 @@ def _vocabulary_rows(
     """The rows in every model of a tensor with one row per token.
 
     A tensor is one if in every model the number of rows is the configuration's vocabulary size.
-
-    Raises:
-        MismatchError: It is not, so the shapes do not match.
     """
     ours = shapes[0]
     for model, shape in zip(tuned, shapes[1:], strict=True):
