@@ -27,7 +27,8 @@ def ours(job: dict[str, Any]) -> None:
         names = tuple(str(folder) for folder in tuned)
         merge_adapters(base, tuned, out, Job(method=job["method"], base=str(base), tuned=names, options=options))
     else:
-        from mooring.merging.merge import Output, merge
+        from mooring.merging.job import Output
+        from mooring.merging.merge import merge
 
         output = Output(verify=job.get("verify", True))
         if more.pop("one_by_one", False):

@@ -19,7 +19,8 @@ from mooring.merging import pair as pair_module
 from mooring.merging.compatibility import check_pair
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.inspect import inspect
-from mooring.merging.merge import Output, merge
+from mooring.merging.job import Output
+from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
 from mooring.merging.verify import verify
 from mooring.models import NAMES, Checkpoint, open_checkpoint

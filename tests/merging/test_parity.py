@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from mooring.merging import mergekit_read
-from mooring.merging.merge import merge
+from mooring.merging.merge import merge_pair
+from mooring.merging.pair import open_pair
 
 pytest.importorskip("immutables", reason="mergekit is not installed: pip install -e '.[peers]'")
 
@@ -94,7 +95,8 @@ def merged(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any) -> Pa
 def test_agrees(merged: Path, tmp_path: Path, read: Callable[[Path], dict[str, torch.Tensor]], name: str) -> None:
     number = list(SETTINGS).index(name)
     job = mergekit_read.read(merged / f"{number}.yml")
-    out = merge(job.base, job.tuned, tmp_path / "out", method=job.method, options=job.options)
+    with open_pair(job.base, job.tuned) as pair:
+        out = merge_pair(pair, tmp_path / "out", method=job.method, options=job.options)
     ours, theirs, base = read(out), read(merged / f"theirs-{number}"), read(merged / "base")
     assert ours.keys() == theirs.keys()
     assert not json.loads((out / "mooring.json").read_text())["decisions"]  # nothing was clamped

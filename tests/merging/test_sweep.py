@@ -2,24 +2,20 @@
 
 import threading
 import time
-from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mooring.merging.slices import Slice, cut, sweep
-from mooring.models import TensorInfo
 
 
-@given(count=st.integers(0, 300), size=st.integers(1, 700), grid=st.integers(1, 50))
-def test_slices_cover(count: int, size: int, grid: int) -> None:
-    info = TensorInfo("x", torch.bfloat16, (count,), Path("x"), 0, 2 * count)
-    pieces = list(cut([info], size, grid))
-    assert [n for p in pieces for n in range(p.start, p.stop)] == list(range(count))
-    assert all(p.start % grid == 0 for p in pieces)
-    assert all(p.stop - p.start <= max(grid, size // 2) for p in pieces)
+@given(start=st.integers(0, 20), count=st.integers(0, 300), size=st.integers(0, 700), cell=st.integers(1, 50))
+def test_slices_cover(start: int, count: int, size: int, cell: int) -> None:
+    pieces = list(cut("x", start, start + count, size, cell))
+    assert [n for p in pieces for n in range(p.start, p.stop)] == list(range(start, start + count))
+    assert all((p.start - start) % cell == 0 for p in pieces)
+    assert all(p.stop - p.start <= max(cell, size) for p in pieces)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

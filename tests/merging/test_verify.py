@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from mooring.errors import ModelError
 from mooring.merge_methods import METHODS
 from mooring.merging.adapter import merge_adapters
-from mooring.merging.job import Job, Options
-from mooring.merging.merge import Output, merge
+from mooring.merging.job import Job, Options, Output
+from mooring.merging.merge import merge
 from mooring.merging.tensor_value import TensorValue
 from mooring.merging.verify import verify
 

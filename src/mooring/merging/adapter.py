@@ -15,13 +15,12 @@ from torch import Tensor
 from mooring.errors import MismatchError, UserError
 from mooring.files import atomic_folder, need_room
 from mooring.merging import sphere
-from mooring.merging.job import Job, dtype_named, options_to_json, tensor_params
-from mooring.merging.manifest import Written, source_entry, written_entry
+from mooring.merging.job import Job, dtype_named, options_to_json, tensor_params, values_by_folder
+from mooring.merging.manifest import Decisions, Written, source_entry, written_entry
 from mooring.merging.merge import ROOM_FOR_SIDE_FILES, check_output
 from mooring.merging.pair import ModelPair, open_pair
 from mooring.merging.plan import TensorParams
-from mooring.merging.slices import CELL, check_finite, one_thread, same
-from mooring.merging.tensor_value import TensorValue
+from mooring.merging.slices import CELL, check_finite, hash_values, one_thread, same
 from mooring.merging.verify import verify
 from mooring.models import (
     ADAPTER_CONFIG,
@@ -32,7 +31,6 @@ from mooring.models import (
     TensorDigest,
     Writer,
     copy_side_files,
-    hash_part,
     is_adapter,
 )
 from mooring.models.lora import ADAPTER_WEIGHTS, Change
@@ -50,27 +48,21 @@ Weights = Mapping[str, tuple[float, ...]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BoundAdapters:
-    """A base and adapters on it.
-
-    Attributes:
-        pair: The base and the adapters, open.
-    """
+    """A base and adapters on it, open."""
 
     pair: ModelPair
 
     @property
     def base(self) -> Checkpoint:
-        """The base."""
         return self.pair.base
 
     @property
     def adapters(self) -> list[Adapter]:
-        """The adapters."""
         return [model for model in self.pair.tuned if isinstance(model, Adapter)]
 
     @property
     def names(self) -> list[str]:
-        """The tensors that the adapters change, in their order, by the adapters' names."""
+        """The tensors that the adapters change, by the adapters' names for them."""
         return list(dict.fromkeys(name for adapter in self.adapters for name in adapter.changes))
 
     def changes(self, name: str) -> list[tuple[int, Adapter, Change]]:
@@ -83,26 +75,25 @@ class BoundAdapters:
         return next(a.sources[name] for a in self.adapters if name in a.changes)
 
 
-def fractions(inputs: BoundAdapters, method: str, params: Mapping[str, TensorParams]) -> Weights:
+def _weights(inputs: BoundAdapters, job: Job, note: Callable[[str, str], None]) -> Weights:
     """The weight of each adapter's change, for every tensor that one of them changes.
 
     Linear: λ·wᵢ/Σw (with a base weight b: wᵢ/(b + Σw)); task arithmetic: λ·wᵢ; Model Stock: λ·t/N. As in `dense`.
-
-    Raises:
-        UserError: λ is outside [0, 1], or the weights scale the base too, which an adapter cannot.
     """
-    found = {}
+    options, tensors = job.options, inputs.pair.tensors
+    params = tensor_params(job.method, options, tensors, len(inputs.adapters), [options.lam], note)
+    weights = {}
     for name in inputs.names:
         at = params.get(name) or params[inputs.source(name)]
-        if not 0 <= at.lams[0] <= 1:
-            raise UserError(
-                f"λ is {at.lams[0]:g} for {name}, outside [0, 1]", LEAVE_OUT, code="usage.lambda_out_of_range"
-            )
-        found[name] = _fractions(inputs, method, at, name)
-    return found
+        lam = at.lams[0]
+        if not 0 <= lam <= 1:
+            what = f"λ is {lam:g} for {name}, outside [0, 1]"
+            raise UserError(what, LEAVE_OUT, code="usage.lambda_out_of_range")
+        weights[name] = _weights_of_tensor(inputs, job.method, at, name)
+    return weights
 
 
-def _fractions(inputs: BoundAdapters, method: str, params: TensorParams, name: str) -> tuple[float, ...]:
+def _weights_of_tensor(inputs: BoundAdapters, method: str, params: TensorParams, name: str) -> tuple[float, ...]:
     models, lam = len(inputs.adapters), params.lams[0]
     if method == "model_stock":
         ratio, reason = sphere.model_stock_ratio(gram(inputs, name))
@@ -117,22 +108,19 @@ def _fractions(inputs: BoundAdapters, method: str, params: TensorParams, name: s
         return tuple(lam * w / total for w in weights)
     total += params.base_weight
     if not params.normalize and not math.isclose(total, 1):
-        raise UserError(
-            f"the weights sum to {total:g} for {name}, which scales the base too",
-            LEAVE_OUT,
-            code="usage.weights_scale_base",
-        )
+        what = f"the weights sum to {total:g} for {name}, which scales the base too"
+        raise UserError(what, LEAVE_OUT, code="usage.weights_scale_base")
     return tuple(w / total for w in weights)
 
 
 def gram(inputs: BoundAdapters, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Inner products of the adapters' changes of a tensor, in float64: (adapters, adapters).
 
-    Uses the low rank: ⟨sᵢBᵢAᵢ, sⱼBⱼAⱼ⟩ = sᵢsⱼ·Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ), so the products B·A are never computed.
+    With the low rank, ⟨sᵢBᵢAᵢ, sⱼBⱼAⱼ⟩ = sᵢsⱼ·Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ), without the products B·A.
     """
     found = np.zeros((len(inputs.adapters),) * 2)
     known = inputs.changes(name)
-    if all(change.a and (change.stored is None or holds_base(inputs, name)) for _, _, change in known):
+    if all(change.a and (change.stored is None or _saved_base(inputs, name)) for _, _, change in known):
         pairs = [(i, adapter.tensor(c.a), adapter.tensor(c.b), c.scale) for i, adapter, c in known if c.a and c.b]
         above = torch.cat([a.double() for _, a, _, _ in pairs])
         beside = torch.cat([b.double() * scale for _, _, b, scale in pairs], dim=1)
@@ -146,18 +134,18 @@ def gram(inputs: BoundAdapters, name: str) -> np.ndarray[tuple[int, ...], np.dty
     for start in range(0, count, CELL):
         stop = min(start + CELL, count)
         base = inputs.base.read(source, start, stop)
-        moved = {}
+        changes = {}
         for i, adapter, _ in known:
             bound = name if name in adapter.changed else source
-            moved[i] = adapter.read_tuned(bound, start, stop, base).double() - base.double()
-        for i, first in moved.items():
-            for j, second in moved.items():
+            changes[i] = adapter.read_tuned(bound, start, stop, base).double() - base.double()
+        for i, first in changes.items():
+            for j, second in changes.items():
                 found[i, j] += float(first.dot(second))
     return found
 
 
-def holds_base(inputs: BoundAdapters, name: str) -> bool:
-    """Whether base weights that PEFT saved with an adapter equal the base's, so can be left out."""
+def _saved_base(inputs: BoundAdapters, name: str) -> bool:
+    """Whether the base weights that PEFT saved with the adapters equal the base's, so can be left out."""
     source = inputs.source(name)
     info = inputs.base.tensors[source]
     for _, adapter, change in inputs.changes(name):
@@ -173,15 +161,8 @@ def holds_base(inputs: BoundAdapters, name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor of the output.
-
-    Attributes:
-        key: Its name in the file.
-        dtype: Its type.
-        shape: Its shape.
-        values: Yields (start, elements), a part at a time.
-    """
+class _Entry:
+    """A tensor of the output: its key in the file, type, shape, and a function that yields (start, elements)."""
 
     key: str
     dtype: torch.dtype
@@ -189,59 +170,49 @@ class Entry:
     values: Callable[[], Iterator[tuple[int, Tensor]]]
 
 
-def entries(inputs: BoundAdapters, weights: Weights, rank: int | None, dtype: torch.dtype | None) -> list[Entry]:
-    """The tensors of the output.
+def _entries(inputs: BoundAdapters, weights: Weights, rank: int | None, dtype: torch.dtype | None) -> list[_Entry]:
+    """The tensors of the output: ranks stacked up to `rank`, or the factors of the only adapter if it is None.
 
-    Args:
-        inputs: The base and its adapters.
-        weights: From `fractions`.
-        rank: The rank of the stacked factors; None to copy the factors of the only adapter.
-        dtype: The type of all tensors; by default A and what was saved whole keep theirs, and B is float32.
-
-    Raises:
-        MismatchError: The adapters change a tensor in ways that one adapter cannot hold.
+    All have type `dtype`; if it is None, A and what was saved whole keep theirs, and B is float32.
     """
     lora = {name.rpartition(".")[0] for name in inputs.names for _, _, c in inputs.changes(name) if c.a}
-    found = []
+    entries = []
     for name in inputs.names:
         known = inputs.changes(name)
         module, _, kind = name.rpartition(".")
         _check_saved(inputs, name, module in lora)
-        if any(c.stored for _, _, c in known) and not holds_base(inputs, name):
+        if any(c.stored for _, _, c in known) and not _saved_base(inputs, name):
             place = f"{module}.base_layer.{kind}" if module in lora else name
-            found.append(_whole(inputs, name, f"base_model.model.{place}", weights[name], dtype))
+            entries.append(_whole(inputs, name, f"base_model.model.{place}", weights[name], dtype))
         if rank is None:
             keys = [key for _, _, c in known for key in (c.a, c.b, c.shift) if key]
-            found += [_copy(inputs.adapters[0], key, dtype) for key in keys]
+            entries += [_copy(inputs.adapters[0], key, dtype) for key in keys]
         elif any(c.a for _, _, c in known):
-            found += _stack(known, f"base_model.model.{module}", weights[name], rank, dtype)
+            entries += _stack(known, f"base_model.model.{module}", weights[name], rank, dtype)
         elif any(c.shift for _, _, c in known):
-            found.append(_shift(known, f"base_model.model.{module}.lora_B.bias", weights[name], dtype))
-    return found
+            entries.append(_shift(known, f"base_model.model.{module}.lora_B.bias", weights[name], dtype))
+    return entries
 
 
 def _check_saved(inputs: BoundAdapters, name: str, lora: bool) -> None:
-    """Raise for a tensor that one adapter saved whole through `modules_to_save` and another changes differently.
-
-    A base weight that an adapter saved for a tied tensor changes this one too.
-    """
+    """Raise for a tensor that one adapter saved whole through `modules_to_save` and another changes by factors."""
     known, source = inputs.changes(name), inputs.source(name)
     if not any(c.own_copy for _, _, c in known):
         return
-    tied = {other for other in inputs.names if inputs.source(other) == source}
+    tied = {other for other in inputs.names if inputs.source(other) == source}  # a saved base weight changes all
     shared = {i for other in tied for i, _, c in inputs.changes(other) if c.stored and not c.own_copy}
     if lora or any(c.stored and not c.own_copy for _, _, c in known) or shared - {i for i, _, c in known if c.own_copy}:
-        raise MismatchError(
-            f"{name} is saved whole by one adapter and changed otherwise by another",
-            LEAVE_OUT,
-            code="model.adapters_incompatible",
-        )
+        raise _incompatible(f"{name} is saved whole by one adapter and changed otherwise by another")
 
 
-def _copy(adapter: Adapter, key: str, dtype: torch.dtype | None) -> Entry:
+def _incompatible(problem: str) -> MismatchError:
+    return MismatchError(problem, LEAVE_OUT, code="model.adapters_incompatible")
+
+
+def _copy(adapter: Adapter, key: str, dtype: torch.dtype | None) -> _Entry:
     info = adapter.tensors[key]
     kind = dtype or info.dtype
-    return Entry(key, kind, info.shape, lambda: iter([(0, adapter.read(key).to(kind))]))
+    return _Entry(key, kind, info.shape, lambda: iter([(0, adapter.read(key).to(kind))]))
 
 
 def _stack(
@@ -250,7 +221,7 @@ def _stack(
     weights: Sequence[float],
     rank: int,
     dtype: torch.dtype | None,
-) -> list[Entry]:
+) -> list[_Entry]:
     """A: the adapters' A on top of each other; B: cᵢ·sᵢ·Bᵢ side by side; both padded with zeros to the rank."""
     pairs = [(i, adapter, change, change.a, change.b) for i, adapter, change in known if change.a and change.b]
     _, adapter, change, a, b = pairs[0]
@@ -278,14 +249,14 @@ def _stack(
 
     ends = ("lora_embedding_A", "lora_embedding_B") if change.embedding else ("lora_A.weight", "lora_B.weight")
     return [
-        Entry(f"{module}.{ends[0]}", kind, (rank, inputs), right),
-        Entry(f"{module}.{ends[1]}", dtype or torch.float32, (outputs, rank), left),
+        _Entry(f"{module}.{ends[0]}", kind, (rank, inputs), right),
+        _Entry(f"{module}.{ends[1]}", dtype or torch.float32, (outputs, rank), left),
     ]
 
 
 def _shift(
     known: Sequence[tuple[int, Adapter, Change]], key: str, weights: Sequence[float], dtype: torch.dtype | None
-) -> Entry:
+) -> _Entry:
     """The bias of B: Σ cᵢ·sᵢ·biasᵢ."""
     parts = [(i, adapter, change, change.shift) for i, adapter, change in known if change.shift]
     _, first, _, shift = parts[0]
@@ -294,10 +265,10 @@ def _shift(
         terms = [m.tensor(key).float() * (weights[i] * change.scale) for i, m, change, key in parts]
         yield 0, functools.reduce(torch.add, terms).to(dtype or torch.float32)
 
-    return Entry(key, dtype or torch.float32, first.tensors[shift].shape, values)
+    return _Entry(key, dtype or torch.float32, first.tensors[shift].shape, values)
 
 
-def _whole(inputs: BoundAdapters, name: str, key: str, weights: Sequence[float], dtype: torch.dtype | None) -> Entry:
+def _whole(inputs: BoundAdapters, name: str, key: str, weights: Sequence[float], dtype: torch.dtype | None) -> _Entry:
     """A tensor that was saved whole: base + Σ cᵢ·(savedᵢ − base); rows that the base does not have are copied."""
     saved = [(i, adapter, c.stored) for i, adapter, c in inputs.changes(name) if c.stored]
     _, first, stored = saved[0]
@@ -306,9 +277,7 @@ def _whole(inputs: BoundAdapters, name: str, key: str, weights: Sequence[float],
     kind = dtype or info.dtype
     if info.shape != inputs.base.tensors[source].shape and len(inputs.adapters) > 1:
         what = f"{name} has shape {list(info.shape)} in {first.folder}, and another in the base"
-        raise MismatchError(
-            f"{what}: rows of several adapters are not joined", LEAVE_OUT, code="model.adapters_incompatible"
-        )
+        raise _incompatible(f"{what}: rows of several adapters are not joined")
     used = tuple(weights[i] for i, _, _ in saved)
 
     def values() -> Iterator[tuple[int, Tensor]]:
@@ -319,7 +288,7 @@ def _whole(inputs: BoundAdapters, name: str, key: str, weights: Sequence[float],
         if shared < info.numel:
             yield shared, first.read(stored, shared).to(kind)
 
-    return Entry(key, kind, info.shape, values)
+    return _Entry(key, kind, info.shape, values)
 
 
 def _mix(base: Tensor, tuned: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -362,9 +331,7 @@ def merge_adapters(base: Path, adapters: Sequence[Path], out: Path, job: Job, la
     for folder in adapters:
         if not is_adapter(folder):
             raise UserError(f"{folder}: is not a LoRA adapter", LEAVE_OUT, code="usage.not_an_adapter")
-    values = {f"lam-{lam:g}": TensorValue.of(lam) for lam in lambdas}
-    if len(values) < len(lambdas):
-        raise UserError("two of the λ are the same", "give each once", code="usage.repeated_lambda")
+    values = values_by_folder(job.method, lambdas)
     check_output(out, base, *adapters)
     with one_thread(), open_pair(base, adapters) as pair:
         inputs = BoundAdapters(pair)
@@ -386,16 +353,16 @@ def merge_adapters(base: Path, adapters: Sequence[Path], out: Path, job: Job, la
 
 def _merge_at(inputs: BoundAdapters, job: Job, out: Path) -> Path:
     """Write the merge at one λ."""
-    decisions: dict[str, list[str]] = {}
-    weights = _weights(inputs, job, decisions)
+    decisions = Decisions()
+    weights = _weights(inputs, job, decisions.add)
     same_for_all = len(inputs.adapters) == 1 and len({c for (c,) in weights.values()}) == 1
     rank = None if same_for_all else _rank(inputs)
-    tensors = entries(inputs, weights, rank, dtype_named(job.dtype))
+    entries = _entries(inputs, weights, rank, dtype_named(job.dtype))
     config = _config(inputs.adapters, rank, next(iter(weights.values()))[0])
-    need_room(out, sum(e.dtype.itemsize * math.prod(e.shape) for e in tensors) + ROOM_FOR_SIDE_FILES)
+    need_room(out, sum(e.dtype.itemsize * math.prod(e.shape) for e in entries) + ROOM_FOR_SIDE_FILES)
     folders = [adapter.folder for adapter in inputs.adapters]
     with atomic_folder(out) as scratch:
-        written = _write(tensors, folders, scratch)
+        written = _write(entries, folders, scratch)
         with_tokenizer = [folder for folder in folders if (folder / "tokenizer_config.json").is_file()]
         if with_tokenizer:
             copy_side_files(with_tokenizer[0], scratch)
@@ -416,18 +383,6 @@ def _changes_nothing(adapter: Adapter) -> bool:
     )
 
 
-def _weights(inputs: BoundAdapters, job: Job, decisions: dict[str, list[str]]) -> Weights:
-    """The weight of each change; adds decisions about single tensors to `decisions`."""
-
-    def note(name: str, sentence: str) -> None:
-        if sentence not in decisions.setdefault(name, []):
-            decisions[name].append(sentence)
-
-    options, tensors = job.options, inputs.pair.tensors
-    params = tensor_params(job.method, options, tensors, len(inputs.adapters), [options.lam], note)
-    return fractions(inputs, job.method, params)
-
-
 def _rank(inputs: BoundAdapters) -> int:
     """The largest sum of a module's ranks."""
     sums = [
@@ -436,19 +391,18 @@ def _rank(inputs: BoundAdapters) -> int:
     return max([1, *sums])
 
 
-def _write(tensors: Sequence[Entry], adapters: Sequence[Path], folder: Path) -> Written:
-    layout = [(entry.key, entry.dtype, entry.shape) for entry in tensors]
+def _write(entries: Sequence[_Entry], adapters: Sequence[Path], folder: Path) -> Written:
+    layout = [(entry.key, entry.dtype, entry.shape) for entry in entries]
     where = adapters[0] if len(adapters) == 1 else adapters[0].parent
     written = {}
     with Writer(folder, {ADAPTER_WEIGHTS: layout}) as writer:
-        for entry in tensors:
+        for entry in entries:
             digest = TensorDigest()
             for start, part in entry.values():
                 values = part.contiguous()
                 check_finite(values, where, f"{entry.key}, once merged,")
                 writer.write(entry.key, start, values)
-                data = values.view(-1).view(torch.uint8).numpy().data
-                digest.add(hash_part(start * entry.dtype.itemsize, data))
+                digest.add(hash_values(start, values))
             written[entry.key] = (NAMES[entry.dtype], list(entry.shape), digest.hexdigest())
     return written
 
@@ -470,7 +424,7 @@ def _config(adapters: Sequence[Adapter], rank: int | None, factor: float) -> dic
     config["fan_in_fan_out"] = any(c.get("fan_in_fan_out") for c in configs)
     config["lora_bias"] = any(c.get("lora_bias") for c in configs)
     tied = any(c.get("ensure_weight_tying") for c in configs)
-    config["ensure_weight_tying"] = False  # both are in the file, and PEFT would share A and B, where c is in B alone
+    config["ensure_weight_tying"] = False  # both are in the file; PEFT would share A and B, but only B is scaled
     biases = {c.get("bias", "none") for c in configs} - {"none"}
     config["bias"] = "none" if not biases else biases.pop() if len(biases) == 1 else "all"
     saved = sorted({module for c in configs for module in c.get("modules_to_save") or ()})
@@ -479,11 +433,7 @@ def _config(adapters: Sequence[Adapter], rank: int | None, factor: float) -> dic
         names = {name.rpartition(".")[0] for a in adapters for name, c in a.changes.items() if c.a}
         config |= dict.fromkeys(_SELECTS) | {"target_modules": sorted(names)}
     if config["lora_bias"] and any(c.embedding for a in adapters for c in a.changes.values()):
-        raise MismatchError(
-            "one adapter has lora_bias and another an embedding, which PEFT cannot hold together",
-            LEAVE_OUT,
-            code="model.adapters_incompatible",
-        )
+        raise _incompatible("one adapter has lora_bias and another an embedding, which PEFT cannot combine")
     return config
 
 
@@ -499,8 +449,8 @@ def _scaled(alpha: Any, factor: float) -> float:
     return int(value) if value.is_integer() else value
 
 
-def _manifest(inputs: BoundAdapters, job: Job, decisions: Mapping[str, list[str]], written: Written) -> dict[str, Any]:
-    """The record of how the output was made, as JSON. The base's weights were not read, so it has no digest of them."""
+def _manifest(inputs: BoundAdapters, job: Job, decisions: Decisions, written: Written) -> dict[str, Any]:
+    """The record of how the output was made, as JSON, without a digest of the base, which was not read."""
     return {
         "format": 2,
         "kind": "lora",
@@ -510,7 +460,7 @@ def _manifest(inputs: BoundAdapters, job: Job, decisions: Mapping[str, list[str]
         "base": {"name": inputs.base.folder.resolve().name, "kind": "checkpoint"},
         "tuned": [source_entry(adapter, {}) for adapter in inputs.adapters],
         "tensors": {"all": len(written), "changed": len(inputs.names)},
-        "decisions": {name: "; ".join(sentences) for name, sentences in sorted(decisions.items())},
+        "decisions": decisions.by_tensor(),
         "notes": ["a LoRA adapter; the base's weights were not read"],
         **written_entry(written),
     }

@@ -12,24 +12,31 @@ from torch import Tensor
 
 from mooring.errors import MismatchError, ModelError
 from mooring.events import Event, OnEvent
-from mooring.merge_methods import Method, method_named
+from mooring.merge_methods import method_named
 from mooring.merging import slices as grid
+from mooring.merging.job import Options, Output, tensor_params
 from mooring.merging.methods import FORMULAS
 from mooring.merging.pair import ModelPair, OutputTensor
-from mooring.merging.plan import Apply, Pass, Plan, TensorParams
-from mooring.merging.slices import Slice, check_finite, finite, same, sweep
+from mooring.merging.plan import Apply, Pass, Plan
+from mooring.merging.slices import Slice, check_finite, cut, finite, hash_values, same, sweep
 from mooring.merging.sparse import grid_of
-from mooring.models import Checkpoint, Part, TensorDigest, hash_part
+from mooring.merging.tensor_value import TensorValue
+from mooring.models import Checkpoint, Part, TensorDigest
 
 _BATCH = 8
 """Slices that a thread takes at a time."""
+
+WINDOW = 256 * 2**20
+"""Bytes of the base whose passes run together: few enough that the next pass finds them in the page cache."""
+
+_TENSORS_IN_A_WINDOW = 64
 
 Digests = dict[str, TensorDigest]
 """Digest of every tensor by name."""
 
 
 class Sink(Protocol):
-    """A destination of an output: `checkpoint.Writer`'s files, or memory. Many threads may write at once."""
+    """A destination of an output: the files of `models.Writer`, or memory. Many threads may write at once."""
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Copy a tensor's elements from `start` on; `values` have its type, and their memory is reused afterwards."""
@@ -37,14 +44,8 @@ class Sink(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Merged:
-    """The result of merging a slice.
-
-    Attributes:
-        differs: Which tuned models differ from the base in it.
-        read: For every whole model, the digest of what was read.
-        written: For every output, the digest of what was written.
-    """
+class _Merged:
+    """The result for a slice: which tuned models differ from the base in it; digests of what was read and written."""
 
     differs: tuple[bool, ...]
     read: tuple[Part | None, ...]
@@ -57,10 +58,10 @@ class Engine:
     Args:
         pair: The models.
         method: A name in `merge_methods.METHODS`.
-        params: The parameters of every floating-point tensor.
-        keeps: Whether entries that no tuned model changed keep the base's value with these parameters.
-        dtype: The type of floating-point tensors in the outputs; defaults to the base's.
-        check: Whether NaN and Inf raise.
+        options: The method's options.
+        lams: λ, one per output.
+        output: The form of the outputs.
+        note: Called with a tensor's name and a decision about it.
         slice_bytes: Bytes of the base that a thread holds at a time.
         threads: Number of worker threads.
         on_event: Receives progress in bytes written.
@@ -70,23 +71,29 @@ class Engine:
         equal: For every tuned model, whether it equals the base.
         read: For every model, the digests of the tensors that were read.
         written: For every output, the digests of the tensors that were written.
+
+    Raises:
+        UserError: A number is out of range for some tensor, or a pattern matches none.
     """
 
     def __init__(
         self,
         pair: ModelPair,
         method: str,
-        params: Mapping[str, TensorParams],
+        options: Options,
+        lams: Sequence[TensorValue],
+        output: Output,
         *,
-        keeps: bool,
-        dtype: torch.dtype | None = None,
-        check: bool = True,
+        note: Callable[[str, str], None] = lambda name, sentence: None,
         slice_bytes: int = grid.SLICE,
         threads: int | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
-        self._pair, self._method, self._params = pair, method_named(method), params
-        self._keeps, self._dtype, self._check = keeps, dtype, check
+        self._pair, self._method = pair, method_named(method)
+        self._dtype, self._check = output.torch_dtype, not output.allow_nonfinite
+        self._params = tensor_params(method, options, pair.tensors, len(pair.tuned), lams, note, self._dtype)
+        # if coefficients sum to 1 by definition, entries that no tuned model changed are the base's
+        self._keeps = self._method.keeps and (options.base_weight is None or options.normalize is not False)
         self._slice_bytes, self._threads, self._on_event = slice_bytes, threads, on_event
         self._own = threading.local()
         self._done = self._total = 0
@@ -110,13 +117,12 @@ class Engine:
 
         Raises:
             ModelError: An input holds NaN or Inf, or is truncated.
-            MismatchError: Integers or booleans differ.
+            MismatchError: Integers or booleans differ, or no tuned model differs from the base.
             OutputError: The disk is full.
         """
         self.written = [{} for _ in writers]
         self._total = self.nbytes * len(writers)
-        tensors = self._pair.tensors.values()
-        for window in windows(tensors, whole=self._method.passes == 1):
+        for window in _windows(self._pair.tensors.values(), whole=self._method.passes == 1):
             plans: dict[str, Plan] = {}
             formulas: dict[str, Apply] = {}
             for tensor in window:
@@ -127,6 +133,11 @@ class Engine:
                     else:
                         formulas[tensor.name] = made
             self._apply(window, formulas | self._settle(window, plans), writers)
+        if all(self.equal):
+            names = " and ".join(str(model.folder) for model in self._pair.tuned)
+            verb = "equal" if len(self._pair.tuned) > 1 else "equals"
+            what = f"{names}: {verb} {self._pair.base.folder}, so the merge would change nothing"
+            raise MismatchError(what, "name a tuned model", code="model.equal")
 
     def _settle(self, window: Sequence[OutputTensor], plans: Mapping[str, Plan]) -> dict[str, Apply]:
         """Run the passes of some tensors until every plan has returned its formula."""
@@ -147,8 +158,7 @@ class Engine:
             requested.clear()
 
             def work(piece: Slice, current: Mapping[str, Pass] = current) -> Any:
-                tensor = self._pair.tensors[piece.name]
-                base, tuned = self._pair.read(tensor, piece.start, piece.stop, self._buffers(piece, tensor))
+                tensor, base, tuned = self._read(piece)
                 request = current[piece.name]
                 result = request.work(piece.start, base, tuned)
                 if self._check and piece.name not in self._seen and (not request.broken or request.broken(result)):
@@ -168,45 +178,40 @@ class Engine:
     def _apply(self, window: Sequence[OutputTensor], formulas: Mapping[str, Apply], writers: Sequence[Sink]) -> None:
         """Merge some tensors and write them."""
 
-        def work(piece: Slice) -> Merged:
-            tensor = self._pair.tensors[piece.name]
-            if piece.start >= tensor.shared:
-                return self._copy_rest(tensor, piece, writers)
-            return self._merge(tensor, piece, formulas.get(piece.name), writers)
+        def work(piece: Slice) -> _Merged:
+            if piece.start >= self._pair.tensors[piece.name].shared:
+                return self._copy_rest(piece, writers)
+            return self._merge(piece, formulas.get(piece.name), writers)
 
         pieces = (piece for t in window for piece in (*self._cut(t), *self._cut_rest(t)))
         # closing: no worker may outlive the writers
         with contextlib.closing(sweep(pieces, work, self._threads, batch=_BATCH)) as results:
             for piece, merged in results:
-                self._record(self._pair.tensors[piece.name], merged)
+                tensor = self._pair.tensors[piece.name]
+                self._record(tensor, merged)
+                self._done += (piece.stop - piece.start) * self.dtype(tensor).itemsize * len(writers)
                 if self._on_event:
-                    size = self.dtype(self._pair.tensors[piece.name]).itemsize * len(writers)
-                    self._done += (piece.stop - piece.start) * size
-                    self._on_event(
-                        Event(step="merge", kind="progress", done=self._done, total=self._total, unit="bytes")
-                    )
+                    progress = Event(step="merge", kind="progress", done=self._done, total=self._total, unit="bytes")
+                    self._on_event(progress)
         for tensor in window:
             for digests in self.written:
                 digests.setdefault(tensor.name, TensorDigest())  # a tensor without entries
 
-    def _merge(self, tensor: OutputTensor, piece: Slice, formula: Apply | None, writers: Sequence[Sink]) -> Merged:
+    def _merge(self, piece: Slice, formula: Apply | None, writers: Sequence[Sink]) -> _Merged:
         """Merge a slice and write it."""
-        base, tuned = self._pair.read(tensor, piece.start, piece.stop, self._buffers(piece, tensor))
+        tensor, base, tuned = self._read(piece)
         differs = tuple(not same(base, t) for t in tuned)
         read = tuple(
-            hash_part(piece.start * values.dtype.itemsize, _bytes(values)) if isinstance(model, Checkpoint) else None
+            hash_values(piece.start, values) if isinstance(model, Checkpoint) else None
             for model, values in zip(self._pair.models, (base, *tuned), strict=True)
         )
         if formula is None:
             if any(differs):
                 folder = self._pair.tuned[differs.index(True)].folder
                 what = f"{folder}: {tensor.name} ({base.dtype}) differs from {self._pair.base.folder}"
-                raise MismatchError(
-                    what,
-                    "integers cannot be merged; name the base that the model was tuned from",
-                    code="model.integers_differ",
-                )
-        elif self._check and tensor.name not in self._seen and not _shows(self._method, self._params[tensor.name]):
+                hint = "integers cannot be merged; name the base that the model was tuned from"
+                raise MismatchError(what, hint, code="model.integers_differ")
+        elif self._check and tensor.name not in self._seen and not self._propagates(tensor):
             self._check_inputs(tensor, base, [t if d else base for t, d in zip(tuned, differs, strict=True)])
         written = []
         for k, writer in enumerate(writers):
@@ -218,11 +223,12 @@ class Engine:
                 self._check_inputs(tensor, base, tuned)
                 raise _overflow(self._pair.tuned[0].folder, tensor.name, values.dtype)
             writer.write(tensor.name, piece.start, values)
-            written.append(hash_part(piece.start * values.dtype.itemsize, _bytes(values)))
-        return Merged(differs, read, tuple(written))
+            written.append(hash_values(piece.start, values))
+        return _Merged(differs, read, tuple(written))
 
-    def _copy_rest(self, tensor: OutputTensor, piece: Slice, writers: Sequence[Sink]) -> Merged:
+    def _copy_rest(self, piece: Slice, writers: Sequence[Sink]) -> _Merged:
         """Copy entries that only some models have."""
+        tensor = self._pair.tensors[piece.name]
         values = self._pair.read_rest(tensor, piece.start, piece.stop)
         where = self._pair.models[tensor.rest].folder
         if self._check:
@@ -232,17 +238,22 @@ class Engine:
             raise _overflow(where, tensor.name, values.dtype)
         for writer in writers:
             writer.write(tensor.name, piece.start, values)
-        part = hash_part(piece.start * values.dtype.itemsize, _bytes(values))
-        return Merged((), (), (part,) * len(writers))
+        return _Merged((), (), (hash_values(piece.start, values),) * len(writers))
+
+    def _propagates(self, tensor: OutputTensor) -> bool:
+        """Whether NaN or Inf in any input propagates to every result, so that it is enough to check those."""
+        params = self._params[tensor.name]
+        some_ignored = {0, 1} & {*params.lams} or 0 in params.weights or params.base_weight == 0
+        return self._method.sums and not some_ignored
 
     def _check_inputs(self, tensor: OutputTensor, base: Tensor, tuned: Sequence[Tensor]) -> None:
         """Raise for NaN and Inf, naming the model."""
         check_finite(base, self._pair.base.folder, tensor.name)
-        for model, values in zip(self._pair.tuned, tuned, strict=False):
+        for model, values in zip(self._pair.tuned, tuned, strict=True):
             if values is not base:
                 check_finite(values, model.folder, tensor.name)
 
-    def _record(self, tensor: OutputTensor, merged: Merged) -> None:
+    def _record(self, tensor: OutputTensor, merged: _Merged) -> None:
         if any(merged.differs):
             self.changed[tensor.name] = None
         for m, differs in enumerate(merged.differs):
@@ -258,24 +269,20 @@ class Engine:
         """Slices of the merged part, a multiple of the usual size; they begin on the method's grid."""
         params = self._params.get(tensor.name)
         cell = grid_of(params.kind, params) if params else grid.CELL
-        step = max(1, times * self._slice_bytes // tensor.dtype.itemsize // cell) * cell
-        for start in range(0, tensor.shared, step):
-            yield Slice(tensor.name, start, min(start + step, tensor.shared))
+        return cut(tensor.name, 0, tensor.shared, times * self._slice_bytes // tensor.dtype.itemsize, cell)
 
     def _cut_rest(self, tensor: OutputTensor) -> Iterator[Slice]:
         """Slices of the copied part."""
-        step = max(1, self._slice_bytes // tensor.dtype.itemsize)
-        for start in range(tensor.shared, tensor.numel, step):
-            yield Slice(tensor.name, start, min(start + step, tensor.numel))
+        return cut(tensor.name, tensor.shared, tensor.numel, self._slice_bytes // tensor.dtype.itemsize)
 
-    def _buffers(self, piece: Slice, tensor: OutputTensor) -> list[Tensor]:
-        """One buffer per model, reused by the thread: fresh memory would cost more than the arithmetic."""
+    def _read(self, piece: Slice) -> tuple[OutputTensor, Tensor, list[Tensor]]:
+        """A slice of every model, in the thread's buffers: fresh memory would cost more than the arithmetic."""
+        tensor = self._pair.tensors[piece.name]
         size = (piece.stop - piece.start) * 8
         if getattr(self._own, "size", 0) < size:
             self._own.buffers = [torch.empty(size, dtype=torch.uint8) for _ in self._pair.models]
             self._own.size = size
-        buffers: list[Tensor] = self._own.buffers
-        return buffers
+        return tensor, *self._pair.read(tensor, piece.start, piece.stop, self._own.buffers)
 
 
 def _overflow(where: Path, name: str, dtype: torch.dtype) -> ModelError:
@@ -284,56 +291,7 @@ def _overflow(where: Path, name: str, dtype: torch.dtype) -> ModelError:
     return ModelError(f"{where}: {name}, once merged, holds NaN or Inf", hint, code="model.overflow")
 
 
-def _shows(method: Method, params: TensorParams) -> bool:
-    """Whether NaN or Inf in any input propagates to every result, so that it is enough to check those."""
-    return method.sums and not {0, 1} & {*params.lams} and 0 not in params.weights and params.base_weight != 0
-
-
-def _bytes(values: Tensor) -> memoryview:
-    return values.reshape(-1).view(torch.uint8).numpy().data
-
-
-Shards = dict[str, list[tuple[str, torch.dtype, tuple[int, ...]]]]
-"""File name to (name, dtype, shape) of its tensors, in the order of their bytes."""
-
-WINDOW = 256 * 2**20
-"""Bytes of the base whose passes run together: few enough that the next pass finds them in the page cache."""
-
-_TENSORS_IN_A_WINDOW = 64
-
-
-def lay_out(
-    tensors: Iterable[OutputTensor], dtype: Callable[[OutputTensor], torch.dtype], max_bytes: int | None
-) -> Shards:
-    """The files of an output: the base's own, or filled in order up to a size.
-
-    Args:
-        tensors: The tensors, in the base's order.
-        dtype: The type of each in the output.
-        max_bytes: The largest file, except for a single larger tensor; None for the base's files.
-    """
-    tensors = list(tensors)
-    if max_bytes is None:
-        shards: Shards = {}
-        for tensor in tensors:
-            shards.setdefault(tensor.file, []).append((tensor.name, dtype(tensor), tensor.shape))
-        return shards
-    groups: list[list[tuple[str, torch.dtype, tuple[int, ...]]]] = [[]]
-    size = 0
-    for tensor in tensors:
-        kind = dtype(tensor)
-        nbytes = tensor.numel * kind.itemsize
-        if groups[-1] and size + nbytes > max_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append((tensor.name, kind, tensor.shape))
-        size += nbytes
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {f"model-{n:05}-of-{len(groups):05}.safetensors": group for n, group in enumerate(groups, 1)}
-
-
-def windows(tensors: Iterable[OutputTensor], *, whole: bool) -> Iterator[list[OutputTensor]]:
+def _windows(tensors: Iterable[OutputTensor], *, whole: bool) -> Iterator[list[OutputTensor]]:
     """Groups of tensors, in order; a single group if there is no second pass."""
     group: list[OutputTensor] = []
     size = 0

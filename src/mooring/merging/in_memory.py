@@ -1,6 +1,6 @@
 """Merge in memory: the tensors that `merge` would write, at one λ after the other, without a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,9 @@ from torch import Tensor
 
 from mooring.merge_methods import method_named
 from mooring.merging.engine import Engine
-from mooring.merging.job import Options, options_of
+from mooring.merging.job import DEFAULT_OUTPUT, Output, options_of
 from mooring.merging.manifest import write_side_files
-from mooring.merging.merge import DEFAULT_OUTPUT, Output, check_differs, engine_for
-from mooring.merging.pair import ModelPair, open_pair
+from mooring.merging.pair import ModelPair
 
 
 class Memory:
@@ -82,9 +81,7 @@ class OpenMerge:
             ModelError: An input is corrupt, or holds NaN or Inf.
             MismatchError: The models are equal.
         """
-        engine = self._engine(lam, as_linear)
-        engine.run([Memory(places)])
-        check_differs(engine, self.pair)
+        self._engine(lam, as_linear).run([Memory(places)])
 
     def tensors(self, lam: Any, *, as_linear: bool = False) -> dict[str, Tensor]:
         """The merge at λ as new tensors by name, in the base's order, on the CPU, in the type that would be stored."""
@@ -102,16 +99,10 @@ class OpenMerge:
         write_side_files(folder, self.pair, self.pair.tokenizer(self._output.tokenizer), self._output.torch_dtype)
 
     def _engine(self, lam: Any, as_linear: bool) -> Engine:
-        method, options = self._rule(lam, as_linear)
-        return engine_for(
-            self.pair, method, options, [options.lam], self._output, lambda *_: None, threads=self._threads
-        )
-
-    def _rule(self, lam: Any, as_linear: bool) -> tuple[str, Options]:
-        options = options_of(self._method, lam, **self._settings)
+        method, options = self._method, options_of(self._method, lam, **self._settings)
         if as_linear or (options.lam.constant == 0 and options.base_weight is None):
-            return "linear", options_of("linear", lam)
-        return self._method, options
+            method, options = "linear", options_of("linear", lam)
+        return Engine(self.pair, method, options, [options.lam], self._output, threads=self._threads)
 
     def close(self) -> None:
         """Close the models' files."""
@@ -122,38 +113,3 @@ class OpenMerge:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def merged_tensors(
-    base: str | Path,
-    tuned: str | Path | Sequence[str | Path],
-    *,
-    lam: Any = None,
-    method: str = "linear",
-    output: Output = DEFAULT_OUTPUT,
-    side_files: Path | None = None,
-    threads: int | None = None,
-    **settings: Any,
-) -> dict[str, Tensor]:
-    """Merge once, in memory: bit for bit what `merge` writes, by the checkpoint's names.
-
-    Takes as much memory as the merged model and a few slices per thread.
-
-    Args:
-        base: Folder of the aligned model.
-        tuned: Folder of the tuned model or adapter, or several of them.
-        lam: λ, the weight of the tuned models, as in `merge`.
-        method: A name in `merge_methods.METHODS`.
-        output: Its `dtype`, `tokenizer` and `allow_nonfinite` are used.
-        side_files: An existing empty folder for the merged model's configuration and tokenizer, without its weights.
-        threads: Number of worker threads.
-        settings: Fields of `job.Options` other than `lam`.
-
-    Raises:
-        UserError: As in `merge`, except for the output folder.
-    """
-    with OpenMerge(open_pair(base, tuned), method=method, output=output, threads=threads, **settings) as merge:
-        tensors = merge.tensors(lam)
-        if side_files is not None:
-            merge.write_side_files(side_files)
-    return tensors

@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from mooring.errors import UserError
 from mooring.merge_methods import Method, method_named
 from mooring.merging.layers import depths
-from mooring.merging.pair import OutputTensor
+from mooring.merging.pair import OutputTensor, Tokenizer
 from mooring.merging.plan import Rescale, TensorParams
 from mooring.merging.tensor_value import TensorValue
 
@@ -63,7 +63,7 @@ class Job:
     tuned: tuple[str, ...]
     options: Options
     dtype: str | None = None
-    tokenizer: Literal["base", "larger"] = "larger"
+    tokenizer: Tokenizer = "larger"
 
 
 _PER_MODEL = ("weights", "density", "gamma", "epsilon")
@@ -92,6 +92,18 @@ def options_of(method: str, lam: Any = None, **given: Any) -> Options:
         value = TensorValue.of((0.0, value.constant))
     fields = {name: _option(known, name, option) for name, option in given.items() if option is not None}
     return Options(lam=value, **fields)
+
+
+def values_by_folder(method: str, lambdas: Sequence[float]) -> dict[str, TensorValue]:
+    """Several λ of one merge by the folders of their outputs, such as `lam-0.4`.
+
+    Raises:
+        UserError: Two of them are the same (`usage.repeated_lambda`).
+    """
+    values = {f"lam-{lam:g}": options_of(method, lam).lam for lam in lambdas}
+    if len(values) < len(lambdas):
+        raise UserError("two of the λ are the same", "give each once", code="usage.repeated_lambda")
+    return values
 
 
 def _option(method: Method, name: str, value: Any) -> Any:
@@ -301,3 +313,40 @@ def dtype_named(dtype: torch.dtype | str | None) -> torch.dtype | None:
         hint = "give bfloat16, float16, float32 or float64"
         raise UserError(f"dtype: {dtype!r} is unknown", hint, code="usage.bad_dtype")
     return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """The form of a merged model.
+
+    Attributes:
+        dtype: Type of its floating-point tensors, as torch's type or its name; defaults to the base's.
+        max_shard_size: The largest file, in bytes or as text such as `5GB` (a larger tensor has a file of its own);
+            defaults to the base's files.
+        tokenizer: Whose tokenizer it gets if vocabularies differ: `larger` or `base`.
+        allow_nonfinite: Continue if an input or a merged value is NaN or Inf.
+        verify: Read the result again and compare it with what was written.
+
+    Raises:
+        UserError: A value is invalid.
+    """
+
+    dtype: torch.dtype | str | None = None
+    max_shard_size: int | str | None = None
+    tokenizer: Tokenizer = "larger"
+    allow_nonfinite: bool = False
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        bytes_of(self.max_shard_size)
+        dtype_named(self.dtype)
+        if self.tokenizer not in get_args(Tokenizer):
+            raise UserError(f"tokenizer: {self.tokenizer!r} is unknown", "give larger or base", code="usage.bad_option")
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """The type of its floating-point tensors; None for the base's."""
+        return dtype_named(self.dtype)
+
+
+DEFAULT_OUTPUT = Output()

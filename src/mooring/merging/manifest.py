@@ -13,7 +13,7 @@ import torch
 from mooring.files import explained
 from mooring.merging.job import Options, options_to_json
 from mooring.merging.pair import ModelPair
-from mooring.merging.slices import cut
+from mooring.merging.slices import SLICE, cut, hash_values
 from mooring.merging.tensor_value import TensorValue
 from mooring.models import (
     MANIFEST,
@@ -25,7 +25,6 @@ from mooring.models import (
     content_digest,
     copy_side_files,
     file_digests,
-    hash_part,
     read_json,
     side_files,
 )
@@ -40,6 +39,27 @@ Written = Mapping[str, tuple[str, list[int], str]]
 """Type, shape and digest of every tensor by name."""
 
 
+class Decisions:
+    """Sentences about what was decided for a tensor, by its name, or for the whole model, under an empty name."""
+
+    def __init__(self, given: Mapping[str, str] | None = None) -> None:
+        self._sentences = {name: [sentence] for name, sentence in (given or {}).items()}
+
+    def add(self, name: str, sentence: str) -> None:
+        """Add a sentence, once."""
+        if sentence not in self._sentences.setdefault(name, []):
+            self._sentences[name].append(sentence)
+
+    @property
+    def whole(self) -> list[str]:
+        """The sentences about the whole model."""
+        return list(self._sentences.get("", ()))
+
+    def by_tensor(self) -> dict[str, str]:
+        """The others, by tensor name in alphabetical order."""
+        return {name: "; ".join(sentences) for name, sentences in sorted(self._sentences.items()) if name}
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """What the manifests of all outputs of a merge have in common.
@@ -48,8 +68,8 @@ class Record:
         pair: The models.
         method: The method's name.
         options: Its options.
-        changed: Tensors that a tuned model changed.
-        decisions: Decisions about a tensor by its name, or about the whole model under an empty name.
+        changed: How many tensors a tuned model changed.
+        decisions: Decisions about tensors and the whole model.
         read: For every model, the digests of the tensors that the merge read.
         tokenizer: The index of the model whose tokenizer the output gets.
         allow_nonfinite: Whether NaN and Inf were let through.
@@ -58,21 +78,17 @@ class Record:
     pair: ModelPair
     method: str
     options: Options
-    changed: Sequence[str]
-    decisions: Mapping[str, Sequence[str]]
+    changed: int
+    decisions: Decisions
     read: Sequence[dict[str, TensorDigest]]
     tokenizer: int = 0
     allow_nonfinite: bool = False
 
 
 def write_side_files(folder: Path, pair: ModelPair, tokenizer: int, dtype: torch.dtype | None) -> None:
-    """Copy configuration, tokenizer and other side files from the base, with the merged model's changes.
+    """Copy configuration and other side files from the base, and the tokenizer from a model, with the merge's changes.
 
-    Args:
-        folder: The output.
-        pair: The models.
-        tokenizer: The index of the model whose tokenizer is copied.
-        dtype: The type of the output's tensors, if it is not the base's.
+    `dtype` is the type of the output's tensors, if it is not the base's.
 
     Raises:
         OutputError: The disk is full.
@@ -128,29 +144,25 @@ def manifest(
 ) -> dict[str, Any]:
     """The record of how an output was made, as JSON. No dates and no paths: the same inputs give the same manifest.
 
-    Args:
-        record: What all outputs have in common.
-        lam: λ.
-        tensors: Type, shape and digest of every tensor that was written, by name.
+    `tensors` has the type, shape and digest of every tensor that was written.
     """
-    written = {
-        name: (NAMES[dtype], list(shape), digest.hexdigest()) for name, (dtype, shape, digest) in tensors.items()
-    }
-    pair = record.pair
-    decisions = {name: "; ".join(sentences) for name, sentences in record.decisions.items() if name}
+    pair, decisions = record.pair, record.decisions.by_tensor()
     for name, tensor in pair.tensors.items():
         if not tensor.dtype.is_floating_point:
             decisions.setdefault(name, _COPIED)
-    notes = list(record.decisions.get("", ()))
+    notes = record.decisions.whole
     if record.tokenizer:
-        larger, base = pair.models[record.tokenizer].folder, pair.base.folder
-        sentence = f"the tokenizer is that of {larger.resolve().name}"
-        if not _has_tokenizer(larger):
+        larger, base = (model.folder for model in (pair.models[record.tokenizer], pair.base))
+        if _has_tokenizer(larger):
+            notes.append(f"the tokenizer is that of {larger.resolve().name}")
+        else:
             missing = f"{larger.resolve().name} has more vocabulary rows, but no tokenizer"
-            sentence = f"{missing}: the tokenizer is that of {base.resolve().name}"
-        notes.append(sentence)
+            notes.append(f"{missing}: the tokenizer is that of {base.resolve().name}")
     if record.allow_nonfinite:
         notes.append("NaN and Inf were let through")
+    written = {
+        name: (NAMES[dtype], list(shape), digest.hexdigest()) for name, (dtype, shape, digest) in tensors.items()
+    }
     return {
         "format": 2,
         "method": record.method,
@@ -159,7 +171,7 @@ def manifest(
         **({"allow_nonfinite": True} if record.allow_nonfinite else {}),
         "base": source_entry(pair.base, record.read[0]),
         "tuned": [source_entry(m, read) for m, read in zip(pair.tuned, record.read[1:], strict=True)],
-        "tensors": {"all": len(pair.tensors), "changed": len(record.changed)},
+        "tensors": {"all": len(pair.tensors), "changed": record.changed},
         "decisions": dict(sorted(decisions.items())),
         "notes": notes,
         **written_entry(written),
@@ -186,24 +198,16 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def source_entry(model: Checkpoint | Adapter, read: dict[str, TensorDigest]) -> dict[str, Any]:
-    """An input: its folder's name, and a digest of its content.
-
-    Args:
-        model: The model.
-        read: For a whole model, the digests of what the merge has read; the rest is read now.
-    """
+    """An input: its folder's name, and a digest of its content. `read` is what the merge has read of a whole model."""
     name = model.folder.resolve().name
     if isinstance(model, Adapter):
         return {"name": name, "kind": "lora", "digest": f"sha256:{combine(file_digests(model.folder))}"}
     tensors = {}
     for info in model.tensors.values():
         digest = read.setdefault(info.name, TensorDigest())
-        for piece in cut([info]) if digest.seen < info.nbytes else ():  # what the merge did not need to read
-            first = piece.start * info.dtype.itemsize
-            if first + (piece.stop - piece.start) * info.dtype.itemsize > digest.seen:
-                start = max(piece.start, digest.seen // info.dtype.itemsize)
-                values = model.read(info.name, start, piece.stop)
-                digest.add(hash_part(start * info.dtype.itemsize, values.view(torch.uint8).numpy().data))
+        size = info.dtype.itemsize
+        for piece in cut(info.name, digest.seen // size, info.numel, SLICE // size):  # what the merge did not read
+            digest.add(hash_values(piece.start, model.read(info.name, piece.start, piece.stop)))
         tensors[info.name] = (NAMES[info.dtype], list(info.shape), digest.hexdigest())
     return {"name": name, "kind": "checkpoint", "digest": f"xxh3:{content_digest(tensors)}"}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -10,8 +10,9 @@ from mooring.config import Merge
 from mooring.errors import UserError
 from mooring.events import OnEvent
 from mooring.merging.adapter import merge_adapters
-from mooring.merging.job import Job, dtype_named, options_of
-from mooring.merging.merge import Output, merge
+from mooring.merging.job import Job, Output, dtype_named, options_of
+from mooring.merging.merge import check_output, merge_pair
+from mooring.merging.pair import Tokenizer, open_pair
 from mooring.models.resolve import resolve_model
 
 
@@ -22,7 +23,7 @@ def make_job(
     *,
     method: str | None = None,
     dtype: str | torch.dtype | None = None,
-    tokenizer: Literal["base", "larger"] = "larger",
+    tokenizer: Tokenizer = "larger",
     **options: Any,
 ) -> Job:
     """Describe a merge; arguments and errors as in `mooring.merge`."""
@@ -59,14 +60,15 @@ def run_job(
     base, tuned = resolve_model(job.base), [resolve_model(ref) for ref in job.tuned]
     if as_adapter:
         return merge_adapters(base, tuned, out, job, lambdas)
-    return merge(
-        base,
-        tuned,
-        out,
-        method=job.method,
-        lambdas=lambdas,
-        options=job.options,
-        output=output,
-        threads=threads,
-        on_event=on_event,
-    )
+    check_output(out, base, *tuned)
+    with open_pair(base, tuned) as pair:
+        return merge_pair(
+            pair,
+            out,
+            method=job.method,
+            options=job.options,
+            lambdas=lambdas,
+            output=output,
+            threads=threads,
+            on_event=on_event,
+        )

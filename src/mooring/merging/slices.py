@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mooring.errors import ModelError
-from mooring.models import TensorInfo
+from mooring.models import Part, hash_part
 
 
 def same(base: Tensor, tuned: Tensor) -> bool:
@@ -48,8 +48,8 @@ _NONFINITE |= {torch.float32: (0x7F800000, 0xFF800000), torch.float64: (0x7FF <<
 def finite(values: Tensor) -> bool:
     """Whether there is no NaN and no Inf.
 
-    Decided from the bit pattern: Inf and NaN are the largest of either sign, so two integer maxima suffice, several
-    times faster than floating-point comparisons.
+    In the bit pattern, Inf and NaN are the largest numbers of either sign, so two integer maxima suffice: several times
+    faster than floating-point comparisons.
     """
     if values.numel() == 0 or not values.dtype.is_floating_point:
         return True
@@ -84,17 +84,11 @@ _own = threading.local()
 
 
 def scratch(slot: str, count: int, dtype: torch.dtype) -> Tensor:
-    """Memory that a thread reuses, since fresh memory costs more than the arithmetic done in it.
-
-    Args:
-        slot: Its purpose; a later call with the same name returns the same memory.
-        count: Entries.
-        dtype: Their type.
-    """
+    """Memory that a thread reuses under a name, since fresh memory costs more than the arithmetic done in it."""
     kept: dict[str, tuple[Tensor, Tensor]] = _own.__dict__
     memory, view = kept.get(slot, (_NOTHING, _NOTHING))
     if view.numel() == count and view.dtype == dtype:
-        return view  # even making a view would release the interpreter to other threads for a moment
+        return view  # making another view would release the interpreter's lock for a moment
     size = count * dtype.itemsize
     if memory.numel() < size:
         memory = torch.empty(size, dtype=torch.uint8)
@@ -106,7 +100,7 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 def cells(grid: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one length, cut at a grid together."""
+    """Parts of tensors of the same length, all split at the same grid."""
     return zip(*(tensor.split(grid) for tensor in tensors), strict=True)  # type: ignore[no-untyped-call]
 
 
@@ -128,7 +122,7 @@ def divisor_of(weights: Sequence[float]) -> float:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch's arithmetic on one thread: with small tensors or several workers, more threads would wait."""
+    """Run torch's arithmetic on one thread: for small tensors or several workers, more threads would only wait."""
     own = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -138,7 +132,7 @@ def one_thread() -> Iterator[None]:
 
 
 def concatenate(a: Any, b: Any) -> Any:
-    """Join the results of two neighbouring parts: numpy arrays, end to end."""
+    """Join the arrays of two neighbouring parts."""
     return np.concatenate([a, b])
 
 
@@ -151,45 +145,42 @@ class Slice:
     stop: int
 
 
-def cut(tensors: Iterable[TensorInfo], slice_bytes: int = SLICE, grid: int = 1) -> Iterator[Slice]:
-    """Slices that cover the tensors, in their order; none for a tensor without elements.
+def cut(name: str, start: int, stop: int, size: int, cell: int = 1) -> Iterator[Slice]:
+    """Slices of a tensor's entries [start, stop), each of at most `size` entries, or of one cell if that is larger.
 
-    Args:
-        tensors: The tensors.
-        slice_bytes: The largest slice, unless the grid is coarser.
-        grid: Elements; every slice begins at a multiple of it, so that sums over its cells do not depend on slicing.
+    From `start`, every slice begins at a multiple of `cell`, so that sums over cells do not depend on slicing.
     """
-    for info in tensors:
-        step = max(1, slice_bytes // info.dtype.itemsize // grid) * grid
-        for start in range(0, info.numel, step):
-            yield Slice(info.name, start, min(start + step, info.numel))
+    step = max(1, size // cell) * cell
+    for first in range(start, stop, step):
+        yield Slice(name, first, min(first + step, stop))
+
+
+def hash_values(start: int, values: Tensor) -> Part:
+    """The digest of a tensor's values from entry `start` on."""
+    return hash_part(start * values.dtype.itemsize, values.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def default_threads() -> int:
+    """The number of cores, up to 4."""
+    return min(4, os.cpu_count() or 1)
 
 
 def sweep(
     slices: Iterable[Slice], work: Callable[[Slice], R], threads: int | None = None, *, batch: int = 1
 ) -> Generator[tuple[Slice, R], None, None]:
-    """Call a function on every slice, on worker threads.
+    """Call a function on every slice, on worker threads, and yield every slice with its (small) result, in order.
 
-    Args:
-        slices: The slices.
-        work: Called on a worker thread; its result must be small.
-        threads: Number of workers; defaults to the number of cores, up to 4.
-        batch: How many slices a worker takes at a time; more than one reduces waiting.
-
-    Yields:
-        Every slice with its result, in the order of `slices`.
-
-    Raises:
-        Exception: The first that `work` raises, in that order; slices not yet started are dropped.
+    A worker takes `batch` slices at a time. The first exception of `work`, in that order, is raised here, and slices
+    that were not started are dropped.
     """
-    threads = threads or min(4, os.cpu_count() or 1)
+    threads = threads or default_threads()
     own = torch.get_num_threads()
     pool = ThreadPoolExecutor(max_workers=threads, initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[tuple[list[Slice], Future[list[R]]]] = deque()
     source = iter(slices)
     try:
         while items := list(itertools.islice(source, batch)):
-            waiting.append((items, pool.submit(_work_on, work, items)))
+            waiting.append((items, pool.submit(lambda batch: list(map(work, batch)), items)))
             if len(waiting) >= 4 * threads:
                 yield from _results(waiting)
         while waiting:
@@ -197,10 +188,6 @@ def sweep(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(own)  # the workers' setting would be the default of every later thread
-
-
-def _work_on(work: Callable[[Slice], R], items: list[Slice]) -> list[R]:
-    return [work(item) for item in items]
 
 
 def _results(waiting: "deque[tuple[list[Slice], Future[list[R]]]]") -> Iterator[tuple[Slice, R]]:

@@ -8,22 +8,20 @@ from typing import Any
 import torch
 
 from mooring.errors import ModelError
-from mooring.merging.slices import SLICE, Slice, check_finite, cut, scratch, sweep
+from mooring.merging.slices import SLICE, Slice, check_finite, cut, hash_values, scratch, sweep
 from mooring.models import (
     MANIFEST,
     NAMES,
+    Adapter,
+    Checkpoint,
     Part,
     TensorDigest,
-    TensorFiles,
     content_digest,
-    hash_part,
     is_adapter,
     open_adapter,
     open_checkpoint,
     read_json,
 )
-
-_MERGE_AGAIN = "the folder is not what was written; merge again"
 
 
 def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
@@ -38,31 +36,24 @@ def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
         ModelError: Something differs, or the folder has no manifest with digests.
     """
     folder = Path(folder)
+    hint = "name a merged model's folder"
     if not folder.is_dir():
-        raise ModelError(f"{folder}: there is no such folder", "name a merged model's folder", code="model.not_found")
+        raise ModelError(f"{folder}: there is no such folder", hint, code="model.not_found")
     if not (folder / MANIFEST).is_file():
-        raise ModelError(
-            f"{folder}: has no {MANIFEST}, so it was not merged by Mooring",
-            "name a merged model's folder",
-            code="model.no_manifest",
-        )
+        what = f"{folder}: has no {MANIFEST}, so it was not merged by Mooring"
+        raise ModelError(what, hint, code="model.no_manifest")
     manifest = read_json(folder / MANIFEST)
     if "digests" not in manifest:
-        raise ModelError(
-            f"{folder / MANIFEST}: was written by an older Mooring", "merge again", code="model.old_manifest"
-        )
+        what = f"{folder / MANIFEST}: was written by an older Mooring"
+        raise ModelError(what, "merge again", code="model.old_manifest")
     if not _well_formed(manifest):
-        raise ModelError(f"{folder / MANIFEST}: is malformed", _MERGE_AGAIN, code="model.bad_manifest")
+        raise _differs(f"{folder / MANIFEST}: is malformed", "model.bad_manifest")
     written = manifest["digests"]
     finite = not manifest.get("allow_nonfinite", False)
     with open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder) as model:
-        compare(folder, model, written, finite=finite, threads=threads)
+        compare(model, written, finite=finite, threads=threads)
     if content_digest({name: tuple(entry) for name, entry in written.items()}) != manifest.get("digest"):
-        raise ModelError(
-            f"{folder / MANIFEST}: its digest is not that of its list of tensors",
-            _MERGE_AGAIN,
-            code="model.digest_mismatch",
-        )
+        raise _differs(f"{folder / MANIFEST}: its digest is not that of its list of tensors", "model.digest_mismatch")
     return manifest
 
 
@@ -88,8 +79,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def compare(
-    folder: Path,
-    model: TensorFiles,
+    model: Checkpoint | Adapter,
     written: Mapping[str, Any],
     *,
     finite: bool = True,
@@ -101,46 +91,32 @@ def compare(
     Raises:
         ModelError: A tensor is missing, is not in the list, differs in type, shape or content, or holds NaN or Inf.
     """
+    folder = model.folder
     for name in sorted(written.keys() ^ model.tensors.keys()):
         fault = "is missing" if name in written else "is not in the manifest"
-        raise ModelError(f"{folder}: {name} {fault}", _MERGE_AGAIN, code="model.tensor_list_differs")
+        raise _differs(f"{folder}: {name} {fault}", "model.tensor_list_differs")
     for name, info in model.tensors.items():
         kind, shape, _ = written[name]
         if (NAMES[info.dtype], list(info.shape)) != (kind, list(shape)):
-            what = f"{folder}: {name} is {NAMES[info.dtype]} {list(info.shape)}, but {kind} {list(shape)} was written"
-            raise ModelError(what, _MERGE_AGAIN, code="model.tensor_differs")
-    found = digests(model, folder if finite else None, threads, slice_bytes)
-    for name, digest in found.items():
-        if digest.hexdigest() != written[name][2]:
-            raise ModelError(
-                f"{folder}: the content of {name} is not what was written", _MERGE_AGAIN, code="model.tensor_differs"
-            )
-
-
-def digests(
-    model: TensorFiles, check: Path | None = None, threads: int | None = None, slice_bytes: int = SLICE
-) -> dict[str, TensorDigest]:
-    """The digest of every tensor.
-
-    Args:
-        model: The tensors.
-        check: The folder to name in an error if a value is NaN or Inf; None accepts them.
-        threads: Number of worker threads.
-        slice_bytes: Bytes that a thread holds at a time.
-
-    Raises:
-        ModelError: A value is NaN or Inf.
-    """
-    found = {name: TensorDigest() for name in model.tensors}
+            now = f"{NAMES[info.dtype]} {list(info.shape)}"
+            raise _differs(f"{folder}: {name} is {now}, but {kind} {list(shape)} was written")
+    digests = {name: TensorDigest() for name in model.tensors}
 
     def work(piece: Slice) -> Part:
         size = (piece.stop - piece.start) * model.tensors[piece.name].dtype.itemsize
         values = model.read(piece.name, piece.start, piece.stop, out=scratch("read again", size, torch.uint8))
-        if check is not None:
-            check_finite(values, check, piece.name)
-        return hash_part(piece.start * values.dtype.itemsize, values.view(torch.uint8).numpy().data)
+        if finite:
+            check_finite(values, folder, piece.name)
+        return hash_values(piece.start, values)
 
-    with contextlib.closing(sweep(cut(model.tensors.values(), slice_bytes), work, threads, batch=8)) as results:
+    pieces = (p for i in model.tensors.values() for p in cut(i.name, 0, i.numel, slice_bytes // i.dtype.itemsize))
+    with contextlib.closing(sweep(pieces, work, threads, batch=8)) as results:
         for piece, part in results:
-            found[piece.name].add(part)
-    return found
+            digests[piece.name].add(part)
+    for name, digest in digests.items():
+        if digest.hexdigest() != written[name][2]:
+            raise _differs(f"{folder}: the content of {name} is not what was written")
+
+
+def _differs(problem: str, code: str = "model.tensor_differs") -> ModelError:
+    return ModelError(problem, "the folder is not what was written; merge again", code=code)

@@ -10,8 +10,9 @@ from lora_models import tune
 from mooring.config import Runner
 from mooring.errors import ModelError
 from mooring.inference.transformers import TransformersEngine
-from mooring.merging.in_memory import merged_tensors
+from mooring.merging.in_memory import OpenMerge
 from mooring.merging.merge import merge
+from mooring.merging.pair import open_pair
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.records import Message, Prompt
 from mooring.sampling import SamplingParams
@@ -104,7 +105,8 @@ def test_experts_stored_separately_and_fused_on_loading(tmp_path: Path, tiny_tok
         folders.append(tmp_path / f"mixtral-{seed}")
     out = merge(*folders, tmp_path / "out", lam=0.5)
     disk, memory = TransformersEngine.load(out, device="cpu"), in_memory(*folders, 0.5)
-    assert not disk.model.state_dict().keys() <= merged_tensors(*folders, lam=0.5).keys()
+    with OpenMerge(open_pair(*folders)) as merged:
+        assert not disk.model.state_dict().keys() <= merged.tensors(0.5).keys()
     assert same(memory, disk)
 
 
