@@ -53,6 +53,11 @@ class Prompt(Record):
     rendered: str | None = None
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """The prompt in error messages: its origin, or its id if that is not known."""
+        return self.origin or f"prompt {self.id}"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Completion(Record):

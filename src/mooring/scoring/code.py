@@ -128,7 +128,7 @@ def to_program(prompt: Prompt, text: str) -> Program:
     """
     if missing := [name for name in FIELDS if not prompt.extra.get(name)]:
         raise DataError(
-            f"{prompt.origin or f'prompt {prompt.id}'}: has no {', '.join(missing)}",
+            f"{prompt.place}: has no {', '.join(missing)}",
             "code is scored on rows with HumanEval's fields",
             code="data.no_tests",
         )
@@ -232,7 +232,7 @@ def _keys(prompts: Sequence[Prompt], completions: Sequence[Completion], least: i
     for prompt in prompts:
         if len(keys[prompt.id]) < least:
             raise DataError(
-                f"pass@{least}: {prompt.origin or f'prompt {prompt.id}'} has {len(keys[prompt.id])} completions",
+                f"pass@{least}: {prompt.place} has {len(keys[prompt.id])} completions",
                 f"generate {least} samples per prompt, or use a smaller k",
                 code="data.too_few_samples",
             )

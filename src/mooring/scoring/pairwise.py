@@ -55,7 +55,7 @@ def questions(prompts: Sequence[Prompt], first: Sequence[Completion], second: Se
         for name, answers in sides.items():
             if prompt.id not in answers:
                 raise DataError(
-                    f"{prompt.origin or f'prompt {prompt.id}'}: the {name} model has no answer to it",
+                    f"{prompt.place}: the {name} model has no answer to it",
                     "answer the same prompts with both",
                     code="data.no_completion",
                 )
@@ -109,16 +109,15 @@ def win_rate(prompts: Sequence[Prompt], answers: Sequence[Completion], *, judge:
     replies = {answer.prompt_id: answer.text for answer in answers if answer.sample == 0}
     preferred: dict[str, dict[str, Side | None]] = {}
     for prompt in prompts:
-        where = prompt.origin or f"prompt {prompt.id}"
         if prompt.extra.get("order") not in ORDERS or "of" not in prompt.extra:
             raise DataError(
-                f"{where}: is not a question about two answers",
+                f"{prompt.place}: is not a question about two answers",
                 "make the questions with `pairwise.questions`",
                 code="data.not_a_pairwise_question",
             )
         if prompt.id not in replies:
             raise DataError(
-                f"{where}: has no answer of the judge",
+                f"{prompt.place}: has no answer of the judge",
                 "were the answers made for these questions?",
                 code="data.no_judge_answer",
             )

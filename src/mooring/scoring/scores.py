@@ -74,12 +74,13 @@ def pair_references(name: str, prompts: Sequence[Prompt], completions: Sequence[
     texts = {completion.prompt_id: completion.text for completion in completions}
     pairs = []
     for prompt in prompts:
-        where = prompt.origin or f"prompt {prompt.id}"
         if prompt.reference is None:
-            raise DataError(f"{where}: has no reference", f"{name} needs one for each prompt", code="data.no_reference")
+            raise DataError(
+                f"{prompt.place}: has no reference", f"{name} needs one for each prompt", code="data.no_reference"
+            )
         if prompt.id not in texts:
             raise DataError(
-                f"{where}: has no completion",
+                f"{prompt.place}: has no completion",
                 "were the completions made for these prompts?",
                 code="data.no_completion",
             )

@@ -280,16 +280,17 @@ def _why(chosen: Trial, failing: Sequence[Trial], bounds: Sequence[Limit], setti
 def _why_none(chosen: Trial, bounds: Sequence[Limit], settings: Select) -> str:
     """That none keeps the bound, which comes nearest, and how many prompts would show that it does."""
     limit = max(bounds, key=lambda limit: limit.excess(chosen.point))
+    absolute = settings.bound if limit.score == "asr" else None
     text = f"No λ tried has an {METRICS[limit.score].short} on validation of at most {limit.words}"
-    if not limit.words.startswith(percent(limit.allowed)):
+    if absolute is None:
         text += f" ({percent(limit.allowed)})"
     own = _value(chosen, limit, settings)
     if settings.confidence is None:
         return f"{text}; {chosen.point.label} comes nearest, with {own}"
     text += f", {_confidence(settings)}; {chosen.point.label} comes nearest, with {own}"
     details, rate = chosen.scores[limit.score].details, value_of(chosen, limit.score)
-    if limit.score == "asr" and settings.bound is not None:
-        enough = enough_prompts(rate, settings.bound, settings.confidence)
+    if absolute is not None:
+        enough = enough_prompts(rate, absolute, settings.confidence)
     elif "pairs" in details:
         margin = settings.margin if limit.score == "asr" else settings.over_refusal_margin or 0.0
         worse, better = details["worse"] / details["pairs"], details["better"] / details["pairs"]

@@ -102,7 +102,7 @@ def questions(judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Com
         DataError: A completion is a duplicate, or belongs to no prompt; a prompt has no completion, or no user's turn.
     """
     return [
-        dataclasses.replace(question, origin=f"{prompt.origin or prompt.id}: the question to the judge {judge.name}")
+        dataclasses.replace(question, origin=f"{prompt.place}: the question to the judge {judge.name}")
         for prompt, completion in _pairs(prompts, completions)
         for question in judge.ask(prompt, completion)
     ]

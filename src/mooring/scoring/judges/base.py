@@ -113,8 +113,7 @@ def request(prompt: Prompt) -> str:
     for message in reversed(prompt.messages):
         if message.role == "user":
             return message.content
-    where = prompt.origin or f"prompt {prompt.id}"
-    raise DataError(f"{where}: has no user's turn to judge the answer to", code="data.no_user_turn")
+    raise DataError(f"{prompt.place}: has no user's turn to judge the answer to", code="data.no_user_turn")
 
 
 def conversation(prompt: Prompt, completion: Completion) -> list[Message]:

@@ -101,6 +101,8 @@ _LOADER = (
     "    exec(code,module.__dict__)\n"
     "module.main(int(sys.argv[2]),int(sys.argv[3]))\n"
 )
+Stopped = tuple[Status, str] | None
+"""The status and the reason of a program that was stopped from outside."""
 _log = logging.getLogger(__name__)
 
 
@@ -170,17 +172,18 @@ def _run(program: Program, limits: Limits, unsafe: bool) -> Outcome:
         try:
             start = [] if unsafe else bubblewrap.command(limits.files, user, filter_fd)
             line = [*start, bubblewrap.python(), *bubblewrap.PYTHON, "-c", _LOADER, *argument]
-            written, output, why = _converse(line, sent, limits, key, folder, filter_fd)
+            written, output, stopped = _converse(line, sent, limits, key, folder, filter_fd)
         finally:
             if filter_fd is not None:
                 os.close(filter_fd)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
         if written.startswith(key):
-            return _outcome(written.removeprefix(key), key, output, why)
+            return _outcome(written.removeprefix(key), key, output, stopped)
         if attempt:
             break
-    reason = " ".join(output[-300:].decode("utf-8", "replace").split()) or why or "it printed nothing"
+    printed = " ".join(output[-300:].decode("utf-8", "replace").split())
+    reason = printed or (stopped[1] if stopped else "it printed nothing")
     raise SandboxError(
         f"a sandbox could not be started here: {reason}",
         "allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
@@ -231,10 +234,10 @@ def _filter() -> int | None:
 
 def _converse(
     line: Sequence[str], sent: bytes, limits: Limits, key: bytes, folder: str | None, filter_fd: int | None
-) -> tuple[bytes, bytes, str]:
+) -> tuple[bytes, bytes, Stopped]:
     """Start a sandbox, send it its input, and read until it ends, runs out of time or prints too much.
 
-    Returns what the checks' process wrote, the end of what the program printed, and why it was stopped, if it was.
+    Returns what the checks' process wrote, the end of what the program printed, and why it was stopped.
     """
     child = subprocess.Popen(
         line,
@@ -250,14 +253,15 @@ def _converse(
     assert child.stdin
     assert child.stdout
     assert child.stderr
-    written, output, printed, why = b"", b"", 0, ""
+    written, output, printed = b"", b"", 0
+    stopped: Stopped = None
     end, started = time.monotonic() + START, False
     with selectors.DefaultSelector() as ready, child:
         os.set_blocking(child.stdin.fileno(), False)
         ready.register(child.stdin, selectors.EVENT_WRITE)
         for pipe in (child.stdout, child.stderr):
             ready.register(pipe, selectors.EVENT_READ)
-        while ready.get_map() and not why:
+        while ready.get_map() and not stopped:
             events = ready.select(min(0.5, max(0.0, end - time.monotonic())))
             if not events and child.poll() is not None:
                 break  # all was read: the pipes are held by processes that it left behind
@@ -283,11 +287,11 @@ def _converse(
             if not started and written.startswith(key):
                 end, started = time.monotonic() + limits.seconds + GRACE, True
             if printed > limits.output:
-                why = f"more than {limits.output} bytes of output"
+                stopped = "killed", f"more than {limits.output} bytes of output"
             elif time.monotonic() > end:
-                why = f"more than {limits.seconds if started else START:g} seconds"
+                stopped = "timed out", f"more than {limits.seconds if started else START:g} seconds"
         _kill(child, alone=folder is None)
-    return written, output, why
+    return written, output, stopped
 
 
 def _kill(child: subprocess.Popen[bytes], alone: bool) -> None:
@@ -306,12 +310,10 @@ def _kill(child: subprocess.Popen[bytes], alone: bool) -> None:
         child.kill()
 
 
-def _outcome(written: bytes, key: bytes, output: bytes, why: str) -> Outcome:
+def _outcome(written: bytes, key: bytes, output: bytes, stopped: Stopped) -> Outcome:
     tail = output.decode("utf-8", "replace")[-TAIL:]
     if written.startswith(key):
         with contextlib.suppress(ValueError):  # something else was written to the pipe
             status, reason, seconds = decode(written.removeprefix(key))
             return Outcome(status, reason, tail, round(seconds, 4))
-    if why:
-        return Outcome("timed out" if why.endswith("seconds") else "killed", why, tail)
-    return Outcome("killed", "the checks' process was ended", tail)
+    return Outcome(*(stopped or ("killed", "the checks' process was ended")), tail)
