@@ -144,7 +144,7 @@ mooring.__path__ = [{str(Path(errors.__file__).parent)!r}]
 from mooring.errors import DataError
 from mooring.data import load_prompts, load_splits
 load_splits("bundled:tools", limit=2)
-heavy = [m for m in ("torch", "transformers", "datasets", "pyarrow", "huggingface_hub", "pydantic") if m in sys.modules]
+heavy = [m for m in ("torch", "transformers", "datasets", "pyarrow", "huggingface_hub") if m in sys.modules]
 assert not heavy, heavy
 try:
     load_prompts("walledai/AdvBench")

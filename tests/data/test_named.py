@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import errors
 
 from mooring.data import load_examples, load_prompts, load_splits, prompts_digest
-from mooring.data.catalogue import NAMED
+from mooring.data.catalogue import NAMED, READERS, SHAPES
 from mooring.data.named import table
 from mooring.errors import DataError, FetchError
 from mooring.records import Completion
@@ -492,6 +492,12 @@ def test_a_users_own_file_may_bring_extras(tmp_path):
         load_prompts(str(path))
     assert caught.value.code == "data.bad_field"
     assert "a.jsonl:1: `extra`" in str(caught.value)
+
+
+def test_every_reader_and_shape_of_the_catalogue_exists():
+    tables = [table for known in NAMED.values() for table in (*known.tables, *known.test_tables)]
+    assert {table.reader for table in tables} == READERS.keys()
+    assert {table.shape for table in tables} - {None} == SHAPES.keys()
 
 
 def test_the_docs_list_every_set():

@@ -34,10 +34,10 @@ def load_named(name: str, split: Split = "test") -> list[Prompt]:
         return draw(prompts, known.test, SPLIT_SEED) if known.test else prompts
     rest = to_prompts(_rows(name, known, known.tables))
     if not separate:
-        test, rest = hold_out(rest, known.test, SPLIT_SEED, known.split_by)
+        test, rest = hold_out(rest, known.test, SPLIT_SEED, known.group)
         if split == "test":
             return [dataclasses.replace(p, origin=f"{p.origin} (held out of the training rows)") for p in test]
-    validation, train = hold_out(rest, round(known.validation * len(rest)), SPLIT_SEED, known.split_by)
+    validation, train = hold_out(rest, round(known.validation * len(rest)), SPLIT_SEED, known.group)
     return train if split == "tune" else validation
 
 
@@ -82,14 +82,12 @@ def _rows(name: str, known: NamedSet, tables: Sequence[Table]) -> list[Row]:
             rows = load_hub_files(table.repo, table.files, table.read, table.optional)
         else:
             rows = load_hub_rows(table.repo, table.config, table.split)
-    if table.where:
-        field, value = table.where
-        rows = [row for row in rows if row.values.get(field) == value]
+    rows = [row for row in rows if all(row.values.get(field) == value for field, value in table.where.items())]
     if table.counts and len(rows) not in table.counts:
         unit = "rows" if known.kind == "task" else "prompts"
         message = f"{place}: `{name}` has {_counts(table)} {unit}, found {len(rows)}"
         raise DataError(message, FETCH_AGAIN, code="data.row_count")
-    return table.shape(rows)
+    return table.convert(rows)
 
 
 def _sizes(tables: Sequence[Table]) -> str:
