@@ -14,69 +14,61 @@ from torch import Tensor
 
 from mooring.errors import ModelError
 from mooring.files import explained
-from mooring.models.safetensors_file import TensorInfo, check_name, lay_out, open_regular, read_header
+from mooring.models.safetensors_file import TensorInfo, check_name, lay_out, open_regular, read_header, unreadable
 from mooring.models.torch_file import read_pickled
-
-_SCALES = ("qzeros", "scales", "SCB", "weight_scale", "weight_scale_inv", "weight_zero_point")
-"""What GPTQ, AWQ, bitsandbytes, compressed-tensors and block-wise fp8 store with a module's quantized values."""
-
-_CODES = ("qweight", "weight_packed", "weight")
-
-_NARROW = {torch.float8_e4m3fn, torch.float8_e5m2}
-
-
-def _quantized(tensors: Mapping[str, TensorInfo]) -> TensorInfo | None:
-    """The first tensor that shows that a model is quantized, if any: quantized values, or scales stored with them.
-
-    A name alone proves nothing: `weight_scale` may be a parameter, and integers may be a buffer.
-    """
-    return next((info for info in tensors.values() if _shows_quantization(info, tensors)), None)
-
-
-def _shows_quantization(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
-    stem, dot, part = info.name.rpartition(".")
-    if part in ("qweight", "weight_packed"):
-        return _is_code(info)
-    values: list[str] = []
-    if part in _SCALES:
-        values = [f"{stem}{dot}{code}" for code in _CODES]
-    elif part == "absmax":  # bitsandbytes: `fc.weight.absmax` with `fc.weight`
-        values = [stem]
-    elif part.endswith("_scales"):  # MXFP4: `experts.up_proj_scales` with `experts.up_proj_blocks`
-        values = [info.name.removesuffix("scales") + "blocks"]
-    return any(name in tensors and _is_code(tensors[name]) for name in values)
-
-
-def _is_code(info: TensorInfo) -> bool:
-    whole = not info.dtype.is_floating_point and not info.dtype.is_complex and info.dtype != torch.bool
-    return whole or info.dtype in _NARROW
-
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
+MANIFEST = "mooring.json"
+"""How a merged model was made; never copied from an input."""
 
 _LARGEST_JSON = 2**28
 """Bytes."""
+_LARGEST_SIDE_FILE = 256 * 2**20
+"""Bytes (Gemma's tokenizer.json takes 33 MiB)."""
+_NO_SIDE_FILE = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz"}
+_LEFT_OUT = ("readme", "adapter_", "training_args", "trainer_state", "optimizer", "scheduler", "rng_state", "eval_")
 
-_UNQUANTIZED = "name the model as it was before quantization"
+_FOLDER_HINT = "name a folder with config.json and model.safetensors"
+_FILE_HINT = "fetch the file again"
+_MODEL_HINT = "fetch the model again"
+_QUANTIZED_HINT = "name the model as it was before quantization"
 
 
-class TensorFiles:
-    """Tensors in files, read by position; any number of threads may read at once.
+class _OpenFiles:
+    """Descriptors of files, closed together."""
+
+    def __init__(self) -> None:
+        self._handles: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._lock:
+            for handle in self._handles.values():
+                with contextlib.suppress(OSError):
+                    os.close(handle)
+            self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class TensorFiles(_OpenFiles):
+    """Tensors in files, read by position; any number of threads may read at once. A read after `close` reopens them.
 
     Args:
         infos: The tensors and their places.
-
-    Raises:
-        ModelError: A file cannot be opened.
     """
 
     def __init__(self, infos: Sequence[TensorInfo]) -> None:
+        super().__init__()
         self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in infos}
-        self._handles: dict[Path, int] = {}
-        self._lock = threading.Lock()
 
     def read(self, name: str, start: int = 0, stop: int | None = None, *, out: Tensor | None = None) -> Tensor:
         """Elements [start, stop) of a tensor, flattened, in its storage type.
@@ -104,13 +96,11 @@ class TensorFiles:
             while rest:
                 got = os.preadv(handle, (rest,), position)
                 if got == 0:
-                    raise ModelError(f"{info.file}: ends within {name}", "fetch the file again", code="model.truncated")
+                    raise ModelError(f"{info.file}: ends within {name}", _FILE_HINT, code="model.truncated")
                 rest = rest[got:]
                 position += got
         except OSError as error:
-            raise ModelError(
-                f"{info.file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
-            ) from None
+            raise unreadable(info.file, error) from None
         return buffer.view(info.dtype)
 
     def tensor(self, name: str) -> Tensor:
@@ -122,20 +112,6 @@ class TensorFiles:
             if file not in self._handles:
                 self._handles[file] = open_regular(file)
             return self._handles[file]
-
-    def close(self) -> None:
-        """Close the files; a later read reopens them."""
-        with self._lock:
-            for handle in self._handles.values():
-                with contextlib.suppress(OSError):
-                    os.close(handle)
-            self._handles.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()
@@ -207,24 +183,14 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         if method := config.get(key):
             method = method.get("quant_method") if isinstance(method, dict) else method
             named = method if isinstance(method, str) and method.isprintable() else "unknown method"
-            raise ModelError(f"{folder}: is quantized ({named[:80]})", _UNQUANTIZED, code="model.quantized")
-    infos = _find(folder)
-    if not infos:
+            raise ModelError(f"{folder}: is quantized ({named[:80]})", _QUANTIZED_HINT, code="model.quantized")
+    checkpoint = Checkpoint(folder, config, _find(folder))
+    if not checkpoint.tensors:
         raise ModelError(f"{folder}: holds no tensors", "name a folder with a model's weights", code="model.empty")
-    checkpoint = Checkpoint(folder, config, infos)
     if info := _quantized(checkpoint.tensors):
-        raise ModelError(f"{info.file}: is quantized, as {info.name} shows", _UNQUANTIZED, code="model.quantized")
+        what = f"{info.file}: is quantized, as {info.name} shows"
+        raise ModelError(what, _QUANTIZED_HINT, code="model.quantized")
     return checkpoint
-
-
-def _find(folder: Path) -> list[TensorInfo]:
-    """The tensors in the first format that is present, in the order in which transformers looks for them."""
-    for weights, index, read in ((WEIGHTS, INDEX, read_header), (PICKLED, PICKLED_INDEX, read_pickled)):
-        if os.path.lexists(folder / weights):  # `read` reports a dangling link or a folder
-            return read(folder / weights)
-        if os.path.lexists(folder / index):
-            return list(_read_shards(folder / index, read))
-    raise ModelError(f"{folder}: has no {WEIGHTS} and no {INDEX}", "fetch the model's weights", code="model.no_weights")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -235,26 +201,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         what = "is a file, not a model folder" if folder.exists() else "there is no such folder"
-        raise ModelError(
-            f"{folder}: {what}", "name a folder with config.json and model.safetensors", code="model.not_found"
-        )
-    if not (folder / "config.json").is_file():
-        if not any(folder.iterdir()):
-            raise ModelError(
-                f"{folder}: the folder is empty",
-                "name a folder with config.json and model.safetensors",
-                code="model.empty",
-            )
-        if is_adapter(folder):
-            raise ModelError(
-                f"{folder}: is a LoRA adapter, not a whole model",
-                "name the model it tunes",
-                code="model.adapter_not_whole",
-            )
-        raise ModelError(
-            f"{folder}: is not a model: it has no config.json", "name a model folder", code="model.no_config"
-        )
-    return read_json(folder / "config.json")
+        raise ModelError(f"{folder}: {what}", _FOLDER_HINT, code="model.not_found")
+    if (folder / "config.json").is_file():
+        return read_json(folder / "config.json")
+    if not any(folder.iterdir()):
+        raise ModelError(f"{folder}: the folder is empty", _FOLDER_HINT, code="model.empty")
+    if is_adapter(folder):
+        what = f"{folder}: is a LoRA adapter, not a whole model"
+        raise ModelError(what, "name the model it tunes", code="model.adapter_not_whole")
+    what = f"{folder}: is not a model: it has no config.json"
+    raise ModelError(what, "name a model folder", code="model.no_config")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -268,15 +224,23 @@ def read_json(file: Path) -> dict[str, Any]:
             text = stream.read(_LARGEST_JSON)
         data = json.loads(text.decode("utf-8"))
     except OSError as error:
-        raise ModelError(
-            f"{file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
-        ) from None
+        raise unreadable(file, error) from None
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ModelError(f"{file}{line}: is not JSON", "fetch the file again", code="model.bad_json") from None
+        raise ModelError(f"{file}{line}: is not JSON", _FILE_HINT, code="model.bad_json") from None
     if not isinstance(data, dict):
-        raise ModelError(f"{file}: is not a mapping of keys to values", "fetch the file again", code="model.bad_json")
+        raise ModelError(f"{file}: is not a mapping of keys to values", _FILE_HINT, code="model.bad_json")
     return data
+
+
+def _find(folder: Path) -> list[TensorInfo]:
+    """The tensors in the first format that is present, in the order in which transformers looks for them."""
+    for weights, index, read in ((WEIGHTS, INDEX, read_header), (PICKLED, PICKLED_INDEX, read_pickled)):
+        if os.path.lexists(folder / weights):  # `read` reports a dangling link or a folder
+            return read(folder / weights)
+        if os.path.lexists(folder / index):
+            return list(_read_shards(folder / index, read))
+    raise ModelError(f"{folder}: has no {WEIGHTS} and no {INDEX}", "fetch the model's weights", code="model.no_weights")
 
 
 def _read_shards(index: Path, read: Callable[[Path], list[TensorInfo]]) -> Iterator[TensorInfo]:
@@ -284,44 +248,64 @@ def _read_shards(index: Path, read: Callable[[Path], list[TensorInfo]]) -> Itera
     folder, suffix = index.parent, index.name.split(".")[1]
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise ModelError(
-            f"{index}: has no weight_map from names to files", "fetch the file again", code="model.bad_index"
-        )
+        raise ModelError(f"{index}: has no weight_map from names to files", _FILE_HINT, code="model.bad_index")
     names: dict[str, set[str]] = {}
     try:
         for name, shard in places.items():
             check_name(name)
             names.setdefault(shard, set()).add(name)
     except ValueError as error:
-        raise ModelError(f"{index}: is corrupt: {error}", "fetch the file again", code="model.bad_index") from None
+        raise ModelError(f"{index}: is corrupt: {error}", _FILE_HINT, code="model.bad_index") from None
     for shard in names:
         # a path could lead anywhere on the disk, and another suffix could overwrite a side file of the output
         if Path(shard).name != shard or not shard.isprintable() or not shard.endswith(f".{suffix}"):
             what = f"{index}: names {shard[:200]!a}, which is not a .{suffix} file of this folder"
-            raise ModelError(what, "fetch the model again", code="model.bad_index")
+            raise ModelError(what, _MODEL_HINT, code="model.bad_index")
     for shard in sorted(names):
-        if not os.path.lexists(folder / shard):
-            raise ModelError(
-                f"{folder / shard}: the shard is missing", "fetch the model again", code="model.missing_shard"
-            )
-        infos = read(folder / shard)
+        file = folder / shard
+        if not os.path.lexists(file):
+            raise ModelError(f"{file}: the shard is missing", _MODEL_HINT, code="model.missing_shard")
+        infos = read(file)
         held = {info.name for info in infos}
         for name in sorted(held ^ names[shard]):
             where = "is in the file but not in the index" if name in held else "is in the index but not in the file"
-            raise ModelError(f"{folder / shard}: {name} {where}", "fetch the model again", code="model.index_mismatch")
+            raise ModelError(f"{file}: {name} {where}", _MODEL_HINT, code="model.index_mismatch")
         yield from infos
 
 
-MANIFEST = "mooring.json"
-"""How a merged model was made; never copied from an input."""
-
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz"}
-_LEFT_OUT = ("readme", "adapter_", "training_args", "trainer_state", "optimizer", "scheduler", "rng_state", "eval_")
-_LARGEST = 256 * 2**20
-"""Bytes; a larger file is not a side file (Gemma's tokenizer.json takes 33 MiB)."""
+_SCALES = ("qzeros", "scales", "SCB", "weight_scale", "weight_scale_inv", "weight_zero_point")
+"""What GPTQ, AWQ, bitsandbytes, compressed-tensors and block-wise fp8 store with a module's quantized values."""
 
 
-class Writer:
+def _quantized(tensors: Mapping[str, TensorInfo]) -> TensorInfo | None:
+    """The first tensor that shows that a model is quantized, if any: quantized values, or scales stored with them.
+
+    A name alone proves nothing: `weight_scale` may be a parameter, and integers may be a buffer.
+    """
+    return next((info for info in tensors.values() if _shows_quantization(info, tensors)), None)
+
+
+def _shows_quantization(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> bool:
+    stem, dot, part = info.name.rpartition(".")
+    if part in ("qweight", "weight_packed"):
+        return _holds_codes(info)
+    values: list[str] = []
+    if part in _SCALES:
+        values = [f"{stem}{dot}{name}" for name in ("qweight", "weight_packed", "weight")]
+    elif part == "absmax":  # bitsandbytes: `fc.weight.absmax` with `fc.weight`
+        values = [stem]
+    elif part.endswith("_scales"):  # MXFP4: `experts.up_proj_scales` with `experts.up_proj_blocks`
+        values = [info.name.removesuffix("scales") + "blocks"]
+    return any(name in tensors and _holds_codes(tensors[name]) for name in values)
+
+
+def _holds_codes(info: TensorInfo) -> bool:
+    """Whether a tensor is of a type that quantized values have."""
+    integer = not info.dtype.is_floating_point and not info.dtype.is_complex and info.dtype != torch.bool
+    return integer or info.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+class Writer(_OpenFiles):
     """Files of tensors, allocated at once and filled by position; any number of threads may write at once.
 
     Args:
@@ -334,9 +318,9 @@ class Writer:
     """
 
     def __init__(self, folder: Path, shards: Mapping[str, Sequence[tuple[str, torch.dtype, tuple[int, ...]]]]) -> None:
+        super().__init__()
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
-        self._handles: dict[Path, int] = {}
         try:
             with explained(folder):
                 for name, tensors in shards.items():
@@ -379,19 +363,6 @@ class Writer:
         with explained(info.file):
             _write_all(self._handles[info.file], data, info.offset + start * info.dtype.itemsize)
 
-    def close(self) -> None:
-        """Close the files."""
-        for handle in self._handles.values():
-            with contextlib.suppress(OSError):
-                os.close(handle)
-        self._handles.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def _write_all(handle: int, data: memoryview, offset: int) -> None:
     done = 0
@@ -409,7 +380,7 @@ def side_files(folder: Path) -> Iterator[Path]:
         name = path.name.lower()
         if name.startswith((".", *_LEFT_OUT)) or name == MANIFEST or name.endswith(".index.json"):
             continue
-        if path.suffix.lower() in _WEIGHTS or not path.is_file() or path.stat().st_size > _LARGEST:
+        if path.suffix.lower() in _NO_SIDE_FILE or not path.is_file() or path.stat().st_size > _LARGEST_SIDE_FILE:
             continue
         yield path.relative_to(folder)
 

@@ -12,6 +12,7 @@ import xxhash
 from mooring.errors import ModelError
 from mooring.files import sha256
 from mooring.models.checkpoint import read_json
+from mooring.models.safetensors_file import unreadable
 
 _CONFIGS = ("config.json", "adapter_config.json")
 _TEXT = (
@@ -41,9 +42,7 @@ def file_digests(folder: str | Path) -> dict[str, str]:
         with ThreadPoolExecutor(max_workers=4) as pool:
             return dict(zip((path.name for path in files), pool.map(_file_digest, files), strict=True))
     except OSError as error:
-        raise ModelError(
-            f"{error.filename}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
-        ) from None
+        raise unreadable(error.filename, error) from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -79,9 +78,7 @@ def text_digest(folder: str | Path) -> str:
     try:
         return combine({path.relative_to(folder).as_posix(): sha256(path) for path in files})
     except OSError as error:
-        raise ModelError(
-            f"{error.filename}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
-        ) from None
+        raise unreadable(error.filename, error) from None
 
 
 def combine(digests: Mapping[str, str]) -> str:
@@ -132,18 +129,16 @@ class TensorDigest:
     def add(self, part: "Part") -> None:
         """Add the next part."""
         head, blocks, tail, size = part
-        self._open += head
-        if len(self._open) == BLOCK:
-            self._close()
+        self._extend(head)
         self._blocks += blocks
-        self._open += tail
-        if len(self._open) == BLOCK:
-            self._close()
+        self._extend(tail)
         self.seen += size
 
-    def _close(self) -> None:
-        self._blocks += xxhash.xxh3_128_digest(self._open)
-        self._open = b""
+    def _extend(self, data: bytes) -> None:
+        self._open += data
+        if len(self._open) == BLOCK:
+            self._blocks += xxhash.xxh3_128_digest(self._open)
+            self._open = b""
 
     def hexdigest(self) -> str:
         """The digest, once all parts were added."""
@@ -156,12 +151,7 @@ Part = tuple[bytes, bytes, bytes, int]
 
 
 def hash_part(start: int, data: memoryview) -> Part:
-    """Hash a run of a tensor's bytes, on any thread.
-
-    Args:
-        start: Offset in the tensor, in bytes.
-        data: The bytes.
-    """
+    """Hash a tensor's bytes from offset `start` on, on any thread."""
     size = len(data)
     first = min(-start % BLOCK, size)
     last = max(first, (start + size) // BLOCK * BLOCK - start)

@@ -7,14 +7,13 @@ from typing import Any
 from mooring.errors import ModelError
 from mooring.files import atomic_folder, free_for_output, need_room
 from mooring.models.checkpoint import Writer
-from mooring.models.safetensors_file import NAMES
 from mooring.quiet import quiet
 
 _PARAMETERS_PER_BYTE = 4
 """The most in a quantized file (2 bits per weight)."""
 
 
-def is_gguf(file: Path) -> bool:
+def _is_gguf(file: Path) -> bool:
     """Whether a file begins as a GGUF does."""
     try:
         with file.open("rb") as stream:
@@ -43,7 +42,7 @@ def convert(file: str | Path, out: str | Path, dtype: str = "bfloat16") -> Path:
     import torch
 
     file, out = Path(file), Path(out)
-    if not is_gguf(file):
+    if not _is_gguf(file):
         reason = "is not a GGUF file" if file.is_file() else "there is no such file"
         raise ModelError(f"{file}: {reason}", "name a .gguf file", code="model.not_gguf")
     kind = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
@@ -74,9 +73,8 @@ def _load(file: Path) -> tuple[Any, Any]:
         )
     except (ValueError, KeyError, OSError, IndexError, NotImplementedError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["unknown reason"])[0][:200]
-        raise ModelError(
-            f"{file}: transformers cannot read it ({reason})", "name another model", code="model.unsupported_gguf"
-        ) from None
+        what = f"{file}: transformers cannot read it ({reason})"
+        raise ModelError(what, "name another model", code="model.unsupported_gguf") from None
     return model, tokenizer
 
 
@@ -87,7 +85,6 @@ def _write_weights(model: Any, folder: Path, dtype: Any) -> None:
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     state = {k: v for k, v in model.state_dict().items() if k not in tied}
     kinds = {k: dtype if v.is_floating_point() else v.dtype for k, v in state.items()}
-    assert all(kind in NAMES for kind in kinds.values())
     layout = [(name, kinds[name], tuple(value.shape)) for name, value in state.items()]
     with Writer(folder, {"model.safetensors": layout}) as writer, torch.no_grad():
         for name, value in state.items():
@@ -103,11 +100,7 @@ def _write_config(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     plain.architectures = [type(model).__name__]
     plain.dtype = dtype
     plain.save_pretrained(folder)
-    generation = {
-        "bos_token_id": config.get("bos_token_id"),
-        "eos_token_id": config.get("eos_token_id"),
-        "pad_token_id": config.get("pad_token_id"),
-    }
+    generation = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if generation["eos_token_id"] is None:
         generation["eos_token_id"] = tokenizer.eos_token_id
     known = {key: value for key, value in generation.items() if value is not None}

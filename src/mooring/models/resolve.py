@@ -30,9 +30,8 @@ def resolve_model(ref: str) -> Path:
     """The local folder that holds a model.
 
     Args:
-        ref: A folder, which is returned as it is; a `.gguf` file, converted once into the cache; the bundled
-            `bundled:smollm2-135m-instruct`; or an id on the hub (`owner/name`, `owner/name@revision`), downloaded
-            once into the hub's cache.
+        ref: A folder, returned as it is; a `.gguf` file, converted once into the cache; `bundled:…`; or an id on the
+            hub (`owner/name`, `owner/name@revision`), downloaded once into the hub's cache.
 
     Raises:
         ModelError: It is missing, is not a model, or cannot be downloaded.
@@ -40,9 +39,8 @@ def resolve_model(ref: str) -> Path:
         OutputError: The cache cannot be written.
     """
     if not ref:
-        raise ModelError(
-            "the model's name is empty", "name a folder, a .gguf file or a hub id", code="model.empty_name"
-        )
+        hint = "name a folder, a .gguf file or a hub id"
+        raise ModelError("the model's name is empty", hint, code="model.empty_name")
     if ref.startswith("bundled:"):
         return _converted(_bundled(ref))
     path = Path(ref).expanduser()
@@ -50,21 +48,15 @@ def resolve_model(ref: str) -> Path:
         return path
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ModelError(
-                f"{path}: is a file, not a model",
-                "name the folder that holds it, or a .gguf file",
-                code="model.not_a_folder",
-            )
+            hint = "name the folder that holds it, or a .gguf file"
+            raise ModelError(f"{path}: is a file, not a model", hint, code="model.not_a_folder")
         return _converted(path)
     if path.suffix.lower() == ".gguf":
         raise ModelError(f"{path}: no such file", "check the path", code="model.not_found")
     match = HUB_ID.fullmatch(ref)
     if not match or ref.startswith((".", "~", "/")):
-        raise ModelError(
-            f"{path}: no such folder",
-            "check the path, or name a model on the hub as owner/name",
-            code="model.not_found",
-        )
+        hint = "check the path, or name a model on the hub as owner/name"
+        raise ModelError(f"{path}: no such folder", hint, code="model.not_found")
     return _downloaded(match["id"], match["revision"])
 
 
@@ -129,13 +121,9 @@ def _downloaded(repo: str, revision: str | None) -> Path:
             snapshot_download(repo, revision=revision, allow_patterns=PICKLED, ignore_patterns=IGNORED_FILES)
     except download_errors() as error:
         what, hint = explain(error, f"huggingface.co/{repo}")
-        raise ModelError(
-            f"{repo}: {what}", hint or "connect, or name a local folder", code="model.download_failed"
-        ) from None
+        hint = hint or "connect, or name a local folder"
+        raise ModelError(f"{repo}: {what}", hint, code="model.download_failed") from None
     if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", *PICKLED)):
-        raise ModelError(
-            f"{repo}: holds no weights as safetensors",
-            "choose a repository that does, or a .gguf file",
-            code="model.no_weights",
-        )
+        hint = "choose a repository that does, or a .gguf file"
+        raise ModelError(f"{repo}: holds no weights as safetensors", hint, code="model.no_weights")
     return folder

@@ -4,13 +4,13 @@ A file is 8 bytes (little-endian length of the header), the header (JSON: name t
 tensors' bytes. Format: https://huggingface.co/docs/safetensors.
 """
 
-import dataclasses
 import json
 import math
 import os
 import stat
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,10 +49,8 @@ _MOST_MARKS = 4_000_000
 _LONGEST_NAME = 1000
 """Characters."""
 
-_AGAIN = "fetch the file again"
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where a tensor is stored.
 
@@ -74,15 +72,20 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return math.prod(self.shape)
+
+
+def unreadable(file: object, error: OSError) -> ModelError:
+    """The error for a file that the system does not let us read."""
+    return ModelError(f"{file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable")
 
 
 def open_regular(file: Path) -> int:
     """A descriptor for reading an ordinary file; the caller closes it.
 
     Raises:
-        ModelError: It cannot be opened, or is a folder, a pipe or a device, which could block the reader for ever.
+        ModelError: It cannot be opened, or is a folder, a pipe or a device, which could block the reader forever.
     """
     try:
         regular = stat.S_ISREG(file.stat().st_mode)  # before opening, which acts on some devices
@@ -92,26 +95,15 @@ def open_regular(file: Path) -> int:
                 return handle
             os.close(handle)
     except OSError as error:
-        raise ModelError(
-            f"{file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
-        ) from None
+        raise unreadable(file, error) from None
     raise ModelError(f"{file}: is not an ordinary file", "put the file itself there", code="model.not_a_file")
 
 
 def refuse_pointer(file: Path, head: bytes) -> None:
-    """Raise if git-lfs left a pointer in place of the file.
-
-    Args:
-        file: Its path.
-        head: The first 8 bytes.
-
-    Raises:
-        ModelError: It is a pointer.
-    """
+    """Raise if git-lfs left a pointer in place of the file, which begins with the 8 bytes `head`."""
     if head.startswith(b"version "):
-        raise ModelError(
-            f"{file}: is a git-lfs pointer, not the weights", "run `git lfs pull`", code="model.lfs_pointer"
-        )
+        what = f"{file}: is a git-lfs pointer, not the weights"
+        raise ModelError(what, "run `git lfs pull`", code="model.lfs_pointer")
 
 
 def check_name(name: str) -> None:
@@ -133,22 +125,24 @@ def read_header(file: Path) -> list[TensorInfo]:
             refuse_pointer(file, head)
             (length,) = struct.unpack("<Q", head.ljust(8, b"\0"))
             if size < 8 or length > size - 8:
-                raise ModelError(f"{file}: is truncated or not a safetensors file", _AGAIN, code="model.corrupt")
+                raise _corrupt(f"{file}: is truncated or not a safetensors file")
             if length > LONGEST_HEADER:
-                raise ModelError(f"{file}: its header claims {length} bytes", _AGAIN, code="model.corrupt")
+                raise _corrupt(f"{file}: its header claims {length} bytes")
             text = stream.read(length)
     except OSError as error:
-        raise ModelError(
-            f"{file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable"
-        ) from None
+        raise unreadable(file, error) from None
     try:
         infos = [_entry(name, entry, file, 8 + length) for name, entry in _parse(text).items()]
     except (ValueError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "it is not JSON"
-        raise ModelError(f"{file}: its header is corrupt: {reason}", _AGAIN, code="model.corrupt") from None
+        raise _corrupt(f"{file}: its header is corrupt: {reason}") from None
     infos.sort(key=lambda info: (info.offset, info.nbytes))
     _check_layout(infos, file, 8 + length, size)
     return infos
+
+
+def _corrupt(what: str) -> ModelError:
+    return ModelError(what, "fetch the file again", code="model.corrupt")
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -214,36 +208,28 @@ def _check_layout(infos: list[TensorInfo], file: Path, start: int, size: int) ->
     for info in infos:
         if info.offset != end:
             fault = "overlaps the one before it" if info.offset < end else "leaves a gap before it"
-            raise ModelError(f"{file}: its header is corrupt: {info.name!r} {fault}", _AGAIN, code="model.corrupt")
+            raise _corrupt(f"{file}: its header is corrupt: {info.name!r} {fault}")
         end += info.nbytes
     if end > size:
-        raise ModelError(
-            f"{file}: is truncated: {size} bytes where its header takes {end}", _AGAIN, code="model.corrupt"
-        )
+        raise _corrupt(f"{file}: is truncated: {size} bytes where its header takes {end}")
     if end < size:
-        raise ModelError(f"{file}: holds {size - end} bytes more than its header says", _AGAIN, code="model.corrupt")
+        raise _corrupt(f"{file}: holds {size - end} bytes more than its header says")
 
 
 def lay_out(file: Path, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> tuple[bytes, list[TensorInfo]]:
-    """Plan a file.
+    """The first bytes of a file, padded so that the data is aligned to 8 bytes, and where each tensor goes.
 
-    Args:
-        file: Its path.
-        tensors: (name, dtype, shape) in the order of their bytes.
-
-    Returns:
-        The bytes that the file begins with, padded so that the data is aligned to 8 bytes, and where each tensor goes.
+    `tensors` are (name, dtype, shape) in the order of their bytes.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    plan = []
+    infos = []
     offset = 0
     for name, dtype, shape in tensors:
         nbytes = math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
-        plan.append((name, dtype, shape, offset, nbytes))
+        infos.append(TensorInfo(name, dtype, shape, file, offset, nbytes))
         offset += nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    infos = [TensorInfo(name, dtype, shape, file, start + at, size) for name, dtype, shape, at, size in plan]
-    return struct.pack("<Q", len(text)) + text, infos
+    return struct.pack("<Q", len(text)) + text, [replace(info, offset=start + info.offset) for info in infos]

@@ -42,11 +42,6 @@ def is_head(name: str) -> bool:
     return name.endswith(HEADS)
 
 
-def is_embedding(name: str) -> bool:
-    """Whether a tensor is a token embedding, by its name."""
-    return name.endswith(EMBEDDINGS)
-
-
 def has_vocabulary_rows(name: str) -> bool:
     """Whether a tensor has one row per token, by its name."""
     return name.endswith(_VOCABULARY)
@@ -66,7 +61,7 @@ def equal(files: Tensors, one: str, other: str) -> bool:
 
 def embedding_of(model: Tensors, head: str) -> str | None:
     """The embedding that a stored head equals byte by byte; None if there is none, or it is not a head."""
-    embeddings = [name for name in model.tensors if is_embedding(name)]
+    embeddings = [name for name in model.tensors if name.endswith(EMBEDDINGS)]
     if not is_head(head) or len(embeddings) != 1 or not equal(model, head, embeddings[0]):
         return None
     return embeddings[0]
@@ -89,13 +84,11 @@ def ties(model: Model) -> bool:
 
 
 def tied_pair(model: Model, others: Iterable[str] = ()) -> tuple[str, str] | None:
-    """Head and embedding that a model ties; None if it does not.
+    """Head and embedding that a model ties; None if it does not. It may not store the head.
 
-    Args:
-        model: The model. It may not store the head.
-        others: More names of tensors of the model that may be the head's, such as those that an adapter changes.
+    `others` are more names that may be the head's, such as those of the tensors that an adapter changes.
     """
-    embeddings = [name for name in model.tensors if is_embedding(name)]
+    embeddings = [name for name in model.tensors if name.endswith(EMBEDDINGS)]
     if len(embeddings) != 1:
         return None
     default = "embed_out.weight" if embeddings[0].endswith("embed_in.weight") else "lm_head.weight"

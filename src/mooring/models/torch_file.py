@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mooring.errors import ModelError
-from mooring.models.safetensors_file import NAMES, TensorInfo, check_name, open_regular, refuse_pointer
+from mooring.models.safetensors_file import NAMES, TensorInfo, check_name, open_regular, refuse_pointer, unreadable
 
 _LARGEST_PICKLE = 2**24
 _LARGEST_DIRECTORY = 2**23
@@ -57,8 +57,7 @@ def read_pickled(file: Path) -> list[TensorInfo]:
             records = _records(file, stream)
             infos = _infos(_load(stream), file, records)
     except OSError as error:
-        what = f"{file}: cannot be read ({error.strerror})"
-        raise ModelError(what, "name a readable file", code="model.unreadable") from None
+        raise unreadable(file, error) from None
     except _RejectedError as error:
         what = f"{file}: is not a state dict: {error}"
         raise ModelError(what, "get the model as safetensors", code="model.not_state_dict") from None

@@ -14,11 +14,13 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
 LOADED = [*MODEL_FILES, *WEIGHTS]
 """What a loader may read: no such file of another model may remain next to the upload (an old `model.safetensors` is
 loaded before new shards, an old `chat_template.jinja` before the template in the tokenizer's configuration)."""
+_CHANGED = ("was changed by someone else meanwhile", "run it again")
+_TOKEN = "check the owner's name, and that your token may write"
 STATUS = {
-    403: ("may not be written by you", "check the owner's name, and that your token may write"),
-    404: ("is not there, or may not be written by you", "check the owner's name, and that your token may write"),
-    409: ("was changed by someone else meanwhile", "run it again"),
-    412: ("was changed by someone else meanwhile", "run it again"),
+    403: ("may not be written by you", _TOKEN),
+    404: ("is not there, or may not be written by you", _TOKEN),
+    409: _CHANGED,
+    412: _CHANGED,
     413: ("takes no file of that size", "write smaller shards"),
     429: ("cannot be written now: too many requests", "wait a while, then run it again"),
 }
@@ -26,13 +28,10 @@ STATUS = {
 
 
 def check_hub_id(hub_id: str) -> str:
-    """Check that an id is valid for a repository on the hub, without a request; returns it.
-
-    Args:
-        hub_id: `owner/name`, without a revision.
+    """Check that an id is valid for a repository on the hub (`owner/name`), without a request; returns it.
 
     Raises:
-        OutputError: It is not `owner/name`.
+        OutputError: It is not.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
@@ -41,9 +40,8 @@ def check_hub_id(hub_id: str) -> str:
     try:
         validate_repo_id(hub_id)
     except HFValidationError:
-        raise OutputError(
-            f"{hub_id!r}: cannot be the id of a repository on the hub", hint, code="output.hub_bad_id"
-        ) from None
+        what = f"{hub_id!r}: cannot be the id of a repository on the hub"
+        raise OutputError(what, hint, code="output.hub_bad_id") from None
     if hub_id.count("/") != 1:
         raise OutputError(f"{hub_id!r}: names no owner on the hub", hint, code="output.hub_bad_id")
     return hub_id
@@ -105,11 +103,7 @@ def push(folder: Path, hub_id: str, *, private: bool = False, overwrite: bool = 
 
 
 def _hub(hub_id: str) -> Any:
-    """The hub's client, after checking for offline mode and a login.
-
-    Raises:
-        OutputError: Offline mode is set, or there is no login.
-    """
+    """The hub's client, after checking for offline mode and a login."""
     import huggingface_hub
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -121,11 +115,7 @@ def _hub(hub_id: str) -> Any:
 
 
 def _look(api: Any, hub_id: str, private: bool) -> Any:
-    """The repository's `ModelInfo` with the digests of its files; None if it does not exist.
-
-    Raises:
-        OutputError: The request fails, or the repository is public and a private one was requested.
-    """
+    """The repository's `ModelInfo` with the digests of its files; None if it does not exist."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
@@ -137,18 +127,13 @@ def _look(api: Any, hub_id: str, private: bool) -> Any:
         raise _explained(error, hub_id) from None
     if private and not found.private:
         hint = "make it private in its settings on the hub, or name another"
-        raise OutputError(
-            f"{hub_id}: is public already, and a private repository was requested", hint, code="output.hub_public"
-        )
+        what = f"{hub_id}: is public already, and a private repository was requested"
+        raise OutputError(what, hint, code="output.hub_public")
     return found
 
 
 def _check_same(found: Any, folder: Path, hub_id: str) -> None:
-    """Check that the repository's weight files, if any, are byte for byte the folder's.
-
-    Raises:
-        OutputError: They are not.
-    """
+    """Check that the repository's weight files, if any, are byte for byte the folder's."""
     other = [
         file.rfilename
         for file in found.siblings or ()
@@ -174,13 +159,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _explained(error: Exception, hub_id: str, after: str = "") -> OutputError:
-    """What a failed upload means, in one line.
-
-    Args:
-        error: What `huggingface_hub` or `hf_xet` raised.
-        hub_id: The repository.
-        after: Appended to the hint.
-    """
+    """What an error of `huggingface_hub` or `hf_xet` means, in one line; `after` is appended to the hint."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     status, code = _status(error), "output.hub_refused"
