@@ -44,7 +44,7 @@ def ask_all(run: Path, prompts: Sequence[Prompt], recipe: Recipe) -> dict[float,
     model = MergedModel(MergedModelSpec(base=run / "base", tuned=run / "tuned", runner=section))
     for lam in (0.0, *LAMS):
         drafts = {key: completion.text for key, completion in last.items()}
-        batches = model.at(lam).complete_drafted(list(prompts), how, drafts)
+        batches = model.at(lam).complete(list(prompts), how, drafts=drafts)
         last = {completion.prompt_id: completion for batch in batches for completion in batch}
         answers = [last[prompt.id] for prompt in prompts]
         verdicts = judges.by_rules(prompts, answers)

@@ -91,7 +91,7 @@ def in_memory(model: MergedModel, lam: float, asked: Asked, last: Answers) -> An
     engine, drafts = model.at(lam), {key: completion.text for key, completion in last.items()}
     found = Answers()
     for prompts, how in asked:
-        batches = engine.complete_drafted(prompts, how, drafts) if drafts else engine.complete(prompts, how)
+        batches = engine.complete(prompts, how, drafts=drafts)
         found |= {completion.prompt_id: completion for batch in batches for completion in batch}
     return found
 

@@ -40,7 +40,12 @@ class ScriptedEngine:
         return {"engine": "scripted", "batch_size": self.batch_size}
 
     def complete(
-        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        done: Collection[str] = (),
+        drafts: Mapping[str, str] | None = None,
     ) -> Iterator[list[Completion]]:
         """As `Engine.complete`; an answer is cut after `max_tokens` words."""
         asked = sample_indices(prompts, params)

@@ -18,7 +18,7 @@ from mooring.inference import drafts as drafting
 from mooring.inference import transformers as transformers_engine
 from mooring.inference.decode import apply_penalty, common_prefix, decode, prepare
 from mooring.inference.drafts import decode_drafted, follow
-from mooring.inference.engine import Drafting, accepted_share
+from mooring.inference.engine import accepted_share
 from mooring.inference.store import complete_to_file
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Message, Prompt
@@ -197,9 +197,8 @@ def by_id(batches: Any) -> dict[str, str]:
 def test_an_engine_says_how_much_a_draft_had_right(engine: TransformersEngine) -> None:
     settings = SamplingParams(max_tokens=LIMIT, repetition_penalty=1.2)
     plain = by_id(engine.complete(PROMPTS, settings))
-    assert isinstance(engine, Drafting)
     drafts = {"p0": plain["p0"], "p1": "something else", "p2": plain["p2"][:9]}
-    made = [c for batch in engine.complete_drafted(PROMPTS, settings, drafts) for c in batch]
+    made = [c for batch in engine.complete(PROMPTS, settings, drafts=drafts) for c in batch]
     assert {c.prompt_id: c.text for c in made} == plain
     accepted = {c.prompt_id: c.made_by["accepted"] for c in made}
     assert accepted["p3"] == accepted["p4"] == 0 < accepted["p2"] <= accepted["p0"]
@@ -211,7 +210,7 @@ def test_an_engine_says_how_much_a_draft_had_right(engine: TransformersEngine) -
 def test_drafts_are_not_for_sampling(engine: TransformersEngine) -> None:
     settings = SamplingParams(max_tokens=6, temperature=0.9)
     plain = list(engine.complete(PROMPTS, settings))
-    assert list(engine.complete_drafted(PROMPTS, settings, {"p0": "x"})) == plain
+    assert list(engine.complete(PROMPTS, settings, drafts={"p0": "x"})) == plain
 
 
 def test_a_model_with_sliding_windows_is_asked_without(tiny_tokenizer: Any) -> None:
@@ -224,7 +223,7 @@ def test_a_model_with_sliding_windows_is_asked_without(tiny_tokenizer: Any) -> N
     engine = TransformersEngine(MistralForCausalLM(config), tiny_tokenizer, batch_size=2)
     settings = SamplingParams(max_tokens=6)
     plain = by_id(engine.complete(PROMPTS, settings))
-    assert by_id(engine.complete_drafted(PROMPTS, settings, plain)) == plain
+    assert by_id(engine.complete(PROMPTS, settings, drafts=plain)) == plain
 
 
 @pytest.mark.parametrize(

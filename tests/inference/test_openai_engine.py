@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mooring.errors import DataError, ModelError, RecipeError, UserError
 from mooring.inference.cost import estimate
 from mooring.inference.encode import response_seed
 from mooring.inference.openai import OpenAIEngine
-from mooring.inference.retry import WORKER, Clock, RateLimit, Retrier, StoppedError, in_parallel
+from mooring.inference.retry import WORKER, Clock, RateLimit, RequestLimits, Retrier, StoppedError, in_parallel
 from mooring.inference.server import TransientError, retry_after
 from mooring.inference.store import complete_to_file
 from mooring.records import Completion, Message, Prompt, sample_key
@@ -47,8 +48,10 @@ def rendered(text: str = "<s>[INST] judge this [/INST]") -> Prompt:
 
 
 def engine(server: FakeServer, **changes: Any) -> OpenAIEngine:
-    options: dict[str, Any] = {"concurrency": 1, "clock": server.clock, "timeout": 5.0}
-    return OpenAIEngine(server.url, "m", **options | changes)
+    """An engine with one request at a time; `changes` are its arguments, or fields of its limits."""
+    limits = {field.name: changes.pop(field.name) for field in fields(RequestLimits) if field.name in changes}
+    limits = {"concurrency": 1, "timeout": 5.0} | limits
+    return OpenAIEngine(server.url, "m", limits=RequestLimits(**limits), **{"clock": server.clock} | changes)
 
 
 def answers(asked: OpenAIEngine, what: list[Prompt], settings: SamplingParams = GREEDY) -> dict[str, Completion]:
@@ -338,7 +341,7 @@ def test_a_wait_asked_of_one_request_holds_for_all() -> None:
                 self.slept.append(seconds)
 
     clock, stop = Impatient(), threading.Event()
-    limit = RateLimit(None, clock)
+    retrier = Retrier(RequestLimits(), clock)
     busy = iter([TransientError("busy", retry_after=60.0)])
 
     def request() -> float:
@@ -346,8 +349,8 @@ def test_a_wait_asked_of_one_request_holds_for_all() -> None:
             raise trouble
         return clock.now()
 
-    assert Retrier(6, 600.0, limit, clock).call(request, stop) == 60.0
-    limit.acquire(stop)
+    assert retrier.call(request, stop) == 60.0
+    retrier.rate.acquire(stop)
     assert clock.now() == 60.0
 
 
@@ -410,7 +413,7 @@ def test_a_server_that_was_never_there_is_not_waited_for_long() -> None:
         gone = server.url
     clock = server.clock
     with fails(ModelError, "model.server_unavailable", "is it running"):
-        _ = OpenAIEngine(gone, "m", retries=2, clock=clock).about
+        _ = OpenAIEngine(gone, "m", limits=RequestLimits(retries=2), clock=clock).about
     assert len(clock.slept) == 2
 
 
@@ -588,7 +591,7 @@ def test_waits_double_up_to_a_limit() -> None:
     with fake_server() as server:
         clock = server.clock
     with fails(ModelError, "model.server_unavailable"):
-        _ = OpenAIEngine(server.url, "m", retries=12, clock=clock).about
+        _ = OpenAIEngine(server.url, "m", limits=RequestLimits(retries=12), clock=clock).about
     assert all(0.25 * 2**i <= wait <= 0.25 * 2**i + 0.25 for i, wait in enumerate(clock.slept[:7]))
     assert clock.slept[7:] == [30.0] * 5
 

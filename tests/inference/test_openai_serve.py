@@ -19,6 +19,7 @@ import pytest
 
 from mooring.events import Event
 from mooring.inference.openai import OpenAIEngine
+from mooring.inference.retry import RequestLimits
 from mooring.inference.store import complete_to_file
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Completion, Message, Prompt
@@ -144,7 +145,9 @@ def test_greedy_answers_are_those_of_this_process(
     judged = Prompt(id="judged", messages=(Message("user", "a"),), rendered="Human user:\nthe sea\n---\nAnswers:")
     asked = [*prompts(), own, judged]
     here = answers(TransformersEngine.load(model, system=system, dtype="float32", device="cpu"), asked, settings)
-    there = answers(OpenAIEngine(serve.url, str(model), system=system, concurrency=4), asked, settings)
+    there = answers(
+        OpenAIEngine(serve.url, str(model), system=system, limits=RequestLimits(concurrency=4)), asked, settings
+    )
     assert there == here
     assert {c.finish for c in here.values()} == {"stop", "length"}
     assert len({c.text.strip() for c in here.values()}) > 2  # a model that says one thing would agree with anything
@@ -155,15 +158,15 @@ def test_a_template_without_a_system_role_is_asked_as_in_this_process(gemma_like
     settings = SamplingParams(max_tokens=24, repetition_penalty=1.2)
     for system in ("You are a helpful assistant.", "Be brief."):
         local = TransformersEngine.load(gemma_like.model, system=system, dtype="float32", device="cpu")
-        remote = OpenAIEngine(gemma_like.url, str(gemma_like.model), system=system, concurrency=2)
+        remote = OpenAIEngine(gemma_like.url, str(gemma_like.model), system=system, limits=RequestLimits(concurrency=2))
         assert answers(remote, prompts(), settings) == answers(local, prompts(), settings)
 
 
 @pytest.mark.slow
 def test_sampling_depends_on_neither_order_nor_concurrency(serve: Serve, model: Path) -> None:
     settings = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.9, top_k=50, n=2)
-    first = answers(OpenAIEngine(serve.url, str(model), concurrency=4), prompts(), settings)
-    again = answers(OpenAIEngine(serve.url, str(model), concurrency=1), prompts()[::-1], settings)
+    first = answers(OpenAIEngine(serve.url, str(model), limits=RequestLimits(concurrency=4)), prompts(), settings)
+    again = answers(OpenAIEngine(serve.url, str(model), limits=RequestLimits(concurrency=1)), prompts()[::-1], settings)
     assert first == again
     assert len({c.text for c in first.values()}) > len(TEXTS)  # samples of a prompt differ
 
@@ -174,7 +177,7 @@ def test_a_server_that_dies_midway_and_comes_back(serve: Serve, model: Path, tmp
     settings = SamplingParams(max_tokens=100)
 
     def engine() -> OpenAIEngine:
-        return OpenAIEngine(serve.url, str(model), concurrency=3)
+        return OpenAIEngine(serve.url, str(model), limits=RequestLimits(concurrency=3))
 
     before = serve.answered()
     complete_to_file(engine(), asked, settings, tmp_path / "whole.jsonl")

@@ -67,14 +67,7 @@ def can_drop_rows(cache: Any) -> bool:
 
 
 def join_caches(config: Any, caches: Sequence[Any], widths: Sequence[int], rows: Tensor | None = None) -> Any:
-    """Concatenate the rows of several caches; narrower ones are padded on the left.
-
-    Args:
-        config: The model's configuration.
-        caches: Caches that support gaps.
-        widths: Number of columns of each.
-        rows: The rows to take from a single cache; they may repeat.
-    """
+    """Concatenate the rows of caches of these widths, padded on the left; or take some rows of a single one."""
     joined, widest = make_cache(config), max(widths)
     for number, layer in enumerate(joined.layers):
         states = []

@@ -37,22 +37,18 @@ def estimate(
     *,
     system: str | None = DEFAULT_SYSTEM,
 ) -> Estimate:
-    """Estimate the cost of a job.
+    """Estimate the cost of a job; the prices are in dollars per million tokens.
 
-    Args:
-        prompts: The prompts.
-        params: The number and the length of the responses.
-        price_in: Dollars per million input tokens.
-        price_out: Dollars per million output tokens.
-        system: System prompt for prompts that have none.
+    `system` is the system prompt of prompts that have none.
     """
-    tokens_in = sum(math.ceil(_characters(prompt, system) / CHARACTERS_PER_TOKEN) for prompt in prompts) * params.n
+    tokens_in = sum(math.ceil(text_length(prompt, system) / CHARACTERS_PER_TOKEN) for prompt in prompts) * params.n
     requests = len(prompts) * params.n
     tokens_out = requests * params.max_tokens
     return Estimate(requests, tokens_in, tokens_out, (tokens_in * price_in + tokens_out * price_out) / 1e6)
 
 
-def _characters(prompt: Prompt, system: str | None) -> int:
+def text_length(prompt: Prompt, system: str | None) -> int:
+    """Characters of all that is sent for a prompt."""
     if prompt.rendered is not None:
         return len(prompt.rendered)
     return sum(len(message.content) for message in with_system(prompt, system))

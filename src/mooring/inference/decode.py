@@ -19,6 +19,8 @@ from mooring.sampling import SamplingParams
 
 MIN_PREFIX_SAVING = 256
 """Minimum number of tokens that running a common prefix once must save."""
+MAX_LOGITS = 2**26
+"""Maximum number of logits (rows × positions × vocabulary) that one forward pass should compute."""
 
 
 @torch.inference_mode()
@@ -52,11 +54,7 @@ def decode(
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Token rows as tensors.
-
-    Returns:
-        Tokens, attention mask and positions, each of shape (rows, longest), int64.
-    """
+    """Tokens, attention mask and positions of rows, each of shape (rows, longest), int64."""
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
@@ -73,10 +71,7 @@ def uniforms(params: SamplingParams, key: str) -> Tensor:
 def apply_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """The repetition penalty of CTRL (Keskar et al. 2019, eq. 4), with the sign handled as in transformers and vLLM.
 
-    Args:
-        logits: (rows, vocabulary), float32.
-        seen: (rows, vocabulary), bool: the tokens of prompt and response so far.
-        penalty: 1 has no effect.
+    `logits` and `seen`, the tokens of prompt and response so far, have shape (rows, vocabulary); 1 has no effect.
     """
     if penalty == 1:
         return logits
@@ -89,12 +84,9 @@ def next_tokens(logits: Tensor, uniform: Tensor | None, temperature: float, top_
     Args:
         logits: (rows, vocabulary), float32.
         uniform: (rows,), float64, in [0, 1); unused at temperature 0.
-        temperature: 0 is greedy.
-        top_p: Sample from the fewest tokens that hold this much probability, after `top_k`.
-        top_k: Sample from this many of the most likely tokens; 0 means all.
-
-    Returns:
-        (rows,), int64.
+        temperature: See `SamplingParams`, as the others.
+        top_p: Applied after `top_k`.
+        top_k: 0 means all.
     """
     if temperature == 0 or uniform is None:
         return logits.argmax(-1)
@@ -162,11 +154,7 @@ class Batch:
 def prepare(model: Any, rows: Sequence[Sequence[int]], pad: int, further: Sequence[Sequence[int]] = ()) -> Batch:
     """A batch with prompts as its input; a prefix common to all (template, system prompt) is run once.
 
-    Args:
-        model: A causal model.
-        rows: Tokens of the prompts.
-        pad: Any token; padding is masked.
-        further: Tokens that follow each prompt in the input.
+    `further` are tokens that follow each prompt in the input.
     """
     cache, prefix = make_cache(model.config), common_prefix(rows)
     if supports_gaps(model.config, cache) and len(prefix) * (len(rows) - 1) >= MIN_PREFIX_SAVING:
@@ -209,17 +197,9 @@ def continue_batch(
     uniform: Tensor | None = None,
     ended: Callable[[Sequence[int]], bool] | None = None,
 ) -> None:
-    """Continue a batch until all rows have ended.
+    """Continue a batch until all rows have ended; extends `made`, the new tokens of all prompts so far, in place.
 
-    Args:
-        model: A causal model.
-        batch: Rows that have not ended, with their next input.
-        made: New tokens of all prompts so far; extended in place.
-        prompts: Tokens of all prompts.
-        params: How tokens are sampled.
-        stops: Tokens that end a response.
-        uniform: Numbers in [0, 1) for sampling, shape (prompts, tokens); None for greedy decoding.
-        ended: See `decode`.
+    `uniform` are numbers in [0, 1) for sampling, of shape (prompts, tokens); None is greedy.
     """
     # A finished row leaves the batch; if the cache does not support that, it stays and its tokens are ignored.
     stop_ids = torch.tensor(sorted(stops), device=model.device)

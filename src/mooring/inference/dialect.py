@@ -53,11 +53,7 @@ class Dialect:
 def request_body(
     prompt: Prompt, sample: int, params: SamplingParams, *, model: str, system: str | None, dialect: Dialect
 ) -> tuple[str, dict[str, Any]]:
-    """The request for one response.
-
-    Returns:
-        The path under the server's base, and the JSON body: a chat, or a text completion if the prompt is rendered.
-    """
+    """The path under the server's base and the JSON body for one response: a chat, or a completion of rendered text."""
     body: dict[str, Any] = {"model": model}
     if prompt.rendered is not None:
         path, limit = "completions", "max_tokens"
@@ -91,13 +87,7 @@ def _sampling_fields(params: SamplingParams, dialect: Dialect) -> dict[str, Any]
 
 
 def adapt(dialect: Dialect, error: str, body: Mapping[str, Any]) -> Dialect | None:
-    """The dialect to try after a server error; None if no other would help.
-
-    Args:
-        dialect: The dialect of the rejected body.
-        error: The server's message.
-        body: The rejected body.
-    """
+    """The dialect to try after a server's error message about a body; None if no other would help."""
     if CONTEXT.search(error):
         return None
     if "Unexpected fields in the request" in error and not dialect.generation_config:
@@ -118,12 +108,9 @@ def rejected_fields(error: str, body: Mapping[str, Any]) -> frozenset[str]:
 
 
 def parse_completion(data: Any, prompt_id: str = "", sample: int = 0) -> Completion:
-    """A completion from a server's JSON. Any finish reason other than `length` counts as `stop`.
+    """A completion from a server's JSON; raises TransientError for any other JSON.
 
-    `tokens` is 0 if the server does not report usage.
-
-    Raises:
-        TransientError: The JSON is not a completion.
+    Any finish reason other than `length` counts as `stop`. `tokens` is 0 if the server does not report usage.
     """
     try:
         choice = data["choices"][0]

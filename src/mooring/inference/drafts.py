@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from mooring.inference.cache import join_caches, make_cache, supports_gaps
-from mooring.inference.decode import Batch, apply_penalty, continue_batch, pad_left, prepare, seen_tokens
+from mooring.inference.decode import MAX_LOGITS, Batch, apply_penalty, continue_batch, pad_left, prepare, seen_tokens
 from mooring.sampling import SamplingParams
 
 CHUNK = 16
 """Maximum number of draft tokens that are checked at a time; those after a rejected one are wasted."""
-MAX_LOGITS = 2**26
-"""Maximum number of logits (rows × positions × vocabulary) of one check."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -141,17 +139,10 @@ def _chunk(rows: int, vocabulary: int) -> int:
 def follow(
     logits: Tensor, chunks: Sequence[Sequence[int]], seen: Tensor | None, penalty: float
 ) -> tuple[list[int], list[int]]:
-    """Compare the most likely tokens with the drafts.
+    """The number of draft tokens of each row that are accepted, and the most likely token after them.
 
-    Args:
-        logits: (rows, longest chunk + 1, vocabulary), aligned at the end: after each row's last known token and after
-            each token of its chunk.
-        chunks: Draft tokens of each row.
-        seen: See `apply_penalty`; accepted tokens and the ones after them are added. None without a penalty.
-        penalty: The repetition penalty.
-
-    Returns:
-        For each row, the number of accepted tokens, and the most likely token after them.
+    `logits`, of shape (rows, longest chunk + 1, vocabulary), are aligned at the end: after each row's last known token
+    and after each token of its chunk. Accepted tokens and the ones after them are added to `seen` (`apply_penalty`).
     """
     device, width = logits.device, logits.shape[1]
     sizes = torch.tensor([len(chunk) for chunk in chunks], device=device)

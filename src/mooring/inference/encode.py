@@ -16,15 +16,7 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Tokenize prompts.
 
-    Args:
-        tokenizer: A transformers tokenizer.
-        prompts: The prompts.
-        system: System prompt for prompts that have none.
-        max_tokens: Maximum number of tokens of a response.
-        context: Maximum number of tokens of prompt and response together; None if the model has no limit.
-
-    Raises:
-        DataError: There are no prompts, an id is repeated, or a prompt does not fit.
+    Raises DataError if one does not fit a `context` of so many tokens, with `max_tokens` of response; None is no limit.
     """
     check_prompts(prompts)
     rows = [encode_prompt(tokenizer, prompt, system) for prompt in prompts]
@@ -36,30 +28,16 @@ def encode_prompts(
 def encode_examples(
     tokenizer: Any, examples: Sequence[Prompt], system: str | None, context: int | None, reserve: int = 0
 ) -> list[tuple[list[int], int]]:
-    """Tokenize prompts with their references.
+    """Tokenize prompts with their references: for each, its tokens and how many of them belong to the prompt.
 
-    Args:
-        tokenizer: A transformers tokenizer.
-        examples: Prompts with references.
-        system: System prompt for prompts that have none.
-        context: Maximum number of tokens of prompt and reference together; None if the model has no limit.
-        reserve: Number of tokens that the engine generates in addition.
-
-    Returns:
-        For each example, its tokens and how many of them belong to the prompt.
-
-    Raises:
-        DataError: There are no examples, an id is repeated, a reference is missing, or an example does not fit.
+    Raises DataError if a reference is missing, or an example and `reserve` generated tokens do not fit the context.
     """
     check_prompts(examples)
     rows = []
     for example in examples:
         if example.reference is None:
-            raise DataError(
-                f"{name_of(example)}: has no reference",
-                "the response loss needs one for each prompt",
-                code="data.no_reference",
-            )
+            hint = "the response loss needs one for each prompt"
+            raise DataError(f"{name_of(example)}: has no reference", hint, code="data.no_reference")
         row, start = encode_example(tokenizer, example, system)
         _check_fit(example, len(row), reserve, context, "leave it out")
         rows.append((row, start))
@@ -102,8 +80,5 @@ def name_of(prompt: Prompt) -> str:
 def _check_fit(prompt: Prompt, tokens: int, new: int, context: int | None, hint: str) -> None:
     if context and tokens + new > context:
         size = f"{tokens} tokens" + (f" and {new} new ones" if new else "")
-        raise DataError(
-            f"{name_of(prompt)}: {size} do not fit the model's context of {context}",
-            f"shorten it, or {hint}",
-            code="data.context_exceeded",
-        )
+        what = f"{name_of(prompt)}: {size} do not fit the model's context of {context}"
+        raise DataError(what, f"shorten it, or {hint}", code="data.context_exceeded")

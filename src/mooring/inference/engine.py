@@ -1,7 +1,7 @@
 """The interface of an engine, and the batching that engines share."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from mooring.errors import DataError
 from mooring.records import Completion, Likelihood, Prompt
@@ -21,7 +21,12 @@ class Engine(Protocol):
         ...
 
     def complete(
-        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        done: Collection[str] = (),
+        drafts: Mapping[str, str] | None = None,
     ) -> Iterator[list[Completion]]:
         """Generate completions; yield each batch when it is finished, in the engine's own order.
 
@@ -30,6 +35,8 @@ class Engine(Protocol):
             params: How responses are sampled.
             done: Keys (`records.sample_key`) of finished responses. A batch with any unfinished response is recomputed
                 completely.
+            drafts: Completions of another model by key, for speculative decoding: they change no completion, up to
+                rounding. An engine that uses them counts the accepted tokens in `made_by`; others ignore them.
 
         Raises:
             DataError: A prompt and `max_tokens` do not fit the model's context; raised before anything is generated.
@@ -45,29 +52,6 @@ class Engine(Protocol):
         ...
 
 
-@runtime_checkable
-class Drafting(Protocol):
-    """An engine that can use the completions of another model as drafts (speculative decoding)."""
-
-    def complete_drafted(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams,
-        drafts: Mapping[str, str],
-        *,
-        done: Collection[str] = (),
-    ) -> Iterator[list[Completion]]:
-        """Generate the completions of `Engine.complete`, up to rounding; `made_by` counts accepted draft tokens.
-
-        Args:
-            prompts: See `Engine.complete`.
-            params: See `Engine.complete`.
-            drafts: Completions of another model by key; ignored if the temperature is above 0.
-            done: See `Engine.complete`.
-        """
-        ...
-
-
 def accepted_share(completions: Iterable[Completion]) -> float | None:
     """The share of generated tokens that drafts predicted; None if no completion had a draft."""
     completions = list(completions)
@@ -78,11 +62,7 @@ def accepted_share(completions: Iterable[Completion]) -> float | None:
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> None:
-    """Check that there are prompts and that their ids are unique.
-
-    Raises:
-        DataError: Otherwise.
-    """
+    """Raise DataError if there are no prompts, or an id is repeated."""
     if not prompts:
         raise DataError("there are no prompts", "is the data set empty?", code="data.no_prompts")
     seen: set[str] = set()
@@ -94,14 +74,9 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Split prompts into batches of similar length; a function of the lengths alone.
+    """Indices into `lengths` (tokens per prompt) in batches of similar length; a function of the lengths alone.
 
-    Args:
-        lengths: Number of tokens of each prompt.
-        batch_size: Maximum number of prompts per batch.
-
-    Returns:
-        Indices into `lengths`, one list per batch, longest first: the batch that needs the most memory fails first.
+    The longest come first, so that the batch that needs the most memory fails first.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -116,13 +91,9 @@ def unfinished(batches: Sequence[list[int]], keys: Sequence[str], done: Collecti
 def sample_indices(prompts: Sequence[Prompt], params: SamplingParams) -> list[tuple[int, int]]:
     """All requested responses as (index of the prompt, number of the sample), grouped by prompt.
 
-    Raises:
-        DataError: More than one sample is requested at temperature 0.
+    Raises DataError if more than one sample is requested at temperature 0.
     """
     if params.n > 1 and params.temperature == 0:
-        raise DataError(
-            f"{params.n} samples at temperature 0 are identical",
-            "set a temperature, or request one sample",
-            code="data.greedy_samples",
-        )
+        hint = "set a temperature, or request one sample"
+        raise DataError(f"{params.n} samples at temperature 0 are identical", hint, code="data.greedy_samples")
     return [(index, sample) for index in range(len(prompts)) for sample in range(params.n)]

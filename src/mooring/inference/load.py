@@ -39,14 +39,14 @@ def _vllm(model: Path | str | None, runner: Runner, system: str | None) -> Engin
 
 def _openai(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
     from mooring.inference.openai import OpenAIEngine
+    from mooring.inference.retry import RequestLimits
 
     return OpenAIEngine(
         str(runner.base_url),
         None if model is None else str(model),
         system=system,
         key_env=runner.key_env,
-        concurrency=runner.concurrency,
-        requests_per_minute=runner.requests_per_minute,
+        limits=RequestLimits(concurrency=runner.concurrency, requests_per_minute=runner.requests_per_minute),
     )
 
 

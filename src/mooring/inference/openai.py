@@ -8,10 +8,11 @@ from typing import Any
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import DataError, ModelError, UserError
+from mooring.inference.cost import text_length
 from mooring.inference.dialect import CONTEXT, NEUTRAL, Dialect, adapt, parse_completion, rejected_fields, request_body
 from mooring.inference.encode import name_of
 from mooring.inference.engine import check_prompts, sample_indices
-from mooring.inference.retry import Clock, RateLimit, Retrier, in_parallel
+from mooring.inference.retry import Clock, RequestLimits, Retrier, in_parallel
 from mooring.inference.server import Server, ServerError, TransientError, shorten
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
@@ -32,11 +33,7 @@ class OpenAIEngine:
         model: The model's name on the server; None if the server has only one.
         system: System prompt for prompts that have none.
         key_env: Name of the environment variable that holds the API key; the key itself is stored nowhere.
-        concurrency: Number of requests at a time.
-        requests_per_minute: Maximum number of requests per minute, including retries.
-        retries: Maximum number of retries if the server is busy, fails or responds with something malformed.
-        timeout: Seconds without a byte after which a request is cancelled and repeated.
-        patience: Seconds to wait for a server that responded before and is down.
+        limits: How many requests are made, and how long each is tried.
         extra_body: Fields for every request; they override the engine's own.
         clock: Replaced in tests.
 
@@ -51,21 +48,17 @@ class OpenAIEngine:
         *,
         system: str | None = DEFAULT_SYSTEM,
         key_env: str = "OPENAI_API_KEY",
-        concurrency: int = 8,
-        requests_per_minute: float | None = None,
-        retries: int = 6,
-        timeout: float = 600.0,
-        patience: float = 600.0,
+        limits: RequestLimits | None = None,
         extra_body: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.server = Server(base_url, key_env, timeout)
+        limits = limits or RequestLimits()
+        self.server = Server(base_url, key_env, limits.timeout)
         self.system = system
-        self.concurrency = concurrency
+        self.concurrency = limits.concurrency
         self.extra_body = dict(extra_body or {})
-        clock = clock or Clock()
         self._requested_model = model
-        self._retrier = Retrier(retries, patience, RateLimit(requests_per_minute, clock), clock)
+        self._retrier = Retrier(limits, clock or Clock())
         self._dialect: Dialect | None = None
         self._one_at_a_time = threading.Lock()
         self._system_accepted = False
@@ -105,20 +98,18 @@ class OpenAIEngine:
     def about(self) -> Mapping[str, Any]:
         """See `Engine.about`."""
         model, owner, _ = self.served
-        extra = {"extra_body": self.extra_body} if self.extra_body else {}
-        return {
-            "engine": "openai",
-            "base_url": self.server.base,
-            "model": model,
-            "server": owner,
-            "system": self.system,
-            **extra,
-        }
+        about = {"engine": "openai", "base_url": self.server.base, "model": model, "server": owner}
+        return about | {"system": self.system} | ({"extra_body": self.extra_body} if self.extra_body else {})
 
     def complete(
-        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        done: Collection[str] = (),
+        drafts: Mapping[str, str] | None = None,
     ) -> Iterator[list[Completion]]:
-        """See `Engine.complete`; a batch is one response, yielded when it arrives.
+        """See `Engine.complete`; a batch is one response, yielded when it arrives; drafts are ignored.
 
         The longest prompts are sent first, so that one that does not fit is found early. If a prompt fails, the
         responses in progress are still yielded, and then the error is raised.
@@ -131,7 +122,7 @@ class OpenAIEngine:
         samples = [(prompts[index], sample) for index, sample in sample_indices(prompts, params)]
         finished = frozenset(done)
         samples = [(prompt, sample) for prompt, sample in samples if sample_key(prompt.id, sample) not in finished]
-        samples.sort(key=lambda pair: -_length(pair[0]))
+        samples.sort(key=lambda pair: -text_length(pair[0], None))
         if not samples:
             return
         if self._dialect is None:
@@ -149,11 +140,8 @@ class OpenAIEngine:
         Raises:
             DataError: Always.
         """
-        raise DataError(
-            "response_loss cannot be measured through a server",
-            "use the engine transformers or vllm",
-            code="data.likelihood_unavailable",
-        )
+        what, hint = "response_loss cannot be measured through a server", "use the engine transformers or vllm"
+        raise DataError(what, hint, code="data.likelihood_unavailable")
 
     def _complete(self, prompt: Prompt, sample: int, params: SamplingParams, stop: threading.Event) -> Completion:
         for _ in range(ATTEMPTS):
@@ -174,11 +162,8 @@ class OpenAIEngine:
                 if adapted is None:
                     raise self._explain(error, prompt, path, body) from None
                 self._dialect = adapted
-        raise ModelError(
-            f"{self.server.base}: rejects every form of the request",
-            "is it an OpenAI-compatible server?",
-            code="model.server_incompatible",
-        )
+        what = f"{self.server.base}: rejects every form of the request"
+        raise ModelError(what, "is it an OpenAI-compatible server?", code="model.server_incompatible")
 
     def _request(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
         """Make one request; a template that fails on system messages becomes a `ServerError`."""
@@ -198,7 +183,7 @@ class OpenAIEngine:
         """Whether a short chat succeeds, and fails with a system message: some servers only respond with status 500."""
         user = {"role": "user", "content": "Hi"}
         for messages, has_system in ([user], False), ([{"role": "system", "content": "Hi"}, user], True):
-            self._retrier.limit.acquire(stop)
+            self._retrier.rate.acquire(stop)
             try:
                 parse_completion(self.server.request(path, {**body, "messages": messages}))
             except (TransientError, ServerError) as error:
@@ -216,20 +201,15 @@ class OpenAIEngine:
         base, model, models = self.server.base, body["model"], self.served[2]
         text = shorten(_without_prompt(error.text, prompt))
         if CONTEXT.search(error.text) or error.status == 413:
-            return DataError(
-                f"{name_of(prompt)}: does not fit the model's context ({text})",
-                "shorten it, or lower generate.max_tokens",
-                code="data.context_exceeded",
-            )
+            what = f"{name_of(prompt)}: does not fit the model's context ({text})"
+            return DataError(what, "shorten it, or lower generate.max_tokens", code="data.context_exceeded")
         if error.status in (404, 405):
             if models and model not in models:
                 available = f"it has: {', '.join(models[:8])}"
                 return ModelError(f"{base}: has no model {model!r}", available, code="model.not_on_server")
-            return ModelError(
-                f"{base}/{path}: {error.status} for the model {model!r} ({text})",
-                "is the model's name right, and does the address end in /v1?",
-                code="model.server_path",
-            )
+            what = f"{base}/{path}: {error.status} for the model {model!r} ({text})"
+            hint = "is the model's name right, and does the address end in /v1?"
+            return ModelError(what, hint, code="model.server_path")
         if rejected := sorted(rejected_fields(error.text, body)):
             values = ", ".join(f"{field} {body[field]}" for field in rejected if body[field] != NEUTRAL[field])
             hint = "use the neutral value, or the engine vllm"
@@ -244,7 +224,3 @@ def _without_prompt(text: str, prompt: Prompt) -> str:
         if content and len(content) > 8:
             text = text.replace(content, "…").replace(repr(content)[1:-1], "…")
     return text
-
-
-def _length(prompt: Prompt) -> int:
-    return sum(len(m.content) for m in prompt.messages) if prompt.rendered is None else len(prompt.rendered)

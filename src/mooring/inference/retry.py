@@ -1,5 +1,6 @@
 """Requests to a server that may be busy, slow or down: retries, a rate limit, and several requests at a time."""
 
+import dataclasses
 import queue
 import threading
 import time
@@ -20,6 +21,25 @@ POLL = tenacity.wait_exponential_jitter(initial=0.25, max=5, jitter=0.25)
 """Seconds before a server that went down is tried again."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """How many requests are made to a server, and how long each is tried.
+
+    Attributes:
+        concurrency: Number of requests at a time.
+        requests_per_minute: Maximum number of requests per minute, including retries; None sets no limit.
+        retries: Maximum number of retries while the server is reachable and failing, or if it never was reachable.
+        timeout: Seconds without a byte after which a request is cancelled and repeated.
+        patience: Seconds to wait for a server that was reachable and went down; also the longest `Retry-After`.
+    """
+
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    retries: int = 6
+    timeout: float = 600.0
+    patience: float = 600.0
+
+
 class StoppedError(Exception):
     """The work was cancelled while this part of it was waiting."""
 
@@ -32,22 +52,13 @@ class Clock:
         return time.monotonic()
 
     def sleep(self, seconds: float, stop: threading.Event) -> None:
-        """Wait.
-
-        Raises:
-            StoppedError: `stop` was set in the meantime.
-        """
+        """Wait; raises StoppedError if `stop` is set in the meantime."""
         if stop.wait(seconds):
             raise StoppedError
 
 
 class RateLimit:
-    """Spaces requests evenly, and holds all of them back during a pause.
-
-    Args:
-        per_minute: Maximum number of requests per minute; None sets no limit.
-        clock: The clock.
-    """
+    """Spaces requests evenly (None: not at all), and holds all of them back during a pause."""
 
     def __init__(self, per_minute: float | None, clock: Clock) -> None:
         self._interval = 60 / per_minute if per_minute else 0.0
@@ -56,11 +67,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def acquire(self, stop: threading.Event) -> None:
-        """Wait until a request is allowed.
-
-        Raises:
-            StoppedError: `stop` was set in the meantime.
-        """
+        """Wait until a request is allowed; raises StoppedError if `stop` is set in the meantime."""
         while True:
             with self._lock:
                 now = self._clock.now()
@@ -77,23 +84,12 @@ class RateLimit:
 
 
 class Retrier:
-    """Repeats requests that fail with a `TransientError`.
+    """Repeats requests that fail with a `TransientError`; `reached` says whether the server has ever responded."""
 
-    Args:
-        retries: Maximum number of retries while the server is reachable and failing, or if it never was reachable.
-        patience: Seconds to wait for a server that was reachable and went down; also the longest `Retry-After`.
-        limit: The rate limit that each attempt passes.
-        clock: The clock.
-
-    Attributes:
-        reached: Whether the server has ever responded.
-    """
-
-    def __init__(self, retries: int, patience: float, limit: RateLimit, clock: Clock) -> None:
-        self.retries = retries
-        self.patience = patience
-        self.limit = limit
+    def __init__(self, limits: RequestLimits, clock: Clock) -> None:
+        self.limits = limits
         self.clock = clock
+        self.rate = RateLimit(limits.requests_per_minute, clock)
         self.reached = False
 
     def call(self, request: Callable[[], T], stop: threading.Event) -> T:
@@ -111,24 +107,24 @@ class Retrier:
             error, now = _failure(state), self.clock.now()
             if error.down and self.reached:
                 down_since = now if down_since is None else down_since
-                return now - down_since >= self.patience
+                return now - down_since >= self.limits.patience
             self.reached = self.reached or not error.down
             failures, down_since = failures + 1, None
-            return failures > self.retries or (error.retry_after or 0) > self.patience
+            return failures > self.limits.retries or (error.retry_after or 0) > self.limits.patience
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = _failure(state)
             seconds = (POLL if error.down and self.reached else BACKOFF)(state)
             if error.retry_after is None:
                 return seconds
-            self.limit.pause(error.retry_after)
+            self.rate.pause(error.retry_after)
             return max(seconds, error.retry_after)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientError),
             stop=give_up,
             wait=wait,
-            before=lambda state: self.limit.acquire(stop),
+            before=lambda state: self.rate.acquire(stop),
             sleep=lambda seconds: self.clock.sleep(seconds, stop),
             reraise=True,
         )

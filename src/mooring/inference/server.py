@@ -75,17 +75,12 @@ class Server:
         except httpx2.InvalidURL:
             url = httpx2.URL("")
         if url.userinfo or url.query or url.fragment:  # not shown: it may be a secret
-            raise RecipeError(
-                "base_url: contains more than scheme, host, port and path",
-                f"keep the key in the environment, as {key_env}",
-                code="recipe.url_with_secret",
-            )
+            hint = f"keep the key in the environment, as {key_env}"
+            what = "base_url: contains more than scheme, host, port and path"
+            raise RecipeError(what, hint, code="recipe.url_with_secret")
         if url.scheme not in ("http", "https") or not url.host:
-            raise RecipeError(
-                f"base_url: {base_url!r} is not an http address",
-                "write it like http://localhost:8000/v1",
-                code="recipe.not_a_url",
-            )
+            hint = "write it like http://localhost:8000/v1"
+            raise RecipeError(f"base_url: {base_url!r} is not an http address", hint, code="recipe.not_a_url")
         self.base = str(url.copy_with(path=url.path.rstrip("/") or "/v1"))
         self.key_env = key_env
         self.timeout = timeout
@@ -112,9 +107,8 @@ class Server:
         """
         key = os.environ.get(self.key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise ModelError(
-                f"{self.key_env}: contains characters that no API key has", "set it again", code="model.key_malformed"
-            )
+            what = f"{self.key_env}: contains characters that no API key has"
+            raise ModelError(what, "set it again", code="model.key_malformed")
         try:
             response = self._client.request(
                 "GET" if body is None else "POST",

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
 from mooring.files import explained
-from mooring.inference.engine import Drafting, Engine, check_prompts, sample_indices
+from mooring.inference.engine import Engine, check_prompts, sample_indices
 from mooring.jsonio import loads
 from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, write_jsonl
 from mooring.sampling import SamplingParams
@@ -44,7 +44,7 @@ def complete_to_file(
         path: The file to write; an existing one is replaced.
         made_by: Provenance that the engine does not know, such as the model's digest; stored in each completion,
             beside the engine and the sampling parameters.
-        drafts: Completions of another model by key, for an engine that can use them (`engine.Drafting`).
+        drafts: Completions of another model by key; see `Engine.complete`.
         known: Completions of the same model by key, which are not generated again.
         on_event: Receives a progress event (`generate`, in responses) at the start and after each batch.
 
@@ -65,11 +65,7 @@ def complete_to_file(
     def batches(done: Collection[str]) -> Iterator[list[Completion]]:
         if not pending:
             return
-        if drafts and isinstance(engine, Drafting):
-            stream = engine.complete_drafted(pending, params, drafts, done=done)
-        else:
-            stream = engine.complete(pending, params, done=done)
-        for batch in stream:
+        for batch in engine.complete(pending, params, done=done, drafts=drafts):
             yield [dataclasses.replace(c, made_by={**provenance, **c.made_by}) for c in batch]
 
     keys = [sample_key(prompts[index].id, sample) for index, sample in samples]

@@ -1,7 +1,7 @@
 """What all engines share that take and return tokens; a subclass runs the model on one batch."""
 
 import abc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mooring.chat import DEFAULT_SYSTEM
@@ -49,9 +49,14 @@ class TokenEngine(abc.ABC):
         """−Σ log p of the tokens after each prompt, in nats."""
 
     def complete(
-        self, prompts: Sequence[Prompt], params: SamplingParams, *, done: Collection[str] = ()
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        done: Collection[str] = (),
+        drafts: Mapping[str, str] | None = None,
     ) -> Iterator[list[Completion]]:
-        """See `Engine.complete`."""
+        """See `Engine.complete`; drafts are ignored."""
         rows = self._encode(prompts, params)
         samples = sample_indices(prompts, params)
         keys = [sample_key(prompts[i].id, sample) for i, sample in samples]

@@ -10,7 +10,7 @@ import transformers
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import ModelError
-from mooring.inference.decode import decode, pad_left
+from mooring.inference.decode import MAX_LOGITS, decode, pad_left
 from mooring.inference.drafts import decode_drafted, supported
 from mooring.inference.encode import decode_completion, stop_tokens
 from mooring.inference.engine import plan_batches, unfinished
@@ -20,8 +20,6 @@ from mooring.quiet import quiet
 from mooring.records import Completion, Prompt
 from mooring.sampling import SamplingParams
 
-MAX_LOGITS = 2**26
-"""Maximum number of logits (rows × positions × vocabulary) of one batch of likelihoods."""
 DRAFT_BATCHES = 4
 """Number of batches whose drafts are checked before the rows that deviate from them continue together."""
 
@@ -97,20 +95,20 @@ class TransformersEngine(TokenEngine):
         """See `TokenEngine.context`."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    def complete_drafted(
+    def complete(
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams,
-        drafts: Mapping[str, str],
         *,
         done: Collection[str] = (),
+        drafts: Mapping[str, str] | None = None,
     ) -> Iterator[list[Completion]]:
-        """See `Drafting.complete_drafted`; several batches are computed and yielded together.
+        """See `Engine.complete`; with drafts, several batches are computed and yielded together.
 
-        Drafts are ignored if a layer does not keep all positions, such as one with a sliding window.
+        Drafts are ignored above temperature 0, and if a layer does not keep all positions (sliding windows).
         """
-        if params.temperature or not supported(self.model.config):
-            yield from self.complete(prompts, params, done=done)
+        if not drafts or params.temperature or not supported(self.model.config):
+            yield from super().complete(prompts, params, done=done)
             return
         rows = self._encode(prompts, params)
         batches = plan_batches([len(row) for row in rows], DRAFT_BATCHES * self.batch_size)

@@ -25,9 +25,9 @@ from mooring.chat import render, tokenize
 from mooring.config import section
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
-from mooring.inference.decode import decode, pad_left
+from mooring.inference.decode import MAX_LOGITS, decode, pad_left
 from mooring.inference.engine import plan_batches, unfinished
-from mooring.inference.transformers import MAX_LOGITS, TransformersEngine
+from mooring.inference.transformers import TransformersEngine
 from mooring.pipeline.lm_eval.cache import AnswerCache
 from mooring.pipeline.lm_eval.evaluate import open_engine
 from mooring.records import Message, sample_key
