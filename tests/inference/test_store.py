@@ -144,8 +144,9 @@ def test_a_forbidden_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
-    with pytest.raises(OutputError, match="may not be written"):
+    with pytest.raises(OutputError) as caught:
         complete_to_file(engine(), PROMPTS, SamplingParams(), tmp_path / "a" / "c.jsonl")
+    assert caught.value.code == "output.forbidden"
 
 
 def test_a_scripted_answer_is_cut_and_found_by_id_or_text() -> None:

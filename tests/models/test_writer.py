@@ -37,8 +37,9 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OutputError, match="no room left"):
+    with pytest.raises(OutputError) as caught:
         Writer(tmp_path, {"model.safetensors": [("a", A.dtype, (3, 4))]})
+    assert caught.value.code == "output.disk_full"
 
 
 def test_side_files(tmp_path: Path) -> None:
