@@ -1,4 +1,4 @@
-"""Files that appear under their final name whole, or not at all."""
+"""Files and folders that appear under their final name complete, or not at all."""
 
 import contextlib
 import errno
@@ -14,14 +14,13 @@ from mooring.errors import OutputError, UserError
 
 PARTIAL = ".partial-"
 """Prefix of files that are still being written; after a crash, leftovers with this prefix can be deleted."""
-
-
+_FULL = ("no room left on the disk", "free some, or choose another folder", "output.disk_full")
 _FAULTS = {
-    errno.ENOSPC: ("no room left on the disk", "free some, or choose another folder", "output.disk_full"),
-    errno.EDQUOT: ("no room left on the disk", "free some, or choose another folder", "output.disk_full"),
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
     errno.EFBIG: (
         "a file is too large for this disk",
-        "choose another disk, or smaller shards",
+        "choose smaller shards, or another disk",
         "output.file_too_large",
     ),
     errno.EISDIR: ("is a folder, not a file", "move it away", "output.is_a_folder"),
@@ -29,38 +28,31 @@ _FAULTS = {
     errno.ELOOP: ("is a link that leads back to itself", "name another folder", "output.link_loop"),
 }
 _FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
-
 _NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system says that cannot lock a folder (NFS, some that run in user space)."""
+"""Errors of file systems that cannot lock a folder (NFS, some in user space)."""
 
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn a full disk, a forbidden folder, or an input that may not be read or has vanished into one clear line.
-
-    Raises:
-        OutputError: Any of these happened while `path` was written.
-    """
+    """Turn OS errors while `path` is written, such as a full disk or a vanished input, into an OutputError."""
     try:
         yield
     except OSError as error:
         other = _other(error, path)
         if other and error.errno in (*_FORBIDDEN, errno.ENOENT):
-            raise OutputError(
-                f"{other}: cannot be read ({error.strerror})", "check that it exists", code="output.unreadable"
-            ) from None
+            problem = f"{other}: cannot be read ({error.strerror})"
+            raise OutputError(problem, "check that it exists", code="output.unreadable") from None
         if error.errno in _FAULTS:
-            what, hint, code = _FAULTS[error.errno]
-            raise OutputError(f"{path}: {what}", hint, code=code) from None
+            problem, hint, code = _FAULTS[error.errno]
+            raise OutputError(f"{path}: {problem}", hint, code=code) from None
         if error.errno in _FORBIDDEN:
-            raise OutputError(
-                f"{path}: may not be written ({error.strerror})", "choose another folder", code="output.forbidden"
-            ) from None
+            problem = f"{path}: may not be written ({error.strerror})"
+            raise OutputError(problem, "choose another folder", code="output.forbidden") from None
         raise
 
 
 def _other(error: OSError, path: Path) -> Path | None:
-    """The file that an error is about, where it is neither `path`, nor around it, nor in it, nor half-written."""
+    """The file of an error, unless it is `path`, a parent of it, inside it, or partly written."""
     if not isinstance(error.filename, str):
         return None
     file, own = Path(error.filename).absolute(), path.absolute()
@@ -74,7 +66,7 @@ def atomic_text(path: Path, text: str) -> None:
 
 
 def atomic_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step: to a neighbour, flushed to disk, then renamed.
+    """Write a file in one step: under another name beside it, flushed to disk, then renamed.
 
     Raises:
         OutputError: The disk is full, or the folder may not be written.
@@ -97,10 +89,9 @@ def atomic_bytes(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a fresh folder to fill, beside `path`; rename it to `path` when the block ends well, else remove it.
+    """Yield an empty folder beside `path`; rename it to `path` at the end of the block, or remove it on an error.
 
-    One process at a time writes a path; what one that was killed left is removed. Where `path` is a link, the folder
-    that it leads to is written.
+    Only one process at a time can write a path; leftovers of a killed one are removed. A link is followed.
 
     Raises:
         OutputError: `path` exists and is not an empty folder, another process is writing it, the disk is full, or it
@@ -130,7 +121,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def clear_partial(path: Path) -> None:
-    """Remove what a killed writer of `path` left beside it; what a living one is at work on stays."""
+    """Remove the leftovers of a killed writer of `path`, but not the files of a running one."""
     scratch = _scratch(path)
     with contextlib.suppress(OSError, OutputError):
         handle = _locked(scratch, path)
@@ -144,7 +135,7 @@ def _scratch(path: Path) -> Path:
 
 
 def _target(path: Path) -> Path:
-    """The folder itself, where `path` is a link to one."""
+    """The target of a link, or the path itself."""
     try:
         return path.resolve() if path.is_symlink() else path
     except RuntimeError:  # what Python up to 3.12 raises for ELOOP
@@ -155,20 +146,12 @@ def _make_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise OutputError(
-            f"{path}: lies in a file, not in a folder", "choose another folder", code="output.parent_is_a_file"
-        ) from None
+        problem = f"{path}: lies in a file, not in a folder"
+        raise OutputError(problem, "choose another folder", code="output.parent_is_a_file") from None
 
 
 def _claim(path: Path) -> tuple[Path, int]:
-    """Make the folder that becomes `path`, empty, and lock it; the kernel unlocks it when this process ends.
-
-    Returns:
-        The folder, and the descriptor that holds the lock.
-
-    Raises:
-        OutputError: A living process is writing the same path.
-    """
+    """Make the empty folder that becomes `path`, and a descriptor that locks it until this process ends."""
     scratch = _scratch(path)
     while True:
         if scratch.is_symlink() or scratch.is_file():
@@ -191,11 +174,7 @@ def _claim(path: Path) -> tuple[Path, int]:
 
 
 def _locked(scratch: Path, path: Path) -> int | None:
-    """A descriptor that locks a folder, or `None` where the folder is gone.
-
-    Raises:
-        OutputError: Another process has locked it.
-    """
+    """A descriptor that locks a folder, or None if the folder is gone."""
     handle = None
     try:
         handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -219,57 +198,39 @@ def _locked(scratch: Path, path: Path) -> int | None:
 
 
 def _rename(scratch: Path, path: Path) -> None:
-    """Put the whole folder in its place, over an empty one."""
+    """Rename the complete folder, over an empty one if there is one."""
     try:
         os.replace(scratch, path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            hint = "name another folder"
-            raise OutputError(
-                f"{path}: was filled by something else in the meantime", hint, code="output.not_empty"
-            ) from None
+            problem = f"{path}: was filled by another process in the meantime"
+            raise OutputError(problem, "name another folder", code="output.not_empty") from None
         raise
 
 
 def free_for_output(path: Path) -> None:
-    """Refuse an output path that holds something already.
-
-    Raises:
-        OutputError: It is a file, or a folder that is not empty or may not be read.
-    """
+    """Raise OutputError if an output path is a file, or a folder that is not empty or may not be read."""
     with explained(path):
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path}: is a file", "name a folder that does not exist yet", code="output.is_a_file")
         if path.is_dir() and any(path.iterdir()):
-            raise OutputError(
-                f"{path}: holds something already", "name another folder, or empty this one", code="output.not_empty"
-            )
+            hint = "name another folder, or empty this one"
+            raise OutputError(f"{path}: is not empty", hint, code="output.not_empty")
 
 
 def need_room(path: Path, wanted: int) -> None:
-    """Refuse work whose output will not fit on the disk that holds `path`.
-
-    Args:
-        path: Where the output goes; it need not exist yet.
-        wanted: Bytes.
-
-    Raises:
-        OutputError: Less than that is free.
-    """
+    """Raise OutputError if fewer than `wanted` bytes are free on the disk of `path`, which need not exist yet."""
     probe = path.absolute()
     while not probe.exists():
         probe = probe.parent
     free = shutil.disk_usage(probe).free
     if free < wanted:
-        raise OutputError(
-            f"{path}: {gibibytes(wanted)} will be written and {gibibytes(free)} are free",
-            "free some room, or choose a folder on another disk",
-            code="output.disk_full",
-        )
+        problem = f"{path}: {gibibytes(wanted)} will be written and {gibibytes(free)} are free"
+        raise OutputError(problem, "free some room, or choose a folder on another disk", code="output.disk_full")
 
 
 def gibibytes(count: int) -> str:
-    """A number of bytes for people."""
+    """Format a number of bytes."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"
 
 

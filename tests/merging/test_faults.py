@@ -255,7 +255,7 @@ def test_two_merges_into_one_folder(
         process.join()
         assert process.exitcode == 0
         assert content(out) == content(whole)
-        check_line(command(capsys, *args), f"{out}: holds something already")
+        check_line(command(capsys, *args), f"{out}: is not empty")
 
 
 @pytest.mark.usefixtures("untouched")
@@ -383,7 +383,7 @@ def test_an_output_in_an_input_or_around_it(
     for out in places:
         more = ["--as-adapter"] if as_adapter else []
         check_line(command(capsys, *pair, "--lam", 0.5, "--out", out, *more), str(out), "is inside the input")
-    check_line(command(capsys, *pair, "--lam", 0.5, "--out", pair[0].parent), "holds something already")
+    check_line(command(capsys, *pair, "--lam", 0.5, "--out", pair[0].parent), "is not empty")
     assert {path.name for path in pair[0].parent.iterdir()} == {"base", "tuned"}
     (pair[1] / "adapter_config.json").unlink(missing_ok=True)
 
