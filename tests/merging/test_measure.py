@@ -161,11 +161,12 @@ def test_an_error_in_the_middle_ends_it(monkeypatch: pytest.MonkeyPatch) -> None
 
     def fails(piece: Slice, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if piece.start:
-            raise ModelError("x: ends early")
+            raise ModelError("x: ends early", code="model.corrupt")
         return read(piece, buffers)
 
-    with pytest.raises(ModelError, match="ends early"):
+    with pytest.raises(ModelError) as caught:
         measure(extents, fails, threads=3)
+    assert caught.value.code == "model.corrupt"
 
 
 def test_progress_ends_at_the_size() -> None:
