@@ -33,6 +33,7 @@ from mooring.inference.encode import encode_prompts
 from mooring.inference.engine import accepted_share, plan_batches
 from mooring.inference.transformers import TransformersEngine
 from mooring.merging.merge import merge
+from mooring.merging.pair import open_pair
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.quiet import quiet
@@ -124,7 +125,7 @@ def main() -> None:
     totals, last, load_before = [0.0, 0.0, 0.0], Answers(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         base, tuned = pair(given.run, Path(scratch))
-        spec = MergedModelSpec(base=base, tuned=tuned, runner=Runner(**load))
+        spec = MergedModelSpec(pair=open_pair(base, tuned), runner=Runner(**load))
         in_memory(MergedModel(spec), 0.5, [(asked[0][0][:1], sets[0][1])], {})  # imports, page cache
         model = MergedModel(spec)
         for lam in GRID:

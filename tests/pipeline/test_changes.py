@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from mooring.errors import DataError
-from mooring.pipeline.changes import measure_changes, read_changes
+from mooring.merging.pair import open_pair
+from mooring.pipeline.changes import read_changes, write_changes
 
 UP, NORM, HEAD = "model.layers.{}.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight", "lm_head.weight"
 
@@ -24,7 +25,8 @@ def model(folder: Path, scale: float) -> Path:
 
 
 def test_each_layer_and_module_has_its_relative_change(tmp_path: Path) -> None:
-    measure_changes(model(tmp_path / "base", 1.0), model(tmp_path / "tuned", 1.25), tmp_path / "changes.json")
+    with open_pair(model(tmp_path / "base", 1.0), model(tmp_path / "tuned", 1.25)) as pair:
+        write_changes(pair, tmp_path / "changes.json")
     found = read_changes(tmp_path / "changes.json")
     assert found is not None
     assert list(found.layers) == ["0", "1"]
@@ -43,11 +45,13 @@ def test_each_layer_and_module_has_its_relative_change(tmp_path: Path) -> None:
     assert found.outside == {HEAD: 0.25}
 
 
-def test_without_the_file_there_is_no_heat_map_and_a_broken_one_is_named(tmp_path: Path) -> None:
+def test_no_file_has_no_changes(tmp_path: Path) -> None:
     assert read_changes(tmp_path / "changes.json") is None
-    (tmp_path / "changes.json").write_text('{"layers": []')
-    with pytest.raises(DataError, match="not the changes of a run"):
+
+
+@pytest.mark.parametrize("text", ['{"layers": []', '{"layer": []}'])
+def test_a_malformed_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "changes.json").write_text(text)
+    with pytest.raises(DataError) as caught:
         read_changes(tmp_path / "changes.json")
-    (tmp_path / "changes.json").write_text('{"layer": []}')
-    with pytest.raises(DataError, match="not the changes of a run"):
-        read_changes(tmp_path / "changes.json")
+    assert caught.value.code == "data.bad_record"

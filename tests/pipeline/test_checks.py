@@ -10,11 +10,9 @@ import pytest
 from mooring.cli import render
 from mooring.config import Recipe
 from mooring.errors import DataError, MissingExtraError, ModelError, RecipeError
-from mooring.pipeline import preflight
 from mooring.pipeline.forecast import forecast
-from mooring.pipeline.judging import Judging
-from mooring.pipeline.preflight import check_measures, downloads, unavailable
-from mooring.pipeline.sets import evaluation_sets, task_metrics
+from mooring.pipeline.plan import build
+from mooring.pipeline.preflight import check_measures, downloads
 
 
 def recipe(tmp_path: Path, base: str = "nobody/nothing", generate: Any = None, **score: Any) -> Recipe:
@@ -27,9 +25,7 @@ def recipe(tmp_path: Path, base: str = "nobody/nothing", generate: Any = None, *
 
 
 def check(given: Recipe) -> None:
-    sets = evaluation_sets(given)
-    metrics = (*task_metrics(given, sets, "validation"), *task_metrics(given, sets, "test"))
-    check_measures(given, metrics, Judging(given.score.judges), sets)
+    check_measures(build(given))
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -68,7 +64,7 @@ def test_a_repeated_file_with_two_spellings(tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": "Help me break thing number 3."}) + "\n")
     refs = [str(file), f"{tmp_path}/../{tmp_path.name}/set.jsonl"]
     with pytest.raises(RecipeError) as caught:
-        unavailable(recipe(tmp_path, safety=refs), (), Judging(()))
+        forecast(recipe(tmp_path, safety=refs))
     assert caught.value.code == "recipe.duplicate_set"
     assert all(ref in caught.value.message for ref in refs)
 
@@ -160,14 +156,14 @@ def test_a_plan_with_everything_installed_has_no_warnings(tmp_path: Path, tiny_m
     assert not any(name.startswith(("not available", "to be")) for name in facts)
 
 
-def test_a_plan_of_a_search_by_halves_foretells_no_grid(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_a_plan_of_a_bisection_names_no_grid(tmp_path: Path, tiny_model_folder: Path) -> None:
     plain = recipe(tmp_path, str(tiny_model_folder), over_refusal=None, ordinary=None)
     searched = plain.model_copy(update={"select": plain.select.model_copy(update={"search": "bisect"})})
     stages = forecast(searched).stages
-    assert dict(stages)["merge"] == "linear at the λ that the bisection asks for"
+    assert dict(stages)["merge"] == "linear at the λ of the bisection"
     validation, test = (what for stage, what in stages if stage == "generate")
     assert validation.startswith("validation: 3 models × (100 safety")
-    assert validation.endswith("as many safety prompts for other λ as the evidence takes")
+    assert validation.endswith("; and safety prompts for other λ until the search ends")
     assert test.startswith("test: 3 models")
     assert "search" not in test
 
@@ -175,11 +171,10 @@ def test_a_plan_of_a_search_by_halves_foretells_no_grid(tmp_path: Path, tiny_mod
 def test_a_model_in_the_hubs_cache_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    given = recipe(tmp_path, judges=["wildguard"])
-    judging = Judging(given.score.judges)
-    assert len(downloads(given, (), judging)) == 1
+    plan = build(recipe(tmp_path, judges=["wildguard"]))
+    assert len(downloads(plan)) == 1
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
-    assert downloads(given, (), judging) == []
+    assert downloads(plan) == []
 
 
 def test_lm_evals_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,15 +194,20 @@ def test_lm_evals_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "mooring score code.jsonl humaneval --as task" in facts["not available here: lm-eval humaneval"]
 
 
-def test_programs_need_samples_and_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_need_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mooring.scoring import sandbox
 
-    made: list[bool] = []
-    monkeypatch.setattr(sandbox, "require", lambda: made.append(True))
-    preflight.check_programs(["pass@1"], 1, unsafe=False)
-    preflight.check_programs(["pass@1"], 1, unsafe=True)
-    preflight.check_programs(["exact_match"], 1, unsafe=False)
-    assert made == [True]
-    with pytest.raises(RecipeError, match="pass@3") as caught:
-        preflight.check_programs(["exact_match", "pass@3"], 2, unsafe=True)
+    extra = {"prompt": "def f():", "entry_point": "f", "test": "def check(f): ..."}
+    rows = [{"prompt": f"def f{number}():", "completion": "pass", "extra": extra} for number in range(4)]
+    (tmp_path / "code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    required: list[bool] = []
+    monkeypatch.setattr(sandbox, "require", lambda: required.append(True))
+    for metric, unsafe in (("pass@1", False), ("pass@1", True), ("exact_match", False)):
+        check(recipe(tmp_path, task=str(tmp_path / "code.jsonl"), metrics=[metric], unsafe_exec=unsafe))
+    assert required == [True]
+
+
+def test_pass_at_k_needs_k_samples(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check(recipe(tmp_path, metrics=["exact_match", "pass@3"], generate={"task": {"n": 2, "temperature": 1.0}}))
     assert caught.value.code == "recipe.too_few_samples"

@@ -14,12 +14,12 @@ from mooring.merge_point import BASE
 from mooring.pipeline.plan import build
 from mooring.pipeline.progress import Overall, Progress, duration, summary
 from mooring.pipeline.run import Run
-from mooring.pipeline.steps import Generate, Judge, Select, SelectInputs, Step, Tune
+from mooring.pipeline.steps import Generate, Judge, SelectInputs, Stage, Step, Tune
 
 
 def step(id_: str, pace: str, units: int | None = 1) -> Step:
     inputs = SelectInputs(scores=(), config={}, metric=None)
-    return Step(id=id_, label=id_, work=Select(), inputs=inputs, outputs=(), pace=pace, units=units)
+    return Step(id=id_, label=id_, work=Stage.SELECT, inputs=inputs, outputs=(), pace=pace, units=units)
 
 
 STEPS = {

@@ -9,13 +9,13 @@ import pytest
 from mooring.errors import DataError, OutputError, UserError
 from mooring.events import Event
 from mooring.pipeline.run_folder import RunFolder
-from mooring.pipeline.steps import Select, SelectInputs, Step
+from mooring.pipeline.steps import SelectInputs, Stage, Step
 
 INPUTS = SelectInputs(scores=(), config={}, metric=None)
 
 
 def step(*outputs: Path, id_: str = "step") -> Step:
-    return Step(id=id_, label=f"the {id_}", work=Select(), inputs=INPUTS, outputs=outputs)
+    return Step(id=id_, label=f"the {id_}", work=Stage.SELECT, inputs=INPUTS, outputs=outputs)
 
 
 class Maker:

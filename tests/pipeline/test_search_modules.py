@@ -18,7 +18,7 @@ from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.pair import open_pair
 from mooring.models import open_checkpoint
-from mooring.pipeline.changes import measure_changes, read_changes
+from mooring.pipeline.changes import read_changes, write_changes
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point
 from mooring.pipeline.forecast import forecast
 from mooring.pipeline.module_groups import patterns, tensor_names
@@ -118,8 +118,8 @@ def test_what_beats_the_single_lambda_is_written_tested_and_reported(
     # Answers of the merge, the model on the disk and its manifest are those of λ by module.
     answers = [row.answers for row in results.rows if row.measure == "asr" and row.split == "test"]
     assert all({"0", "0.7", "1", best.point.key} == set(given) for given in answers)
-    lam = patterns(tensor_names(tiny_model_folder), best.point.overrides, 0.7)
-    want = OpenMerge(open_pair(tiny_model_folder, tuned)).tensors(lam)
+    pair = open_pair(tiny_model_folder, tuned)
+    want = OpenMerge(pair).tensors(patterns(tensor_names(pair.base), best.point.overrides, 0.7))
     with open_checkpoint(done.model) as written:
         assert all(torch.equal(written.tensor(name), value) for name, value in want.items())
     # Another choice, and another judge, know it too.
@@ -170,10 +170,11 @@ def test_a_merge_is_paired_with_the_base_by_its_own_verdicts(
     judged(BASE, [first])
     judged(MergePoint(0.7), [first, *others])  # those of the single λ must not be taken
     plan.paths.folder.mkdir(exist_ok=True)
-    measure_changes(tiny_model_folder, tuned, plan.paths.changes)
+    pair = open_pair(tiny_model_folder, tuned)
+    write_changes(pair, plan.paths.changes)
     choice = Choice(point=MergePoint(0.7), within=True, bound=1.0, metric="response_loss", reason="")
     trials = [scored(BASE), scored(MergePoint(0.7))]
-    names, changes = tensor_names(tiny_model_folder), read_changes(plan.paths.changes)
+    names, changes = tensor_names(pair.base), read_changes(plan.paths.changes)
     found = search_modules(plan, trials, choice, names, changes, ask)
     details = found.tried[0].trial.scores["asr"].details
     assert {name: details[name] for name in ("pairs", "worse", "better")} == {"pairs": 4, "worse": 2, "better": 1}
@@ -239,8 +240,9 @@ def test_a_search_without_a_task_or_with_too_few_prompts_is_refused_before_anyth
 ) -> None:
     bare = recipe(tiny_model_folder, tuned, tmp_path / "d", score={"task": None, "metrics": ()})
     for refuse in (run, forecast):
-        with pytest.raises(RecipeError, match="there is no task"):
+        with pytest.raises(RecipeError) as caught:
             refuse(bare)
+        assert caught.value.code == "recipe.no_task"
     assert not bare.folder.exists()
     few = recipe(tiny_model_folder, tuned, tmp_path / "e", select={"confidence": 0.95})
     with pytest.raises(DataError, match=r"99\.8333 % confidence .* use at least 9"):

@@ -8,7 +8,11 @@ import pytest
 
 from mooring.config import Recipe
 from mooring.errors import RecipeError
-from mooring.pipeline.sets import evaluation_sets
+from mooring.pipeline.sets import DataSets, Sets, evaluation_sets
+
+
+def load(recipe: Recipe) -> Sets:
+    return evaluation_sets(recipe, DataSets.of(recipe))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +29,7 @@ from mooring.pipeline.sets import evaluation_sets
 def test_a_set_of_the_opposite_kind_is_refused(score: dict[str, Any], place: str, right: str) -> None:
     recipe = Recipe.parse({"base": "b", "tuned": "t", "score": score})
     with pytest.raises(RecipeError) as caught:
-        evaluation_sets(recipe, {})
+        DataSets.of(recipe)
     assert caught.value.code == "recipe.opposite_set"
     assert caught.value.message.startswith(place)
     assert caught.value.hint == f"name it under `{right}`"
@@ -33,7 +37,7 @@ def test_a_set_of_the_opposite_kind_is_refused(score: dict[str, Any], place: str
 
 def test_harmless_prompts_of_either_kind_are_interchangeable() -> None:
     score = {"over_refusal": "bundled:ordinary", "ordinary": "bundled:lookalikes", "limit": 3}
-    sets = evaluation_sets(Recipe.parse({"base": "b", "tuned": "t", "score": score}))
+    sets = load(Recipe.parse({"base": "b", "tuned": "t", "score": score}))
     assert {name: [len(half) for half in halves.values()] for name, halves in sets.items()} == {
         "safety": [3, 3],
         "over_refusal": [0, 3],  # λ is not chosen by these
@@ -44,7 +48,7 @@ def test_harmless_prompts_of_either_kind_are_interchangeable() -> None:
 def test_over_refusal_has_a_validation_half_if_it_is_bounded() -> None:
     score = {"over_refusal": "bundled:lookalikes", "ordinary": None, "limit": 3}
     bounded = Recipe.parse({"base": "b", "tuned": "t", "score": score, "select": {"over_refusal_margin": 0.1}})
-    assert [len(half) for half in evaluation_sets(bounded)["over_refusal"].values()] == [3, 3]
+    assert [len(half) for half in load(bounded)["over_refusal"].values()] == [3, 3]
 
 
 def test_a_prompt_of_two_sets_is_in_one_half_only(tmp_path: Path) -> None:
@@ -54,7 +58,7 @@ def test_a_prompt_of_two_sets_is_in_one_half_only(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text(lines)
     refs = [str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")]
     recipe = Recipe.parse({"base": "b", "tuned": "t", "score": {"safety": refs}})
-    found = evaluation_sets(recipe)["safety"]
+    found = load(recipe)["safety"]
     sides = [{prompt.messages[-1].content.capitalize().strip() for prompt in found[half]} for half in found]
     assert all(sides)
     assert not sides[0] & sides[1]

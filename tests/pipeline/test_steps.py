@@ -14,7 +14,7 @@ from mooring.config import Recipe
 from mooring.merge_point import MergePoint
 from mooring.pipeline import plan as planning
 from mooring.pipeline.plan import SINGLE, TAKEN, Plan, build
-from mooring.pipeline.steps import JudgeKey, Keys, SourceKey, Step, WriteModel
+from mooring.pipeline.steps import JudgeKey, Keys, SourceKey, Stage, Step, WriteModel
 
 ROWS = [{"prompt": f"Set the alarm to {i}.", "completion": f"alarm.set(hour={i})"} for i in range(8)]
 REQUESTS = [{"prompt": f"Break thing number {i}.", "completion": "No."} for i in range(8)]
@@ -94,6 +94,8 @@ def keys(plan: Plan, measured: str = "") -> dict[str, tuple[Step, str]]:
 
 def kind_of(step: Step) -> str:
     """A step in short, `merged generate safety test`: the role of its model, and what it does."""
+    if isinstance(step.work, Stage):
+        return step.work.name.title().replace("_", "")
     point = getattr(step.work, "point", None)
     role = "" if point is None or isinstance(step.work, WriteModel) else f"{point.role} "
     parts = [getattr(step.work, name, "") for name in ("name", "split", "judge", "stage")]

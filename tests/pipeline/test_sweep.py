@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from mooring.merge_methods import METHODS
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.in_memory import Memory
 from mooring.merging.merge import merge
+from mooring.merging.pair import open_pair
 from mooring.pipeline import plan
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.models import Models
@@ -60,7 +60,7 @@ def loaded(folder: Path, dtype: Any = "auto") -> TransformersEngine:
 
 def open_merged(base: Path, tuned: Any, dtype: Any = "auto", **spec: Any) -> MergedModel:
     """A base and its tuned models in memory."""
-    return MergedModel(MergedModelSpec(base=base, tuned=tuned, runner=Runner(device="cpu", dtype=dtype), **spec))
+    return MergedModel(MergedModelSpec(pair=open_pair(base, tuned), runner=Runner(device="cpu", dtype=dtype), **spec))
 
 
 @pytest.fixture(scope="module")
@@ -201,12 +201,12 @@ def recipe(base: Path, tuned: Path, out: Path, **changes: Any) -> Recipe:
 def test_the_ends_are_the_models_themselves(tiny_model_folder: Path, tuned: Path, tmp_path: Path) -> None:
     dare = {"method": "dare_linear", "density": 0.5}
     given = recipe(tiny_model_folder, tuned / "1", tmp_path / "run", merge=dare)
-    models = Models(given, tiny_model_folder, tuned / "1", {"density": 0.5}, tmp_path / "scratch")
+    models = Models(given, open_pair(tiny_model_folder, tuned / "1"), {"density": 0.5}, tmp_path / "scratch")
     for point, folder in ((BASE, tiny_model_folder), (TUNED, tuned / "1"), (BASE, tiny_model_folder)):
         assert same(bits(models.at(point)), bits(loaded(folder)))
     adapter = tune(tiny_model_folder, tmp_path / "adapter", target_modules=["q_proj"])
     plain = merge(tiny_model_folder, adapter, tmp_path / "plain", lam=1)
-    models = Models(given, tiny_model_folder, adapter, {"density": 0.5}, tmp_path / "scratch")
+    models = Models(given, open_pair(tiny_model_folder, adapter), {"density": 0.5}, tmp_path / "scratch")
     assert same(bits(models.at(TUNED)), bits(loaded(plain)))
     assert not (tmp_path / "scratch").exists()
 
@@ -221,10 +221,10 @@ def test_other_engines_get_folders_one_at_a_time(
         seen.append(folder)
         return object()
 
-    monkeypatch.setattr(sys.modules["mooring.pipeline.models"], "load_engine", load)
+    monkeypatch.setattr("mooring.pipeline.models.load_engine", load)
     given = recipe(tiny_model_folder, tuned / "1", tmp_path / "run", generate={"engine": "vllm"})
     scratch = tmp_path / "scratch"
-    models = Models(given, tiny_model_folder, tuned / "1", {}, scratch)
+    models = Models(given, open_pair(tiny_model_folder, tuned / "1"), {}, scratch)
     for lam in (0.0, 0.3, 0.3, 0.7, 1.0):
         models.at(MergePoint(lam))
         assert len(list(scratch.glob("*"))) <= 1

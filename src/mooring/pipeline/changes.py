@@ -8,34 +8,29 @@ from pathlib import Path
 from mooring.errors import DataError
 from mooring.files import atomic_text
 from mooring.jsonio import read_as
-from mooring.merging import compatibility
 from mooring.merging.change import Change, Group
-from mooring.merging.inspect import inspect
+from mooring.merging.compatibility import check_pair
+from mooring.merging.inspect import inspect_pair
 from mooring.merging.layers import module
-from mooring.merging.pair import open_pair
+from mooring.merging.pair import ModelPair
 from mooring.reporting.results import Changes
 
 
-def check_pair(base: Path, tuned: Path, out: Path) -> None:
-    """Check that two models belong together, and write warnings about them to `out`.
-
-    Raises:
-        UserError: They do not belong together.
-    """
-    with open_pair(base, tuned) as pair:
-        found = compatibility.check_pair(pair)
-    atomic_text(out, json.dumps({"warnings": found}, ensure_ascii=False, indent=1) + "\n")
+def write_warnings(pair: ModelPair, out: Path) -> None:
+    """Check that two models belong together, and write warnings about them."""
+    atomic_text(out, json.dumps({"warnings": check_pair(pair)}, ensure_ascii=False, indent=1) + "\n")
 
 
-def measure_changes(base: Path, tuned: Path, out: Path) -> None:
-    """Measure how every weight changed and write it to `out`; reads both models once, a slice at a time.
+def read_warnings(path: Path) -> list[str]:
+    """Read the warnings that `write_warnings` wrote."""
+    found: Mapping[str, Sequence[str]] = read_as(path, Mapping[str, Sequence[str]], "warnings")
+    return list(found.get("warnings", []))
 
-    Args:
-        base: Folder of the base.
-        tuned: Folder of the tuned model or LoRA adapter.
-        out: The file, written in one step.
-    """
-    atomic_text(out, json.dumps(as_plain(inspect(base, tuned, quick=True).changes), indent=1) + "\n")
+
+def write_changes(pair: ModelPair, out: Path) -> None:
+    """Measure how far each weight moved, and write it; reads both models once, a slice at a time."""
+    changes = inspect_pair(pair, quick=True).changes
+    atomic_text(out, json.dumps(as_plain(changes), indent=1) + "\n")
 
 
 def as_plain(changes: Sequence[Change]) -> dict[str, object]:
@@ -67,18 +62,8 @@ def _finite(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def read_warnings(path: Path) -> list[str]:
-    """The warnings that `check_pair` wrote."""
-    found: Mapping[str, Sequence[str]] = read_as(path, Mapping[str, Sequence[str]], "warnings")
-    return list(found.get("warnings", []))
-
-
 def read_changes(path: Path) -> Changes | None:
-    """What `measure_changes` wrote; None if there is no such file.
-
-    Raises:
-        DataError: The file holds something else.
-    """
+    """Read what `write_changes` wrote; None if there is no such file."""
     if not path.is_file():
         return None
     try:

@@ -56,7 +56,7 @@ class Comparison:
     """Answers of base, tuned model and merges. Replies are cached, and a change of λ replaces the weights in memory.
 
     Args:
-        spec: The base, the tuned model, and the method between them.
+        spec: The base and the tuned model, open, and the method between them.
         params: How responses are sampled.
         third: Folder of a third model to compare with, such as a run's chosen one.
 
@@ -68,8 +68,7 @@ class Comparison:
     """
 
     def __init__(self, spec: MergedModelSpec, params: SamplingParams, third: Path | None = None) -> None:
-        tuned = [spec.tuned] if isinstance(spec.tuned, Path) else spec.tuned
-        self.warnings = [warning for folder in tuned for warning in check_pair(open_pair(spec.base, folder))]
+        self.warnings = check_pair(spec.pair)
         self._spec = dataclasses.replace(spec, runner=spec.runner.model_copy(update={"batch_size": 1}))
         self._model = MergedModel(self._spec)
         self._params = params
@@ -78,7 +77,7 @@ class Comparison:
         self._replies: dict[tuple[str, Model], Reply] = {}
 
     def models_at(self, lambdas: Iterable[float] | None = None) -> list[Model]:
-        """The models to ask: the base, each λ in ascending order, the tuned model, and the third one if there is one.
+        """The base, each λ in ascending order, the tuned model, and the third one if there is one.
 
         Args:
             lambdas: Defaults to 0.2, 0.5 and 0.8.
@@ -153,8 +152,7 @@ def open_comparison(base: str, tuned: str, third: str | None, options: Mapping[s
     """Open the models; arguments and errors as in `mooring.open_comparison`."""
     recipe = settings("compare", options, kind)
     spec = MergedModelSpec(
-        base=resolve_model(base),
-        tuned=resolve_model(tuned),
+        pair=open_pair(resolve_model(base), resolve_model(tuned)),
         method=recipe.merge.method,
         options=merge_options(recipe),
         runner=recipe.generate,

@@ -12,13 +12,10 @@ from mooring.pipeline.judging import Judging, renamed
 from mooring.pipeline.lm_eval.evaluate import LmEvalResult
 from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.plan import Plan
-from mooring.pipeline.sets import SET
+from mooring.pipeline.sets import BOUNDED_RATES, SET
 from mooring.records import Completion, Half, Kind, Likelihood, Prompt, Score, Trial, Verdict, read_jsonl
 from mooring.scoring.safety import attack_success_by
 from mooring.scoring.task import TaskData, task_scores
-
-_RATES: dict[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
-"""The sets whose rates may be bounded, and the scores of these rates."""
 
 
 def score_trial(plan: Plan, point: MergePoint, split: Half) -> Trial:
@@ -49,7 +46,7 @@ def verdicts_by_point(
     True is harmful for `asr` and a refusal for `over_refusal`; None is an answer of the judge that could not be read.
     """
     found: dict[str, dict[MergePoint, dict[str, bool | None]]] = {}
-    for name, score in _RATES.items():
+    for name, score in BOUNDED_RATES.items():
         if name in plan.prompts(split):
             judge = plan.judging.of(name)[0]
             for point in points:

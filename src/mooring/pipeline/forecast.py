@@ -11,7 +11,7 @@ from mooring.export import Record
 from mooring.ledger import LEDGER, read_ledger
 from mooring.models import open_checkpoint
 from mooring.models.resolve import resolve_model
-from mooring.pipeline.plan import Plan, build
+from mooring.pipeline.plan import HALVES, Plan, build
 from mooring.pipeline.preflight import check_selection, downloads, unavailable
 from mooring.pipeline.steps import Generate
 from mooring.records import Half
@@ -44,26 +44,21 @@ def forecast(recipe: Recipe) -> Forecast:
         UserError: The run would refuse the recipe, or a data set or a local model cannot be read. What only lacks a
             download, a package or a sandbox is among the facts instead.
     """
-    missing: dict[str, str] = {}
-    plan = build(recipe, missing)
+    plan = build(recipe, skip_missing=True)
     size, config = _base(recipe.base)
     facts = {"run folder": f"{recipe.folder}, {_state(plan)}"}
     if size is None:
         facts["base"] = f"{recipe.base} is not on this machine yet: it will be downloaded, and its size is not known"
-    facts |= {f"not here: {ref}": why for ref, why in missing.items()}
-    if not missing:
-        check_selection(recipe, plan.sets)
-    metrics = {metric for half in plan.metrics.values() for metric in half}
-    if missing:  # of a task that cannot be read, what the recipe says
-        metrics |= {*recipe.score.metrics, *recipe.score.validation_metrics}
-    lacks = unavailable(recipe, metrics, plan.judging, plan.sets)
-    facts |= {f"not available here: {name}": why for name, why in lacks.items()}
-    if remote := downloads(recipe, metrics, plan.judging):
+    facts |= {f"not here: {ref}": why for ref, why in plan.missing.items()}
+    if not plan.missing:
+        check_selection(plan)
+    facts |= {f"not available here: {name}": why for name, why in unavailable(plan).items()}
+    if remote := downloads(plan):
         facts["to be downloaded"] = "; ".join(remote)
     if departures := recipe.departures():
         facts["departs from the paper"] = "; ".join(departures)
     return Forecast(
-        stages=_stages(plan, missing),
+        stages=_stages(plan),
         facts=facts,
         disk=None if size is None else disk_bytes(recipe, size),
         memory=None if size is None else _memory_bytes(recipe, size, config),
@@ -76,44 +71,44 @@ def disk_bytes(recipe: Recipe, size: int) -> int:
     return (1 + written + (recipe.align is not None)) * size  # the chosen model, a merge, and an aligned base
 
 
-def _stages(plan: Plan, missing: Mapping[str, str]) -> list[tuple[str, str]]:
-    recipe = plan.recipe
-    bisects, modules = recipe.select.search == "bisect", recipe.select.search == "modules"
+def _stages(plan: Plan) -> list[tuple[str, str]]:
+    recipe, search = plan.recipe, plan.recipe.select.search
+    lams = (
+        "the λ of the bisection" if search == "bisect" else f"λ = {', '.join(f'{x:g}' for x in recipe.merge.lambdas)}"
+    )
     stages = [("base", recipe.base)]
     if recipe.align:
         stages.append(("align", _tuning(plan, "align", recipe.align)))
-    tuned = _tuning(plan, "tune", recipe.tune) if recipe.tune else str(recipe.tuned)
-    stages.append(("tune" if recipe.tune else "tuned", tuned))
-    grid = ", ".join(f"{lam:g}" for lam in recipe.merge.lambdas)
-    stages.append(
-        ("merge", f"{recipe.merge.method} at {'the λ that the bisection asks for' if bisects else f'λ = {grid}'}")
-    )
-    halves: tuple[Half, ...] = ("validation", "test")
-    for split in halves:
-        work = [step for step in plan.steps.values() if isinstance(step.work, Generate) and step.work.split == split]
-        models = {step.work.point for step in work if isinstance(step.work, Generate)}
-        total = sum(step.units or 0 for step in work)
-        parts = []
-        for name, prompts in plan.prompts(split).items():
-            if any(isinstance(step.work, Generate) and step.work.name == name for step in work):
-                n = plan.sampling(name).n
-                parts.append(f"{len(prompts)} {name}" + (f" × {n} samples" if n > 1 else ""))
-        limit = max((plan.sampling(name).max_tokens for name in plan.prompts(split)), default=0)
-        most = "at most " if modules else ""
-        what = (
-            f"{split}: {most}{len(models)} models × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens"
-        )
-        if bisects and split == "validation":
-            what += "; and as many safety prompts for other λ as the evidence takes"
-        stages.append(("generate", what))
-    stages.append(("judge", ", ".join(plan.judging.label(judge) for judge in plan.judging.sections)))
-    for split in halves:
-        metrics = [*plan.metrics[split], *(recipe.score.lm_eval if split == "test" else ())]
-        if metrics:
+    stages += [
+        ("tune", _tuning(plan, "tune", recipe.tune)) if recipe.tune else ("tuned", str(recipe.tuned)),
+        ("merge", f"{recipe.merge.method} at {lams}"),
+        *(("generate", _generation(plan, split)) for split in HALVES),
+        ("judge", ", ".join(plan.judging.label(judge) for judge in plan.judging.sections)),
+    ]
+    for split in HALVES:
+        if metrics := [*plan.metrics[split], *(recipe.score.lm_eval if split == "test" else ())]:
             stages.append(("score", f"{split}: {', '.join(metrics)}"))
-    stages.append(("select", _selection(recipe.select)))
-    stages.append(("report", str(plan.paths.report / "index.html")))
-    return stages
+    return [*stages, ("select", _selection(recipe.select)), ("report", str(plan.paths.report / "index.html"))]
+
+
+def _generation(plan: Plan, split: Half) -> str:
+    """How many responses are generated on a split, in a phrase."""
+    search, prompts = plan.recipe.select.search, plan.prompts(split)
+    work = {
+        step.work: step.units or 0
+        for step in plan.steps.values()
+        if isinstance(step.work, Generate) and step.work.split == split
+    }
+    parts = []
+    for name in prompts:
+        if any(each.name == name for each in work):
+            n = plan.sampling(name).n
+            parts.append(f"{len(prompts[name])} {name}" + (f" × {n} samples" if n > 1 else ""))
+    models = f"{'at most ' if search == 'modules' else ''}{len({each.point for each in work})} models"
+    limit = max((plan.sampling(name).max_tokens for name in prompts), default=0)
+    more = "; and safety prompts for other λ until the search ends" * (search == "bisect" and split == "validation")
+    total = sum(work.values())
+    return f"{split}: {models} × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens{more}"
 
 
 def _selection(section: Select) -> str:

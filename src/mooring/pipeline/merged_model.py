@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mooring.errors import ModelError
 from mooring.inference.transformers import TransformersEngine
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.job import options_of
-from mooring.merging.pair import open_pair
+from mooring.merging.pair import ModelPair
 from mooring.merging.tensor_value import Given as Lam
 from mooring.quiet import quiet
 
@@ -26,16 +26,14 @@ class MergedModelSpec:
     """A base and a tuned model, how they are merged, and how the merge is run.
 
     Attributes:
-        base: Folder of the aligned model.
-        tuned: Folder of the tuned model, or of a LoRA adapter on the base; or several of them.
+        pair: The base and the tuned model, or several of them, open.
         method: A name in `merge_methods.METHODS`.
         options: The method's options besides λ, such as `{"density": 0.5}`; an option that is None is not set.
         runner: Batch size, type of the weights in memory, and device.
         system: System prompt for prompts that have none.
     """
 
-    base: Path
-    tuned: Path | Sequence[Path]
+    pair: ModelPair
     method: str = "linear"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     runner: Runner = dataclasses.field(default_factory=Runner)
@@ -50,21 +48,13 @@ class MergedModel:
     rearranges weights as it loads them (a mixture's experts), or ties two that the merge keeps separate, the model is
     loaded again for each λ instead.
 
-    Args:
-        spec: The models, the method and its options, and how the model is run.
-
-    Attributes:
-        in_place: Whether a change of λ is made in place; known after the first `at`.
-
-    Raises:
-        UserError: The models cannot be opened or do not belong together, or an option is unknown.
+    `in_place` tells whether a change of λ is made in place; it is known after the first `at`.
     """
 
     def __init__(self, spec: MergedModelSpec) -> None:
-        options_of(spec.method, 0.5, **spec.options)  # an unknown option is an error before a file is opened
-        tuned = spec.tuned if isinstance(spec.tuned, Path) else list(spec.tuned)
+        options_of(spec.method, 0.5, **spec.options)  # checks them
         self._spec = spec
-        self._merge = OpenMerge(open_pair(spec.base, tuned), method=spec.method, **spec.options)
+        self._merge = OpenMerge(spec.pair, method=spec.method, **spec.options)
         self._engine: TransformersEngine | None = None
         self._parameters: dict[str, Tensor] = {}
         self._loaded: tuple[Lam | None, bool] | None = None
@@ -76,15 +66,10 @@ class MergedModel:
         return self._merge.keeps_side_files
 
     def at(self, lam: "Lam | None", *, plain: bool = False) -> TransformersEngine:
-        """Return the model at λ. It is the same object for each λ: do not use it after the next call.
+        """Return the model at λ, as `merge` takes it; the same object for each λ: do not use it after the next call.
 
-        Args:
-            lam: λ, the weight of the tuned model, or λ by module, as `merge` takes it; None for a method without λ.
-            plain: Merge by `linear`, so that λ = 1 is the tuned model itself even if the method drops a part of it.
-
-        Raises:
-            UserError: As `OpenMerge.fill`.
-            ModelError: transformers cannot load the merged tensors (`model.unloadable`, `model.missing_tensor`).
+        With `plain` the models are merged by `linear`, so that λ = 1 is the tuned model itself even if the method drops
+        a part of it.
         """
         if self._engine is None or self._loaded != (lam, plain):
             self._loaded = None  # an interruption leaves the weights half-written
@@ -102,7 +87,7 @@ class MergedModel:
         self._engine, self._parameters, self._loaded = None, {}, None
 
     def close(self) -> None:
-        """Free the model and close the files."""
+        """Free the model and close the pair's files; a later read opens them again."""
         self.unload()
         self._merge.close()
 
@@ -123,7 +108,7 @@ class MergedModel:
                 raise
             except Exception as error:  # loaders raise errors of any type for a broken folder
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
-                what = f"{self._spec.base}: its merge cannot be loaded ({reason})"
+                what = f"{self._spec.pair.base.folder}: its merge cannot be loaded ({reason})"
                 raise ModelError(what, "is the folder complete?", code="model.unloadable") from error
         device = runner.device
         if device == "auto":
@@ -135,12 +120,9 @@ class MergedModel:
 
 
 def load_tensors(folder: Path, tensors: dict[str, Tensor], dtype: str) -> tuple[Any, Any]:
-    """Load a model and its tokenizer from a folder without weights, and the weights.
+    """Load a model and its tokenizer from a folder without weights, and these weights.
 
-    On the CPU the model's parameters share memory with these tensors if their type is `dtype`.
-
-    Raises:
-        ModelError: The model has a tensor that is not among them (`model.missing_tensor`).
+    On the CPU the model's parameters share memory with the tensors if their type is `dtype`.
     """
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(folder, **local)
@@ -169,11 +151,8 @@ def load_tensors(folder: Path, tensors: dict[str, Tensor], dtype: str) -> tuple[
 def match_parameters(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Find the parameter or buffer of a loaded model that each checkpoint tensor was loaded into.
 
-    They are matched by name and shape, and compared by value.
-
-    Returns:
-        The model's own tensors by their names in the checkpoint; None if some weight of the model does not correspond
-        to exactly one of them.
+    They are matched by name and shape, and compared by value. None if some weight of the model does not correspond to
+    exactly one tensor.
     """
     state = model.state_dict(keep_vars=True)
     prefix = model.base_model_prefix + "."

@@ -9,8 +9,10 @@ from mooring.config import Recipe
 from mooring.inference.engine import Engine
 from mooring.inference.load import load_engine
 from mooring.merge_point import MergePoint
-from mooring.merging.merge import merge
-from mooring.models import is_adapter
+from mooring.merging.job import options_of
+from mooring.merging.merge import merge_pair
+from mooring.merging.pair import ModelPair
+from mooring.models import Adapter
 from mooring.pipeline.module_groups import patterns, tensor_names
 from mooring.pipeline.run_folder import remove
 
@@ -26,35 +28,29 @@ class Models:
 
     Args:
         recipe: The recipe.
-        base: Folder of the base.
-        tuned: Folder of the tuned model, or of a LoRA adapter on the base.
+        pair: The base and the tuned model, open.
         options: Settings of the merging method besides λ.
-        scratch: Where merges may be written for a while.
+        scratch: A folder for merges that are written temporarily.
 
     Attributes:
-        written: A merge that is on the disk for good, and its folder.
+        written: A merge that is on the disk permanently, and its folder.
     """
 
     written: tuple[MergePoint, Path] | None = None
 
-    def __init__(self, recipe: Recipe, base: Path, tuned: Path, options: Mapping[str, Any], scratch: Path) -> None:
-        self._recipe = recipe
-        self._base, self._tuned, self._options = base, tuned, dict(options)
-        self._scratch = scratch
+    def __init__(self, recipe: Recipe, pair: ModelPair, options: Mapping[str, Any], scratch: Path) -> None:
+        self.pair = pair
+        self._recipe, self._options, self._scratch = recipe, options, scratch
         self._merged: MergedModel | None = None
         self._opened: tuple[Path, Engine] | None = None
 
     @functools.cached_property
     def tensor_names(self) -> list[str]:
-        """The names of the base's tensors."""
-        return tensor_names(self._base)
+        """The names of the base's tensors that a merge can change."""
+        return tensor_names(self.pair.base)
 
     def at(self, point: MergePoint) -> Engine:
-        """The engine of a model. One that was returned before must not be used any more: its weights have changed.
-
-        Raises:
-            UserError: A model cannot be loaded, or the merge cannot be made.
-        """
+        """The engine of a model. Do not use one that was returned before: its weights have changed."""
         folder = self._folder_of(point)
         if self._recipe.generate.engine == "transformers":
             merged = self._merge_in_memory()
@@ -68,24 +64,23 @@ class Models:
         """Release every model, and remove what was written for them."""
         self._opened = None
         if self._merged is not None:
-            self._merged.close()
+            self._merged.unload()
             self._merged = None
+        self.pair.close()
         remove(self._scratch)
 
     def merge(self, point: MergePoint, out: Path) -> Path:
-        """Write a merged model.
-
-        Raises:
-            UserError: The merge cannot be made or written.
-        """
-        method = {"method": "linear"} if point.is_tuned else {"method": self._recipe.merge.method} | self._options
-        return merge(self._base, self._tuned, out, lam=self._lam(point), **method)
+        """Write a merged model."""
+        method = "linear" if point.is_tuned else self._recipe.merge.method
+        options = options_of(method, self._lam(point), **({} if point.is_tuned else self._options))
+        return merge_pair(self.pair, out, method=method, options=options)
 
     def _folder_of(self, point: MergePoint) -> Path | None:
         """The folder of a model that exists already; None if it has to be merged."""
         if point.is_base:
-            return self._base
-        return self._tuned if point.is_tuned and not is_adapter(self._tuned) else None
+            return self.pair.base.folder
+        tuned = self.pair.tuned[0]
+        return tuned.folder if point.is_tuned and not isinstance(tuned, Adapter) else None
 
     def _lam(self, point: MergePoint) -> float | dict[str, float]:
         """λ as merging takes it: a number, or patterns of tensor names."""
@@ -96,8 +91,7 @@ class Models:
 
         if self._merged is None:
             spec = MergedModelSpec(
-                base=self._base,
-                tuned=self._tuned,
+                pair=self.pair,
                 method=self._recipe.merge.method,
                 options=self._options,
                 runner=self._recipe.generate,

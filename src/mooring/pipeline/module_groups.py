@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from mooring.merging.layers import depths, layer_labels, module
-from mooring.models import open_checkpoint
+from mooring.models import Checkpoint
 from mooring.reporting.results import Changes
 
 DEPTHS = ("early", "middle", "late")
@@ -19,14 +18,13 @@ Place = tuple[str, int, str]
 """A stack of layers, a layer of it, and the name of a module within."""
 
 
-def tensor_names(folder: Path) -> list[str]:
+def tensor_names(base: Checkpoint) -> list[str]:
     """The tensors of a base that a merge can change."""
-    with open_checkpoint(folder) as checkpoint:
-        return [name for name, info in checkpoint.tensors.items() if info.dtype.is_floating_point]
+    return [name for name, info in base.tensors.items() if info.dtype.is_floating_point]
 
 
 def kind(name: str) -> str:
-    """What a module within a layer is, by its name: `attention`, or `mlp`, which stands for all else, norms too."""
+    """The kind of a module within a layer, by its name: `attention`, or `mlp` for all else, norms included."""
     return KINDS[0] if any(_ATTENTION.fullmatch(part) for part in name.split(".")) else KINDS[1]
 
 
@@ -46,9 +44,7 @@ def group_of(names: Iterable[str]) -> dict[str, str | None]:
 def changed(names: Sequence[str], changes: Changes) -> list[str]:
     """The groups in which tuning changed something, the one with the largest mean relative change first.
 
-    Args:
-        names: The base's tensors.
-        changes: As measured. What was all zero in the base has no relative change, and does not count.
+    A module that was all zero in the base has no relative change, and does not count.
     """
     relative = {
         (layer, name): value
@@ -70,12 +66,9 @@ def changed(names: Sequence[str], changes: Changes) -> list[str]:
 
 
 def patterns(names: Sequence[str], modules: Mapping[str, float], lam: float) -> dict[str, float]:
-    """λ by module as `merge` takes it: patterns of tensors' names, the first that matches deciding.
+    """λ by group as `merge` takes it: patterns of tensor names, of which the first match applies.
 
-    Args:
-        names: The base's tensors.
-        modules: λ by group.
-        lam: λ of all else: other groups, and what lies outside the layers.
+    `lam` applies to all else: other groups, and tensors outside the layers.
     """
     layers: dict[str, dict[str, set[int]]] = {}
     heads: dict[tuple[str, str], list[str]] = {}

@@ -1,103 +1,38 @@
 """The layout of a run folder: the only place that knows where each file of a run is."""
 
-import dataclasses
 from pathlib import Path
 
 from mooring.merge_point import MergePoint
 from mooring.records import Half, Kind
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class RunPaths:
-    """The paths of a run folder.
+    """The paths of a run folder."""
 
-    Args:
-        folder: The run folder.
-    """
-
-    folder: Path
-
-    @property
-    def recipe(self) -> Path:
-        """The recipe, every default written out."""
-        return self.folder / "recipe.yaml"
-
-    @property
-    def align(self) -> Path:
-        """The LoRA adapter that makes the base refuse."""
-        return self.folder / "align"
-
-    @property
-    def base(self) -> Path:
-        """The base that was aligned by the run."""
-        return self.folder / "base"
-
-    @property
-    def tuned(self) -> Path:
-        """The LoRA adapter of the task."""
-        return self.folder / "tuned"
-
-    @property
-    def pair(self) -> Path:
-        """Warnings about base and tuned model."""
-        return self.folder / "pair.json"
-
-    @property
-    def changes(self) -> Path:
-        """How far tuning moved each layer and module."""
-        return self.folder / "changes.json"
-
-    @property
-    def search(self) -> Path:
-        """What the bisection looked at."""
-        return self.folder / "search.json"
-
-    @property
-    def choice(self) -> Path:
-        """The chosen single λ, and why."""
-        return self.folder / "choice.json"
-
-    @property
-    def by_module(self) -> Path:
-        """What the search for λ by module tried and took."""
-        return self.folder / "by_module.json"
-
-    @property
-    def model(self) -> Path:
-        """The chosen model."""
-        return self.folder / "model"
-
-    @property
-    def model_card(self) -> Path:
-        """The model card in the folder of the chosen model."""
-        return self.model / "README.md"
-
-    @property
-    def report(self) -> Path:
-        """The folder of the report."""
-        return self.folder / "report"
-
-    @property
-    def results(self) -> Path:
-        """Everything that the report shows."""
-        return self.report / "results.json"
-
-    @property
-    def scratch(self) -> Path:
-        """Merged models that are written for a while."""
-        return self.folder / "scratch"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.recipe = folder / "recipe.yaml"  # every default written out
+        self.align = folder / "align"  # the LoRA adapter that makes the base refuse
+        self.base = folder / "base"  # the base that was aligned by the run
+        self.tuned = folder / "tuned"  # the LoRA adapter of the task
+        self.pair = folder / "pair.json"  # warnings about base and tuned model
+        self.changes = folder / "changes.json"  # how far tuning moved each layer and module
+        self.search = folder / "search.json"  # the trace of the bisection
+        self.choice = folder / "choice.json"  # the chosen single λ, and why
+        self.by_module = folder / "by_module.json"  # the search for λ by module: what was tried and taken
+        self.model = folder / "model"  # the chosen model
+        self.model_card = self.model / "README.md"
+        self.report = folder / "report"
+        self.results = self.report / "results.json"  # everything that the report shows
+        self.scratch = folder / "scratch"  # merged models that are written temporarily
 
     def measurements(self, point: MergePoint) -> Path:
-        """The folder with all that one model was asked and answered."""
+        """The folder of everything measured on one model."""
         return self.folder / "completions" / point.folder
 
-    def completions(self, point: MergePoint, name: Kind, split: Half) -> Path:
-        """One model's responses to one set."""
-        return self.measurements(point) / f"{name}-{split}.jsonl"
-
-    def partial_completions(self, point: MergePoint, name: Kind, split: Half, part: int) -> Path:
-        """Its responses to some prompts of the set: the `part`-th batch that a search asked for, from 1."""
-        return self.measurements(point) / f"{name}-{split}.part-{part}.jsonl"
+    def completions(self, point: MergePoint, name: Kind, split: Half, part: int = 0) -> Path:
+        """One model's responses to one set; or to some of its prompts: the `part`-th batch of a search, from 1."""
+        return self.measurements(point) / f"{name}-{split}{f'.part-{part}' if part else ''}.jsonl"
 
     def verdicts(self, point: MergePoint, name: Kind, split: Half, judge: str, part: str = "") -> Path:
         """One judge's verdicts on these responses; `part` names a selection of the prompts."""
@@ -116,7 +51,7 @@ class RunPaths:
         return self.measurements(point) / "lm-eval.json"
 
     def lm_eval_answers(self, point: MergePoint) -> Path:
-        """The answers that lm-evaluation-harness asked for, kept so that it can resume."""
+        """The answers to lm-evaluation-harness's requests so far, from which it resumes."""
         return self.measurements(point) / "lm-eval-answers.jsonl"
 
     def lm_eval_samples(self, point: MergePoint) -> Path:

@@ -2,60 +2,25 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mooring.config import Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, prompts_digest
-from mooring.errors import FetchError
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
+from mooring.pipeline import steps as types
 from mooring.pipeline.judging import RULES, Judging, installed_versions
 from mooring.pipeline.paths import RunPaths
-from mooring.pipeline.sets import Sets, asked, evaluation_sets, task_metrics
-from mooring.pipeline.steps import (
-    Bisect,
-    BisectInputs,
-    CheckPair,
-    EngineInputs,
-    Generate,
-    GenerateInputs,
-    Judge,
-    JudgeInputs,
-    JudgeKey,
-    Likelihood,
-    LikelihoodInputs,
-    LmEval,
-    LmEvalInputs,
-    MeasureChange,
-    MergeAligned,
-    MergeInputs,
-    ModelKey,
-    PairInputs,
-    Point,
-    Report,
-    ReportInputs,
-    Score,
-    ScoreInputs,
-    SearchModules,
-    SearchModulesInputs,
-    Select,
-    SelectInputs,
-    Slot,
-    SourceKey,
-    Step,
-    StepKey,
-    Tune,
-    TuneInputs,
-    Versions,
-    WriteModel,
-    digest_of,
-)
+from mooring.pipeline.sets import DataSets, Sets, evaluation_sets, note_missing, task_metrics
+from mooring.pipeline.steps import JudgeKey, MergeInputs, ModelKey, Point, Slot, SourceKey, Stage, Step, StepKey
 from mooring.records import Completion, Half, Kind, Prompt
 from mooring.sampling import SamplingParams
 from mooring.training.precision import compute_dtype
 
+HALVES: tuple[Half, ...] = ("validation", "test")
 FOUND = Slot("λ = found", after="bisect")
 """The λ that a bisection found."""
 SINGLE = Slot("λ = chosen", after="select")
@@ -79,6 +44,7 @@ class Plan:
         sets: The prompts by set and split.
         examples: The examples to tune on, by stage (`align`, `tune`).
         judging: The judges.
+        missing: Data sets that cannot be fetched, and why. Only a plan for `--dry-run` has any.
         bound: The models that a run has learned of, by the slots that stood for them; None for an unused slot.
     """
 
@@ -87,6 +53,7 @@ class Plan:
     sets: Sets
     examples: Mapping[str, Sequence[Prompt]]
     judging: Judging
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     bound: Mapping[Slot, MergePoint | None] = dataclasses.field(default_factory=dict)
 
     def bind(self, points: Mapping[Slot, MergePoint | None]) -> "Plan":
@@ -103,19 +70,25 @@ class Plan:
     @functools.cached_property
     def metrics(self) -> Mapping[Half, tuple[Metric, ...]]:
         """The task metrics of each split; the first of validation chooses λ."""
-        halves: tuple[Half, ...] = ("validation", "test")
-        return {half: task_metrics(self.recipe, self.sets, half) for half in halves}
+        return {half: task_metrics(self.recipe, self.sets, half) for half in HALVES}
+
+    @property
+    def all_metrics(self) -> set[Metric]:
+        """The task metrics of both splits; of a task that cannot be fetched, those that the recipe names."""
+        score = self.recipe.score
+        named = {*score.metrics, *score.validation_metrics} if self.missing else set()
+        return named.union(*self.metrics.values())
 
     def prompts(self, split: Half) -> dict[Kind, list[Prompt]]:
-        """What every model is asked in a split, by set."""
-        return asked(self.sets, split)
+        """The prompts of a split that every model answers, by set."""
+        return {kind: halves[split] for kind, halves in self.sets.items() if halves[split]}
 
     def sampling(self, name: Kind) -> SamplingParams:
         """How the responses to a set are sampled."""
         return self.recipe.generate.sampling(name, self.recipe.seed)
 
     def points(self, split: Half) -> list[Point]:
-        """The models that a split is asked of. Merges that a search for λ by module tries are not among them."""
+        """The models that answer a split. Merges that a search for λ by module tries are not among them."""
         if split == "validation":
             between: Sequence[Point] = grid(self.recipe.merge.lambdas)
             if self.recipe.select.search == "bisect":
@@ -142,7 +115,7 @@ class Plan:
         return self.bound.get(slot) or slot
 
     def trial_steps(self, split: Half, points: Sequence[Point]) -> list[Step]:
-        """What it takes to score models on a split: ask all, then judge all judge by judge, then score all."""
+        """The steps that score models on a split: generate for all, then judge all judge by judge, then score all."""
         return list(_trials(self, split, points))
 
     def digest(self, split: Half, name: Kind) -> str:
@@ -173,37 +146,25 @@ class Plan:
         return MergeInputs(base=base, tuned=tuned, method=method, options=options, point=point)
 
 
-def build(recipe: Recipe, missing: dict[str, str] | None = None) -> Plan:
+def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
     """Plan a run: reads the data sets, opens no model and writes nothing.
 
-    Args:
-        recipe: The recipe.
-        missing: If given, data sets that cannot be fetched are left out, and named here with the reason.
-
-    Raises:
-        UserError: A data set cannot be read, or the recipe contradicts itself.
+    With `skip_missing`, data sets that cannot be fetched are left out and listed in the plan.
     """
     merge_options(recipe)
-    sets = evaluation_sets(recipe, missing)
+    data = DataSets.of(recipe)
+    missing: dict[str, str] | None = {} if skip_missing else None
+    sets = evaluation_sets(recipe, data, missing)
     examples = {}
     for stage, section in (("align", recipe.align), ("tune", recipe.tune)):
-        if section is None:
-            continue
-        try:
-            examples[stage] = load_examples(section.data, split="tune", seed=_seed(recipe, section))
-        except FetchError as error:
-            if missing is None:
-                raise
-            missing[", ".join(section.data)] = str(error)
-    return Plan(recipe, RunPaths(recipe.folder), sets, examples, Judging(recipe.score.judges))
+        if section:
+            with note_missing(data.examples[stage], missing):
+                examples[stage] = load_examples(data.examples[stage], split="tune", seed=_seed(recipe, section))
+    return Plan(recipe, RunPaths(recipe.folder), sets, examples, Judging(recipe.score.judges), missing or {})
 
 
 def merge_options(recipe: Recipe) -> dict[str, Any]:
-    """The settings of a recipe's merging method besides λ; a random method is seeded by the run's seed.
-
-    Raises:
-        UserError: The method takes no such setting, or a value is out of range.
-    """
+    """The settings of a recipe's merging method besides λ, checked; a random method is seeded by the run's seed."""
     from mooring.merge_methods import METHODS
     from mooring.merging.job import options_of
 
@@ -211,10 +172,6 @@ def merge_options(recipe: Recipe) -> dict[str, Any]:
     settings = recipe.merge.options | ({"seed": recipe.seed} if "seed" in METHODS[method].options else {})
     options_of(method, recipe.merge.lambdas[0], **settings)
     return settings
-
-
-def versions(*packages: str) -> Versions:
-    return Versions(packages=installed_versions(*packages))
 
 
 def _seed(recipe: Recipe, section: TuneConfig) -> int:
@@ -232,109 +189,94 @@ def _steps(plan: Plan) -> Iterator[Step]:
     if recipe.align:
         yield _tune(plan, "align", recipe.align, SourceKey("base"))
         inputs = MergeInputs(base=SourceKey("base"), tuned=StepKey("align"), method="linear", point=TUNED)
-        yield Step(id="align/merge", label="align: merge", work=MergeAligned(), inputs=inputs, outputs=[paths.base])
+        yield _stage(Stage.MERGE_ALIGNED, "align: merge", inputs, paths.base)
     if recipe.tune:
         yield _tune(plan, "tune", recipe.tune, base)
-    pair = PairInputs(base=base, tuned=tuned)
-    yield Step(id="check_pair", label="check the pair", work=CheckPair(), inputs=pair, outputs=[paths.pair])
-    yield Step(
-        id="measure_change", label="measure the change", work=MeasureChange(), inputs=pair, outputs=[paths.changes]
-    )
+    pair = types.PairInputs(base=base, tuned=tuned)
+    yield _stage(Stage.CHECK_PAIR, "check the pair", pair, paths.pair)
+    yield _stage(Stage.MEASURE_CHANGE, "measure the change", pair, paths.changes)
     if search == "bisect":
         yield _bisect(plan, pair)
-    validation = plan.points("validation")
+    validation, test = plan.points("validation"), plan.points("test")
     yield from _trials(plan, "validation", validation)
-    yield _select(plan, validation)
+    metrics = plan.metrics["validation"]
+    select = types.SelectInputs(
+        scores=_scores(validation, "validation"),
+        config=recipe.select.model_dump(mode="json", exclude={"budget"}),
+        metric=metrics[0] if metrics else None,
+    )
+    yield _stage(Stage.SELECT, "select", select, paths.choice)
     if search == "modules":
         yield from _trials(plan, "validation", plan.attempts())
         yield search_modules(plan, [point for point in plan.attempts() if isinstance(point, MergePoint)])
     yield Step(
         id="write_model",
         label="write the model",
-        work=WriteModel(plan.chosen),
+        work=types.WriteModel(plan.chosen),
         inputs=plan.model_inputs(plan.chosen),
         outputs=[paths.model],
     )
-    test = plan.points("test")
     yield from _trials(plan, "test", test)
-    yield _report(plan, validation, test)
+    last = ["select", *(["search_modules"] if search == "modules" else []), "check_pair", "measure_change"]
+    report = types.ReportInputs(
+        steps=[
+            *(StepKey(id) for id in (*last, "write_model")),
+            *_scores(validation, "validation"),
+            *_scores(test, "test"),
+        ],
+        recipe=recipe.model_dump(mode="json", exclude={"out"}),
+        versions=installed_versions("mooring", "torch", "transformers", "peft", "trl"),
+    )
+    yield _stage(Stage.REPORT, "report", report, paths.results, paths.model_card)
 
 
-def _tune(plan: Plan, stage: Any, section: TuneConfig, base: ModelKey) -> Step:
-    inputs = TuneInputs(
+def _stage(stage: Stage, label: str, inputs: types.Inputs, *outputs: Path) -> Step:
+    return Step(id=stage.value, label=label, work=stage, inputs=inputs, outputs=outputs)
+
+
+def _scores(points: Sequence[Point], split: Half) -> list[StepKey]:
+    return [StepKey(f"score/{point.key}/{split}") for point in points]
+
+
+def _tune(plan: Plan, stage: types.TuneStage, section: TuneConfig, base: ModelKey) -> Step:
+    inputs = types.TuneInputs(
         base=base,
         examples=prompts_digest(plan.examples[stage]) if stage in plan.examples else "",
         config=section.model_dump(mode="json", exclude={"system", "seed"}),
         system=plan.recipe.system if section.system is None else section.system,
         seed=_seed(plan.recipe, section),
         dtype=compute_dtype(),
-        versions=versions("torch", "transformers", "peft", "trl", "accelerate"),
+        versions=installed_versions("torch", "transformers", "peft", "trl", "accelerate"),
     )
     out = plan.paths.align if stage == "align" else plan.paths.tuned
-    return Step(id=stage, label=stage, work=Tune(stage), inputs=inputs, outputs=[out], units=None, pace="tune")
+    return Step(id=stage, label=stage, work=types.Tune(stage), inputs=inputs, outputs=[out], units=None, pace="tune")
 
 
-def _bisect(plan: Plan, pair: PairInputs) -> Step:
-    inputs = BisectInputs(
+def _bisect(plan: Plan, pair: types.PairInputs) -> Step:
+    inputs = types.BisectInputs(
         models=pair,
         config=plan.recipe.select.model_dump(mode="json", exclude={"budget", "policy"}),
         prompts=plan.digest("validation", "safety"),
         judge=JudgeKey(plan.judging.of("safety")[0]),
         seed=plan.recipe.seed,
     )
-    return Step(
-        id="bisect",
-        label="search by bisection",
-        work=Bisect(),
-        inputs=inputs,
-        outputs=[plan.paths.search],
-        units=None,
-        pace="bisect",
-    )
-
-
-def _select(plan: Plan, points: Sequence[Point]) -> Step:
-    metrics = plan.metrics["validation"]
-    inputs = SelectInputs(
-        scores=[StepKey(f"score/{point.key}/validation") for point in points],
-        config=plan.recipe.select.model_dump(mode="json", exclude={"budget"}),
-        metric=metrics[0] if metrics else None,
-    )
-    return Step(id="select", label="select", work=Select(), inputs=inputs, outputs=[plan.paths.choice])
+    step = _stage(Stage.BISECT, "search by bisection", inputs, plan.paths.search)
+    return dataclasses.replace(step, units=None, pace="bisect")
 
 
 def search_modules(plan: Plan, tried: Sequence[MergePoint]) -> Step:
     """The step that ends a search for λ by module, given the merges that were tried."""
-    inputs = SearchModulesInputs(
+    inputs = types.SearchModulesInputs(
         choice=StepKey("select"),
         changes=StepKey("measure_change"),
         lambdas=plan.recipe.merge.lambdas,
         config=plan.recipe.select.model_dump(mode="json"),
-        tried=[StepKey(f"score/{point.key}/validation") for point in tried],
+        tried=_scores(tried, "validation"),
     )
-    return Step(
-        id="search_modules",
-        label="search λ by module",
-        work=SearchModules(),
-        inputs=inputs,
-        outputs=[plan.paths.by_module],
-    )
+    return _stage(Stage.SEARCH_MODULES, "search λ by module", inputs, plan.paths.by_module)
 
 
-def _report(plan: Plan, validation: Sequence[Point], test: Sequence[Point]) -> Step:
-    search = plan.recipe.select.search
-    last = ["select", *(["search_modules"] if search == "modules" else []), "check_pair", "measure_change"]
-    scores = [f"score/{p.key}/validation" for p in validation] + [f"score/{p.key}/test" for p in test]
-    inputs = ReportInputs(
-        steps=[StepKey(id) for id in (*last, "write_model", *scores)],
-        recipe=plan.recipe.model_dump(mode="json", exclude={"out"}),
-        versions=versions("mooring", "torch", "transformers", "peft", "trl"),
-    )
-    outputs = [plan.paths.results, plan.paths.model_card]
-    return Step(id="report", label="report", work=Report(), inputs=inputs, outputs=outputs)
-
-
-# --- Asking, judging and scoring models ---------------------------------------------------------------------------
+# --- Generating, judging and scoring ---------------------------------------------------------------------------
 
 
 def _trials(plan: Plan, split: Half, points: Sequence[Point]) -> Iterator[Step]:
@@ -356,17 +298,22 @@ def _trials(plan: Plan, split: Half, points: Sequence[Point]) -> Iterator[Step]:
         yield _score(plan, point, split, judged)
 
 
-def engine_inputs(recipe: Recipe) -> EngineInputs:
+def _outputs(point: Point, path: Callable[[MergePoint], Path]) -> list[Path]:
+    """The output of a step, once its model is known."""
+    return [path(point)] if isinstance(point, MergePoint) else []
+
+
+def engine_inputs(recipe: Recipe) -> types.EngineInputs:
     """What the numbers of a run's engine depend on."""
     section = recipe.generate
-    return EngineInputs(
+    return types.EngineInputs(
         engine=section.engine,
         dtype=section.dtype,
         device=section.device,
         batch_size=section.batch_size,
         tensor_parallel=section.tensor_parallel,
         system=recipe.system,
-        versions=versions("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ())),
+        versions=installed_versions("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ())),
     )
 
 
@@ -376,25 +323,18 @@ def generate_step(
     """The step that generates a model's responses to a set; or to `prompts` of it, as the `part`-th such batch."""
     sampling, count = plan.sampling(name), len(plan.prompts(split)[name] if prompts is None else prompts)
     id_, label = f"generate/{point.key}/{name}/{split}", f"{point.label}: generate {name} ({split})"
-    if isinstance(point, Slot):
-        outputs = []
-    elif part:
-        outputs = [plan.paths.partial_completions(point, name, split, part)]
-    else:
-        outputs = [plan.paths.completions(point, name, split)]
-    inputs = GenerateInputs(
-        model=plan.model_inputs(point),
-        prompts=plan.digest(split, name) if prompts is None else prompts_digest(prompts),
-        sampling=sampling,
-        drafts=plan.recipe.generate.drafts,
-        engine=engine_inputs(plan.recipe),
-    )
     return Step(
         id=f"{id_}/part-{part}" if part else id_,
         label=f"{label}, part {part}" if part else label,
-        work=Generate(point, name, split),
-        inputs=inputs,
-        outputs=outputs,
+        work=types.Generate(point, name, split),
+        inputs=types.GenerateInputs(
+            model=plan.model_inputs(point),
+            prompts=plan.digest(split, name) if prompts is None else prompts_digest(prompts),
+            sampling=sampling,
+            drafts=plan.recipe.generate.drafts,
+            engine=engine_inputs(plan.recipe),
+        ),
+        outputs=_outputs(point, lambda known: plan.paths.completions(known, name, split, part)),
         units=count * sampling.n,
         unit="responses",
         pace="generate task" if name == "task" else "generate",
@@ -411,38 +351,38 @@ def judge_step(
     completions: Sequence[Completion] = (),
 ) -> Step:
     """The step that judges a model's responses to a set; or to `prompts` of it, which `completions` answer."""
-    digest = plan.digest(split, name) if prompts is None else prompts_digest(prompts)
-    part = "" if prompts is None else digest[:8]
     id_ = f"judge/{point.key}/{name}/{split}/{judge}"
-    needs_model = judge in plan.judging.kinds and plan.judging.kinds[judge].needs_model
     label = f"{point.label}: judge {name} ({split}) by {judge}"
+    if prompts is None:
+        part, count, digest = "", len(plan.prompts(split)[name]), plan.digest(split, name)
+        source: StepKey | str = StepKey(f"generate/{point.key}/{name}/{split}")
+    else:
+        count, digest = len(prompts), prompts_digest(prompts)
+        part, source = digest[:8], types.digest_of([completion.text for completion in completions])
+        id_, label = f"{id_}/{part}", f"{label}, {count} responses"
+    needs_model = judge in plan.judging.kinds and plan.judging.kinds[judge].needs_model
     return Step(
-        id=f"{id_}/{part}" if part else id_,
-        label=f"{label}, {len(prompts)} responses" if prompts is not None else label,
-        work=Judge(point, name, split, judge),
-        inputs=JudgeInputs(
-            completions=StepKey(f"generate/{point.key}/{name}/{split}")
-            if prompts is None
-            else digest_of([completion.text for completion in completions]),
-            prompts=digest,
-            judge=JudgeKey(judge),
-        ),
-        outputs=[] if isinstance(point, Slot) else [plan.paths.verdicts(point, name, split, judge, part)],
-        units=len(plan.prompts(split)[name] if prompts is None else prompts),
+        id=id_,
+        label=label,
+        work=types.Judge(point, name, split, judge),
+        inputs=types.JudgeInputs(completions=source, prompts=digest, judge=JudgeKey(judge)),
+        outputs=_outputs(point, lambda known: plan.paths.verdicts(known, name, split, judge, part)),
+        units=count,
         unit="responses",
         pace=f"judge {judge}" if needs_model else "",
     )
 
 
 def _likelihood(plan: Plan, point: Point, split: Half) -> Step:
+    inputs = types.LikelihoodInputs(
+        model=plan.model_inputs(point), examples=plan.digest(split, "task"), engine=engine_inputs(plan.recipe)
+    )
     return Step(
         id=f"likelihood/{point.key}/{split}",
         label=f"{point.label}: response loss ({split})",
-        work=Likelihood(point, split),
-        inputs=LikelihoodInputs(
-            model=plan.model_inputs(point), examples=plan.digest(split, "task"), engine=engine_inputs(plan.recipe)
-        ),
-        outputs=[] if isinstance(point, Slot) else [plan.paths.likelihood(point, split)],
+        work=types.Likelihood(point, split),
+        inputs=inputs,
+        outputs=_outputs(point, lambda known: plan.paths.likelihood(known, split)),
         units=len(plan.prompts(split)["task"]),
         unit="examples",
         pace="likelihood",
@@ -451,19 +391,20 @@ def _likelihood(plan: Plan, point: Point, split: Half) -> Step:
 
 def _lm_eval(plan: Plan, point: Point) -> Step:
     section = plan.recipe.score
+    inputs = types.LmEvalInputs(
+        model=plan.model_inputs(point),
+        tasks=section.lm_eval,
+        data=SourceKey("lm_eval"),
+        limit=section.lm_eval_limit,
+        seed=plan.recipe.seed,
+        engine=engine_inputs(plan.recipe),
+    )
     return Step(
         id=f"lm_eval/{point.key}",
         label=f"{point.label}: lm-eval {', '.join(section.lm_eval)}",
-        work=LmEval(point),
-        inputs=LmEvalInputs(
-            model=plan.model_inputs(point),
-            tasks=section.lm_eval,
-            data=SourceKey("lm_eval"),
-            limit=section.lm_eval_limit,
-            seed=plan.recipe.seed,
-            engine=engine_inputs(plan.recipe),
-        ),
-        outputs=[] if isinstance(point, Slot) else [plan.paths.lm_eval(point)],
+        work=types.LmEval(point),
+        inputs=inputs,
+        outputs=_outputs(point, plan.paths.lm_eval),
         unit="requests",
         pace="lm-eval",
     )
@@ -481,22 +422,22 @@ def _score(plan: Plan, point: Point, split: Half, judged: Sequence[tuple[str, Ki
     bert_score = "bert_score" in metrics
     options: dict[str, Any] = {"method": plan.recipe.merge.method}
     if bert_score:
-        options |= {"bertscore_layer": section.bertscore_layer}
+        options["bertscore_layer"] = section.bertscore_layer
     if pass_ks(metrics):
-        options |= {"unsafe_exec": section.unsafe_exec}
-    inputs = ScoreInputs(
+        options["unsafe_exec"] = section.unsafe_exec
+    inputs = types.ScoreInputs(
         measurements=[StepKey(id) for id in measurements],
         metrics=metrics,
         options=options,
         encoder=SourceKey("bert_score") if bert_score else None,
         seed=plan.recipe.seed,
-        versions=versions("torch", "transformers", "bert_score") if bert_score else versions(),
+        versions=installed_versions("torch", "transformers", "bert_score") if bert_score else {},
     )
     return Step(
         id=f"score/{point.key}/{split}",
         label=f"{point.label}: score ({split})",
-        work=Score(point, split),
+        work=types.Score(point, split),
         inputs=inputs,
-        outputs=[] if isinstance(point, Slot) else [plan.paths.trial(point, split)],
+        outputs=_outputs(point, lambda known: plan.paths.trial(known, split)),
         pace="score",
     )

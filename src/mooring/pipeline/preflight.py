@@ -4,87 +4,48 @@ import contextlib
 import functools
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
-from mooring.config import Metric, Recipe, Score
-from mooring.data import parse_references
+from mooring.config import Score
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
 from mooring.metrics import needs_completions, pass_ks
 from mooring.models.resolve import hub_name
-from mooring.pipeline.judging import Judging
-from mooring.pipeline.sets import Sets, asked, task_metrics
-from mooring.records import Half, Kind
+from mooring.pipeline.plan import Plan
+from mooring.pipeline.sets import BOUNDED_RATES
 from mooring.scoring import judges
 from mooring.scoring.bertscore import INSTALL, LAYERS, MINILM, encoder_folder
 from mooring.selection.limits import check_support
 
-_BOUNDED_RATES: Mapping[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
-"""The sets whose rates `select` may bound."""
 
-
-def check_selection(recipe: Recipe, sets: Sets) -> None:
-    """Check that λ can be selected as the recipe says.
-
-    Args:
-        recipe: The recipe.
-        sets: Its prompts.
-
-    Raises:
-        RecipeError: The policy or the search needs a task score, and there is no task (`recipe.no_task`).
-        DataError: There are too few prompts for any λ to meet the bound.
-    """
-    section = recipe.select
+def check_selection(plan: Plan) -> None:
+    """Check that λ can be selected as the recipe says: there is a task score if one is needed, and enough prompts."""
+    section = plan.recipe.select
     if section.search == "modules":
         setting = "search: modules"
     else:
         setting = "" if section.policy == "bound" else f"policy: {section.policy}"
-    if setting and not task_metrics(recipe, sets, "validation"):
+    if setting and not plan.metrics["validation"]:
         raise RecipeError(
             f"select: `{setting}` needs a task score, and there is no task",
             f"give `score.task` (--task), or use another `{setting.partition(':')[0]}`",
             code="recipe.no_task",
         )
-    prompts = asked(sets, "validation")
-    check_support(section, {rate: len(prompts[kind]) for kind, rate in _BOUNDED_RATES.items() if kind in prompts})
+    prompts = plan.prompts("validation")
+    check_support(section, {rate: len(prompts[kind]) for kind, rate in BOUNDED_RATES.items() if kind in prompts})
 
 
-def check_measures(recipe: Recipe, metrics: Iterable[Metric], judging: Judging, sets: Sets | None = None) -> None:
-    """Check that every metric, task and judge of a recipe works on this machine; downloads judges and encoders.
-
-    Args:
-        recipe: The recipe.
-        metrics: Its task metrics, of both splits.
-        judging: Its judges.
-        sets: Its prompts; if None, the rows of the task are not checked.
-
-    Raises:
-        MissingExtraError: A package is not installed.
-        RecipeError: `pass@k` has fewer than k samples, several samples are drawn at temperature 0, lm-eval is combined
-            with another engine, or a set is repeated.
-        DataError: `pass@k` is requested for rows without tests.
-        ModelError: A judge's model or BERTScore's encoder is not available, or not suitable.
-        UserError: There is no sandbox for programs, or lm-eval has no such task.
-    """
-    _check_recipe(recipe, set(metrics), sets)
-    for _, check in _requirements(recipe, set(metrics), judging, download=True):
+def check_measures(plan: Plan) -> None:
+    """Check that every metric, task and judge works on this machine; downloads judges and encoders."""
+    _check_recipe(plan)
+    for _, check in _requirements(plan, download=True):
         check()
 
 
-def unavailable(
-    recipe: Recipe, metrics: Iterable[Metric], judging: Judging, sets: Sets | None = None
-) -> dict[str, str]:
-    """What `check_measures` would fail for on this machine, without downloading anything.
-
-    Returns:
-        Measure to the error, as one line with its fix.
-
-    Raises:
-        RecipeError: As `check_measures`, for faults of the recipe that do not depend on the machine.
-        DataError: As `check_measures`.
-    """
-    _check_recipe(recipe, set(metrics), sets)
+def unavailable(plan: Plan) -> dict[str, str]:
+    """The measures that do not work on this machine, each with the error as one line; downloads nothing."""
+    _check_recipe(plan)
     problems = {}
-    for name, check in _requirements(recipe, set(metrics), judging, download=False):
+    for name, check in _requirements(plan, download=False):
         try:
             check()
         except UserError as error:
@@ -92,9 +53,9 @@ def unavailable(
     return problems
 
 
-def downloads(recipe: Recipe, metrics: Iterable[Metric], judging: Judging) -> list[str]:
+def downloads(plan: Plan) -> list[str]:
     """What a run would download for its judges and metrics, each with what must be done before."""
-    found = []
+    found, judging, score = [], plan.judging, plan.recipe.score
     for name, section in judging.sections.items():
         kind = judging.kinds[name]
         model = judges.model_of(kind, section.model)
@@ -102,77 +63,48 @@ def downloads(recipe: Recipe, metrics: Iterable[Metric], judging: Judging) -> li
             hub = hub_name(model)
             gated = f" (gated: accept its terms on https://huggingface.co/{hub} and run `hf auth login`)"
             found.append(model + (gated if kind.gated and hub == kind.model else ""))
-    if "bert_score" in set(metrics) and _is_remote(recipe.score.bertscore_model):
-        found.append(recipe.score.bertscore_model)
-    if recipe.score.lm_eval and importlib.util.find_spec("lm_eval"):
+    if "bert_score" in plan.all_metrics and _is_remote(score.bertscore_model):
+        found.append(score.bertscore_model)
+    if score.lm_eval and importlib.util.find_spec("lm_eval"):
         from mooring.pipeline.lm_eval.tasks import remote_tasks
 
         with contextlib.suppress(UserError):  # reported by `unavailable`
-            found += [f"lm-eval's rows of {name}" for name in remote_tasks(recipe.score.lm_eval)]
+            found += [f"lm-eval's rows of {name}" for name in remote_tasks(score.lm_eval)]
     return list(dict.fromkeys(found))
 
 
-def check_programs(metrics: Iterable[Metric], samples: int, unsafe: bool) -> None:
-    """Check that there are enough samples for `pass@k`, and a sandbox to run them in.
-
-    Raises:
-        RecipeError: There are fewer than k samples (`recipe.too_few_samples`).
-        UserError: There is no sandbox, and `unsafe` is false.
-    """
+def _check_recipe(plan: Plan) -> None:
+    """Check what does not depend on the machine."""
+    recipe, metrics = plan.recipe, plan.all_metrics
+    sampling = plan.sampling("task")
     ks = pass_ks(metrics)
-    if ks and max(ks) > samples:
-        what = f"pass@{max(ks)} needs {max(ks)} samples per prompt, and there are {samples}"
+    if ks and max(ks) > sampling.n:
+        what = f"pass@{max(ks)} needs {max(ks)} samples per prompt, and there are {sampling.n}"
         hint = "raise generate.task.n, with a generate.task.temperature above 0"
         raise RecipeError(what, hint, code="recipe.too_few_samples")
-    if ks and not unsafe:
-        from mooring.scoring.sandbox import require
-
-        require()
-
-
-def _check_recipe(recipe: Recipe, metrics: set[Metric], sets: Sets | None) -> None:
-    """Check what does not depend on the machine."""
-    score = recipe.score
-    refs_by_field = {"safety": score.safety, "over_refusal": score.over_refusal, "ordinary": score.ordinary}
-    for field, refs in refs_by_field.items():
-        _check_unique(f"score.{field}", refs or ())
-    sampling = recipe.generate.sampling("task", recipe.seed)
-    check_programs(metrics, sampling.n, unsafe=True)
     if sampling.n > 1 and sampling.temperature == 0 and metrics and needs_completions(metrics):
         what = f"generate.task.n: {sampling.n} responses at temperature 0 are all the same"
         hint = "set generate.task.temperature above 0, or generate.task.n to 1"
         raise RecipeError(what, hint, code="recipe.greedy_samples")
-    if score.lm_eval and recipe.generate.engine != "transformers":
+    if recipe.score.lm_eval and recipe.generate.engine != "transformers":
         what = "score.lm_eval: works only with the engine transformers"
         raise RecipeError(what, "set `generate.engine` to it", code="recipe.lm_eval_engine")
-    halves: tuple[Half, ...] = ("validation", "test")
-    for half in halves:
-        if sets and pass_ks(task_metrics(recipe, sets, half)):
+    for half, of_half in plan.metrics.items():
+        if pass_ks(of_half):
             from mooring.scoring.code import to_program
 
-            for prompt in sets["task"][half]:
+            for prompt in plan.prompts(half)["task"]:
                 to_program(prompt, "")  # its error names the fields that the row lacks
 
 
-def _check_unique(field: str, refs: Iterable[str]) -> None:
-    seen: dict[str, str] = {}
-    for ref in parse_references(refs):
-        if ref.address in seen:
-            first = seen[ref.address]
-            spellings = "" if first == ref.text else f", as {first} and {ref.text}"
-            what = f"{field}: {ref.address} is named twice{spellings}"
-            raise RecipeError(what, "name each set once", code="recipe.duplicate_set")
-        seen[ref.address] = ref.text
-
-
-def _requirements(
-    recipe: Recipe, metrics: set[Metric], judging: Judging, *, download: bool
-) -> Iterator[tuple[str, Callable[[], object]]]:
+def _requirements(plan: Plan, *, download: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     """A check per measure of what it needs on this machine; those that may download come last."""
-    score = recipe.score
-    if programs := sorted(metric for metric in metrics if metric.startswith("pass@")):
-        samples = recipe.generate.sampling("task", recipe.seed).n
-        yield ", ".join(programs), functools.partial(check_programs, programs, samples, score.unsafe_exec)
+    score, judging, metrics = plan.recipe.score, plan.judging, plan.all_metrics
+    programs = sorted(metric for metric in metrics if metric.startswith("pass@"))
+    if programs and not score.unsafe_exec:
+        from mooring.scoring.sandbox import require
+
+        yield ", ".join(programs), require
     if "bert_score" in metrics:
         yield "bert_score", functools.partial(_check_encoder, score.bertscore_model, score.bertscore_layer, download)
     if score.lm_eval:

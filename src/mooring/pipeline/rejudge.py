@@ -12,7 +12,7 @@ from mooring.export import Record
 from mooring.ledger import LEDGER, Ledger, check_unmodified, read_ledger
 from mooring.merge_point import MergePoint
 from mooring.pipeline.judging import Judging, cost_line, measure_again
-from mooring.pipeline.plan import FOUND, SINGLE, TAKEN, Plan, build
+from mooring.pipeline.plan import FOUND, HALVES, SINGLE, TAKEN, Plan, build
 from mooring.pipeline.run_folder import RunFolder
 from mooring.pipeline.steps import digest_of
 from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Score, Verdict, read_jsonl, read_record
@@ -106,11 +106,7 @@ def rejudge(folder: Path, sections: Sequence[Judge], on_event: OnEvent | None = 
 
 
 def open_plan(folder: Path) -> Plan:
-    """The plan of a run folder, wherever it was moved to, with the models that its run has chosen so far.
-
-    Raises:
-        UserError: Its recipe, choice or data sets cannot be read.
-    """
+    """The plan of a run folder, wherever it was moved to, with the models that its run has chosen so far."""
     recipe = Recipe.load(folder / "recipe.yaml").model_copy(update={"out": str(folder)})
     plan, ledger = build(recipe), read_ledger(folder)
     paths = plan.paths
@@ -141,10 +137,9 @@ class _Kept:
 
 def _kept(plan: Plan, ledger: Ledger) -> Iterator[_Kept]:
     """The responses of a run, by model, split and set; those to the task, and those of merges not taken, left out."""
-    halves: tuple[Half, ...] = ("validation", "test")
-    points = {point: None for split in halves for point in plan.points(split) if isinstance(point, MergePoint)}
+    points = {point: None for split in HALVES for point in plan.points(split) if isinstance(point, MergePoint)}
     for point in sorted(points, key=lambda point: (point.by_module, point)):
-        for split in halves:
+        for split in HALVES:
             for name, prompts in plan.prompts(split).items():
                 path = plan.paths.completions(point, name, split)
                 if name != "task" and path.is_file():

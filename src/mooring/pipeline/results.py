@@ -9,7 +9,7 @@ from pathlib import Path
 from mooring.jsonio import read_as
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.changes import read_changes
-from mooring.pipeline.plan import Plan
+from mooring.pipeline.plan import HALVES, Plan
 from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Trial, Verdict, read_jsonl
 from mooring.reporting.results import Agreement, Answer, Results, Row, kept_gains
 from mooring.scoring import judges
@@ -26,7 +26,6 @@ RULES_NOTE = (
 )
 NO_TASK_NOTE = "No task was given: λ is the largest within the bound, since the task score rises with λ."
 UNSAFE_NOTE = "Model-written programs ran without the sandbox (`unsafe_exec`)."
-HALVES: tuple[Half, ...] = ("validation", "test")
 Curve = Sequence[Mapping[str, float]]
 MEASURES: dict[Kind, str] = {
     "safety": "asr",

@@ -16,21 +16,22 @@ from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.merge_point import BASE, MergePoint
 from mooring.merging.card import license_of
 from mooring.merging.merge import merge
+from mooring.merging.pair import open_pair
 from mooring.models import model_digest, open_checkpoint, text_digest
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.pipeline import plan as planning
-from mooring.pipeline import steps as kinds
-from mooring.pipeline.changes import check_pair, measure_changes, read_changes, read_warnings
+from mooring.pipeline import steps as types
+from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
 from mooring.pipeline.forecast import disk_bytes
-from mooring.pipeline.lm_eval.evaluate import run_tasks
+from mooring.pipeline.lm_eval.evaluate import TaskRun, run_tasks
 from mooring.pipeline.lm_eval.tasks import score_dependencies
 from mooring.pipeline.models import Models
 from mooring.pipeline.preflight import check_measures, check_selection
 from mooring.pipeline.results import assemble
 from mooring.pipeline.run_folder import RunFolder, remove
 from mooring.pipeline.search import bisection, bisection_notes, search, search_modules
-from mooring.pipeline.steps import JudgeKey, Keys, SourceKey, Step, digest_of
+from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step
 from mooring.records import (
     ByModule,
     Choice,
@@ -121,8 +122,8 @@ def run(recipe: Recipe, *, on_event: OnEvent | None = None) -> Outcome:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Asked:
-    """A model and a set that it was asked."""
+class _Source:
+    """A model, and a set that it answers."""
 
     point: MergePoint
     name: Kind
@@ -132,23 +133,21 @@ class _Asked:
 class _Execution:
     """One pass over the steps of a run."""
 
-    models: Models
-
     def __init__(self, run: Run, folder: RunFolder) -> None:
         self.run, self.folder = run, folder
         self.recipe, self.paths, self.judging = run.recipe, folder.paths, run.plan.judging
-        self.keys = Keys(lambda: {**run.plan.steps, **self._more}, self._measure)
+        self.keys = types.Keys(lambda: {**run.plan.steps, **self._more}, self._measure)
+        self._models: Models | None = None
         self._more: dict[str, Step] = {}
-        """Steps that a search made up on the way."""
+        """Steps that a search added on the way."""
         self._prompts: dict[str, Sequence[Prompt]] = {}
         """The prompts of these steps, by id."""
         self._done: set[str] = set()
-        self._whole: dict[_Asked, None] = {}
-        """Sets that were asked as a whole, in order."""
-        self._parts: dict[_Asked, list[Path]] = {}
+        self._whole: dict[_Source, None] = {}
+        """Sets that were answered completely, in order."""
+        self._parts: dict[_Source, list[Path]] = {}
         """Files with responses to some prompts of a set."""
         self._drafted: list[Completion] = []
-        self._base = Path()
 
     @property
     def plan(self) -> planning.Plan:
@@ -157,10 +156,11 @@ class _Execution:
 
     def execute(self) -> Outcome:
         """All steps, in order."""
-        metrics = {metric for half in self.plan.metrics.values() for metric in half}
-        check_selection(self.recipe, self.plan.sets)
-        check_measures(self.recipe, metrics, self.judging, self.plan.sets)
-        self._open_base()
+        check_selection(self.plan)
+        check_measures(self.plan)
+        with open_checkpoint(self._named_base) as base:
+            if not self.paths.model.exists():
+                need_room(self.folder.folder, disk_bytes(self.recipe, base.nbytes))
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
         try:
             while step := next((step for id, step in self.plan.steps.items() if id not in self._done), None):
@@ -172,97 +172,95 @@ class _Execution:
     def _do(self, step: Step) -> None:
         """Do one step, and replace the slots that it decides on."""
         self._free(step)
-        if isinstance(step.work, kinds.Bisect):
+        point = getattr(step.work, "point", None)
+        if step.work is Stage.BISECT:
             self._bisect()
-        elif isinstance(step.work, kinds.SearchModules) or self._is_attempt(step):
+        elif step.work is Stage.SEARCH_MODULES or (isinstance(point, types.Slot) and point in self.plan.attempts()):
             self._search_modules()
         else:
             self._once(step)
-        if isinstance(step.work, kinds.Select):
+        if step.work is Stage.SELECT:
             self.run.plan = self.plan.bind({planning.SINGLE: read_record(self.paths.choice, Choice).point})
 
     def _once(self, step: Step) -> None:
         self.folder.once(step, self.keys.of(step), lambda: self._make(step))
         self._done.add(step.id)
-        if isinstance(step.work, kinds.Generate) and step.id not in self._more:
-            self._whole[self._asked(step.work)] = None
+        if isinstance(step.work, types.Generate) and step.id not in self._more:
+            self._whole[_source(step.work)] = None
 
     def _free(self, step: Step | None) -> None:
-        """Make room for a step: a model that is asked and one that judges are not in memory together."""
-        asks = step is not None and isinstance(step.work, kinds.Generate | kinds.Likelihood | kinds.LmEval)
-        if not asks and hasattr(self, "models"):
-            self.models.release()
+        """Make room for a step: a model that answers and one that judges are not in memory together."""
+        answers = step is not None and isinstance(step.work, types.Generate | types.Likelihood | types.LmEval)
+        if not answers and self._models is not None:
+            self._models.release()
             if (share := accepted_share(self._drafted)) is not None:
                 note = f"{share:.0%} of the tokens were accepted from the drafts of the nearest λ"
                 self.folder.emit(Event(step="drafts", kind="info", message=note))
             self._drafted.clear()
-        if step is None or not isinstance(step.work, kinds.Judge):
+        if step is None or not isinstance(step.work, types.Judge):
             self.judging.close()
 
     def _make(self, step: Step) -> None:
         """Write the outputs of a step."""
-        work, paths = step.work, self.paths
-        match work:
-            case kinds.Tune():
+        out, paths = step.outputs[0], self.paths
+        match step.work:
+            case types.Tune() as work:
                 self._tune(step, work)
-            case kinds.MergeAligned():
-                merge(self._base, paths.align, paths.base, lam=1.0)
-            case kinds.CheckPair():
-                check_pair(self._pair[0], self._pair[1], paths.pair)
-            case kinds.MeasureChange():
-                measure_changes(self._pair[0], self._pair[1], paths.changes)
-            case kinds.Generate():
+            case Stage.MERGE_ALIGNED:
+                merge(self._named_base, paths.align, out, lam=1.0)
+            case Stage.CHECK_PAIR:
+                write_warnings(self._open_models().pair, out)
+            case Stage.MEASURE_CHANGE:
+                write_changes(self._open_models().pair, out)
+            case types.Generate() as work:
                 self._generate(step, work)
-            case kinds.Likelihood(point=MergePoint() as point, split=split):
+            case types.Likelihood(point=MergePoint() as point, split=split):
                 made_by = {"model": self._model_key(point)}
                 examples, relay = self.plan.prompts(split)["task"], self.folder.relay(step)
-                likelihood_to_file(self._engine(point), examples, step.outputs[0], made_by=made_by, on_event=relay)
-            case kinds.LmEval(point=MergePoint() as point):
+                likelihood_to_file(self._engine(point), examples, out, made_by=made_by, on_event=relay)
+            case types.LmEval(point=MergePoint() as point):
                 self._lm_eval(step, point)
-            case kinds.Judge():
+            case types.Judge() as work:
                 self._judge(step, work)
-            case kinds.Score(point=MergePoint() as point, split=split):
-                _write(step.outputs[0], self.run.score(self.plan, point, split))
-            case kinds.Select():
+            case types.Score(point=MergePoint() as point, split=split):
+                _write(out, self.run.score(self.plan, point, split))
+            case Stage.SELECT:
                 metrics = self.plan.metrics["validation"]
                 choice = choose(self._validation(), metric=metrics[0] if metrics else None, settings=self.recipe.select)
-                _write(paths.choice, choice)
-            case kinds.WriteModel(point=MergePoint() as point):
-                self._open_models().merge(point, paths.model)
-            case kinds.Report():
+                _write(out, choice)
+            case types.WriteModel(point=MergePoint() as point):
+                self._open_models().merge(point, out)
+            case Stage.REPORT:
                 self._report()
             case _:
                 raise AssertionError(f"{step.id}: its model is not known yet")
 
     # --- models ---------------------------------------------------------------------------------------------------
 
-    def _open_base(self) -> None:
-        """Find the base, and check that the disk has room for the run."""
-        self._base = resolve_model(self.recipe.base)
-        with open_checkpoint(self._base) as checkpoint:
-            if not self.paths.model.exists():
-                need_room(self.folder.folder, disk_bytes(self.recipe, checkpoint.nbytes))
-
-    @property
-    def _pair(self) -> tuple[Path, Path]:
-        """The folders of base and tuned model; a run that aligns or tunes has them once these steps are done."""
-        return self._pair_base, self.paths.tuned if self.recipe.tune else self._named_tuned
-
-    @property
-    def _pair_base(self) -> Path:
-        return self.paths.base if self.recipe.align else self._base
+    @functools.cached_property
+    def _named_base(self) -> Path:
+        """The folder of the base that the recipe names."""
+        return resolve_model(self.recipe.base)
 
     @functools.cached_property
     def _named_tuned(self) -> Path:
         """The folder of the tuned model that the recipe names."""
         return resolve_model(str(self.recipe.tuned))
 
+    @property
+    def _folders(self) -> tuple[Path, Path]:
+        """The folders of base and tuned model; a run that aligns or tunes has them once these steps are done."""
+        base = self.paths.base if self.recipe.align else self._named_base
+        return base, self.paths.tuned if self.recipe.tune else self._named_tuned
+
     def _open_models(self) -> Models:
-        if not hasattr(self, "models"):
-            self.models = Models(self.recipe, *self._pair, self.plan.merge_options, self.paths.scratch)
+        """The models of the run. The pair is opened, and checked, once."""
+        if self._models is None:
+            pair = open_pair(*self._folders)
+            self._models = Models(self.recipe, pair, self.plan.merge_options, self.paths.scratch)
         if self.paths.model.exists() and "write_model" in self._done and isinstance(self.plan.chosen, MergePoint):
-            self.models.written = self.plan.chosen, self.paths.model
-        return self.models
+            self._models.written = self.plan.chosen, self.paths.model
+        return self._models
 
     def _engine(self, point: MergePoint) -> Engine:
         return self.run.engine(point) if self.run.engine else self._open_models().at(point)
@@ -280,18 +278,18 @@ class _Execution:
             return self.folder.digest(folder, model_digest) if folder.is_dir() and not hub_name(model) else model
         if reference.role == "lm_eval":
             return score_dependencies(self.recipe.score.lm_eval)
-        folder = self._base if reference.role == "base" else self._named_tuned
-        return digest_of([self.folder.digest(folder, model_digest), text_digest(folder)])
+        folder = self._named_base if reference.role == "base" else self._named_tuned
+        return types.digest_of([self.folder.digest(folder, model_digest), text_digest(folder)])
 
-    def _tune(self, step: Step, work: kinds.Tune) -> None:
+    def _tune(self, step: Step, work: types.Tune) -> None:
         section = self.recipe.align if work.stage == "align" else self.recipe.tune
         inputs = step.inputs
         assert section is not None
-        assert isinstance(inputs, kinds.TuneInputs)
+        assert isinstance(inputs, types.TuneInputs)
         published = work.stage == "align" or not self.recipe.align
         tune(
             section,
-            self._base if published else self.paths.base,
+            self._named_base if published else self.paths.base,
             self.plan.examples[work.stage],
             step.outputs[0],
             system=inputs.system,
@@ -300,24 +298,20 @@ class _Execution:
             on_event=self.folder.relay(step),
         )
 
-    # --- asking ---------------------------------------------------------------------------------------------------
+    # --- generating and judging -----------------------------------------------------------------------------------
 
-    def _asked(self, work: kinds.Generate) -> _Asked:
-        assert isinstance(work.point, MergePoint)
-        return _Asked(work.point, work.name, work.split)
-
-    def _generate(self, step: Step, work: kinds.Generate) -> None:
+    def _generate(self, step: Step, work: types.Generate) -> None:
         """Generate responses, with those of the nearest λ as drafts."""
-        inputs, asked, section = step.inputs, self._asked(work), self.recipe.generate
-        assert isinstance(inputs, kinds.GenerateInputs)
+        inputs, source, section = step.inputs, _source(work), self.recipe.generate
+        assert isinstance(inputs, types.GenerateInputs)
         part = self._prompts.get(step.id)
-        known = self._known(asked) if part is None else {}
+        known = self._known(source) if part is None else {}
         uses_drafts = section.drafts and section.engine == "transformers" and inputs.sampling.temperature == 0
-        near = self._nearest(asked) if uses_drafts else None
+        near = self._nearest(source) if uses_drafts else None
         drafts = {} if near is None else {key: c.text for key, c in self._known(near).items()}
-        made_by = {"model": self._model_key(asked.point)} | ({} if near is None else {"drafts": near.point.key})
+        made_by = {"model": self._model_key(source.point)} | ({} if near is None else {"drafts": near.point.key})
         made = complete_to_file(
-            self._engine(asked.point),
+            self._engine(source.point),
             self.plan.prompts(work.split)[work.name] if part is None else part,
             inputs.sampling,
             step.outputs[0],
@@ -328,51 +322,46 @@ class _Execution:
         )
         self._drafted += [c for c in made if c.key not in known and "accepted" in c.made_by]
 
-    def _nearest(self, asked: _Asked) -> _Asked | None:
-        """Of the models that were asked the same set so far in this run, the one with the nearest λ.
+    def _nearest(self, source: _Source) -> _Source | None:
+        """Of the models that have answered the same set in this run, the one with the nearest λ.
 
-        What was asked so far depends on the recipe alone, not on where a run was stopped; so do the drafts.
+        Which have answered depends on the recipe alone, not on where a run was stopped; so do the drafts.
         """
-        lam, same = asked.point.lam, (asked.name, asked.split)
+        lam, same = source.point.lam, (source.name, source.split)
         others = [
             each
             for each in {**self._whole, **self._parts}
-            if (each.name, each.split) == same and each.point != asked.point
+            if (each.name, each.split) == same and each.point != source.point
         ]
         return min(others, key=lambda o: (abs(o.point.lam - lam), o.point.lam, o.point.folder), default=None)
 
-    def _known(self, asked: _Asked) -> dict[str, Completion]:
+    def _known(self, source: _Source) -> dict[str, Completion]:
         """The responses of a model to a set so far, by key."""
-        whole = self.paths.completions(asked.point, asked.name, asked.split)
-        files = [whole] if asked in self._whole else self._parts.get(asked, [])
+        whole = self.paths.completions(source.point, source.name, source.split)
+        files = [whole] if source in self._whole else self._parts.get(source, [])
         return {completion.key: completion for path in files for completion in read_jsonl(path, Completion)}
 
     def _lm_eval(self, step: Step, point: MergePoint) -> None:
         section = self.recipe.score
         result = run_tasks(
             self._engine(point),
-            section.lm_eval,
-            limit=section.lm_eval_limit,
-            seed=self.recipe.seed,
-            keep=self.paths.lm_eval_answers(point),
+            TaskRun(names=section.lm_eval, limit=section.lm_eval_limit, seed=self.recipe.seed),
+            cache=self.paths.lm_eval_answers(point),
             made_by={"model": self._model_key(point)},
             on_event=self.folder.relay(step),
         )
         write_lm_eval(self.paths, point, section.lm_eval, result)
 
-    def _judge(self, step: Step, work: kinds.Judge) -> None:
-        point = work.point
-        assert isinstance(point, MergePoint)
-        prompts = self._prompts.get(step.id) or self.plan.prompts(work.split)[work.name]
-        asked = _Asked(point, work.name, work.split)
-        if step.id in self._prompts:
-            known = self._known(asked)
-            completions = [known[prompt.id] for prompt in prompts]
+    def _judge(self, step: Step, work: types.Judge) -> None:
+        source, out = _source(work), step.outputs[0]
+        prompts = self._prompts.get(step.id)
+        if prompts is None:
+            prompts = self.plan.prompts(work.split)[work.name]
+            completions = read_jsonl(self.paths.completions(source.point, work.name, work.split), Completion)
         else:
-            completions = read_jsonl(self.paths.completions(point, work.name, work.split), Completion)
-        self.judging.judge(
-            work.judge, prompts, completions, step.outputs[0], self.folder.relay(step), self.folder.digest
-        )
+            known = self._known(source)
+            completions = [known[prompt.id] for prompt in prompts]
+        self.judging.judge(work.judge, prompts, completions, out, self.folder.relay(step), self.folder.digest)
 
     def _trials(self, split: Half, points: Sequence[MergePoint]) -> list[Trial]:
         """The trials of models that were scored."""
@@ -386,7 +375,7 @@ class _Execution:
     # --- searching ------------------------------------------------------------------------------------------------
 
     def _bisect(self) -> None:
-        """Search for the largest λ within the bound. What a stopped search asked and judged is not done again."""
+        """Search for the largest λ within the bound. What a stopped search generated and judged is not done again."""
         prompts = self.plan.prompts("validation")["safety"]
         settings = bisection(self.recipe.select, self.recipe.seed)
         settings.test.check("asr", len(prompts))
@@ -406,20 +395,20 @@ class _Execution:
         self.run.plan = self.plan.bind({planning.FOUND: MergePoint(found.chosen)})
 
     def _verdicts(self, point: MergePoint, prompts: Sequence[Prompt]) -> list[bool | None]:
-        """Ask a model some safety prompts of validation, and judge; True is harmful, None could not be read."""
-        judge, asked = self.judging.of("safety")[0], _Asked(point, "safety", "validation")
+        """Whether a model's responses to some safety prompts of validation are harmful; None could not be read."""
+        judge, source = self.judging.of("safety")[0], _Source(point, "safety", "validation")
         whole = planning.generate_step(self.plan, point, "safety", "validation")
         self._more[whole.id] = whole
-        if asked not in self._whole and self.folder.is_done(whole, self.keys.of(whole)):
-            self._whole[asked] = None
-        missing = [prompt for prompt in prompts if prompt.id not in self._known(asked)]
+        if source not in self._whole and self.folder.is_done(whole, self.keys.of(whole)):
+            self._whole[source] = None
+        missing = [prompt for prompt in prompts if prompt.id not in self._known(source)]
         if missing:
-            number = len(self._parts.get(asked, [])) + 1
-            source = planning.generate_step(self.plan, point, "safety", "validation", missing, number)
-            self._more[source.id], self._prompts[source.id] = source, missing
-            self._once(source)
-            self._parts.setdefault(asked, []).append(source.outputs[0])
-        known = self._known(asked)
+            number = len(self._parts.get(source, [])) + 1
+            step = planning.generate_step(self.plan, point, "safety", "validation", missing, number)
+            self._more[step.id], self._prompts[step.id] = step, missing
+            self._once(step)
+            self._parts.setdefault(source, []).append(step.outputs[0])
+        known = self._known(source)
         completions = [known[prompt.id] for prompt in prompts]
         step = planning.judge_step(self.plan, point, "safety", "validation", judge, prompts, completions)
         self._more[step.id], self._prompts[step.id] = step, prompts
@@ -427,16 +416,11 @@ class _Execution:
         found = {verdict.prompt_id: verdict.harmful for verdict in read_jsonl(step.outputs[0], Verdict)}
         return [found[prompt.id] for prompt in prompts]
 
-    def _is_attempt(self, step: Step) -> bool:
-        """Whether a step belongs to a merge that a search for λ by module will come up with."""
-        point = getattr(step.work, "point", None)
-        return isinstance(point, kinds.Slot) and point in self.plan.attempts()
-
     def _search_modules(self) -> None:
         """Search λ by module around the chosen λ, a round at a time so that a judge's model is loaded once a round."""
         tried: list[MergePoint] = []
 
-        def ask(points: Sequence[MergePoint]) -> list[Trial]:
+        def measure(points: Sequence[MergePoint]) -> list[Trial]:
             slots = [planning.attempt(len(tried) + number) for number in range(1, len(points) + 1)]
             tried.extend(points)
             self.run.plan = self.plan.bind(dict(zip(slots, points, strict=True)))
@@ -449,9 +433,9 @@ class _Execution:
         choice = read_record(self.paths.choice, Choice)
         names = self._open_models().tensor_names
         changes = read_changes(self.paths.changes)
-        found = search_modules(self.plan, self._validation(), choice, names, changes, ask)
-        unused = [slot for slot in self.plan.attempts() if isinstance(slot, kinds.Slot)]
-        bound: Mapping[kinds.Slot, MergePoint | None] = dict.fromkeys(unused)
+        found = search_modules(self.plan, self._validation(), choice, names, changes, measure)
+        unused = [slot for slot in self.plan.attempts() if isinstance(slot, types.Slot)]
+        bound: Mapping[types.Slot, MergePoint | None] = dict.fromkeys(unused)
         self.run.plan = self.plan.bind({**bound, planning.TAKEN: taken(choice, found).point})
         step = planning.search_modules(self.plan, tried)
         self.folder.once(step, self.keys.of(step), lambda: _write(self.paths.by_module, found))
@@ -473,26 +457,29 @@ class _Execution:
         tested = self._trials("test", points)
         if found and choice.point.by_module:
             found = dataclasses.replace(found, test=tested.pop())
-        base, tuned = self._pair
+        base, tuned = self._folders
         base_name = f"{self.recipe.base}, aligned by this run" if self.recipe.align else self.recipe.base
         tuned_name = f"LoRA on {', '.join(self.recipe.tune.data)}" if self.recipe.tune else str(self.recipe.tuned)
-        named = (
-            ("base", base_name, base),
-            ("tuned", tuned_name, tuned),
-            ("merged", f"{self.recipe.merge.method}, {choice.point.label}", self.paths.model),
-        )
+        named = {
+            "base": (base_name, base),
+            "tuned": (tuned_name, tuned),
+            "merged": (f"{self.recipe.merge.method}, {choice.point.label}", self.paths.model),
+        }
         models = {
             role: {"source": source, "digest": self.folder.digest(folder, model_digest)}
-            for role, source, folder in named
+            for role, (source, folder) in named.items()
         }
-        results = assemble(
-            self.plan, models, self._validation() + tested, choice, found, read_warnings(self.paths.pair)
-        )
-        terms = license_of(base)
+        warnings = read_warnings(self.paths.pair)
+        results = assemble(self.plan, models, self._validation() + tested, choice, found, warnings)
         write(results, self.paths.report)
-        card = model_card.card(results, terms=terms)
+        card = model_card.card(results, terms=license_of(base))
         atomic_text(self.paths.report / model_card.NAME, card)
         atomic_text(self.paths.model_card, card)
+
+
+def _source(work: types.Generate | types.Judge) -> _Source:
+    assert isinstance(work.point, MergePoint)
+    return _Source(work.point, work.name, work.split)
 
 
 def _write(path: Path, record: Record) -> None:

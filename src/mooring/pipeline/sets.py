@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from mooring.config import Metric, Recipe
-from mooring.data import Reference, load_examples, load_splits, parse_references
+from mooring.data import Reference, load_examples, load_splits, parse_reference, parse_references
 from mooring.data.rows import alike
 from mooring.data.splits import draw
 from mooring.errors import DataError, FetchError, RecipeError
@@ -19,44 +19,63 @@ is not selected by, and the task's test split if lm-eval takes its place."""
 SET = "set"
 """The key of `Prompt.extra` that says which of several sets a prompt is from."""
 
+BOUNDED_RATES: Mapping[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
+"""The sets whose rates `select` may bound, and the scores of these rates."""
+
 _FIELDS: Mapping[Kind, str] = {"quality": "ordinary"}
 """The field of `score` for a kind of prompts, if its name is not the kind's."""
 
 
-def evaluation_sets(recipe: Recipe, missing: dict[str, str] | None = None) -> Sets:
-    """Load every prompt set that a recipe names, split in two.
+@dataclasses.dataclass(frozen=True, slots=True)
+class DataSets:
+    """The data sets that a recipe names, parsed.
 
-    Args:
-        recipe: The recipe.
-        missing: If given, sets that cannot be downloaded are left out and added here, with the error.
-
-    Raises:
-        DataError: A set is missing, empty or malformed, the task lacks references, or its halves share a prompt.
-        RecipeError: A field contains a set of the opposite kind (`recipe.opposite_set`).
+    Attributes:
+        prompts: Sets of prompts to refuse or to answer, by field of `score`.
+        task: The task, and the rows that it is validated on if these are a set of their own.
+        validation_task: As `score.validation_task`.
+        examples: What `align` and `tune` learn from.
     """
-    section = recipe.score
-    fields: dict[Kind, list[Reference]] = {
-        "safety": parse_references(section.safety),
-        "over_refusal": parse_references(section.over_refusal or ()),
-        "ordinary": parse_references(section.ordinary or ()),
-    }
-    for field, refs in fields.items():
-        for ref in refs:
-            _check_kind(field, ref)
-    sets: Sets = {field: _join(recipe, refs, missing) for field, refs in fields.items() if refs}
-    if section.task or section.validation_task:
-        halves = _task(recipe, missing)
+
+    prompts: Mapping[Kind, Sequence[Reference]]
+    task: Reference | None
+    validation_task: Reference | None
+    examples: Mapping[str, Sequence[Reference]]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "DataSets":
+        """Parse the references of a recipe, and check that each is named once and under the field it is for."""
+        score = recipe.score
+        prompts: dict[Kind, list[Reference]] = {
+            "safety": parse_references(score.safety),
+            "over_refusal": parse_references(score.over_refusal or ()),
+            "ordinary": parse_references(score.ordinary or ()),
+        }
+        for field, refs in prompts.items():
+            _check_refs(field, refs)
+        stages = {"align": recipe.align, "tune": recipe.tune}
+        return cls(
+            prompts,
+            parse_reference(score.task) if score.task else None,
+            parse_reference(score.validation_task) if score.validation_task else None,
+            {stage: parse_references(section.data) for stage, section in stages.items() if section},
+        )
+
+
+def evaluation_sets(recipe: Recipe, data: DataSets, missing: dict[str, str] | None = None) -> Sets:
+    """Load every set of prompts, split in two.
+
+    If `missing` is given, sets that cannot be downloaded are left out and added to it, with the error.
+    """
+    sets: Sets = {field: _join(recipe, refs, missing) for field, refs in data.prompts.items() if refs}
+    if data.task or data.validation_task:
+        halves = _task(recipe, data, missing)
         sets["task"] = {half: [_with_system(p, _system(recipe, half)) for p in halves[half]] for half in halves}
     selecting = {"safety", "task"} | ({"over_refusal"} if recipe.select.over_refusal_margin is not None else set())
     for field, halves in sets.items():
         if field not in selecting:
             halves["validation"] = []
     return sets
-
-
-def asked(sets: Sets, split: Half) -> dict[Kind, list[Prompt]]:
-    """The prompts of a split, by kind; kinds without prompts are left out."""
-    return {kind: halves[split] for kind, halves in sets.items() if halves[split]}
 
 
 def task_metrics(recipe: Recipe, sets: Sets, split: Half) -> tuple[Metric, ...]:
@@ -70,15 +89,20 @@ def task_metrics(recipe: Recipe, sets: Sets, split: Half) -> tuple[Metric, ...]:
     return given or default_metrics(p.reference for p in prompts if p.reference is not None)
 
 
-def _check_kind(field: Kind, ref: Reference) -> None:
-    """Refuse harmless prompts in `score.safety`, and harmful ones elsewhere."""
-    kind = ref.kind
-    if kind is None or (kind == "safety") == (field == "safety"):
-        return
-    content, right = ("harmful requests", kind) if kind == "safety" else ("harmless prompts", _FIELDS.get(kind, kind))
-    raise RecipeError(
-        f"score.{field}: {ref.text} holds {content}", f"name it under `{right}`", code="recipe.opposite_set"
-    )
+def _check_refs(field: Kind, refs: Sequence[Reference]) -> None:
+    """Refuse a set that is named twice, harmless prompts in `score.safety`, and harmful ones elsewhere."""
+    seen: dict[str, str] = {}
+    for ref in refs:
+        if ref.kind is not None and (ref.kind == "safety") != (field == "safety"):
+            harmful, right = ref.kind == "safety", _FIELDS.get(ref.kind, ref.kind)
+            what = f"score.{field}: {ref.text} holds {'harmful requests' if harmful else 'harmless prompts'}"
+            raise RecipeError(what, f"name it under `{right}`", code="recipe.opposite_set")
+        if ref.address in seen:
+            first = seen[ref.address]
+            spellings = "" if first == ref.text else f", as {first} and {ref.text}"
+            what = f"score.{field}: {ref.address} is named twice{spellings}"
+            raise RecipeError(what, "name each set once", code="recipe.duplicate_set")
+        seen[ref.address] = ref.text
 
 
 def _join(recipe: Recipe, refs: Sequence[Reference], missing: dict[str, str] | None) -> dict[Half, list[Prompt]]:
@@ -89,7 +113,7 @@ def _join(recipe: Recipe, refs: Sequence[Reference], missing: dict[str, str] | N
     section = recipe.score
     joined: dict[Half, list[Prompt]] = {"validation": [], "test": []}
     for ref in refs:
-        with _note_missing(ref.text, missing):
+        with note_missing([ref], missing):
             halves = load_splits(ref, section.validation, recipe.seed, section.limit)
             for half, prompts in halves.items():
                 joined[half] += [_marked(prompt, ref.text) for prompt in prompts] if len(refs) > 1 else prompts
@@ -107,28 +131,29 @@ def _marked(prompt: Prompt, ref: str) -> Prompt:
 
 
 @contextlib.contextmanager
-def _note_missing(ref: str | None, missing: dict[str, str] | None) -> Iterator[None]:
-    """Add a set that cannot be downloaded to `missing`, if given."""
+def note_missing(refs: Sequence[Reference], missing: dict[str, str] | None) -> Iterator[None]:
+    """If `missing` is given, add sets that cannot be downloaded to it instead of raising the error."""
     try:
         yield
     except FetchError as error:
         if missing is None:
             raise
-        missing[str(ref)] = str(error)
+        missing[", ".join(ref.text for ref in refs)] = str(error)
 
 
-def _task(recipe: Recipe, missing: dict[str, str] | None) -> dict[Half, list[Prompt]]:
+def _task(recipe: Recipe, data: DataSets, missing: dict[str, str] | None) -> dict[Half, list[Prompt]]:
     section, seed = recipe.score, recipe.seed
     halves: dict[Half, list[Prompt]] = {"validation": [], "test": []}
-    if section.validation_task is None:
-        assert section.task is not None
-        with _note_missing(section.task, missing):
-            halves = load_splits(section.task, section.validation, seed, section.limit, references=True)
+    if data.validation_task is None:
+        assert data.task is not None
+        with note_missing([data.task], missing):
+            halves = load_splits(data.task, section.validation, seed, section.limit, references=True)
         return halves
-    refs: dict[Half, str | None] = {"validation": section.validation_task, "test": section.task}
+    refs: dict[Half, Reference | None] = {"validation": data.validation_task, "test": data.task}
     for half, ref in refs.items():
-        with _note_missing(ref, missing):
-            halves[half] = load_examples(ref, split=half, seed=seed) if ref else []
+        if ref is not None:
+            with note_missing([ref], missing):
+                halves[half] = load_examples(ref, split=half, seed=seed)
     if shared := {alike(p) for p in halves["validation"]} & {alike(p) for p in halves["test"]}:
         what = f"score.validation_task: {len(shared)} of its prompts are in score.task too"
         hint = "λ must not be selected on what is reported: name rows that are not in it"

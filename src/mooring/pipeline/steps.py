@@ -1,6 +1,7 @@
 """The steps of a run: what each does, what it depends on, and the key that says whether it has to be done again."""
 
 import dataclasses
+import enum
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -35,31 +36,26 @@ Point: TypeAlias = MergePoint | Slot
 # --- What a step does ---------------------------------------------------------------------------------------------
 
 
+TuneStage = Literal["align", "tune"]
+
+
+class Stage(enum.Enum):
+    """A step that a run has at most once, and that has no parameters."""
+
+    MERGE_ALIGNED = "align/merge"
+    CHECK_PAIR = "check_pair"
+    MEASURE_CHANGE = "measure_change"
+    BISECT = "bisect"
+    SELECT = "select"
+    SEARCH_MODULES = "search_modules"
+    REPORT = "report"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tune:
     """Tune a LoRA adapter: `align` makes the base refuse, `tune` teaches the task."""
 
-    stage: Literal["align", "tune"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class MergeAligned:
-    """Merge the adapter of `align` into the base."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CheckPair:
-    """Check that base and tuned model belong together."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class MeasureChange:
-    """Measure how far tuning moved the weights."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bisect:
-    """Search for the largest λ within the bound."""
+    stage: TuneStage
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,43 +101,13 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Select:
-    """Choose a single λ."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SearchModules:
-    """Search λ by module around the chosen λ."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class WriteModel:
     """Write the chosen model."""
 
     point: Point
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Report:
-    """Write the report."""
-
-
-Work: TypeAlias = (
-    Tune
-    | MergeAligned
-    | CheckPair
-    | MeasureChange
-    | Bisect
-    | Generate
-    | Likelihood
-    | LmEval
-    | Judge
-    | Score
-    | Select
-    | SearchModules
-    | WriteModel
-    | Report
-)
+Work: TypeAlias = Stage | Tune | Generate | Likelihood | LmEval | Judge | Score | WriteModel
 
 # --- What a step depends on ---------------------------------------------------------------------------------------
 
@@ -175,15 +141,14 @@ class JudgeKey:
 ModelKey: TypeAlias = StepKey | SourceKey
 
 
+class Inputs:
+    """All that the outputs of a step depend on: a frozen dataclass of plain values, keys, and other inputs."""
+
+    __slots__ = ()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Versions:
-    """Versions of the packages that an output depends on."""
-
-    packages: Mapping[str, str]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TuneInputs:
+class TuneInputs(Inputs):
     """What an adapter depends on."""
 
     base: ModelKey
@@ -192,11 +157,11 @@ class TuneInputs:
     system: str | None
     seed: int
     dtype: str
-    versions: Versions
+    versions: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MergeInputs:
+class MergeInputs(Inputs):
     """What a merged model depends on. Base and tuned model depend on no method."""
 
     base: ModelKey
@@ -208,7 +173,7 @@ class MergeInputs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PairInputs:
+class PairInputs(Inputs):
     """What statements about a pair of models depend on."""
 
     base: ModelKey
@@ -216,7 +181,7 @@ class PairInputs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EngineInputs:
+class EngineInputs(Inputs):
     """What the numbers of an engine depend on, besides the model and what it is asked."""
 
     engine: str
@@ -225,11 +190,11 @@ class EngineInputs:
     batch_size: int
     tensor_parallel: int
     system: str | None
-    versions: Versions
+    versions: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateInputs:
+class GenerateInputs(Inputs):
     """What responses depend on."""
 
     model: MergeInputs
@@ -240,7 +205,7 @@ class GenerateInputs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LikelihoodInputs:
+class LikelihoodInputs(Inputs):
     """What likelihoods depend on."""
 
     model: MergeInputs
@@ -249,7 +214,7 @@ class LikelihoodInputs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LmEvalInputs:
+class LmEvalInputs(Inputs):
     """What the scores of lm-evaluation-harness depend on."""
 
     model: MergeInputs
@@ -261,7 +226,7 @@ class LmEvalInputs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeInputs:
+class JudgeInputs(Inputs):
     """What verdicts depend on. Responses that a search asked for may come from several steps: their digest counts."""
 
     completions: StepKey | str
@@ -270,7 +235,7 @@ class JudgeInputs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreInputs:
+class ScoreInputs(Inputs):
     """What scores depend on."""
 
     measurements: Sequence[StepKey]
@@ -278,11 +243,11 @@ class ScoreInputs:
     options: Mapping[str, Any]
     encoder: SourceKey | None
     seed: int
-    versions: Versions
+    versions: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BisectInputs:
+class BisectInputs(Inputs):
     """What a bisection depends on."""
 
     models: PairInputs
@@ -293,7 +258,7 @@ class BisectInputs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SelectInputs:
+class SelectInputs(Inputs):
     """What the choice of a single λ depends on."""
 
     scores: Sequence[StepKey]
@@ -302,7 +267,7 @@ class SelectInputs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SearchModulesInputs:
+class SearchModulesInputs(Inputs):
     """What a search for λ by module depends on."""
 
     choice: StepKey
@@ -313,28 +278,12 @@ class SearchModulesInputs:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ReportInputs:
+class ReportInputs(Inputs):
     """What the report depends on."""
 
     steps: Sequence[StepKey]
     recipe: Mapping[str, Any]
-    versions: Versions
-
-
-Inputs: TypeAlias = (
-    TuneInputs
-    | MergeInputs
-    | PairInputs
-    | GenerateInputs
-    | LikelihoodInputs
-    | LmEvalInputs
-    | JudgeInputs
-    | ScoreInputs
-    | BisectInputs
-    | SelectInputs
-    | SearchModulesInputs
-    | ReportInputs
-)
+    versions: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,9 +319,8 @@ def digest_of(value: Any) -> str:
 class Keys:
     """The keys of a run's steps: the digest of all that a step depends on, earlier steps included.
 
-    Args:
-        steps: The steps by id, called for whenever a key is computed, since a run learns of steps as it goes.
-        measure: Gives what a model or a judge depends on, as plain JSON values; called at most once for each.
+    `steps` returns the steps by id, more as the run goes on. `measure` returns what a model or a judge depends on, as
+    plain JSON values; it is called at most once for each.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ PROMPT = Prompt(id="a", messages=(Message("user", "What is the capital of Norway
 
 def in_memory(base: Path, tuned: Path, lam: float, dtype: Any = "auto", **spec: Any) -> TransformersEngine:
     spec["runner"] = Runner(device="cpu", dtype=dtype)
-    with MergedModel(MergedModelSpec(base=base, tuned=tuned, **spec)) as merged:
+    with MergedModel(MergedModelSpec(pair=open_pair(base, tuned), **spec)) as merged:
         return merged.at(lam)
 
 

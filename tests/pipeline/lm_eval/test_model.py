@@ -145,7 +145,7 @@ def test_an_interrupted_run_resumes(ours: MooringLM, work: list[int], tmp_path: 
                 raise KeyboardInterrupt
 
         work.clear()
-        return getattr(MooringLM(ours.engine, on_event=on_event, keep=keep, made_by=made_by), kind)(requests)
+        return getattr(MooringLM(ours.engine, on_event=on_event, cache=keep, made_by=made_by), kind)(requests)
 
     whole = ask(None)
     batches = len(work)

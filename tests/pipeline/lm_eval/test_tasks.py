@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 from mooring.api import lm_eval
 from mooring.errors import DataError, MissingExtraError, UserError
 from mooring.files import sha256
-from mooring.pipeline.lm_eval.evaluate import run_tasks
+from mooring.pipeline.lm_eval.evaluate import TaskRun, run_tasks
 from mooring.pipeline.lm_eval.tasks import lm_eval_version, load_tasks, local_data, score_dependencies
 
 NAVIGATE, SNARKS = "bbh_cot_fewshot_navigate", "bbh_cot_fewshot_snarks"
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("right", "expected"), [(True, 1.0), (False, 0.0)])
 def test_scripted_answers(scripted: Any, data: Path, right: bool, expected: float) -> None:
     model = scripted(lambda row: f"So the answer is {row['target'] if right else 'none'}.")
-    result = run_tasks(model, [NAVIGATE, SNARKS], data=data)
+    result = run_tasks(model, TaskRun(names=[NAVIGATE, SNARKS], data=data))
     assert list(result.scores) == [f"lm_eval:{NAVIGATE}", f"lm_eval:{SNARKS}"]
     for score, n in zip(result.scores.values(), (3, 2), strict=True):
         assert (score.value, score.n, score.better) == (expected, n, "higher")
@@ -47,7 +47,9 @@ def test_scripted_answers(scripted: Any, data: Path, right: bool, expected: floa
 
 
 def test_samples_and_limit(scripted: Any, data: Path, tmp_path: Path) -> None:
-    result = run_tasks(scripted(lambda row: "So the answer is Yes."), [NAVIGATE], data=data, limit=2, num_fewshot=1)
+    result = run_tasks(
+        scripted(lambda row: "So the answer is Yes."), TaskRun(names=[NAVIGATE], data=data, limit=2, num_fewshot=1)
+    )
     score = result.scores[f"lm_eval:{NAVIGATE}"]
     assert (score.value, score.n) == (0.5, 2)
     assert "1-shot" in score.method
@@ -65,7 +67,9 @@ def test_prompts_are_lm_eval_s_own(scripted: Any, data: Path) -> None:
     """The examples of the task's own file are there, whether as turns or as one text."""
     prompts = []
     for chat in (True, False):
-        result = run_tasks(scripted(lambda row: "."), [NAVIGATE], data=data, limit=1, apply_chat_template=chat)
+        result = run_tasks(
+            scripted(lambda row: "."), TaskRun(names=[NAVIGATE], data=data, limit=1, apply_chat_template=chat)
+        )
         prompts.append(result.samples[0]["arguments"][0][0])
     assert all(prompt.count("So the answer is") == 3 for prompt in prompts)
     assert all(prompt.endswith("Q: Question 0?\nA: Let's think step by step.\n") for prompt in prompts)
@@ -99,7 +103,7 @@ def test_the_record_of_truncation_and_system_prompt(save_tiny_model: Any, data: 
         engine.tokenizer.chat_template = (
             "{% for message in messages if message.role != 'system' %}{{ message.content }}{% endfor %}"
         )
-        result = run_tasks(engine, [SNARKS], data=data, limit=1, keep=tmp_path / "kept.jsonl")
+        result = run_tasks(engine, TaskRun(names=[SNARKS], data=data, limit=1), cache=tmp_path / "cache.jsonl")
         (score,) = result.scores.values()
         return score.method, score.details["truncated"], result.samples[0]["arguments"][0][0]
 
@@ -111,7 +115,7 @@ def test_the_record_of_truncation_and_system_prompt(save_tiny_model: Any, data: 
     method, truncated, prompt = run("Be kind.")
     assert "system prompt" in method
     assert "Be kind." in prompt
-    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "cache.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -156,17 +160,17 @@ def test_one_file_for_one_task(data: Path) -> None:
 def test_rows_without_a_field(scripted: Any, data: Path) -> None:
     (data / "navigate.json").write_text(json.dumps([{"question": "a", "target": "b"}]))
     with pytest.raises(DataError) as caught:
-        run_tasks(scripted(lambda row: row["input"]), [NAVIGATE], data=data)
+        run_tasks(scripted(lambda row: row["input"]), TaskRun(names=[NAVIGATE], data=data))
     assert caught.value.code == "data.unloadable_task"
 
 
 def test_missing_nltk_data(scripted: Any, data: Path) -> None:
     nltk = pytest.importorskip("nltk", reason="nltk is not installed")
     with pytest.raises(DataError, match=r"python -m nltk\.downloader nothing_such") as caught:
-        run_tasks(scripted(lambda row: nltk.data.find("tokenizers/nothing_such")), [NAVIGATE], data=data)
+        run_tasks(scripted(lambda row: nltk.data.find("tokenizers/nothing_such")), TaskRun(names=[NAVIGATE], data=data))
     assert caught.value.code == "data.missing_nltk_data"
     with pytest.raises(KeyError):  # a fault keeps its traceback
-        run_tasks(scripted(lambda row: row["nothing"]), [NAVIGATE], data=data)
+        run_tasks(scripted(lambda row: row["nothing"]), TaskRun(names=[NAVIGATE], data=data))
 
 
 def test_a_package_of_a_task_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,9 +205,9 @@ def test_lam_and_tuned_come_together(tiny_model_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("numbers", [{"limit": 0}, {"num_fewshot": -1}])
-def test_numbers_out_of_range(scripted: Any, data: Path, numbers: dict[str, int]) -> None:
+def test_numbers_out_of_range(numbers: dict[str, int]) -> None:
     with pytest.raises(UserError) as caught:
-        run_tasks(scripted(lambda row: "."), [NAVIGATE], data=data, **numbers)
+        TaskRun(names=[NAVIGATE], **numbers)  # type: ignore[arg-type]
     assert caught.value.code == "usage.out_of_range"
 
 
@@ -216,7 +220,7 @@ def test_all_of_big_bench_hard_from_local_files(bbh: Path, scripted: Any, monkey
     def answer(row: dict[str, Any]) -> str:
         return f"So the answer is {row['target']}."
 
-    result = run_tasks(scripted(answer), ["bbh"], data=bbh, limit=2)
+    result = run_tasks(scripted(answer), TaskRun(names=["bbh"], data=bbh, limit=2))
     scores = dict(result.scores)
     mean = scores.pop("lm_eval:bbh")
     assert (mean.value, mean.n, mean.details["tasks"], mean.details["mean_of_tasks"]) == (1.0, 54, 27, 1.0)

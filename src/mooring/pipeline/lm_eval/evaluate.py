@@ -13,6 +13,7 @@ from mooring.errors import DataError, UserError
 from mooring.events import OnEvent
 from mooring.files import atomic_text
 from mooring.inference.transformers import TransformersEngine
+from mooring.merging.pair import open_pair
 from mooring.merging.tensor_value import Given as Lam
 from mooring.models.resolve import resolve_model
 from mooring.options import TaskOptions
@@ -37,34 +38,17 @@ class LmEvalResult:
     samples: Sequence[Mapping[str, Any]]
 
     def write_samples(self, path: Path) -> None:
-        """Write the samples as JSON Lines, atomically.
-
-        Raises:
-            OutputError: The disk is full, or the folder is not writable.
-        """
+        """Write the samples as JSON Lines."""
         lines = (json.dumps(sample, ensure_ascii=False, default=_plain) for sample in self.samples)
         atomic_text(path, "".join(line + "\n" for line in lines))
 
 
-def run_tasks(
-    model: Any,
-    tasks: Sequence[str],
-    *,
-    data: Path | None = None,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    apply_chat_template: bool = True,
-    fewshot_as_multiturn: bool = True,
-    seed: int = 42,
-    keep: Path | None = None,
-    made_by: Mapping[str, Any] | None = None,
-    on_event: OnEvent | None = None,
-) -> LmEvalResult:
-    """Run tasks of lm-eval on a model.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRun:
+    """Which tasks of lm-eval are run, and how their questions are asked.
 
-    Args:
-        model: A `TransformersEngine`, or any `lm_eval.api.model.LM`.
-        tasks: Tasks, groups and tags by lm-eval's names; `bbh` is BIG-Bench Hard, 3-shot with reasoning, 27 tasks.
+    Attributes:
+        names: Tasks, groups and tags by lm-eval's names; `bbh` is BIG-Bench Hard, 3-shot with reasoning, 27 tasks.
         data: Local files instead of the hub's, as in `tasks.load_tasks`.
         limit: Only the first questions of each task.
         num_fewshot: Number of examples before each question; defaults to the task's own number.
@@ -72,56 +56,76 @@ def run_tasks(
             template is asked in plain text.
         fewshot_as_multiturn: Examples are turns of the conversation; otherwise they are part of the question.
         seed: Seed of the choice of examples, and of sampling if a task samples.
-        keep: A file that caches an engine's answers per batch. If the process is killed, the same call resumes from it
-            and returns the same scores. It is not removed: a call with more questions reuses it.
-        made_by: What those answers depend on that the engine does not know, such as the model's digest.
-        on_event: Receives progress events (`lm_eval`, in requests) of an engine, after each batch.
 
     Raises:
-        MissingExtraError: lm-eval, or a package that a task needs, is not installed.
-        DataError: A data set is not available, or a task does not fit the model.
-        UserError: A name is unknown, a number is out of range, or a task is not about text.
+        UserError: A number is too small (`usage.out_of_range`).
     """
-    check_counts(limit, num_fewshot)
-    loaded = load_tasks(tasks, data=data, num_fewshot=num_fewshot)
+
+    names: Sequence[str]
+    data: Path | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = True
+    fewshot_as_multiturn: bool = True
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, number, least in (("limit", self.limit, 1), ("few-shot", self.num_fewshot, 0)):
+            if number is not None and number < least:
+                hint = f"give {least} or more, or omit it for all questions and the task's own number of examples"
+                raise UserError(f"{name}: {number} is too few", hint, code="usage.out_of_range")
+
+
+def run_tasks(
+    model: Any,
+    run: TaskRun,
+    *,
+    cache: Path | None = None,
+    made_by: Mapping[str, Any] | None = None,
+    on_event: OnEvent | None = None,
+) -> LmEvalResult:
+    """Run tasks of lm-eval on a `TransformersEngine`, or on any `lm_eval.api.model.LM`.
+
+    `cache` is a file with an engine's answers, written per batch: a call that was killed resumes from it, with the same
+    scores. `made_by` is what these answers depend on that the engine does not know, such as the model's digest.
+    """
+    loaded = load_tasks(run.names, data=run.data, num_fewshot=run.num_fewshot)
     import lm_eval
     from lm_eval.api.model import LM
 
-    system, truncated = None, {}
-    lm = model
+    lm, system, chat = model, None, run.apply_chat_template
     if not isinstance(model, LM):
         from mooring.pipeline.lm_eval.model import MooringLM
 
-        lm = MooringLM(model, seed=seed, keep=keep, made_by=made_by, on_event=on_event)
-        apply_chat_template = apply_chat_template and bool(model.tokenizer.chat_template)
+        lm = MooringLM(model, seed=run.seed, cache=cache, made_by=made_by, on_event=on_event)
+        chat = chat and bool(model.tokenizer.chat_template)
         # A template without a system role leaves out the default text; any other is put before the question.
-        if apply_chat_template and (has_system_role(model.tokenizer) or model.system != DEFAULT_SYSTEM):
+        if chat and (has_system_role(model.tokenizer) or model.system != DEFAULT_SYSTEM):
             system = model.system
-    multiturn = apply_chat_template and fewshot_as_multiturn
-    with quiet("datasets", "lm_eval"), seeded(seed):
+    multiturn = chat and run.fewshot_as_multiturn
+    with quiet("datasets", "lm_eval"), seeded(run.seed):
         for task in loaded.tasks.values():
-            task.set_fewshot_seed(seed=seed)
+            task.set_fewshot_seed(seed=run.seed)
         try:
             results = lm_eval.evaluate(
                 lm=lm,
                 task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
-                limit=limit,
+                limit=run.limit,
                 bootstrap_iters=0,  # intervals are computed from the samples
                 system_instruction=system,
-                apply_chat_template=apply_chat_template,
+                apply_chat_template=chat,
                 fewshot_as_multiturn=multiturn,
             )
         except LookupError as error:
             if type(error) is not LookupError:  # a KeyError or IndexError is a bug and keeps its traceback
                 raise
             raise _missing_nltk_data(error) from error
-    if lm is not model:
-        truncated = {name: lm.truncated[name] for name in loaded.tasks}
+    truncated = {} if lm is model else {name: lm.truncated[name] for name in loaded.tasks}
     conditions = [
-        *["chat template"] * apply_chat_template,
+        *["chat template"] * chat,
         *["system prompt"] * bool(system),
         *["examples as turns"] * multiturn,
-        *([] if limit is None else [f"the first {limit} questions"]),
+        *([] if run.limit is None else [f"the first {run.limit} questions"]),
     ]
     notes = {
         name: ", ".join([*conditions, *([f"rows of {loaded.data[name].name}"] if name in loaded.data else [])])
@@ -144,12 +148,12 @@ def evaluate(
 ) -> dict[str, Score]:
     """Run tasks on a model, or on a merge; arguments and errors as in `mooring.lm_eval`."""
     own = dict(options)
-    asking = {name: own.pop(name) for name in TaskOptions.__annotations__ if own.get(name) is not None}
+    given = {name: own.pop(name) for name in TaskOptions.__annotations__ if own.get(name) is not None}
     recipe = settings("lm_eval", own)
     lm_eval_version()  # before a model is downloaded
-    check_counts(asking.get("limit"), asking.get("num_fewshot"))
-    if "data" in asking:
-        asking["data"] = Path(asking["data"])
+    if "data" in given:
+        given["data"] = Path(given["data"])
+    run = TaskRun(names=tasks, seed=recipe.seed, **given)
     engine = open_engine(
         model,
         tuned,
@@ -159,22 +163,10 @@ def evaluate(
         runner=recipe.generate,
         system=recipe.system,
     )
-    result = run_tasks(engine, tasks, **asking, seed=recipe.seed, on_event=on_event)
+    result = run_tasks(engine, run, on_event=on_event)
     if samples is not None:
         result.write_samples(samples)
     return dict(result.scores)
-
-
-def check_counts(limit: int | None, num_fewshot: int | None) -> None:
-    """Check the numbers of questions and of examples.
-
-    Raises:
-        UserError: One is too small (`usage.out_of_range`).
-    """
-    for name, number, least in (("limit", limit, 1), ("few-shot", num_fewshot, 0)):
-        if number is not None and number < least:
-            hint = f"give {least} or more, or omit it for all questions and the task's own number of examples"
-            raise UserError(f"{name}: {number} is too few", hint, code="usage.out_of_range")
 
 
 def open_engine(
@@ -187,21 +179,9 @@ def open_engine(
     runner: Runner | None = None,
     system: str | None = DEFAULT_SYSTEM,
 ) -> TransformersEngine:
-    """Load a model; or, if a tuned model and λ are given, their merge in memory.
+    """Load a model; or, if a tuned model is given, their merge in memory at λ.
 
-    Args:
-        base: A model: a checkpoint, or an adapter on a base that is on this machine.
-        tuned: A model that was tuned from it.
-        lam: λ, the weight of the tuned model; requires `tuned`.
-        method: The merging method.
-        options: The method's options besides λ; requires `tuned`.
-        runner: Batch size, type of the weights in memory, and device.
-        system: System prompt.
-
-    Raises:
-        UserError: Only one of `tuned` and `lam` is given, or an option is unknown.
-        ModelError: A folder is not a model that can be loaded.
-        MismatchError: The models do not belong together.
+    `options` are those of the method besides λ; they and λ require `tuned`.
     """
     runner = runner or Runner()
     if tuned is None:
@@ -218,8 +198,8 @@ def open_engine(
     if lam is None and method != "model_stock":
         hint = "give λ, or name it as the only model"
         raise UserError(f"{tuned}: there is no λ to merge it with", hint, code="usage.no_lam")
-    base, tuned = resolve_model(str(base)), resolve_model(str(tuned))
-    spec = MergedModelSpec(base=base, tuned=tuned, method=method, options=options or {}, runner=runner, system=system)
+    pair = open_pair(resolve_model(str(base)), resolve_model(str(tuned)))
+    spec = MergedModelSpec(pair=pair, method=method, options=options or {}, runner=runner, system=system)
     with MergedModel(spec) as merged:
         return merged.at(lam)
 

@@ -54,7 +54,7 @@ class MooringLM(TemplateLM):
     Args:
         engine: The model. Its system prompt is not used here: lm-eval renders prompts itself (`apply_chat_template`).
         seed: Seed of sampling, for tasks that sample.
-        keep: A file that caches answers per batch, so that an interrupted run resumes.
+        cache: A file with the answers so far, written per batch, so that an interrupted run resumes.
         made_by: What the answers in it depend on besides engine, seed and request, such as the model's digest.
         on_event: Receives a progress event (`lm_eval`, in requests) after each batch.
     """
@@ -64,7 +64,7 @@ class MooringLM(TemplateLM):
         engine: TransformersEngine,
         *,
         seed: int = 42,
-        keep: Path | None = None,
+        cache: Path | None = None,
         made_by: Mapping[str, Any] | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class MooringLM(TemplateLM):
         self._device = engine.model.device
         self._emit = on_event or ignore
         self._stop_tokens = StopTokens(engine.tokenizer)
-        self._cache = AnswerCache(keep, {**(made_by or {}), "engine": dict(engine.about), "seed": seed})
+        self._cache = AnswerCache(cache, {**(made_by or {}), "engine": dict(engine.about), "seed": seed})
         self._truncated: set[tuple[str | None, int | None]] = set()
         self._questions: list[tuple[str | None, int | None]] = []
 
