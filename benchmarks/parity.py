@@ -103,30 +103,31 @@ def versions(program: Path) -> str:
 
 INTRO = """# Parity with mergekit
 
-Made by `python benchmarks/parity.py --mergekit PATH/TO/mergekit-yaml --write`: both programs merge the same models with
-the same settings in float32, and what they write is compared tensor by tensor in float64. The base is
-SmolLM2-135M-Instruct, as bundled. `tuned` and `other` are copies of it after five steps of Adam at 1e-4 on every
-weight, each on its own draw of the bundled tool calls; `far` has had 3e-3, so that angles are large.
+Built by `python benchmarks/parity.py --mergekit PATH/TO/mergekit-yaml --write`. Both programs merge the same models,
+with the same settings, in float32; their outputs are compared tensor by tensor in float64. The base is the bundled
+SmolLM2-135M-Instruct. `tuned` and `other` are copies of it after five steps of Adam with a learning rate of 1e-4 on all
+weights, each on a different sample of the bundled tool calls; `far` used 3e-3, so that its angles are large.
 
 """
-EXACT_HEAD = ["method", "tuned", "settings", "tensors", "left out"]
+EXACT_HEAD = ["method", "tuned", "settings", "tensors", "excluded"]
 EXACT_HEAD += ["error", "float64", "of the change", "bound", "holds"]
 BETWEEN = """
 
-Errors are ‖ours − theirs‖ as a share of the norm of mergekit's merged tensor and of its change from the base, each the
-worst over tensors. Float32 itself rounds to 6e-8 of a value. For methods that take angles, mergekit has also computed
-in float64 and rounded once (`dtype: float64`, `out_dtype: float32`), and there the bound is on that error: the column
-before it is what mergekit's own sums in float32 add. Mooring sums in float64 either way.
+The error of a tensor is ‖ours − theirs‖ relative to the norm of mergekit's merged tensor ("error") and of its change
+from the base ("of the change"); the table shows the maximum over tensors. float32 rounds a value by 6e-8. For methods
+that use angles, mergekit also computes in float64 and rounds once (`dtype: float64`, `out_dtype: float32`); the bound
+then applies to that error ("float64"), since the error in float32 includes mergekit's own sums in float32. Mooring
+always sums in float64.
 
-Left out is what the programs do differently, on purpose or by accident: mergekit's SLERP turns into Linear where the
-cosine exceeds 0.9995, which is every tensor of `tuned`; its Model Stock lets the ratio leave [0, 1]; and where several
-entries have exactly the magnitude of a threshold and only some may stay, its sort, which is not stable, keeps any of
-them, Mooring a fixed choice by position.
+Excluded are the cases in which the two programs differ by design: mergekit's SLERP uses Linear if the cosine exceeds
+0.9995, which is true for every tensor of `tuned`; its Model Stock does not clamp the ratio to [0, 1]; and if several
+entries have exactly the magnitude of a threshold and only some of them are kept, mergekit's sort, which is not stable,
+keeps any of them, while Mooring chooses by position.
 
-Methods that drop entries at random draw other entries in each program, so they are compared in mean and variance: of
-the thinned change x = (merged − base)/λ beside the whole change δ, <x, δ>/‖δ‖² and ‖x − δ‖²/‖δ‖², the means over the
-matrices of all layers. Both rescale as mergekit does (`rescale="l1"`). The last figure is how far the programs lie
-apart, the greater of mean's and variance's, in standard errors of the difference over those matrices.
+Methods that drop entries at random use different random numbers in each program, so the means and variances are
+compared: <x, δ>/‖δ‖² and ‖x − δ‖²/‖δ‖², where δ is the change and x = (merged − base)/λ the sparsified change, averaged
+over the matrices of all layers. Both programs rescale as mergekit does (`rescale="l1"`). The column "apart" is the
+larger difference of the two, in standard errors of the difference over these matrices.
 
 """
 RANDOM_HEAD = ["method", "tuned", "settings", "ours", "mergekit", "formula", "apart", "holds"]
@@ -162,7 +163,7 @@ def main() -> None:
             bad |= not holds
         for folder in (both.ours, both.theirs):
             shutil.rmtree(folder, ignore_errors=True)
-    last = f"Worst relative error beside its bound: {worst[1]}, {worst[0]:.2f} of it"
+    last = f"Largest error relative to its bound: {worst[1]}, {worst[0]:.2f} of it"
     page = f"{INTRO}{versions(program)}\n\n{table(exact)}{BETWEEN}{table(random)}\n\n{last}\n"
     if args.write:
         (HERE.parent / "docs" / "parity.md").write_text(page, encoding="utf-8")

@@ -77,7 +77,7 @@ def comparable(case: Case, models: Path) -> tuple[list[str], str]:
     names = sorted(base)
     if case.method == "slerp":
         kept = [name for name in names if abs(cosine(base[name], tuned[0][name])) <= THRESHOLD]
-        return kept, f"{len(names) - len(kept)} tensors where mergekit's turns into Linear"
+        return kept, f"{len(names) - len(kept)} tensors where mergekit uses Linear"
     if case.method == "model_stock":
         kept = [name for name in names if _mean_cosine(base[name], [other[name] for other in tuned]) >= 0]
         return kept, f"{len(names) - len(kept)} tensors whose ratio is clamped" if len(kept) < len(names) else ""

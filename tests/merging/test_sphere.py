@@ -117,8 +117,8 @@ def test_model_stock_ratio(cosine: float, count: int) -> None:
     [
         ([[1.0, 0.0], [-0.3, 1.0]], 0.0, "clamped to 0"),
         ([[1.0, 0.0], [-1.0, 0.0]], 0.0, "the base"),
-        ([[1.0, 0.0], [0.0, 0.0]], 0.0, "left it alone"),
-        ([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]], 0.6, "left it alone"),
+        ([[1.0, 0.0], [0.0, 0.0]], 0.0, "did not change it"),
+        ([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]], 0.6, "did not change it"),
     ],
 )
 def test_model_stock_says_what_it_decided(vectors: Sequence[Sequence[float]], expected: float, words: str) -> None:

@@ -1,7 +1,7 @@
-"""Angles between tensors, and what follows from them, from Gram matrices alone.
+"""Angles between tensors and the formulas that use them, computed from Gram matrices.
 
-A Gram matrix here holds the inner products of base, tuned₁ − base, tuned₂ − base …: differences, so that small angles
-are not lost in the rounding of nearly equal numbers.
+A Gram matrix here holds the inner products of base, tuned₁ − base, tuned₂ − base …: with differences, small angles are
+not lost in the rounding of nearly equal numbers.
 """
 
 import math
@@ -13,20 +13,15 @@ import numpy as np
 Matrix: TypeAlias = np.ndarray[Any, Any]
 
 _TOO_CLOSE_TO_OPPOSITE = 1e-6
-"""Radians; nearer to π the arc has no direction that rounding could not turn."""
+"""Radians; closer to π, rounding decides the direction of the arc."""
 _STEPS, _TOLERANCE, _SMALL = 100, 1e-14, 1e-7
 
 
 def angle(gram: Matrix) -> tuple[float | None, str | None]:
-    """The angle between base and tuned, in radians, right for small ones.
+    """The angle ω between b = base and t = b + δ in radians and None, or None and the reason why there is none.
 
-    tan ω = √(‖b‖²‖δ‖² − ⟨b,δ⟩²) / (‖b‖² + ⟨b,δ⟩), since ‖b‖²‖t‖² − ⟨b,t⟩² = ‖b‖²‖δ‖² − ⟨b,δ⟩² for t = b + δ.
-
-    Args:
-        gram: Inner products of b and δ, 2 × 2.
-
-    Returns:
-        The angle and None, or None and the reason why there is none.
+    tan ω = √(‖b‖²‖t‖² − ⟨b,t⟩²) / ⟨b,t⟩ = √(‖b‖²‖δ‖² − ⟨b,δ⟩²) / (‖b‖² + ⟨b,δ⟩), accurate for small angles. `gram` is
+    the Gram matrix of b and δ, 2 × 2.
     """
     base, cross, change = float(gram[0, 0]), float(gram[0, 1]), float(gram[1, 1])
     tuned = base + 2 * cross + change
@@ -34,20 +29,16 @@ def angle(gram: Matrix) -> tuple[float | None, str | None]:
         return None, f"the {'base' if base <= 0 else 'tuned'} tensor is zero, so there is no angle"
     found = math.atan2(math.sqrt(max(base * change - cross * cross, 0.0)), base + cross)
     if found > math.pi - _TOO_CLOSE_TO_OPPOSITE:
-        return None, "the two tensors are opposite, so there is no one arc"
+        return None, "the two tensors are opposite, so the arc is not unique"
     return found, None
 
 
 def model_stock_ratio(gram: Matrix) -> tuple[float, str | None]:
-    """Model Stock's t = N·cos / (1 + (N−1)·cos), clamped to [0, 1].
+    """Model Stock's t = N·cos θ / (1 + (N−1)·cos θ), clamped to [0, 1], and a note if it is not the formula's value.
+
+    cos θ is the mean pairwise cosine of the N ≥ 2 changes, of which `gram` is the Gram matrix, N × N.
 
     Source: Jang et al. 2024, arXiv:2403.19522, eq. 7.
-
-    Args:
-        gram: Inner products of the N ≥ 2 changes, N × N.
-
-    Returns:
-        t, and what was decided where the formula did not give it.
     """
     count = len(gram)
     norms = np.sqrt(np.maximum(np.diag(gram), 0))
@@ -59,7 +50,7 @@ def model_stock_ratio(gram: Matrix) -> tuple[float, str | None]:
     mean = math.fsum(cosines) / len(cosines)
     below = 1 + (count - 1) * mean
     if not norms.all():
-        reason = "a tuned model left it alone, which counts as a cosine of 0"
+        reason = "a tuned model did not change it, which counts as a cosine of 0"
         return (min(max(count * mean / below, 0.0), 1.0) if below > 0 else 0.0), reason
     if below <= 0:
         return 0.0, f"the mean cosine {mean:.3f} has no ratio; t = 0, the base"
@@ -70,34 +61,30 @@ def model_stock_ratio(gram: Matrix) -> tuple[float, str | None]:
 
 
 def karcher_coefficients(gram: Matrix, weights: Sequence[float]) -> tuple[list[float], str | None]:
-    """The weighted Karcher mean of base and tuned models as a linear combination of them.
+    """Coefficients of base, tuned₁ … in their weighted Karcher mean, and a note if it does not exist.
 
-    Fixed point of the Riemannian gradient: from m, go along Σ wᵢ·log_m(uᵢ), uᵢ the inputs' directions, until that is
-    zero. m stays in the span of the inputs, so that their Gram matrix is enough. The mean is scaled to Σ wᵢ‖vᵢ‖.
+    With uᵢ = vᵢ/‖vᵢ‖ the directions of the inputs, m = argmin Σ wᵢ·∠(m, uᵢ)² is the fixed point of
+    m ← exp_m(Σ wᵢ·log_m(uᵢ)). It is in the span of the inputs, so their Gram matrix suffices. The mean is m·Σ wᵢ‖vᵢ‖.
+    `gram` is (1 + N) × (1 + N), and the weights sum to 1.
 
-    Args:
-        gram: Inner products of base, tuned₁ − base …, (1 + N) × (1 + N).
-        weights: Of base, tuned₁ …; they sum to 1.
-
-    Returns:
-        The coefficients of base, tuned₁ … themselves, and a reason where the mean is not what it should be.
+    Source: Karcher 1977, Riemannian center of mass and mollifier smoothing.
     """
     lift = np.eye(len(gram))
     lift[:, 0] = 1  # tunedᵢ = base + changeᵢ
     inner = lift @ gram @ lift.T
     norms = np.sqrt(np.maximum(np.diag(inner), 0))
     share = np.asarray(weights, dtype=float)
-    taking = share != 0
-    if taking.sum() == 1 and math.isclose(share[taking][0], 1):
-        return [float(t) for t in taking], None  # one input alone is its own mean
-    live = (norms > 0) & taking
-    if not live.any():
-        return [float(w) for w in share], "all that take part is zero; merged as linear"
+    weighted = share != 0
+    if weighted.sum() == 1 and math.isclose(share[weighted][0], 1):
+        return [float(t) for t in weighted], None  # a single input is its own mean
+    present = (norms > 0) & weighted
+    if not present.any():
+        return [float(w) for w in share], "all inputs with a weight are zero; merged as linear"
     size = np.where(norms > 0, norms, 1.0)
     cosine = inner / np.outer(size, size)
-    pull = np.where(live, share, 0.0)
-    pull /= pull.sum()
-    mean = pull.copy()  # coefficients of the directions
+    shares = np.where(present, share, 0.0)
+    shares /= shares.sum()
+    mean = shares.copy()  # coefficients of the directions
     length = math.sqrt(max(float(mean @ cosine @ mean), 0.0))
     if length < 1e-8:
         return [float(w) for w in share], "the inputs cancel, so there is no mean direction; merged as linear"
@@ -105,17 +92,17 @@ def karcher_coefficients(gram: Matrix, weights: Sequence[float]) -> tuple[list[f
     step = math.inf
     for _ in range(_STEPS):
         arcs, dots = _arcs(cosine, mean)
-        if (arcs[live] > math.pi - _TOO_CLOSE_TO_OPPOSITE).any():
+        if (arcs[present] > math.pi - _TOO_CLOSE_TO_OPPOSITE).any():
             return [float(w) for w in share], "an input is opposite to the mean of the others; merged as linear"
         stretch = np.where(arcs > 1e-12, arcs / np.where(arcs > 1e-12, np.sin(arcs), 1), 1.0)
-        tangent = pull * stretch - mean * float((pull * stretch) @ dots)
+        tangent = shares * stretch - mean * float((shares * stretch) @ dots)
         last, step = step, math.sqrt(max(float(tangent @ cosine @ tangent), 0.0))
-        if step < _TOLERANCE or last <= step < _SMALL:  # rounding is all that is left
+        if step < _TOLERANCE or last <= step < _SMALL:  # only rounding is left
             break
         mean = math.cos(step) * mean + math.sin(step) / step * tangent
         mean /= math.sqrt(float(mean @ cosine @ mean))
-    if step >= _SMALL:  # coefficients may have run away by then
-        return [float(w) for w in share], "the mean did not settle; merged as linear"
+    if step >= _SMALL:  # coefficients may have diverged
+        return [float(w) for w in share], "the mean did not converge; merged as linear"
     scale = float(share @ norms)
     return [float(c) for c in scale * mean / size], None
 
