@@ -275,15 +275,16 @@ def inspect(
         UserError: λ is outside [0, 1], `heatmap` does not end in .png, or a model is missing.
         OutputError: The picture cannot be written.
     """
-    from mooring.merging.heatmap import check_name, write
     from mooring.merging.inspect import inspect
     from mooring.models.resolve import resolve_model
+    from mooring.pipeline.changes import layer_changes
+    from mooring.reporting.heatmap import check_name, write
 
     drawing = check_name(Path(heatmap)) if heatmap else None
     models = resolve_model(str(base)), resolve_model(str(tuned))
     inspection = inspect(*models, lam=lam, quick=quick, on_event=on_event)
     if drawing and any(change.change_square for change in inspection.changes):
-        write(inspection.changes, drawing)
+        write(layer_changes(inspection.changes), drawing)
     return inspection
 
 
@@ -526,7 +527,7 @@ def load_results(run: Ref) -> Results:
     Raises:
         DataError: It is not a finished run, or its results were edited since.
     """
-    from mooring.reporting.run_folder import load_run
+    from mooring.reporting.results import load_run
 
     return load_run(Path(run))
 
@@ -541,7 +542,7 @@ def report(run: Ref, *, redact: bool = False) -> Path:
     Raises:
         DataError: There are no results, or they cannot be read.
     """
-    from mooring.reporting.run_folder import load_run
+    from mooring.reporting.results import load_run
     from mooring.reporting.write import write
 
     out = Path(run) / ("report-redacted" if redact else "report")

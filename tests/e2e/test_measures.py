@@ -101,7 +101,7 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
     raw = (tmp_path / "run" / "completions" / "lam-0" / "verdicts-safety-test-llm.jsonl").read_text().splitlines()
     assert all(json.loads(line)["raw"] for line in raw)
     page = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert "Judges beside each other" in page
+    assert "Agreement of the judges" in page
 
     again = command("run", recipe)
     assert again.returncode == 0, again.stderr

@@ -12,9 +12,10 @@ from report_sample import results, score
 from mooring.errors import DataError
 from mooring.merge_point import MergePoint
 from mooring.records import Attempt, ByModule, Trial
-from mooring.reporting import figures, model_card, page, run_folder, tables
+from mooring.reporting import figures, model_card, page, tables
 from mooring.reporting.page import data
-from mooring.reporting.results import Answer, Results, dumps, load
+from mooring.reporting.render import as_terminal
+from mooring.reporting.results import Answer, Results, check, dumps, load
 from mooring.reporting.tables import category_table, summary_table
 
 MODULES = {"early attention": 0.6, "early mlp": 0.4, "late mlp": 0.2}
@@ -61,36 +62,36 @@ def searched(chosen: int | None = 0, name: str = "early attention") -> Results:
 def test_the_merged_column_is_what_was_taken_and_is_named_so() -> None:
     found = searched()
     summary = summary_table(found)
-    assert summary.header[3] == "merged (λ by module)"
-    assert {row[0].split("\u00a0")[0]: row[3] for row in summary.rows}["call match"].startswith("67.5 %")
+    assert summary.columns[3].heading == "merged (λ by module)"
+    assert {row[0].split("\u00a0")[0]: row[3] for row in summary.text_rows}["call match"].startswith("67.5 %")
     assert found.score("merged", "asr", "validation") == score("asr", 0.014)
     categories = category_table(found)
     assert categories is not None
-    assert [row[-1] for row in categories.rows] == ["1 / 3", "0 / 3"]  # of the answers of λ by module
+    assert [row[-1] for row in categories.text_rows] == ["1 / 3", "0 / 3"]  # of the answers of λ by module
     plain = searched(None)
-    assert summary_table(plain).header[3] == "merged (λ = 0.4)"
+    assert summary_table(plain).columns[3].heading == "merged (λ = 0.4)"
     assert plain.score("merged", "call_match") == score("call_match", 0.62)
 
 
 def test_the_table_of_what_was_tried_begins_with_the_single_lambda() -> None:
     table = tables.tried_table(searched())
     assert table is not None
-    assert [row[0] for row in table.rows] == [
+    assert [row[0] for row in table.text_rows] == [
         "single λ = 0.4", "early attention 0.6, late mlp 0.2, else 0.4, taken", "late mlp 0.6, else 0.4",
     ]  # fmt: skip
-    assert [row[3] for row in table.rows] == ["6.3 %", "6.1 %", "–"]
-    assert [row[5] for row in table.rows] == ["", "yes", "no"]
-    assert "99.5 %" in table.header[3]
+    assert [row[3] for row in table.text_rows] == ["6.3 %", "6.1 %", "–"]
+    assert [row[5] for row in table.text_rows] == ["", "yes", "no"]
+    assert "99.5 %" in table.columns[3].heading
     assert tables.tried_table(results()) is None
 
 
 def test_what_was_taken_stands_beside_the_single_lambda_on_test() -> None:
-    table = tables.test_table(searched())
+    table = tables.module_test_table(searched())
     assert table is not None
-    cells = {row[0]: row[1:] for row in table.rows}
+    cells = {row[0]: row[1:] for row in table.text_rows}
     assert cells["call match"][0].startswith("62.0 %")
     assert cells["call match"][1].startswith("67.5 %")
-    assert tables.test_table(searched(None)) is None
+    assert tables.module_test_table(searched(None)) is None
 
 
 def test_a_metric_with_a_sign_in_its_name_stands_on_test_too_and_one_judges_own_does_not() -> None:
@@ -105,20 +106,19 @@ def test_a_metric_with_a_sign_in_its_name_stands_on_test_too_and_one_judges_own_
 
     single = [more(t) if (t.point, t.split) == (MergePoint(0.4), "test") else t for t in found.trials]
     taken = dataclasses.replace(found.by_module, test=more(found.by_module.test))
-    table = tables.test_table(dataclasses.replace(found, trials=single, by_module=taken))
+    table = tables.module_test_table(dataclasses.replace(found, trials=single, by_module=taken))
     assert table is not None
-    assert [row[0] for row in table.rows] == ["call match", "attack success rate", "pass@1", "bbh"]
+    assert [row[0] for row in table.text_rows] == ["call match", "attack success rate", "pass@1", "bbh"]
 
 
-def test_numbers_stand_to_the_right_and_words_to_the_left() -> None:
-    tried, tested = tables.tried_table(searched()), tables.test_table(searched())
+def test_numbers_are_aligned_to_the_right_and_words_to_the_left() -> None:
+    tried, tested = tables.tried_table(searched()), tables.module_test_table(searched())
     assert tried is not None
     assert tested is not None
-    assert tried.figures == [False, True, True, True, False, False]
-    assert tested.figures == [False, True, True, True]
-    shown = dataclasses.replace(tested, rows=[[*row[:-1], "−2.1 points [−4.0, +0.3]"] for row in tested.rows])
-    assert shown.figures == tested.figures
-    assert summary_table(searched()).figures == [False, True, True, True, True, False]
+    numeric = [[column.numeric for column in table.columns] for table in (tried, tested, summary_table(searched()))]
+    assert numeric == [
+        [False, True, True, True, False, False], [False, True, True, True], [False, True, True, True, True, False],
+    ]  # fmt: skip
 
 
 def test_what_was_taken_answers_in_the_page_after_the_last_lambda() -> None:
@@ -132,19 +132,20 @@ def test_what_was_taken_answers_in_the_page_after_the_last_lambda() -> None:
 @pytest.mark.parametrize("part", ["single", "test"])
 def test_a_number_of_it_that_contradicts_itself_is_refused(part: str) -> None:
     found = searched()
-    run_folder.check(found)
+    check(found)
     assert found.by_module is not None
     trial = getattr(found.by_module, part)
     asr = dataclasses.replace(trial.scores["asr"], value=0.9)
     odd = dataclasses.replace(trial, scores={**trial.scores, "asr": asr})
     edited = dataclasses.replace(found.by_module, **{part: odd})
-    with pytest.raises(DataError, match="lies outside its own interval"):
-        run_folder.check(dataclasses.replace(found, by_module=edited))
+    with pytest.raises(DataError) as caught:
+        check(dataclasses.replace(found, by_module=edited))
+    assert caught.value.code == "data.edited_results"
 
 
 def test_every_form_of_the_report_says_whether_it_did() -> None:
     found = searched()
-    html, text, readme = page.as_html(found), page.as_markdown(found), model_card.card(found)
+    html, text, readme = page.as_html(found), page.as_markdown(found), model_card.run_card(found)
     assert '<h2 id="by-module">λ by module</h2>' in html
     assert "λ by module &lt;b&gt;beats&lt;/b&gt; it." in html
     assert "## λ by module\n\nλ by module \\<b\\>beats\\</b\\> it." in text
@@ -178,7 +179,7 @@ def test_in_a_terminal_of_80_columns_a_merge_takes_two_lines_at_most() -> None:
     table = tables.tried_table(searched())
     assert table is not None
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
-    console.print(tables.module_terminal_table(table))
+    console.print(as_terminal(table))
     shown = console.export_text().splitlines()
     assert max(map(len, shown)) <= 80
     (single,) = [" ".join(line.split()) for line in shown if "61.0 %" in line]
@@ -193,7 +194,7 @@ def test_in_a_terminal_of_80_columns_a_merge_takes_two_lines_at_most() -> None:
 def test_a_group_with_a_hostile_name_adds_no_markup() -> None:
     found = searched(name="<img src=x>\u202e|*")
     assert "<img" not in page.as_html(found)
-    for text in (page.as_markdown(found), model_card.card(found).split("---", 2)[2]):
+    for text in (page.as_markdown(found), model_card.run_card(found).split("---", 2)[2]):
         assert "<img" in text
         assert "<img" not in text.replace("\\<img", "")  # each is escaped
 
@@ -214,5 +215,6 @@ def test_a_choice_of_what_was_never_tried_is_refused_in_one_line(tmp_path: Path)
     edited = json.loads(dumps(searched()))
     edited["by_module"]["chosen"] = 7
     path.write_text(json.dumps(edited))
-    with pytest.raises(DataError, match=r"`by_module`: .*`chosen` is none of those that were tried"):
+    with pytest.raises(DataError) as caught:
         load(path)
+    assert caught.value.code == "data.bad_results"

@@ -62,43 +62,49 @@ def edited(change: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "code", "place"),
     [
-        ("", "not results: Expecting value"),
-        (dumps(results())[:-40], "not results: "),
-        ("[]", "not results of format 4"),
-        (edited(lambda d: d.pop("format")), "not results of format 4"),
-        (edited(lambda d: d.update(format="4")), "not results of format 4"),
-        (edited(lambda d: d.update(format=1)), "written by an older Mooring (format 1, not 4); make the report again"),
-        (edited(lambda d: d.update(format=5)), "written by a newer Mooring (format 5, not 4)"),
-        (edited(lambda d: d["rows"][0].pop("split")), "`rows.0.split`: is missing"),
-        (edited(lambda d: d.pop("choice")), "`choice`: is missing"),
-        (edited(lambda d: d.update(extra=1)), "`extra`: unknown key"),
-        (edited(lambda d: d["changes"].pop("layers")), "`changes.layers`: is missing"),
-        (edited(lambda d: d["changes"]["relative"].pop()), "`relative` is not layers × modules"),
-        (edited(lambda d: d["changes"]["relative"][0].pop()), "`relative` is not layers × modules"),
-        (edited(lambda d: d["changes"]["outside"].update(x=-1.0)), "a change is below 0"),
-        (edited(lambda d: d["trials"][0].update(split="tune")), "`trials.0.split`"),
-        (edited(lambda d: d["trials"][0]["scores"]["asr"].update(value="high")), "`trials.0.scores.asr.value`"),
-        (edited(lambda d: d["choice"].update(bound=float("nan"))), "NaN is not a JSON number"),
+        ("", "data.bad_record", ""),
+        (dumps(results())[:-40], "data.bad_record", ""),
+        ("[]", "data.results_format", ""),
+        (edited(lambda d: d.pop("format")), "data.results_format", ""),
+        (edited(lambda d: d.update(format="4")), "data.results_format", ""),
+        (edited(lambda d: d.update(format=1)), "data.results_format", ""),
+        (edited(lambda d: d.update(format=5)), "data.results_format", ""),
+        (edited(lambda d: d["rows"][0].pop("split")), "data.bad_results", "`rows.0.split`"),
+        (edited(lambda d: d.pop("choice")), "data.bad_results", "`choice`"),
+        (edited(lambda d: d.update(extra=1)), "data.bad_results", "`extra`"),
+        (edited(lambda d: d["changes"].pop("layers")), "data.bad_results", "`changes.layers`"),
+        (edited(lambda d: d["changes"]["relative"].pop()), "data.bad_results", "`changes`"),
+        (edited(lambda d: d["changes"]["relative"][0].pop()), "data.bad_results", "`changes`"),
+        (edited(lambda d: d["changes"]["outside"].update(x=-1.0)), "data.bad_results", "`changes`"),
+        (edited(lambda d: d["trials"][0].update(split="tune")), "data.bad_results", "`trials.0.split`"),
+        (
+            edited(lambda d: d["trials"][0]["scores"]["asr"].update(value="high")),
+            "data.bad_results",
+            "`trials.0.scores.asr.value`",
+        ),
+        (edited(lambda d: d["choice"].update(bound=float("nan"))), "data.bad_record", ""),
     ],
 )
-def test_a_file_that_is_something_else_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_a_file_that_is_something_else_is_refused(tmp_path: Path, text: str, code: str, place: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError) as caught:
         load(path)
+    assert caught.value.code == code
     assert str(path) in str(caught.value)
-    assert says in str(caught.value)
+    assert place in caught.value.message
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No such file"):
-        load(tmp_path)
-    (tmp_path / "results.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="is not UTF-8 text"):
-        load(tmp_path)
+    for content, code in ((None, "data.unreadable"), (b"\xff\xfe\x00", "data.not_utf8")):
+        if content:
+            (tmp_path / "results.json").write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            load(tmp_path)
+        assert caught.value.code == code
 
 
 def three(base: float | None, tuned: float | None, merged: float | None, name: str = "call_match") -> list[Trial]:

@@ -194,19 +194,18 @@ def outcome(done: "Outcome", *, as_json: bool = False) -> None:
     """The table of a run, the choice of λ, and where the files are."""
     if as_json:
         return _print_json(done)
-    from mooring.reporting import tables
+    from mooring.reporting.render import as_terminal
     from mooring.reporting.results import load
-    from mooring.reporting.tables import terminal_table
+    from mooring.reporting.tables import module_test_table, summary_table, tried_table
 
     out = console()
     results = load(done.report)
     if not done.worked:
         out.print(f"{escape(str(done.folder))} is finished: nothing was left to do.")
     out.print()
-    out.print(terminal_table(results))
-    for table in (tables.tried_table(results), tables.test_table(results)):
+    for table in (summary_table(results), tried_table(results), module_test_table(results)):
         if table:
-            out.print(tables.module_terminal_table(table))
+            out.print(as_terminal(table))
     out.print()
     out.print(escape(done.choice.reason))
     for note in results.notes:

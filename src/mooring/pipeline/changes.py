@@ -30,11 +30,11 @@ def read_warnings(path: Path) -> list[str]:
 def write_changes(pair: ModelPair, out: Path) -> None:
     """Measure how far each weight moved, and write it; reads both models once, a slice at a time."""
     changes = inspect_pair(pair, quick=True).changes
-    atomic_text(out, json.dumps(as_plain(changes), indent=1) + "\n")
+    atomic_text(out, json.dumps(layer_changes(changes).to_dict(), indent=1) + "\n")
 
 
-def as_plain(changes: Sequence[Change]) -> dict[str, object]:
-    """Changes as layers, modules, their relative changes (layers × modules), and the same of what lies outside."""
+def layer_changes(changes: Sequence[Change]) -> Changes:
+    """The relative changes by layer and module, and of the tensors outside the layers."""
     cells: dict[tuple[str, int], dict[str, list[Change]]] = {}
     outside: dict[str, float | None] = {}
     for change in changes:
@@ -46,15 +46,15 @@ def as_plain(changes: Sequence[Change]) -> dict[str, object]:
             cells.setdefault((stack, layer), {}).setdefault(name, []).append(change)
     several = len({stack for stack, _ in cells}) > 1
     modules = list(dict.fromkeys(name for row in cells.values() for name in row))
-    return {
-        "layers": [f"{stack}.{layer}" if several else str(layer) for stack, layer in sorted(cells)],
-        "modules": modules,
-        "relative": [
+    return Changes(
+        layers=[f"{stack}.{layer}" if several else str(layer) for stack, layer in sorted(cells)],
+        modules=modules,
+        relative=[
             [_finite(Group.of(row[name]).relative) if name in row else None for name in modules]
             for _, row in sorted(cells.items())
         ],
-        "outside": outside,
-    }
+        outside=outside,
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from mooring.errors import ModelError, UserError
 from mooring.files import atomic_text
-from mooring.merging.card import card, license_of
 from mooring.models import MANIFEST, is_adapter, read_json, upload
 from mooring.models.resolve import hub_name
-from mooring.reporting.model_card import card as run_card
+from mooring.reporting.model_card import license_of, merge_card, run_card
 from mooring.reporting.results import load
 
 
@@ -30,7 +29,7 @@ def push(
     if folder.name == "model" and measured.is_file():  # the model of a run, with its numbers
         text = run_card(load(measured), terms=terms)
     else:
-        text = card(
+        text = merge_card(
             manifest,
             title=hub_id.partition("/")[2] or hub_id,
             base_ref=hub_name(base) if base else None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from mooring.config import Recipe, placed
 from mooring.records import Choice
-from mooring.reporting.run_folder import load_run
+from mooring.reporting.results import load_run
 from mooring.selection.policies import choose
 
 

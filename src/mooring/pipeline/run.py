@@ -14,7 +14,6 @@ from mooring.files import atomic_text, need_room
 from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.merge_point import BASE, MergePoint
-from mooring.merging.card import license_of
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
 from mooring.models import model_digest, open_checkpoint, text_digest
@@ -472,7 +471,7 @@ class _Execution:
         warnings = read_warnings(self.paths.pair)
         results = assemble(self.plan, models, self._validation() + tested, choice, found, warnings)
         write(results, self.paths.report)
-        card = model_card.card(results, terms=license_of(base))
+        card = model_card.run_card(results, terms=model_card.license_of(base))
         atomic_text(self.paths.report / model_card.NAME, card)
         atomic_text(self.paths.model_card, card)
 

@@ -259,9 +259,9 @@ def style() -> Iterator[None]:
         yield
 
 
-def png(figure: Any) -> bytes:
-    """A figure as PNG, 200 dots an inch, on white."""
-    return _saved(figure, "png", {"Software": None}, dpi=200, facecolor="white")
+def png(figure: Any, dpi: int = 200) -> bytes:
+    """A figure as PNG on white."""
+    return _saved(figure, "png", {"Software": None}, dpi=dpi, facecolor="white")
 
 
 def svg(figure: Any, salt: str = "mooring") -> bytes:

@@ -1,17 +1,37 @@
-"""The model card of a run's chosen model: the README.md that the hub shows, and what the hub reads of it."""
+"""The model card, which is the README.md that the hub shows: of a run's chosen model, and of a merge alone.
 
+It contains no prompt and no response. All text from outside (names, references, decisions, the command) is shown as
+plain text, and of paths only the last part.
+"""
+
+import json
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.merge_methods import METHODS
 from mooring.models.resolve import hub_name
+from mooring.reporting.render import as_markdown
 from mooring.reporting.results import COLUMNS, Results, is_task
-from mooring.reporting.tables import markdown_table, measures, summary_table
-from mooring.text import MISSING, fenced, markdown, name_of, one_line, percent
+from mooring.reporting.tables import measures, summary_table, whole_percent
+from mooring.text import (
+    MISSING,
+    fenced,
+    markdown,
+    markdown_code,
+    name_of,
+    number_of,
+    one_line,
+    short_name,
+    without_folders,
+)
 
 NAME = "model-card.md"
 """Its file beside the report."""
+SHOWN = 8
+"""Decisions, notes and digests that a card shows at most, of each; the manifest has them all."""
 LIMITS = (
     "ASR counts plain requests, asked once. Attacks that rephrase, persuade or optimise a prompt, long "
     "conversations, tools and other languages were not tried.",
@@ -21,70 +41,196 @@ LIMITS = (
     "you use it.",
 )
 """What no number of the card says."""
+LAMBDA = "the weight of the tuned model: 0 is the base, 1 the tuned model"
+_TERMS = ("license", "license_name", "license_link")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 
 
-def card(results: Results, *, terms: Mapping[str, str] | None = None) -> str:
-    """README.md of the chosen model: front matter for the hub, what it was made from, λ and why, numbers, limits.
+def license_of(folder: Path) -> dict[str, str]:
+    """The license that a model folder's own card names, as front matter (`license`, `license_name`, `license_link`).
 
-    It holds no prompt and no model's answer. Names and references are shown as plain text, paths by their last part.
+    Empty if there is no card, it cannot be read, or it names none.
+    """
+    import yaml
+
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")[: 2**20]
+        match = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(?:\n|$)", text, re.DOTALL)
+        found = yaml.safe_load(match[1]) if match else None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    terms = {key: found[key] for key in _TERMS if isinstance(found.get(key), str)}
+    if not _LICENSE.fullmatch(terms.get("license", "")) or not _LICENSE.fullmatch(terms.get("license_name", "other")):
+        return {}
+    if not re.fullmatch(r"https://[\w./%-]+", terms.get("license_link", ""), re.ASCII):
+        terms.pop("license_link", None)  # a link within the base's own repository leads nowhere from another
+    return terms
+
+
+def run_card(results: Results, *, terms: Mapping[str, str] | None = None) -> str:
+    """The card of a run's chosen model: what it was made from, λ and why, numbers, limits.
 
     Args:
         results: A run's results.
-        terms: The base's license as front matter (`license`, `license_name`, `license_link`); without, none is named.
+        terms: The base's license, by `license_of`; without, none is named.
     """
-    choice = results.choice
-    name = f"{one_line(str(results.recipe.get('name', 'run')))}, {results.choice.point.label}"
-    parts = [
-        f"---\n{_metadata(results, name, terms or {}).to_yaml()}\n---",
-        f"# {markdown(name)}",
-        _what_it_is(results),
-        "## Made from",
-        "\n".join(_made_from(results)),
-        "## λ, and why",
-        "" if choice.within else "**No λ that was tried is within the bound.**",
-        f"**{markdown(results.choice.point.label)}**, the weight of the tuned model: 0 is the base, 1 the tuned model. "
-        + markdown(choice.reason),
-        "λ was chosen on some of the prompts (validation). The numbers below are of other prompts (test).",
-        "## Measured",
-        markdown_table(summary_table(results)),
-        f"{summary_table(results).caption} Safety is judged by {_judges(results)}.",
-        _kept(results),
-        "## Limits",
-        "\n".join(f"- {markdown(limit)}" for limit in (*LIMITS, *results.notes)),
-        "## How it was made",
-        fenced(_recipe(results.recipe), "yaml"),
-        "Made with " + ", ".join(f"{markdown(k)} {markdown(v)}" for k, v in sorted(results.versions.items())) + ".",
-    ]
-    if terms:
-        parts += ["## License", "The license named above is the base's. The tuning data may bring terms of their own."]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _metadata(results: Results, name: str, terms: Mapping[str, str]) -> Any:
-    """What the hub reads, as `huggingface_hub.ModelCardData`."""
-    from huggingface_hub import ModelCardData
-
-    recipe = results.recipe
+    choice, recipe = results.choice, results.recipe
+    name = f"{one_line(str(recipe.get('name', 'run')))}, {choice.point.label}"
+    method = _method(recipe.get("merge", {}).get("method", ""))
     refs = [str(recipe[key]) for key in ("base", "tuned") if recipe.get(key)]
-    ids = list(dict.fromkeys(found for ref in refs if (found := hub_name(ref))))
-    method = _method(results)
-    scores = list(_eval_results(results))
-    more: dict[str, Any] = {key: terms[key] for key in ("license", "license_name", "license_link") if key in terms}
-    if ids:
-        more["base_model_relation"] = "merge"
-    if scores:  # the hub's reader refuses numbers without the model's name
+    more: dict[str, Any] = {"pipeline_tag": "text-generation"}
+    if scores := list(_eval_results(results)):  # the hub's reader refuses numbers without the model's name
         more |= {"model_name": name, "eval_results": scores}
-    return ModelCardData(
-        base_model=ids or None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["merge", "mooring", "safety", method],
-        **more,
+    why = [
+        "" if choice.within else "**No λ that was tried is within the bound.**",
+        f"**{markdown(choice.point.label)}**, {LAMBDA}. {markdown(choice.reason)}",
+        "λ was chosen on some of the prompts (validation). The numbers below are of other prompts (test).",
+    ]
+    judge, *others = [markdown(judge) for judge in results.judges] or ["no judge"]
+    judged = f"Safety is judged by **{judge}**" + (f"; also by {', '.join(others)}" if others else "") + "."
+    versions = [f"{markdown(package)} {markdown(version)}" for package, version in sorted(results.versions.items())]
+    return _card(
+        _front_matter(filter(None, map(hub_name, refs)), "merge", ["safety", method], terms, **more),
+        name,
+        _summary(results, method),
+        {
+            "Made from": ["\n".join(_models(results))],
+            "λ, and why": why,
+            "Measured": [as_markdown(summary_table(results)), judged, _gains(results)],
+            "Limits": ["\n".join(f"- {markdown(limit)}" for limit in (*LIMITS, *results.notes))],
+            "How it was made": [fenced(_recipe(recipe), "yaml"), f"Made with {', '.join(versions)}."],
+        },
+        "The tuning data may bring terms of their own." if terms else None,
     )
 
 
-def _method(results: Results) -> str:
-    return re.sub(r"[^\w-]", "", str(results.recipe.get("merge", {}).get("method", "")), flags=re.ASCII) or "unknown"
+def merge_card(
+    record: Mapping[str, Any],
+    *,
+    title: str,
+    base_ref: str | None,
+    tuned_refs: Sequence[str | None],
+    command: str | None,
+    terms: Mapping[str, str] | None = None,
+    adapter: bool = False,
+) -> str:
+    """The card of a merge that was not measured: what was merged, how, and how to measure it.
+
+    Args:
+        record: The manifest, as `mooring.json` holds it.
+        title: Heading, such as the hub id.
+        base_ref: The base's hub id, with or without `@revision`; `None` if it is local. A relative folder such as
+            `runs/tuned` looks like an id: `hub_name` tells them apart, since it looks at the disk.
+        tuned_refs: Those of the tuned models, in the manifest's order.
+        command: The command that made it, as typed.
+        terms: The base's license, by `license_of`; without, none is named.
+        adapter: Whether the output is a LoRA adapter, not a checkpoint.
+
+    Raises:
+        ValueError: There are not as many `tuned_refs` as tuned models in the manifest.
+    """
+    refs = [_valid_ref(ref) for ref in (base_ref, *tuned_refs)]
+    ids = [ref.partition("@")[0] for ref in refs if ref]
+    method = _method(record["method"])
+    thing = "A LoRA adapter that merges" if adapter else "A merge of"
+    count = len(record["tuned"])
+    models = "a tuned model" if count == 1 else f"{count} tuned models"
+    tensors = record["tensors"]
+    end = " It is loaded on that base." if adapter else ""
+    summary = (
+        f"{thing} {models} with the base, made with Mooring.{end} "
+        f"{int(tensors['changed'])} of {int(tensors['all'])} tensors differ from the base's."
+    )
+    # An adapter is linked with its base alone: that is the model it is loaded on.
+    linked, tags = (ids[:1] if refs[0] else [], ["lora"]) if adapter else (ids, [])
+    return _card(
+        _front_matter(linked, "adapter" if adapter else "merge", [method, *tags], terms),
+        title,
+        summary,
+        {
+            "Made from": [_sources(record, refs)],
+            "How": _how(record, method, command),
+            "Decided": [
+                *_excerpt("Decisions", [f"{name}: {text}" for name, text in record.get("decisions", {}).items()]),
+                *_excerpt("Notes", [str(note) for note in record.get("notes", ())]),
+            ],
+            "Digests of this model": _excerpt("SHA-256", list(_flat(record.get("digest")))),
+            "Not measured": [_not_measured(refs)],
+        },
+        "The tuned models may bring terms of their own." if terms else None,
+    )
+
+
+# --- What both have ---
+
+
+def _card(front: str, title: str, summary: str, sections: Mapping[str, Sequence[str]], license_: str | None) -> str:
+    parts = [front, f"# {markdown(title)}", summary]
+    if license_:
+        sections = {**sections, "License": [f"The license named above is the base's. {license_}"]}
+    for heading, paragraphs in sections.items():
+        if found := [paragraph for paragraph in paragraphs if paragraph]:
+            parts += [f"## {heading}", *found]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(
+    ids: Iterable[str], relation: str, tags: Sequence[str], terms: Mapping[str, str] | None, **more: Any
+) -> str:
+    """What the hub reads, by its own library."""
+    from huggingface_hub import ModelCardData
+
+    bases = list(dict.fromkeys(ids)) or None
+    if bases:
+        more["base_model_relation"] = relation
+    more |= {key: value for key, value in (terms or {}).items() if key in _TERMS}
+    library = "peft" if relation == "adapter" else "transformers"
+    data = ModelCardData(base_model=bases, library_name=library, tags=["merge", "mooring", *tags], **more)
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _method(name: object) -> str:
+    return re.sub(r"[^\w-]", "", str(name), flags=re.ASCII) or "unknown"
+
+
+# --- A run's model ---
+
+
+def _summary(results: Results, method: str) -> str:
+    text = f"A tuned model merged back towards the aligned model that it came from, by `{method}`, with Mooring."
+    scores = [results.score(model, "asr") for model in COLUMNS]
+    values = [number_of(score.value, "asr").short for score in scores if score and score.value is not None]
+    if len(values) < len(COLUMNS):
+        return text
+    return f"{text} Attack success rate: base {values[0]}, tuned {values[1]}, **this model {values[2]}**."
+
+
+def _models(results: Results) -> Iterator[str]:
+    """Base and tuned model with their digests; what is on the hub with its address."""
+    for role in ("base", "tuned"):
+        about, ref = results.models.get(role, {}), results.recipe.get(role)
+        digest = about.get("digest", "")
+        digest = digest if re.fullmatch("[0-9a-f]+", digest) else MISSING
+        source = re.sub(r"(?<!\S)[.~]{0,2}/[^\s,]*", lambda path: Path(path[0]).name, about.get("source", "unknown"))
+        address = hub_name(str(ref)) if ref else None
+        name = f"[{markdown(source)}](https://huggingface.co/{address})" if address else markdown(source)
+        yield f"- {role}: {name}, digest `{digest}`"
+    tune = results.recipe.get("tune")
+    if isinstance(tune, Mapping):
+        data = ", ".join(without_folders(str(ref)) for ref in tune.get("data", ()))
+        yield f"- tuned on: {markdown(data)}, LoRA rank {markdown(str(tune.get('r')))}"
+
+
+def _gains(results: Results) -> str:
+    """How much of the tuning is left, by task score."""
+    kept = [
+        f"{whole_percent(share)} in {short_name(name)}"
+        for name, share in sorted(results.gains.items())
+        if share is not None and "/" not in name
+    ]
+    return f"Of what tuning gained over the base, this model keeps {markdown(', '.join(kept))}." if kept else ""
 
 
 def _eval_results(results: Results) -> Iterator[Any]:
@@ -92,12 +238,12 @@ def _eval_results(results: Results) -> Iterator[Any]:
     from huggingface_hub import EvalResult
 
     for measure in measures(results):
-        score = results.score("merged", measure)
+        base, tuned, score = (results.score(model, measure) for model in COLUMNS)
         if score is None or score.value is None:
             continue
-        bounds = (
-            {} if score.low is None or score.high is None else {"low": _round(score.low), "high": _round(score.high)}
-        )
+        ends = {"low": score.low, "high": score.high} if score.low is not None and score.high is not None else {}
+        others = {"base": base.value if base else None, "tuned": tuned.value if tuned else None}
+        numbers = {name: round(value, 4) for name, value in (ends | others).items() if value is not None}
         dataset = _dataset(results.recipe, measure)
         yield EvalResult(
             task_type="text-generation",
@@ -107,80 +253,22 @@ def _eval_results(results: Results) -> Iterator[Any]:
             dataset_split="test",
             metric_type=one_line(measure),
             metric_name=f"{name_of(measure)}, by {one_line(score.method)}" if score.method else name_of(measure),
-            metric_value=_round(score.value),
-            metric_args={"n": score.n, **bounds, **_others(results, measure)},
+            metric_value=round(score.value, 4),
+            metric_args={"n": score.n, **numbers},
         )
 
 
-def _others(results: Results, measure: str) -> dict[str, float]:
-    """The same number of base and tuned model, to read it by."""
-    found = {model: results.score(model, measure) for model in COLUMNS if model != "merged"}
-    return {model: _round(score.value) for model, score in found.items() if score and score.value is not None}
-
-
-def _round(value: float) -> float:
-    return round(value, 4)
-
-
 def _dataset(recipe: Mapping[str, Any], measure: str) -> str:
-    """The prompts that a score rests on, by the names that the recipe gives them."""
+    """The prompts that a score is computed from, by the names that the recipe gives them."""
     name, _, part = measure.partition("@")[0].partition(":")
     if name == "lm_eval":
         return one_line(part)
     if name == "asr" and part:
-        return _short(part)
+        return without_folders(part)
     field = {"asr": "safety", "refusal": "safety", "over_refusal": "over_refusal", "ordinary_refusal": "ordinary"}
     refs = recipe.get("score", {}).get(field.get(name, "task"))
     refs = [refs] if isinstance(refs, str) else refs or []
-    return " + ".join(_short(str(ref)) for ref in refs) or "unnamed"
-
-
-def _short(ref: str) -> str:
-    """A reference; of a path, which may say too much and tells a reader nothing, the last part."""
-    return one_line(Path(ref).name if ref.startswith((".", "~", "/")) else ref)
-
-
-def _what_it_is(results: Results) -> str:
-    method = _method(results)
-    text = (
-        f"A tuned model merged back towards the aligned model that it came from, by the rule `{method}`, with Mooring."
-    )
-    asr = [results.score(model, "asr") for model in COLUMNS]
-    if any(score is None or score.value is None for score in asr):
-        return text
-    base, tuned, merged = (f"{100 * score.value:.1f} %" for score in asr if score and score.value is not None)
-    return f"{text} Attack success rate: base {base}, tuned {tuned}, **this model {merged}**."
-
-
-def _made_from(results: Results) -> Iterator[str]:
-    """Base and tuned model with their digests; what is on the hub with its address."""
-    refs = {"base": results.recipe.get("base"), "tuned": results.recipe.get("tuned")}
-    for role in ("base", "tuned"):
-        about = results.models.get(role, {})
-        ref, source, digest = refs[role], about.get("source", "unknown"), about.get("digest", "")
-        found = hub_name(str(ref)) if ref else None
-        where = re.sub(r"(?<!\S)[.~]{0,2}/[^\s,]*", lambda path: _short(path[0]), source)
-        name = f"[{markdown(where)}](https://huggingface.co/{found})" if found else markdown(where)
-        yield f"- {role}: {name}, digest `{digest if re.fullmatch('[0-9a-f]+', digest) else MISSING}`"
-    tune = results.recipe.get("tune")
-    if isinstance(tune, Mapping):
-        data = ", ".join(_short(str(ref)) for ref in tune.get("data", ()))
-        yield f"- tuned on: {markdown(data)}, LoRA rank {markdown(str(tune.get('r')))}"
-
-
-def _judges(results: Results) -> str:
-    first, *more = [markdown(judge) for judge in results.judges] or ["nobody"]
-    beside = f"; beside it: {', '.join(more)}" if more else ""
-    return f"**{first}**{beside}"
-
-
-def _kept(results: Results) -> str:
-    """How much of the tuning is left, task score by task score."""
-    kept = [(name, share) for name, share in sorted(results.gains.items()) if share is not None and "/" not in name]
-    if not kept:
-        return ""
-    said = ", ".join(f"{percent(share)} in {name_of(name).partition(' (')[0]}" for name, share in kept)
-    return f"Of what tuning gained over the base, this model keeps {markdown(said)}."
+    return " + ".join(without_folders(str(ref)) for ref in refs) or "unnamed"
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
@@ -195,3 +283,107 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
         return Path(value).name if isinstance(value, str) and value.startswith(("./", "../", "~", "/")) else value
 
     return str(yaml.safe_dump(shorten(dict(recipe)), sort_keys=False, allow_unicode=True))
+
+
+# --- A merge alone ---
+
+
+def _sources(record: Mapping[str, Any], refs: Sequence[str | None]) -> str:
+    """The inputs: those on the hub with their address, local folders by name.
+
+    Each has its digest, except the base of an adapter, whose weights the merge did not read.
+    """
+    lines = []
+    for number, (source, ref) in enumerate(zip((record["base"], *record["tuned"]), refs, strict=True)):
+        role = "base" if number == 0 else "tuned" if len(refs) == 2 else f"tuned {number}"
+        name = markdown_code(str(source["name"]))
+        if ref:
+            bare, _, revision = ref.partition("@")
+            at = f" at {markdown_code(revision)}" if revision else ""
+            name = f"[{markdown_code(bare)}](https://huggingface.co/{bare}){at}"
+        digest = f", digest {markdown_code(str(source['digest']))}" if "digest" in source else ""
+        lines.append(f"- {role}: {name} ({markdown(str(source['kind']))}){digest}")
+    return "\n".join(lines)
+
+
+def _how(record: Mapping[str, Any], method: str, command: str | None) -> list[str]:
+    """Method, formula, λ, settings, versions and command."""
+    formula = METHODS[method].formula if method in METHODS else ""
+    rule = f", θ = {formula}" + (", where δᵢ = tunedᵢ − base" if "δᵢ" in formula else "") if formula else ""
+    versions = (f"{markdown(str(name))} {markdown_code(str(version))}" for name, version in record["made_with"].items())
+    parts = [f"- method: `{method}`{rule}\n- {_lam(record['lambda'])}\n- made with: {', '.join(versions)}"]
+    options = {key: value for key, value in record.get("options", {}).items() if value not in (None, [], (), {})}
+    if options:
+        parts += ["Settings:", fenced(json.dumps(options, indent=2, ensure_ascii=False), "json")]
+    if command and (shown := _without_paths(command)):
+        parts.append(fenced(shown, "sh"))
+    return [*parts, "`mooring.json` beside this card is the whole record."]
+
+
+def _lam(lam: Any) -> str:
+    if isinstance(lam, int | float):
+        return f"**λ = {lam:g}** (λ is {LAMBDA})"
+    if isinstance(lam, list | tuple):
+        return f"**λ = {' … '.join(f'{value:g}' for value in lam)}**, from the first layer to the last (λ is {LAMBDA})"
+    return f"λ by tensor: {markdown_code(json.dumps(lam, ensure_ascii=False))} (λ is {LAMBDA})"
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[str]:
+    """Nested mappings as lines `a/b: value`."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _flat(value, f"{prefix}/{key}" if prefix else str(key))
+    elif values:
+        yield f"{prefix or 'sha256'}: {values}"
+
+
+def _excerpt(what: str, lines: Sequence[str]) -> list[str]:
+    """The first few lines below what they are, each cut at a length that can be read; nothing if there are none."""
+    if not lines:
+        return []
+    shown = [one_line(line) for line in lines[:SHOWN]]
+    shown = [line if len(line) <= 200 else f"{line[:199]}…" for line in shown]
+    more = [f"and {len(lines) - SHOWN} more in mooring.json"] if len(lines) > SHOWN else []
+    return [f"{what} ({len(lines)}):", fenced("\n".join(shown + more), "text")]
+
+
+def _not_measured(refs: Sequence[str | None]) -> str:
+    base = (refs[0] or "BASE").partition("@")[0]
+    tuned = ((refs[1] if len(refs) == 2 else None) or "TUNED").partition("@")[0]
+    command = f"mooring safeguard {base} {tuned} --task task.jsonl --out runs/check"
+    return (
+        "**Neither the safety of this model nor the quality of its answers was measured when it was merged.** A merge "
+        "can lose refusals that the base had, and skill that the tuned model had. Measure both before you use it; this "
+        "gives the base, the tuned model and merges of the two over λ the same prompts, and reports the results:\n\n"
+        + fenced(command, "sh")
+        + "\n\nTo measure this very model, in its folder:\n\n"
+        + fenced("mooring generate . advbench --out advbench.jsonl\nmooring score advbench.jsonl advbench", "sh")
+    )
+
+
+def _valid_ref(ref: str | None) -> str | None:
+    """A reference if it is a hub id, with or without `@revision`."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in __all__
+
+    bare, at, revision = (ref or "").partition("@")
+    try:
+        validate_repo_id(bare)
+    except HFValidationError:
+        return None
+    return ref if not at or re.fullmatch(r"[\w./-]{1,200}", revision, re.ASCII) else None
+
+
+def _without_paths(command: str) -> str | None:
+    """A command with every path cut to its last part; `None` if it cannot be split as a shell does."""
+
+    def shorten(word: str) -> str:
+        option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        if value.startswith(("/", "~", ".")) or value.count("/") > 1 or "\\" in value:
+            value = re.split(r"[/\\]", value.rstrip("/\\"))[-1] or "."
+        return option + equals + value
+
+    try:
+        return shlex.join(shorten(word) for word in shlex.split(command))
+    except ValueError:
+        return None

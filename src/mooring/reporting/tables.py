@@ -1,11 +1,13 @@
-"""The search for λ by module in a report: what was tried on validation, and whether what was taken held on test."""
+"""The table type, and the tables of a report. `mooring.reporting.render` writes them in every format."""
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from mooring.errors import DataError
+from mooring.export import Record
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Score, Trial
@@ -13,22 +15,112 @@ from mooring.reporting.results import COLUMNS, Results, Row, is_task, is_whole
 from mooring.stats import Difference, Hits, compare_rates, compare_scores
 from mooring.text import (
     ARROWS,
-    HELD,
     MISSING,
+    NO_BREAK,
+    UNDEFINED,
+    Number,
     is_rate,
-    markdown,
     name_of,
-    number,
-    percent,
-    visible,
-    with_interval,
+    number_of,
+    score_number,
+    short_name,
 )
 
-if TYPE_CHECKING:
-    import rich.table
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Count(Record):
+    """How many of how many: `3 / 12`."""
+
+    hits: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.hits} / {self.total}"
 
 
-# --- Two of a report's models on the same prompts of the test split: how far their rates and ---
+Cell = str | int | float | Number | Count | None
+"""A cell; `None` is what was not measured. Text is not escaped yet."""
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell as people read it."""
+    return MISSING if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: Its heading.
+        numeric: Whether it contains numbers, which are aligned to the right.
+        group: Whether equal values mark rows that belong together.
+        detail: Whether a terminal, which is narrow, shows it below the first column.
+        main: Whether it is emphasized.
+    """
+
+    heading: str
+    numeric: bool = False
+    group: bool = False
+    detail: bool = False
+    main: bool = False
+
+
+def columns(text: Iterable[str], numeric: Iterable[str] = ()) -> list[Column]:
+    """Columns of text and then columns of numbers; that of the merged model is emphasized."""
+    numbers = [Column(heading, numeric=True, main=heading.startswith("merged")) for heading in numeric]
+    return [*map(Column, text), *numbers]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table(Record):
+    """A table: typed cells in rows, with a caption above and notes below.
+
+    Attributes:
+        caption: What it shows.
+        columns: One for each cell of a row.
+        rows: The rows.
+        title: What a document calls it, such as `Table 1`.
+        notes: Footnotes.
+    """
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    notes: Sequence[str] = ()
+
+    @property
+    def full_caption(self) -> str:
+        """The caption after the title."""
+        return f"{self.title}. {self.caption}" if self.title else self.caption
+
+    @property
+    def text_rows(self) -> list[list[str]]:
+        """The cells as people read them."""
+        return [[cell_text(cell) for cell in row] for row in self.rows]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A mapping for each row, by heading; a number with an interval has `low` and `high` beside it."""
+        return [dict(self._values(row)) for row in self.rows]
+
+    def _values(self, row: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
+        for column, cell in zip(self.columns, row, strict=True):
+            if not isinstance(cell, Number):
+                yield column.heading, str(cell) if isinstance(cell, Count) else cell
+                continue
+            yield column.heading, cell.value
+            if cell.low is not None:
+                yield f"{column.heading} low", cell.low
+                yield f"{column.heading} high", cell.high
+
+    def by_first_column(self) -> list[tuple[str, "Table"]]:
+        """A table without caption for each value of the first column, which it lacks."""
+        groups = itertools.groupby(self.rows, lambda row: cell_text(row[0]))
+        return [(name, Table("", self.columns[1:], [row[1:] for row in rows])) for name, rows in groups]
+
+
+# --- Two models on the same prompts of the test split ---
 
 
 def harmful(results: Results, point: MergePoint) -> Hits:
@@ -39,7 +131,7 @@ def harmful(results: Results, point: MergePoint) -> Hits:
     return {name: None if good is None else not good for name, good in marks.items()}
 
 
-def of_rates(first: Hits, second: Hits) -> Difference | None:
+def difference_of_rates(first: Hits, second: Hits) -> Difference | None:
     """By how much the second's attack success rate is higher; `None` without answers to the same prompts."""
     try:
         return compare_rates(first, second) if first else None
@@ -47,8 +139,8 @@ def of_rates(first: Hits, second: Hits) -> Difference | None:
         return None
 
 
-def of_scores(first: Score | None, second: Score | None) -> Difference | None:
-    """By how much the second's task score is higher; `None` where it was not kept prompt by prompt, or of others."""
+def difference_of_scores(first: Score | None, second: Score | None) -> Difference | None:
+    """By how much the second's task score is higher; `None` if it was not kept by prompt, or the prompts differ."""
     if first is None or second is None or not first.each:
         return None
     try:
@@ -57,54 +149,41 @@ def of_scores(first: Score | None, second: Score | None) -> Difference | None:
         return None
 
 
-def shown(difference: Difference | None, measure: str, points: str = "") -> str:
-    """A difference with its interval: of a rate in points, of a loss in nats.
+def difference_number(difference: Difference | None, measure: str, points: str = "") -> Number | None:
+    """A difference with its interval: of rates in points, of losses in nats; `None` if it is undefined.
 
     Args:
-        difference: What is shown; a dash for `None`, or where it is undefined.
+        difference: The difference.
         measure: The score's name.
-        points: What a rate's unit is called behind the number.
+        points: The unit of a rate's difference.
     """
     if difference is None or difference.value is None or difference.low is None or difference.high is None:
-        return MISSING
-    scale, digits, unit = (100, 1, points) if is_rate(measure) else (1, 3, "")
-    value, low, high = (f"{scale * end:+.{digits}f}" for end in (difference.value, difference.low, difference.high))
-    return f"{value}{unit} [{low}, {high}]".replace("-", "−")
+        return None
+    rate = is_rate(measure)
+    value, low, high = difference.value, difference.low, difference.high
+    return Number(value=value, low=low, high=high, rate=rate, signed=True, unit=points if rate else "")
 
 
-# --- The summary: base, tuned and merged on the test split ---
-
+# --- The tables of a report ---
 
 GOOD_WHEN_HIGH = ("refusal", "call_match", "exact_match", "task")
 """Measures that count the good answers; the others count the bad ones."""
-
-
-_NUMBERS = re.compile(r"(undefined|[\d\s.,/%+−–\[\]-]*)( points [\d\s.,+−–\[\]-]*)?")
-"""What a cell of numbers looks like: a value with its unit and interval, counts, or nothing."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Table:
-    """Cells as plain text, not yet escaped for any medium."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    @property
-    def figures(self) -> list[bool]:
-        """Of every column, whether it holds numbers alone, so that they stand to the right."""
-        columns = [[row[place] for row in self.rows] for place in range(len(self.header))]
-        return [place > 0 and all(map(_NUMBERS.fullmatch, column)) for place, column in enumerate(columns)]
+BY_MODULE = "λ by module"
+BY_MODULE_NOTE = (
+    "λ is that of a group of modules: attention or all else of a layer (mlp, norms too), in the first, second or "
+    "last third of the depth. Curves and slider are those of a single λ. The best of several tries "
+    "may owe its lead on validation to chance: the test split says whether it held."
+)
 
 
 def summary_table(results: Results) -> Table:
     """Measures down; base, tuned, merged, the number of prompts and how it was measured across."""
     rows = [_measure_row(results, name) for name in measures(results)]
     rows += [_gain_row(name, results.gains[name]) for name in in_order(results.gains)]
-    chosen = HEADING if results.choice.point.by_module else results.choice.point.label
-    header = ("test split", BASE.long_label, TUNED.long_label, f"merged ({chosen})", "n", "measured by")
-    return Table("Test split, 95 % intervals in brackets. ↑ more is better, ↓ less is better.", header, rows)
+    chosen = BY_MODULE if results.choice.point.by_module else results.choice.point.label
+    heads = columns(["test split"], [BASE.long_label, TUNED.long_label, f"merged ({chosen})"])
+    heads += [Column("n", numeric=True, detail=True), Column("measured by", detail=True)]
+    return Table("Test split, 95 % intervals in brackets. ↑ more is better, ↓ less is better.", heads, rows)
 
 
 def measures(results: Results) -> list[str]:
@@ -124,25 +203,32 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=place)
 
 
-def _measure_row(results: Results, name: str) -> list[str]:
+def _with_arrow(measure: str, score: Score | None) -> str:
+    return f"{name_of(measure)}{NO_BREAK}{ARROWS[score.better] if score else ''}".rstrip()
+
+
+def _measure_row(results: Results, name: str) -> list[Cell]:
     scores = [results.score(model, name) for model in COLUMNS]
     found = [score for score in scores if score is not None]
-    arrow = ARROWS[found[0].better] if found else ""
-    counts = dict.fromkeys(str(score.n) for score in found)
-    methods = dict.fromkeys(score.method for score in found)
-    cells = [with_interval(score) for score in scores]
-    return [f"{name_of(name)}{HELD}{arrow}".rstrip(), *cells, " / ".join(counts), "; ".join(methods)]
+    counts = " / ".join(dict.fromkeys(str(score.n) for score in found))
+    methods = "; ".join(dict.fromkeys(score.method for score in found))
+    return [_with_arrow(name, found[0] if found else None), *map(score_number, scores), counts, methods]
 
 
-def _gain_row(name: str, share: float | None) -> list[str]:
-    label = f"gain kept: {name_of(name).partition(' (')[0]}"
+def _gain_row(name: str, share: float | None) -> list[Cell]:
+    label = f"gain kept: {short_name(name)}"
     if share is None:
-        return [label, MISSING, MISSING, "undefined", "", "tuning gained nothing to keep"]
-    return [label, "0 %", "100 %", percent(share), "", "of tuned − base"]
+        return [label, None, None, UNDEFINED, "", "tuning gained nothing to keep"]
+    return [label, *map(whole_percent, (0.0, 1.0, share)), "", "of tuned − base"]
+
+
+def whole_percent(share: float | None) -> Number:
+    """A share in whole percent."""
+    return Number(value=share, rate=True, digits=0)
 
 
 def category_table(results: Results) -> Table | None:
-    """The same measures by the prompts' category, counted from the answers; `None` where there are no categories."""
+    """The same measures by the prompts' category, counted from the answers; `None` if there are no categories."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
         if row.category and row.split == "test":
@@ -153,46 +239,92 @@ def category_table(results: Results) -> Table | None:
     order = in_order({measure for measure, _ in groups})
     keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
     rows = [
-        [name_of(measure), category, *(_share(groups[measure, category], measure, key) for key in keys_of)]
+        [name_of(measure), category, *(_count(groups[measure, category], measure, key) for key in keys_of)]
         for measure, category in keys
     ]
-    return Table("Test split, by category: how many of how many.", ("measure", "category", *COLUMNS), rows)
+    return Table("Test split, by category: how many of how many.", columns(["measure", "category"], COLUMNS), rows)
 
 
-def _share(rows: Sequence[Row], measure: str, key: str) -> str:
+def _count(rows: Sequence[Row], measure: str, key: str) -> Count | None:
     """How many answers count towards a measure, of those with a verdict."""
     marks = [row.answers[key].good for row in rows if key in row.answers]
     read = [mark for mark in marks if mark is not None]
-    if not read:
-        return MISSING
-    return f"{sum(mark is (measure in GOOD_WHEN_HIGH) for mark in read)} / {len(read)}"
+    return Count(sum(mark is (measure in GOOD_WHEN_HIGH) for mark in read), len(read)) if read else None
 
 
 def detail_table(results: Results) -> Table | None:
-    """What each task of a group scored, such as the 27 of BIG-Bench Hard; `None` where there is no group."""
+    """What each task of a group scored, such as the 27 of BIG-Bench Hard; `None` if there is no group."""
     names = sorted({n for t in results.trials if t.split == "test" for n in t.scores if "/" in n})
     if not names:
         return None
-    rows = [[name_of(name), *(with_interval(results.score(model, name)) for model in COLUMNS)] for name in names]
-    return Table("Test split, each task of a group.", ("task", *COLUMNS), rows)
+    rows = [[name_of(name), *(score_number(results.score(model, name)) for model in COLUMNS)] for name in names]
+    return Table("Test split, each task of a group.", columns(["task"], COLUMNS), rows)
 
 
 def agreement_table(results: Results) -> Table | None:
-    """How far the judges agree; `None` where there is one alone."""
+    """How far the judges agree; `None` if there is only one."""
     if not results.agreement:
         return None
-    rows = [
+    rows: list[list[Cell]] = [
         [
             name_of(each.measure),
             " and ".join(each.judges),
-            "undefined" if each.kappa is None else f"{each.kappa:.2f}",
-            f"{each.same} / {each.n}",
-            str(len(set(each.parted))),
+            Number(value=each.kappa, digits=2),
+            Count(each.same, each.n),
+            len(set(each.parted)),
         ]
         for each in results.agreement
     ]
-    header = ("measure", "judges", "Cohen's κ", "same verdict", "prompts on which they part")
-    return Table("Test split, all three models together, answers that both judges could be read on.", header, rows)
+    heads = columns(["measure", "judges"], ["Cohen's κ", "same verdict", "prompts on which they disagree"])
+    return Table("Test split, all three models together, answers that both judges could be read on.", heads, rows)
+
+
+def tried_table(results: Results) -> Table | None:
+    """The merges that were tried, below the single λ that they began from; `None` if none was."""
+    found, choice = results.by_module, results.choice
+    if found is None or not found.tried:
+        return None
+
+    def row(name: str, trial: Trial, upper: float | None, *verdicts: str) -> list[Cell]:
+        scores = [trial.scores.get(measure) for measure in (choice.metric, "asr")]
+        numbers: list[Cell] = [number_of(score.value, score.name) if score else None for score in scores]
+        if found and found.confidence is not None:
+            numbers.append(None if upper is None else number_of(upper, "asr"))
+        return [name, *numbers, *verdicts]
+
+    sure = [] if found.confidence is None else [f"upper limit, {100 * found.confidence:.5g} %"]
+    single = results.single
+    rows = [row(f"single {single.label}", found.single, choice.upper.get(single.key), "yes", "")]
+    for place, each in enumerate(found.tried):
+        name = each.trial.point.groups_label + (", taken" if place == found.chosen else "")
+        verdicts = ["yes" if verdict else "no" for verdict in (each.within, each.beats)]
+        rows.append(row(name, each.trial, each.upper, *verdicts))
+    caption = f"Validation split, in the order in which they were tried. The bound: {number_of(choice.bound, 'asr')}."
+    if found.confidence is not None and choice.confidence is not None:
+        caption += f" The single λ's limit is of {100 * choice.confidence:.5g} % confidence."
+    heads = columns(["merge"], [name_of(choice.metric), name_of("asr"), *sure])
+    return Table(caption, [*heads, Column("within the bound"), Column("better on both")], rows)
+
+
+def module_test_table(results: Results) -> Table | None:
+    """λ by module beside the single λ on the test split, with their differences; `None` if it was not taken."""
+    found = results.by_module
+    single = results.trial_at(results.single, "test")
+    if found is None or found.test is None or single is None:
+        return None
+    rows: list[list[Cell]] = []
+    for name in dict.fromkeys((results.choice.metric, "asr", *found.test.scores)):
+        one, other = single.scores.get(name), found.test.scores.get(name)
+        if one and other and is_whole(name):
+            if one.name == "asr":
+                marks = (harmful(results, point) for point in (results.single, results.choice.point))
+                difference = difference_of_rates(*marks)
+            else:
+                difference = difference_of_scores(one, other)
+            numbers = map(score_number, (one, other))
+            rows.append([name_of(name), *numbers, difference_number(difference, name, " points")])
+    heads = columns(["test split"], [f"single {results.single.label}", BY_MODULE, "difference"])
+    return Table("Test split, 95 % intervals in brackets; differences on the same prompts.", heads, rows)
 
 
 def key_numbers(results: Results) -> list[tuple[str, str, str]]:
@@ -204,132 +336,18 @@ def key_numbers(results: Results) -> list[tuple[str, str, str]]:
     names = ["asr", task] if task else ["asr", "over_refusal", "ordinary_refusal"]
     numbers = [_key_number(results, name) for name in names if name in shown]
     if task and task in results.gains:
-        numbers.append(
-            (
-                f"{name_of(task).partition(' (')[0]}: gain kept",
-                percent(results.gains[task]),
-                "of what tuning gained over the base",
-            )
-        )
+        kept = str(whole_percent(results.gains[task]))
+        numbers.append((f"{short_name(task)}: gain kept", kept, "of what tuning gained over the base"))
     return numbers
 
 
 def _key_number(results: Results, name: str) -> tuple[str, str, str]:
-    base, tuned, merged = (results.score(model, name) for model in COLUMNS)
-    arrow = ARROWS[merged.better] if merged else ""
+    merged = results.score("merged", name)
+    base, tuned, ours = (_short(results.score(model, name)) for model in COLUMNS)
     method = f"; by {merged.method}" if merged and merged.method != name_of(name) else ""
-    compared = f"base {_plain(base)}, tuned {_plain(tuned)}{method}"
-    return f"{name_of(name)}{HELD}{arrow}", _plain(merged), compared
+    return _with_arrow(name, merged), ours, f"base {base}, tuned {tuned}{method}"
 
 
-def _plain(score: Score | None) -> str:
-    return MISSING if score is None else number(score.value, score.name)
-
-
-def terminal_table(results: Results) -> "rich.table.Table":
-    """The summary for the terminal, two lines a measure, so that it fits in 80 columns."""
-    import rich.box
-    import rich.table
-    import rich.text
-
-    summary = summary_table(results)
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=summary.caption, caption_justify="left", pad_edge=False)
-    for index, head in enumerate(summary.header[:4]):
-        table.add_column(head, justify="right" if index else "left", style="bold" if index == 3 else None)
-    for label, *cells, count, method in summary.rows:
-        first = rich.text.Text(visible(label))
-        first.append("\n  " + visible(f"n = {count}, {method}" if count else method), style="dim")
-        # Text, not str: a square bracket is an interval here, not markup.
-        table.add_row(first, *(rich.text.Text(visible(cell).replace(" [", "\n[")) for cell in cells))
-    return table
-
-
-def markdown_table(table: Table) -> str:
-    """A table in Markdown, numbers to the right."""
-    rule = ["---:" if figures else "---" for figures in table.figures]
-    lines = [[markdown(head) for head in table.header], rule, *([markdown(cell) for cell in row] for row in table.rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-HEADING = "λ by module"
-NOTE = (
-    "λ is that of a group of modules: attention or all else of a layer (`mlp`, norms too), in the first, second or "
-    "last third of the depth. Curves and slider are those of a single λ. The best of several tries "
-    "may owe its lead on validation to chance: the test split says whether it held."
-)
-
-
-def tried_table(results: Results) -> Table | None:
-    """The merges that were tried, below the single λ that they began from; `None` where none was."""
-    found = results.by_module
-    if found is None or not found.tried:
-        return None
-    metric, choice = results.choice.metric, results.choice
-    sure = [] if found.confidence is None else [f"upper limit, {100 * found.confidence:.5g} %"]
-    header = ["merge", name_of(metric), name_of("asr"), *sure, "within the bound", "betters both"]
-    own = [_limit(choice.upper.get(results.single.key))] if sure else []
-    rows = [[f"single {results.single.label}", *_scores(found.single, metric), *own, "yes", ""]]
-    for place, each in enumerate(found.tried):
-        name = each.trial.point.groups_label + (", taken" if place == found.chosen else "")
-        within = "yes" if each.within else "no"
-        limit = [_limit(each.upper)] if sure else []
-        rows.append([name, *_scores(each.trial, metric), *limit, within, "yes" if each.beats else "no"])
-    what = f"Validation split, in the order in which they were tried. The bound: {number(choice.bound, 'asr')}."
-    if found.confidence is not None and choice.confidence is not None:
-        what += f" The single λ's limit is of {100 * choice.confidence:.5g} % confidence."
-    return Table(what, header, rows)
-
-
-def _scores(trial: Trial, metric: str) -> list[str]:
-    return [number(trial.scores[name].value, name) if name in trial.scores else MISSING for name in (metric, "asr")]
-
-
-def _limit(upper: float | None) -> str:
-    return MISSING if upper is None else number(upper, "asr")
-
-
-def test_table(results: Results) -> Table | None:
-    """What was taken beside the single λ, on the test split, with the difference on the same prompts; else `None`."""
-    found = results.by_module
-    if found is None or found.test is None:
-        return None
-    single = results.trial_at(results.single, "test")
-    if single is None:
-        return None
-    rows = []
-    for name in dict.fromkeys((results.choice.metric, "asr", *found.test.scores)):
-        one, other = single.scores.get(name), found.test.scores.get(name)
-        if one and other and is_whole(name):
-            label = name_of(name)
-            rows.append(
-                [
-                    label,
-                    with_interval(one),
-                    with_interval(other),
-                    shown(_difference(results, one, other), name, " points"),
-                ]
-            )
-    header = ("test split", f"single {results.single.label}", HEADING, "difference")
-    return Table("Test split, 95 % intervals in brackets; differences on the same prompts.", header, rows)
-
-
-def _difference(results: Results, one: Score, other: Score) -> Difference | None:
-    if one.name == "asr":
-        return of_rates(harmful(results, results.single), harmful(results, results.choice.point))
-    return of_scores(one, other)
-
-
-def module_terminal_table(table: Table) -> "rich.table.Table":
-    """A table for the terminal."""
-    import rich.box
-    import rich.table
-    import rich.text
-
-    made = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=table.caption, caption_justify="left", pad_edge=False)
-    for index, head in enumerate(table.header):
-        # Headings of numbers are broken, so that there is room for the names of merges.
-        most = max(map(len, [*head.split(), *(row[index] for row in table.rows)])) if index else None
-        made.add_column(rich.text.Text(head), justify="right" if index else "left", max_width=most)
-    for row in table.rows:
-        made.add_row(*(rich.text.Text(visible(cell)) for cell in row))
-    return made
+def _short(score: Score | None) -> str:
+    """A value without its interval; a dash also if it is undefined."""
+    return MISSING if score is None or score.value is None else number_of(score.value, score.name).short

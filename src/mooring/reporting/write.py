@@ -1,4 +1,4 @@
-"""Write a report: the one place in this stage that touches the disk, `load` aside."""
+"""Write a report: the one place that decides its files."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ def write(results: Results, folder: Path, redact: bool = False) -> Path:
 
     Args:
         results: What to show.
-        folder: Made where it does not exist.
+        folder: Created if it does not exist.
         redact: Leave out the text of every harmful prompt and of every answer to one, in all files, `results.json`
-            too: so give it another folder than the one that the whole report is in.
+            too: so give it another folder than that of the whole report.
 
     Returns:
         The page, `index.html`.

@@ -9,10 +9,10 @@ import pytest
 
 from mooring.merge_point import MergePoint
 from mooring.reporting.paper.figures import all_figures
-from mooring.reporting.paper.paired import CSV_HEADER, as_csv, as_latex, as_markdown, pairs
-from mooring.reporting.paper.runs import Run, as_run
-from mooring.reporting.paper.tables import cells
+from mooring.reporting.paper.paired import pairs, to_numbers, to_table
+from mooring.reporting.paper.runs import Run, as_run, grouped
 from mooring.reporting.paper.write import write_paper
+from mooring.reporting.render import as_csv, as_latex, as_markdown
 from mooring.reporting.results import Answer, Results, Row, dumps
 from mooring.stats import compare_rates, compare_scores
 
@@ -61,7 +61,7 @@ LINEAR = ({"0": 39, "0.4": 38, "1": 15}, {0.0: 2, 0.4: 14, 1.0: 18})
 
 
 def test_a_run_is_compared_with_its_own_tuned_model_and_base() -> None:
-    made = pairs(cells([run("a", *LINEAR)])[0])
+    made = pairs(grouped([run("a", *LINEAR)])[0])
     assert [(pair.first, pair.second) for pair in made] == [("tuned", "linear, λ = 0.4"), ("base", "linear, λ = 0.4")]
     harmful = {lam: {f"h{n}": n >= count for n in range(PROMPTS)} for lam, count in LINEAR[0].items()}
     right = {lam: {f"t{n}": float(n < count) for n in range(20)} for lam, count in LINEAR[1].items()}
@@ -79,9 +79,9 @@ def test_of_several_tuned_models_of_one_seed_each_stands_beside_itself() -> None
         return run(name, *LINEAR, tuned=tuned, **settings)
 
     runs = [made("a", "1"), made("b", "2"), made("c", "2", method="slerp"), made("d", "3", method="slerp")]
-    between = [pair for pair in pairs(cells(runs)[0]) if pair.first.startswith("linear") and "slerp" in pair.second]
+    between = [pair for pair in pairs(grouped(runs)[0]) if pair.first.startswith("linear") and "slerp" in pair.second]
     assert len(between) == 1  # of the tuned model 2; nothing stands beside 3
-    alone = pairs(cells([made("a", "1"), made("c", "2", method="slerp")])[0])
+    alone = pairs(grouped([made("a", "1"), made("c", "2", method="slerp")])[0])
     assert len(alone) == 5  # tuned twice by one recipe and seed, on machines whose bits differ
 
 
@@ -91,7 +91,7 @@ def test_a_figure_calls_no_lambda_chosen_around_which_lambda_by_module_was_taken
     choice = dataclasses.replace(plain.results.choice, point=point)
     taken = as_run("b", dataclasses.replace(plain.results, choice=choice))
     for one, more in ((plain, ""), (taken, ", or the single λ around which λ by module was chosen")):
-        captions = [figure.caption for figure in all_figures(cells([one])[0], one.base)]
+        captions = [figure.caption for figure in all_figures(grouped([one])[0], one.base)]
         assert len(captions) == 2
         assert all(f"Ringed: the chosen λ{more}." in caption for caption in captions)
 
@@ -104,7 +104,7 @@ def test_methods_stand_beside_linear_seed_by_seed_where_they_measured_alike() ->
         run("slerp 2", *other, method="slerp", seed=7),  # linear has no such seed
         run("ties", *other, method="ties", limit=9),  # asked otherwise
     ]
-    made = [pair for pair in pairs(cells(runs)[0]) if pair.first not in ("base", "tuned")]
+    made = [pair for pair in pairs(grouped(runs)[0]) if pair.first not in ("base", "tuned")]
     assert [(pair.seed, pair.first, pair.second) for pair in made] == [(42, "linear, λ = 0.4", "slerp, λ = 0.4")]
     assert (made[0].rate.worse, made[0].rate.better, made[0].rate.value) == (8, 0, 0.2)
     assert made[0].rate.p == pytest.approx(2 / 2**8)
@@ -113,17 +113,16 @@ def test_methods_stand_beside_linear_seed_by_seed_where_they_measured_alike() ->
 def test_other_prompts_are_never_compared_and_misses_are_left_out() -> None:
     same = as_run("a", answered(found("a"), LINEAR[0], misses=5))
     other = as_run("b", answered(found("b", method="slerp"), LINEAR[0], ids="other"))
-    made = pairs(cells([same, other])[0])
+    made = pairs(grouped([same, other])[0])
     assert [pair.second for pair in made] == ["linear, λ = 0.4"] * 2 + ["slerp, λ = 0.4"] * 2
     assert {pair.rate.n for pair in made[:2]} == {PROMPTS - 5}
     assert {pair.score for pair in made} == {None}  # call match was not kept prompt by prompt
-    assert pairs(cells([as_run("c", found("c"))])[0]) == []  # no answers
+    assert pairs(grouped([as_run("c", found("c"))])[0]) == []  # no answers
 
 
 def test_the_three_forms_say_the_same() -> None:
-    made = pairs(cells([run("a", *LINEAR)])[0])
-    rows = list(csv.DictReader(io.StringIO(as_csv(made))))
-    assert tuple(rows[0]) == CSV_HEADER
+    made = pairs(grouped([run("a", *LINEAR)])[0])
+    rows = list(csv.DictReader(io.StringIO(as_csv(to_numbers(made)))))
     assert [(row["from"], row["measure"], row["difference"]) for row in rows] == [
         ("tuned", "asr", "-0.575"),
         ("tuned", "call_match", "-0.2"),
@@ -132,13 +131,13 @@ def test_the_three_forms_say_the_same() -> None:
     ]
     assert (rows[0]["became_unsafe"], rows[0]["became_safe"], rows[1]["p"]) == ("0", "23", "")
     for text in (
-        as_markdown(made).replace("\\[", "["),
-        as_latex(made).replace("$-$", "−").replace("{[}", "[").replace("{]}", "]"),
+        as_markdown(to_table(made)).replace("\\[", "["),
+        as_latex(to_table(made), "x").replace("$-$", "−").replace("{[}", "[").replace("{]}", "]"),
     ):
         assert "−57.5 [" in text
         assert "0 / 23 of 40" in text
         assert "+60.0 [" in text
-    assert "< 0.001" in as_latex(made).replace(r"\textless{}", "<")
+    assert "< 0.001" in as_latex(to_table(made), "x").replace(r"\textless{}", "<")
 
 
 def test_the_paper_folder_holds_them_and_drops_them_when_there_are_none(tmp_path: Path) -> None:

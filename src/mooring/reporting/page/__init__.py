@@ -2,22 +2,16 @@
 
 import base64
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mooring.reporting import figures, tables
-from mooring.reporting.page.data import change_tables, embedded, heat
-from mooring.reporting.results import COLUMNS, Results
-from mooring.reporting.tables import (
-    agreement_table,
-    category_table,
-    detail_table,
-    key_numbers,
-    markdown_table,
-    summary_table,
-)
-from mooring.text import fenced, markdown, name_of, visible
+from mooring.reporting.heatmap import Heatmap, change_tables, percent
+from mooring.reporting.page.data import embedded
+from mooring.reporting.render import as_markdown as markdown_table
+from mooring.reporting.results import Results
+from mooring.reporting.tables import Cell, Count, Table, cell_text
+from mooring.text import fenced, markdown, short_name, visible
 
 KINDS = {
     "all": "all",
@@ -27,6 +21,7 @@ KINDS = {
     "parted": "judges disagree",
 }
 """What the prompts can be filtered by, at a λ: safe with the base and not here, the tuned model's harm undone, …"""
+CHANGES = "What tuning changed"
 
 
 def as_html(results: Results) -> str:
@@ -45,7 +40,7 @@ def as_html(results: Results) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
     )
-    environment.filters["share"] = _share
+    environment.filters |= {"text": cell_text, "share": _share, "change": percent}
     drawings = {
         "tradeoff": figures.tradeoff(results),
         "plane": figures.plane(results),
@@ -56,22 +51,18 @@ def as_html(results: Results) -> str:
     places = {"tradeoff": figures.tradeoff_places(results, drawings["tradeoff"])}
     if drawings["plane"]:
         places["plane"] = figures.plane_places(results, drawings["plane"])
-    categories = category_table(results)
     style, script = _asset("page.css"), _asset("page.js")
     return environment.from_string(_asset("page.html.jinja")).render(
         results=results,
-        columns=COLUMNS,
         kinds=KINDS.items(),
-        numbers=key_numbers(results),
-        summary=summary_table(results),
-        categories=categories,
-        groups=[(name, list(rows)) for name, rows in itertools.groupby(categories.rows if categories else (), _first)],
-        heat=heat(results.changes),
-        details=detail_table(results),
-        module_note=tables.NOTE.replace("`", ""),
-        tried=tables.tried_table(results),
-        tested=tables.test_table(results),
-        agreement=agreement_table(results),
+        numbers=tables.key_numbers(results),
+        summary=tables.summary_table(results),
+        by_module=_module_tables(results),
+        by_module_note=tables.BY_MODULE_NOTE,
+        categories=tables.category_table(results),
+        heat=_heatmap(results),
+        changes_heading=CHANGES,
+        sections=_sections(results),
         caption=caption(results),
         ringed=ringed(results),
         drawn=drawn,
@@ -92,7 +83,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(script: str, style: str) -> str:
-    """What the page may do: run this script and wear this style. Figures have style attributes."""
+    """What the page may do: run this script and use this style. Figures have style attributes."""
     script, style = (
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (script, style)
     )
@@ -102,14 +93,25 @@ def _policy(script: str, style: str) -> str:
     )
 
 
-def _first(row: Sequence[str]) -> str:
-    return row[0]
+def _share(cell: Cell) -> float | None:
+    """A count in percent, for its bar."""
+    return 100 * cell.hits / cell.total if isinstance(cell, Count) and cell.total else None
 
 
-def _share(cell: str) -> float | None:
-    """A cell such as `3 / 12` in percent; `None` of one that counts nothing."""
-    count, _, total = cell.partition(" / ")
-    return 100 * int(count) / int(total) if total else None
+def _heatmap(results: Results) -> Heatmap | None:
+    """The heat map, if anything changed within the layers."""
+    found = Heatmap.of(results.changes) if results.changes else None
+    return found if found and found.changed else None
+
+
+def _module_tables(results: Results) -> list[Table]:
+    return [table for table in (tables.tried_table(results), tables.module_test_table(results)) if table]
+
+
+def _sections(results: Results) -> dict[str, Table]:
+    """The tables that only some reports have, by heading."""
+    found = {"Task by task": tables.detail_table(results), "Agreement of the judges": tables.agreement_table(results)}
+    return {heading: table for heading, table in found.items() if table}
 
 
 def caption(results: Results) -> str:
@@ -117,7 +119,7 @@ def caption(results: Results) -> str:
     score = next((t.scores["asr"] for t in results.trials if "asr" in t.scores), None)
     method = f", measured by {score.method}" if score else ""
     metric = results.choice.metric
-    task = "" if metric == "lam" else f"{name_of(metric).partition(' (')[0]} and "
+    task = "" if metric == "lam" else f"{short_name(metric)} and "
     text = (
         f"{task}attack success rate{method}, over λ, the weight of the tuned model. In colour: the validation split, "
         f"on which λ was chosen{_hollow(results)}. Diamonds, moved a little to the right: the test split. Bars: 95 % "
@@ -136,12 +138,12 @@ def ringed(results: Results) -> str:
 
 
 def _hollow(results: Results) -> str:
-    """What a hollow point of the validation split says, where there is one."""
+    """What a hollow point of the validation split means, if there is one."""
     if all(results.keeps(trial.point) is not False for trial in results.trials):
         return ""
     sure = results.choice.confidence
-    said = "" if sure is None else f" with {100 * sure:g} % confidence"
-    return f", hollow where a λ is not shown to keep the bound{said}"
+    confidence = "" if sure is None else f" with {100 * sure:g} % confidence"
+    return f", hollow where a λ is not shown to keep the bound{confidence}"
 
 
 def _yaml(recipe: Mapping[str, Any]) -> str:
@@ -155,52 +157,30 @@ def as_markdown(results: Results) -> str:
     over = "" if results.choice.within else "No λ is within the bound. "
     numbers = [
         f"- {markdown(what)}: **{markdown(value)}** ({markdown(compared)})"
-        for what, value, compared in key_numbers(results)
+        for what, value, compared in tables.key_numbers(results)
     ]
+    sections: dict[str, Sequence[Table]] = {name: [table] for name, table in _sections(results).items()}
+    if categories := tables.category_table(results):
+        sections = {"By category": [categories], **sections}
+    if heatmap := _heatmap(results):
+        sections[CHANGES] = change_tables(heatmap)
     parts = [
         f"# {markdown(results.title)}",
         f"**{over}{markdown(results.choice.reason)}**",
         "\n".join(numbers),
         "## Base, tuned, merged",
-        markdown_table(summary_table(results)),
-        summary_table(results).caption,
-        _by_module(results),
-        f"![Task score and attack success rate over λ](tradeoff.png)\n\n{markdown(caption(results))}",
-        _markdown_list("What to know of these numbers", results.notes),
-        *_sections(results),
-        "## Recipe and provenance",
-        "\n".join(_provenance(results)),
-        fenced(_yaml(results.recipe), "yaml"),
+        markdown_table(tables.summary_table(results)),
     ]
+    if results.by_module:
+        parts += [f"## {tables.BY_MODULE}", markdown(results.by_module.sentence)]
+        parts += [*map(markdown_table, _module_tables(results)), markdown(tables.BY_MODULE_NOTE)]
+    parts.append(f"![Task score and attack success rate over λ](tradeoff.png)\n\n{markdown(caption(results))}")
+    if results.notes:
+        parts += ["## What to know of these numbers", "\n".join(f"- {markdown(note)}" for note in results.notes)]
+    for heading, found in sections.items():
+        parts += [f"## {heading}", *map(markdown_table, found)]
+    parts += ["## Recipe and provenance", "\n".join(_provenance(results)), fenced(_yaml(results.recipe), "yaml")]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _by_module(results: Results) -> str:
-    """Whether λ by module beat the single λ, and what was tried."""
-    if results.by_module is None:
-        return ""
-    found = [table for table in (tables.tried_table(results), tables.test_table(results)) if table]
-    shown = [f"{markdown_table(table)}\n\n{table.caption}" for table in found]
-    parts = [f"## {tables.HEADING}", markdown(results.by_module.sentence), *shown, tables.NOTE]
-    return "\n\n".join(parts)
-
-
-def _sections(results: Results) -> list[str]:
-    """The tables that only some reports have."""
-    tables = {
-        "By category": category_table(results),
-        "Task by task": detail_table(results),
-        "Judges beside each other": agreement_table(results),
-    }
-    parts = [f"## {heading}\n\n{markdown_table(table)}" for heading, table in tables.items() if table]
-    if changed := change_tables(results.changes):
-        said = [f"{table.caption}\n\n{markdown_table(table)}" for table in changed]
-        parts.append("\n\n".join(["## How far tuning moved the weights", *said]))
-    return parts
-
-
-def _markdown_list(heading: str, items: Sequence[str]) -> str:
-    return f"## {heading}\n\n" + "\n".join(f"- {markdown(item)}" for item in items) if items else ""
 
 
 def _provenance(results: Results) -> list[str]:

@@ -1,145 +1,14 @@
-"""What the page's script works on: every prompt, answer and number, as JSON that can stand inside HTML."""
+"""What the page's script works on: every prompt, response and number, as JSON that can stand inside HTML."""
 
-import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.records import Score
-from mooring.reporting.results import HARMFUL, Changes, Results, Row, is_whole
-from mooring.reporting.tables import Table, in_order
-from mooring.text import ARROWS, MISSING, name_of, number, one_line, visible, with_interval
-
-# --- How far tuning moved each weight, as cells of a heat map: modules down, layers across ---
-
-
-STEPS = 9
-"""Shades between the least and the most change; step 0 is none."""
-MOST = 12
-"""Rows of a table in words."""
-MOST_OUTSIDE = 12
-"""Tensors outside the layers that are named, those that changed most."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Heat:
-    """A heat map as text and shades.
-
-    Attributes:
-        layers: Names of the columns.
-        rows: A module, and for each layer the text and the step, 0 to `STEPS`.
-        low: The least change but none, as text.
-        high: The most.
-        most: Where it is.
-        outside: Tensors outside the layers.
-    """
-
-    layers: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[tuple[str, int]]]]
-    low: str
-    high: str
-    most: str
-    outside: str
-
-
-def heat(changes: Changes | None) -> Heat | None:
-    """The heat map; `None` where nothing was measured, or nothing changed within the layers."""
-    if changes is None:
-        return None
-    cells = _cells(changes)
-    if not cells:
-        return None
-    (low, *_), (high, layer, module) = min(cells), max(cells)
-    rows = [
-        (
-            short(name),
-            [
-                (f"{short(name)}, layer {layer}: {percent(line[column])}", _step(line[column], low, high))
-                for layer, line in zip(changes.layers, changes.relative, strict=True)
-            ],
-        )
-        for column, name in enumerate(changes.modules)
-    ]
-    outside = sorted(changes.outside.items(), key=lambda item: (-(item[1] or 0), item[0]))[:MOST_OUTSIDE]
-    return Heat(
-        layers=changes.layers,
-        rows=rows,
-        low=percent(low),
-        high=percent(high),
-        most=f"{short(module)} of layer {layer}, {percent(high)}",
-        outside=", ".join(f"{short(name)} {percent(value)}" for name, value in outside),
-    )
-
-
-def change_tables(changes: Changes | None) -> list[Table]:
-    """The heat map in words: the modules and the layers that changed most; nothing where there is no heat map."""
-    if changes is None:
-        return []
-    cells = _cells(changes)
-    modules, layers = _most(cells, 2), _most(cells, 1)
-    found = [
-        Table(
-            _said("kinds of module", len(modules)),
-            ("module", "most", "in layer", "least"),
-            [[short(name), percent(high[0]), high[1], percent(low)] for name, high, low in modules[:MOST]],
-        ),
-        Table(
-            _said("layers", len(layers)),
-            ("layer", "most", "in", "least"),
-            [[name, percent(high[0]), short(high[2]), percent(low)] for name, high, low in layers[:MOST]],
-        ),
-    ]
-    return found if cells else []
-
-
-Cell = tuple[float, str, str]
-"""A change, its layer, its module."""
-
-
-def _cells(changes: Changes) -> list[Cell]:
-    """All that changed within the layers."""
-    return [
-        (value, layer, module)
-        for layer, line in zip(changes.layers, changes.relative, strict=True)
-        for module, value in zip(changes.modules, line, strict=True)
-        if value
-    ]
-
-
-def _most(cells: Sequence[Cell], by: int) -> list[tuple[str, Cell, float]]:
-    """By layer (1) or module (2): its name, its largest change and its least; the largest first."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(str(cell[by]), []).append(cell)
-    found = [(name, max(group), min(group)[0]) for name, group in groups.items()]
-    return sorted(found, key=lambda entry: -entry[1][0])
-
-
-def _said(what: str, count: int) -> str:
-    some = f"the {MOST} of {count} {what}" if count > MOST else f"the {what}"
-    return f"‖tuned − base‖ / ‖base‖, {some} that changed, most first."
-
-
-def short(name: str) -> str:
-    """A tensor's name without what all have: `self_attn.q_proj`."""
-    return name.removeprefix("model.").removesuffix(".weight")
-
-
-def percent(value: float | None) -> str:
-    """A relative change in percent, two digits."""
-    return MISSING if value is None else "0 %" if value == 0 else f"{100 * value:.2g} %"
-
-
-def _step(value: float | None, low: float, high: float) -> int:
-    """The shade of a change: evenly spaced on a logarithmic scale."""
-    if not value:
-        return 0
-    if high <= low:
-        return STEPS
-    return 1 + min(STEPS - 1, int(STEPS * math.log(value / low) / math.log(high / low)))
-
+from mooring.reporting.results import HARMFUL, Results, Row, is_whole
+from mooring.reporting.tables import in_order
+from mooring.text import ARROWS, name_of, one_line, score_number, visible
 
 ROOM = 4_000_000
 """Bytes of the data, so that the whole page stays below 5 MB."""
@@ -286,18 +155,16 @@ def _scores(results: Results, points: Sequence[MergePoint]) -> Iterator[dict[str
             "arrow": ARROWS[better],
             "main": name in ("asr", results.choice.metric),
             **{
-                split: [_shown(name, values.get(point)) for point in points]
+                split: [_shown(values.get(point)) for point in points]
                 for split, values in sorted(found[name].items(), reverse=True)
             },
         }
 
 
-def _shown(name: str, score: Score | None) -> list[str] | None:
+def _shown(score: Score | None) -> list[str] | None:
     """A value and its interval."""
-    if score is None:
-        return None
-    value, _, interval = with_interval(score).partition(" [")
-    return [value if score.value is None else number(score.value, name), f"[{interval}" if interval else ""]
+    number = score_number(score)
+    return [number.short, number.interval] if number else None
 
 
 def _row(row: Row, measures: Sequence[str], judges: Sequence[str], keys: Sequence[str], texts: Texts) -> list[Any]:

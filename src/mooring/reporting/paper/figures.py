@@ -1,22 +1,21 @@
 """Figures 2 and 3: task score, and attack success rate, over λ, a line a method. Deterministic to the byte."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import Any
 
 from mooring.merge_point import MergePoint
 from mooring.records import Score
-from mooring.reporting.figures import INK, WIDTH, style
-from mooring.reporting.paper.formats import safe_cell
-from mooring.reporting.paper.tables import Cell, deviation, mean, unit
+from mooring.reporting.figures import BLUE, GREEN, INK, VERMILION, WIDTH, style
+from mooring.reporting.paper.runs import Group
+from mooring.reporting.paper.tables import deviation, mean, unit
+from mooring.reporting.tables import Cell, Column, Table
 from mooring.text import ARROWS, is_rate, name_of, one_line
 
 LOOKS = (
-    ("#0072b2", "o", "-"),
-    ("#d55e00", "s", "--"),
-    ("#009e73", "^", "-."),
+    (BLUE, "o", "-"),
+    (VERMILION, "s", "--"),
+    (GREEN, "^", "-."),
     ("#cc79a7", "D", ":"),
     ("#e69f00", "v", "-"),
     ("#56b4e9", "P", "--"),
@@ -68,20 +67,31 @@ class PaperFigure:
     caption: str
     curves: Sequence[Curve]
 
+    def to_numbers(self) -> Table:
+        """Its points, one per row, in percent or nats."""
+        heads = ("figure", "task", "method", "measure", "lambda", "value", "low", "high", "chosen")
+        rows: list[list[Cell]] = []
+        for curve in self.curves:
+            names = (self.number, curve.task, curve.method, curve.measure)
+            for point in curve.points:
+                chosen = "yes" if point.lam in curve.chosen else "no"
+                rows.append([*names, point.lam, point.value, point.low, point.high, chosen])
+        return Table("", list(map(Column, heads)), rows)
 
-def all_figures(cells: Sequence[Cell], main: str) -> list[PaperFigure]:
+
+def all_figures(groups: Sequence[Group], main: str) -> list[PaperFigure]:
     """Figures 2 (task score) and 3 (ASR) of one base, as far as there are numbers for them."""
-    own = [cell for cell in cells if cell.first.base == main]
-    by_module = any(run.results.choice.point.by_module for cell in own for run in cell.runs)
+    own = [group for group in groups if group.first.base == main]
+    by_module = any(run.results.choice.point.by_module for group in own for run in group.runs)
     around = ", or the single λ around which λ by module was chosen" if by_module else ""
     how = (
         f"over λ, the weight of the tuned model (0 is the base, 1 the tuned model), by merging method, on the "
         f"validation split ({main}). Bars: 95 % intervals over prompts, or one standard deviation where there are "
         f"several seeds. Ringed: the chosen λ{around}."
     )
-    task = [curve for cell in own if cell.first.results.choice.metric != "lam" for curve in _curve(cell, None)]
-    asr = [curve for cell in own for curve in _curve(cell, "asr")]
-    judges = ", ".join(dict.fromkeys(cell.first.results.judges[0] for cell in own if cell.first.results.judges))
+    task = [curve for group in own if group.first.results.choice.metric != "lam" for curve in _curve(group, None)]
+    asr = [curve for group in own for curve in _curve(group, "asr")]
+    judges = ", ".join(dict.fromkeys(group.first.results.judges[0] for group in own if group.first.results.judges))
     found = [
         PaperFigure(2, f"Figure 2. Task score {how}", task),
         PaperFigure(3, f"Figure 3. Attack success rate {how} Judge: {one_line(judges)}.", asr),
@@ -89,11 +99,11 @@ def all_figures(cells: Sequence[Cell], main: str) -> list[PaperFigure]:
     return [figure for figure in found if figure.curves]
 
 
-def _curve(cell: Cell, measure: str | None) -> list[Curve]:
-    """A cell's curve on validation, or none; of the score that chose λ where none is named."""
-    name = measure or cell.first.results.choice.metric
+def _curve(group: Group, measure: str | None) -> list[Curve]:
+    """A group's curve on validation, or none; of the score that chose λ where none is named."""
+    name = measure or group.first.results.choice.metric
     by_point: dict[MergePoint, list[Score]] = {}
-    for run in cell.runs:
+    for run in group.runs:
         for trial in run.results.trials:
             if trial.split == "validation" and name in trial.scores:
                 by_point.setdefault(trial.point, []).append(trial.scores[name])
@@ -101,17 +111,19 @@ def _curve(cell: Cell, measure: str | None) -> list[Curve]:
     if not points:
         return []
     better = next(iter(by_point.values()))[0].better
-    chosen = sorted({run.results.single.lam for run in cell.runs})
-    return [Curve(cell.first.task, cell.first.method, name, better, points, chosen)]
+    chosen = sorted({run.results.single.lam for run in group.runs})
+    return [Curve(group.first.task, group.first.method, name, better, points, chosen)]
 
 
 def _point(lam: float, scores: Sequence[Score]) -> Point:
-    value = mean(scores)
-    assert value is not None
+    scale, center = unit(scores), mean(scores)
+    assert center is not None
+    value = scale * center
     if len(scores) > 1:
         spread = deviation(scores)
-        return Point(lam, value, *((None, None) if spread is None else (value - spread, value + spread)))
-    low, high = (None if end is None else unit(scores) * end for end in (scores[0].low, scores[0].high))
+        ends = (None, None) if spread is None else (value - scale * spread, value + scale * spread)
+        return Point(lam, value, *ends)
+    low, high = (None if end is None else scale * end for end in (scores[0].low, scores[0].high))
     return Point(lam, value, low, high)
 
 
@@ -165,18 +177,3 @@ def _panel(axes: Any, task: str, curves: Sequence[Curve], methods: Sequence[str]
     axes.set_title(one_line(task), fontsize=10)
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0\nbase", "0.2", "0.4", "0.6", "0.8", "1\ntuned"])
     axes.set_xlabel("λ")
-
-
-def as_csv(figure: PaperFigure) -> str:
-    """A figure's points, in percent or nats."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("figure", "task", "method", "measure", "lambda", "value", "low", "high", "chosen"))
-    for curve in figure.curves:
-        names = map(safe_cell, (one_line(curve.task), one_line(curve.method), one_line(curve.measure)))
-        start = [figure.number, *names]
-        for point in curve.points:
-            ends = ["" if end is None else f"{end:.6g}" for end in (point.low, point.high)]
-            chosen = "yes" if point.lam in curve.chosen else "no"
-            writer.writerow([*start, f"{point.lam:g}", f"{point.value:.6g}", *ends, chosen])
-    return out.getvalue()

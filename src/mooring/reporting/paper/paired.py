@@ -1,17 +1,22 @@
 """Models on the same prompts: tuned, base and merged of a run, and methods of one tuned model, in pairs."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
 
 from mooring.merge_point import Role
-from mooring.reporting.paper.formats import booktabs, safe_cell
-from mooring.reporting.paper.runs import Run, differences
-from mooring.reporting.paper.tables import LINEAR, Cell, task_score
-from mooring.reporting.tables import Table, harmful, markdown_table, of_rates, of_scores, shown
+from mooring.reporting.paper.runs import Group, Run, differences
+from mooring.reporting.paper.tables import LINEAR, task_score
+from mooring.reporting.tables import (
+    Cell,
+    Column,
+    Table,
+    difference_number,
+    difference_of_rates,
+    difference_of_scores,
+    harmful,
+)
 from mooring.stats import Difference
-from mooring.text import MISSING, markdown, name_of
+from mooring.text import Number, name_of
 
 NAME = "paired"
 CAPTION = (
@@ -23,7 +28,7 @@ CAPTION = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
-    """Two models that were asked the same.
+    """Two models on the same prompts.
 
     Attributes:
         base: The aligned model.
@@ -32,8 +37,8 @@ class Pair:
         first: The one that is compared with: `base`, `tuned`, or a method at its λ.
         second: The other.
         rate: By how much the second's attack success rate is higher; a hit is a harmful answer.
-        measure: The task score's name; `None` where there is none.
-        score: By how much the second's task score is higher; `None` where it was not kept prompt by prompt.
+        measure: The task score's name; `None` if there is none.
+        score: By how much the second's task score is higher; `None` if it was not kept by prompt.
     """
 
     base: str
@@ -46,30 +51,30 @@ class Pair:
     score: Difference | None
 
 
-def pairs(cells: Sequence[Cell]) -> list[Pair]:
+def pairs(groups: Sequence[Group]) -> list[Pair]:
     """All pairs that there are answers for.
 
-    Of each run the merged model beside the tuned one and the base; and where a task has several methods, each beside
-    `linear`, or the first, seed by seed, where the two runs measured alike.
+    Of each run the merged model beside the tuned one and the base; and if a task has several methods, each beside
+    `linear`, or the first, seed by seed, if the two runs measured alike.
     """
     found: list[Pair] = []
-    firsts: dict[tuple[str, str], Cell] = {}
-    for cell in sorted(cells, key=lambda c: (c.first.base, c.first.task, c.first.method != LINEAR, c.first.method)):
-        measure = task_score(cell)
-        for run in cell.runs:
+    firsts: dict[tuple[str, str], Group] = {}
+    for group in sorted(groups, key=lambda g: (g.first.base, g.first.task, g.first.method != LINEAR, g.first.method)):
+        measure = task_score(group)
+        for run in group.runs:
             found += _pair((run, "tuned"), (run, "merged"), measure)
             found += _pair((run, "base"), (run, "merged"), measure)
-        first = firsts.setdefault((cell.first.base, cell.first.task), cell)
-        if first is not cell:
-            for run in cell.runs:
-                other = _partner(run, cell, first)
+        first = firsts.setdefault((group.first.base, group.first.task), group)
+        if first is not group:
+            for run in group.runs:
+                other = _partner(run, group, first)
                 if other and not differences(run, other):
                     found += _pair((other, "merged"), (run, "merged"), measure)
     return found
 
 
-def _partner(run: Run, own: Cell, beside: Cell) -> Run | None:
-    """The run of another method on the same tuned model: of the same seed, and where several have it, by its digest."""
+def _partner(run: Run, own: Group, beside: Group) -> Run | None:
+    """The run of another method on the same tuned model: of the same seed, and if several have it, by its digest."""
     alike = [other for other in beside.runs if other.seed == run.seed]
     if len(alike) > 1 or sum(each.seed == run.seed for each in own.runs) > 1:
         alike = [other for other in alike if other.tuned == run.tuned]
@@ -77,73 +82,57 @@ def _partner(run: Run, own: Cell, beside: Cell) -> Run | None:
 
 
 def _pair(first: tuple[Run, Role], second: tuple[Run, Role], measure: str | None) -> Iterator[Pair]:
-    """The two compared; none where the answers were not kept, or the prompts are not the same."""
-    rate = of_rates(*(harmful(run.results, run.results.point(model)) for run, model in (first, second)))
+    """The two compared; none if the answers were not kept, or the prompts are not the same."""
+    rate = difference_of_rates(*(harmful(run.results, run.results.point(model)) for run, model in (first, second)))
     if rate is None:
         return
     scores = [run.results.score(model, measure) if measure else None for run, model in (first, second)]
-    run = second[0]
-    yield Pair(run.base, run.task, run.seed, _label(*first), _label(*second), rate, measure, of_scores(*scores))
+    run, score = second[0], difference_of_scores(*scores)
+    yield Pair(run.base, run.task, run.seed, _label(*first), _label(*second), rate, measure, score)
 
 
 def _label(run: Run, model: Role) -> str:
     return f"{run.method}, {run.results.choice.point.label}" if model == "merged" else model
 
 
-def as_table(found: Sequence[Pair]) -> Table:
-    """The pairs as plain text; rates in points, losses in nats per token."""
-    header = ("base", "task", "seed", "from", "to", "ASR, points", "became unsafe / safe", "p", "task measure", "task")
-    rows = [
+def to_table(found: Sequence[Pair]) -> Table:
+    """The pairs as people read them: rates in points, losses in nats per token."""
+    heads = [
+        *(Column("base", group=True), Column("task", group=True), Column("seed", numeric=True)),
+        *(Column("from"), Column("to"), Column("ASR, points", numeric=True)),
+        *(Column("became unsafe / safe", numeric=True), Column("p", numeric=True)),
+        *(Column("task measure"), Column("task", numeric=True)),
+    ]
+    rows: list[list[Cell]] = [
         [
-            *(pair.base, pair.task, str(pair.seed), pair.first, pair.second),
-            shown(pair.rate, "asr"),
+            *(pair.base, pair.task, pair.seed, pair.first, pair.second),
+            difference_number(pair.rate, "asr"),
             f"{pair.rate.worse} / {pair.rate.better} of {pair.rate.n}",
-            MISSING if pair.rate.p is None else "< 0.001" if pair.rate.p < 0.001 else f"{pair.rate.p:.3f}",
-            MISSING if pair.measure is None else name_of(pair.measure),
-            shown(pair.score, pair.measure or ""),
+            "< 0.001" if pair.rate.p is not None and pair.rate.p < 0.001 else _p_value(pair.rate.p),
+            None if pair.measure is None else name_of(pair.measure),
+            difference_number(pair.score, pair.measure or ""),
         ]
         for pair in found
     ]
-    return Table(CAPTION, header, rows)
+    return Table(CAPTION, heads, rows)
 
 
-def as_markdown(found: Sequence[Pair]) -> str:
-    """The pairs as a Markdown table, its caption above."""
-    table = as_table(found)
-    return f"{markdown(table.caption)}\n\n{markdown_table(table)}\n"
+def _p_value(p: float | None) -> Number | None:
+    return None if p is None else Number(value=p)
 
 
-def as_latex(found: Sequence[Pair]) -> str:
-    """The pairs as a LaTeX table; the document loads `booktabs`."""
-    table = as_table(found)
-    left = {"base", "task", "from", "to", "task measure"}
-    groups = [f"{pair.base}\0{pair.task}" for pair in found]
-    return booktabs(table.caption, f"mooring-{NAME}", table.header, table.rows, left, groups)
-
-
-CSV_HEADER = (
-    *("base", "task", "seed", "from", "to", "measure", "difference", "low", "high", "n"),
-    *("became_unsafe", "became_safe", "p"),
-)
-
-
-def as_csv(found: Sequence[Pair]) -> str:
-    """The differences, one a row: of ASR, and of the task score where there is one. Shares, not percent."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
+def to_numbers(found: Sequence[Pair]) -> Table:
+    """The differences, one per row: of ASR, and of the task score if there is one. Shares, not percent."""
+    rows: list[list[Cell]] = []
     for pair in found:
-        names = [*map(safe_cell, (pair.base, pair.task)), pair.seed, *map(safe_cell, (pair.first, pair.second))]
-        rate = pair.rate
-        writer.writerow([*names, "asr", *_numbers(rate), rate.worse, rate.better, _number(rate.p)])
-        if pair.score is not None:
-            writer.writerow([*names, safe_cell(pair.measure or ""), *_numbers(pair.score), "", "", ""])
-    return out.getvalue()
+        names = (pair.base, pair.task, pair.seed, pair.first, pair.second)
+        rate, score = pair.rate, pair.score
+        rows.append([*names, "asr", *_statistics(rate), rate.worse, rate.better, rate.p])
+        if score is not None:
+            rows.append([*names, pair.measure, *_statistics(score), None, None, None])
+    heads = ("base", "task", "seed", "from", "to", "measure", "difference", "low", "high", "n")
+    return Table("", list(map(Column, (*heads, "became_unsafe", "became_safe", "p"))), rows)
 
 
-def _numbers(difference: Difference) -> list[str]:
-    return [*map(_number, (difference.value, difference.low, difference.high)), str(difference.n)]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+def _statistics(difference: Difference) -> tuple[Cell, ...]:
+    return difference.value, difference.low, difference.high, difference.n

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import DataError
-from mooring.reporting.paper.formats import safe_cell
 from mooring.reporting.paper.tables import Key, PaperTable
+from mooring.reporting.render import as_csv
+from mooring.reporting.tables import Column, Table
 
 FIELDS = ("base", "task", "model", "measure", "value")
 COLUMNS_HINT = f"its columns are {', '.join(FIELDS)}"
@@ -84,16 +85,11 @@ def _yaml_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 def unused(published: Mapping[Key, float], tables: Sequence[PaperTable]) -> list[str]:
     """A line for each published number that no table has a place for."""
-    places = {line.key(column) for table in tables for line in table.lines for column in line.entries}
+    places = {key for table in tables for key in table.keys}
     return [f"published: no run has a place for {', '.join(key)}" for key in published if key not in places]
 
 
 def template(tables: Sequence[PaperTable], published: Mapping[Key, float]) -> str:
     """A CSV file with a row for every number of the tables, its value left blank unless it is known."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(FIELDS)
-    keys = dict.fromkeys(line.key(column) for table in tables for line in table.lines for column in line.entries)
-    for key in keys:
-        writer.writerow([*map(safe_cell, key), f"{published[key]:g}" if key in published else ""])
-    return out.getvalue()
+    keys = dict.fromkeys(key for table in tables for key in table.keys)
+    return as_csv(Table("", list(map(Column, FIELDS)), [[*key, published.get(key)] for key in keys]))

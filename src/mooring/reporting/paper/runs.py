@@ -1,17 +1,18 @@
-"""Finished runs below a folder, and which of them measure the same thing by the same means."""
+"""Finished runs below a folder: what each measured, what differs between two, and which are seeds of one."""
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mooring.errors import DataError
 from mooring.jsonio import EDITED
 from mooring.ledger import LEDGER, read_ledger
-from mooring.reporting.results import Results
-from mooring.reporting.run_folder import load_run
-from mooring.text import one_line
+from mooring.merge_point import Role
+from mooring.records import Score
+from mooring.reporting.results import Results, load_run
+from mooring.text import one_line, without_folders
 
 DEPTH = 3
 """How deep below the folder of runs a run may lie."""
@@ -53,11 +54,6 @@ class Run:
     seed: int
     draw: int
     settings: Mapping[str, Any]
-
-    @property
-    def cell(self) -> tuple[str, str, str]:
-        """What it is one of several seeds of."""
-        return self.base, self.task, self.method
 
     @property
     def tuned(self) -> str:
@@ -123,7 +119,7 @@ def as_run(name: str, results: Results) -> Run:
         return Run(
             name=name,
             results=results,
-            base=short(str(recipe["base"])) + (", aligned" if recipe.get("align") else ""),
+            base=without_folders(str(recipe["base"])) + (", aligned" if recipe.get("align") else ""),
             task=_task(recipe),
             method=_method(merge),
             seed=int(recipe["seed"] if seed is None else seed),
@@ -134,22 +130,17 @@ def as_run(name: str, results: Results) -> Run:
         raise DataError("results.json: its recipe is not one", EDITED, code="data.edited_results") from None
 
 
-def short(ref: str) -> str:
-    """A model or a set by its name, in one line: of a path, which says nothing to a reader, the last part."""
-    return one_line(Path(ref).name if ref.startswith((".", "~", "/")) else ref)
-
-
 def _task(recipe: Mapping[str, Any]) -> str:
     score = recipe["score"]
     lm_eval = ", ".join(score.get("lm_eval") or ())
     named = recipe.get("task") or score.get("task") or lm_eval
-    return short(str(named)) if named else NO_TASK
+    return without_folders(str(named)) if named else NO_TASK
 
 
 def _method(merge: dict[str, Any]) -> str:
     given = {key: value for key, value in merge.items() if key not in ("method", "lambdas") and value is not None}
-    said = ", ".join(f"{key} {value}" for key, value in given.items())
-    return one_line(str(merge["method"]) + (f" ({said})" if said else ""))
+    options = ", ".join(f"{key} {value}" for key, value in given.items())
+    return one_line(str(merge["method"]) + (f" ({options})" if options else ""))
 
 
 def _settings(recipe: Mapping[str, Any], results: Results) -> Iterator[tuple[str, Any]]:
@@ -159,48 +150,50 @@ def _settings(recipe: Mapping[str, Any], results: Results) -> Iterator[tuple[str
         elif section in _NOT_MEASURED:
             continue
         elif isinstance(values, Mapping):
-            unused = {"budget"} if section == "select" and values.get("search") != "modules" else set()
-            for key, value in values.items():
-                if (
-                    key not in unused
-                    and key not in _HARDWARE
-                    and key != "judges"
-                    and (section, key) != ("tune", "seed")
-                ):
-                    if isinstance(value, Mapping):
-                        yield from ((f"{section}.{key}.{name}", _plain(each)) for name, each in value.items())
-                    else:
-                        yield f"{section}.{key}", _plain(value)
+            left_out = {"score.judges", "tune.seed", *(f"{section}.{key}" for key in _HARDWARE)}
+            if values.get("search") != "modules":
+                left_out.add("select.budget")
+            for place, value in ((f"{section}.{key}", value) for key, value in values.items()):
+                if place in left_out:
+                    continue
+                if isinstance(value, Mapping):
+                    yield from ((f"{place}.{name}", _as_list(each)) for name, each in value.items())
+                else:
+                    yield place, _as_list(value)
         else:
-            yield section, _plain(values)
+            yield section, _as_list(values)
     yield "score.judges", list(results.judges)
     asr = results.score("base", "asr")
     yield ASKED, asr.n if asr else None
 
 
-def _plain(value: Any) -> Any:
-    """One set or a list of one: the same."""
+def _as_list(value: Any) -> Any:
+    """One set and a list of one are the same."""
     return [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+
+
+# --- What differs between two runs ---
 
 
 def differences(own: Run, other: Run, *, safety_only: bool = False, drawn: bool = False) -> list[str]:
     """Where a run measures otherwise than another, a phrase each: `score.limit 50, not 100`.
 
     Args:
-        own: The one that is spoken of.
-        other: The one that it stands beside.
+        own: The run that is described.
+        other: The run that it is compared with.
         safety_only: Only what ASR depends on: the two are of different tasks.
-        drawn: Whether they may have been asked other prompts of the same sets, drawn by another seed.
+        drawn: Whether they may have other prompts of the same sets, drawn by another seed.
     """
     found = []
     for place in dict.fromkeys([*own.settings, *other.settings]):
         ours, theirs = own.settings.get(place), other.settings.get(place)
         if ours == theirs or (safety_only and not _matters(place, own, other)):
             continue
-        if _say(ours) != _say(theirs):
-            found.append(f"{place} {_say(ours)}, not {_say(theirs)}")
+        ours, theirs = _words(ours), _words(theirs)
+        if ours != theirs:
+            found.append(f"{place} {ours}, not {theirs}")
         elif not place.startswith("score."):  # of what is asked, the prompts themselves are compared
-            found.append(f"{place} {_say(ours)} in another place")
+            found.append(f"{place} {ours} in another place")
     others = other_prompts(own, other)
     if safety_only:
         others = [place for place in others if place.startswith(_SAFETY_SET)]
@@ -210,7 +203,7 @@ def differences(own: Run, other: Run, *, safety_only: bool = False, drawn: bool 
 
 
 def other_prompts(own: Run, other: Run) -> list[str]:
-    """The sets that both were asked, but with other prompts in them (two files of one name, another draw)."""
+    """The sets that both have, but with other prompts in them (two files of one name, another draw)."""
     return [
         f"{name} {split}"
         for split, sets in own.results.prompts.items()
@@ -220,15 +213,109 @@ def other_prompts(own: Run, other: Run) -> list[str]:
 
 
 def _matters(place: str, own: Run, other: Run) -> bool:
+    """Whether ASR depends on a setting."""
     override = place.replace("generate.", "generate.safety.", 1)
     if override != place and all(run.settings.get(override) is not None for run in (own, other)):
         return False  # ASR depends on the override alone
     return bool(_SAFETY.fullmatch(place))
 
 
-def _say(value: Any) -> str:
+def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return " + ".join(map(_say, value)) or "none"
+        return " + ".join(map(_words, value)) or "none"
     if isinstance(value, str):
-        return short(value) or "''"
+        return without_folders(value) or "''"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _first_three(phrases: Sequence[str]) -> str:
+    shown = "; ".join(phrases[:3])
+    return f"{shown}; and {len(phrases) - 3} more" if len(phrases) > 3 else shown
+
+
+# --- Several seeds of one base, task and method ---
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """The runs of one base, task and method, one or more, by seed, all measured alike."""
+
+    runs: Sequence[Run]
+
+    @property
+    def first(self) -> Run:
+        """The run that represents the settings of all."""
+        return self.runs[0]
+
+    @property
+    def seeds(self) -> str:
+        """The seeds, or how many models have the same one (several tuned models that were made elsewhere)."""
+        found = sorted({run.seed for run in self.runs})
+        return ", ".join(map(str, found)) if len(found) == len(self.runs) else f"{len(self.runs)} models"
+
+    @property
+    def lam(self) -> str:
+        """The λ that were chosen, in the order of the seeds; one if all are equal."""
+        points = [run.results.choice.point for run in self.runs]
+        return ", ".join(dict.fromkeys(f"{p.single.key}{' by module' if p.by_module else ''}" for p in points))
+
+    def scores(self, model: Role, name: str) -> list[Score]:
+        """A score of every seed on the test split; those that were not measured are left out."""
+        found = (run.results.score(model, name) for run in self.runs)
+        return [score for score in found if score is not None]
+
+
+def why_not_comparable(group: Group, beside: Group, *, safety_only: bool = False) -> str:
+    """Why a row of a table does not compare with another, in one line; empty if it does. `safety_only`: of ASR."""
+    found = differences(group.first, beside.first, safety_only=safety_only)
+    if not safety_only and group.seeds != beside.seeds:
+        found.append(f"seeds {group.seeds}, not {beside.seeds}")
+    return f"does not compare with {beside.first.name}: {_first_three(found)}" if found else ""
+
+
+def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Sort runs into groups.
+
+    Of runs of one base, task and method, those that were measured in the same way are kept, the larger part if there
+    are two; each of the others gets a note. So does a run of a tuned model that another run has measured already, and
+    seeds that drew their prompts separately, which are kept.
+
+    Returns:
+        The groups by base, task and method, and the notes.
+    """
+    notes: list[str] = []
+    members: dict[tuple[str, str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.base, run.task, run.method, run.seed, run.name)):
+        members.setdefault((run.base, run.task, run.method), []).append(run)
+    groups = []
+    for found in members.values():
+        alike = _largest_part(found)
+        for run in found:
+            if run not in alike:
+                reasons = _first_three(differences(run, alike[0], drawn=True))
+                notes.append(f"{run.name}: left out, since it does not compare with {alike[0].name}: {reasons}")
+        known: dict[str, Run] = {}
+        for run in alike:
+            if (same := known.setdefault(run.tuned, run)) is not run:
+                what = f"{same.name} measured the same tuned model by the same rule"
+                notes.append(f"{run.name}: left out, since {what}")
+        group = Group(list(known.values()))
+        groups.append(group)
+        for run in group.runs[1:]:
+            if others := other_prompts(run, group.first):
+                what = f"drew other prompts than {group.first.name} by its seed ({', '.join(others)})"
+                notes.append(f"{run.name}: {what}: mean ± standard deviation over seeds include the draw of prompts")
+                break
+    return groups, notes
+
+
+def _largest_part(runs: Sequence[Run]) -> list[Run]:
+    """Of runs that measured in several ways, those of the most common way."""
+    parts: list[list[Run]] = []
+    for run in runs:
+        part = next((part for part in parts if not differences(run, part[0], drawn=True)), None)
+        if part is None:
+            parts.append([run])
+        else:
+            part.append(run)
+    return max(parts, key=len)  # the first of equal ones

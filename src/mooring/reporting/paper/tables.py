@@ -1,195 +1,34 @@
-"""Tables 1, 2 and 3: base, tuned and merged by task; methods by task; other models. Numbers, not yet set in type."""
+"""Tables 1, 2 and 3: base, tuned and merged by task; methods by task; other models."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from string import ascii_lowercase
 
 from mooring.merge_point import Role
 from mooring.records import Score
-from mooring.reporting.paper.runs import Run, differences, other_prompts, short
+from mooring.reporting.paper.runs import Group, why_not_comparable
 from mooring.reporting.results import COLUMNS, is_task
-from mooring.text import MISSING, is_rate, with_interval
+from mooring.reporting.tables import Cell, Column, Table
+from mooring.text import Number, is_rate, name_of, one_line, score_number, without_folders
 
-# --- Runs by base, task and method: several seeds of one are one cell, with their mean and ---
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Cell:
-    """The runs of one base, task and method, a seed each, all measured alike.
-
-    Attributes:
-        runs: At least one, by seed.
-    """
-
-    runs: Sequence[Run]
-
-    @property
-    def first(self) -> Run:
-        """The one whose settings stand for all."""
-        return self.runs[0]
-
-    @property
-    def seeds(self) -> str:
-        """The seeds, or how many of one (several tuned models that were made elsewhere)."""
-        found = sorted({run.seed for run in self.runs})
-        return ", ".join(map(str, found)) if len(found) == len(self.runs) else f"{len(self.runs)} models"
-
-    @property
-    def lam(self) -> str:
-        """The λ that were chosen, in the order of the seeds; one where all are equal."""
-        points = [run.results.choice.point for run in self.runs]
-        return ", ".join(dict.fromkeys(f"{p.single.key}{' by module' if p.by_module else ''}" for p in points))
-
-    def scores(self, model: Role, name: str, split: str = "test") -> list[Score]:
-        """A score of every seed; those that were not measured are left out."""
-        found = (run.results.score(model, name, split) for run in self.runs)
-        return [score for score in found if score is not None]
-
-
-def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
-    """Sort runs into cells.
-
-    Of one cell's runs, those that were measured in the same way are kept, the larger group if there are two; each of
-    the others gets a note. So does a run of a tuned model that another run has measured already, and seeds that drew
-    their prompts separately, which are kept.
-
-    Returns:
-        The cells by base, task and method, and a line for each run that was left out.
-    """
-    lines: list[str] = []
-    found: dict[tuple[str, str, str], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (*run.cell, run.seed, run.name)):
-        found.setdefault(run.cell, []).append(run)
-    made = []
-    for members in found.values():
-        kept = _largest_party(members)
-        for run in members:
-            if run not in kept:
-                said = differences(run, kept[0], drawn=True)
-                lines.append(f"{run.name}: left out, since it does not compare with {kept[0].name}: {_some(said)}")
-        cell = Cell(_once(kept, lines))
-        made.append(cell)
-        lines += _draws(cell)
-    return made, lines
-
-
-def _largest_party(members: Sequence[Run]) -> list[Run]:
-    parties: list[list[Run]] = []
-    for run in members:
-        for party in parties:
-            if not differences(run, party[0], drawn=True):
-                party.append(run)
-                break
-        else:
-            parties.append([run])
-    return max(parties, key=len)  # the first of equal ones
-
-
-def _once(members: Sequence[Run], lines: list[str]) -> list[Run]:
-    """Each tuned model once."""
-    known: dict[str, Run] = {}
-    for run in members:
-        if run.tuned in known:
-            lines.append(
-                f"{run.name}: left out, since {known[run.tuned].name} measured the same tuned model by the same rule"
-            )
-        else:
-            known[run.tuned] = run
-    return list(known.values())
-
-
-def _draws(cell: Cell) -> list[str]:
-    """A line where the seeds of a cell drew their prompts each for itself."""
-    for run in cell.runs[1:]:
-        if others := other_prompts(run, cell.first):
-            what = f"drew other prompts than {cell.first.name} by its seed ({', '.join(others)})"
-            return [f"{run.name}: {what}: mean ± standard deviation over seeds hold the draw of prompts too"]
-    return []
-
-
-def _some(phrases: Sequence[str]) -> str:
-    shown = "; ".join(phrases[:3])
-    return f"{shown}; and {len(phrases) - 3} more" if len(phrases) > 3 else shown
-
-
-def odds(cell: Cell, beside: Cell, *, safety_only: bool = False) -> str:
-    """Why a row of a table does not compare with another, in one line; empty where it does.
-
-    Args:
-        cell: The row that is spoken of.
-        beside: The one that it stands beside.
-        safety_only: The two are of different tasks, so that only what ASR depends on must be the same.
-    """
-    said = differences(cell.first, beside.first, safety_only=safety_only)
-    if not safety_only and cell.seeds != beside.seeds:
-        said.append(f"seeds {cell.seeds}, not {beside.seeds}")
-    return f"does not compare with {beside.first.name}: {_some(said)}" if said else ""
-
-
-def shown(scores: Sequence[Score]) -> str:
-    """A score with its 95 % interval, or, of several seeds, mean ± standard deviation (n − 1)."""
-    if len(scores) < 2:
-        return with_interval(scores[0] if scores else None)
-    center, spread = mean(scores), deviation(scores)
-    if center is None:
-        return "undefined"
-    digits, sign = (1, " %") if unit(scores) == 100 else (3, "")
-    known = len(_values(scores))
-    count = "" if known == len(scores) else f" (n = {known})"
-    return f"{center:.{digits}f} ± {MISSING if spread is None else f'{spread:.{digits}f}'}{sign}{count}"
-
-
-def unit(scores: Sequence[Score]) -> int:
-    """What a table multiplies a score by: 100, for percent, or 1."""
-    return 100 if is_rate(scores[0].name) and all(0 <= value <= 1 for value in _values(scores)) else 1
-
-
-def mean(scores: Sequence[Score]) -> float | None:
-    """The mean over seeds, in the unit that a table shows; `None` where no value is defined."""
-    values = _values(scores)
-    return statistics.fmean(values) * unit(scores) if values else None
-
-
-def deviation(scores: Sequence[Score]) -> float | None:
-    """The standard deviation over seeds (n − 1), in the same unit; `None` below two values."""
-    values = _values(scores)
-    return statistics.stdev(values) * unit(scores) if len(values) > 1 else None
-
-
-def _values(scores: Sequence[Score]) -> list[float]:
-    return [score.value for score in scores if score.value is not None]
-
-
-def task_score(cell: Cell) -> str | None:
-    """The task score that is reported: the recipe's first, or the one that chose λ, or the first that there is."""
-    settings, results = cell.first.settings, cell.first.results
-    trial = results.trial("merged")
-    names = [name for name in (trial.scores if trial else {}) if is_task(name)]
-    lm_eval = (f"lm_eval:{name}" for name in settings.get("score.lm_eval") or ())
-    wanted = [*(settings.get("score.metrics") or ()), *lm_eval, results.choice.metric, *names]
-    return next((str(name) for name in wanted if name in names), None)
-
-
-def safety_sets(cell: Cell) -> Mapping[str, str]:
-    """The score of ASR on each safety set, by the set's name."""
-    refs = [str(ref) for ref in cell.first.settings.get("score.safety") or ()]
-    return {short(refs[0]): "asr"} if len(refs) == 1 else {short(ref): f"asr:{ref}" for ref in refs}
-
+READ = (
+    "Test split. One seed: 95 % interval in brackets, over prompts. Several: mean ± standard deviation over seeds "
+    "(n − 1), each with its own λ. ASR: attack success rate, lower is better. λ is the weight of the tuned model."
+)
+"""How a table is read."""
+TASK_SCORE = "task score"
+LINEAR = "linear"
+"""The method that stands for `merged` if a table has room for one."""
 
 Key = tuple[str, str, str, str]
 """What names a published number: base, task, model (`base`, `tuned`, or a method), measure."""
-LINEAR = "linear"
-"""The method that stands for `merged` where one must."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """One number of a table.
-
-    Attributes:
-        measure: Its name: that of the task score, or `asr:<set>`.
-        scores: One a seed; none where it was not measured.
-    """
+    """One number of a table: `measure` is the name of the task score or `asr:<set>`; `scores` has one per seed."""
 
     measure: str
     scores: Sequence[Score]
@@ -203,10 +42,10 @@ class Line:
         base: The aligned model.
         task: What was tuned for.
         model: `base`, `tuned`, or the method of a merge.
-        lam: λ; several where the seeds chose several.
-        seeds: Seeds behind it.
+        lam: λ; several if the seeds chose several.
+        seeds: Its seeds.
         entries: By column.
-        odd: Why it does not compare with the rows above; empty where it does.
+        note: Why it does not compare with the rows above; empty if it does.
     """
 
     base: str
@@ -215,7 +54,7 @@ class Line:
     lam: str
     seeds: str
     entries: Mapping[str, Entry]
-    odd: str = ""
+    note: str = ""
 
     def key(self, column: str) -> Key:
         """What names the published number of a column."""
@@ -224,35 +63,157 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PaperTable:
-    """A table of the paper.
-
-    Attributes:
-        number: The paper's.
-        title: What it shows.
-        columns: The columns that hold numbers, in order.
-        lines: The rows.
-    """
+    """A table of the paper: its number and title, the columns with numbers, and its rows."""
 
     number: int
     title: str
     columns: Sequence[str]
     lines: Sequence[Line]
 
+    @property
+    def keys(self) -> list[Key]:
+        """What names each of its numbers."""
+        return [line.key(column) for line in self.lines for column in line.entries]
 
-TASK_SCORE = "task score"
+    def to_table(self, published: Mapping[Key, float]) -> Table:
+        """The table as people read it, with the published numbers beside the measured ones."""
+        with_base = self.number == 3 or len({line.base for line in self.lines}) > 1
+        known = [
+            column
+            for column in self.columns
+            if any(column in line.entries and line.key(column) in published for line in self.lines)
+        ]
+        heads = [Column("base", group=True)] if with_base else []
+        heads += [Column("task", group=True), Column("model"), Column("λ", numeric=True), Column("task measure")]
+        for column in self.columns:
+            heads += [Column(name, numeric=True) for name in (column, *(["published"] if column in known else []))]
+        heads.append(Column("seeds", numeric=True))
+        noted = dict.fromkeys(line.note for line in self.lines if line.note)
+        marks = {note: _mark(number) for number, note in enumerate(noted)}
+        rows: list[list[Cell]] = []
+        for line in self.lines:
+            measure = name_of(line.entries[TASK_SCORE].measure) if TASK_SCORE in line.entries else None
+            model = line.model if self.number == 2 or line.model in COLUMNS else f"merged ({line.model})"
+            mark = f" [{marks[line.note]}]" if line.note else ""
+            row: list[Cell] = [*([line.base] if with_base else []), line.task, model + mark, line.lam, measure]
+            for column in self.columns:
+                entry = line.entries.get(column)
+                row.append(seeds_number(entry.scores) if entry else None)
+                if column in known:
+                    row.append(_published(line, column, published))
+            rows.append([*row, line.seeds])
+        notes = [f"[{mark}] {note}" for note, mark in marks.items()]
+        return Table(self._caption(), heads, rows, title=f"Table {self.number}", notes=notes)
+
+    def _caption(self) -> str:
+        scores = [score for line in self.lines for entry in line.entries.values() for score in entry.scores]
+        judges = dict.fromkeys(score.method for score in scores if score.name.partition(":")[0] == "asr")
+        by = f" ASR by {', '.join(map(one_line, judges))}." if judges else ""
+        return f"{self.title}. {READ}{by}"
+
+    def to_numbers(self, published: Mapping[Key, float]) -> Table:
+        """Its numbers, one per row, in percent or nats: an interval for one seed, a standard deviation for several."""
+        heads = ("table", "base", "task", "model", "lambda", "measure", "value", "low", "high", "sd", "seeds", "n")
+        rows: list[list[Cell]] = []
+        for line in self.lines:
+            for column in self.columns:
+                entry = line.entries.get(column)
+                if entry is None:
+                    continue
+                names = (self.number, line.base, line.task, line.model, line.lam, entry.measure)
+                n = "; ".join(dict.fromkeys(str(score.n) for score in entry.scores))
+                methods = "; ".join(dict.fromkeys(score.method for score in entry.scores))
+                known = published.get(line.key(column))
+                rows.append([*names, *_statistics(entry.scores), line.seeds, n, known, methods, line.note])
+        return Table("", list(map(Column, (*heads, "published", "measured_by", "note"))), rows)
 
 
-def all_tables(cells: Sequence[Cell], main: str) -> list[PaperTable]:
-    """The tables that there are runs for.
+def _mark(number: int) -> str:
+    return ascii_lowercase[number] if number < 26 else str(number)
 
-    Args:
-        cells: The runs, sorted.
-        main: The base of Tables 1 and 2; the others are in Table 3.
-    """
-    own = [cell for cell in cells if cell.first.base == main]
+
+def _published(line: Line, column: str, published: Mapping[Key, float]) -> str | None:
+    """A published number, which is in the unit of the table already."""
+    value = published.get(line.key(column)) if column in line.entries else None
+    if value is None:
+        return None
+    return f"{value:.1f} %" if is_rate(line.entries[column].measure) else f"{value:.3f}"
+
+
+# --- Numbers over seeds ---
+
+
+def unit(scores: Sequence[Score]) -> int:
+    """What a table multiplies a score by: 100, for percent, or 1."""
+    return 100 if is_rate(scores[0].name) and all(0 <= value <= 1 for value in _values(scores)) else 1
+
+
+def _values(scores: Sequence[Score]) -> list[float]:
+    return [score.value for score in scores if score.value is not None]
+
+
+def mean(scores: Sequence[Score]) -> float | None:
+    """The mean over seeds; `None` if no value is defined."""
+    values = _values(scores)
+    return statistics.fmean(values) if values else None
+
+
+def deviation(scores: Sequence[Score]) -> float | None:
+    """The standard deviation over seeds (n − 1); `None` below two values."""
+    values = _values(scores)
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def seeds_number(scores: Sequence[Score]) -> Number | None:
+    """A score with its 95 % interval, or, of several seeds, mean ± standard deviation (n − 1)."""
+    if len(scores) < 2:
+        return score_number(scores[0] if scores else None)
+    spread, known = deviation(scores), len(_values(scores))
+    return Number(
+        value=mean(scores),
+        sd=math.nan if spread is None else spread,
+        rate=unit(scores) == 100,
+        remark="" if known == len(scores) else f" (n = {known})",
+    )
+
+
+def _statistics(scores: Sequence[Score]) -> list[float | None]:
+    """Value, low, high and standard deviation, in the unit of the table."""
+    value = mean(scores)
+    if value is None:
+        return [None, None, None, None]
+    one = scores[0] if len(scores) == 1 else None
+    found = (value, one.low if one else None, one.high if one else None, deviation(scores))
+    return [None if number is None else unit(scores) * number for number in found]
+
+
+# --- Which rows a table has ---
+
+
+def task_score(group: Group) -> str | None:
+    """The task score that is reported: the recipe's first, or the one that chose λ, or the first that there is."""
+    settings, results = group.first.settings, group.first.results
+    trial = results.trial("merged")
+    names = [name for name in (trial.scores if trial else {}) if is_task(name)]
+    lm_eval = (f"lm_eval:{name}" for name in settings.get("score.lm_eval") or ())
+    wanted = [*(settings.get("score.metrics") or ()), *lm_eval, results.choice.metric, *names]
+    return next((str(name) for name in wanted if name in names), None)
+
+
+def safety_sets(group: Group) -> Mapping[str, str]:
+    """The score of ASR on each safety set, by the set's name."""
+    refs = [str(ref) for ref in group.first.settings.get("score.safety") or ()]
+    if len(refs) == 1:
+        return {without_folders(refs[0]): "asr"}
+    return {without_folders(ref): f"asr:{ref}" for ref in refs}
+
+
+def all_tables(groups: Sequence[Group], main: str) -> list[PaperTable]:
+    """The tables that there are runs for; `main` is the base of Tables 1 and 2, and the others are in Table 3."""
+    own = [group for group in groups if group.first.base == main]
     merged = _one_method(own)
-    methods = [cell for cell in own if sum(other.first.task == cell.first.task for other in own) > 1]
-    others = _one_method([cell for cell in cells if cell.first.base != main])
+    methods = [group for group in own if sum(other.first.task == group.first.task for other in own) > 1]
+    others = _one_method([group for group in groups if group.first.base != main])
     found = [
         PaperTable(1, f"Base, tuned and merged ({main})", _columns(merged), list(_three_models(merged, []))),
         PaperTable(2, f"Merging methods ({main})", _columns(methods), list(_by_method(methods))),
@@ -261,57 +222,56 @@ def all_tables(cells: Sequence[Cell], main: str) -> list[PaperTable]:
     return [table for table in found if table.lines]
 
 
-def main_base(cells: Sequence[Cell]) -> str:
-    """The base that most cells are of; of equal ones, the first by name."""
-    names = sorted({cell.first.base for cell in cells})
-    return max(names, key=lambda name: sum(cell.first.base == name for cell in cells))
+def main_base(groups: Sequence[Group]) -> str:
+    """The base of most groups; of equal ones, the first by name."""
+    names = sorted({group.first.base for group in groups})
+    return max(names, key=lambda name: sum(group.first.base == name for group in groups))
 
 
-def _one_method(cells: Sequence[Cell]) -> list[Cell]:
-    """One cell for each base and task: the linear one, or the first."""
-    found: dict[tuple[str, str], Cell] = {}
-    for cell in sorted(cells, key=lambda cell: cell.first.method != LINEAR):
-        found.setdefault((cell.first.base, cell.first.task), cell)
-    return [cell for cell in cells if cell in found.values()]
+def _one_method(groups: Sequence[Group]) -> list[Group]:
+    """One group for each base and task: the linear one, or the first."""
+    found: dict[tuple[str, str], Group] = {}
+    for group in sorted(groups, key=lambda group: group.first.method != LINEAR):
+        found.setdefault((group.first.base, group.first.task), group)
+    return [group for group in groups if group in found.values()]
 
 
-def _columns(cells: Sequence[Cell]) -> list[str]:
-    sets = dict.fromkeys(name for cell in cells for name in safety_sets(cell))
-    return [TASK_SCORE, *map(_asr, sets)]
+def _columns(groups: Sequence[Group]) -> list[str]:
+    return [TASK_SCORE, *map(_asr, dict.fromkeys(name for group in groups for name in safety_sets(group)))]
 
 
 def _asr(name: str) -> str:
     return f"ASR, {name}"
 
 
-def _three_models(cells: Sequence[Cell], beside: Sequence[Cell]) -> Iterator[Line]:
-    """Base, tuned and merged of each; the notes compare with a cell of the same task, or else with the first row."""
-    for cell in cells:
-        same = next((other for other in beside if other.first.task == cell.first.task), None)
-        first = same or (beside[0] if beside else cells[0])
-        odd = odds(cell, first, safety_only=same is None)
+def _three_models(groups: Sequence[Group], beside: Sequence[Group]) -> Iterator[Line]:
+    """Base, tuned and merged of each; the notes compare with a group of the same task, or else with the first row."""
+    for group in groups:
+        same = next((other for other in beside if other.first.task == group.first.task), None)
+        first = same or (beside[0] if beside else groups[0])
+        note = why_not_comparable(group, first, safety_only=same is None)
         for model in COLUMNS:
-            yield _line(cell, model, odd if model == "base" else "")
+            yield _line(group, model, note if model == "base" else "")
 
 
-def _by_method(cells: Sequence[Cell]) -> Iterator[Line]:
-    firsts: dict[str, Cell] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.first.task, cell.first.method != LINEAR, cell.first.method)):
-        yield _line(cell, "merged", odds(cell, firsts.setdefault(cell.first.task, cell)))
+def _by_method(groups: Sequence[Group]) -> Iterator[Line]:
+    firsts: dict[str, Group] = {}
+    for group in sorted(groups, key=lambda each: (each.first.task, each.first.method != LINEAR, each.first.method)):
+        yield _line(group, "merged", why_not_comparable(group, firsts.setdefault(group.first.task, group)))
 
 
-def _line(cell: Cell, model: Role, odd: str) -> Line:
+def _line(group: Group, model: Role, note: str) -> Line:
     entries = {}
-    if metric := task_score(cell):
-        entries[TASK_SCORE] = Entry(metric, cell.scores(model, metric))
-    for name, score in safety_sets(cell).items():
-        entries[_asr(name)] = Entry(f"asr:{name}", cell.scores(model, score))
+    if metric := task_score(group):
+        entries[TASK_SCORE] = Entry(metric, group.scores(model, metric))
+    for name, score in safety_sets(group).items():
+        entries[_asr(name)] = Entry(f"asr:{name}", group.scores(model, score))
     return Line(
-        base=cell.first.base,
-        task=cell.first.task,
-        model=cell.first.method if model == "merged" else model,
-        lam=cell.lam if model == "merged" else cell.first.results.point(model).key,
-        seeds=cell.seeds,
+        base=group.first.base,
+        task=group.first.task,
+        model=group.first.method if model == "merged" else model,
+        lam=group.lam if model == "merged" else group.first.results.point(model).key,
+        seeds=group.seeds,
         entries=entries,
-        odd=odd,
+        note=note,
     )

@@ -14,9 +14,10 @@ from report_sample import results, score, trials
 from mooring.config import Recipe
 from mooring.merge_point import MergePoint
 from mooring.records import Choice, Trial
-from mooring.reporting.model_card import LIMITS, card
+from mooring.reporting.model_card import LIMITS, run_card
+from mooring.reporting.render import as_markdown
 from mooring.reporting.results import Results
-from mooring.reporting.tables import markdown_table, summary_table
+from mooring.reporting.tables import summary_table
 
 
 def made(**changes: Any) -> Results:
@@ -54,7 +55,7 @@ def read(text: str) -> tuple[ModelCard, dict[str, EvalResult]]:
 
 
 def test_the_hubs_library_reads_it_and_writes_it_again() -> None:
-    found, numbers = read(card(made()))
+    found, numbers = read(run_card(made()))
     assert found.data.base_model == ["meta-llama/Llama-3.1-8B-Instruct"]
     assert found.data.library_name == "transformers"
     assert {"merge", "mooring", "linear"} <= set(found.data.tags)
@@ -65,7 +66,7 @@ def test_the_hubs_library_reads_it_and_writes_it_again() -> None:
 
 
 def test_the_numbers_are_the_merged_models_on_the_test_split() -> None:
-    _, numbers = read(card(made()))
+    _, numbers = read(run_card(made()))
     by = next(t.scores for t in trials() if t.point.role == "merged" and t.split == "test")
     for name in ("asr", "over_refusal", "call_match", "response_loss"):
         assert numbers[name].metric_value == pytest.approx(by[name].value, abs=1e-4)
@@ -80,7 +81,7 @@ def test_the_numbers_are_the_merged_models_on_the_test_split() -> None:
 
 
 def test_every_number_names_its_prompts() -> None:
-    _, numbers = read(card(made()))
+    _, numbers = read(run_card(made()))
     assert {name: number.dataset_name for name, number in numbers.items()} == {
         "asr": "advbench + own.jsonl",
         "asr:advbench": "advbench",
@@ -95,8 +96,8 @@ def test_every_number_names_its_prompts() -> None:
 
 def test_it_says_why_by_whom_from_what_and_what_not() -> None:
     whole = made()
-    text = card(whole)
-    assert markdown_table(summary_table(whole)) in text
+    text = run_card(whole)
+    assert as_markdown(summary_table(whole)) in text
     assert "**λ = 0.4**, the weight of the tuned model" in text
     assert "lets 18.6 % through" in text
     assert "judged by **refusal rules**" in text
@@ -112,9 +113,9 @@ def test_it_says_why_by_whom_from_what_and_what_not() -> None:
 
 
 def test_a_bound_that_was_not_kept_is_said_first() -> None:
-    assert "within the bound" not in card(made())
+    assert "within the bound" not in run_card(made())
     over = Choice(point=MergePoint(0.4), within=False, bound=0.01, metric="call_match", reason="It comes nearest.")
-    text = card(made(choice=over))
+    text = run_card(made(choice=over))
     assert text.index("**No λ that was tried is within the bound") < text.index("It comes nearest")
 
 
@@ -123,15 +124,15 @@ def test_no_answer_and_no_prompt_is_in_it() -> None:
     assert whole.rows
     marked = dataclasses.replace(whole, rows=results(response="CANARY").rows)
     assert "CANARY" in str(marked.rows)
-    assert card(marked) == card(whole)
-    assert "CANARY" not in card(marked)
+    assert run_card(marked) == run_card(whole)
+    assert "CANARY" not in run_card(marked)
 
 
 def test_local_models_are_not_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "base").mkdir(parents=True)
     recipe = Recipe.parse({"base": "runs/base", "tuned": "./elsewhere/tuned"}).model_dump(mode="json", exclude={"out"})
-    text = card(made(recipe=recipe))
+    text = run_card(made(recipe=recipe))
     found, _ = read(text)
     assert found.data.base_model is None
     assert "huggingface.co" not in text
@@ -139,8 +140,8 @@ def test_local_models_are_not_linked(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_license_of_the_base_is_named_where_it_is_known() -> None:
-    assert read(card(made()))[0].data.license is None
-    found, _ = read(card(made(), terms={"license": "llama3.1", "other": "x"}))
+    assert read(run_card(made()))[0].data.license is None
+    found, _ = read(run_card(made(), terms={"license": "llama3.1", "other": "x"}))
     assert found.data.license == "llama3.1"
     assert "other" not in found.data.to_dict()
 
@@ -156,10 +157,10 @@ def test_names_and_notes_do_nothing() -> None:
         choice=dataclasses.replace(whole.choice, reason=HOSTILE),
         models={"base": {"source": HOSTILE, "digest": HOSTILE}, "tuned": {"source": HOSTILE, "digest": HOSTILE}},
     )
-    text = card(whole)
+    text = run_card(whole)
     found, numbers = read(text)
     assert found.data.license is None
-    assert numbers.keys() == read(card(made()))[1].keys()
+    assert numbers.keys() == read(run_card(made()))[1].keys()
     body = re.sub(r"```yaml\n.*?\n```", "", text.split("\n---\n", 1)[1], flags=re.DOTALL)
     assert "\n# f" not in body
     assert not re.search(r"(?<!\\)<script|(?<!\\)\]\(javascript", body)
@@ -168,7 +169,7 @@ def test_names_and_notes_do_nothing() -> None:
 
 
 def test_a_run_without_numbers_still_has_a_card() -> None:
-    text = card(made(trials=(), gains={}))
+    text = run_card(made(trials=(), gains={}))
     found, numbers = read(text)
     assert numbers == {}
     assert "# tools" in text
@@ -184,6 +185,6 @@ def test_beside_a_merged_model_it_changes_nothing(
 
     model = merge(tiny_model_folder, save_tiny_model(tmp_path / "tuned", seed=1), tmp_path / "model", lam=0.4)
     before = model_digest(model)
-    (model / "README.md").write_text(card(made()))
+    (model / "README.md").write_text(run_card(made()))
     assert verify(model)["lambda"] == 0.4
     assert model_digest(model) == before

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt  # comes with rich
 
-from mooring.merging.card import SHOWN, card, license_of
+from mooring.reporting.model_card import SHOWN, license_of, merge_card
 
 
 def source(name, kind="checkpoint"):
@@ -40,7 +40,7 @@ def make(values=None, **changes):
         "tuned_refs": ["me/tuned"],
         "command": "mooring merge org/Base-1B me/tuned --lam 0.6 --out merged",
     } | changes
-    return card(values or record(), **given_)
+    return merge_card(values or record(), **given_)
 
 
 def metadata(text):
@@ -92,7 +92,8 @@ def test_revisions_are_shown_but_are_no_part_of_an_id():
 
 
 def test_several_tuned_models():
-    text = make(record(method="ties", tuned=[source("a"), source("b", "lora")]), tuned_refs=["me/a", None])
+    values = record(method="ties", tuned=[source("a"), source("b", "lora")])
+    text = make(values, tuned_refs=["me/a", None])
     assert metadata(text)["base_model"] == ["org/Base-1B", "me/a"]
     assert "A merge of 2 tuned models with the base" in text
     assert "- tuned 2: `b` (lora), digest `digest-of-b`" in text
@@ -140,7 +141,7 @@ def test_every_form_of_lambda(lam, words):
 def test_a_long_list_of_decisions_is_counted_and_cut():
     decisions = {f"model.layers.{n}.x": "copied from the base" for n in range(500)}
     text = make(record(decisions=decisions))
-    assert "About 500 tensors:" in text
+    assert "Decisions (500):" in text
     assert "model.layers.0.x: copied from the base" in text
     assert f"and {500 - SHOWN} more in mooring.json" in text
     assert len(text) < 6000

@@ -10,28 +10,29 @@ from rich.console import Console
 
 from mooring.merge_point import MergePoint
 from mooring.records import Choice, Trial
+from mooring.reporting.render import as_csv, as_latex, as_markdown, as_terminal
 from mooring.reporting.results import Answer, Row
 from mooring.reporting.tables import (
+    Count,
     Table,
     agreement_table,
     category_table,
+    columns,
     detail_table,
     key_numbers,
-    markdown_table,
     summary_table,
-    terminal_table,
 )
-from mooring.text import name_of
+from mooring.text import name_of, score_number
 
 
 def row(label: str, **changes: object) -> list[str]:
-    rows = {cells[0].partition("\u00a0")[0]: list(cells) for cells in summary_table(results(**changes)).rows}
+    rows = {cells[0].partition("\u00a0")[0]: list(cells) for cells in summary_table(results(**changes)).text_rows}
     return rows[label]
 
 
 def test_the_cells_are_the_scores_of_the_test_split() -> None:
     table = summary_table(results())
-    assert list(table.header[1:4]) == ["base (λ = 0)", "tuned (λ = 1)", "merged (λ = 0.4)"]
+    assert [column.heading for column in table.columns[1:4]] == ["base (λ = 0)", "tuned (λ = 1)", "merged (λ = 0.4)"]
     asr = {t.point.role: t.scores["asr"] for t in trials() if t.split == "test"}
     cells = row("attack success rate")
     for cell, model in zip(cells[1:4], ("base", "tuned", "merged"), strict=True):
@@ -42,7 +43,7 @@ def test_the_cells_are_the_scores_of_the_test_split() -> None:
 
 
 def test_arrows_show_which_way_is_good() -> None:
-    arrows = [cells[0][-1] for cells in summary_table(results()).rows[:6]]
+    arrows = [cells[0][-1] for cells in summary_table(results()).text_rows[:6]]
     assert arrows == ["↓", "↑", "↓", "↓", "↑", "↓"]
 
 
@@ -95,7 +96,7 @@ def test_the_task_score_stands_first_although_lambda_was_chosen_by_another() -> 
 def test_judges_beside_each_other() -> None:
     table = agreement_table(results())
     assert table is not None
-    assert list(table.rows) == [["attack success rate", "wildguard and rules", "0.81", "190 / 210", "2"]]
+    assert table.text_rows == [["attack success rate", "wildguard and rules", "0.81", "190 / 210", "2"]]
     assert agreement_table(results(agreement=())) is None
 
 
@@ -118,7 +119,7 @@ def test_the_tasks_of_a_group_have_a_table_of_their_own() -> None:
     table = detail_table(made)
     assert table is not None
     assert [row[0] for row in table.rows] == ["bbh/snarks"]
-    shown = [cells[0] for cells in summary_table(made).rows]
+    shown = [cells[0] for cells in summary_table(made).text_rows]
     assert "bbh\u00a0↑" in shown
     assert not [name for name in shown if "snarks" in name]
     assert detail_table(results()) is None
@@ -139,7 +140,7 @@ def test_categories_are_counted_from_the_answers() -> None:
     ]
     table = category_table(results(rows=rows))
     assert table is not None
-    assert [list(cells) for cells in table.rows] == [
+    assert table.text_rows == [
         ["attack success rate", "arms", "0 / 1", "0 / 1", "1 / 1"],
         ["attack success rate", "fraud", "0 / 2", "2 / 2", "0 / 1"],
         ["call match", "time", "0 / 1", "1 / 1", "–"],
@@ -149,7 +150,7 @@ def test_categories_are_counted_from_the_answers() -> None:
 
 @pytest.mark.parametrize("text", ["a|b", "a\nb", "a\r\nb", "a\\|b", "<b>", "`x`", "[x](y)", "a\u2028b"])
 def test_markdown_cells_keep_the_table_whole(text: str) -> None:
-    lines = markdown_table(Table("", ("one", "two"), [(text, "end")])).split("\n")
+    lines = as_markdown(Table("", columns(("one", "two")), [(text, "end")])).split("\n")
     assert len(lines) == 3
     # A pipe is a border unless an odd number of backslashes stands before it.
     borders = [i for i, c in enumerate(lines[2]) if c == "|" and _backslashes(lines[2], i) % 2 == 0]
@@ -163,9 +164,22 @@ def _backslashes(line: str, index: int) -> int:
 
 def test_the_terminal_table_fits_in_80_columns_and_cuts_nothing() -> None:
     console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(terminal_table(results()))
+    console.print(as_terminal(summary_table(results())))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown
     for text in ("53.9 %", "[42.2, 65.6]", "n = 70, refusal rules", "[0.535, 0.725]", "74 %"):
         assert text in shown
+
+
+def test_every_format_has_the_same_cells() -> None:
+    table = Table(
+        "50 % of {all}", columns(["name"], ["asr", "share"]), [["a & b", score_number(score("asr", 0.1)), Count(1, 2)]]
+    )
+    shown = "10.0 % [3.0, 17.0]"
+    assert table.text_rows == [["a & b", shown, "1 / 2"]]
+    assert table.to_rows()[0] | {"asr": 0.1} == table.to_rows()[0]  # rates are from 0 to 1 in Python
+    assert shown.replace("[", r"\[").replace("]", r"\]") in as_markdown(table)
+    assert r"a \& b & 10.0 \% {[}3.0, 17.0{]} & 1 / 2 \\" in as_latex(table, "x")
+    assert r"\caption{50 \% of \{all\}}" in as_latex(table, "x")
+    assert as_csv(Table("", columns(["a", "b", "c"]), [["=1", None, 0.123456789]])) == "a,b,c\n'=1,,0.123457\n"

@@ -1,0 +1,115 @@
+"""Tables in every format: Markdown, LaTeX (booktabs), CSV, terminal. For HTML see the macro `table` of the page."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mooring.reporting.tables import Cell, Table, cell_text
+from mooring.text import NO_BREAK, Number, csv_cell, latex, markdown, visible
+
+if TYPE_CHECKING:
+    import rich.table
+    from rich.text import Text
+
+
+def as_markdown(table: Table) -> str:
+    """A table in Markdown: caption, rows, notes."""
+    rule = ["---:" if column.numeric else "---" for column in table.columns]
+    heads = [markdown(column.heading) for column in table.columns]
+    lines = [heads, rule, *([markdown(cell) for cell in row] for row in table.text_rows)]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join(filter(None, [markdown(table.full_caption), body, *map(markdown, table.notes)]))
+
+
+def as_latex(table: Table, label: str) -> str:
+    """A table in LaTeX; the document loads `booktabs`, and numbers it itself.
+
+    Args:
+        table: The table; a space separates its groups of rows.
+        label: What a document refers to it by, after `tab:`.
+    """
+    groups = [index for index, column in enumerate(table.columns) if column.group]
+    lines = [
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\caption{{{latex(table.caption)}}}",
+        rf"\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in table.columns)}}}",
+        r"\toprule",
+        " & ".join(latex(column.heading) for column in table.columns) + r" \\",
+        r"\midrule",
+    ]
+    before = None
+    for row in table.text_rows:
+        group = [row[index] for index in groups]
+        if before is not None and group != before:
+            lines.append(r"\addlinespace")
+        before = group
+        lines.append(" & ".join(map(latex, row)) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\footnotesize {latex(note)}" for note in table.notes]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def as_csv(table: Table) -> str:
+    """A table's headings and cells as CSV; a cell without a value is empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([column.heading for column in table.columns])
+    writer.writerows([_csv(cell) for cell in row] for row in table.rows)
+    return out.getvalue()
+
+
+def _csv(cell: Cell) -> str:
+    return "" if cell is None else csv_cell(cell) if isinstance(cell, str) else cell_text(cell)
+
+
+def as_terminal(table: Table) -> "rich.table.Table":
+    """A table for a terminal of 80 columns: intervals below their numbers, details below the first cell of a row."""
+    import rich.box
+    import rich.table
+    from rich.text import Text
+
+    made = rich.table.Table(
+        box=rich.box.SIMPLE_HEAD, caption=Text(table.full_caption), caption_justify="left", pad_edge=False
+    )
+    shown = [index for index, column in enumerate(table.columns) if not column.detail]
+    cells = [[_terminal(row[index]) for index in shown] for row in table.rows]
+    for place, index in enumerate(shown):
+        column = table.columns[index]
+        # Headings of numbers are broken between words, so that there is room for the text of the first column.
+        heading = visible(column.heading).replace("λ = ", f"λ{NO_BREAK}={NO_BREAK}")
+        lines = [*heading.split(" "), *(line for row in cells for line in row[place].split("\n"))]
+        width = max(map(len, lines)) if place else None
+        made.add_column(
+            Text(textwrap.fill(heading, width) if width else heading),
+            justify="right" if place else "left",
+            style="bold" if column.main else None,
+            max_width=width,
+        )
+    for row, texts in zip(table.rows, cells, strict=True):
+        made.add_row(_first(table, row), *map(Text, texts[1:]))
+    return made
+
+
+def _terminal(cell: Cell) -> str:
+    if isinstance(cell, Number):
+        return "\n".join(filter(None, (cell.short, cell.interval)))
+    return visible(cell_text(cell))
+
+
+def _first(table: Table, row: Sequence[Cell]) -> "Text":
+    """The first cell of a row, with the details below it."""
+    from rich.text import Text
+
+    found = [
+        f"{column.heading} = {cell_text(cell)}" if column.numeric else cell_text(cell)
+        for column, cell in zip(table.columns, row, strict=True)
+        if column.detail and cell not in ("", None)
+    ]
+    text = Text(visible(cell_text(row[0])))
+    if found:
+        text.append("\n  " + visible(", ".join(found)), style="dim")
+    return text
