@@ -295,7 +295,7 @@ def test_names_in_the_table_are_whole(capsys: pytest.CaptureFixture[str], monkey
     out = capsys.readouterr().out
     assert "…" not in out
     assert all(f"{name} " in out for name in names)
-    assert out.count("0.250") == 2
+    assert out.count("25.0 %") == 2
     assert "timed_out" in out
 
 

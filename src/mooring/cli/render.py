@@ -40,14 +40,6 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _table(*headings: str, no_wrap: bool = False, **options: Any) -> Table:
-    """A table without lines."""
-    table = Table(box=None, **options)
-    for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=no_wrap)
-    return table
-
-
 def _print_json(value: Any) -> None:
     print(json.dumps(_plain(value), ensure_ascii=False, indent=1, default=str))
 
@@ -222,24 +214,22 @@ def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
     """Scores with their intervals, methods and counts."""
     if as_json:
         return _print_json(found)
-    table = _table("score", "value", "95 % interval", "n", no_wrap=True, pad_edge=False)
-    table.add_column("by", overflow="fold")
-    table.add_column("counts", overflow="fold")
+    from mooring.text import score_number
+
+    rows: list[list[Any]] = []
     for name, score in found.items():
         counts = ", ".join(f"{key} {value:g}" for key, value in score.details.items())
-        table.add_row(escape(name), *_value(score), str(score.n), escape(score.method), escape(counts))
-    _print_whole(table)
+        rows.append([name, score_number(score), score.n, score.method, counts])
+    _print_table(["score", "value [95 % interval]", "n", "by", "counts"], rows, numeric=(1, 2))
 
 
-def _value(score: "Score") -> tuple[str, str]:
-    """A score and its interval."""
-    value = "undefined" if score.value is None else f"{score.value:.3f}"
-    bounded = score.value is not None and score.low is not None and score.high is not None
-    return value, f"{score.low:.3f} to {score.high:.3f}" if bounded else ""
-
-
-def _print_whole(table: Table) -> None:
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, numeric: Sequence[int] = ()) -> None:
     """Print a table without breaking words, wider than the terminal if necessary."""
+    from mooring.reporting.render import as_terminal
+    from mooring.reporting.tables import Column, Table
+
+    heads = [Column(heading, numeric=place in numeric) for place, heading in enumerate(headings)]
+    table = as_terminal(Table("", heads, rows), narrow=False)
     out = console()
     wide = out.options.update(width=10_000)
     for column in table.columns:
@@ -253,23 +243,19 @@ def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
     """The scores of other judges, and how far they agree with the run's own."""
     if as_json:
         return _print_json(found)
-    numbers = ("value", "95 % interval", "n", "missed", "κ", "disagree")
-    table = _table("judge", "model", "split", "score", *numbers, no_wrap=True)
+    from mooring.text import Number, score_number
+
+    rows: list[list[Any]] = []
     for each in found:
+        agreement: list[Any] = ["", ""]
+        if each.agreement:
+            agreement = [Number(value=each.agreement.kappa, digits=2), len(set(each.agreement.disagreements))]
         for name, score in each.scores.items():
-            kappa = each.agreement.kappa if each.agreement else None
-            table.add_row(
-                escape(each.judge),
-                each.point.label,
-                each.split,
-                escape(name),
-                *_value(score),
-                str(score.n),
-                f"{score.details['miss']:g}",
-                "" if kappa is None else f"{kappa:.2f}",
-                "" if each.agreement is None else str(len(set(each.agreement.disagreements))),
-            )
-    _print_whole(table)
+            missed = f"{score.details['miss']:g}"
+            start = (each.judge, each.point.label, each.split, name)
+            rows.append([*start, score_number(score), score.n, missed, *agreement])
+    headings = ("judge", "model", "split", "score", "value [95 % interval]", "n", "missed", "κ", "disagree")
+    _print_table(headings, rows, numeric=(4, 5, 6, 7, 8))
     note = "κ and disagree: compared with the run's own judge; the run's choice and report stay as they are"
     console().print(f"[dim]{note}[/dim]")
 
@@ -303,24 +289,21 @@ def inspection(found: "Inspection", *, as_json: bool = False) -> None:
         f"largest angle {degrees(whole['largest_angle_degrees'])}"
     )
     for title, groups in (("module", facts["by_module"]), ("layer", facts["by_layer"])):
-        table = _table(title, "change", "", "angle", "entries", "directions", pad_edge=False)
+        rows: list[list[Any]] = []
         most = max((group["relative_change"] or 0 for group in groups.values()), default=0) or 1
         for name, group in groups.items():
             change, directions = group["relative_change"], group["directions"]
             bar = "█" * round(12 * (1 if change is None else change / most))
             entries = f"{group['entries_changed']:.1%}" if group["entries_changed"] else ""
             row = (percent(change), bar, degrees(group["largest_angle_degrees"]), entries)
-            table.add_row(escape(name.removesuffix(".weight")), *row, "" if directions is None else str(directions))
-        out.print()
-        out.print(table)
-    out.print()
+            rows.append([name.removesuffix(".weight"), *row, "" if directions is None else directions])
+        _print_table([title, "change", "", "angle", "entries", "directions"], rows, numeric=(1, 3, 4, 5))
     out.print("[dim]angle: the largest; directions: the most that a weight's change needs for 90 % of its square[/dim]")
-    table = _table(f"at {MergePoint(found.lam).label}", "from base", "from tuned", "", pad_edge=False)
+    rows = []
     for method in found.methods:
         sizes = [f"{d:.2f}" if d is not None else "" for d in (method.from_base, method.from_tuned)]
-        table.add_row(", ".join(method.methods), *sizes, escape(method.remark))
-    out.print()
-    out.print(table)
+        rows.append([", ".join(method.methods), *sizes, method.remark])
+    _print_table([f"at {MergePoint(found.lam).label}", "from base", "from tuned", ""], rows, numeric=(1, 2))
     out.print("[dim]distances in ‖δ‖, the norm of the whole change; expected ones for methods that are random[/dim]")
     if found.cost:
         cost = facts["cost"]

@@ -66,36 +66,43 @@ def _csv(cell: Cell) -> str:
     return "" if cell is None else csv_cell(cell) if isinstance(cell, str) else cell_text(cell)
 
 
-def as_terminal(table: Table) -> "rich.table.Table":
-    """A table for a terminal of 80 columns: intervals below their numbers, details below the first cell of a row."""
+def as_terminal(table: Table, *, narrow: bool = True) -> "rich.table.Table":
+    """A table for a terminal.
+
+    Args:
+        table: The table.
+        narrow: Fit it in 80 columns: intervals below their numbers, details below the first cell of a row, headings
+            broken between words.
+    """
     import rich.box
     import rich.table
     from rich.text import Text
 
-    made = rich.table.Table(
-        box=rich.box.SIMPLE_HEAD, caption=Text(table.full_caption), caption_justify="left", pad_edge=False
-    )
-    shown = [index for index, column in enumerate(table.columns) if not column.detail]
-    cells = [[_terminal(row[index]) for index in shown] for row in table.rows]
+    caption = Text(table.full_caption) if table.caption else None
+    made = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    shown = [index for index, column in enumerate(table.columns) if not (narrow and column.detail)]
+    cells = [[_terminal(row[index], narrow) for index in shown] for row in table.rows]
     for place, index in enumerate(shown):
-        column = table.columns[index]
-        # Headings of numbers are broken between words, so that there is room for the text of the first column.
+        column, width = table.columns[index], None
         heading = visible(column.heading).replace("λ = ", f"λ{NO_BREAK}={NO_BREAK}")
-        lines = [*heading.split(" "), *(line for row in cells for line in row[place].split("\n"))]
-        width = max(map(len, lines)) if place else None
+        if narrow and place:
+            width = max(map(len, [*heading.split(" "), *(line for row in cells for line in row[place].split("\n"))]))
+            heading = textwrap.fill(heading, width)
         made.add_column(
-            Text(textwrap.fill(heading, width) if width else heading),
-            justify="right" if place else "left",
+            Text(heading),
+            justify="right" if column.numeric or (narrow and place) else "left",
             style="bold" if column.main else None,
             max_width=width,
+            no_wrap=not narrow and (column.numeric or not place),
+            overflow="fold",
         )
     for row, texts in zip(table.rows, cells, strict=True):
-        made.add_row(_first(table, row), *map(Text, texts[1:]))
+        made.add_row(_first(table, row) if narrow else Text(texts[0]), *map(Text, texts[1:]))
     return made
 
 
-def _terminal(cell: Cell) -> str:
-    if isinstance(cell, Number):
+def _terminal(cell: Cell, narrow: bool) -> str:
+    if narrow and isinstance(cell, Number):
         return "\n".join(filter(None, (cell.short, cell.interval)))
     return visible(cell_text(cell))
 

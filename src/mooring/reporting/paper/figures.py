@@ -6,7 +6,7 @@ from typing import Any
 
 from mooring.merge_point import MergePoint
 from mooring.records import Score
-from mooring.reporting.figures import BLUE, GREEN, INK, VERMILION, WIDTH, style
+from mooring.reporting.figures import BLUE, GREEN, INK, VERMILION, WIDTH, Dot, bars, style
 from mooring.reporting.paper.runs import Group
 from mooring.reporting.paper.tables import deviation, mean, unit
 from mooring.reporting.tables import Cell, Column, Table
@@ -26,19 +26,6 @@ SIDE_BY_SIDE = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Point:
-    """A score at one λ: mean over seeds, in percent or nats, and the ends of its bar.
-
-    The bar is one standard deviation to each side; for one seed, the 95 % interval. `None` where there is neither.
-    """
-
-    lam: float
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Curve:
     """One method on one task.
 
@@ -47,7 +34,8 @@ class Curve:
         method: The merging rule.
         measure: The score's name.
         better: Which direction is good.
-        points: By λ, the base at 0 and the tuned model at 1.
+        dots: By λ, the base at 0 and the tuned model at 1: the mean over seeds; the bar is one standard deviation to
+            each side, or the 95 % interval of one seed.
         chosen: The λ that its seeds chose.
     """
 
@@ -55,7 +43,7 @@ class Curve:
     method: str
     measure: str
     better: str
-    points: Sequence[Point]
+    dots: Sequence[Dot]
     chosen: Sequence[float]
 
 
@@ -73,9 +61,9 @@ class PaperFigure:
         rows: list[list[Cell]] = []
         for curve in self.curves:
             names = (self.number, curve.task, curve.method, curve.measure)
-            for point in curve.points:
-                chosen = "yes" if point.lam in curve.chosen else "no"
-                rows.append([*names, point.lam, point.value, point.low, point.high, chosen])
+            for dot in curve.dots:
+                chosen = "yes" if dot.point.lam in curve.chosen else "no"
+                rows.append([*names, dot.point.lam, dot.value, dot.low, dot.high, chosen])
         return Table("", list(map(Column, heads)), rows)
 
 
@@ -107,24 +95,26 @@ def _curve(group: Group, measure: str | None) -> list[Curve]:
         for trial in run.results.trials:
             if trial.split == "validation" and name in trial.scores:
                 by_point.setdefault(trial.point, []).append(trial.scores[name])
-    points = [_point(point.lam, scores) for point, scores in sorted(by_point.items()) if mean(scores) is not None]
-    if not points:
+    dots = [dot for point, scores in sorted(by_point.items()) if (dot := _dot(point, scores))]
+    if not dots:
         return []
     better = next(iter(by_point.values()))[0].better
     chosen = sorted({run.results.single.lam for run in group.runs})
-    return [Curve(group.first.task, group.first.method, name, better, points, chosen)]
+    return [Curve(group.first.task, group.first.method, name, better, dots, chosen)]
 
 
-def _point(lam: float, scores: Sequence[Score]) -> Point:
-    scale, center = unit(scores), mean(scores)
-    assert center is not None
+def _dot(point: MergePoint, scores: Sequence[Score]) -> Dot | None:
+    center, spread = mean(scores), deviation(scores)
+    if center is None:
+        return None
+    scale = unit(scores)
     value = scale * center
-    if len(scores) > 1:
-        spread = deviation(scores)
-        ends = (None, None) if spread is None else (value - scale * spread, value + scale * spread)
-        return Point(lam, value, *ends)
-    low, high = (None if end is None else scale * end for end in (scores[0].low, scores[0].high))
-    return Point(lam, value, low, high)
+    ends: Sequence[float | None] = (None, None)
+    if len(scores) == 1:
+        ends = [None if end is None else scale * end for end in (scores[0].low, scores[0].high)]
+    elif spread is not None:
+        ends = (value - scale * spread, value + scale * spread)
+    return Dot(point, value, *ends)
 
 
 def draw(figure: PaperFigure) -> Any:
@@ -159,14 +149,10 @@ def _panel(axes: Any, task: str, curves: Sequence[Curve], methods: Sequence[str]
         place = methods.index(curve.method)
         shift = 0.012 * (place - (len(methods) - 1) / 2)
         colour, marker, line = LOOKS[place % len(LOOKS)]
-        xs, ys = [point.lam + shift for point in curve.points], [point.value for point in curve.points]
-        bars = [
-            [0.0 if p.low is None else max(0.0, p.value - p.low) for p in curve.points],
-            [0.0 if p.high is None else max(0.0, p.high - p.value) for p in curve.points],
-        ]
+        xs, ys = [dot.point.lam + shift for dot in curve.dots], [dot.value for dot in curve.dots]
         look = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5, "linewidth": 1.5}
-        axes.errorbar(xs, ys, yerr=bars, capsize=2, elinewidth=0.8, label=one_line(curve.method), **look)
-        ring = [(x, p.value) for x, p in zip(xs, curve.points, strict=True) if p.lam in curve.chosen]
+        axes.errorbar(xs, ys, yerr=bars(curve.dots), capsize=2, elinewidth=0.8, label=one_line(curve.method), **look)
+        ring = [(x, dot.value) for x, dot in zip(xs, curve.dots, strict=True) if dot.point.lam in curve.chosen]
         if ring:
             axes.plot(*zip(*ring, strict=True), "o", color=INK, markersize=11, markerfacecolor="none", linestyle="none")
     measures = list(dict.fromkeys(curve.measure for curve in curves))
