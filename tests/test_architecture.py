@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import mooring
 
 SOURCE = Path(mooring.__file__).parent
@@ -66,11 +64,11 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
-def test_imports_go_down_only(path: Path) -> None:
-    part = parts(path)
-    assert part in ALLOWED, f"{part} is not in docs/architecture.md"
-    assert not imported(path) - ALLOWED[part]
+def test_imports_go_down_only() -> None:
+    for path in sorted(SOURCE.rglob("*.py")):
+        part = parts(path)
+        assert part in ALLOWED, f"{part} is not in docs/architecture.md"
+        assert not imported(path) - ALLOWED[part], path
 
 
 def loaded(code: str) -> set[str]:
@@ -117,11 +115,6 @@ def test_every_module_can_be_imported_by_its_dotted_name() -> None:
     code = "\n".join(f"import {name} as m\nassert m.__name__ == {name!r}, m" for name in names)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-
-
-def test_every_public_name_is_there() -> None:
-    for name in mooring.__all__:
-        assert getattr(mooring, name) is not None
 
 
 def test_the_package_is_typed() -> None:

@@ -1,4 +1,4 @@
-"""The paper's tasks as recipes: what they fill in, what stands, and what is said to depart."""
+"""The paper's tasks as recipes: their defaults, and how a recipe differs from the paper."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from mooring.metrics import is_task_metric
 from mooring.pipeline.forecast import forecast
 
 HALVED = "safety: reported on the 50% of each set that λ was not chosen on (the paper: whole sets)"
-LONGER = "score.lm_eval: bbh's answers have up to 1,024 tokens, as lm-eval asks (the paper: 512)"
+LONGER = "score.lm_eval: bbh's answers have up to 1,024 tokens, as in lm-eval (the paper: 512)"
 ALWAYS = {task: [HALVED, LONGER] if task == "reasoning" else [HALVED] for task in TASKS}
 """Where each task departs though the recipe says nothing."""
 PAPER = sorted((Path(__file__).parents[1] / "recipes" / "paper").glob("*.yaml"))
@@ -81,14 +81,14 @@ def test_what_the_recipe_says_stands_and_is_said_to_depart() -> None:
     assert again.departures() == said
 
 
-def test_a_tuned_model_takes_the_place_of_tuning() -> None:
+def test_a_tuned_model_replaces_tuning() -> None:
     recipe = Recipe.parse({"base": "b", "tuned": "t", "task": "tool"})
     assert recipe.tune is None
     assert recipe.score.metrics == ("bert_score", "call_match")
     assert recipe.departures() == ALWAYS["tool"]
 
 
-def test_judges_that_depart_are_named_with_their_models() -> None:
+def test_judges_that_differ_are_named_with_their_models() -> None:
     judges = ["wildguard", {"name": "llm", "model": "some/model"}]
     recipe = Recipe.parse({"base": "b", "task": "tool", "score": {"judges": judges}})
     assert recipe.departures()[1:] == ["score.judges: wildguard, llm (some/model) (the paper: wildguard)"]
@@ -96,12 +96,12 @@ def test_judges_that_depart_are_named_with_their_models() -> None:
     assert same.departures()[1:] == ["score.judges: wildguard, set otherwise (the paper: wildguard)"]
 
 
-def test_the_half_that_is_reported_on_is_said_as_it_is() -> None:
+def test_the_share_that_is_reported_is_listed() -> None:
     recipe = Recipe.parse({"base": "b", "task": "tool", "score": {"validation": 0.2}})
     assert recipe.departures() == [HALVED.replace("50%", "80%")]
 
 
-def test_a_recipe_without_a_task_departs_from_nothing() -> None:
+def test_a_recipe_without_a_task_has_no_departures() -> None:
     assert Recipe.parse({"base": "b", "tuned": "t", "select": {"margin": 0.2}}).departures() == []
 
 
@@ -122,15 +122,21 @@ def test_there_is_a_recipe_for_each_model_and_task_of_the_paper() -> None:
     assert {path.stem for path in PAPER} == names
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
-def test_every_recipe_of_the_paper_is_planned_offline(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is not here is said to be missing; all that is here is counted."""
+@pytest.mark.parametrize("task", TASKS)
+def test_the_recipes_of_a_task_of_the_paper_differ_only_in_the_model(task: str) -> None:
+    recipes = [Recipe.load(path) for path in PAPER if path.stem.endswith(task)]
+    same = [recipe.model_dump(exclude={"name", "base", "report"}) for recipe in recipes]
+    assert same == [same[0]] * 3
+    assert recipes[0].departures() == ALWAYS[task]
+    assert recipes[0].seed == 42
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_of_the_paper_is_planned_offline(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan names what is missing on this machine."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = next(path for path in PAPER if path.stem.endswith(task))
     recipe = Recipe.load(path).model_copy(update={"out": str(tmp_path / "run")})
-    assert recipe.departures() == ALWAYS[str(recipe.task)]
-    assert recipe.seed == 42
     planned = forecast(recipe)
     stages = dict(planned.stages)
     assert "LoRA r=8" in stages["tune"]
