@@ -20,7 +20,8 @@ from trl import SFTTrainer
 
 from mooring.config import Tune
 from mooring.models.resolve import resolve_model
-from mooring.training.lora import ResponseTrainer, quiet_libraries, sft_config
+from mooring.quiet import quiet
+from mooring.training.lora import ResponseTrainer, sft_config
 
 STEPS = 6
 
@@ -57,11 +58,11 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="bundled:smollm2-135m-instruct")
     folder = resolve_model(parser.parse_args().model)
     warnings.simplefilter("ignore")
-    quiet_libraries()
-    theirs = seconds(SFTTrainer, "sdpa", folder)
-    print(f"TRL's loss, fused attention: {theirs:.2f} s a step", flush=True)
-    ours = seconds(ResponseTrainer, "eager", folder)
-    print(f"Mooring's loss, plain attention: {ours:.2f} s a step")
+    with quiet("transformers", "datasets"):
+        theirs = seconds(SFTTrainer, "sdpa", folder)
+        ours = seconds(ResponseTrainer, "eager", folder)
+    print(f"TRL's loss, fused attention: {theirs:.2f} s per step")
+    print(f"Mooring's loss, plain attention: {ours:.2f} s per step")
     print(f"ratio: {ours / theirs:.2f}")
 
 

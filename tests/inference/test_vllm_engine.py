@@ -324,9 +324,9 @@ def load_error(folder: Path) -> ModelError:
 
 def test_a_folder_without_a_model_is_rejected(tmp_path: Path, tiny_model_folder: Path) -> None:
     assert load_error(tmp_path / "nowhere").code == "model.not_found"
-    assert load_error(tmp_path).code == "model.no_config"
+    assert load_error(tmp_path).code == "model.empty"
     (tmp_path / "adapter_config.json").write_text("[]")
-    assert load_error(tmp_path).code == "model.bad_adapter"
+    assert load_error(tmp_path).code == "model.bad_json"
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
     error = load_error(tmp_path)
     assert error.code == "model.base_not_found"

@@ -60,7 +60,7 @@ def table() -> str:
 
 
 def _has_separate_test(known: NamedSet) -> bool:
-    """Return whether the test part is read from its own table; a folder with only the training rows holds it out."""
+    """Whether the test part is read from its own table; a folder with only the training rows holds it out."""
     if not known.test_tables:
         return False
     return not known.test or not _local_files(known.tables) or bool(_local_files(known.test_tables))

@@ -90,11 +90,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def parse_references(refs: "References") -> list[Reference]:
-    """Parse one reference or several; those that are parsed already stay as they are.
-
-    Raises:
-        DataError: As `parse_reference`.
-    """
+    """Parse one reference or several; those that are parsed already stay as they are."""
     several = [refs] if isinstance(refs, str | Reference) else refs
     return [ref if isinstance(ref, Reference) else parse_reference(ref) for ref in several]
 

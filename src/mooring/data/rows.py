@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
@@ -47,7 +48,7 @@ class Row:
 
 
 def is_data_file(name: str) -> bool:
-    """Return whether a name has the suffix of a file that `read_rows` reads."""
+    """Whether a name has the suffix of a file that `read_rows` reads."""
     return _suffix(Path(name)) in (*_TEXT_READERS, ".parquet")
 
 
@@ -77,7 +78,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _suffix(path: Path) -> str:
-    """Return the suffix of the format, without `.gz`; Parquet has its own compression."""
+    """The suffix of the format, without `.gz`; Parquet has its own compression."""
     if path.suffix.lower() == ".gz":
         inner = Path(path.stem).suffix.lower()
         return inner if inner in _TEXT_READERS else ".gz"
@@ -95,17 +96,15 @@ def read_text(path: Path) -> str:
         if path.suffix.lower() == ".gz":
             data = gzip.decompress(data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        message = f"{path}: broken gzip file ({error})"
-        raise DataError(message, "fetch it again", code="data.bad_gzip") from None
+        raise DataError(f"{path}: broken gzip file ({error})", "fetch it again", code="data.bad_gzip") from None
     except OSError as error:
-        message = f"{path}: cannot be read ({error.strerror})"
-        raise DataError(message, "check its permissions", code="data.unreadable") from None
+        what = f"{path}: cannot be read ({error.strerror})"
+        raise DataError(what, "check its permissions", code="data.unreadable") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        message = f"{path}:{line}: is not UTF-8 text"
-        raise DataError(message, "save the file as UTF-8", code="data.not_utf8") from None
+        raise DataError(f"{path}:{line}: is not UTF-8 text", "save the file as UTF-8", code="data.not_utf8") from None
 
 
 def _jsonl(path: Path, text: str) -> list[Row]:
@@ -133,8 +132,8 @@ def _json(path: Path, text: str) -> list[Row]:
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
         if len(lists) != 1:
-            message = f"{path}: contains {len(lists)} lists of rows"
-            raise DataError(message, "keep one list of objects", code="data.not_rows")
+            what = f"{path}: contains {len(lists)} lists of rows"
+            raise DataError(what, "keep one list of objects", code="data.not_rows")
         value = lists[0]
     if not isinstance(value, list):
         hint = "write [{…}, {…}], or one object per line as .jsonl"
@@ -166,8 +165,8 @@ def _csv(path: Path, text: str, delimiter: str = ",") -> list[Row]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            message = f"{path}:{line}: malformed row ({error})"
-            raise DataError(message, "fix its quotes", code="data.malformed_row") from None
+            what = f"{path}:{line}: malformed row ({error})"
+            raise DataError(what, "fix its quotes", code="data.malformed_row") from None
         if cells is None:
             return rows
         if not cells:
@@ -184,10 +183,6 @@ def _csv(path: Path, text: str, delimiter: str = ",") -> list[Row]:
         rows.append(Row(f"{path}:{line}", dict(zip(header, cells, strict=True))))
 
 
-def _tsv(path: Path, text: str) -> list[Row]:
-    return _csv(path, text, "\t")
-
-
 def _parquet(path: Path) -> list[Row]:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -196,8 +191,8 @@ def _parquet(path: Path) -> list[Row]:
         values = pq.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        message = f"{path}: not a readable Parquet file ({reason})"
-        raise DataError(message, "fetch it again", code="data.bad_parquet") from None
+        what = f"{path}: not a readable Parquet file ({reason})"
+        raise DataError(what, "fetch it again", code="data.bad_parquet") from None
     return [Row(f"{path}:row {number}", value) for number, value in enumerate(values, 1)]
 
 
@@ -206,7 +201,7 @@ _TEXT_READERS: dict[str, Callable[[Path, str], list[Row]]] = {
     ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _csv,
-    ".tsv": _tsv,
+    ".tsv": functools.partial(_csv, delimiter="\t"),
 }
 
 

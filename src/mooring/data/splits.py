@@ -47,16 +47,10 @@ def draw(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
 
 
 def draw_evenly(prompts: Sequence[Prompt], groups: Sequence[str], count: int, seed: int) -> list[Prompt]:
-    """Draw like `draw`, as evenly over groups as their sizes allow.
+    """Draw like `draw`, as evenly over groups as their sizes allow; `groups` names the group of each prompt.
 
     The groups take turns, in an order that depends on the seed, until there are enough prompts; exhausted groups are
     skipped.
-
-    Args:
-        prompts: The set.
-        groups: The group of each prompt.
-        count: How many to draw.
-        seed: Seed of the draw.
     """
     ranks = _draw_ranks(prompts, seed)
     turns: Counter[str] = Counter()
@@ -70,13 +64,9 @@ def draw_evenly(prompts: Sequence[Prompt], groups: Sequence[str], count: int, se
 def hold_out(
     prompts: Sequence[Prompt], count: int, seed: int, group: Callable[[Prompt], str] = content
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Split into (held out, rest); both sides keep the given order.
+    """Split into (held out, rest); both sides keep the given order, and a group stays on one side.
 
-    Args:
-        prompts: The set.
-        count: How many to hold out; fewer are if no group fits in what is left.
-        seed: Seed of the split.
-        group: Prompts for which it returns the same value stay on one side.
+    Fewer than `count` are held out if no group fits in what is left.
     """
     keys = [group(p) for p in prompts]
     sizes = Counter(keys)

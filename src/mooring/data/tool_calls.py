@@ -154,10 +154,7 @@ def generate(split: str, count: int, seed: int = 0, *, simple: bool = False) -> 
             raise DataError(message, f"request {len(examples)} at most", code="data.too_few_rows")
         active = []
         for function, stream in streams:
-            if len(examples) == count:
-                break
-            item = next(stream, None)
-            if item is None:
+            if (item := next(stream, None)) is None:
                 continue
             question, call = item
             active.append((function, stream))
@@ -165,7 +162,7 @@ def generate(split: str, count: int, seed: int = 0, *, simple: bool = False) -> 
             prompt = render_prompt(function, question)
             examples.append(ToolExample(identifier, function.name, question, prompt, call))
         streams = active
-    return examples
+    return examples[:count]
 
 
 def _questions(function: Function, seed: int) -> Iterator[tuple[str, str]]:

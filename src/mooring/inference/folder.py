@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from mooring.errors import ModelError
+from mooring.models import ADAPTER_CONFIG, is_adapter, read_config, read_json
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 """Type of the weights in memory; `auto` is the checkpoint's own."""
@@ -47,19 +47,11 @@ def open_folder(path: Path) -> ModelFolder:
     Raises:
         ModelError: There is no such folder, it holds no model, or the adapter's base is not on this machine.
     """
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such folder", "check the path", code="model.not_found")
-    file = path / "adapter_config.json"
-    if not file.is_file():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{path}: has no config.json", "is it a model's folder?", code="model.no_config")
+    if not is_adapter(path):
+        read_config(path)  # raises unless the folder holds a model
         return ModelFolder(path, path, None)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        base = Path(str(config["base_model_name_or_path"]))
-    except (ValueError, TypeError, KeyError):
-        hint = "is the folder complete?"
-        raise ModelError(f"{file}: is not an adapter's configuration", hint, code="model.bad_adapter") from None
+    config = read_json(path / ADAPTER_CONFIG)
+    base = Path(str(config.get("base_model_name_or_path")))
     if not base.is_dir():
         hint = "copy the base model there"
         raise ModelError(f"{path}: its base model {base} is not a folder here", hint, code="model.base_not_found")
@@ -68,11 +60,7 @@ def open_folder(path: Path) -> ModelFolder:
 
 @contextlib.contextmanager
 def loading(path: Path, library: str) -> Iterator[None]:
-    """Turn any exception of a library that loads a model into an error of one line.
-
-    Raises:
-        ModelError: The block raised an exception.
-    """
+    """Turn any exception of a library that loads a model into a ModelError of one line."""
     try:
         yield
     except ModelError:

@@ -128,10 +128,8 @@ def _to_file(
         records = {key: known[key] for key in keys if key in known} | resumed
 
         def progress(tokens: int) -> None:
-            event = Event(
-                step=step, kind="progress", done=len(records), total=len(keys), unit="responses", tokens=tokens
-            )
-            emit(event)
+            done, total = len(records), len(keys)
+            emit(Event(step=step, kind="progress", done=done, total=total, unit="responses", tokens=tokens))
 
         progress(0)
         tokens = 0
@@ -157,11 +155,9 @@ def _to_file(
 
 
 def _read_part(part: Path, record_type: type[Record], header: str) -> tuple[dict[str, Record], int]:
-    """Read what an interrupted run wrote.
+    """The records of an interrupted run by key, and their size in bytes including the header.
 
-    Returns:
-        Its records by key, up to the first line that is incomplete or invalid, and their size in bytes including the
-        header; nothing if the header belongs to a different call.
+    They end at the first line that is incomplete or invalid; there are none if the header is that of a different call.
     """
     data = part.read_bytes() if part.is_file() else b""
     size = len(header.encode())

@@ -1,6 +1,5 @@
 """The engine on vLLM, in this process: tokens in and tokens out, as in the engine on transformers."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from mooring.errors import MissingExtraError, ModelError
 from mooring.inference.encode import response_seed, stop_tokens
 from mooring.inference.folder import Dtype, ModelFolder, loading, open_folder
 from mooring.inference.token_engine import Encoded, TokenEngine
+from mooring.models import read_config
 from mooring.sampling import SamplingParams
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -106,11 +106,8 @@ class VLLMEngine(TokenEngine):
                 gpu_memory_utilization=gpu_memory,
                 **lora_options,
             )
-        options = {
-            "vllm": vllm.__version__,
-            "transformers": transformers.__version__,
-            "tensor_parallel": tensor_parallel,
-        }
+        versions = {"vllm": vllm.__version__, "transformers": transformers.__version__}
+        options = {**versions, "tensor_parallel": tensor_parallel}
         return cls(llm, tokenizer, stops, system=system, batch_size=batch_size, adapter=adapter, options=options)
 
     @property
@@ -170,23 +167,15 @@ class VLLMEngine(TokenEngine):
 
 
 def response_nll(logprobs: Sequence[Any], row: Sequence[int], start: int) -> float:
-    """−Σ log p of the tokens after the prompt, in nats.
+    """−Σ log p of the tokens of `row` from `start` on, in nats.
 
-    Args:
-        logprobs: vLLM's prompt log-probabilities: for each token but the first, a mapping of token ids to objects with
-            a `logprob`.
-        row: All tokens.
-        start: How many of them belong to the prompt.
+    `logprobs` are vLLM's: for each token but the first, a mapping of token ids to objects with a `logprob`.
     """
     return -sum(float(logprobs[i][row[i]].logprob) for i in range(start, len(row)))
 
 
 def max_lora_rank(folder: Path, config: Mapping[str, Any]) -> int:
-    """The smallest rank that vLLM supports and that holds an adapter.
-
-    Raises:
-        ModelError: vLLM cannot apply an adapter of this type.
-    """
+    """The smallest rank that vLLM supports and that holds an adapter; ModelError if vLLM cannot apply it."""
     unsupported = [key for key in ("modules_to_save", "use_dora", "alora_invocation_tokens") if config.get(key)]
     unsupported += ["bias"] if config.get("bias", "none") != "none" else []
     rank = int(config.get("r") or 0)
@@ -202,7 +191,7 @@ def max_lora_rank(folder: Path, config: Mapping[str, Any]) -> int:
 
 def stored_dtype(folder: Path) -> str:
     """The type of a checkpoint's weights according to its configuration; `auto` if it names none."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     config = config.get("text_config") or config
     dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     return dtype if dtype in ("bfloat16", "float16", "float32") else "auto"

@@ -98,9 +98,7 @@ def split_examples(count: int, val_set_size: float, seed: int) -> tuple[list[int
 def encode(tokenizer: Any, examples: Sequence[Prompt], config: Tune, system: str | None) -> list[dict[str, list[int]]]:
     """Encode the examples that have a response within `max_length`: token ids, and labels (−100 on the prompt).
 
-    Raises:
-        DataError: There is none (`data.no_response_within_length`), or an example has no reference
-            (`data.no_reference`).
+    Raises DataError if there is none, or an example has no reference.
     """
     rows = []
     for example in examples:
@@ -243,10 +241,7 @@ class ResponseTrainer(SFTTrainer):
 class StepCallback(TrainerCallback):
     """Reports each step, requests evaluations, and marks a checkpoint once it is complete.
 
-    Args:
-        steps: The step to stop after.
-        evaluate_every: Steps between two evaluations; there is one at the end too. 0 disables them.
-        emit: Receives a progress event after every step.
+    Training stops after `steps`. There is an evaluation every `evaluate_every` steps and at the end; 0 disables them.
     """
 
     def __init__(self, steps: int, evaluate_every: int, emit: OnEvent) -> None:
