@@ -352,7 +352,7 @@ def test_chains_of_thought_from_the_hub_leave_out_blank_rows(files):
     assert "SirNeural/flan_v2/cot_zs_opt_train.jsonl.gz:12: lacks `targets`" in str(caught.value)
 
 
-def test_a_line_of_other_cells_is_named(folder):
+def test_a_line_with_another_number_of_cells_is_named(folder):
     flan(folder / "flan_cot")
     (folder / "flan_cot" / "zz_train.tsv").write_text("Q\tA\tR\nQ\tA\n")
     with pytest.raises(DataError) as caught:

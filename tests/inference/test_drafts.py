@@ -127,7 +127,7 @@ def test_whole_drafts_take_one_pass(
     assert [answer.accepted for answer in got] == [LIMIT - 1] * len(rows)
 
 
-def test_rows_that_part_go_on_together(
+def test_rows_that_deviate_from_their_drafts_continue_together(
     engine: TransformersEngine, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafting, "CHUNK", LIMIT)
@@ -147,7 +147,7 @@ def test_rows_that_part_go_on_together(
     assert checked == [2, 2, 1]
 
 
-def test_followed_by_hand() -> None:
+def test_follow_matches_values_computed_by_hand() -> None:
     """Two rows, the second shorter: after `7` the likeliest is 5, then 6, then 5 again; a penalty turns the last."""
     logits = torch.full((2, 3, 8), -1.0)
     logits[0, 0, 5], logits[0, 1, 6], logits[0, 2, 5], logits[0, 2, 4] = 3.0, 3.0, 3.0, 2.0
@@ -159,7 +159,7 @@ def test_followed_by_hand() -> None:
     assert apply_penalty(logits[:1, 2], seen[:1], 2.0)[0, 5] == 1.5
 
 
-def test_a_common_beginning_is_run_once_and_changes_no_token(
+def test_a_common_prefix_is_run_once_and_changes_no_token(
     engine: TransformersEngine, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = SamplingParams(max_tokens=LIMIT, repetition_penalty=1.2)
@@ -177,7 +177,7 @@ def test_a_common_beginning_is_run_once_and_changes_no_token(
         assert [answer.tokens for answer in got] == want
 
 
-def test_what_rows_share() -> None:
+def test_common_prefix() -> None:
     assert common_prefix([[1, 2, 3], [1, 2, 4]]) == [1, 2]
     assert common_prefix([[1, 2], [1, 2]]) == [1]  # one token of each is left to run
     assert common_prefix([[1, 2, 3], [1, 2]]) == [1]
@@ -194,7 +194,7 @@ def by_id(batches: Any) -> dict[str, str]:
     return {c.prompt_id: c.text for batch in batches for c in batch}
 
 
-def test_an_engine_says_how_much_a_draft_had_right(engine: TransformersEngine) -> None:
+def test_completions_count_accepted_draft_tokens(engine: TransformersEngine) -> None:
     settings = SamplingParams(max_tokens=LIMIT, repetition_penalty=1.2)
     plain = by_id(engine.complete(PROMPTS, settings))
     drafts = {"p0": plain["p0"], "p1": "something else", "p2": plain["p2"][:9]}
@@ -207,13 +207,13 @@ def test_an_engine_says_how_much_a_draft_had_right(engine: TransformersEngine) -
     assert accepted_share(c for batch in engine.complete(PROMPTS, settings) for c in batch) is None
 
 
-def test_drafts_are_not_for_sampling(engine: TransformersEngine) -> None:
+def test_drafts_are_ignored_when_sampling(engine: TransformersEngine) -> None:
     settings = SamplingParams(max_tokens=6, temperature=0.9)
     plain = list(engine.complete(PROMPTS, settings))
     assert list(engine.complete(PROMPTS, settings, drafts={"p0": "x"})) == plain
 
 
-def test_a_model_with_sliding_windows_is_asked_without(tiny_tokenizer: Any) -> None:
+def test_a_model_with_sliding_windows_ignores_drafts(tiny_tokenizer: Any) -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -241,7 +241,7 @@ def test_a_model_that_counts_columns_of_its_cache_gets_no_drafts(kind: str, opti
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("drawn", [0.0, 1.0], ids=["greedy", "sampled"])
-def test_rows_that_end_stay_in_the_batch_of_a_recurrent_model(drawn: float) -> None:
+def test_finished_rows_stay_in_the_batch_of_a_recurrent_model(drawn: float) -> None:
     config = transformers.Lfm2Config(
         vocab_size=97,
         hidden_size=32,
@@ -262,7 +262,7 @@ def test_rows_that_end_stay_in_the_batch_of_a_recurrent_model(drawn: float) -> N
     assert decode(model, rows, keys, settings, stops, 0) == alone
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_resumes_to_the_same_bytes(
     engine: TransformersEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transformers_engine, "DRAFT_BATCHES", 1)
@@ -292,7 +292,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert all(c.made_by["drafts"] == 0.2 and "settings" in c.made_by for c in made)
 
 
-def test_what_is_known_is_not_asked(engine: TransformersEngine, tmp_path: Path) -> None:
+def test_known_completions_are_not_generated_again(engine: TransformersEngine, tmp_path: Path) -> None:
     settings = SamplingParams(max_tokens=6)
     some = complete_to_file(engine, PROMPTS[1:3], settings, tmp_path / "some")
     known = {c.key: dataclasses.replace(c, text=c.text + "!") for c in some}

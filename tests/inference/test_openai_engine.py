@@ -107,7 +107,7 @@ def test_a_prompt_with_a_system_message_of_its_own_gets_no_other() -> None:
     ("text", "sent"),
     [("<s>[INST] a", "[INST] a"), ("<|begin_of_text|><|begin_of_text|>a", "a"), ("<|im_start|>a", "<|im_start|>a")],
 )
-def test_a_rendered_prompt_goes_as_it_is_with_one_bos(text: str, sent: str) -> None:
+def test_a_rendered_prompt_is_sent_unchanged_with_one_bos(text: str, sent: str) -> None:
     with fake_server() as server:
         made = answers(engine(server), [rendered(text)])
     assert server.seen[0]["path"] == "/v1/completions"
@@ -161,7 +161,7 @@ def test_answers_are_read(act: Act, text: str, finish: str) -> None:
     assert (made.text, made.finish) == (text, finish)
 
 
-def test_what_is_done_is_not_asked() -> None:
+def test_finished_prompts_are_not_generated_again() -> None:
     settings = SamplingParams(max_tokens=8, temperature=1.0, n=2)
     with fake_server() as server:
         done = {sample_key("p0"), sample_key("p1", 1)}
@@ -171,14 +171,14 @@ def test_what_is_done_is_not_asked() -> None:
     assert len(server.seen) == 2
 
 
-def test_the_longest_prompt_is_asked_first() -> None:
+def test_the_longest_prompt_is_sent_first() -> None:
     what = [*prompts(2), Prompt(id="long", messages=(Message("user", "word " * 50),))]
     with fake_server() as server:
         answers(engine(server), what)
     assert bodies(server)[0]["messages"][-1]["content"] == "word " * 50
 
 
-def test_requests_are_made_at_once_and_no_more_than_told() -> None:
+def test_concurrency_limits_simultaneous_requests() -> None:
     meet = threading.Barrier(4, timeout=5)
     now, most, lock = 0, 0, threading.Lock()
 
@@ -197,7 +197,7 @@ def test_requests_are_made_at_once_and_no_more_than_told() -> None:
     assert most == 4
 
 
-def test_the_record_says_what_the_server_says_of_itself_and_no_concurrency() -> None:
+def test_about_names_the_server_and_omits_the_concurrency() -> None:
     with fake_server(models=[{"id": "m", "owned_by": "vllm"}]) as server:
         assert dict(engine(server, concurrency=3).about) == {
             "engine": "openai",
@@ -236,7 +236,7 @@ def refuses(*fields: str, form: str = "Unrecognized request arguments supplied: 
     return script
 
 
-def test_fields_that_change_nothing_are_left_out_where_the_server_refuses_them() -> None:
+def test_rejected_fields_with_neutral_values_are_omitted() -> None:
     settings = SamplingParams(max_tokens=8, temperature=1.0)
     fields = {"repetition_penalty", "top_k", "min_p", "chat_template_kwargs"}
     with fake_server(refuses(*fields)) as server:
@@ -245,7 +245,7 @@ def test_fields_that_change_nothing_are_left_out_where_the_server_refuses_them()
     assert not fields & set(bodies(server)[-1])
 
 
-def test_a_penalty_that_the_server_refuses_is_an_error_and_not_dropped() -> None:
+def test_a_rejected_penalty_is_an_error_and_not_dropped() -> None:
     with (
         fake_server(refuses("repetition_penalty")) as server,
         fails(ModelError, "model.sampling_unsupported", r"repetition_penalty 1\.2"),
@@ -253,7 +253,7 @@ def test_a_penalty_that_the_server_refuses_is_an_error_and_not_dropped() -> None
         answers(engine(server), prompts(1), SamplingParams(repetition_penalty=1.2))
 
 
-def test_transformers_serve_is_given_a_generation_config() -> None:
+def test_transformers_serve_gets_a_generation_config() -> None:
     def script(number: int, body: dict[str, Any]) -> Act | None:
         odd = {"repetition_penalty", "top_k", "min_p"} & set(body)
         return raw(json.dumps({"detail": f"Unexpected fields in the request: {odd}"}).encode(), 422) if odd else None
@@ -267,14 +267,14 @@ def test_transformers_serve_is_given_a_generation_config() -> None:
     assert sent[2] == {"do_sample": True, "repetition_penalty": 1.0, "top_k": 5, "min_p": 0.0}
 
 
-def test_llama_cpp_knows_the_penalty_by_another_name() -> None:
+def test_llama_cpp_gets_repeat_penalty() -> None:
     with fake_server(models=[{"id": "m", "owned_by": "llamacpp"}]) as server:
         answers(engine(server), prompts(1), SamplingParams(repetition_penalty=1.2))
     assert (bodies(server)[0]["repeat_penalty"], bodies(server)[0]["repeat_last_n"]) == (1.2, -1)
     assert "repetition_penalty" not in bodies(server)[0]
 
 
-def test_models_that_want_max_completion_tokens_get_it() -> None:
+def test_max_completion_tokens_is_sent_if_required() -> None:
     refusal = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
 
     def script(number: int, body: dict[str, Any]) -> Act | None:
@@ -299,7 +299,7 @@ def test_a_template_without_a_system_role(status: int, system: str, sent: str) -
     assert not server.clock.slept
 
 
-def test_a_template_that_only_stumbles_over_a_system_message_is_found_out() -> None:
+def test_a_template_that_fails_on_a_system_message_is_detected() -> None:
     def script(number: int, body: dict[str, Any]) -> Act | None:
         return raw(b"Internal Server Error", 500) if body["messages"][0]["role"] == "system" else None
 
@@ -310,7 +310,7 @@ def test_a_template_that_only_stumbles_over_a_system_message_is_found_out() -> N
     assert not server.clock.slept
 
 
-def test_a_passing_trouble_does_not_take_the_system_message_away() -> None:
+def test_a_transient_error_keeps_the_system_message() -> None:
     for script in ([error(500)], [error(500)] * 3, [error(500), None, None], [error(500), None, error(429)]):
         with fake_server(script) as server:
             answers(engine(server), prompts(2))
@@ -323,14 +323,14 @@ def test_a_passing_trouble_does_not_take_the_system_message_away() -> None:
 # What can go wrong
 
 
-def test_busy_servers_are_asked_again_after_as_long_as_they_say() -> None:
+def test_busy_servers_are_retried_after_retry_after() -> None:
     with fake_server([error(429, headers={"Retry-After": "17"}), error(503, headers={"Retry-After": "3"})]) as server:
         assert len(answers(engine(server), prompts(1))) == 1
     assert server.times[1] - server.times[0] >= 17
     assert server.times[2] - server.times[1] >= 3
 
 
-def test_a_wait_asked_of_one_request_holds_for_all() -> None:
+def test_retry_after_pauses_all_requests() -> None:
     class Impatient(FakeClock):
         """Whoever was told to wait does not; all others do."""
 
@@ -354,7 +354,7 @@ def test_a_wait_asked_of_one_request_holds_for_all() -> None:
     assert clock.now() == 60.0
 
 
-def test_a_wait_longer_than_the_patience_is_not_waited_for() -> None:
+def test_a_retry_after_longer_than_the_patience_is_an_error() -> None:
     with (
         fake_server([error(429, "quota of today", {"Retry-After": "86400"})]) as server,
         fails(ModelError, "model.server_unavailable", r"429 \(quota of today\) at set\.jsonl:1"),
@@ -377,7 +377,7 @@ def test_a_wait_longer_than_the_patience_is_not_waited_for() -> None:
     ],
     ids=["500", "408", "409", "truncated", "html", "list", "none", "number"],
 )
-def test_trouble_is_tried_again_with_growing_waits_and_then_told(act: Act) -> None:
+def test_failures_are_retried_with_growing_waits_and_then_reported(act: Act) -> None:
     with fake_server([act, act, act]) as server:
         assert answers(engine(server, retries=3, system=None), prompts(1))["p0"].text == "QUESTION NUMBER 0"
         waits = server.clock.slept
@@ -388,7 +388,7 @@ def test_trouble_is_tried_again_with_growing_waits_and_then_told(act: Act) -> No
     assert len(server.seen) == 3
 
 
-def test_a_slow_answer_is_given_up_and_asked_again() -> None:
+def test_a_slow_response_times_out_and_is_retried() -> None:
     with fake_server([slow(1.0)]) as server:
         assert len(answers(engine(server, timeout=0.2), prompts(1))) == 1
         assert len(server.seen) == 2
@@ -396,7 +396,7 @@ def test_a_slow_answer_is_given_up_and_asked_again() -> None:
         answers(engine(server, timeout=0.2, retries=0), prompts(1))
 
 
-def test_a_server_that_goes_away_is_waited_for_as_long_as_the_patience() -> None:
+def test_a_server_that_went_down_is_waited_for_up_to_the_patience() -> None:
     with fake_server(lambda number, body: hung_up if 1 <= number <= 40 else None) as server:
         assert len(answers(engine(server, retries=2), prompts(2))) == 2
     assert 40 < server.clock.time < 600
@@ -408,7 +408,7 @@ def test_a_server_that_goes_away_is_waited_for_as_long_as_the_patience() -> None
     assert 100 <= server.clock.time < 110
 
 
-def test_a_server_that_was_never_there_is_not_waited_for_long() -> None:
+def test_a_server_that_never_responded_is_given_up_soon() -> None:
     with fake_server() as server:
         gone = server.url
     clock = server.clock
@@ -457,7 +457,7 @@ def test_a_redirect_is_not_followed_with_the_key(monkeypatch: pytest.MonkeyPatch
         assert not other.seen
 
 
-def test_a_used_up_quota_is_not_tried_again() -> None:
+def test_an_exhausted_quota_is_not_retried() -> None:
     act = error(429, "You exceeded your current quota", code="insufficient_quota")
     with fake_server([act]) as server, fails(ModelError, "model.quota_exhausted"):
         answers(engine(server), prompts(1))
@@ -495,7 +495,7 @@ def test_a_prompt_over_the_context_is_named(act: Act) -> None:
     assert len(server.seen) == 2
 
 
-def test_another_refusal_names_the_prompt_and_does_not_repeat_it() -> None:
+def test_any_other_rejection_names_the_prompt_and_does_not_repeat_it() -> None:
     with (
         fake_server([error(400, "cannot read: question number 0")]) as server,
         fails(DataError, "data.request_rejected", r"^set\.jsonl:1: .*\(400: cannot read: …\)"),
@@ -503,7 +503,7 @@ def test_another_refusal_names_the_prompt_and_does_not_repeat_it() -> None:
         answers(engine(server), prompts(1))
 
 
-def test_a_failure_loses_no_answer_already_made_or_under_way(tmp_path: Path) -> None:
+def test_a_failure_loses_no_finished_response_and_none_in_progress(tmp_path: Path) -> None:
     began = threading.Event()
 
     def late(handler: Any, body: Any) -> None:
@@ -527,7 +527,7 @@ def test_a_failure_loses_no_answer_already_made_or_under_way(tmp_path: Path) -> 
     assert sorted(times.values()) == [1] * 7 + [2]  # only the one that failed was asked twice
 
 
-def test_a_stream_that_is_closed_early_stops_asking() -> None:
+def test_closing_the_stream_early_stops_requests() -> None:
     with fake_server() as server:
         stream = engine(server).complete(prompts(200), GREEDY)
         next(stream)
@@ -566,7 +566,7 @@ def test_an_address_with_a_secret_in_it_is_refused_and_not_shown(url: str) -> No
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1"]
 )
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_an_invalid_base_url_is_refused(url: str) -> None:
     with fails(RecipeError, "recipe.not_a_url"):
         OpenAIEngine(url, "m")
 
@@ -614,7 +614,7 @@ def test_retry_after_as_a_date() -> None:
     assert (retry_after("Fri, 01 Jan 2100 00:00:00 GMT") or 0) > 1e8
 
 
-def test_work_that_is_stopped_in_its_sleep_ends_and_the_failure_is_raised() -> None:
+def test_waiting_work_is_cancelled_and_the_failure_is_raised() -> None:
     def work(item: int, stop: threading.Event) -> int:
         if item == 1:
             raise ValueError("broken")
@@ -625,7 +625,7 @@ def test_work_that_is_stopped_in_its_sleep_ends_and_the_failure_is_raised() -> N
         list(in_parallel(work, [0, 1, 2], 2))
 
 
-def test_a_gate_stops_waiting_when_the_work_is_called_off() -> None:
+def test_the_rate_limit_stops_waiting_when_work_is_cancelled() -> None:
     limit, stop = RateLimit(1, Clock()), threading.Event()
     limit.acquire(stop)
     stop.set()
@@ -633,7 +633,7 @@ def test_a_gate_stops_waiting_when_the_work_is_called_off() -> None:
         limit.acquire(stop)
 
 
-def test_a_cost_is_an_upper_bound_by_four_characters_a_token() -> None:
+def test_the_cost_is_an_upper_bound_at_four_characters_per_token() -> None:
     what = [
         Prompt(id="a", messages=(Message("user", "x" * 401),)),
         Prompt(id="b", messages=(Message("user", "unused"),), rendered="y" * 40),

@@ -154,7 +154,7 @@ def test_greedy_answers_are_those_of_this_process(
 
 
 @pytest.mark.slow
-def test_a_template_without_a_system_role_is_asked_as_in_this_process(gemma_like: Serve) -> None:
+def test_a_template_without_a_system_role_gives_the_answers_of_this_process(gemma_like: Serve) -> None:
     settings = SamplingParams(max_tokens=24, repetition_penalty=1.2)
     for system in ("You are a helpful assistant.", "Be brief."):
         local = TransformersEngine.load(gemma_like.model, system=system, dtype="float32", device="cpu")

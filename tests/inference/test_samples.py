@@ -35,7 +35,7 @@ def alone(tiny_model_folder: Path) -> dict[str, str]:
     return texts(list(engine(tiny_model_folder, 1).complete(prompts(), SETTINGS)))
 
 
-def test_every_sample_is_there_and_its_own(alone: dict[str, str]) -> None:
+def test_every_sample_is_present_and_distinct(alone: dict[str, str]) -> None:
     assert set(alone) == KEYS
     for i in range(len(TEXTS)):
         three = [alone[sample_key(f"p{i}", sample)] for sample in range(3)]

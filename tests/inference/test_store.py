@@ -60,7 +60,7 @@ def test_progress_counts_prompts_and_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
-def test_a_killed_run_goes_on_from_whole_batches(tmp_path: Path, after: int) -> None:
+def test_a_killed_run_resumes_after_the_last_complete_batch(tmp_path: Path, after: int) -> None:
     class Dying(ScriptedEngine):
         def complete(self, *args: object, **named: object) -> Iterator[list[Completion]]:  # type: ignore[override]
             for i, batch in enumerate(super().complete(*args, **named)):  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def test_a_part_cut_anywhere_gives_the_same_file(tmp_path: Path, cut: int, rubbi
 
 
 @pytest.mark.parametrize("change", ["settings", "prompts", "model", "kind"])
-def test_the_part_of_another_run_is_thrown_away(tmp_path: Path, change: str) -> None:
+def test_the_part_file_of_another_run_is_discarded(tmp_path: Path, change: str) -> None:
     path, part = tmp_path / "c.jsonl", tmp_path / "c.jsonl.part"
     states: list[bytes] = []
     record = lambda _: states.append(part.read_bytes() if part.exists() else b"")  # noqa: E731
@@ -122,7 +122,7 @@ def test_the_part_of_another_run_is_thrown_away(tmp_path: Path, change: str) -> 
     assert len(again.asked) == 10
 
 
-def test_likelihoods_go_to_a_file_too(tmp_path: Path) -> None:
+def test_likelihoods_are_written_to_a_file(tmp_path: Path) -> None:
     made = likelihood_to_file(ScriptedEngine({}, nll=0.5), PROMPTS, tmp_path / "l.jsonl")
     assert [(x.prompt_id, x.nll, x.tokens) for x in made[:2]] == [("p0", 1.5, 3), ("p1", 1.5, 3)]
     assert json.loads((tmp_path / "l.jsonl").read_text().splitlines()[0]) == {
@@ -161,7 +161,7 @@ def test_a_scripted_answer_is_cut_and_found_by_id_or_text() -> None:
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 9))
-def test_a_plan_holds_every_prompt_once(lengths: list[int], size: int) -> None:
+def test_batches_contain_every_prompt_once(lengths: list[int], size: int) -> None:
     batches = plan_batches(lengths, size)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     flat = [lengths[i] for batch in batches for i in batch]

@@ -63,7 +63,7 @@ def test_greedy_tokens_are_those_of_generate(engine: TransformersEngine, penalty
         assert len(got) == 20 or got[-1] in engine.stops
 
 
-def test_rows_that_end_leave_the_batch_and_the_others_go_on(engine: TransformersEngine) -> None:
+def test_finished_rows_leave_the_batch_and_the_others_continue(engine: TransformersEngine) -> None:
     rows = [encode_prompt(engine.tokenizer, p, engine.system) for p in prompts()]
     settings = SamplingParams(max_tokens=16)
     free = decode(engine.model, rows, list("abcde"), settings, frozenset(), 2)
@@ -135,7 +135,7 @@ def test_likelihood_without_a_reference_is_refused(engine: TransformersEngine) -
     assert caught.value.code == "data.no_reference"
 
 
-def test_no_prompts_and_an_id_twice_are_refused(engine: TransformersEngine) -> None:
+def test_no_prompts_and_repeated_ids_are_refused(engine: TransformersEngine) -> None:
     with pytest.raises(DataError) as caught:
         next(engine.complete([], SamplingParams()))
     assert caught.value.code == "data.no_prompts"
@@ -145,7 +145,9 @@ def test_no_prompts_and_an_id_twice_are_refused(engine: TransformersEngine) -> N
     assert caught.value.code == "data.repeated_id"
 
 
-def test_a_generation_config_does_not_leak_in(tmp_path: Path, save_tiny_model: Any, engine: TransformersEngine) -> None:
+def test_the_checkpoints_generation_config_has_no_effect(
+    tmp_path: Path, save_tiny_model: Any, engine: TransformersEngine
+) -> None:
     folder = save_tiny_model(tmp_path / "m")
     (folder / "generation_config.json").write_text(
         '{"do_sample": true, "temperature": 5.0, "top_k": 3, "repetition_penalty": 3.0, "max_length": 3,'
@@ -233,12 +235,12 @@ def test_padding_is_on_the_left() -> None:
     assert positions.tolist() == [[0, 1, 2], [0, 0, 0]]
 
 
-def test_penalty_by_hand() -> None:
+def test_the_repetition_penalty_matches_values_computed_by_hand() -> None:
     logits, seen = torch.tensor([[2.0, -2.0, 3.0]]), torch.tensor([[True, True, False]])
     assert apply_penalty(logits, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
 
 
-def test_choice_by_hand() -> None:
+def test_next_tokens_match_values_computed_by_hand() -> None:
     logits = torch.tensor([[0.1, 0.2, 0.7]]).log()
 
     def draw(u: float, top_p: float = 1.0) -> int:

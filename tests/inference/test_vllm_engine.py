@@ -186,7 +186,7 @@ def test_greedy_answers_are_those_of_transformers(stopping: Path, penalty: float
     assert sorted(rows) == sorted(encode_prompt(engine.tokenizer, prompt, system) for prompt in asked)
 
 
-def test_what_vllm_is_opened_with(stopping: Path) -> None:
+def test_vllm_is_opened_with_the_expected_options(stopping: Path) -> None:
     engine = VLLMEngine.load(stopping, tensor_parallel=2, max_model_len=128, gpu_memory=0.5)
     asked = engine.llm.asked_for
     assert asked["generation_config"] == "vllm"
@@ -226,7 +226,7 @@ def test_sampling_has_a_seed_for_each_answer_and_does_not_depend_on_the_batch(ti
     assert len({c.text for c in made.values()}) > len(TEXTS)
 
 
-def test_greedy_and_all_tokens_in_vllms_words(engine: VLLMEngine) -> None:
+def test_greedy_and_top_k_0_are_translated_for_vllm(engine: VLLMEngine) -> None:
     answers(engine, prompts(["Hi"]), SamplingParams(max_tokens=2, top_p=0.5, top_k=3))
     answers(engine, prompts(["Hi"]), SamplingParams(max_tokens=2, temperature=1.0))
     greedy, free = (params for _, params in engine.llm.requests)
@@ -281,7 +281,7 @@ def test_likelihood_is_that_of_transformers(tiny_model_folder: Path) -> None:
     assert caught.value.code == "data.no_reference"
 
 
-def test_an_adapter_is_asked_through_its_base(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_runs_on_its_base(tiny_model_folder: Path, tmp_path: Path) -> None:
     adapter = tune(tiny_model_folder, tmp_path / "adapter", r=12, target_modules="all-linear")
     engine = VLLMEngine.load(adapter)
     asked = engine.llm.asked_for

@@ -17,7 +17,7 @@ def model(folder: Path, weights: bytes = b"w", config: str = '{"a": 1}') -> Path
     return folder
 
 
-def test_equal_wherever_it_lies(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_path(tmp_path: Path) -> None:
     first = model(tmp_path / "a")
     assert file_digests(first)["model.safetensors"] == hashlib.sha256(b"w").hexdigest()
     assert set(file_digests(first)) == {"model.safetensors", "config.json"}
@@ -55,7 +55,7 @@ def test_nothing_to_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "generation_config.json", "merges.txt"])
-def test_what_turns_text_into_tokens_has_a_digest_of_its_own(tmp_path: Path, name: str) -> None:
+def test_tokenizer_files_have_a_digest_of_their_own(tmp_path: Path, name: str) -> None:
     (tmp_path / "README.md").write_text("a")
     nothing = text_digest(tmp_path)
     (tmp_path / name).write_text("{}")

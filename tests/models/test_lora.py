@@ -203,7 +203,7 @@ def test_a_whole_tensor_under_any_of_its_names(tmp_path: Path, key: str) -> None
     assert caught.value.code == "model.shape_mismatch"
 
 
-def test_a_square_weight_lies_as_the_others_do(tmp_path: Path) -> None:
+def test_a_square_weight_has_the_orientation_of_the_others(tmp_path: Path) -> None:
     """PEFT writes `fan_in_fan_out` for the last module only: the weights beside it decide where they can."""
     folder = adapter(tmp_path / "a", 7, 7)
     whole = expected(folder, 3.0)

@@ -101,7 +101,7 @@ def test_tuned_weights_are_those_that_peft_merges(
 
 
 @pytest.mark.parametrize(("parted", "config"), TIED)
-def test_a_tied_head_parts_where_it_does_in_pefts_forward_pass(
+def test_a_tied_head_is_untied_as_in_pefts_forward_pass(
     bases: Mapping[str, Path], tmp_path: Path, parted: bool, config: dict[str, Any]
 ) -> None:
     folder = tune(bases["tied"], tmp_path / "a", **config)
@@ -220,7 +220,7 @@ def test_weights_as_bin(bases: Mapping[str, Path], tmp_path: Path) -> None:
         assert all(torch.equal(value, expected[name]) for name, value in tuned(other, base).items())
 
 
-def test_what_contradicts_itself_is_refused(bases: Mapping[str, Path], tmp_path: Path) -> None:
+def test_contradictory_tied_weights_are_refused(bases: Mapping[str, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tune(bases["tied"], tmp_path / "a", rows=3, target_modules=["q_proj"])

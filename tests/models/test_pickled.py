@@ -243,15 +243,15 @@ DOUBLING = b"\x80\x02)" + b"q\0h\0\x86" * 3000
         b"",
     ],
 )
-def test_bombs_and_damage_cost_little(tmp_path: Path, pickled: bytes) -> None:
+def test_archive_bombs_and_damage_are_refused_cheaply(tmp_path: Path, pickled: bytes) -> None:
     refused(archive(tmp_path / "x.bin", pickled))
 
 
-def test_a_pickle_is_bounded_in_size(tmp_path: Path) -> None:
+def test_the_size_of_a_pickle_is_limited(tmp_path: Path) -> None:
     refused(archive(tmp_path / "x.bin", b"N" * (2**24 + 1)), word="'x/data.pkl'")
 
 
-def test_a_directory_of_the_archive_is_bounded_in_size(tmp_path: Path) -> None:
+def test_the_size_of_the_archives_directory_is_limited(tmp_path: Path) -> None:
     file = lie(tmp_path / "x.bin")
     data = file.read_bytes()
     end = data.rindex(b"PK\5\6")
@@ -286,7 +286,7 @@ def test_a_directory_of_the_archive_is_bounded_in_size(tmp_path: Path) -> None:
         {"more": ({"conj": True},)},
     ],
 )
-def test_lies_about_a_tensor(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_inconsistent_tensors_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     read_pickled(lie(tmp_path / "good.bin"))
     refused(lie(tmp_path / "x.bin", **change))
 
@@ -309,7 +309,7 @@ def test_lies_about_a_tensor(tmp_path: Path, change: dict[str, Any]) -> None:
         torch.nn.Linear(2, 2),
     ],
 )
-def test_what_is_not_a_state_dict(tmp_path: Path, value: Any) -> None:
+def test_anything_but_a_state_dict_is_refused(tmp_path: Path, value: Any) -> None:
     torch.save(value, tmp_path / "x.bin")
     refused(tmp_path / "x.bin")
 
@@ -371,7 +371,7 @@ def test_a_member_that_claims_more_than_the_file_holds(tmp_path: Path) -> None:
     refused(file, "model.corrupt")
 
 
-def test_thousands_of_tensors_lie_within_the_bounds(tmp_path: Path) -> None:
+def test_thousands_of_tensors_are_within_the_limits(tmp_path: Path) -> None:
     state = {f"layers.{i}.weight": torch.full((1,), float(i)) for i in range(3000)}
     torch.save(state, tmp_path / "x.bin")
     with TensorFiles(read_pickled(tmp_path / "x.bin")) as files:

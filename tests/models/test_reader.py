@@ -121,7 +121,7 @@ def test_vanished_after_opening(folder: Path) -> None:
         assert caught.value.code == "model.unreadable"
 
 
-def test_folders_that_are_no_model(tmp_path: Path) -> None:
+def test_folders_without_a_model_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "none", "model.not_found")
     (tmp_path / "file").touch()
     refused(tmp_path / "file", "model.not_found")
@@ -135,7 +135,7 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
-def test_what_is_no_ordinary_file_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
+def test_pipes_devices_and_folders_are_refused_without_blocking(folder: Path, name: str) -> None:
     (folder / "model.safetensors").unlink()
     (folder / name).unlink(missing_ok=True)
     code = "model.no_config" if name == "config.json" else "model.not_a_file"
@@ -149,7 +149,7 @@ def test_what_is_no_ordinary_file_is_refused_and_not_waited_for(folder: Path, na
     refused(folder, code, name)
 
 
-def test_a_link_to_nothing_is_named(folder: Path) -> None:
+def test_a_dangling_link_is_named(folder: Path) -> None:
     """As in the hub's cache, when a blob was removed."""
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("../blobs/abc")

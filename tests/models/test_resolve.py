@@ -53,7 +53,7 @@ def package(monkeypatch, tmp_path):
     return install
 
 
-def test_a_folder_is_given_back_as_it_is(tmp_path, monkeypatch):
+def test_a_folder_is_returned_unchanged(tmp_path, monkeypatch):
     assert resolve_model(str(tmp_path)) == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
@@ -77,7 +77,7 @@ def test_an_empty_name_is_not_the_working_folder():
     assert caught.value.code == "model.empty_name"
 
 
-def test_files_that_are_no_model(tmp_path):
+def test_files_other_than_gguf_are_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"x")
     for ref, code in {str(file): "model.not_a_folder", "models/none.gguf": "model.not_found"}.items():
@@ -274,7 +274,7 @@ def test_hub_ids_and_revisions(hub, ref, request_):
         (OSError(28, "No space left on device"), ("No space left on device",)),
     ],
 )
-def test_refusals_of_the_hub_in_one_line(monkeypatch, error, words):
+def test_errors_of_the_hub_are_one_line(monkeypatch, error, words):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_errors.raiser(error))
     with pytest.raises(ModelError) as caught:
         resolve_model("me/model")
@@ -293,7 +293,7 @@ def test_offline_for_real(monkeypatch, tmp_path):
     assert "HF_HUB_OFFLINE" in caught.value.message
 
 
-def test_a_hub_id_is_told_from_a_folder(tmp_path, monkeypatch):
+def test_a_hub_id_is_distinguished_from_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
     assert hub_name("owner/model@main") == "owner/model"

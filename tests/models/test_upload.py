@@ -123,7 +123,7 @@ def test_other_weights_are_not_overwritten(hub, model, name):
     assert fake.calls == ["model_info"]
 
 
-def test_weights_of_which_the_hub_gives_no_digest_are_other_weights(hub, model):
+def test_weights_without_a_digest_on_the_hub_count_as_different(hub, model):
     fake = hub({"weights.pt": b"old"})
     (model / "weights.pt").write_bytes(b"old")
     assert "(weights.pt)" in refused(push, model, "me/merged")
@@ -135,7 +135,7 @@ def test_equal_size_is_not_enough(hub, model):
     assert "(model.safetensors and 1 more)" in refused(push, model, "me/merged")
 
 
-def test_a_push_that_was_cut_off_goes_on(hub, model):
+def test_an_interrupted_push_continues(hub, model):
     fake = hub({"model.safetensors": MODEL["model.safetensors"]})
     push(model, "me/merged")
     assert fake.files == MODEL
@@ -150,7 +150,7 @@ def test_overwrite_leaves_nothing_of_the_other_model_that_a_loader_reads(hub, mo
     assert fake.files == MODEL | kept
 
 
-def test_a_public_repository_does_not_get_what_was_to_be_private(hub, model):
+def test_a_private_push_to_a_public_repository_is_refused(hub, model):
     fake = hub({})
     for call in (lambda: push(model, "me/merged", private=True), lambda: check_push("me/merged", private=True)):
         assert "is public already" in refused(call)
@@ -169,7 +169,7 @@ def test_a_folder_without_weights(hub, tmp_path):
 @pytest.mark.parametrize(
     "bad", ["", "merged", "a/b/c", "me/-x", "me/a--b", "a b/c", "me/x@v1", "../x", "me/ü", "a\n/b"]
 )
-def test_an_id_that_is_none(hub, model, bad):
+def test_an_invalid_hub_id_is_refused(hub, model, bad):
     fake = hub()
     for call in (lambda: push(model, bad), lambda: check_push(bad), lambda: check_hub_id(bad)):
         assert "name it as owner/name" in refused(call)
@@ -235,7 +235,7 @@ SENDING = [
 
 
 @pytest.mark.parametrize(("error", "words"), FAILURES)
-def test_what_the_hub_says_to_the_first_question(hub, model, error, words):
+def test_a_failed_lookup_names_the_reason(hub, model, error, words):
     fake = hub()
     fake.fails["model_info"] = error
     for call in (lambda: push(model, "me/merged"), lambda: check_push("me/merged")):
@@ -247,7 +247,7 @@ def test_what_the_hub_says_to_the_first_question(hub, model, error, words):
 
 @pytest.mark.parametrize("step", ["create_repo", "upload_folder"])
 @pytest.mark.parametrize(("error", "words"), FAILURES + SENDING)
-def test_what_the_hub_says_to_an_upload_and_where_the_model_is(hub, model, step, error, words):
+def test_a_failed_upload_names_the_reason_and_the_folder(hub, model, step, error, words):
     fake = hub()
     fake.fails[step] = error
     line = refused(push, model, "me/merged")
@@ -256,7 +256,7 @@ def test_what_the_hub_says_to_an_upload_and_where_the_model_is(hub, model, step,
     assert fake.calls[-1] == step
 
 
-def test_no_access_to_a_gated_repository_is_not_its_absence(hub, model):
+def test_no_access_to_a_gated_repository_differs_from_a_missing_one(hub, model):
     fake = hub()
     fake.fails["model_info"] = hub_errors.gated()
     assert "may not be written by you" in refused(push, model, "me/merged")
