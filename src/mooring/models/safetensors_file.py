@@ -116,7 +116,7 @@ def read_header(file: Path) -> list[TensorInfo]:
     """Read and check a header; the tensors are returned in the order of their bytes.
 
     Raises:
-        ModelError: The file cannot be read, is truncated, or its header is not one or lies about the file.
+        ModelError: The file cannot be read, is truncated, or its header is malformed or does not match the file.
     """
     try:
         with os.fdopen(open_regular(file), "rb") as stream:

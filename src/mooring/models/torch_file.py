@@ -119,7 +119,7 @@ def _records(file: Path, stream: BinaryIO) -> dict[int, int]:
 
 
 def _check_tuples(pickled: bytes) -> None:
-    """Raise for tuples that are used twice or deeply nested: as a key, they take the unpickler for ever to hash.
+    """Raise for tuples that are used twice or deeply nested: as a key, they take the unpickler forever to hash.
 
     Follows the stack of the pickle machine; a tuple is represented by its depth, anything else by 0.
     """
