@@ -47,13 +47,15 @@ def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
         what = f"{folder / MANIFEST}: was written by an older Mooring"
         raise ModelError(what, "merge again", code="model.old_manifest")
     if not _well_formed(manifest):
-        raise _differs(f"{folder / MANIFEST}: is malformed", "model.bad_manifest")
+        raise _differs(f"{folder / MANIFEST}: is malformed", code="model.bad_manifest")
     written = manifest["digests"]
     finite = not manifest.get("allow_nonfinite", False)
     with open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder) as model:
         compare(model, written, finite=finite, threads=threads)
     if content_digest({name: tuple(entry) for name, entry in written.items()}) != manifest.get("digest"):
-        raise _differs(f"{folder / MANIFEST}: its digest is not that of its list of tensors", "model.digest_mismatch")
+        raise _differs(
+            f"{folder / MANIFEST}: its digest is not that of its list of tensors", code="model.digest_mismatch"
+        )
     return manifest
 
 
@@ -94,12 +96,14 @@ def compare(
     folder = model.folder
     for name in sorted(written.keys() ^ model.tensors.keys()):
         fault = "is missing" if name in written else "is not in the manifest"
-        raise _differs(f"{folder}: {name} {fault}", "model.tensor_list_differs")
+        raise _differs(f"{folder}: {name} {fault}", code="model.tensor_list_differs")
     for name, info in model.tensors.items():
         kind, shape, _ = written[name]
         if (NAMES[info.dtype], list(info.shape)) != (kind, list(shape)):
             now = f"{NAMES[info.dtype]} {list(info.shape)}"
-            raise _differs(f"{folder}: {name} is {now}, but {kind} {list(shape)} was written")
+            raise _differs(
+                f"{folder}: {name} is {now}, but {kind} {list(shape)} was written", code="model.tensor_differs"
+            )
     digests = {name: TensorDigest() for name in model.tensors}
 
     def work(piece: Slice) -> Part:
@@ -115,8 +119,8 @@ def compare(
             digests[piece.name].add(part)
     for name, digest in digests.items():
         if digest.hexdigest() != written[name][2]:
-            raise _differs(f"{folder}: the content of {name} is not what was written")
+            raise _differs(f"{folder}: the content of {name} is not what was written", code="model.tensor_differs")
 
 
-def _differs(problem: str, code: str = "model.tensor_differs") -> ModelError:
+def _differs(problem: str, *, code: str) -> ModelError:
     return ModelError(problem, "the folder is not what was written; merge again", code=code)
