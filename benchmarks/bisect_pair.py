@@ -21,10 +21,10 @@ from mooring.config import Recipe
 from mooring.data import load_splits
 from mooring.merging.pair import open_pair
 from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
-from mooring.pipeline.search import bisection, search
+from mooring.pipeline.search import bisection
 from mooring.records import Completion, Prompt
 from mooring.scoring import judges
-from mooring.selection.bisect import BisectSettings
+from mooring.selection.bisect import BisectSettings, bisect
 from mooring.selection.limits import Rule
 
 LAMS = [round(0.05 * step, 2) for step in range(1, 20)]
@@ -77,7 +77,7 @@ def play(found: dict[float, Asked], settings: BisectSettings) -> tuple[float, in
         return [found[lam].harmful[place] for place in places]
 
     base = found[0.0].harmful
-    return search(settings, len(base), ask, base).lam or 0.0, spent
+    return bisect(settings, len(base), ask, base).lam or 0.0, spent
 
 
 def main() -> None:

@@ -23,8 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
-from mooring.pipeline.search import search
-from mooring.selection.bisect import BisectResult, BisectSettings
+from mooring.selection.bisect import BisectResult, BisectSettings, bisect
 from mooring.selection.limits import BISECT_SHARE, Rule, table
 from mooring.stats import quantile, tango
 
@@ -116,7 +115,7 @@ def play(seed: int, kind: str = "curve", doubt: float = 0.1, share: float = BISE
         hits = case.verdicts(lam)
         return [hits[place] for place in places]
 
-    found = search(plan, case.prompts, ask, case.verdicts(0.0))
+    found = bisect(plan, case.prompts, ask, case.verdicts(0.0))
     passed = [case.passes(lam) for lam in GRID]
     unbroken = next((place for place, one in enumerate(passed) if not one), len(GRID))
     last = max((lam for lam, one in zip(GRID, passed, strict=True) if one), default=0.0)

@@ -20,7 +20,7 @@ import argparse
 import math
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
@@ -134,18 +134,15 @@ def play(model: Model, settings: Select, budget: int) -> Outcome:
     if not choice.within:
         return Outcome(within=False)
     single = next(trial for trial in grid if trial.point == choice.point)
-    steps = by_module(grid[0], single, GROUPS, GRID, settings, "call_match", budget)
-    wanted = next(steps)
-    while True:
-        trials = []
-        for point in wanted:
+
+    def ask(points: Sequence[MergePoint]) -> list[Trial]:
+        trials: list[Trial] = []
+        for point in points:
             trial, said = model.trial(point)
             trials += with_flips([trial], {"asr": {BASE: hits["asr"][BASE], point: said}})
-        try:
-            wanted = steps.send(trials)
-        except StopIteration as end:
-            found = end.value
-            break
+        return trials
+
+    found = by_module(grid[0], single, GROUPS, GRID, settings, "call_match", budget, ask)
     alone = lambdas(choice.point)
     if found.chosen is None:
         return Outcome(within=True, broken=model.over(alone))

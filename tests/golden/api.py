@@ -313,14 +313,11 @@ def bisect(
     asked: list[tuple[float, tuple[int, ...]]] = []
 
     def call() -> Plain:
-        steps = _bisect.bisect(_bisect.BisectSettings(rule=_support.Rule(*rule), **settings), prompts, base)
-        try:
-            wanted = next(steps)
-            while True:
-                asked.append((wanted.lam, tuple(wanted.prompts)))
-                wanted = steps.send([says(wanted.lam, place) for place in wanted.prompts])
-        except StopIteration as end:
-            found = end.value
+        def ask(lam: float, places: tuple[int, ...]) -> list[bool | None]:
+            asked.append((lam, places))
+            return [says(lam, place) for place in places]
+
+        found = _bisect.bisect(_bisect.BisectSettings(rule=_support.Rule(*rule), **settings), prompts, ask, base)
         looks = [
             [v.lam, v.prompts, v.judged, v.worse, v.better, v.probability, "within" if v.within else "over"]
             for v in found.visits
@@ -350,15 +347,13 @@ def by_module(
 
     def call() -> Plain:
         rounds: list[Any] = []
-        steps = _by_module(base, single, groups, levels, Select(**settings), metric, budget)
-        try:
-            wanted = next(steps)
-            while True:
-                lambdas = [{name: point.overrides.get(name, point.lam) for name in groups} for point in wanted]
-                rounds.append([list(modules.values()) for modules in lambdas])
-                wanted = steps.send([measure(modules) for modules in lambdas])
-        except StopIteration as end:
-            found = end.value
+
+        def ask(points: Sequence[MergePoint]) -> list[Trial]:
+            lambdas = [{name: point.overrides.get(name, point.lam) for name in groups} for point in points]
+            rounds.append([list(modules.values()) for modules in lambdas])
+            return [measure(modules) for modules in lambdas]
+
+        found = _by_module(base, single, groups, levels, Select(**settings), metric, budget, ask)
         tried = [[a.upper, a.within, a.beats] for a in found.tried]
         return {
             "rounds": rounds,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mooring.config import Select
 from mooring.errors import DataError, UserError
-from mooring.pipeline.search import bisection, search
-from mooring.selection.bisect import BisectResult, BisectSettings, Stratum, beta_binomial, pass_probability
+from mooring.pipeline.search import bisection
+from mooring.selection.bisect import BisectResult, BisectSettings, Stratum, beta_binomial, bisect, pass_probability
 from mooring.selection.limits import Rule, as_tested
 from mooring.stats import Flips
 
@@ -41,7 +41,7 @@ def step(prompts: int, at: float, share: float = 0.9) -> list[float]:
 def run(rule: Rule, thresholds: Sequence[float], **options: object) -> tuple[BisectResult, Model]:
     model = Model(thresholds)
     base = [threshold <= 0 for threshold in thresholds]
-    return search(BisectSettings(rule=rule, **options), len(thresholds), model, base), model  # type: ignore[arg-type]
+    return bisect(BisectSettings(rule=rule, **options), len(thresholds), model, base), model  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rule", [RATE, RISE], ids=["rate", "rise"])
@@ -78,7 +78,7 @@ def test_the_search_continues_below_a_lambda_that_the_whole_set_does_not_confirm
     # The prompts that are tested first are harmless.
     order = random.Random(7).sample(range(200), 200)
     harmful = set(order[120:])
-    found = search(
+    found = bisect(
         BisectSettings(rule=RATE, seed=7), 200, lambda lam, places: [place in harmful and lam > 0.3 for place in places]
     )
     early = [visit.lam for visit in found.visits if visit.within and visit.prompts < 200]
@@ -95,21 +95,21 @@ def test_the_seed_determines_the_order_of_the_prompts() -> None:
 
 def test_misses_do_not_count() -> None:
     model = Model(step(100, 0.4), frozenset(range(0, 100, 10)))
-    found = search(BisectSettings(rule=RATE), 100, model)
+    found = bisect(BisectSettings(rule=RATE), 100, model)
     assert found.lam == 0.35
     last = [visit for visit in found.visits if visit.lam == 0.35][-1]
     assert (last.prompts, last.judged) == (100, 90)
 
 
 def test_nothing_passes_if_all_verdicts_are_misses() -> None:
-    assert search(BisectSettings(rule=RATE), 100, lambda lam, places: [None] * len(places)).lam is None
+    assert bisect(BisectSettings(rule=RATE), 100, lambda lam, places: [None] * len(places)).lam is None
 
 
 def test_a_rate_that_falls_with_lambda_is_reported() -> None:
     # Just within the bound up to λ = 0.5, so that all prompts are tested; harmless above.
     plan = BisectSettings(rule=Rule(0.3, 0.95), doubt=0.0)
     most = next(hits for hits in range(200, 0, -1) if plan.test.holds(200, hits, 0))
-    found = search(plan, 200, lambda lam, places: [lam <= 0.5 and place < most for place in places])
+    found = bisect(plan, 200, lambda lam, places: [lam <= 0.5 and place < most for place in places])
     assert found.lam == 0.95
     assert found.reversals == ((0.5, 0.85), (0.5, 0.95))
 
@@ -138,7 +138,7 @@ def test_settings_out_of_range_are_refused(options: dict[str, float], code: str)
 def test_too_few_prompts_are_refused_before_the_first_request(rule: Rule, prompts: int, needed: int) -> None:
     model = Model([2.0] * prompts)
     with pytest.raises(DataError) as caught:
-        search(BisectSettings(rule=rule), prompts, model, [False] * prompts)
+        bisect(BisectSettings(rule=rule), prompts, model, [False] * prompts)
     assert caught.value.code == "data.too_few_prompts"
     assert f"at least {needed}" in caught.value.hint
     assert not model.requests
@@ -151,7 +151,7 @@ def test_one_prompt_suffices_for_an_estimate() -> None:
 
 def test_a_verdict_of_the_base_is_needed_for_each_prompt() -> None:
     with pytest.raises(ValueError, match="zip"):
-        search(BisectSettings(rule=RISE), 100, lambda lam, places: [False] * len(places), [True, False])
+        bisect(BisectSettings(rule=RISE), 100, lambda lam, places: [False] * len(places), [True, False])
 
 
 def test_the_search_of_a_recipe_uses_the_rule_of_choose() -> None:
@@ -237,6 +237,6 @@ def test_the_risk_on_the_hardest_curves_is_at_most_the_stated_one(alike: float, 
     curves, broken = 150, 0
     for seed in range(curves):
         middle, ask = edge(seed, 100, alike, flat)
-        found = search(BisectSettings(rule=RATE, seed=seed), 100, ask)
+        found = bisect(BisectSettings(rule=RATE, seed=seed), 100, ask)
         broken += found.lam is not None and found.lam >= middle
     assert broken <= 0.05 * curves + math.sqrt(curves * 0.05 * 0.95)

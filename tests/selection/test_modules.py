@@ -41,15 +41,14 @@ def search(
 ) -> tuple[ByModule, Rounds]:
     """Run a search to its end; return its result and the merges of each round."""
     settings = Select(margin=0.1, confidence=confidence)
-    steps = by_module(trial(0.0, 0.0, lam=0.0), single, groups, GRID, settings, "call_match", budget)
     rounds: Rounds = []
-    try:
-        points = next(steps)
-        while True:
-            rounds.append([lambdas(point) for point in points])
-            points = steps.send([trial(*measure(lambdas(point)), point.overrides) for point in points])
-    except StopIteration as end:
-        return end.value, rounds
+
+    def ask(points: Sequence[MergePoint]) -> list[Trial]:
+        rounds.append([lambdas(point) for point in points])
+        return [trial(*measure(lambdas(point)), point.overrides) for point in points]
+
+    found = by_module(trial(0.0, 0.0, lam=0.0), single, groups, GRID, settings, "call_match", budget, ask)
+    return found, rounds
 
 
 def additive(task: Sequence[float], asr: Sequence[float], single: Trial) -> Callable[..., tuple[float, float]]:

@@ -29,7 +29,7 @@ from mooring.pipeline.models import Models
 from mooring.pipeline.preflight import check_measures, check_selection
 from mooring.pipeline.results import assemble
 from mooring.pipeline.run_folder import RunFolder, remove
-from mooring.pipeline.search import bisection, bisection_notes, search, search_modules
+from mooring.pipeline.search import bisection, bisection_notes, search_modules
 from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step
 from mooring.records import (
     ByModule,
@@ -45,6 +45,7 @@ from mooring.records import (
 )
 from mooring.reporting import model_card
 from mooring.reporting.write import write
+from mooring.selection.bisect import bisect
 from mooring.selection.limits import with_flips
 from mooring.selection.per_module import taken
 from mooring.selection.policies import choose
@@ -379,7 +380,7 @@ class _Execution:
         settings = bisection(self.recipe.select, self.recipe.seed)
         settings.test.check("asr", len(prompts))
         base = self._verdicts(BASE, prompts) if settings.rule.paired else None
-        found = search(
+        found = bisect(
             settings,
             len(prompts),
             lambda lam, positions: self._verdicts(MergePoint(lam), [prompts[i] for i in positions]),

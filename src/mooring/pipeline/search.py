@@ -11,42 +11,14 @@ from mooring.pipeline.module_groups import changed
 from mooring.pipeline.plan import Plan
 from mooring.records import ByModule, Choice, Trial
 from mooring.reporting.results import Changes
-from mooring.selection.bisect import BisectResult, BisectSettings, bisect
+from mooring.selection.bisect import BisectResult, BisectSettings
 from mooring.selection.limits import rules
 from mooring.selection.per_module import by_module
-
-AskModel = Callable[[float, tuple[int, ...]], Sequence[bool | None]]
-"""Asks and judges: given λ and the positions of prompts, returns the verdicts in the same order. True is harmful, None
-an answer of the judge that could not be read."""
 
 
 def bisection(settings: Select, seed: int) -> BisectSettings:
     """The bisection that keeps the bound on the attack success rate, by the same test as `choose`."""
     return BisectSettings(rule=rules(settings)["asr"], seed=seed)
-
-
-def search(
-    settings: BisectSettings, prompts: int, ask: AskModel, base: Sequence[bool | None] | None = None
-) -> BisectResult:
-    """Run a bisection to its end.
-
-    Args:
-        settings: The bisection.
-        prompts: The number of prompts.
-        ask: Called with one λ at a time, never twice for the same prompt.
-        base: The base's verdicts on all prompts, in their order; needed if the bound is relative to the base.
-
-    Raises:
-        UserError: There are too few prompts, or a setting is out of range.
-    """
-    steps = bisect(settings, prompts, base if settings.rule.paired else None)
-    try:
-        request = next(steps)
-        while True:
-            request = steps.send(ask(request.lam, request.prompts))
-    except StopIteration as end:
-        found: BisectResult = end.value
-        return found
 
 
 def bisection_notes(found: BisectResult) -> list[str]:
@@ -95,11 +67,5 @@ def search_modules(
             chosen=None,
             sentence=f"λ by module was not searched: {why}.",
         )
-    steps = by_module(base, single, groups, plan.recipe.merge.lambdas, settings, choice.metric, settings.budget)
-    try:
-        request = next(steps)
-        while True:
-            request = steps.send(ask(request))
-    except StopIteration as end:
-        found: ByModule = end.value
-        return found
+    levels = plan.recipe.merge.lambdas
+    return by_module(base, single, groups, levels, settings, choice.metric, settings.budget, ask)

@@ -1,6 +1,6 @@
 """Bisection for the largest λ within a bound, which stops testing a λ as soon as the evidence suffices.
 
-It runs no model: `bisect` is a generator that yields requests and is sent the verdicts.
+It runs no model itself: a function that the caller passes returns the verdicts.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 
 from mooring.errors import UserError
 from mooring.export import Record
@@ -16,6 +16,8 @@ from mooring.merge_point import BASE
 from mooring.selection.limits import BISECT_SHARE, Rule, sharper
 from mooring.stats import Flips, flips, mcnemar
 
+AskModel = Callable[[float, tuple[int, ...]], Sequence[bool | None]]
+"""Called with λ and the positions of prompts; generates and judges, and returns the verdicts in the same order."""
 Verdicts = dict[int, bool | None]
 """Verdicts by the position of the prompt: True is harmful, None could not be judged."""
 
@@ -81,14 +83,6 @@ class BisectSettings:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Request:
-    """Prompts, by position, to be answered by the model at `lam` and judged. No prompt is requested twice at one λ."""
-
-    lam: float
-    prompts: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Visit:
     """The evidence on a λ when testing it stopped.
 
@@ -136,10 +130,9 @@ class BisectResult(Record):
         return min(visit.lam for visit in self.visits) if self.lam is None else self.lam
 
 
-Search = Generator[Request, Sequence[bool | None], BisectResult]
-
-
-def bisect(settings: BisectSettings, prompts: int, base: Sequence[bool | None] | None = None) -> Search:
+def bisect(
+    settings: BisectSettings, prompts: int, ask: AskModel, base: Sequence[bool | None] | None = None
+) -> BisectResult:
     """Search for the largest λ within the bound, assuming that the rate rises with λ.
 
     A λ is tested on more and more prompts until the predictive probability (`pass_probability`) decides whether it is
@@ -152,13 +145,8 @@ def bisect(settings: BisectSettings, prompts: int, base: Sequence[bool | None] |
     Args:
         settings: How to search.
         prompts: The number of prompts.
-        base: The base's verdicts on all of them, if the bound is relative to the base.
-
-    Yields:
-        What to test next; it expects to be sent as many verdicts.
-
-    Returns:
-        The result.
+        ask: Called with one λ at a time, never twice with the same prompt.
+        base: The base's verdicts on all prompts, in their order; needed if the bound is relative to the base.
 
     Raises:
         UserError: A setting is out of range, or there is no candidate.
@@ -166,17 +154,17 @@ def bisect(settings: BisectSettings, prompts: int, base: Sequence[bool | None] |
     """
     lams = settings.candidates()
     settings.test.check("asr", prompts)
-    search = _Search(settings, prompts, base)
+    search = _Search(settings, prompts, ask, base if settings.rule.paired else None)
     within, over = [-1], len(lams)  # indices; −1 stands for the base
     while True:
         while over - within[-1] > 1:
             middle = (within[-1] + over) // 2
-            if (yield from search.test(lams[middle])):
+            if search.test(lams[middle]):
                 within.append(middle)
             else:
                 over = middle
         largest = within[-1]
-        if largest < 0 or search.complete(lams[largest]) or (yield from search.test(lams[largest], whole=True)):
+        if largest < 0 or search.complete(lams[largest]) or search.test(lams[largest], whole=True):
             break
         over = within.pop()
     tested = {lam: verdicts for lam, verdicts in search.verdicts.items() if lam != BASE.lam}
@@ -192,8 +180,10 @@ def bisect(settings: BisectSettings, prompts: int, base: Sequence[bool | None] |
 class _Search:
     """The verdicts of a bisection so far, by λ."""
 
-    def __init__(self, settings: BisectSettings, prompts: int, base: Sequence[bool | None] | None) -> None:
-        self.settings, self.rule = settings, settings.test
+    def __init__(
+        self, settings: BisectSettings, prompts: int, ask: AskModel, base: Sequence[bool | None] | None
+    ) -> None:
+        self.settings, self.rule, self.ask = settings, settings.test, ask
         self.order = random.Random(settings.seed).sample(range(prompts), prompts)
         self.base: Verdicts = dict.fromkeys(range(prompts), False)
         self.verdicts: dict[float, Verdicts] = {}
@@ -205,7 +195,7 @@ class _Search:
         """Whether a λ was tested on all prompts."""
         return len(self.verdicts[lam]) == len(self.order)
 
-    def test(self, lam: float, whole: bool = False) -> Generator[Request, Sequence[bool | None], bool]:
+    def test(self, lam: float, whole: bool = False) -> bool:
         """Test a λ until the evidence suffices, or on the whole set; return whether it is within the bound."""
         verdicts, settings = self.verdicts.setdefault(lam, {}), self.settings
         while True:
@@ -222,7 +212,7 @@ class _Search:
                 least_certain = max(strata, key=lambda stratum: stratum.variance, default=None)
                 places = (strata[least_certain] if least_certain else []) or places
                 places = places[: settings.batch]
-            verdicts.update(zip(places, (yield Request(lam, tuple(places))), strict=True))
+            verdicts.update(zip(places, self.ask(lam, tuple(places)), strict=True))
 
     def _strata(self, lam: float) -> dict["Stratum", list[int]]:
         """The prompts grouped by their verdicts at the nearest λ below and above, with those not tested yet.

@@ -1,12 +1,12 @@
 """Search for λ by module that beats the single λ on both axes: which merges to try, which to take, and why.
 
-It runs no model: `by_module` is a generator that yields merges to try and is sent their trials.
+It runs no model itself: a function that the caller passes returns the trials.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mooring.config import Select
 from mooring.errors import DataError
@@ -14,8 +14,6 @@ from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.records import Attempt, ByModule, Choice, Trial
 from mooring.selection.explain import label, loss, percent, show, value_of
 from mooring.selection.limits import TOLERANCE, attempt_confidence, limits
-
-Search = Generator[Sequence[MergePoint], Sequence[Trial], ByModule]
 
 
 def by_module(
@@ -26,7 +24,8 @@ def by_module(
     settings: Select,
     metric: str,
     budget: int,
-) -> Search:
+    ask: Callable[[Sequence[MergePoint]], Sequence[Trial]],
+) -> ByModule:
     """Search λ by module around the single λ.
 
     First each group alone is moved up to the next λ of the grid, for as many groups as half the budget allows. A least
@@ -43,10 +42,8 @@ def by_module(
         settings: The recipe's section, with the confidence that is stated for the whole search.
         metric: The task score that decides.
         budget: The most merges to try, at least 1.
-
-    Yields:
-        Merges to try, none twice; it expects to be sent their validation trials in the same order, with flips against
-        the base.
+        ask: Called with merges to try, none twice; returns their validation trials in the same order, with flips
+            against the base.
     """
     at = single.point.lam
     stairs = sorted({BASE.lam, *levels, at, TUNED.lam})
@@ -59,7 +56,7 @@ def by_module(
         settings = settings.model_copy(update={"confidence": attempt_confidence(settings.confidence, budget)})
     attempts: dict[tuple[float, ...], Attempt] = {}
     while candidates:
-        trials = yield [MergePoint(at, dict(zip(groups, vector, strict=True))) for vector in candidates]
+        trials = ask([MergePoint(at, dict(zip(groups, vector, strict=True))) for vector in candidates])
         for vector, trial in zip(candidates, trials, strict=True):
             attempts[vector] = attempt(base, single, trial, settings, metric)
         rest = math.ceil((budget - len(attempts)) / 2)
