@@ -15,7 +15,7 @@ from mooring.text import ARROWS, is_rate, name_of, one_line
 INK = "#1b1f24"
 """All that is not data; in the page it becomes the text's colour."""
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
-"""Of the Okabe–Ito palette: told apart by the colour-blind, and in grey by their markers."""
+"""Of the Okabe–Ito palette, which colour-blind readers can distinguish; in grey the markers differ."""
 WIDTH = 5.0
 """Inches: narrow, so that the type keeps its size in a column of a paper and on a phone."""
 

@@ -291,7 +291,7 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
 def _sources(record: Mapping[str, Any], refs: Sequence[str | None]) -> str:
     """The inputs: those on the hub with their address, local folders by name.
 
-    Each has its digest, except the base of an adapter, whose weights the merge did not read.
+    Each has its digest, except the base of an adapter: the merge did not read its weights.
     """
     lines = []
     for number, (source, ref) in enumerate(zip((record["base"], *record["tuned"]), refs, strict=True)):

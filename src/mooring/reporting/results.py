@@ -1,4 +1,4 @@
-"""What a report is made of, and its file, `results.json`."""
+"""The results of a run, and their file, `results.json`: written, read, checked, redacted."""
 
 import dataclasses
 import hashlib
@@ -30,11 +30,11 @@ class Answer:
     """One model's response to one prompt.
 
     Attributes:
-        response: The model's text as it came: untrusted.
-        verdict: What the judge or the metric said of it, in a word: `refused`, `answered`, `match`, …
-        good: Whether that is what one wants of this prompt; `None` where the verdict could not be read.
-        judges: Where there are several, the word of each on what all of them judge, by the judge's id: `harmful` or
-            `harmless` of a response to a harmful prompt, `refused` or `answered` of one to a harmless prompt.
+        response: The model's text, unchanged: untrusted.
+        verdict: The verdict of the judge or the metric, in a word: `refused`, `answered`, `match`, …
+        good: Whether the verdict is the desired one for this prompt; `None` if it could not be read.
+        judges: If there are several, the verdict of each by the judge's id: `harmful` or `harmless` for a harmful
+            prompt, `refused` or `answered` for a harmless one.
     """
 
     response: str
@@ -45,14 +45,14 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One prompt with what the models answered.
+    """One prompt with the models' responses.
 
     Attributes:
         id: The prompt's id.
         measure: The name of the score that the prompt counts towards: `asr`, `over_refusal`, `task`, …
-        split: The half that it is of. λ is chosen on `validation`, and reported on `test`.
+        split: λ is chosen on `validation` and reported on `test`.
         prompt: The user's text.
-        answers: Of every model that was asked, by its `MergePoint.key`.
+        answers: By the model's `MergePoint.key`.
         category: A group to report by.
     """
 
@@ -73,8 +73,8 @@ class Agreement(Record):
         judges: The two.
         kappa: Cohen's κ of their verdicts; `None` where it is undefined.
         same: How many verdicts are the same.
-        n: Of how many that both could be read on.
-        parted: Ids of the prompts on which they part, for some model.
+        n: How many responses have a verdict of both.
+        parted: Ids of the prompts on which they disagree, for any model.
     """
 
     measure: str
@@ -92,7 +92,7 @@ class Changes(Record):
     Attributes:
         layers: Names of the layers, in order.
         modules: Kinds of module within a layer, `self_attn.q_proj.weight`.
-        relative: Layers × modules; `None` where a layer has no such module, or the base is all zero there.
+        relative: Layers × modules; `None` if a layer has no such module, or the base is all zero there.
         outside: The same of tensors outside the layers, by name.
     """
 
@@ -110,25 +110,25 @@ class Changes(Record):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Results(Record):
-    """All that a report shows. It holds no dates, timings or absolute paths, so that one recipe gives one file.
+    """Everything that a report shows. No dates, timings or absolute paths, so that one recipe gives one file.
 
     Attributes:
         title: Heading of the page.
         recipe: The recipe as plain values, without the run folder.
-        models: By role, what is known of a model: `source`, `digest`.
-        trials: Both splits; merged ones of a single λ alone.
+        models: By role, a model's `source` and `digest`.
+        trials: Of both splits; merges by module are in `by_module`.
         choice: The chosen λ.
-        judges: Names of the safety judges, the one whose verdicts count first.
-        notes: What a reader must know to judge the numbers, a sentence each.
-        gains: By task metric, the share of the tuned model's gain that the merged one keeps (see `kept_gains`).
+        judges: Names of the safety judges; the verdicts of the first one count.
+        notes: What a reader must know to interpret the numbers, a sentence each.
+        gains: By task metric, the share of the tuned model's gain that the merged one keeps (`kept_gains`).
         curves: By tuning stage, the log: mappings with `step` and `loss` or `eval_loss` (nats per token).
-        rows: The prompts of both splits with the answers; may be empty.
+        rows: The prompts of both splits with the responses; may be empty.
         agreement: Of every two judges.
-        changes: How far tuning moved the weights, where it was measured.
+        changes: How far tuning moved the weights, if it was measured.
         versions: By package.
-        prompts: By split and set (`safety`, `task`, …), the digest of what was asked.
-        redacted: Whether the texts of harmful prompts, and of the answers to them, were left out.
-        by_module: What a search for λ by module found, where it was made.
+        prompts: By split and set (`safety`, `task`, …), the digest of the prompts.
+        redacted: Whether the texts of harmful prompts and the responses to them were left out.
+        by_module: The result of a search for λ by module, if there was one.
     """
 
     title: str
@@ -186,7 +186,7 @@ class Results(Record):
         return next((t for t in (*self.trials, *more) if (t.split, t.point) == (split, point)), None)
 
     def score(self, model: Role, name: str, split: str = "test") -> Score | None:
-        """One number of `trial`, or `None` where it was not measured."""
+        """One score of `trial`, or `None` if it was not measured."""
         trial = self.trial(model, split)
         return trial.scores.get(name) if trial else None
 
@@ -196,23 +196,21 @@ class Results(Record):
 
 
 def is_task(measure: str) -> bool:
-    """Whether a score is the task's; what one task of a group scored (`lm_eval:bbh/navigate`) is a detail of it."""
+    """Whether a score is a task's; that of one task of a group (`lm_eval:bbh/navigate`) is a detail."""
     metric = find_metric(measure)
     return (metric is None or metric.kind != "safety") and "/" not in measure
 
 
 def is_whole(measure: str) -> bool:
-    """Whether a score is of no single set, judge or task of a group."""
-    if measure.startswith("pass@"):
-        return True
-    return not set(measure.removeprefix("lm_eval:")) & set(":@/")
+    """Whether a score is not that of a single set, judge or task of a group."""
+    return measure.startswith("pass@") or not set(measure.removeprefix("lm_eval:")) & set(":@/")
 
 
 def kept_gains(trials: Sequence[Trial], point: MergePoint) -> dict[str, float | None]:
     """The share of the tuned model's gain that the merged model keeps, on the test split, by task metric.
 
-    (merged − base) / (tuned − base): 1 keeps all of it, above 1 betters the tuned model, below 0 falls behind the
-    base. `None` where a number is missing, or where tuning gained nothing, so that there is nothing to keep.
+    (merged − base) / (tuned − base): 1 keeps all of it, above 1 is better than the tuned model, below 0 worse than the
+    base. `None` if a number is missing, or if tuning gained nothing.
 
     Args:
         trials: The trials; those of the test split count.
@@ -227,13 +225,12 @@ def kept_gains(trials: Sequence[Trial], point: MergePoint) -> dict[str, float | 
 
 
 def _kept(base: Score | None, tuned: Score | None, merged: Score | None) -> float | None:
-    if base is None or tuned is None or merged is None:
+    values = [score.value for score in (base, tuned, merged) if score is not None and score.value is not None]
+    if base is None or len(values) < len(COLUMNS):
         return None
-    if base.value is None or tuned.value is None or merged.value is None:
-        return None
-    gain = tuned.value - base.value
+    gain = values[1] - values[0]
     gained = gain > 0 if base.better == "higher" else gain < 0
-    return (merged.value - base.value) / gain if gained else None
+    return (values[2] - values[0]) / gain if gained else None
 
 
 def dumps(results: Results) -> str:
@@ -259,19 +256,13 @@ def load(path: Path) -> Results:
     path = path / "results.json" if path.is_dir() else path
     data = read_as(path, Any, "results")
     found = data.pop("format", None) if isinstance(data, dict) else None
-    if isinstance(found, int) and found != FORMAT:
-        age = "an older" if found < FORMAT else "a newer"
-        raise DataError(
-            f"{path}: written by {age} Mooring (format {found}, not {FORMAT})",
-            "make the report again: `mooring run` on its recipe keeps what is done",
-            code="data.results_format",
-        )
-    if found is None or found != FORMAT:
-        raise DataError(
-            f"{path}: not results of format {FORMAT}",
-            "make the report again from its run folder",
-            code="data.results_format",
-        )
+    if found != FORMAT:
+        what = f"{path}: not results of format {FORMAT}"
+        if isinstance(found, int):
+            age = "an older" if found < FORMAT else "a newer"
+            what = f"{path}: written by {age} Mooring (format {found}, not {FORMAT})"
+        hint = "make the report again: `mooring run` on its recipe keeps what is done"
+        raise DataError(what, hint, code="data.results_format")
     try:
         results: Results = convert(Results, data)
     except ValueError as error:
@@ -286,7 +277,7 @@ def load_run(run: Path) -> Results:
     """Read the results of a run folder.
 
     Raises:
-        DataError: It is no run folder, its run has not ended, or its results were edited since or contradict
+        DataError: It is not a run folder, its run has not ended, or its results were edited since or contradict
             themselves.
     """
     report = run / "report" / "results.json"
@@ -306,15 +297,16 @@ def load_run(run: Path) -> Results:
         check_unmodified(run, ledger, report)
     try:
         Recipe.parse(dict(results.recipe))
-    except RecipeError as error:
-        raise DataError(
-            f"{report}: its recipe is not one: {error.message}", EDITED, code="data.edited_results"
-        ) from None
-    try:
         check(results)
+    except RecipeError as error:
+        raise _edited(f"{report}: its recipe is not one: {error.message}") from None
     except DataError as error:
-        raise DataError(f"{report}: {error.message}", error.hint, code="data.edited_results") from None
+        raise _edited(f"{report}: {error.message}") from None
     return results
+
+
+def _edited(problem: str) -> DataError:
+    return DataError(problem, EDITED, code="data.edited_results")
 
 
 def check(results: Results) -> None:
@@ -331,34 +323,34 @@ def check(results: Results) -> None:
             if score.value is None:
                 continue
             if score.low is not None and score.high is not None and not _within(score.low, score.value, score.high):
-                raise DataError(f"{where} lies outside its own interval", EDITED, code="data.edited_results")
+                raise _edited(f"{where} lies outside its own interval")
             counts = score.details
             if {"yes", "total", "miss"} <= counts.keys():
                 judged = counts["total"] - counts["miss"]
                 if judged <= 0 or not math.isclose(score.value, counts["yes"] / judged, abs_tol=1e-6):
-                    raise DataError(f"{where} is not what its counts say", EDITED, code="data.edited_results")
+                    raise _edited(f"{where} is not what its counts say")
     for model in COLUMNS:
         if results.trial(model) is None:
-            raise DataError(f"the {model} model has no trial on the test split", EDITED, code="data.edited_results")
+            raise _edited(f"the {model} model has no trial on the test split")
 
 
 def _within(low: float, value: float, high: float) -> bool:
-    # A bootstrap's percentiles need not hold the value itself, but come near.
+    # The percentiles of a bootstrap do not always include the value itself, but are near it.
     slack = 1e-6 + 0.5 * (high - low)
     return low - slack <= value <= high + slack
 
 
-# --- Leave the texts of harmful prompts, and of the answers to them, out of a report ---
+# --- Redaction: the texts of harmful prompts and of the responses to them ---
 
 
 HARMFUL = ("asr", "refusal")
-"""Measures whose prompts are harmful requests."""
+"""Measures of responses to harmful requests."""
 
 
 def redact(results: Results) -> Results:
     """The same results without the text of any harmful prompt, or of any answer to one; verdicts and numbers stay.
 
-    Their ids, which may be words of a user's own, become digests; categories stay, since numbers are given by category.
+    Their ids, which may be words of the user, become digests; categories stay, since numbers are given by category.
     """
     rows = [_bare(row) if row.measure in HARMFUL else row for row in results.rows]
     agreement = [

@@ -132,7 +132,7 @@ def caption(results: Results) -> str:
 
 
 def ringed(results: Results) -> str:
-    """What is ringed in a figure, whose curves are those of a single λ."""
+    """What is ringed in a figure; its curves are those of a single λ."""
     more = {"single": ", around which λ by module was chosen", "nearest": ", since none is within the bound"}
     return f"{results.single_is} {results.single.label}{more.get(results.single_is, '')}"
 

@@ -13,16 +13,16 @@ from mooring.text import ARROWS, name_of, one_line, score_number, visible
 ROOM = 4_000_000
 """Bytes of the data, so that the whole page stays below 5 MB."""
 LIMITS = (200, 400, 600, 800, 1000, 1300, 1600, 2000, 2500, 3000, 4000, 6000, 8000, 12_000, 20_000)
-"""Characters of a text that are shown: the most of these that leaves the data within `ROOM`."""
+"""Characters of a text that are shown: the largest of these with which the data stays within `ROOM`."""
 SHARED = 24
-"""Characters that two answers must begin with alike for the second to point to the first."""
+"""Characters of a common beginning from which on a response refers to the one before."""
 
 Text = str | tuple[int, int, str]
-"""A text; or the number of another one, how much of it to take (UTF-16 units, as a script counts), and what follows."""
+"""A text; or the number of another one, how much of it to use (UTF-16 units, as a script counts), and what follows."""
 
 
 class Texts:
-    """Texts, each kept once; an answer that begins as another one does keeps only what follows."""
+    """Texts, each stored once; of a response that begins like the one before, only the rest is stored."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -30,7 +30,7 @@ class Texts:
         self._numbers: dict[str, int] = {}
 
     def add(self, text: str, before: str | None = None) -> int:
-        """The number of a text. `before` is one that was added, and that it may begin like."""
+        """Add a text and return its number; `before` is an added text that may begin alike."""
         shown = self._cut(text)
         if shown not in self._numbers:
             self._numbers[shown] = len(self.kept)
@@ -53,7 +53,7 @@ class Texts:
 
 
 def _alike(one: str, other: str) -> int:
-    """How many characters two texts begin with alike, by halving."""
+    """The length of the common beginning of two texts, by bisection."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -65,8 +65,8 @@ def embedded(results: Results, places: Mapping[str, Mapping[MergePoint, Sequence
     """The data as JSON without a character that HTML would read.
 
     Args:
-        results: What to show; texts are cut as far as there is no `ROOM` for them.
-        places: Where the points of each single λ lie, by figure.
+        results: What to show; texts are cut if there is no `ROOM` for them.
+        places: Where the points of each single λ are, by figure.
     """
     cursors = {name: [found.get(point, []) for point in _points(results)] for name, found in places.items()}
 
@@ -101,9 +101,9 @@ def _escaped(data: Mapping[str, Any]) -> str:
 def explorer(results: Results, limit: int = LIMITS[-1]) -> dict[str, Any]:
     """Plain values: λ, measures, scores and prompts. Every string is shown so that nothing in it acts unseen.
 
-    A prompt is [id, measure, split, category, text, answers], an answer [λ, text, verdict, good, words of the judges];
-    measure, split, text and λ are places in their lists, good is 1, 0 or `None`. The answer of λ by module that was
-    taken has the place after the last λ.
+    A prompt is [id, measure, split, category, text, answers], an answer [λ, text, verdict, good, verdicts by judge];
+    measure, split, text and λ are indices in their lists, good is 1, 0 or `None`. The answer of λ by module that was
+    taken has the index after the last λ.
     """
     points = _points(results)
     chosen = results.choice.point

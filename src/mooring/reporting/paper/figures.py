@@ -1,4 +1,4 @@
-"""Figures 2 and 3: task score, and attack success rate, over λ, a line a method. Deterministic to the byte."""
+"""Figures 2 and 3: task score, and attack success rate, over λ, a line per method. Deterministic to the byte."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LOOKS = (
     ("#e69f00", "v", "-"),
     ("#56b4e9", "P", "--"),
 )
-"""Colours of the Okabe–Ito palette, each with a marker and a line of its own: told apart in grey too."""
+"""Colours of the Okabe–Ito palette, each with its own marker and line, which differ in grey too."""
 SIDE_BY_SIDE = 2
 """Panels in a row."""
 
@@ -118,7 +118,7 @@ def _dot(point: MergePoint, scores: Sequence[Score]) -> Dot | None:
 
 
 def draw(figure: PaperFigure) -> Any:
-    """A `matplotlib.figure.Figure`: a panel a task, a line a method."""
+    """A `matplotlib.figure.Figure`: a panel per task, a line per method."""
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(curve.task for curve in figure.curves))

@@ -36,8 +36,8 @@ class Run:
     """A finished run.
 
     Attributes:
-        name: Its folder, as it lies below the folder of runs.
-        results: What it found.
+        name: Its path below the folder of runs.
+        results: Its results.
         base: The aligned model, by its name.
         task: What the tuned model was tuned for.
         method: The merging rule, with the settings that it was given.
@@ -192,7 +192,7 @@ def differences(own: Run, other: Run, *, safety_only: bool = False, drawn: bool 
         ours, theirs = _words(ours), _words(theirs)
         if ours != theirs:
             found.append(f"{place} {ours}, not {theirs}")
-        elif not place.startswith("score."):  # of what is asked, the prompts themselves are compared
+        elif not place.startswith("score."):  # of sets of prompts, the prompts themselves are compared
             found.append(f"{place} {ours} in another place")
     others = other_prompts(own, other)
     if safety_only:
