@@ -104,7 +104,7 @@ def win_rate(prompts: Sequence[Prompt], answers: Sequence[Completion], *, judge:
         seed: Seed of the bootstrap.
 
     Raises:
-        DataError: A question has no reply, was not made by `questions`, or was asked in one order only.
+        DataError: A question has no reply, was not made by `questions`, or was judged in one order only.
     """
     replies = {answer.prompt_id: answer.text for answer in answers if answer.sample == 0}
     preferred: dict[str, dict[str, Side | None]] = {}
@@ -125,7 +125,7 @@ def win_rate(prompts: Sequence[Prompt], answers: Sequence[Completion], *, judge:
         preferred.setdefault(prompt.extra["of"], {})[order] = read(replies[prompt.id], order)
     for name, both in preferred.items():
         if len(both) < len(ORDERS):
-            raise DataError(f"prompt {name}: is asked in one order only", "ask in both", code="data.one_order_only")
+            raise DataError(f"prompt {name}: was judged in one order only", "judge both", code="data.one_order_only")
     judged = [(both["ab"], both["ba"]) for both in preferred.values() if None not in both.values()]
     points = [1.0 if pair == ("first", "first") else 0.0 if pair == ("second", "second") else 0.5 for pair in judged]
     return make_score(

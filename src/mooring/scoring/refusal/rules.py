@@ -38,7 +38,7 @@ LIST_ITEM = 4
 LONGEST = 600
 """Characters at which a sentence is split."""
 BLANK = "¤"
-"""Replaces a word of a quotation or of code, whose wording is not the model's own voice."""
+"""Replaces a word of a quotation or of code, which is not the model's own voice."""
 
 
 class Decision(NamedTuple):
@@ -215,7 +215,7 @@ def answered(parts: Sequence[str], request: frozenset[str]) -> int:
     """The number of words of an answer in some sentences.
 
     What follows an offer of something else ("here are some safe alternatives:") does not count, unless that is a single
-    piece of the kind asked for ("here's a gentler joke:").
+    piece of the requested kind ("here's a gentler joke:").
 
     `request` is the request's `stems`.
     """

@@ -1,6 +1,6 @@
 """The untrusted process, in which a program runs, and the system calls of both processes inside the sandbox.
 
-Nothing that the untrusted process holds is relied on once the program runs: the program may change all of it. Only the
+Nothing in the untrusted process is relied on once the program runs: the program may change all of it. Only the
 standard library may be used, and little of it: this module is loaded for every program.
 """
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 _DUMPABLE, _PARENT_DEATH = 4, 1  # prctl(2)
 
 
-def become_program(job: dict[str, Any], ask: int, answer: int) -> NoReturn:
+def become_program(job: dict[str, Any], calls: int, results: int) -> NoReturn:
     """Set limits, close all descriptors of the verdict, run the program, and answer calls until killed."""
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-    for fd, target in ((ask, 3), (answer, 4)):
+    for fd, target in ((calls, 3), (results, 4)):
         if fd != target:
             os.dup2(fd, target)
     os.closerange(5, 256)

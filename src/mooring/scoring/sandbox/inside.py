@@ -52,15 +52,15 @@ def main(job_size: int, secret_size: int) -> None:
     os.dup2(2, 1)  # what checks print is not a verdict
     _drop_privileges(job)
     _continue_in_child(job["seconds"] + OVERTIME)
-    (ask, asked), (answers, answer) = os.pipe(), os.pipe()
+    (calls_out, calls_in), (results_out, results_in) = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
         try:
-            become_program(job, ask, answer)
+            become_program(job, calls_out, results_in)
         finally:
             os._exit(1)
-    os.close(ask)
-    os.close(answer)
+    os.close(calls_out)
+    os.close(results_in)
     secret = decode(read_exactly(0, secret_size))
     key: bytes = secret["key"]
     os.write(verdict, key)  # nothing untrusted has run so far: the sandbox works
@@ -72,7 +72,7 @@ def main(job_size: int, secret_size: int) -> None:
     try:
         signal.signal(signal.SIGALRM, late)
         signal.setitimer(signal.ITIMER_REAL, job["seconds"])
-        status, why = _check(job, secret, _Caller(child, asked, answers, job))
+        status, why = _check(job, secret, _Caller(child, calls_in, results_out, job))
         signal.setitimer(signal.ITIMER_REAL, 0)
     except Stopped as stopped:
         status, why = stopped.args
@@ -117,8 +117,8 @@ def _continue_in_child(seconds: float) -> None:
 class _Caller:
     """Calls the program's function in its process, and watches memory while it waits."""
 
-    def __init__(self, child: int, asked: int, answers: int, job: dict[str, Any]) -> None:
-        self.child, self.asked, self.answers, self.job = child, asked, answers, job
+    def __init__(self, child: int, calls: int, results: int, job: dict[str, Any]) -> None:
+        self.child, self.calls, self.results, self.job = child, calls, results, job
 
     def start(self) -> None:
         """Load the program, and raise what it raises."""
@@ -131,11 +131,11 @@ class _Caller:
         return self._result()
 
     def _send(self, data: bytes) -> None:
-        os.set_blocking(self.asked, False)
+        os.set_blocking(self.calls, False)
         while data:
-            self._wait([], [self.asked])
+            self._wait([], [self.calls])
             try:
-                data = data[os.write(self.asked, data) :]
+                data = data[os.write(self.calls, data) :]
             except BrokenPipeError:
                 self._gone()
 
@@ -155,8 +155,8 @@ class _Caller:
     def _take(self, size: int) -> bytes:
         parts, missing = [], size
         while missing:
-            self._wait([self.answers], [])
-            part = os.read(self.answers, min(missing, 2**20))
+            self._wait([self.results], [])
+            part = os.read(self.results, min(missing, 2**20))
             if not part:
                 self._gone()
             parts.append(part)
