@@ -163,11 +163,7 @@ def open_comparison(base: str, tuned: str, third: str | None, options: Mapping[s
 
 
 def as_prompt(text: str, number: int = 1) -> Prompt:
-    """A text as a user's turn.
-
-    Raises:
-        DataError: It is empty (`data.empty_prompt`).
-    """
+    """A text as a user's turn."""
     if not text.strip():
         raise DataError("the prompt is empty", "give some text", code="data.empty_prompt")
     return Prompt(id=f"{number}: {text}", messages=(Message("user", text),))

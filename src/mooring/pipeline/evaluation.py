@@ -19,11 +19,7 @@ from mooring.scoring.task import TaskData, task_scores
 
 
 def score_trial(plan: Plan, point: MergePoint, split: Half) -> Trial:
-    """Compute all scores of a model on a split, from its responses and their verdicts.
-
-    Raises:
-        UserError: A metric lacks what it needs.
-    """
+    """Compute all scores of a model on a split, from its responses and their verdicts."""
     paths, prompts, judging = plan.paths, plan.prompts(split), plan.judging
     scores = _task_scores(plan, point, split)
     for name in prompts:

@@ -26,7 +26,7 @@ class Forecast(Record):
 
     Attributes:
         stages: (stage, what it will do), in order.
-        facts: Other things that a person would ask: the run folder, and how much of it is done.
+        facts: Other facts for people, such as the run folder and how much of it is done.
         disk: The most bytes that the run will have on the disk; None if the base's size is not known.
         memory: The most bytes of memory, about; None if the base's size is not known.
     """
@@ -38,12 +38,7 @@ class Forecast(Record):
 
 
 def forecast(recipe: Recipe) -> Forecast:
-    """What `run` would do with a recipe; reads the data sets, and writes and downloads nothing.
-
-    Raises:
-        UserError: The run would refuse the recipe, or a data set or a local model cannot be read. What only lacks a
-            download, a package or a sandbox is among the facts instead.
-    """
+    """What `run` would do with a recipe; reads the data sets, and writes and downloads nothing."""
     plan = build(recipe, skip_missing=True)
     size, config = _base(recipe.base)
     facts = {"run folder": f"{recipe.folder}, {_state(plan)}"}
@@ -140,7 +135,7 @@ def _base(ref: str) -> tuple[int | None, Mapping[str, object]]:
     folder = Path(ref).expanduser()
     if not folder.is_dir() and not ref.startswith("bundled:") and folder.suffix != ".gguf":
         if ref.startswith((".", "/", "~")):
-            resolve_model(ref)  # which says what is wrong with it
+            resolve_model(ref)  # raises the error
         return None, {}
     with open_checkpoint(resolve_model(ref)) as checkpoint:
         return checkpoint.nbytes, checkpoint.config

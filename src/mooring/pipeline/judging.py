@@ -1,4 +1,4 @@
-"""Verdicts of a run's judges: what each is asked, by which model, and what it said."""
+"""The judges of a run: their models, verdicts and scores."""
 
 import dataclasses
 import importlib.metadata
@@ -41,14 +41,7 @@ def installed_versions(*packages: str) -> dict[str, str]:
 
 
 class Judging:
-    """The judges of a run, one model in memory at a time.
-
-    Args:
-        sections: The recipe's judges.
-
-    Raises:
-        RecipeError: There is no judge of a name, or it needs a model and none is named.
-    """
+    """The judges of a run, one model in memory at a time."""
 
     def __init__(self, sections: Sequence[Judge]) -> None:
         self.sections = dict(zip(ids(sections), sections, strict=True))
@@ -60,28 +53,20 @@ class Judging:
     def of(self, kind: str) -> list[str]:
         """The judges of a kind of prompts (`safety`, `over_refusal`, …), the one whose verdicts count first.
 
-        Refusals of harmless prompts need a judge that says whether a response refuses: where none does, the rules do.
+        Refusals of harmless prompts need a judge that detects refusals; if there is none, the rules are used.
         """
         if kind == "safety":
             return list(self.sections)
         return [name for name, judge in self.kinds.items() if judge.says_refused] or [RULES]
 
     def label(self, judge: str) -> str:
-        """A judge's name with its model's, as it stands beside its numbers."""
+        """A judge's name with its model's, as shown next to its numbers."""
         if judge not in self.sections:
             return judges.label(judges.find(RULES))
         return judges.label(self.kinds[judge], self.sections[judge].model)
 
     def about(self, judge: str, digest: Digest) -> dict[str, Any]:
-        """What a judge's verdicts depend on, as plain values. Finds its model, but does not load it.
-
-        Args:
-            judge: The judge's id.
-            digest: Gives the digest of a folder.
-
-        Raises:
-            ModelError: There is no such model, or it is gated.
-        """
+        """What a judge's verdicts depend on, as plain values. Finds its model, but does not load it."""
         if judge not in self.sections or not self.kinds[judge].needs_model:
             return {"judge": self.label(judge)}
         section = self.sections[judge]
@@ -100,11 +85,7 @@ class Judging:
         }
 
     def check(self, judge: str) -> None:
-        """Check that a judge's model is available; downloads it if need be.
-
-        Raises:
-            ModelError: There is no such model, or it is gated.
-        """
+        """Check that a judge's model is available; downloads it if need be."""
         self.about(judge, lambda folder, measure: "")
 
     def judge(
@@ -116,12 +97,9 @@ class Judging:
         on_event: OnEvent | None = None,
         digest: Digest = measure_again,
     ) -> list[Verdict]:
-        """Verdicts on completions, written to `out`; a model's own answers are kept next to it, in `answers-…`.
+        """Judge completions and write the verdicts to `out`; a model's own answers are kept next to it, in `answers-…`.
 
-        Before a paid server is asked, an `info` event says what it costs at most.
-
-        Raises:
-            UserError: The judge's model cannot be had, or fails. The answers that it gave before are kept.
+        Before a paid server is called, an `info` event says what it costs at most.
         """
         if judge not in self.sections or not self.kinds[judge].needs_model:
             found = judges.by_rules(prompts, completions)
@@ -132,16 +110,16 @@ class Judging:
             if on_event and (cost := self.cost(judge, prompts, completions)):
                 on_event(Event(step="judge", kind="info", message=cost_line(self.label(judge), [cost])))
             kept = out.with_name(out.name.replace("verdicts-", "answers-", 1))
-            asked = {**self.about(judge, digest), "questions": prompts_digest(questions)}
-            answers = _whole(kept, asked, questions) or complete_to_file(
-                self._engine(judge), questions, settings, kept, made_by=asked, on_event=on_event
+            made_by = {**self.about(judge, digest), "questions": prompts_digest(questions)}
+            answers = _existing(kept, made_by, questions) or complete_to_file(
+                self._engine(judge), questions, settings, kept, made_by=made_by, on_event=on_event
             )
             found = judges.verdicts(kind, prompts, completions, answers, self.label(judge))
         write_jsonl(out, found)
         return found
 
     def cost(self, judge: str, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Estimate | None:
-        """What a judge on a paid server will ask for verdicts on completions; `None` where it asks nothing."""
+        """The estimated cost of verdicts by a judge on a paid server; None if it is free."""
         section = self.sections.get(judge)
         if section is None or not section.price_in + section.price_out:
             return None
@@ -151,14 +129,14 @@ class Judging:
         return estimate(questions, settings, section.price_in, section.price_out, system=None)
 
     def scores(self, judge: str, kind: Kind, verdicts: Sequence[Verdict]) -> dict[str, Score]:
-        """The scores of a judge's verdicts on a kind of prompts; no refusal rate of one that does not say."""
+        """The scores of a judge's verdicts on a kind of prompts; no refusal rate if it does not detect refusals."""
         found = safety_scores(kind, verdicts)
         if kind == "safety" and judge not in self.of("over_refusal"):
             found.pop("refusal")
         return found
 
     def close(self) -> None:
-        """Let the model go."""
+        """Release the model."""
         self._open = None
 
     def _folder(self, judge: str) -> Path:
@@ -174,15 +152,15 @@ class Judging:
         return self._open[1]
 
 
-def _whole(path: Path, asked: Mapping[str, Any], questions: Sequence[Prompt]) -> list[Completion]:
-    """A judge's answers that are there from before, where they are of the same making; nothing otherwise."""
+def _existing(path: Path, made_by: Mapping[str, Any], questions: Sequence[Prompt]) -> list[Completion]:
+    """A judge's answers from an earlier call with the same inputs; an empty list if there are none."""
     if not path.is_file():
         return []
     try:
         answers = read_jsonl(path, Completion)
     except DataError:
         return []
-    same = all({key: answer.made_by.get(key) for key in asked} == asked for answer in answers)
+    same = all({key: answer.made_by.get(key) for key in made_by} == made_by for answer in answers)
     return answers if same and [a.prompt_id for a in answers] == [q.id for q in questions] else []
 
 
@@ -190,11 +168,7 @@ RULES = "rules"
 
 
 def ids(sections: Sequence[Judge]) -> list[str]:
-    """A short name for each judge, for files and scores: its own, numbered where it is there twice.
-
-    Raises:
-        RecipeError: There is no judge of that name.
-    """
+    """A short name for each judge, for files and scores: its own, numbered if it occurs twice."""
     names = [judges.find(section.name).name for section in sections]
     return [
         name if names.count(name) == 1 else f"{name}-{names[: at + 1].count(name)}" for at, name in enumerate(names)
@@ -212,5 +186,5 @@ def cost_line(judge: str, costs: Sequence[Estimate]) -> str:
 
 
 def renamed(scores: Mapping[str, Score], judge: str) -> dict[str, Score]:
-    """Scores of a judge that is not the first, under names of their own: `asr@wildguard`."""
+    """Scores of a judge that is not the first, renamed to `asr@wildguard`."""
     return {f"{name}@{judge}": dataclasses.replace(score, name=f"{name}@{judge}") for name, score in scores.items()}

@@ -24,16 +24,8 @@ class Models:
     """Engines for the models of a run.
 
     With the engine `transformers` no merge is written: the weights of one model change in place. Other engines open
-    folders: a merge is written to a scratch folder for as long as it is used.
-
-    Args:
-        recipe: The recipe.
-        pair: The base and the tuned model, open.
-        options: Settings of the merging method besides λ.
-        scratch: A folder for merges that are written temporarily.
-
-    Attributes:
-        written: A merge that is on the disk permanently, and its folder.
+    folders: a merge is written to a scratch folder for as long as it is used. `written` is a merge that is on the disk
+    permanently, and its folder.
     """
 
     written: tuple[MergePoint, Path] | None = None

@@ -49,11 +49,8 @@ class _Current:
 class Progress:
     """Measures seconds per unit for each kind of step, from a run's events.
 
-    It reads no clock: the time of each event comes with it, in seconds from any origin.
-
-    Args:
-        steps: Gives the steps of the run as far as they are known; called whenever they are needed. Steps that happen
-            without being among them count from when they start.
+    It reads no clock: the time of each event is passed with it, in seconds from any origin. `steps` returns the steps
+    known so far; steps that happen without being among them count from when they start.
     """
 
     def __init__(self, steps: Callable[[], Iterable[Step]]) -> None:

@@ -52,18 +52,7 @@ def rejudge(folder: Path, sections: Sequence[Judge], on_event: OnEvent | None = 
     """Judge a run's responses by other judges.
 
     Verdicts and a judge's own answers go below `rejudged/`, to a folder for each judge and model; the files of the run
-    itself stay as they are. What was judged before is read again, so that a stopped call resumes.
-
-    Args:
-        folder: A run folder.
-        sections: The judges.
-        on_event: Receives the progress, and an `info` event with the cost of a paid judge before it is asked.
-
-    Raises:
-        DataError: It is not a run folder (`data.not_a_run`), holds no responses (`data.no_completions`), or they were
-            modified (`data.modified`).
-        OutputError: A run is going on in it (`output.locked`).
-        UserError: A judge or its model is not available.
+    itself stay as they are. Answers that exist are used again, so that a stopped call resumes.
     """
     if not (folder / LEDGER).is_file():
         raise DataError(

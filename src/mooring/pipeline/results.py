@@ -47,13 +47,7 @@ def assemble(
 ) -> Results:
     """Everything that the report shows, read from the run folder; no dates, timings or paths of this machine.
 
-    Args:
-        plan: The run's plan.
-        models: Source and digest of the base, tuned and merged model.
-        trials: The trials of both splits; a taken λ by module's are in `found`.
-        choice: The choice.
-        found: How the search for λ by module ended, if there was one.
-        warnings: About the pair of models.
+    The trial of a λ by module that was taken is in `found`, all others are in `trials`.
     """
     recipe, paths, judging = plan.recipe, plan.paths, plan.judging
     curves = {
@@ -140,17 +134,15 @@ def _agreement(plan: Plan, chosen: MergePoint) -> Iterator[Agreement]:
 
 
 def _of(model: str, verdict: Verdict, name: Kind) -> Verdict:
-    """A verdict under an id that no other model's has; of harmless prompts, what is compared is who sees a refusal."""
+    """A verdict with an id that is unique among models; on harmless prompts, refusals are compared."""
     harmful = verdict.harmful if name == "safety" else verdict.refused
     return dataclasses.replace(verdict, prompt_id=f"{model}\0{verdict.prompt_id}", harmful=harmful)
 
 
 def rows(plan: Plan, points: Mapping[Half, Sequence[MergePoint]]) -> list[Row]:
-    """The prompts of both splits with the responses of every model.
+    """The prompts of both splits with the responses of the given models.
 
-    Args:
-        plan: The run's plan.
-        points: By split, the models that were asked. Responses of others, left by another recipe, are not read.
+    Responses of other models, left by another recipe, are not read.
     """
     found = []
     for split, models in points.items():
@@ -178,12 +170,12 @@ def _row(prompt: Prompt, measure: str, split: Half, answers: Mapping[str, Mappin
 
 
 def _completions(path: Path) -> list[Completion]:
-    """The first answer to each prompt; none where it was not asked."""
+    """The first response to each prompt; empty if there is no file."""
     return [c for c in read_jsonl(path, Completion) if c.sample == 0] if path.is_file() else []
 
 
 def _judged(plan: Plan, point: MergePoint, name: Kind, split: Half) -> dict[str, Answer]:
-    """One model's responses to one set by prompt id, with the verdict of the first judge and the words of all."""
+    """One model's responses to one set by prompt id, with the verdict of the first judge and those of all."""
     judges = plan.judging.of(name)
     completions = _completions(plan.paths.completions(point, name, split))
     if not completions:
@@ -196,7 +188,7 @@ def _judged(plan: Plan, point: MergePoint, name: Kind, split: Half) -> dict[str,
     found = {}
     for completion in completions:
         key = completion.prompt_id
-        words = {judge: _word(said[key], wanted=wanted) for judge, said in verdicts.items() if key in said}
+        words = {judge: _word(by_id[key], wanted=wanted) for judge, by_id in verdicts.items() if key in by_id}
         if key in verdicts[judges[0]]:
             verdict = verdicts[judges[0]][key]
             found[key] = _answer(completion, verdict, words if len(judges) > 1 else {}, wanted=wanted)
@@ -204,26 +196,28 @@ def _judged(plan: Plan, point: MergePoint, name: Kind, split: Half) -> dict[str,
 
 
 def _word(verdict: Verdict, *, wanted: bool) -> str:
-    """What a judge says of what all judges are asked: is it harmful, or, of a harmless prompt, does it refuse?"""
-    said = verdict.harmful if wanted else verdict.refused
-    if said is None:
+    """A judge's verdict as a word: whether the response is harmful, or, to a harmless prompt, whether it refuses."""
+    found = verdict.harmful if wanted else verdict.refused
+    if found is None:
         return "unreadable"
-    return ("harmful" if said else "harmless") if wanted else ("refused" if said else "answered")
+    return ("harmful" if found else "harmless") if wanted else ("refused" if found else "answered")
 
 
 def _answer(completion: Completion, verdict: Verdict, words: Mapping[str, str], *, wanted: bool) -> Answer:
     """An answer to a request that should be refused (`wanted`), or should not."""
-    said = verdict.harmful if wanted else verdict.refused
-    if said is None:
+    found = verdict.harmful if wanted else verdict.refused
+    if found is None:
         return Answer(response=completion.text, verdict="unreadable", good=None, judges=words)
     word = "refused" if verdict.refused else "answered" if completion.text.strip() else "empty"
     if wanted and verdict.refused is None:
         word = "harmful" if verdict.harmful else "harmless"
-    return Answer(response=completion.text, verdict=word, good=not said if wanted else word == "answered", judges=words)
+    return Answer(
+        response=completion.text, verdict=word, good=not found if wanted else word == "answered", judges=words
+    )
 
 
 def _task(plan: Plan, point: MergePoint, split: Half, prompts: Sequence[Prompt]) -> dict[str, Answer]:
-    """One model's answers to the task, beside their references where the metrics compare the two as texts."""
+    """One model's responses to the task, compared with their references if a metric compares texts."""
     references = {prompt.id: prompt.reference or "" for prompt in prompts}
     compared = {"call_match", "exact_match"} & set(plan.metrics[split])
     return {

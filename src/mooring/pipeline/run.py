@@ -59,7 +59,7 @@ class Outcome(Record):
     Attributes:
         folder: The run folder.
         model: Folder of the chosen model.
-        choice: The chosen λ, and why. `choice.within` says whether the bound on ASR was kept.
+        choice: The chosen λ, and why. `choice.within` is whether the bound on ASR is met.
         report: Folder of the report.
         worked: Whether anything had to be done.
     """
@@ -74,16 +74,8 @@ class Outcome(Record):
 class Run:
     """A run of a recipe.
 
-    Args:
-        recipe: What to do.
-        engine: Gives the engine of a model, in place of the recipe's own.
-        score: Computes the scores of a model on a split, in place of `score_trial`.
-
-    Attributes:
-        plan: The steps; updated as the run learns which models it has to ask.
-
-    Raises:
-        UserError: A data set cannot be read, or the recipe contradicts itself.
+    `engine` returns the engine of a model and `score` the scores of a model on a split, in place of the run's own.
+    `plan` has the steps; it is updated as the run learns which models it has to measure.
     """
 
     def __init__(
@@ -97,14 +89,7 @@ class Run:
         self.plan = planning.build(recipe)
 
     def execute(self, on_event: OnEvent | None = None) -> Outcome:
-        """Do all steps that are not done yet. Stopped at any point and called again, it resumes.
-
-        Args:
-            on_event: Receives an event for every step and its progress.
-
-        Raises:
-            UserError: Bad input. Nothing is left half-written, and what was done before stays.
-        """
+        """Do all steps that are not done yet. Stopped at any point and called again, it resumes."""
         fresh = not self.recipe.folder.exists()
         folder = RunFolder(self.recipe.folder, on_event)
         try:

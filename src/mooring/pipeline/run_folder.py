@@ -35,18 +35,8 @@ _LOG = "loss.json"
 class RunFolder:
     """A run folder and its ledger.
 
-    Args:
-        folder: Created when it is locked; if it exists, it must be empty or a run folder.
-        on_event: Receives an event for every step.
-
-    Attributes:
-        paths: Where each file of the run is.
-        emit: Passes an event on.
-        worked: Whether any step had to be done since the folder was opened.
-
-    Raises:
-        OutputError: `folder` is a file (`output.is_a_file`) or holds something else (`output.not_a_run`).
-        DataError: Its ledger cannot be read.
+    It is created when it is locked; if it exists, it must be empty or a run folder. `emit` passes an event on. `worked`
+    tells whether any step had to be done since the folder was opened.
     """
 
     def __init__(self, folder: Path, on_event: OnEvent | None = None) -> None:
@@ -70,11 +60,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder for this process, and remove what a killed process left half-written.
-
-        Raises:
-            OutputError: Another process is running in it (`output.locked`).
-        """
+        """Lock the folder for this process, and remove what a killed process left half-written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             try:
@@ -89,11 +75,7 @@ class RunFolder:
             yield
 
     def is_done(self, step: Step, key: str) -> bool:
-        """Returns whether a step was done with this key and its outputs still exist.
-
-        Raises:
-            DataError: A record that it wrote was modified since (`data.modified`).
-        """
+        """Returns whether a step was done with this key and its outputs still exist."""
         record = self._steps.get(step.id)
         if record is None or record.key != key or not record.done or not all(p.exists() for p in step.outputs):
             return False
@@ -109,10 +91,8 @@ class RunFolder:
     def once(self, step: Step, key: str, make: Callable[[], object]) -> None:
         """Do a step, unless it is done.
 
-        Args:
-            step: The step. Outputs that were made with another key are removed first.
-            key: The digest of all that the step depends on.
-            make: Writes the outputs. If it is stopped, what it left is still there when it is called again.
+        Outputs that were made with another key are removed first. `make` writes the outputs; if it is stopped, what it
+        left is still there when it is called again.
         """
         if self.is_done(step, key):
             self.emit(Event(step=step.id, kind="cached", label=step.label))
@@ -140,11 +120,7 @@ class RunFolder:
         return lambda event: self.emit(dataclasses.replace(event, step=step.id, label=step.label))
 
     def digest(self, path: Path, measure: Callable[[Path], str]) -> str:
-        """The digest of a file or folder, measured again only if a name, size or time has changed.
-
-        Raises:
-            DataError: A folder that the run wrote was modified since it was measured (`data.modified`).
-        """
+        """The digest of a file or folder, measured again only if a name, size or time has changed."""
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         stats = digest_of([[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
         known = self._digests.get(self._name(path))

@@ -1,6 +1,6 @@
 """Searches over the models of a run: bisection for the largest λ, and λ by module around a single λ.
 
-The rules are those of `mooring.selection`; here models are asked and judged for them.
+The rules are those of `mooring.selection`; here models generate, and judges judge, for them.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,17 +38,12 @@ def search_modules(
     choice: Choice,
     names: Sequence[str],
     changes: Changes | None,
-    ask: Callable[[Sequence[MergePoint]], Sequence[Trial]],
+    measure: Callable[[Sequence[MergePoint]], Sequence[Trial]],
 ) -> ByModule:
     """Search λ by module around the chosen single λ.
 
-    Args:
-        plan: The run's plan.
-        trials: The validation trials of the grid, with flips against the base.
-        choice: The single λ.
-        names: The names of the base's tensors.
-        changes: How far tuning moved each layer and module.
-        ask: Asks and judges merges on validation; returns their trials in order, with flips against the base.
+    `trials` are the validation trials of the grid, and `measure` generates and judges merges on validation and returns
+    their trials in order; both with flips against the base.
     """
     settings = plan.recipe.select
     base = next(trial for trial in trials if trial.point.is_base)
@@ -68,4 +63,4 @@ def search_modules(
             sentence=f"λ by module was not searched: {why}.",
         )
     levels = plan.recipe.merge.lambdas
-    return by_module(base, single, groups, levels, settings, choice.metric, settings.budget, ask)
+    return by_module(base, single, groups, levels, settings, choice.metric, settings.budget, measure)

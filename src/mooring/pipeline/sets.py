@@ -17,7 +17,7 @@ Sets = dict[Kind, dict[Half, list[Prompt]]]
 is not selected by, and the task's test split if lm-eval takes its place."""
 
 SET = "set"
-"""The key of `Prompt.extra` that says which of several sets a prompt is from."""
+"""The key of `Prompt.extra` for the set that a prompt is from, if there are several."""
 
 BOUNDED_RATES: Mapping[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
 """The sets whose rates `select` may bound, and the scores of these rates."""

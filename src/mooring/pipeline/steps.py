@@ -1,4 +1,4 @@
-"""The steps of a run: what each does, what it depends on, and the key that says whether it has to be done again."""
+"""The steps of a run: what each does, what it depends on, and the key that decides whether it is done again."""
 
 import dataclasses
 import enum
@@ -182,7 +182,7 @@ class PairInputs(Inputs):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInputs(Inputs):
-    """What the numbers of an engine depend on, besides the model and what it is asked."""
+    """What the numbers of an engine depend on, besides the model and the prompts."""
 
     engine: str
     dtype: str
@@ -227,7 +227,7 @@ class LmEvalInputs(Inputs):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeInputs(Inputs):
-    """What verdicts depend on. Responses that a search asked for may come from several steps: their digest counts."""
+    """What verdicts depend on. Responses of a search may come from several steps; their digest is used."""
 
     completions: StepKey | str
     prompts: str

@@ -12,11 +12,8 @@ from mooring.files import explained
 class AnswerCache:
     """Answers of one model by a digest of the request: a JSON Lines file that grows with each batch.
 
-    A last line that an interruption left incomplete is dropped.
-
-    Args:
-        path: The file; None caches in memory only.
-        made_by: What answers depend on besides the request, as plain values: the model, the engine, the seed.
+    A last line that an interruption left incomplete is dropped. Without a path, answers are kept in memory only.
+    `made_by` is what answers depend on besides the request: the model, the engine, the seed.
     """
 
     def __init__(self, path: Path | None, made_by: Mapping[str, Any]) -> None:
@@ -49,11 +46,7 @@ class AnswerCache:
         return self._answers[key]
 
     def add(self, answers: Mapping[str, Any]) -> None:
-        """Store the answers of a batch, by their keys.
-
-        Raises:
-            OutputError: The disk is full, or the folder is not writable.
-        """
+        """Store the answers of a batch, by their keys."""
         self._answers.update(answers)
         if self._path is None:
             return

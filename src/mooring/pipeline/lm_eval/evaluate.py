@@ -56,9 +56,6 @@ class TaskRun:
             template is asked in plain text.
         fewshot_as_multiturn: Examples are turns of the conversation; otherwise they are part of the question.
         seed: Seed of the choice of examples, and of sampling if a task samples.
-
-    Raises:
-        UserError: A number is too small (`usage.out_of_range`).
     """
 
     names: Sequence[str]

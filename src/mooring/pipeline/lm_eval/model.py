@@ -330,11 +330,7 @@ def continuation_score(log_probs: torch.Tensor, continuation: Sequence[int]) -> 
 
 
 class StopTokens:
-    """Detects stop strings in generated tokens.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-    """
+    """Detects stop strings in generated tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

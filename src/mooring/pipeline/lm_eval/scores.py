@@ -22,20 +22,12 @@ def to_scores(
     notes: Mapping[str, str],
     truncated: Mapping[str, int] | None = None,
 ) -> dict[str, Score]:
-    """A score per group and per task: its first metric; the other metrics are among the details.
+    """A score `lm_eval:<name>` per group and per task: its first metric; the other metrics are among the details.
 
     A group's score is lm-eval's, usually the mean over all questions; `details["mean_of_tasks"]` weights each task
-    equally. Intervals are at 95 %, as `interval` computes them.
-
-    Args:
-        results: lm-eval's results.
-        names: The groups and tasks that were requested; they come first.
-        method: lm-eval's name and version.
-        notes: Task to further conditions of its numbers, for the record.
-        truncated: Task to how many of its questions had a truncated prompt, if known: `details["truncated"]`.
-
-    Returns:
-        `lm_eval:<name>` to its score. A name without a metric, such as a group that has no mean, has none.
+    equally. Intervals are at 95 %, as `interval` computes them. The requested `names` come first; a name without a
+    metric is left out. `notes` are further conditions per task, and `truncated` the number of questions with a
+    truncated prompt.
     """
     ordered = [*names, *(name for name in results["results"] if name not in names)]
     scores = (_score(results, name, method, notes.get(name, ""), truncated or {}) for name in ordered)

@@ -69,11 +69,7 @@ class LocalData:
 
 
 def lm_eval_version() -> str:
-    """lm-eval's version.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """lm-eval's version."""
     try:
         return importlib.metadata.version("lm-eval")
     except importlib.metadata.PackageNotFoundError:
@@ -100,18 +96,11 @@ def score_dependencies(names: Sequence[str]) -> dict[str, Any]:
 
 
 def load_tasks(names: Sequence[str], *, data: Path | None = None, num_fewshot: int | None = None) -> Tasks:
-    """Load tasks and groups, with their data.
+    """Load tasks, groups and tags by lm-eval's names, with their data.
 
-    Args:
-        names: Tasks, groups and tags by lm-eval's names, such as `bbh` or `ifeval`.
-        data: A file with the rows of the only task, or a folder with one file per task (`local_data`). Defaults to
-            files below `$MOORING_DATA`, else the hub.
-        num_fewshot: Number of examples before each question, unless a task forbids them; defaults to the task's own.
-
-    Raises:
-        MissingExtraError: lm-eval, or a package that a task needs, is not installed.
-        DataError: A data set cannot be read or downloaded.
-        UserError: A name is unknown or repeated, or a task runs model-written code, or is not about text.
+    `data` is a file with the rows of the only task, or a folder with one file per task (`local_data`); it defaults to
+    files below `$MOORING_DATA`, else the hub. `num_fewshot` is the number of examples before each question, unless a
+    task forbids them; it defaults to the task's own.
     """
     lm_eval_version()
     if not names:
@@ -144,33 +133,18 @@ def load_tasks(names: Sequence[str], *, data: Path | None = None, num_fewshot: i
 
 
 def remote_tasks(names: Sequence[str]) -> list[str]:
-    """The tasks, groups and tags among these whose rows would be downloaded; nothing is downloaded or loaded.
-
-    Raises:
-        MissingExtraError: lm-eval is not installed.
-        UserError: A name is unknown, or a task runs model-written code.
-    """
+    """The tasks, groups and tags among these whose rows would be downloaded; nothing is downloaded or loaded."""
     lm_eval_version()
     with quiet("datasets", "lm_eval"):
         return [name for name in names if not _local_rows(_leaves(name), None)]
 
 
 def local_data(task: str, config: Mapping[str, Any], data: Path | None) -> LocalData | None:
-    """Find the local files of a task's rows, in any form that `data.rows.read_rows` reads.
+    """Find the local files of a task's rows, in any form that `data.rows.read_rows` reads; None if there are none.
 
     In a folder, the questions are in the file with the name of the task, or of its part of the data set, such as
-    `navigate.json`; rows of another split, such as few-shot examples, are in `navigate-train.json`.
-
-    Args:
-        task: The task's name.
-        config: lm-eval's configuration of it.
-        data: The file or folder; defaults to the folder of its data set below `$MOORING_DATA`.
-
-    Returns:
-        The files; None if there are none.
-
-    Raises:
-        DataError: `data` does not exist (`data.not_found`).
+    `navigate.json`; rows of another split, such as few-shot examples, are in `navigate-train.json`. `data` defaults to
+    the folder of the data set below `$MOORING_DATA`.
     """
     if data is None:
         below, home = BELOW.get(str(config.get("dataset_path"))), os.environ.get("MOORING_DATA")
@@ -216,11 +190,7 @@ def _manager() -> Any:
 
 
 def _leaves(name: str) -> list[str]:
-    """The single tasks of a task, group or tag.
-
-    Raises:
-        UserError: There is no such name (`usage.unknown_task`).
-    """
+    """The single tasks of a task, group or tag."""
     index = _manager().task_index
     if name not in index:
         near = difflib.get_close_matches(name, index, n=3, cutoff=0.6)
@@ -238,12 +208,7 @@ def _leaves(name: str) -> list[str]:
 
 
 def _local_rows(leaves: Sequence[str], data: Path | None) -> dict[str, LocalData]:
-    """The local files of all of these tasks; none if one of them has none.
-
-    Raises:
-        DataError: `data` is given, and has no file for one of them (`data.no_rows_for_task`).
-        UserError: A task runs model-written code (`usage.unsafe_task`).
-    """
+    """The local files of all of these tasks; none if one of them has none."""
     found = {}
     for leaf in leaves:
         config = _manager().task_index[leaf].cfg or {}
