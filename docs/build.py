@@ -282,21 +282,20 @@ METHODS_INTRO = """# Methods
 
 Built from `mooring/merge_methods.py` by `make docs`.
 
-**λ is the weight of the tuned models, everywhere**: 0 is the base, 1 the tuned model. Other tools turn it round:
-mergekit's `t` (SLERP) is λ with the base as `base_model`, its `lambda` (task vectors) is λ; SafeTune's α is 1−λ.
+**λ is the weight of the tuned models, everywhere**: 0 is the base, 1 the tuned model. In mergekit, λ is `t` (SLERP with
+the base as `base_model`) or `lambda` (task vectors); SafeTune's α is 1−λ.
 
-δᵢ = tunedᵢ − base. Arithmetic is in float32, or float64 where an input has it, and rounded once; λ is never rounded to
-the type of a tensor. Dot products and norms are summed in float64. The same inputs and settings give the same bytes,
-whatever the number of threads, the slices and the shards; what is drawn at random is a function of (seed, tensor,
-position).
+δᵢ = tunedᵢ − base. Arithmetic is in float32, or in float64 if an input is, and the result is rounded once; λ is never
+rounded to the type of a tensor. Dot products and norms are summed in float64. The same inputs and options give the same
+bytes for any number of threads, slices and shards; random numbers are a function of (seed, tensor, position).
 
-λ, weights, densities and the like are a number, a ramp over depth (`0.2..0.8`: from the first layer to the last), or
+λ, weights, densities, γ and ε are a number, a ramp over depth (`0.2..0.8`: from the first layer to the last), or
 patterns of names to either (`--lam-for 'layers.{0-9}.mlp.*=0.3'`). A pattern matches a name from its start, or from
-any dot, to its end; the first one that matches decides; `*` matches anything, `{0-9}` the integers, `{q,k,v}` one of
-these. A pattern that matches no tensor is an error, since it is probably mistyped.
+any dot, to its end, and the first one that matches decides; `*` matches anything, `{0-9}` the integers from 0 to 9, and
+`{q,k,v}` one of these. A pattern that matches no tensor is an error, since it is probably mistyped.
 
-Every method except Model Stock also works on a single tuned model. If a tensor is an exception (no angle, a ratio
-that was clamped, more vocabulary rows), the manifest `mooring.json` says so under `decisions`.
+Every method except Model Stock also works on a single tuned model. The manifest `mooring.json` lists exceptions
+for single tensors (no angle, a clamped ratio, more vocabulary rows) under `decisions`.
 """
 
 

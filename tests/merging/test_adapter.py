@@ -276,7 +276,7 @@ def test_what_does_not_give_an_adapter(
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_that_no_one_adapter_can_hold(bases: Mapping[str, Path], tmp_path: Path) -> None:
+def test_adapters_that_cannot_be_combined(bases: Mapping[str, Path], tmp_path: Path) -> None:
     base = bases["tied"]
     one = tune(base, tmp_path / "one", target_modules=["q_proj"], modules_to_save=["lm_head"])
     two = tune(base, tmp_path / "two", target_modules=["lm_head"])

@@ -99,7 +99,7 @@ def test_an_equal_model_and_bad_numbers_are_refused(pair: tuple[Path, Path]) -> 
     assert caught.value.code == "usage.no_tuned_model"
 
 
-def test_memory_converts_as_it_fills_and_refuses_what_goes_past_the_end() -> None:
+def test_memory_converts_types_and_checks_the_size() -> None:
     wide, half = torch.zeros(2, 2), torch.zeros(2, dtype=torch.bfloat16)
     memory = Memory({"a": wide, "b": half})
     memory.write("a", 2, torch.tensor([1.0, 2.0]))

@@ -547,7 +547,7 @@ def test_nonfinite_is_refused(tmp_path: Path, write: Write, method: str, where: 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
 @pytest.mark.parametrize("settings", [{"lam": 0.0}, {"lam": 1.0}, {"weights": [1.0, 0.0]}])
 @pytest.mark.parametrize("where", [0, 1, 2])
-def test_nonfinite_that_does_not_count_is_refused_too(
+def test_nonfinite_with_a_weight_of_zero(
     tmp_path: Path, write: Write, method: str, settings: dict[str, Any], where: int
 ) -> None:
     """A weight of 0 would hide it."""
@@ -560,7 +560,7 @@ def test_nonfinite_that_does_not_count_is_refused_too(
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_nonfinite_is_let_through(tmp_path: Path, write: Write, read: Read, method: str) -> None:
+def test_allow_nonfinite(tmp_path: Path, write: Write, read: Read, method: str) -> None:
     ours, theirs = tensors(1), tensors(2)
     ours[MLP][2, 1] = torch.nan
     base, tuned = write(tmp_path / "base", ours), [write(tmp_path / "tuned", theirs)]

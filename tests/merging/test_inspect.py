@@ -57,7 +57,7 @@ def test_numbers(tmp_path: Path, write: Write) -> None:
     assert found.cost.seconds > 0
 
 
-def test_numbers_do_not_hang_on_shards_and_threads(tmp_path: Path, write: Write) -> None:
+def test_numbers_do_not_depend_on_shards_and_threads(tmp_path: Path, write: Write) -> None:
     random = torch.Generator().manual_seed(0)
     base = {f"model.layers.{n}.w": torch.randn(300, 90, generator=random) for n in range(4)}
     tuned = {name: value + 0.01 * torch.randn(300, 90, generator=random) for name, value in base.items()}
@@ -135,7 +135,7 @@ def test_another_base(tmp_path: Path, write: Write) -> None:
     )
 
 
-def test_configurations_that_differ_are_told_of(tmp_path: Path, write: Write) -> None:
+def test_different_configurations_give_a_warning(tmp_path: Path, write: Write) -> None:
     own = {"rope_theta": 1e4, "transformers_version": "4", "hidden_act": "silu", "rope_scaling": {"factor": 2}}
     other = {
         "rope_theta": 5e5,
@@ -171,7 +171,7 @@ def test_warnings(tmp_path: Path, write: Write) -> None:
     assert len(said) == 3
 
 
-def test_problems_are_told_not_raised(tmp_path: Path, write: Write) -> None:
+def test_problems_are_listed_not_raised(tmp_path: Path, write: Write) -> None:
     base = model(tmp_path / "b", write)
     assert "no such folder" in inspect(base, tmp_path / "none").problems[0]
     other = write(tmp_path / "t", {"x": torch.ones(1)})
@@ -201,7 +201,7 @@ def test_table_has_no_infinity(tmp_path: Path, write: Write) -> None:
     assert (group["relative_change"], group["largest_angle_degrees"]) == (None, None)
 
 
-def test_two_stacks_are_told_apart(tmp_path: Path, write: Write) -> None:
+def test_stacks_are_separate(tmp_path: Path, write: Write) -> None:
     def made(change: float) -> dict[str, torch.Tensor]:
         return {
             f"{side}.layers.0.w": torch.ones(3, 3) + change * (side == "decoder") for side in ("encoder", "decoder")

@@ -119,7 +119,7 @@ def test_ranks_are_of_changed_matrices_only() -> None:
     assert not any(c.rank for c in measured(base, tuned, ranks=False).changes)
 
 
-def test_numbers_do_not_hang_on_threads() -> None:
+def test_numbers_do_not_depend_on_threads() -> None:
     base = {f"m{n}": gaussian(300, 200 + n, seed=n) for n in range(4)} | {"v": gaussian(40_000)}
     tuned = {name: value + 0.01 * gaussian(*value.shape, seed=9) for name, value in base.items()}
     first, *others = (measured(base, tuned, threads=threads).changes for threads in (1, 2, 5))
@@ -155,7 +155,7 @@ def test_broken_tensors_are_named_with_their_side(bad: float) -> None:
     assert [c.name for c in found.changes] == ["c"]
 
 
-def test_an_error_in_the_middle_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_reader_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"x": gaussian(1000, 200)}
     extents, read = pair(base, {"x": base["x"] + 1})
 

@@ -111,7 +111,7 @@ def test_arc_does_not_cancel(angle: float) -> None:
     assert weight == pytest.approx(math.sin(0.3 * angle) / math.sin(angle))
 
 
-def test_slerp_of_a_light_change_says_so_and_names_the_widest() -> None:
+def test_slerp_remark_names_the_largest_angle() -> None:
     remark = found(0.5, change=1e-6)["slerp"].remark
     assert "model.norm.weight" in remark
     assert float(remark.split()[0]) < 1e-6
@@ -124,14 +124,14 @@ def test_model_stock_wants_two() -> None:
     assert "two tuned models" in said.remark
 
 
-def test_nothing_changed_and_whole_numbers_have_no_outlook() -> None:
+def test_unchanged_and_integer_tensors_have_no_outlook() -> None:
     base = {"x": torch.ones(4)}
     assert outlook(measured(base, base), 0.5) == ()
     base = {"x": torch.arange(4)}
     assert outlook(measured(base, {"x": torch.arange(4) + 1}), 0.5) == ()
 
 
-def test_every_method_is_told_of() -> None:
+def test_every_method_has_an_outlook() -> None:
     from mooring.merge_methods import METHODS
 
     assert {name for o in outlook(measured(*models()), 0.5) for name in o.methods} == set(METHODS)

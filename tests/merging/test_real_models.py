@@ -62,7 +62,7 @@ def test_adapter_as_peft_merges_it(tmp_path: Path, tiny_model_folder: Path, conf
     assert record["tensors"]["changed"] == 14
 
 
-def test_adapter_bytes_do_not_hang_on_slices(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_adapter_bytes_do_not_depend_on_slices(tmp_path: Path, tiny_model_folder: Path) -> None:
     adapter = tune(tiny_model_folder, tmp_path / "adapter")
     first = merge(tiny_model_folder, adapter, tmp_path / "a", lam=0.7, threads=1)
     second = merge(tiny_model_folder, adapter, tmp_path / "b", lam=0.7, threads=3, slice_bytes=777)

@@ -140,7 +140,7 @@ def test_every_election_of_three(weights: tuple[float, ...], normalize: bool) ->
 
 @pytest.mark.parametrize("weight", [1.0, 0.3, -0.7, 0.0])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_one_voice_elects_itself(weight: float, normalize: bool) -> None:
+def test_elect_with_a_single_change(weight: float, normalize: bool) -> None:
     change = torch.tensor([-1.5, 0.0, 2.0])
     factor = (1.0 if weight else 0.0) if normalize else weight
     assert elect([change.clone()], [weight], normalize).tolist() == pytest.approx((change * factor).tolist())

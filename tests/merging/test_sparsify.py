@@ -82,7 +82,7 @@ changes = st.lists(
     cells=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_exactly_these_stay(
+def test_kept_entries_match_a_stable_sort(
     kind: str, change: list[float], columns: int, density: float, gamma: float, cells: int, dtype: torch.dtype
 ) -> None:
     """Against a stable sort; magnitudes that float32 holds only as subnormal numbers among them."""
@@ -105,7 +105,7 @@ def test_exactly_these_stay(
 @pytest.mark.parametrize("kind", ["magnitude", "outliers"])
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 100, 333])
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 0.99])
-def test_equal_magnitudes_are_told_apart_by_position(kind: str, count: int, density: float) -> None:
+def test_equal_magnitudes_are_ranked_by_position(kind: str, count: int, density: float) -> None:
     """All entries are equal: TIES keeps the first, Breadcrumbs drops the last as largest and then the first."""
     base, tuned = torch.zeros(count), torch.ones(count)
     (found,) = thinned(kind, site(base, density=density, gamma=0.1), base, tuned, cells=2)
@@ -130,7 +130,7 @@ def test_slices_do_not_matter(kind: str, rescale: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_makes_up_for_the_dropped(kind: str) -> None:
+def test_rescaling(kind: str) -> None:
     base, tuned = torch.zeros(40, 10), torch.randn((40, 10), generator=torch.Generator().manual_seed(2))
     (plain,) = thinned(kind, site(base), base, tuned)
     (l1,) = thinned(kind, site(base, rescale="l1"), base, tuned)
@@ -144,7 +144,7 @@ def test_what_makes_up_for_the_dropped(kind: str) -> None:
 # Draws.
 
 
-def test_draws_hang_on_seed_name_model_and_position_alone() -> None:
+def test_draws_depend_on_seed_name_model_and_position_only() -> None:
     whole = draws(7, "layers.0.w", 0, 0, 1000)
     assert whole.dtype == np.uint32
     for start, stop in ((0, 1), (0, 16), (3, 5), (15, 17), (16, 32), (37, 999), (500, 500)):
@@ -154,7 +154,7 @@ def test_draws_hang_on_seed_name_model_and_position_alone() -> None:
     assert len(set(whole.tolist())) > 990  # cells do not repeat each other
 
 
-def test_a_seed_means_the_same_for_ever() -> None:
+def test_a_seed_gives_the_same_numbers_forever() -> None:
     """Written down once: a change here would change what every published seed gives."""
     found = draws(42, "model.layers.0.mlp.up_proj.weight", 0, 0, 4)
     assert found.tolist() == [1752960689, 119469288, 1309185824, 3116589299]
@@ -210,6 +210,6 @@ def test_rows_are_the_last_axis_and_a_vector_is_one_row() -> None:
     assert {grid_of(kind, site(torch.empty(4, 5))) for kind in KINDS[:3]} == {CELL}
 
 
-def test_every_kind_is_some_methods() -> None:
+def test_every_kind_has_methods() -> None:
     assert {method.kind for method in METHODS.values()} == {None, *KINDS}
     assert {name: m.kind for name, m in METHODS.items() if m.kind} == reference.KINDS

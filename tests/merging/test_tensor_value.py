@@ -92,7 +92,7 @@ def test_a_tensor_that_no_pattern_matches_is_named() -> None:
     assert caught.value.message.startswith("model.norm.weight: ")
 
 
-def test_constant_only_where_every_tensor_has_it() -> None:
+def test_constant_is_none_unless_all_tensors_have_it() -> None:
     assert TensorValue.of({"mlp.*": 0.2, "*": 0.2}).constant == 0.2
     assert TensorValue.of({"mlp.*": 0.2, "*": 0.3}).constant is None
     assert TensorValue.of({"mlp.*": 0.2}).constant is None

@@ -167,7 +167,7 @@ def test_one_flipped_bit_anywhere(
         (lambda t: t.update({"twin.weight": t[f"{MODULE}.weight"].clone()}), "model.tensor_differs"),
     ],
 )
-def test_other_tensors(copy: Callable[[str], Path], change: Callable[..., Any], code: str) -> None:
+def test_changed_tensors(copy: Callable[[str], Path], change: Callable[..., Any], code: str) -> None:
     folder = copy("whole")
     rewrite(folder, change)
     assert fails(folder) == code
@@ -196,7 +196,7 @@ def test_a_missing_file(copy: Callable[[str], Path], file: str) -> None:
     fails(folder)
 
 
-def test_a_shard_that_is_cut(copy: Callable[[str], Path]) -> None:
+def test_a_truncated_shard(copy: Callable[[str], Path]) -> None:
     folder = copy("shards")
     shard = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     os.truncate(shard, shard.stat().st_size - 1)
@@ -231,7 +231,7 @@ def test_an_edited_manifest(copy: Callable[[str], Path], change: Callable[..., A
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"method": "linear", "lambda": 0.5}'])
-def test_a_manifest_that_is_none(copy: Callable[[str], Path], text: str) -> None:
+def test_an_invalid_or_missing_manifest(copy: Callable[[str], Path], text: str) -> None:
     folder = copy("whole")
     (folder / "mooring.json").write_text(text)
     assert fails(folder) in ("model.bad_json", "model.old_manifest")
@@ -241,7 +241,7 @@ def test_a_manifest_that_is_none(copy: Callable[[str], Path], text: str) -> None
     assert fails(folder) == "model.not_found"
 
 
-def test_nonfinite_that_was_let_through(tmp_path: Path, write: Write) -> None:
+def test_verify_after_allow_nonfinite(tmp_path: Path, write: Write) -> None:
     broken = tensors(2)
     broken["single"][3, 3] = torch.nan
     pair = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", broken)
@@ -251,9 +251,7 @@ def test_nonfinite_that_was_let_through(tmp_path: Path, write: Write) -> None:
     assert fails(out) == "model.nonfinite"
 
 
-def test_a_disk_that_does_not_give_back_what_was_written(
-    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_corrupts_data(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """The merge itself reads its output again, and leaves nothing where that differs."""
     pair = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
     pwrite = os.pwrite
