@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -129,6 +129,7 @@ def test_sampling_settings_are_sent_and_each_answer_has_its_own_seed() -> None:
     assert {(b["temperature"], b["top_p"], b["top_k"], b["min_p"]) for b in bodies(server)} == {(0.6, 0.9, 50, 0.0)}
 
 
+@settings(max_examples=20)
 @given(st.integers(), st.text())
 def test_a_seed_is_31_bits_of_a_digest(seed: int, key: str) -> None:
     text = f"{seed}\0{key}".encode()

@@ -22,7 +22,7 @@ CHUNK = 16
 """Maximum number of draft tokens that are checked at a time; those after a rejected one are wasted."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Drafted:
     """New tokens of a row, including the stop token, and how many of the first ones its draft predicted."""
 
@@ -59,24 +59,23 @@ def decode_drafted(
         pad: Any token; padding is masked.
         batch_size: Number of rows at a time.
     """
-    made: list[list[int]] = [[] for _ in rows]
-    accepted = [0] * len(rows)
+    made = [Drafted([], 0) for _ in rows]
     trimmed = [_trim(draft, stops, params.max_tokens - 1) for draft in drafts]
     waiting: list[Batch] = []
 
     def flush() -> None:
         if waiting:
-            continue_batch(model, _join(model, waiting), made, rows, params, stops)
+            continue_batch(model, _join(model, waiting), [row.tokens for row in made], rows, params, stops)
             waiting.clear()
 
     for first in range(0, len(rows), batch_size):
         numbers = range(first, min(first + batch_size, len(rows)))
-        for rejected in _check(model, numbers, rows, trimmed, made, accepted, params, stops, pad):
+        for rejected in _check(model, numbers, rows, trimmed, made, params, stops, pad):
             if sum(len(batch.number) for batch in waiting) + len(rejected.number) > batch_size:
                 flush()
             waiting.append(rejected)
     flush()
-    return [Drafted(tokens, count) for tokens, count in zip(made, accepted, strict=True)]
+    return made
 
 
 def _trim(draft: Sequence[int], stops: Collection[int], most: int) -> list[int]:
@@ -90,13 +89,12 @@ def _check(
     indices: Sequence[int],
     rows: Sequence[Sequence[int]],
     drafts: Sequence[Sequence[int]],
-    made: list[list[int]],
-    accepted: list[int],
+    made: Sequence[Drafted],
     params: SamplingParams,
     stops: Collection[int],
     pad: int,
 ) -> Iterator[Batch]:
-    """Check the drafts of a batch; yield the rows that continue without their drafts, as batches."""
+    """Check the drafts of a batch, extending `made`; yield the rows that continue without their drafts, as batches."""
     vocabulary = model.config.get_text_config().vocab_size
     size = _chunk(len(indices), vocabulary)
     chunks = [list(drafts[i][:size]) for i in indices]
@@ -110,13 +108,14 @@ def _check(
         del logits
         numbers, going, leaving = batch.number.tolist(), [], []
         for place, (number, count, token) in enumerate(zip(numbers, counts, following, strict=True)):
-            made[number] += [*chunks[place][:count], token]
-            accepted[number] += count
-            more = drafts[number][len(made[number]) - 1 :]
+            row = made[number]
+            row.tokens += [*chunks[place][:count], token]
+            row.accepted += count
+            more = drafts[number][len(row.tokens) - 1 :]
             if count == len(chunks[place]) and more and more[0] == token:
-                accepted[number] += 1
+                row.accepted += 1
                 going.append(place)
-            elif token not in stops and len(made[number]) < params.max_tokens:
+            elif token not in stops and len(row.tokens) < params.max_tokens:
                 leaving.append(place)
         if leaving:
             yield _pick(model, batch, leaving, [len(chunks[place]) - counts[place] for place in leaving], made)
@@ -124,11 +123,10 @@ def _check(
             return
         batch.select(torch.tensor(going, device=model.device))
         size = _chunk(len(going), vocabulary)
-        left = [numbers[place] for place in going]
-        chunks = [list(drafts[i][len(made[i]) : len(made[i]) + size]) for i in left]
-        ids, mask, _ = pad_left(
-            [[made[i][-1], *chunk] for i, chunk in zip(left, chunks, strict=True)], pad, model.device
-        )
+        left = [(drafts[numbers[place]], made[numbers[place]].tokens) for place in going]
+        chunks = [list(draft[len(tokens) : len(tokens) + size]) for draft, tokens in left]
+        inputs = [[tokens[-1], *chunk] for (_, tokens), chunk in zip(left, chunks, strict=True)]
+        ids, mask, _ = pad_left(inputs, pad, model.device)
         batch.set_input(ids, mask)
 
 
@@ -164,7 +162,7 @@ def follow(
     return counts.tolist(), following.tolist()
 
 
-def _pick(model: Any, batch: Batch, places: list[int], rejected: list[int], made: list[list[int]]) -> Batch:
+def _pick(model: Any, batch: Batch, places: list[int], rejected: list[int], made: Sequence[Drafted]) -> Batch:
     """Some rows as a batch of their own: rejected tokens at their ends are masked, the last of `made` is the input."""
     rows = torch.tensor(places, device=model.device)
     back = torch.tensor(rejected, device=model.device)[:, None]
@@ -175,7 +173,7 @@ def _pick(model: Any, batch: Batch, places: list[int], rejected: list[int], made
     number = batch.number[rows]
     seen = None if batch.seen is None else batch.seen[rows]
     picked = Batch(number, batch.tokens[rows], batch.positions[rows][:, -1:] - back, mask, cache, seen)
-    picked.set_input(torch.tensor([[made[row][-1]] for row in number.tolist()], device=model.device))
+    picked.set_input(torch.tensor([[made[row].tokens[-1]] for row in number.tolist()], device=model.device))
     return picked
 
 
