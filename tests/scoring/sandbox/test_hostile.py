@@ -215,6 +215,8 @@ def test_it_fails_and_harms_nothing(
     (outcome,) = run_programs([Program(fill(code, canary, listener.getsockname()[1]), CHECKS, "f")], LIMITS, workers=1)
     assert outcome.status != "passed"
     assert outcome.status in ("failed", "timed out", "killed")
+    if name == "stopping the checker":  # stopped from outside
+        assert (outcome.status, outcome.why) == ("timed out", "more than 1 seconds")
     assert SECRET not in outcome.output + outcome.why
     assert len(outcome.output) <= 2000
     assert canary.read_text() == SECRET
