@@ -38,14 +38,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heatmap:
-    """What is shown of the changes.
+    """What is shown of the changes: `rows` are modules × layers, `outside` the tensors that changed most first.
 
-    Attributes:
-        layers: Names of the layers.
-        modules: Names of the modules.
-        rows: Modules × layers; `None` if a layer has no such module, or the base is all zero there.
-        outside: Tensors outside the layers, those that changed most first; `None` if the base is all zero.
-        changed: Everything within the layers that changed, the least first.
+    `None` is a module that a layer lacks, or a base that is all zero. `changed` is everything within the layers that
+    changed, the least first.
     """
 
     layers: Sequence[str]

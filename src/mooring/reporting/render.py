@@ -24,12 +24,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table, label: str) -> str:
-    """A table in LaTeX; the document loads `booktabs`, and numbers it itself.
-
-    Args:
-        table: The table; a space separates its groups of rows.
-        label: What a document refers to it by, after `tab:`.
-    """
+    """A table in LaTeX with the label `tab:…`; the document loads `booktabs`, and numbers it itself."""
     groups = [index for index, column in enumerate(table.columns) if column.group]
     lines = [
         r"\begin{table}",
@@ -69,10 +64,8 @@ def _csv(cell: Cell) -> str:
 def as_terminal(table: Table, *, narrow: bool = True) -> "rich.table.Table":
     """A table for a terminal.
 
-    Args:
-        table: The table.
-        narrow: Fit it in 80 columns: intervals below their numbers, details below the first cell of a row, headings
-            broken between words.
+    A narrow one fits in 80 columns: intervals are below their numbers, details below the first cell of a row, and
+    headings are broken between words.
     """
     import rich.box
     import rich.table

@@ -74,15 +74,7 @@ def columns(text: Iterable[str], numeric: Iterable[str] = ()) -> list[Column]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Table(Record):
-    """A table: typed cells in rows, with a caption above and notes below.
-
-    Attributes:
-        caption: What it shows.
-        columns: One for each cell of a row.
-        rows: The rows.
-        title: What a document calls it, such as `Table 1`.
-        notes: Footnotes.
-    """
+    """A table: typed cells in rows, with a caption, a title such as `Table 1`, and footnotes."""
 
     caption: str
     columns: Sequence[Column]
@@ -150,13 +142,7 @@ def difference_of_scores(first: Score | None, second: Score | None) -> Differenc
 
 
 def difference_number(difference: Difference | None, measure: str, points: str = "") -> Number | None:
-    """A difference with its interval: of rates in points, of losses in nats; `None` if it is undefined.
-
-    Args:
-        difference: The difference.
-        measure: The score's name.
-        points: The unit of a rate's difference.
-    """
+    """A difference with its interval, of rates with the unit `points`, of losses in nats; `None` if undefined."""
     if difference is None or difference.value is None or difference.low is None or difference.high is None:
         return None
     rate = is_rate(measure)

@@ -62,12 +62,7 @@ def _alike(one: str, other: str) -> int:
 
 
 def embedded(results: Results, places: Mapping[str, Mapping[MergePoint, Sequence[tuple[float, float]]]]) -> str:
-    """The data as JSON without a character that HTML would read.
-
-    Args:
-        results: What to show; texts are cut if there is no `ROOM` for them.
-        places: Where the points of each single λ are, by figure.
-    """
+    """The data as JSON without a character that HTML would read; texts are cut if there is no `ROOM` for them."""
     cursors = {name: [found.get(point, []) for point in _points(results)] for name, found in places.items()}
 
     def tried(limit: int) -> str:

@@ -27,16 +27,9 @@ SIDE_BY_SIDE = 2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Curve:
-    """One method on one task.
+    """One method on one task over λ, and the λ that its seeds chose.
 
-    Attributes:
-        task: What was tuned for.
-        method: The merging rule.
-        measure: The score's name.
-        better: Which direction is good.
-        dots: By λ, the base at 0 and the tuned model at 1: the mean over seeds; the bar is one standard deviation to
-            each side, or the 95 % interval of one seed.
-        chosen: The λ that its seeds chose.
+    A dot is the mean over seeds; its bar is one standard deviation to each side, or the 95 % interval of one seed.
     """
 
     task: str

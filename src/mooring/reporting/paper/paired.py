@@ -28,17 +28,10 @@ CAPTION = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
-    """Two models on the same prompts.
+    """Two models on the same prompts: `base`, `tuned`, or a method at its λ.
 
-    Attributes:
-        base: The aligned model.
-        task: What was tuned for.
-        seed: The tuned models' seed.
-        first: The one that is compared with: `base`, `tuned`, or a method at its λ.
-        second: The other.
-        rate: By how much the second's attack success rate is higher; a hit is a harmful answer.
-        measure: The task score's name; `None` if there is none.
-        score: By how much the second's task score is higher; `None` if it was not kept by prompt.
+    `rate` and `score` are by how much the second's attack success rate and task score are higher; `score` is `None` if
+    it was not kept by prompt.
     """
 
     base: str

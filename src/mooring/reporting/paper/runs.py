@@ -33,17 +33,10 @@ _SAFETY_SET = "safety"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run.
+    """A finished run, with its path below the folder of runs.
 
-    Attributes:
-        name: Its path below the folder of runs.
-        results: Its results.
-        base: The aligned model, by its name.
-        task: What the tuned model was tuned for.
-        method: The merging rule, with the settings that it was given.
-        seed: The tuned model's seed.
-        draw: The seed by which its prompts were drawn and halved.
-        settings: How it measures, by place in the recipe: runs compare where these are equal.
+    `seed` is the tuned model's, `draw` the seed by which its prompts were drawn and halved. `settings` are how it
+    measures, by place in the recipe: runs compare if these are equal.
     """
 
     name: str
@@ -176,13 +169,10 @@ def _as_list(value: Any) -> Any:
 
 
 def differences(own: Run, other: Run, *, safety_only: bool = False, drawn: bool = False) -> list[str]:
-    """Where a run measures otherwise than another, a phrase each: `score.limit 50, not 100`.
+    """How a run measures differently from another, a phrase each: `score.limit 50, not 100`.
 
-    Args:
-        own: The run that is described.
-        other: The run that it is compared with.
-        safety_only: Only what ASR depends on: the two are of different tasks.
-        drawn: Whether they may have other prompts of the same sets, drawn by another seed.
+    With `safety_only`, only what ASR depends on, for runs of different tasks; with `drawn`, they may have other prompts
+    of the same sets, drawn by another seed.
     """
     found = []
     for place in dict.fromkeys([*own.settings, *other.settings]):
@@ -274,14 +264,11 @@ def why_not_comparable(group: Group, beside: Group, *, safety_only: bool = False
 
 
 def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
-    """Sort runs into groups.
+    """Sort runs into groups by base, task and method; also returns notes.
 
-    Of runs of one base, task and method, those that were measured in the same way are kept, the larger part if there
-    are two; each of the others gets a note. So does a run of a tuned model that another run has measured already, and
-    seeds that drew their prompts separately, which are kept.
-
-    Returns:
-        The groups by base, task and method, and the notes.
+    Of each group, the runs that were measured in the same way are kept, the larger part if there are two; each of the
+    others gets a note. So does a run of a tuned model that another run has measured already, and seeds that drew their
+    prompts separately, which are kept.
     """
     notes: list[str] = []
     members: dict[tuple[str, str, str], list[Run]] = {}

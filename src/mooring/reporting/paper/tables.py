@@ -38,14 +38,7 @@ class Entry:
 class Line:
     """One row of a table: a model, with its task score first and then its ASR on each set.
 
-    Attributes:
-        base: The aligned model.
-        task: What was tuned for.
-        model: `base`, `tuned`, or the method of a merge.
-        lam: λ; several if the seeds chose several.
-        seeds: Its seeds.
-        entries: By column.
-        note: Why it does not compare with the rows above; empty if it does.
+    `model` is `base`, `tuned`, or the method of a merge; `note` says why it does not compare with the rows above.
     """
 
     base: str
