@@ -109,7 +109,7 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
 
 
 @pytest.mark.slow
-def test_another_judge_over_kept_answers_generates_nothing(
+def test_another_judge_on_existing_responses_generates_nothing(
     command: Any, tmp_path: Path, pair: tuple[Path, Path], judge: Path
 ) -> None:
     base, tuned = pair
@@ -206,7 +206,7 @@ def _with_ids(path: Path) -> list[dict[str, Any]]:
         ({"task": "task.jsonl", "validation_task": "task.jsonl"}, "of its prompts are in score.task too"),
     ],
 )
-def test_what_a_measure_lacks_is_said_before_anything_is_done(
+def test_a_measure_that_cannot_work_is_refused_before_any_work(
     command: Any, tmp_path: Path, pair: tuple[Path, Path], score: dict[str, Any], message: str
 ) -> None:
     done = command("run", write(tmp_path, *pair, safety="refuse.jsonl", **score))
@@ -240,7 +240,7 @@ def answers(path: Path, prompts: str, text: str) -> Path:
     return lines(path, [{"prompt_id": p.id, "text": text, "tokens": 1, "finish": "stop"} for p in asked])  # type: ignore[no-any-return]
 
 
-def test_a_paid_judge_of_pairs_foretells_its_cost(
+def test_a_paid_judge_of_pairs_reports_its_cost_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mooring.cli import main
@@ -281,7 +281,9 @@ def test_a_set_is_scored_as_what_it_is_for(command: Any, tmp_path: Path) -> None
     assert "asr" in json.loads(command("score", harmful, "bundled:harmful", "--kind", "safety", "--json").stdout)
 
 
-def test_names_in_the_table_are_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_the_table_are_not_shortened(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mooring.cli import render
     from mooring.records import Score
 

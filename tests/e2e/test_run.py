@@ -44,7 +44,7 @@ def started(path: Path) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-def test_a_whole_run_then_nothing_then_only_what_changed(command: Any, write_recipe: Any, tmp_path: Path) -> None:
+def test_a_run_then_the_same_run_again_then_a_changed_recipe(command: Any, write_recipe: Any, tmp_path: Path) -> None:
     path = write_recipe()
     planned = command("run", path, "--dry-run")
     assert planned.returncode == 0, planned.stderr

@@ -11,7 +11,7 @@ from .conftest import lines, write_data  # type: ignore[import-not-found]
 
 
 @pytest.mark.slow
-def test_bisect_finds_one_lambda_and_goes_on_from_its_parts(
+def test_bisection_finds_one_lambda_and_reuses_its_responses(
     command: Any, tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any
 ) -> None:
     write_data(tmp_path)
@@ -38,7 +38,7 @@ def test_bisect_finds_one_lambda_and_goes_on_from_its_parts(
 
 
 @pytest.mark.slow
-def test_modules_tries_some_merges_after_the_grid_and_says_whether_one_is_better(
+def test_a_search_by_module_tries_merges_after_the_grid_and_reports_whether_one_is_better(
     command: Any, tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any
 ) -> None:
     write_data(tmp_path)

@@ -68,7 +68,7 @@ def test_patterns_give_every_tensor_the_lambda_of_its_group(
     assert found == {name: lams.get(groups[name] or "", 0.6) for name in tensors}
 
 
-def test_stacks_are_told_apart_even_where_one_name_ends_as_the_other() -> None:
+def test_stacks_are_distinguished_even_if_one_name_ends_like_the_other() -> None:
     tensors = [*names("layers", LLAMA, 4), *names("encoder.layers", LLAMA, 40), *OUTSIDE]
     groups = group_of(tensors)
     lams = {f"{depth} {kind}": 0.1 for depth in ("early", "late") for kind in ("attention", "mlp")}

@@ -44,7 +44,7 @@ def say(place: Path, name: str, key: str, text: str, **verdicts: tuple[bool | No
         write_jsonl(place / f"verdicts-{name}-{judge}.jsonl", [said])
 
 
-def test_rows_hold_every_model_that_was_asked_and_no_other(tmp_path: Path) -> None:
+def test_rows_contain_the_given_models_and_no_others(tmp_path: Path) -> None:
     for lam in ("0", "0.5", "1"):
         place = tmp_path / "completions" / f"lam-{lam}"
         say(place, "safety-validation", "v", f"No, {lam}.", rules=(False, True), guard=(lam == "1", None))

@@ -79,7 +79,7 @@ def test_finds_lambda_and_the_whole_run_reuses_its_responses(tmp_path: Path, mod
     assert any("the largest λ found within the bound is 0.55" in event.message for event in pair.events)
 
 
-def test_a_search_that_was_stopped_asks_nothing_twice(tmp_path: Path, models: tuple[Path, Path]) -> None:
+def test_a_search_that_was_stopped_generates_nothing_twice(tmp_path: Path, models: tuple[Path, Path]) -> None:
     first, resumed, whole = (Pair(models, tmp_path) for _ in range(3))
 
     def stop(point: MergePoint) -> Engine:
@@ -98,7 +98,7 @@ def test_a_search_that_was_stopped_asks_nothing_twice(tmp_path: Path, models: tu
     assert first.asked.total() + resumed.asked.total() == whole.asked.total()
 
 
-def test_a_finished_search_asks_nothing(tmp_path: Path, models: tuple[Path, Path]) -> None:
+def test_a_finished_search_generates_nothing(tmp_path: Path, models: tuple[Path, Path]) -> None:
     Pair(models, tmp_path).run()
     again = Pair(models, tmp_path)
     assert not again.run().worked
@@ -113,7 +113,7 @@ def test_an_absolute_bound_needs_no_base(tmp_path: Path, models: tuple[Path, Pat
     assert not order[0].startswith("generate/0/")
 
 
-def test_too_few_prompts_are_refused_before_the_base_is_asked(tmp_path: Path, models: tuple[Path, Path]) -> None:
+def test_too_few_prompts_are_refused_before_any_generation(tmp_path: Path, models: tuple[Path, Path]) -> None:
     pair = Pair(models, tmp_path, count=30)
     with pytest.raises(DataError) as caught:
         pair.run()

@@ -85,7 +85,7 @@ def made_up(harm: dict[str, float], gain: dict[str, float]) -> Any:
     return score
 
 
-def test_what_beats_the_single_lambda_is_written_tested_and_reported(
+def test_a_merge_that_beats_the_single_lambda_is_written_tested_and_reported(
     tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
     harm = {"late mlp": 0.3, "early mlp": 0.1}
@@ -180,7 +180,7 @@ def test_a_merge_is_paired_with_the_base_by_its_own_verdicts(
     assert {name: details[name] for name in ("pairs", "worse", "better")} == {"pairs": 4, "worse": 2, "better": 1}
 
 
-def test_where_none_beats_it_the_single_lambda_stays_and_the_run_goes_on_from_what_is_done(
+def test_the_single_lambda_is_kept_if_no_merge_beats_it_and_the_run_is_resumed(
     tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
     even = dict.fromkeys(GROUPS, 0.1)
@@ -201,9 +201,7 @@ def test_where_none_beats_it_the_single_lambda_stays_and_the_run_goes_on_from_wh
     assert (again.report / "results.json").read_bytes() == before
 
 
-def test_a_search_that_was_stopped_resumes_from_what_was_asked(
-    tiny_model_folder: Path, tuned: Path, tmp_path: Path
-) -> None:
+def test_a_search_that_was_stopped_resumes(tiny_model_folder: Path, tuned: Path, tmp_path: Path) -> None:
     score = made_up({"late mlp": 0.3, "early mlp": 0.1}, {"early attention": 2.0, "early mlp": 0.1})
     wanted = recipe(tiny_model_folder, tuned, tmp_path / "g")
     asked: list[str] = []
@@ -225,7 +223,7 @@ def test_a_search_that_was_stopped_resumes_from_what_was_asked(
     assert (Run(wanted, score=score).execute().report / "results.json").read_bytes() == first
 
 
-def test_nothing_is_searched_where_no_single_lambda_is_within(
+def test_nothing_is_searched_if_no_single_lambda_is_within_the_bound(
     tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
     score = made_up(dict.fromkeys(GROUPS, 0.2), dict.fromkeys(GROUPS, 0.1))

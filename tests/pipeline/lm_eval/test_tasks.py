@@ -146,8 +146,9 @@ def test_missing_data(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             load_tasks(names, data=path)
         assert caught.value.code == code
     (data / "navigate.json").write_text("[]")
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError) as caught:
         load_tasks([NAVIGATE], data=data)
+    assert caught.value.code == "data.empty"
 
 
 def test_one_file_for_one_task(data: Path) -> None:
