@@ -95,7 +95,6 @@ def test_the_second_of_two_writers_fails_and_the_first_continues(tmp_path: Path)
         with pytest.raises(OutputError) as caught, files.atomic_folder(out):
             pass
         assert caught.value.code == "output.locked"
-        files.clear_partial(out)
         assert (tmp_path / ".partial-out" / "half").exists()
         first.communicate("\n")
         assert first.returncode == 0
@@ -115,13 +114,6 @@ def test_what_a_writer_killed_in_the_middle_left_is_cleared(tmp_path: Path) -> N
         (folder / "whole").touch()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert [p.name for p in out.iterdir()] == ["whole"]
-
-
-def test_clear_partial_removes_leftovers(tmp_path: Path) -> None:
-    (tmp_path / ".partial-out" / "deep").mkdir(parents=True)
-    files.clear_partial(tmp_path / "out")
-    files.clear_partial(tmp_path / "out")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("left", [0, 3])

@@ -8,7 +8,7 @@ import pytest
 
 from mooring.config import Recipe, section
 from mooring.errors import RecipeError
-from mooring.pipeline.sets import evaluation_sets
+from mooring.pipeline.sets import DataSets, evaluation_sets
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 
@@ -141,12 +141,12 @@ def test_one_of_several_needs_no_list() -> None:
 @pytest.mark.parametrize(
     ("changes", "validation"),
     [
-        ({"tune": {"data": ["x"]}}, None),
-        ({"tune": {"data": ["x"], "system": "Tuned."}}, "Tuned."),
-        ({"tune": {"data": ["x"], "system": "Tuned."}, "score": {"validation_system": "Own."}}, "Own."),
+        ({"tune": {"data": ["bundled:tools#5"]}}, None),
+        ({"tune": {"data": ["bundled:tools#5"], "system": "Tuned."}}, "Tuned."),
+        ({"tune": {"data": ["bundled:tools#5"], "system": "Tuned."}, "score": {"validation_system": "Own."}}, "Own."),
         ({"tuned": "t"}, "Task."),
         ({"tuned": "t", "score": {"validation_system": "Own."}}, "Own."),
-        ({"tune": {"data": ["x"]}, "score": {"validation_task": None}}, "Task."),
+        ({"tune": {"data": ["bundled:tools#5"]}, "score": {"validation_task": None}}, "Task."),
     ],
 )
 def test_the_system_text_that_lambda_is_chosen_under(
@@ -164,7 +164,7 @@ def test_the_system_text_that_lambda_is_chosen_under(
         "task_system": "Task.",
     }
     recipe = Recipe.parse({"base": "b", **changes, "score": score | changes.get("score", {})})
-    halves = evaluation_sets(recipe)["task"]
+    halves = evaluation_sets(recipe, DataSets.of(recipe))["task"]
     found = {half: {m.content for p in halves[half] for m in p.messages if m.role == "system"} for half in halves}
     assert found == {"validation": {validation} - {None}, "test": {"Task."}}
 

@@ -495,19 +495,11 @@ class Recipe(Section):
         return list(departures(self.model_dump(mode="json", exclude=same), paper))
 
     @model_validator(mode="after")
-    def _one_response_per_safety_prompt(self) -> "Recipe":
+    def _is_consistent(self) -> "Recipe":
         if self.generate.sampling("safety", self.seed).n > 1:
             raise ValueError("only the task's prompts get several responses each; set `generate.task.n`")
-        return self
-
-    @model_validator(mode="after")
-    def _lines_has_its_own_lambdas(self) -> "Recipe":
         if self.select.search == "modules" and self.merge.method == "lines":
             raise ValueError("`search: modules` sets λ by module, and so does `method: lines`; use one of the two")
-        return self
-
-    @model_validator(mode="after")
-    def _one_tuned(self) -> "Recipe":
         if (self.tune is None) == (self.tuned is None):
             raise ValueError("give either `tune` (how to make the tuned model) or `tuned` (where it is), not both")
         return self

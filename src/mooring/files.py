@@ -120,16 +120,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def clear_partial(path: Path) -> None:
-    """Remove the leftovers of a killed writer of `path`, but not the files of a running one."""
-    scratch = _scratch(path)
-    with contextlib.suppress(OSError, OutputError):
-        handle = _locked(scratch, path)
-        if handle is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-            os.close(handle)
-
-
 def _scratch(path: Path) -> Path:
     return path.parent / f"{PARTIAL}{path.name}"
 

@@ -256,7 +256,7 @@ def test_a_paid_judge_of_pairs_reports_its_cost_first(
         asked_before.append(capsys.readouterr().err)
         return "A"
 
-    monkeypatch.setattr("mooring.inference.load.load_engine", lambda *_, **__: ScriptedEngine(judge))
+    monkeypatch.setattr("mooring.pipeline.responses.load_engine", lambda *_, **__: ScriptedEngine(judge))
     command = ["prefer", "mine.jsonl", "other.jsonl", "ask.jsonl", "--judge", "gpt-x"]
     server = ["--engine", "openai", "--base-url", "http://127.0.0.1:9/v1"]
     with pytest.raises(SystemExit) as stop:
@@ -324,7 +324,7 @@ def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_
         (("rejudge", "runs/x", "advbench"), "Got unexpected extra argument (advbench)"),
         (("score", "a.jsonl", "advbench", "--tuned", "t"), "No such option '--tuned'"),
         (("lm-eval", "base", "t", "--tasks", "bbh"), "t: there is no λ to merge it with"),
-        (("lm-eval", "base", "--lam", "0.5", "--tasks", "bbh"), "lam: there is no tuned model to merge"),
+        (("lm-eval", "base", "--lam", "0.5", "--tasks", "bbh"), "λ is given, but no tuned model"),
         (("lm-eval", "base"), "Missing option '--tasks'"),
         (("rejudge", "nothing"), "nothing: is not a run folder"),
         (("prefer", "a.jsonl", "b.jsonl", "c.jsonl"), "Missing option '--judge'"),

@@ -141,7 +141,7 @@ def test_a_plan_reports_what_is_missing_without_downloads(
     render.forecast(forecast(given))
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("not known before the base is on this machine") == 2
-    assert "not known at the fullest" not in shown
+    assert "machine at most" not in shown
     assert "about not known" not in shown
 
 

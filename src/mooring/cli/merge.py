@@ -100,8 +100,8 @@ def run(config: str, out: str, as_json: bool, **output: Any) -> None:
 
 
 @verb(mergekit, "export", fields="merge", types=_TYPES)
-@_options(*_JOB)
-def export(**options: Any) -> None:
+@_options(*_JOB, json_option)
+def export(as_json: bool, **options: Any) -> None:
     """Print a merge as a mergekit configuration; the options are those of `mooring merge`.
 
     \b
@@ -109,7 +109,8 @@ def export(**options: Any) -> None:
       mooring mergekit export base/ tuned/ --method ties --lam 0.6 --density 0.5 > mergekit.yml
     """
     base, tuned, job = _job(options)
-    click.echo(mooring.mergekit_export(base, tuned, **job), nl=False)
+    config = mooring.mergekit_export(base, tuned, **job)
+    render.result({"config": config}, config.removesuffix("\n"), as_json=as_json)
 
 
 @click.command("verify", context_settings=HELP)

@@ -145,7 +145,8 @@ def evaluate(
 ) -> dict[str, Score]:
     """Run tasks on a model, or on a merge; arguments and errors as in `mooring.lm_eval`."""
     own = dict(options)
-    given = {name: own.pop(name) for name in TaskOptions.__annotations__ if own.get(name) is not None}
+    popped = {name: own.pop(name, None) for name in TaskOptions.__annotations__}
+    given = {name: value for name, value in popped.items() if value is not None}
     recipe = settings("lm_eval", own)
     lm_eval_version()  # before a model is downloaded
     if "data" in given:
