@@ -106,12 +106,12 @@ class MergePoint(Record):
         """What people read: `base`, `tuned`, `λ = 0.4`, or `λ by module (early attention 0.2, else 0.4)`."""
         if self.role != "merged":
             return self.role
-        return f"λ by module ({self.groups_label})" if self.by_module else f"λ = {self.lam:g}"
+        return f"λ by module ({self.groups_label})" if self.by_module else lam_label(self.lam)
 
     @property
     def long_label(self) -> str:
         """As `label`, with λ: `base (λ = 0)`, `tuned (λ = 1)`."""
-        return self.label if self.role == "merged" else f"{self.role} (λ = {self.lam:g})"
+        return self.label if self.role == "merged" else f"{self.role} ({lam_label(self.lam)})"
 
     @property
     def groups_label(self) -> str:
@@ -130,6 +130,11 @@ class MergePoint(Record):
 
 
 BASE, TUNED = MergePoint(0.0), MergePoint(1.0)
+
+
+def lam_label(*values: float) -> str:
+    """What people read for a λ, `λ = 0.4`, or for one per layer, `λ = 0.2 … 0.4`."""
+    return f"λ = {' … '.join(f'{value:g}' for value in values)}"
 
 
 def grid(lambdas: Iterable[float]) -> tuple[MergePoint, ...]:

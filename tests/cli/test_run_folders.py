@@ -147,7 +147,7 @@ def test_results_with_another_number(run: Run, made: Path, verb: str) -> None:
 def test_half_done(run: Run, made: Path, verb: str) -> None:
     (made / "report" / "results.json").unlink()
     write_ledger(made, done=False)
-    words = "is half done: it stopped at `report`; `mooring run made/recipe.yaml` goes on with it"
+    words = "is half done: it stopped at `report`; `mooring run made/recipe.yaml` continues it"
     check_refused(run, READERS[verb], "half done" if verb == "paper" else f"made: {words}")
     (made / "ledger.json").unlink()
     check_refused(run, READERS[verb], "no finished run" if verb == "paper" else "made: is not a run folder")

@@ -147,7 +147,7 @@ def test_ctrl_c_stops_in_one_line_and_the_same_command_resumes(command: Any, wri
         process.stdout.read()
         said = process.stderr.read()
     assert process.returncode == 130
-    assert said.strip().splitlines()[-1] == "mooring: stopped; the same command goes on from here"
+    assert said.strip().splitlines()[-1] == "mooring: stopped; the same command continues from here"
     last = command("run", path)
     assert last.returncode == 0, last.stderr
     assert "done before" in last.stderr

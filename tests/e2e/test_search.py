@@ -31,7 +31,7 @@ def test_bisection_finds_one_lambda_and_reuses_its_responses(
     assert results["choice"]["confidence"] == pytest.approx(0.9875)  # as the search tested it
     assert command("select", "run").stdout.count("98.75 %") == done.stdout.count("98.75 %") > 0
     # Base and tuned model aside, far fewer answers than a grid of five on all prompts would take.
-    assert 0 < found["asked"] < 5 * 30
+    assert 0 < found["responses"] < 5 * 30
     again = command(*arguments)
     assert again.returncode == 0, again.stderr
     assert "nothing was left to do" in again.stdout

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.merge_methods import METHODS
+from mooring.merge_point import lam_label
 from mooring.models.resolve import hub_name
 from mooring.reporting.render import as_markdown
 from mooring.reporting.results import COLUMNS, Results, is_task
@@ -322,9 +323,9 @@ def _how(record: Mapping[str, Any], method: str, command: str | None) -> list[st
 
 def _lam(lam: Any) -> str:
     if isinstance(lam, int | float):
-        return f"**λ = {lam:g}** (λ is {LAMBDA})"
+        return f"**{lam_label(lam)}** (λ is {LAMBDA})"
     if isinstance(lam, list | tuple):
-        return f"**λ = {' … '.join(f'{value:g}' for value in lam)}**, from the first layer to the last (λ is {LAMBDA})"
+        return f"**{lam_label(*lam)}**, from the first layer to the last (λ is {LAMBDA})"
     return f"λ by tensor: {markdown_code(json.dumps(lam, ensure_ascii=False))} (λ is {LAMBDA})"
 
 

@@ -289,7 +289,7 @@ def load_run(run: Path) -> Results:
         at = f"it stopped at `{ledger.unfinished}`" if ledger.unfinished else "it has no report yet"
         raise DataError(
             f"{run}: is half done: {at}",
-            f"`mooring run {run / 'recipe.yaml'}` goes on with it",
+            f"`mooring run {run / 'recipe.yaml'}` continues it",
             code="data.unfinished_run",
         )
     results = load(report)

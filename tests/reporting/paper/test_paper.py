@@ -274,7 +274,7 @@ def test_what_cannot_be_read_is_named_in_a_line_and_the_rest_goes_on(make_run: M
         *("half", "begun-again", "old", "text", "outside", "counts", "no-tuned", "no-recipe", "cut"),
     }
     for name, words in {
-        "half": "`mooring run runs/half/recipe.yaml` goes on with it",
+        "half": "`mooring run runs/half/recipe.yaml` continues it",
         "begun-again": "begun again",
         "old": "format",
         "text": "value",
