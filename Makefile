@@ -13,7 +13,7 @@ quickstart: $(VENV)/.ready  ## the main job, on the bundled model
 test: $(VENV)/.ready-dev  ## the tests, but for the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-test-slow: $(VENV)/.ready-dev  ## the slow tests: whole runs that are killed and resumed, real servers, real weights
+test-slow: $(VENV)/.ready-dev  ## the slow tests: whole runs, real servers, the browser, mergekit
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 check: $(VENV)/.ready-dev  ## style, types, and docs built from the code

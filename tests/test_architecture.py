@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mooring
 
 SOURCE = Path(mooring.__file__).parent
@@ -105,6 +107,7 @@ def test_merge_select_and_report_work_without_transformers_peft_and_trl() -> Non
     assert not loaded(code) & {"transformers", "peft", "trl", "datasets", "accelerate"}
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_by_its_dotted_name() -> None:
     """No function shadows a package or module: `import mooring.merging.merge as m` works."""
     names = [

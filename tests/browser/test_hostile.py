@@ -15,6 +15,8 @@ from mooring.reporting.page.data import LIMITS
 from mooring.reporting.results import Results
 from mooring.text import visible
 
+pytestmark = pytest.mark.slow
+
 
 def filled(texts: list[str]) -> Results:
     """A text wherever one comes from a model, a data set or a user; each is the prompt and every answer of one row."""

@@ -9,6 +9,8 @@ from playwright.sync_api import Page, expect
 
 from mooring.reporting.results import Changes, Results
 
+pytestmark = pytest.mark.slow
+
 WIDE = "document.documentElement.scrollWidth"
 CONTRAST = """
 (() => {

@@ -10,6 +10,8 @@ from report_sample import CURVES, LAMS, results, swept
 from mooring.merge_point import MergePoint
 from mooring.reporting.results import Answer, Results, redact
 
+pytestmark = pytest.mark.slow
+
 CENTRES = """
 (all) => all.map((e) => e.getBoundingClientRect())
   .map((b) => ({ x: b.left + b.width / 2, y: b.top + b.height / 2, width: b.width, height: b.height }))

@@ -178,6 +178,7 @@ LEFT = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_what_it_left_alone(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
     """One run, and every record of it edited in turn, then taken away."""
     rows = [{"prompt": f"Set the alarm to {i}.", "completion": f"alarm.set(hour={i})"} for i in range(60)]

@@ -195,6 +195,7 @@ def _with_ids(path: Path) -> list[dict[str, Any]]:
     return [{**row, "id": prompt.id} for row, prompt in zip(rows, load_prompts(str(path)), strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("score", "message"),
     [

@@ -78,6 +78,7 @@ def test_a_run_then_the_same_run_again_then_a_changed_recipe(command: Any, write
     assert results(run) != before
 
 
+@pytest.mark.slow
 def test_the_chosen_model_loads_in_transformers(finished: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

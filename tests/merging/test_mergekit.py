@@ -705,6 +705,7 @@ def _listed(given_: Any) -> list[Any]:
     return conditions if isinstance(conditions[0], dict) else [{"value": conditions}]
 
 
+@pytest.mark.slow
 @given(configurations())
 @settings(max_examples=150, deadline=None)
 def test_a_configuration_reads_as_mergekit_plans_it(

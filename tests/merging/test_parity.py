@@ -15,6 +15,8 @@ from mooring.merging import mergekit_read
 from mooring.merging.merge import merge_pair
 from mooring.merging.pair import open_pair
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("immutables", reason="mergekit is not installed: pip install -e '.[peers]'")
 
 MODELS = ("base", "tuned", "other")

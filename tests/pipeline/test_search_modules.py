@@ -85,6 +85,7 @@ def made_up(harm: dict[str, float], gain: dict[str, float]) -> Any:
     return score
 
 
+@pytest.mark.slow
 def test_a_merge_that_beats_the_single_lambda_is_written_tested_and_reported(
     tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_the_single_lambda_is_kept_if_no_merge_beats_it_and_the_run_is_resumed(
     assert (again.report / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_resumes(tiny_model_folder: Path, tuned: Path, tmp_path: Path) -> None:
     score = made_up({"late mlp": 0.3, "early mlp": 0.1}, {"early attention": 2.0, "early mlp": 0.1})
     wanted = recipe(tiny_model_folder, tuned, tmp_path / "g")

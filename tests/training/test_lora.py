@@ -134,6 +134,7 @@ class StopError(Exception):
     """Takes the place of a kill."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [1, 3, 5])
 def test_an_interrupted_run_resumes_to_the_same_bits(tiny_model_folder: Path, tmp_path: Path, moment: int) -> None:
     data, options = examples(20), {"system": None, "seed": 7}
@@ -163,6 +164,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tiny_model_folder: Path, tm
     assert (again / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_checkpoint_step_keeps_the_adapter_of_the_longer_schedule(tiny_model_folder: Path, tmp_path: Path) -> None:
     data, options = examples(20), {"system": None, "seed": 7}
     curves = {}

@@ -32,6 +32,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("right", "expected"), [(True, 1.0), (False, 0.0)])
 def test_scripted_answers(scripted: Any, data: Path, right: bool, expected: float) -> None:
     model = scripted(lambda row: f"So the answer is {row['target'] if right else 'none'}.")
