@@ -117,3 +117,15 @@ def test_a_bad_set_names_its_key(run: Run, tmp_path: Path, text: str, code: str)
     assert status == 2
     assert json.loads(out)["error"]["code"] == code
     assert text.partition("=")[0] in err
+
+
+def test_the_installed_command_leaves_the_shutdown_to_the_interpreter(tmp_path: Path) -> None:
+    code = (
+        "import threading\nfrom importlib.metadata import entry_points\n"
+        "(command,) = entry_points(group='console_scripts', name='mooring')\nmain = command.load()\n"
+        "threading.Thread(target=lambda: threading.main_thread().join() or print('thread')).start()\n"
+        "try:\n    main()\nfinally:\n    print('finally')\n"
+    )
+    done = process(tmp_path, "--version", code=code)
+    assert done.returncode == 0
+    assert done.stdout.split()[-2:] == ["finally", "thread"]
