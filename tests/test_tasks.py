@@ -131,6 +131,7 @@ def test_the_recipes_of_a_task_of_the_paper_differ_only_in_the_model(task: str) 
     assert recipes[0].seed == 42
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_of_the_paper_is_planned_offline(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan names what is missing on this machine."""

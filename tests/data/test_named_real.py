@@ -46,6 +46,7 @@ def test_transcripts_alternate_and_are_not_empty():
         assert all(m.content.strip() for m in prompt.messages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [

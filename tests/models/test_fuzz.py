@@ -218,6 +218,7 @@ Mutation = Callable[[Chance, bytes], bytes]
 Peer = Callable[[Path], Values | None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("save", "lies", "peer", "count"),
     [

@@ -221,6 +221,7 @@ DOUBLING = b"\x80\x02)" + b"q\0h\0\x86" * 3000
 """A tuple of two of the same, again and again: small, and exponentially large to whoever walks it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pickled",
     [

@@ -86,6 +86,7 @@ def plain() -> list[tuple[str, tuple[str, ...]]]:
     return Elements(as_html(filled("harmless"))).seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_adds_no_element(text: str, plain: list[tuple[str, tuple[str, ...]]]) -> None:
     page = as_html(filled(text))
