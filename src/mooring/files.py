@@ -126,10 +126,11 @@ def _scratch(path: Path) -> Path:
 
 def _target(path: Path) -> Path:
     """The target of a link, or the path itself."""
-    try:
-        return path.resolve() if path.is_symlink() else path
-    except RuntimeError:  # what Python up to 3.12 raises for ELOOP
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+    if not path.is_symlink():
+        return path
+    with contextlib.suppress(FileNotFoundError):
+        path.stat()  # raises OSError (ELOOP) for a loop, which `resolve` does not on Python 3.13
+    return path.resolve()
 
 
 def _make_parent(path: Path) -> None:
