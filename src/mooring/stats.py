@@ -371,7 +371,7 @@ def compare_scores(
     interval = bootstrap_difference((tops[1], below), (tops[0], below), seed=seed, draws=draws)
     if interval is None:
         return Difference(None, None, None, len(keys))
-    value = (sum(tops[1]) - sum(tops[0])) / sum(below)
+    value = (math.fsum(tops[1]) - math.fsum(tops[0])) / math.fsum(below)
     return Difference(value, *interval, len(keys))
 
 

@@ -1,5 +1,6 @@
 """Groups of modules that may have a λ of their own: attention and the rest of a layer, in each third of the depth."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -61,7 +62,7 @@ def changed(names: Sequence[str], changes: Changes) -> list[str]:
         key = (labels[name], place[2])
         if key in relative:
             found.setdefault(group, {})[key] = relative[key]
-    means = {group: sum(values.values()) / len(values) for group, values in found.items()}
+    means = {group: math.fsum(values.values()) / len(values) for group, values in found.items()}
     return sorted((group for group in means if means[group] > 0), key=lambda group: (-means[group], group))
 
 

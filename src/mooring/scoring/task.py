@@ -5,6 +5,7 @@ A metric's label, direction, unit and needs are in `mooring.metrics`.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -123,7 +124,7 @@ def response_loss_score(data: TaskData) -> Score:
     interval = bootstrap_ratio(sums, tokens, seed=data.seed)
     return make_score(
         "response_loss",
-        sum(sums) / sum(tokens) if interval else None,
+        math.fsum(sums) / sum(tokens) if interval else None,
         interval,
         n=len(losses),
         method="mean negative log-likelihood of the reference response, nats per token",
