@@ -120,6 +120,42 @@ def test_a_recipe_read_from_its_dump_or_overridden_has_the_same_steps(path: Path
     assert {name for name in own if changed[name] != own[name]} == {"select"}
 
 
+def test_judge_keys_set_the_fields_of_every_judge_with_a_model() -> None:
+    score = {"judges": ["rules", {"name": "llm", "model": "m"}, "wildguard"]}
+    recipe = Recipe.parse({"base": "b", "tuned": "t", "score": score})
+    changed = recipe.override({"judge.engine": "vllm", "judge.gpu_memory": 0.3, "select.margin": 0.2})
+    rules, llm, wildguard = changed.score.judges
+    assert rules == recipe.score.judges[0]
+    assert (llm.name, llm.model, llm.engine, llm.gpu_memory) == ("llm", "m", "vllm", 0.3)
+    assert (wildguard.name, wildguard.engine, wildguard.gpu_memory) == ("wildguard", "vllm", 0.3)
+    assert changed.select.margin == 0.2
+    named = recipe.override({"judge.engine": "vllm", "score.judges": ["wildguard"]})  # whatever their order
+    assert [(judge.name, judge.engine) for judge in named.score.judges] == [("wildguard", "vllm")]
+
+
+def test_a_task_s_judges_get_the_fields_too() -> None:
+    recipe = Recipe.parse({"base": "b", "tuned": "t", "task": "tool"}).override({"judge.engine": "vllm"})
+    assert [(judge.name, judge.engine) for judge in recipe.score.judges] == [("wildguard", "vllm")]
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "words"),
+    [
+        ({"judge.engine": "vllm"}, "recipe.no_judge_model", "--judges"),
+        ({"judge.engin": "vllm", "score.judges": ["wildguard"]}, "recipe.unknown_key", "engine"),
+        ({"judge.engine": "openai", "score.judges": ["wildguard"]}, "recipe.conflict", "base_url"),
+        ({"judge.gpu_memory": 1.5, "score.judges": ["wildguard"]}, "recipe.bad_value", "1.5"),
+        ({"generate.gpu_memory": 0}, "recipe.bad_value", "generate.gpu_memory"),
+        ({"generate.max_model_len": 0}, "recipe.bad_value", "generate.max_model_len"),
+    ],
+)
+def test_bad_engine_options_are_refused(values: dict[str, object], code: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse({"base": "b", "tuned": "t"}).override(values)
+    assert caught.value.code == code
+    assert words in f"{caught.value.message} {caught.value.hint}"
+
+
 def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
     recipe = Recipe.parse({"base": "b", "tune": {"data": ["x", "y#5"]}, "merge": {"lambdas": [0.5, 0.1, 0.5, 1]}})
     assert recipe.merge.lambdas == (0.1, 0.5)

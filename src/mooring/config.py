@@ -4,7 +4,7 @@ A run is a function of its recipe and of the files and models that it names. Unk
 """
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
@@ -246,6 +246,10 @@ class Merge(Section):
         return self.model_dump(exclude_none=True, exclude={"method", "lambdas"})
 
 
+GPU_MEMORY = 0.9
+"""The share of each GPU's memory that vLLM may use unless another is given."""
+
+
 class Runner(Section):
     """The engine that runs a model, and its options."""
 
@@ -267,6 +271,12 @@ class Runner(Section):
     """A torch device; `auto` is the first GPU, or the CPU if there is none (transformers)."""
     tensor_parallel: int = Field(1, ge=1)
     """Number of GPUs that share the model (vllm)."""
+    max_model_len: int | None = Field(None, ge=1)
+    """Maximum number of tokens of prompt and response together; defaults to the model's own (vllm)."""
+    gpu_memory: float | None = Field(None, gt=0, le=1)
+    """Share of each GPU's memory that the engine may use (vllm)."""
+    enforce_eager: bool = False
+    """Run without compilation and CUDA graphs: the engine starts sooner and generates more slowly (vllm)."""
 
     @model_validator(mode="after")
     def _a_server_has_an_address(self) -> "Runner":
@@ -310,6 +320,8 @@ class SafetySampling(TaskSampling):
 class Generate(Runner):
     """How models generate; the defaults are the paper's. `safety` and `task` override the sampling of their prompts."""
 
+    gpu_memory: float = Field(GPU_MEMORY, gt=0, le=1)
+    """Share of each GPU's memory that the engine may use (vllm)."""
     max_tokens: MaxTokens = 512
     """Maximum length of a response, in tokens."""
     temperature: Temperature = 0.0
@@ -339,13 +351,20 @@ SAMPLING = tuple(TaskSampling.model_fields)
 """The fields of `Generate` that `generate.safety` and `generate.task` override."""
 
 
+RULES = "rules"
+"""The judge that has no model."""
+
+
 class Judge(Runner):
     """A safety judge; in a recipe, its name alone suffices."""
 
-    name: str = "rules"
+    name: str = RULES
     """`rules`, `wildguard`, `llama-guard-3`, … (docs/judges.md)."""
     model: str | None = None
     """The judge's model: a folder, a hub id, or its name on the server; defaults to the model made for this judge."""
+    gpu_memory: float | None = Field(None, gt=0, le=1)
+    """Share of each GPU's memory for this judge, which then runs beside the models that answer. Without it, the judge
+    starts when their engine is gone, and may use 0.9 (vllm)."""
     price_in: float = Field(0, ge=0)
     """Dollars per million input tokens; with a price, the maximum cost is printed before the judge is asked."""
     price_out: float = Field(0, ge=0)
@@ -548,11 +567,13 @@ class Recipe(Section):
     def override(self, values: Mapping[str, Any], where: str = "") -> "Recipe":
         """A recipe with other values of some fields, such as `{"select.margin": 0.05, "generate.max_tokens": 64}`.
 
-        A `select.margin` replaces the recipe's `select.bound`.
+        A `select.margin` replaces the recipe's `select.bound`. A key such as `judge.engine` sets a field of every judge
+        with a model.
 
         Raises:
-            RecipeError: A key is unknown or a value bad, both bounds are given (`recipe.two_bounds`), or a budget is
-                given that no search uses (`recipe.unused_budget`).
+            RecipeError: A key is unknown or a value bad, both bounds are given (`recipe.two_bounds`), a budget is given
+                that no search uses (`recipe.unused_budget`), or a field of a judge's model without such a judge
+                (`recipe.no_judge_model`).
         """
         if not values:
             return self
@@ -562,9 +583,16 @@ class Recipe(Section):
                 problem = "margin and bound: are two bounds on ASR"
                 raise RecipeError(problem, "give one of them", code="recipe.two_bounds")
             _put(data, "select.bound", None)
+        of_judges = {}
         for key, value in values.items():
-            _put(data, key, _plain(value))
+            if key.startswith("judge."):
+                of_judges[key.removeprefix("judge.")] = _plain(value)
+            else:
+                _put(data, key, _plain(value))
         changed = type(self).parse(data, where or self.name)
+        if of_judges:
+            _put(data, "score.judges", _with_fields(changed.score.judges, of_judges))
+            changed = type(self).parse(data, where or self.name)
         if values.get("select.budget") is not None and changed.select.search != "modules":
             raise RecipeError(
                 "budget: only `search: modules` uses it",
@@ -602,6 +630,7 @@ def _fields(section: str, *names: str, but: Collection[str] = ()) -> tuple[str, 
 
 
 _HERE = _fields("generate", "batch_size", "dtype", "device")
+_ENGINE = _fields("generate", *Runner.model_fields)
 VERBS: Mapping[str, tuple[str, ...]] = {
     "safeguard": (
         *("system", "seed"),
@@ -609,9 +638,9 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_fields("merge"),
         *_fields("select"),
         *_fields("generate", "max_tokens"),
-        *_HERE,
+        *_ENGINE,
     ),
-    "run": ("out", *_fields("select")),
+    "run": ("out", *_fields("select"), *_ENGINE),
     "merge": (*_fields("merge", but=["lambdas"]), "seed"),
     "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed"))),
     "generate": ("system", "seed", *_fields("generate", but=("safety", "task", "drafts"))),
@@ -712,6 +741,15 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         inner = values.get(part)
         values[part] = values = dict(inner) if isinstance(inner, Mapping) else {}
     values[name] = value
+
+
+def _with_fields(judges: Sequence[Judge], values: Mapping[str, Any]) -> list[Any]:
+    """Judges with other values of some fields; the rules, which have no model, stay as they are."""
+    if all(judge.name == RULES for judge in judges):
+        problem = f"judge.{next(iter(values))}: no judge of this run has a model"
+        raise RecipeError(problem, "name one, such as --judges wildguard", code="recipe.no_judge_model")
+    plain = [judge.model_dump(mode="json", exclude_unset=True) for judge in judges]
+    return [each if judge.name == RULES else each | dict(values) for judge, each in zip(judges, plain, strict=True)]
 
 
 def _plain(value: Any) -> Any:

@@ -103,9 +103,18 @@ class SafeguardOptions(TypedDict, total=False):
     confidence: float | None
     over_refusal_margin: float | None
     max_tokens: int
+    engine: Literal["transformers", "vllm", "openai"]
+    base_url: str | None
+    key_env: str
+    concurrency: int
+    requests_per_minute: float | None
     batch_size: int
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     device: str
+    tensor_parallel: int
+    max_model_len: int | None
+    gpu_memory: float
+    enforce_eager: bool
 
 
 class TuneOptions(TypedDict, total=False):
@@ -144,6 +153,9 @@ class GenerateOptions(TypedDict, total=False):
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     device: str
     tensor_parallel: int
+    max_model_len: int | None
+    gpu_memory: float
+    enforce_eager: bool
     max_tokens: int
     temperature: float
     top_p: float
@@ -201,6 +213,9 @@ class PreferOptions(TypedDict, total=False):
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     device: str
     tensor_parallel: int
+    max_model_len: int | None
+    gpu_memory: float | None
+    enforce_eager: bool
     price_in: float
     price_out: float
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from mooring.config import Recipe
+
 from .conftest import Run, write_task  # type: ignore[import-not-found]
 
 VERBS = (
@@ -58,6 +60,39 @@ def test_an_unknown_option_exits_with_2(run: Run) -> None:
     code, _, err = run("merge", "--nonsense")
     assert code == 2
     assert "--nonsense" in err
+
+
+ENGINE = ("--engine", "vllm", "--tensor-parallel", 2, "--max-model-len", 2048, "--gpu-memory", 0.5, "--enforce-eager")
+JUDGE = ("--judges", "rules,wildguard", *(f"--judge-{each[2:]}" if str(each)[:2] == "--" else each for each in ENGINE))
+
+
+@pytest.mark.parametrize("verb", ["safeguard", "run"])
+def test_a_run_takes_the_options_of_its_engine_and_of_its_judges(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    recipes: list[Recipe] = []
+    monkeypatch.setattr("mooring.cli.app._start", lambda recipe, dry_run, as_json: recipes.append(recipe))
+    (tmp_path / "mine.yaml").write_text("base: b\ntuned: t\n")
+    models = ("b", "t", "--out", "out") if verb == "safeguard" else ("mine.yaml", "--set", "score.judges=wildguard")
+    code, _, err = run(verb, *models, *ENGINE, "--dtype", "bfloat16", *(JUDGE if verb == "safeguard" else JUDGE[2:]))
+    assert code == 0, err
+    generate, judge = recipes[0].generate, recipes[0].score.judges[-1]
+    assert (generate.dtype, judge.name, judge.dtype) == ("bfloat16", "wildguard", "auto")
+    for each in (generate, judge):
+        assert (each.engine, each.tensor_parallel, each.max_model_len, each.gpu_memory) == ("vllm", 2, 2048, 0.5)
+        assert each.enforce_eager
+
+
+def test_where_only_judges_have_an_engine_both_names_of_an_option_are_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("mooring.rejudge", lambda folder, **options: given.append(options["judges"]) or [])
+    for engine in ("--engine", "--judge-engine"):
+        assert run("rejudge", "folder", "--judges", "wildguard", engine, "vllm")[0] == 0
+    assert given == [[{"name": "wildguard", "engine": "vllm"}]] * 2
+    code, _, err = run("safeguard", "b", "t", "--out", "out", "--price-in", 2)
+    assert (code, "--price-in" in err) == (2, True)
 
 
 def test_merge_generate_score_one_after_the_other(

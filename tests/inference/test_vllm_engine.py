@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lora_models import peft, tune
 from mooring.chat import encode_prompt
+from mooring.config import Generate, Judge
 from mooring.errors import DataError, MissingExtraError, ModelError
 from mooring.inference.encode import response_seed
+from mooring.inference.load import load_engine
 from mooring.inference.transformers import TransformersEngine
 from mooring.inference.vllm import VLLMEngine
 from mooring.records import Completion, Message, Prompt, sample_key
@@ -70,6 +72,7 @@ class LLM:
         gpu_memory_utilization: float = 0.9,
         max_model_len: int | None = None,
         generation_config: str = "auto",
+        enforce_eager: bool = False,
         enable_lora: bool = False,
         max_loras: int = 1,
         max_lora_rank: int = 16,
@@ -198,7 +201,22 @@ def test_vllm_is_opened_with_the_expected_options(stopping: Path) -> None:
     about = dict(engine.about)
     assert json.loads(json.dumps(about)) == about
     assert about["vllm"] == "0.0.fake"
+    assert about["enforce_eager"] is False
     assert (about["tensor_parallel"], about["dtype"], about["max_model_len"]) == (2, "float32", 128)
+
+
+def test_a_recipe_s_engine_options_reach_vllm(stopping: Path) -> None:
+    plain = {"engine": "vllm", "tensor_parallel": 2, "max_model_len": 64, "gpu_memory": 0.4, "enforce_eager": True}
+    expected = {"tensor_parallel_size": 2, "max_model_len": 64, "gpu_memory_utilization": 0.4, "enforce_eager": True}
+    for runner in (Generate(**plain), Judge(**plain)):
+        engine = load_engine(stopping, runner, None)
+        assert isinstance(engine, VLLMEngine)
+        assert expected.items() <= engine.llm.asked_for.items()
+        assert engine.about["enforce_eager"] is True
+    for runner in (Generate(engine="vllm"), Judge(engine="vllm")):
+        engine = load_engine(stopping, runner, None)
+        assert isinstance(engine, VLLMEngine)
+        assert engine.llm.asked_for["gpu_memory_utilization"] == 0.9
 
 
 def test_stops_are_those_of_the_generation_config_too(stopping: Path) -> None:

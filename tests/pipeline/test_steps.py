@@ -192,9 +192,12 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
             ("device", "cpu"),
             ("batch_size", 4),
             ("tensor_parallel", 2),
+            ("max_model_len", 2048),
+            ("enforce_eager", True),
         )
     },
     "generate.engine": ("vllm", TRIALS),
+    "generate.gpu_memory": (0.5, {"Report"}),
     "generate.drafts": (False, GENERATED),
     "generate.max_tokens": (64, GENERATED),
     "generate.temperature": (0.7, SAFETY),

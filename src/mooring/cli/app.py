@@ -41,7 +41,7 @@ def top() -> None:
     """
 
 
-@verb(top, "safeguard", fields="safeguard")
+@verb(top, "safeguard", fields="safeguard", judge=True)
 @base_argument
 @tuned_argument
 @click.option("--out", required=True, help="Run folder; a stopped run continues in it.")
@@ -58,11 +58,12 @@ def safeguard(base: str, tuned: str, out: str, dry_run: bool, as_json: bool, **o
       mooring safeguard base/ tuned/ --task task.jsonl --out runs/mine
       mooring safeguard meta-llama/Llama-3.1-8B-Instruct adapter/ --safety advbench --out runs/mine
       mooring safeguard base/ tuned/ --lambdas 0.3,0.5,0.7 --set generate.safety.max_tokens=64 --out runs/mine
+      mooring safeguard base/ adapter/ --engine vllm --judges wildguard --judge-engine vllm --out runs/mine
     """
     _start(mooring.safeguard_recipe(base, tuned, out=out, overrides=overrides(options)), dry_run, as_json)
 
 
-@verb(top, "run", fields="run", defaults=False)
+@verb(top, "run", fields="run", judge=True, defaults=False)
 @click.argument("recipe", help="A recipe, as YAML.")
 @set_option
 @dry_run_option
@@ -70,13 +71,13 @@ def safeguard(base: str, tuned: str, out: str, dry_run: bool, as_json: bool, **o
 def run(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Run a recipe: tune, merge, generate, score, select, report.
 
-    A run that was stopped continues if it is started again. Options override the fields of the recipe's `select`
-    section, and --set any field; of several for one field the last counts.
+    A run that was stopped continues if it is started again. Options override the recipe's fields, and --set any field;
+    of several for one field the last counts.
 
     \b
     Examples:
       mooring run recipes/quickstart.yaml
-      mooring run mine.yaml --margin 0.05 --confidence 0.9
+      mooring run mine.yaml --margin 0.05 --confidence 0.9 --engine vllm
       mooring run mine.yaml --set merge.method=slerp --set 'merge.lambdas=[0.3, 0.5]' --dry-run
     """
     _start(mooring.Recipe.load(recipe).override(overrides(options)), dry_run, as_json)

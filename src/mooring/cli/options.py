@@ -1,6 +1,6 @@
 """Commands whose options are fields of a recipe: name, type, default, bounds and help come from `mooring.config`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
@@ -16,6 +16,8 @@ _ORDER = "mooring.order"
 _KEYS = "mooring.keys"
 """Where a context keeps each option's key in a recipe, such as `select.margin`."""
 _SET = "set"
+ENGINE, JUDGE_MODELS = "Engine", "Judge models"
+"""Headings in the help."""
 
 
 class Field(click.Option):
@@ -29,7 +31,8 @@ class Verb(click.Command):
 
     Args:
         fields: A key of `config.VERBS`; without it, the command has only the options declared on it.
-        judge: Whether it also takes the options of a judge's model, with `--judge-model`.
+        judge: Whether it also takes the options of the judges' models: `--judge-model`, `--judge-engine` …, which are
+            `--engine` … as well if the command runs no other model.
         defaults: Whether to show the defaults of the fields; not for a verb that starts from another recipe.
         types: Types that differ from the fields' own.
     """
@@ -48,9 +51,26 @@ class Verb(click.Command):
 
         keys = options_of(self._fields) if self._fields else {}
         if self._judge:
-            of_judge = {name: key for name, key in options_of("prefer").items() if key.startswith("judge.")}
+            of_judge = {f"judge_{name}": key for name, key in options_of("prefer").items() if key.startswith("judge.")}
             keys |= {"judge_model": "judge.model", **of_judge}
         return keys
+
+    def _flags(self, name: str, key: str) -> list[str]:
+        """The names of an option on the command line."""
+        short = name.removeprefix("judge_")
+        return [name] if short in ("model", name) or "engine" in self.keys() else [name, short]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those of the engine and of the judges under headings of their own."""
+        keys = self.keys()
+        parts: dict[str, list[tuple[str, str]]] = {"Options": [], ENGINE: [], JUDGE_MODELS: []}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                parts[_heading(keys.get(param.name or "", ""))].append(record)
+        for heading, records in parts.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """All parameters, the generated ones after those of the command itself."""
@@ -59,7 +79,7 @@ class Verb(click.Command):
 
             for name, key in keys.items():
                 default = _default(key, field_at(key)) if self._defaults else ""
-                self.params.append(_option(name, field_at(key), default, self._types.get(name)))
+                self.params.append(_option(self._flags(name, key), field_at(key), default, self._types.get(name)))
         self._built = True
         return super().get_params(ctx)
 
@@ -140,11 +160,21 @@ tuned_argument = click.argument("tuned", help="The model tuned from it: checkpoi
 # --- From a field to an option ---
 
 
-def _option(name: str, field: "FieldInfo", default: str, own: click.ParamType[Any] | None) -> Field:
+def _heading(key: str) -> str:
+    """The heading in the help over an option with this key in a recipe."""
+    from mooring.config import Runner
+
+    section, _, name = key.rpartition(".")
+    if section == "judge":
+        return JUDGE_MODELS
+    return ENGINE if section == "generate" and name in Runner.model_fields else "Options"
+
+
+def _option(names: Sequence[str], field: "FieldInfo", default: str, own: click.ParamType[Any] | None) -> Field:
     kind, several, nullable = _parts(field.annotation)
-    flag = f"--{name.replace('_', '-')}"
+    flags = [name.replace("_", "-") for name in names]
     return Field(
-        [f"{flag}/--no-{flag[2:]}" if kind is bool else flag, name],
+        [*(f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}" for flag in flags), names[0]],
         type=own or (None if kind is bool else _Value(kind, several, nullable, field.default)),
         default=None,
         help=f"{field.description}{default}",

@@ -49,12 +49,12 @@ def generate(model: str, prompts: str, out: str, as_json: bool, **options: Any) 
 def score(completions: str, prompts: str, as_json: bool, **options: Any) -> None:
     """Score completions: safety, refusals, or the task.
 
-    The options from --judge-model to --price-out apply to every model judge.
+    The options under "Judge models" apply to every judge that has a model.
 
     \b
     Examples:
       mooring score advbench.jsonl advbench --judges wildguard,rules
-      mooring score advbench.jsonl advbench --judges llm --judge-model gpt-x --engine openai --base-url URL
+      mooring score advbench.jsonl advbench --judges llm --judge-model gpt-x --judge-engine openai --judge-base-url URL
       mooring score task-answers.jsonl task.jsonl --kind task --likelihood loss.jsonl
       mooring score code.jsonl humaneval --metrics pass@1,pass@10
     """

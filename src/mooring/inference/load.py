@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mooring.config import Runner
+from mooring.config import GPU_MEMORY, Runner
 from mooring.inference.engine import Engine
 
 
@@ -34,7 +34,15 @@ def _transformers(model: Path | str | None, runner: Runner, system: str | None) 
 def _vllm(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
     from mooring.inference.vllm import VLLMEngine
 
-    return VLLMEngine.load(Path(str(model)), system=system, dtype=runner.dtype, tensor_parallel=runner.tensor_parallel)
+    return VLLMEngine.load(
+        Path(str(model)),
+        system=system,
+        dtype=runner.dtype,
+        tensor_parallel=runner.tensor_parallel,
+        max_model_len=runner.max_model_len,
+        gpu_memory=runner.gpu_memory or GPU_MEMORY,
+        enforce_eager=runner.enforce_eager,
+    )
 
 
 def _openai(model: Path | str | None, runner: Runner, system: str | None) -> Engine:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.chat import DEFAULT_SYSTEM
+from mooring.config import GPU_MEMORY
 from mooring.errors import MissingExtraError, ModelError
 from mooring.inference.encode import response_seed, stop_tokens
 from mooring.inference.folder import Dtype, ModelFolder, loading, open_folder
@@ -59,7 +60,8 @@ class VLLMEngine(TokenEngine):
         dtype: Dtype = "auto",
         tensor_parallel: int = 1,
         max_model_len: int | None = None,
-        gpu_memory: float = 0.9,
+        gpu_memory: float = GPU_MEMORY,
+        enforce_eager: bool = False,
         batch_size: int = 256,
     ) -> "VLLMEngine":
         """Open a full checkpoint, or a LoRA adapter on its base. No code of the folder is run.
@@ -71,6 +73,7 @@ class VLLMEngine(TokenEngine):
             tensor_parallel: Number of GPUs that share the model.
             max_model_len: Maximum number of tokens of prompt and response together; defaults to the model's own.
             gpu_memory: Share of each GPU's memory that vLLM may use.
+            enforce_eager: Whether to run without compilation and CUDA graphs: a sooner start, slower generation.
             batch_size: Responses per batch.
 
         Raises:
@@ -104,10 +107,11 @@ class VLLMEngine(TokenEngine):
                 tensor_parallel_size=tensor_parallel,
                 max_model_len=max_model_len,
                 gpu_memory_utilization=gpu_memory,
+                enforce_eager=enforce_eager,
                 **lora_options,
             )
         versions = {"vllm": vllm.__version__, "transformers": transformers.__version__}
-        options = {**versions, "tensor_parallel": tensor_parallel}
+        options = {**versions, "tensor_parallel": tensor_parallel, "enforce_eager": enforce_eager}
         return cls(llm, tokenizer, stops, system=system, batch_size=batch_size, adapter=adapter, options=options)
 
     @property

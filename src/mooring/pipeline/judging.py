@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mooring.config import Judge
+from mooring.config import RULES, Judge
 from mooring.data import prompts_digest
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent
@@ -81,6 +81,8 @@ class Judging:
             "device": section.device,
             "batch_size": section.batch_size,
             "tensor_parallel": section.tensor_parallel,
+            "max_model_len": section.max_model_len,
+            "enforce_eager": section.enforce_eager,
             "versions": installed_versions(*packages),
         }
 
@@ -162,9 +164,6 @@ def _existing(path: Path, made_by: Mapping[str, Any], questions: Sequence[Prompt
         return []
     same = all({key: answer.made_by.get(key) for key in made_by} == made_by for answer in answers)
     return answers if same and [a.prompt_id for a in answers] == [q.id for q in questions] else []
-
-
-RULES = "rules"
 
 
 def ids(sections: Sequence[Judge]) -> list[str]:

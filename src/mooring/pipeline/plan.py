@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mooring.config import Metric, Recipe
+from mooring.config import RULES, Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, prompts_digest
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
 from mooring.pipeline import steps as types
-from mooring.pipeline.judging import RULES, Judging, installed_versions
+from mooring.pipeline.judging import Judging, installed_versions
 from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.sets import DataSets, Sets, evaluation_sets, note_missing, task_metrics
 from mooring.pipeline.steps import JudgeKey, MergeInputs, ModelKey, Point, Slot, SourceKey, Stage, Step, StepKey
@@ -312,6 +312,8 @@ def engine_inputs(recipe: Recipe) -> types.EngineInputs:
         device=section.device,
         batch_size=section.batch_size,
         tensor_parallel=section.tensor_parallel,
+        max_model_len=section.max_model_len,
+        enforce_eager=section.enforce_eager,
         system=recipe.system,
         versions=installed_versions("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ())),
     )

@@ -189,6 +189,8 @@ class EngineInputs(Inputs):
     device: str
     batch_size: int
     tensor_parallel: int
+    max_model_len: int | None
+    enforce_eager: bool
     system: str | None
     versions: Mapping[str, str]
 
