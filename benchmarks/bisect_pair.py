@@ -20,8 +20,9 @@ from timing import table
 from mooring.config import Recipe
 from mooring.data import load_splits
 from mooring.merging.pair import open_pair
-from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.search import bisection
+from mooring.pipeline.sweeps.sweep import SweepSpec
+from mooring.pipeline.sweeps.transformers import MergedModel
 from mooring.records import Completion, Prompt
 from mooring.scoring import judges
 from mooring.selection.bisect import BisectSettings, bisect
@@ -42,7 +43,7 @@ def ask_all(run: Path, prompts: Sequence[Prompt], recipe: Recipe) -> dict[float,
     """Every λ, the base among them (0), on all prompts."""
     section, found, last = recipe.generate, {}, dict[str, Completion]()
     how = section.sampling("safety", recipe.seed)
-    model = MergedModel(MergedModelSpec(pair=open_pair(run / "base", run / "tuned"), runner=section))
+    model = MergedModel(SweepSpec(pair=open_pair(run / "base", run / "tuned"), runner=section))
     for lam in (0.0, *LAMS):
         drafts = {key: completion.text for key, completion in last.items()}
         batches = model.at(lam).complete(list(prompts), how, drafts=drafts)

@@ -35,7 +35,8 @@ from mooring.inference.transformers import TransformersEngine
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
 from mooring.models.resolve import resolve_model
-from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
+from mooring.pipeline.sweeps.sweep import SweepSpec
+from mooring.pipeline.sweeps.transformers import MergedModel
 from mooring.quiet import quiet
 from mooring.records import Completion, Prompt
 from mooring.sampling import SamplingParams
@@ -125,7 +126,7 @@ def main() -> None:
     totals, last, load_before = [0.0, 0.0, 0.0], Answers(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         base, tuned = pair(given.run, Path(scratch))
-        spec = MergedModelSpec(pair=open_pair(base, tuned), runner=Runner(**load))
+        spec = SweepSpec(pair=open_pair(base, tuned), runner=Runner(**load))
         in_memory(MergedModel(spec), 0.5, [(asked[0][0][:1], sets[0][1])], {})  # imports, page cache
         model = MergedModel(spec)
         for lam in GRID:

@@ -111,7 +111,7 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_same_results(
 ) -> None:
     """The runs are forked from a process that has imported all libraries, so that most kills hit their work."""
     fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["mooring.pipeline.run", "mooring.pipeline.merged_model", "peft", "trl"])
+    fork.set_forkserver_preload(["mooring.pipeline.run", "mooring.pipeline.sweeps.transformers", "peft", "trl"])
     grid = {"lambdas": [0.1, 0.3, 0.5, 0.7, 0.9]}
     whole = command("run", write_recipe(out="whole", merge=grid))
     assert whole.returncode == 0, whole.stderr

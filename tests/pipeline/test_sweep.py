@@ -19,9 +19,11 @@ from mooring.merging.in_memory import Memory
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
 from mooring.pipeline import plan
-from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.models import Models
 from mooring.pipeline.run import run
+from mooring.pipeline.sweeps.folders import FolderSweep
+from mooring.pipeline.sweeps.sweep import SweepSpec
+from mooring.pipeline.sweeps.transformers import MergedModel
 from mooring.records import Completion, Message, Prompt, read_jsonl
 from mooring.sampling import SamplingParams
 
@@ -60,7 +62,7 @@ def loaded(folder: Path, dtype: Any = "auto") -> TransformersEngine:
 
 def open_merged(base: Path, tuned: Any, dtype: Any = "auto", **spec: Any) -> MergedModel:
     """A base and its tuned models in memory."""
-    return MergedModel(MergedModelSpec(pair=open_pair(base, tuned), runner=Runner(device="cpu", dtype=dtype), **spec))
+    return MergedModel(SweepSpec(pair=open_pair(base, tuned), runner=Runner(device="cpu", dtype=dtype), **spec))
 
 
 @pytest.fixture(scope="module")
@@ -200,14 +202,15 @@ def recipe(base: Path, tuned: Path, out: Path, **changes: Any) -> Recipe:
 
 
 def test_the_ends_are_the_models_themselves(tiny_model_folder: Path, tuned: Path, tmp_path: Path) -> None:
-    dare = {"method": "dare_linear", "density": 0.5}
-    given = recipe(tiny_model_folder, tuned / "1", tmp_path / "run", merge=dare)
-    models = Models(given, open_pair(tiny_model_folder, tuned / "1"), {"density": 0.5}, tmp_path / "scratch")
+    dare: dict[str, Any] = {"method": "dare_linear", "options": {"density": 0.5}}
+    spec = SweepSpec(pair=open_pair(tiny_model_folder, tuned / "1"), runner=Runner(device="cpu"), **dare)
+    models = Models(spec, tmp_path / "scratch")
     for point, folder in ((BASE, tiny_model_folder), (TUNED, tuned / "1"), (BASE, tiny_model_folder)):
         assert same(bits(models.at(point)), bits(loaded(folder)))
     adapter = tune(tiny_model_folder, tmp_path / "adapter", target_modules=["q_proj"])
     plain = merge(tiny_model_folder, adapter, tmp_path / "plain", lam=1)
-    models = Models(given, open_pair(tiny_model_folder, adapter), {"density": 0.5}, tmp_path / "scratch")
+    spec = SweepSpec(pair=open_pair(tiny_model_folder, adapter), runner=Runner(device="cpu"), **dare)
+    models = Models(spec, tmp_path / "scratch")
     assert same(bits(models.at(TUNED)), bits(loaded(plain)))
     assert not (tmp_path / "scratch").exists()
 
@@ -222,15 +225,15 @@ def test_other_engines_get_folders_one_at_a_time(
         seen.append(folder)
         return object()
 
-    monkeypatch.setattr("mooring.pipeline.models.load_engine", load)
-    given = recipe(tiny_model_folder, tuned / "1", tmp_path / "run", generate={"engine": "vllm"})
+    monkeypatch.setattr("mooring.pipeline.sweeps.folders.load_engine", load)
     scratch = tmp_path / "scratch"
-    models = Models(given, open_pair(tiny_model_folder, tuned / "1"), {}, scratch)
+    spec = SweepSpec(pair=open_pair(tiny_model_folder, tuned / "1"))
+    models = FolderSweep(spec, scratch)
     for lam in (0.0, 0.3, 0.3, 0.7, 1.0):
         models.at(MergePoint(lam))
         assert len(list(scratch.glob("*"))) <= 1
     assert seen == [tiny_model_folder, scratch / "lam-0.3", scratch / "lam-0.7", tuned / "1"]
-    models.written = MergePoint(0.5), tiny_model_folder
+    spec.written[MergePoint(0.5)] = tiny_model_folder
     models.at(MergePoint(0.5))
     assert seen[-1] == tiny_model_folder
     for lam in (0.2, 0.3, 0.3):
@@ -238,10 +241,10 @@ def test_other_engines_get_folders_one_at_a_time(
         assert [seen[-1]] == list(scratch.glob("*"))
     assert len({*seen[-2:]}) == 2
     assert seen[-3] == tiny_model_folder
-    models.written = MergePoint(0.5, {"early mlp": 0.3}), tiny_model_folder
+    spec.written[MergePoint(0.5, {"early mlp": 0.3})] = tiny_model_folder
     models.at(MergePoint(0.5, {"early mlp": 0.3}))
     assert seen[-1] == tiny_model_folder
-    models.release()
+    models.close()
     assert not scratch.exists()
 
 

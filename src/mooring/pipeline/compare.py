@@ -15,8 +15,9 @@ from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.merging.compatibility import check_pair
 from mooring.merging.pair import open_pair
 from mooring.models.resolve import resolve_model
-from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.plan import merge_options
+from mooring.pipeline.sweeps.sweep import SweepSpec
+from mooring.pipeline.sweeps.transformers import MergedModel
 from mooring.records import Kind, Message, Prompt
 from mooring.sampling import SamplingParams
 
@@ -67,7 +68,7 @@ class Comparison:
         UserError: The models do not belong together, or the method does not take an option.
     """
 
-    def __init__(self, spec: MergedModelSpec, params: SamplingParams, third: Path | None = None) -> None:
+    def __init__(self, spec: SweepSpec, params: SamplingParams, third: Path | None = None) -> None:
         self.warnings = check_pair(spec.pair)
         self._spec = dataclasses.replace(spec, runner=spec.runner.model_copy(update={"batch_size": 1}))
         self._model = MergedModel(self._spec)
@@ -151,7 +152,7 @@ class Comparison:
 def open_comparison(base: str, tuned: str, third: str | None, options: Mapping[str, Any], kind: Kind) -> Comparison:
     """Open the models; arguments and errors as in `mooring.open_comparison`."""
     recipe = settings("compare", options, kind)
-    spec = MergedModelSpec(
+    spec = SweepSpec(
         pair=open_pair(resolve_model(base), resolve_model(tuned)),
         method=recipe.merge.method,
         options=merge_options(recipe),

@@ -31,6 +31,7 @@ from mooring.pipeline.results import assemble
 from mooring.pipeline.run_folder import RunFolder, remove
 from mooring.pipeline.search import bisection, bisection_notes, search_modules
 from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step
+from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.records import (
     ByModule,
     Choice,
@@ -194,9 +195,9 @@ class _Execution:
             case Stage.MERGE_ALIGNED:
                 merge(self._named_base, paths.align, out, lam=1.0)
             case Stage.CHECK_PAIR:
-                write_warnings(self._open_models().pair, out)
+                write_warnings(self._open_models().spec.pair, out)
             case Stage.MEASURE_CHANGE:
-                write_changes(self._open_models().pair, out)
+                write_changes(self._open_models().spec.pair, out)
             case types.Generate() as work:
                 self._generate(step, work)
             case types.Likelihood(point=MergePoint() as point, split=split):
@@ -241,10 +242,16 @@ class _Execution:
     def _open_models(self) -> Models:
         """The models of the run. The pair is opened, and checked, once."""
         if self._models is None:
-            pair = open_pair(*self._folders)
-            self._models = Models(self.recipe, pair, self.plan.merge_options, self.paths.scratch)
+            spec = SweepSpec(
+                pair=open_pair(*self._folders),
+                method=self.recipe.merge.method,
+                options=self.plan.merge_options,
+                runner=self.recipe.generate,
+                system=self.recipe.system,
+            )
+            self._models = Models(spec, self.paths.scratch)
         if self.paths.model.exists() and "write_model" in self._done and isinstance(self.plan.chosen, MergePoint):
-            self._models.written = self.plan.chosen, self.paths.model
+            self._models.spec.written[self.plan.chosen] = self.paths.model
         return self._models
 
     def _engine(self, point: MergePoint) -> Engine:

@@ -13,7 +13,8 @@ from mooring.inference.transformers import TransformersEngine
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
-from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
+from mooring.pipeline.sweeps.sweep import SweepSpec
+from mooring.pipeline.sweeps.transformers import MergedModel
 from mooring.records import Message, Prompt
 from mooring.sampling import SamplingParams
 
@@ -22,7 +23,7 @@ PROMPT = Prompt(id="a", messages=(Message("user", "What is the capital of Norway
 
 def in_memory(base: Path, tuned: Path, lam: float, dtype: Any = "auto", **spec: Any) -> TransformersEngine:
     spec["runner"] = Runner(device="cpu", dtype=dtype)
-    with MergedModel(MergedModelSpec(pair=open_pair(base, tuned), **spec)) as merged:
+    with MergedModel(SweepSpec(pair=open_pair(base, tuned), **spec)) as merged:
         return merged.at(lam)
 
 

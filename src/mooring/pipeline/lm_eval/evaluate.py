@@ -19,8 +19,9 @@ from mooring.models.resolve import resolve_model
 from mooring.options import TaskOptions
 from mooring.pipeline.lm_eval.scores import to_scores
 from mooring.pipeline.lm_eval.tasks import lm_eval_version, load_tasks, seeded
-from mooring.pipeline.merged_model import MergedModel, MergedModelSpec
 from mooring.pipeline.plan import merge_options
+from mooring.pipeline.sweeps.sweep import SweepSpec
+from mooring.pipeline.sweeps.transformers import MergedModel
 from mooring.quiet import quiet
 from mooring.records import Score
 
@@ -197,7 +198,7 @@ def open_engine(
         hint = "give λ, or name it as the only model"
         raise UserError(f"{tuned}: there is no λ to merge it with", hint, code="usage.no_lam")
     pair = open_pair(resolve_model(str(base)), resolve_model(str(tuned)))
-    spec = MergedModelSpec(pair=pair, method=method, options=options or {}, runner=runner, system=system)
+    spec = SweepSpec(pair=pair, method=method, options=options or {}, runner=runner, system=system)
     with MergedModel(spec) as merged:
         return merged.at(lam)
 

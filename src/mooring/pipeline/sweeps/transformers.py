@@ -1,6 +1,5 @@
 """A merge as an engine: one model in memory whose weights are replaced in place from one λ to the next."""
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,34 +9,44 @@ import torch
 import transformers
 from torch import Tensor
 
-from mooring.chat import DEFAULT_SYSTEM
-from mooring.config import Runner
 from mooring.errors import ModelError
+from mooring.inference.engine import Engine
 from mooring.inference.transformers import TransformersEngine
+from mooring.merge_point import MergePoint
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.job import options_of
-from mooring.merging.pair import ModelPair
 from mooring.merging.tensor_value import Given as Lam
+from mooring.pipeline.sweeps.folders import FolderSweep
+from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.quiet import quiet
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MergedModelSpec:
-    """A base and a tuned model, how they are merged, and how the merge is run.
+class TransformersSweep:
+    """A sweep with one model in memory, whose weights change in place. Implements `Sweep`.
 
-    Attributes:
-        pair: The base and the tuned model, or several of them, open.
-        method: A name in `merge_methods.METHODS`.
-        options: The method's options besides λ, such as `{"density": 0.5}`; an option that is None is not set.
-        runner: Batch size, type of the weights in memory, and device.
-        system: System prompt for prompts that have none.
+    Models with a folder of their own that differs from the base's in configuration or tokenizer are opened from there.
     """
 
-    pair: ModelPair
-    method: str = "linear"
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    runner: Runner = dataclasses.field(default_factory=Runner)
-    system: str | None = DEFAULT_SYSTEM
+    concurrent = False
+
+    def __init__(self, spec: SweepSpec, scratch: Path) -> None:
+        self._spec = spec
+        self._merged = MergedModel(spec)
+        self._folders = FolderSweep(spec, scratch)
+
+    def at(self, point: MergePoint) -> Engine:
+        """See `Sweep.at`."""
+        exists = self._spec.folder_of(point) is not None
+        if not exists or (point.is_base and self._merged.keeps_side_files):
+            self._folders.close()
+            return self._merged.at(self._spec.lam_of(point), plain=point.is_tuned)
+        self._merged.unload()
+        return self._folders.at(point)
+
+    def close(self) -> None:
+        """See `Sweep.close`."""
+        self._folders.close()
+        self._merged.unload()
 
 
 class MergedModel:
@@ -51,7 +60,7 @@ class MergedModel:
     `in_place` tells whether a change of λ is made in place; it is known after the first `at`.
     """
 
-    def __init__(self, spec: MergedModelSpec) -> None:
+    def __init__(self, spec: SweepSpec) -> None:
         options_of(spec.method, 0.5, **spec.options)  # checks them
         self._spec = spec
         self._merge = OpenMerge(spec.pair, method=spec.method, **spec.options)

@@ -1,0 +1,1 @@
+"""The models of a run as engines: a base and a tuned model that answer at any point of their merge."""

@@ -1,0 +1,99 @@
+"""The interface of a sweep over λ, and what every sweep is made from."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mooring.chat import DEFAULT_SYSTEM
+from mooring.config import Runner
+from mooring.inference.engine import Engine
+from mooring.merge_point import MergePoint
+from mooring.merging.adapter import merge_adapters
+from mooring.merging.job import Job, options_of
+from mooring.merging.merge import merge_pair
+from mooring.merging.pair import ModelPair
+from mooring.models import Adapter
+from mooring.pipeline.module_groups import patterns, tensor_names
+
+
+class Sweep(Protocol):
+    """A base and a tuned model that answer at any point of their merge.
+
+    Attributes:
+        concurrent: Whether the engines of several points can be used at the same time, from several threads. If not, an
+            engine must not be used after the next call of `at`: its weights have changed.
+    """
+
+    concurrent: bool
+
+    def at(self, point: MergePoint) -> Engine:
+        """The engine of a model.
+
+        Raises:
+            ModelError: The model cannot be loaded, or the merge has an invalid input.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free every model; a later `at` loads them again."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """A base and a tuned model, how they are merged, and how the merge is run.
+
+    Attributes:
+        pair: The base and the tuned model, or several of them, open.
+        method: A name in `merge_methods.METHODS`.
+        options: The method's options besides λ, such as `{"density": 0.5}`; an option that is None is not set.
+        runner: The engine and its options.
+        system: System prompt for prompts that have none.
+        written: Merges that are on the disk permanently, and their folders.
+    """
+
+    pair: ModelPair
+    method: str = "linear"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    runner: Runner = dataclasses.field(default_factory=Runner)
+    system: str | None = DEFAULT_SYSTEM
+    written: dict[MergePoint, Path] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def tensor_names(self) -> list[str]:
+        """The names of the base's tensors that a merge can change."""
+        return tensor_names(self.pair.base)
+
+    def folder_of(self, point: MergePoint) -> Path | None:
+        """The folder of a full checkpoint that exists already; None if the model has to be merged."""
+        if point.is_base:
+            return self.pair.base.folder
+        tuned = self.pair.tuned[0]
+        return tuned.folder if point.is_tuned and not isinstance(tuned, Adapter) else None
+
+    def lam_of(self, point: MergePoint) -> float | dict[str, float]:
+        """λ as merging takes it: a number, or numbers by patterns of tensor names."""
+        return patterns(self.tensor_names, point.overrides, point.lam) if point.by_module else point.lam
+
+    def method_of(self, point: MergePoint) -> tuple[str, Mapping[str, Any]]:
+        """The method and its options at a point. The tuned model is merged by `linear`, which drops no part of it."""
+        return ("linear", {}) if point.is_tuned else (self.method, self.options)
+
+    def write(self, point: MergePoint, out: Path) -> Path:
+        """Write a merged model to a new folder."""
+        method, options = self.method_of(point)
+        return merge_pair(self.pair, out, method=method, options=options_of(method, self.lam_of(point), **options))
+
+    def write_adapter(self, point: MergePoint, out: Path) -> Path:
+        """Write the merged adapter of a model to a new folder; errors as in `merge_adapters`."""
+        method, options = self.method_of(point)
+        base, *tuned = (model.folder for model in self.pair.models)
+        job = Job(
+            method=method,
+            base=str(base),
+            tuned=tuple(map(str, tuned)),
+            options=options_of(method, self.lam_of(point), **options),
+        )
+        return merge_adapters(base, tuned, out, job)
