@@ -255,12 +255,12 @@ class Runner(Section):
 
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
     """`transformers` or `vllm` in this process, or any OpenAI-compatible server (`openai`)."""
-    base_url: str | None = None
-    """Address of the server, such as `http://localhost:8000/v1` (openai)."""
+    base_url: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    """Address of the server, such as `http://localhost:8000/v1`; several of one model share the work (openai)."""
     key_env: str = "OPENAI_API_KEY"
     """Environment variable with the server's API key, which is never written in a recipe (openai)."""
     concurrency: int = Field(8, ge=1)
-    """Maximum number of concurrent requests (openai)."""
+    """Maximum number of concurrent requests to each server (openai)."""
     requests_per_minute: float | None = Field(None, gt=0)
     """Maximum number of requests per minute (openai)."""
     batch_size: int = Field(32, ge=1)
@@ -280,7 +280,7 @@ class Runner(Section):
 
     @model_validator(mode="after")
     def _a_server_has_an_address(self) -> "Runner":
-        if (self.engine == "openai") != (self.base_url is not None):
+        if (self.engine == "openai") != bool(self.base_url):
             raise ValueError("`engine: openai` and `base_url` go together")
         return self
 

@@ -104,7 +104,7 @@ class SafeguardOptions(TypedDict, total=False):
     over_refusal_margin: float | None
     max_tokens: int
     engine: Literal["transformers", "vllm", "openai"]
-    base_url: str | None
+    base_url: str | Sequence[str]
     key_env: str
     concurrency: int
     requests_per_minute: float | None
@@ -145,7 +145,7 @@ class GenerateOptions(TypedDict, total=False):
     system: str | None
     seed: int
     engine: Literal["transformers", "vllm", "openai"]
-    base_url: str | None
+    base_url: str | Sequence[str]
     key_env: str
     concurrency: int
     requests_per_minute: float | None
@@ -205,7 +205,7 @@ class PreferOptions(TypedDict, total=False):
 
     seed: int
     engine: Literal["transformers", "vllm", "openai"]
-    base_url: str | None
+    base_url: str | Sequence[str]
     key_env: str
     concurrency: int
     requests_per_minute: float | None

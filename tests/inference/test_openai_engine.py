@@ -582,7 +582,7 @@ def test_an_invalid_base_url_is_refused(url: str) -> None:
     ],
 )
 def test_an_address_without_a_path_gets_the_usual_one(url: str, base: str) -> None:
-    assert OpenAIEngine(url, "m").server.base == base
+    assert OpenAIEngine(url, "m").servers.base == base
 
 
 # The parts

@@ -50,7 +50,7 @@ def _openai(model: Path | str | None, runner: Runner, system: str | None) -> Eng
     from mooring.inference.retry import RequestLimits
 
     return OpenAIEngine(
-        str(runner.base_url),
+        runner.base_url,
         None if model is None else str(model),
         system=system,
         key_env=runner.key_env,

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import DataError, ModelError, UserError
@@ -12,8 +12,9 @@ from mooring.inference.cost import text_length
 from mooring.inference.dialect import CONTEXT, NEUTRAL, Dialect, adapt, parse_completion, rejected_fields, request_body
 from mooring.inference.encode import name_of
 from mooring.inference.engine import check_prompts, sample_indices
-from mooring.inference.retry import Clock, RequestLimits, Retrier, in_parallel
+from mooring.inference.retry import Clock, RequestLimits, in_parallel
 from mooring.inference.server import Server, ServerError, TransientError, shorten
+from mooring.inference.servers import Servers
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
 
@@ -21,21 +22,49 @@ ATTEMPTS = 6
 """Maximum number of dialects in which one request is tried."""
 
 
+class ServedModel(Protocol):
+    """What selects one of the models that servers have, such as an adapter, and makes it available there."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What its responses depend on, as plain JSON values."""
+        ...
+
+    def fields(self, server: Server) -> Mapping[str, Any]:
+        """The fields of a request that select it; makes it available on this server first if it is not.
+
+        Raises:
+            TransientError: The server may be able to later.
+            ModelError: The server cannot.
+        """
+        ...
+
+    def is_missing(self, error: ServerError) -> bool:
+        """Whether the server says that it does not have the model, such as after a restart."""
+        ...
+
+    def forget(self, server: Server) -> None:
+        """Make it available again before the next request to this server."""
+        ...
+
+
 class OpenAIEngine:
-    """A model behind an OpenAI-compatible server.
+    """A model behind an OpenAI-compatible server, or behind several.
 
     The server renders chats with the model's own chat template; rendered prompts (a judge's) are sent as text. Each
     response is a request of its own with its own seed, so that neither order nor concurrency matter, as far as the
     server keeps requests apart.
 
     Args:
-        base_url: Such as `http://localhost:8000/v1`.
+        base_url: Such as `http://localhost:8000/v1`; or several, of servers with the same model; or servers that share
+            their limits with other engines, in which case `key_env`, `limits` and `clock` are those of the servers.
         model: The model's name on the server; None if the server has only one.
         system: System prompt for prompts that have none.
         key_env: Name of the environment variable that holds the API key; the key itself is stored nowhere.
         limits: How many requests are made, and how long each is tried.
         extra_body: Fields for every request; they override the engine's own.
         clock: Replaced in tests.
+        served: Selects the model in place of its name, such as an adapter.
 
     Raises:
         RecipeError: `base_url` is not an address, or contains credentials.
@@ -43,7 +72,7 @@ class OpenAIEngine:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str] | Servers,
         model: str | None = None,
         *,
         system: str | None = DEFAULT_SYSTEM,
@@ -51,14 +80,15 @@ class OpenAIEngine:
         limits: RequestLimits | None = None,
         extra_body: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
+        served: ServedModel | None = None,
     ) -> None:
-        limits = limits or RequestLimits()
-        self.server = Server(base_url, key_env, limits.timeout)
+        if not isinstance(base_url, Servers):
+            urls = [base_url] if isinstance(base_url, str) else base_url
+            base_url = Servers(urls, key_env, limits or RequestLimits(), clock)
+        self.servers = base_url
         self.system = system
-        self.concurrency = limits.concurrency
         self.extra_body = dict(extra_body or {})
-        self._requested_model = model
-        self._retrier = Retrier(limits, clock or Clock())
+        self._requested_model, self._served = model, served
         self._dialect: Dialect | None = None
         self._one_at_a_time = threading.Lock()
         self._system_accepted = False
@@ -71,9 +101,9 @@ class OpenAIEngine:
             ModelError: The server is unreachable, or lists several models and none was requested.
         """
 
-        def list_models() -> Any:
+        def list_models(server: Server) -> Any:
             try:
-                return self.server.request("models")
+                return server.request("models")
             except ServerError:
                 return None
             except TransientError as error:
@@ -82,7 +112,7 @@ class OpenAIEngine:
                 return None  # the list is optional; the first completion shows what is wrong
 
         try:
-            data = self._retrier.call(list_models, threading.Event())
+            data = self.servers.call(list_models, threading.Event())
         except TransientError as error:
             raise self._unavailable(error) from None
         entries = data.get("data") if isinstance(data, dict) else None
@@ -91,15 +121,16 @@ class OpenAIEngine:
         model = self._requested_model or (next(iter(owners)) if len(owners) == 1 else None)
         if model is None:
             available = f"it has: {', '.join(sorted(owners)[:8])}" if owners else "it lists none"
-            raise ModelError(f"{self.server.base}: which model?", f"name it; {available}", code="model.not_named")
+            raise ModelError(f"{self.servers.base}: which model?", f"name it; {available}", code="model.not_named")
         return model, owners.get(model), tuple(owners)
 
     @property
     def about(self) -> Mapping[str, Any]:
         """See `Engine.about`."""
         model, owner, _ = self.served
-        about = {"engine": "openai", "base_url": self.server.base, "model": model, "server": owner}
-        return about | {"system": self.system} | ({"extra_body": self.extra_body} if self.extra_body else {})
+        about: dict[str, Any] = {"engine": "openai", "base_url": self.servers.base, "model": model, "server": owner}
+        about |= {"system": self.system} | ({"extra_body": self.extra_body} if self.extra_body else {})
+        return about | (dict(self._served.about) if self._served else {})
 
     def complete(
         self,
@@ -131,7 +162,7 @@ class OpenAIEngine:
         def work(pair: tuple[Prompt, int], stop: threading.Event) -> Completion:
             return self._complete(pair[0], pair[1], params, stop)
 
-        for completion in in_parallel(work, samples, self.concurrency):
+        for completion in in_parallel(work, samples, self.servers.concurrency):
             yield [completion]
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
@@ -153,7 +184,7 @@ class OpenAIEngine:
             exclusive = dialect.generation_config and params.temperature
             try:
                 with self._one_at_a_time if exclusive else contextlib.nullcontext():
-                    data = self._retrier.call(functools.partial(self._request, path, body, stop), stop)
+                    data = self.servers.call(functools.partial(self._request, path, body, stop), stop)
                 return parse_completion(data, prompt.id, sample)
             except TransientError as error:
                 raise self._unavailable(error, f" at {name_of(prompt)}") from None
@@ -162,43 +193,58 @@ class OpenAIEngine:
                 if adapted is None:
                     raise self._explain(error, prompt, path, body) from None
                 self._dialect = adapted
-        what = f"{self.server.base}: rejects every form of the request"
+        what = f"{self.servers.base}: rejects every form of the request"
         raise ModelError(what, "is it an OpenAI-compatible server?", code="model.server_incompatible")
 
-    def _request(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
+    def _request(self, path: str, body: Mapping[str, Any], stop: threading.Event, server: Server) -> Any:
         """Make one request; a template that fails on system messages becomes a `ServerError`."""
         has_system = "messages" in body and body["messages"][0]["role"] == "system"
         try:
-            data = self.server.request(path, body)
-            parse_completion(data)  # a malformed response may be transient too
+            data = self._send(path, body, server)
         except TransientError as error:
             suspicious = error.status == 500 and has_system and not self._system_accepted
-            if suspicious and self._system_fails(path, body, stop):
+            if suspicious and self._system_fails(path, body, stop, server):
                 raise ServerError(500, "system role not supported") from None
             raise
         self._system_accepted = self._system_accepted or has_system
         return data
 
-    def _system_fails(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> bool:
+    def _send(self, path: str, body: Mapping[str, Any], server: Server) -> Any:
+        """Make one request, with the fields that select the model; one that the server lost is loaded again."""
+        if self._served is None:
+            return _checked(server, path, body)
+        try:
+            return _checked(server, path, {**body, **self._served.fields(server)})
+        except TransientError:
+            self._served.forget(server)  # the server may come back without it
+            raise
+        except ServerError as error:
+            if not self._served.is_missing(error):
+                raise
+            self._served.forget(server)
+            return _checked(server, path, {**body, **self._served.fields(server)})
+
+    def _system_fails(self, path: str, body: Mapping[str, Any], stop: threading.Event, server: Server) -> bool:
         """Whether a short chat succeeds, and fails with a system message: some servers only respond with status 500."""
         user = {"role": "user", "content": "Hi"}
         for messages, has_system in ([user], False), ([{"role": "system", "content": "Hi"}, user], True):
-            self._retrier.rate.acquire(stop)
+            self.servers.retrier.rate.acquire(stop)
             try:
-                parse_completion(self.server.request(path, {**body, "messages": messages}))
+                self._send(path, {**body, "messages": messages}, server)
             except (TransientError, ServerError) as error:
                 return has_system and error.status == 500
         self._system_accepted = True
         return False
 
     def _unavailable(self, error: TransientError, place: str = "") -> ModelError:
-        reached = self._retrier.reached
+        reached = self.servers.retrier.reached
         hint = "run the same command again to resume" if reached else "is it running, and is the address right?"
-        return ModelError(f"{self.server.base}: {error}{place}", hint, code="model.server_unavailable")
+        where = self.servers.base if error.down else error.base or self.servers.base
+        return ModelError(f"{where}: {error}{place}", hint, code="model.server_unavailable")
 
     def _explain(self, error: ServerError, prompt: Prompt, path: str, body: Mapping[str, Any]) -> UserError:
         """A server error as a user error that names the fix and does not repeat the prompt."""
-        base, model, models = self.server.base, body["model"], self.served[2]
+        base, model, models = error.base or self.servers.base, body["model"], self.served[2]
         text = shorten(_without_prompt(error.text, prompt))
         if CONTEXT.search(error.text) or error.status == 413:
             what = f"{name_of(prompt)}: does not fit the model's context ({text})"
@@ -216,6 +262,17 @@ class OpenAIEngine:
             return ModelError(f"{base}: rejects {values} ({text})", hint, code="model.sampling_unsupported")
         message = f"{name_of(prompt)}: {base} rejects the request ({error.status}: {text})"
         return DataError(message, "fix what the server names", code="data.request_rejected")
+
+
+def _checked(server: Server, path: str, body: Mapping[str, Any]) -> Any:
+    """Make one request; a response in another format may be transient too."""
+    data = server.request(path, body)
+    try:
+        parse_completion(data)
+    except TransientError as error:
+        error.base = server.base
+        raise
+    return data
 
 
 def _without_prompt(text: str, prompt: Prompt) -> str:

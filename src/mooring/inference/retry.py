@@ -26,7 +26,7 @@ class RequestLimits:
     """How many requests are made to a server, and how long each is tried.
 
     Attributes:
-        concurrency: Number of requests at a time.
+        concurrency: Number of requests to each server at a time.
         requests_per_minute: Maximum number of requests per minute, including retries; None sets no limit.
         retries: Maximum number of retries while the server is reachable and failing, or if it never was reachable.
         timeout: Seconds without a byte after which a request is cancelled and repeated.

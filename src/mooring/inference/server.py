@@ -28,12 +28,14 @@ class ServerError(Exception):
     Attributes:
         status: The HTTP status.
         text: The server's message, without the API key: untrusted.
+        base: The server's address.
     """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, base: str = "") -> None:
         super().__init__(f"{status}: {text}")
         self.status = status
         self.text = text
+        self.base = base
 
 
 class TransientError(Exception):
@@ -43,6 +45,7 @@ class TransientError(Exception):
         down: Whether the server is unreachable, as opposed to reachable and failing.
         retry_after: Seconds that the server asks clients to wait.
         status: The HTTP status, if there was a response.
+        base: The server's address.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class TransientError(Exception):
         self.down = down
         self.retry_after = retry_after
         self.status = status
+        self.base = ""
 
 
 class Server:
@@ -82,6 +86,7 @@ class Server:
             hint = "write it like http://localhost:8000/v1"
             raise RecipeError(f"base_url: {base_url!r} is not an http address", hint, code="recipe.not_a_url")
         self.base = str(url.copy_with(path=url.path.rstrip("/") or "/v1"))
+        self.root = self.base.removesuffix("/v1")
         self.key_env = key_env
         self.timeout = timeout
         self._loopback = url.host in LOOPBACK
@@ -97,14 +102,24 @@ class Server:
             trust_env=not self._loopback,  # the environment's proxies cannot reach servers on this machine
         )
 
-    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def request(self, path: str, body: Mapping[str, Any] | None = None, *, plain: bool = False) -> Any:
         """POST a JSON body to a path under the base, or GET the path if there is no body; return the JSON response.
+
+        A path that begins with `/` is one below the host, not below `/v1`. With `plain` the response is returned as
+        text.
 
         Raises:
             TransientError: The request may succeed later.
             ServerError: The server rejects the request.
             ModelError: The key is rejected, the quota is exhausted, the address redirects, or TLS fails.
         """
+        try:
+            return self._request(path, body, plain)
+        except (TransientError, ServerError) as error:
+            error.base = self.base
+            raise
+
+    def _request(self, path: str, body: Mapping[str, Any] | None, plain: bool) -> Any:
         key = os.environ.get(self.key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
             what = f"{self.key_env}: contains characters that no API key has"
@@ -112,7 +127,7 @@ class Server:
         try:
             response = self._client.request(
                 "GET" if body is None else "POST",
-                f"{self.base}/{path}",
+                f"{self.root}{path}" if path.startswith("/") else f"{self.base}/{path}",
                 content=None if body is None else json.dumps(body).encode(),
                 headers={"Authorization": f"Bearer {key}"} if key else {},
             )
@@ -128,7 +143,7 @@ class Server:
         if not response.is_success:
             raise self._failure(response, key)
         try:
-            return response.json()
+            return response.text if plain else response.json()
         except ValueError:
             raise TransientError("responds with something that is not JSON") from None
 

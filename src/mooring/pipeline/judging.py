@@ -71,7 +71,7 @@ class Judging:
             return {"judge": self.label(judge)}
         section = self.sections[judge]
         if section.engine == "openai":
-            return {"judge": self.label(judge), "server": section.base_url}
+            return {"judge": self.label(judge), "server": ", ".join(section.base_url)}
         packages = ("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ()))
         return {
             "judge": self.label(judge),
