@@ -220,14 +220,15 @@ def test_other_engines_get_folders_one_at_a_time(
 ) -> None:
     seen: list[Path] = []
 
-    def load(folder: Path, section: Any, system: Any) -> Any:
+    def load(folder: Path, section: Any, system: Any, log: Any) -> Any:
+        assert log == tmp_path / "models.log"
         assert (folder / "model.safetensors").is_file()
         seen.append(folder)
         return object()
 
     monkeypatch.setattr("mooring.pipeline.sweeps.folders.load_engine", load)
     scratch = tmp_path / "scratch"
-    spec = SweepSpec(pair=open_pair(tiny_model_folder, tuned / "1"))
+    spec = SweepSpec(pair=open_pair(tiny_model_folder, tuned / "1"), log=tmp_path / "models.log")
     models = FolderSweep(spec, scratch)
     for lam in (0.0, 0.3, 0.3, 0.7, 1.0):
         models.at(MergePoint(lam))

@@ -7,7 +7,7 @@ from mooring.config import GPU_MEMORY, Runner
 from mooring.inference.engine import Engine
 
 
-def load_engine(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
+def load_engine(model: Path | str | None, runner: Runner, system: str | None, log: Path | None = None) -> Engine:
     """Open a model with the engine that a recipe names.
 
     Args:
@@ -15,15 +15,16 @@ def load_engine(model: Path | str | None, runner: Runner, system: str | None) ->
             model's name on the server, or None for the only one there.
         runner: The recipe's `generate` section, or a judge's section.
         system: System prompt for prompts that have none.
+        log: File that the engine's own logs are appended to (vllm); by default a temporary one, see `engine_logs`.
 
     Raises:
         ModelError: The folder does not hold a model that can be loaded, or the server has no such model.
         MissingExtraError: The engine's package is not installed.
     """
-    return ENGINES[runner.engine](model, runner, system)
+    return ENGINES[runner.engine](model, runner, system, log)
 
 
-def _transformers(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
+def _transformers(model: Path | str | None, runner: Runner, system: str | None, log: Path | None) -> Engine:
     from mooring.inference.transformers import TransformersEngine
 
     return TransformersEngine.load(
@@ -31,7 +32,7 @@ def _transformers(model: Path | str | None, runner: Runner, system: str | None) 
     )
 
 
-def _vllm(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
+def _vllm(model: Path | str | None, runner: Runner, system: str | None, log: Path | None) -> Engine:
     from mooring.inference.vllm import VLLMEngine
 
     return VLLMEngine.load(
@@ -42,10 +43,11 @@ def _vllm(model: Path | str | None, runner: Runner, system: str | None) -> Engin
         max_model_len=runner.max_model_len,
         gpu_memory=runner.gpu_memory or GPU_MEMORY,
         enforce_eager=runner.enforce_eager,
+        log=log,
     )
 
 
-def _openai(model: Path | str | None, runner: Runner, system: str | None) -> Engine:
+def _openai(model: Path | str | None, runner: Runner, system: str | None, log: Path | None) -> Engine:
     from mooring.inference.openai import OpenAIEngine
     from mooring.inference.retry import RequestLimits
 
@@ -58,7 +60,7 @@ def _openai(model: Path | str | None, runner: Runner, system: str | None) -> Eng
     )
 
 
-ENGINES: Mapping[str, Callable[[Path | str | None, Runner, str | None], Engine]] = {
+ENGINES: Mapping[str, Callable[[Path | str | None, Runner, str | None, Path | None], Engine]] = {
     "transformers": _transformers,
     "vllm": _vllm,
     "openai": _openai,

@@ -9,6 +9,7 @@ from mooring.config import GPU_MEMORY
 from mooring.errors import MissingExtraError, ModelError
 from mooring.inference.encode import response_seed, stop_tokens
 from mooring.inference.folder import Dtype, ModelFolder, loading, open_folder
+from mooring.inference.logs import engine_logs
 from mooring.inference.token_engine import Encoded, TokenEngine
 from mooring.models import read_config
 from mooring.sampling import SamplingParams
@@ -63,6 +64,7 @@ class VLLMEngine(TokenEngine):
         gpu_memory: float = GPU_MEMORY,
         enforce_eager: bool = False,
         batch_size: int = 256,
+        log: Path | None = None,
     ) -> "VLLMEngine":
         """Open a full checkpoint, or a LoRA adapter on its base. No code of the folder is run.
 
@@ -75,44 +77,46 @@ class VLLMEngine(TokenEngine):
             gpu_memory: Share of each GPU's memory that vLLM may use.
             enforce_eager: Whether to run without compilation and CUDA graphs: a sooner start, slower generation.
             batch_size: Responses per batch.
+            log: File that vLLM's logs are appended to; by default a temporary one, see `engine_logs`.
 
         Raises:
             MissingExtraError: vLLM is not installed.
             ModelError: The folder does not hold a model, or one that vLLM cannot load.
         """
-        try:
-            import transformers
-            import vllm
-            from vllm.lora.request import LoRARequest
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "vllm":
-                raise
-            raise MissingExtraError("vllm", "pip install 'mooring[vllm]'", code="extra.vllm") from None
+        with engine_logs(log):
+            try:
+                import transformers
+                import vllm
+                from vllm.lora.request import LoRARequest
+            except ModuleNotFoundError as error:
+                if (error.name or "").partition(".")[0] != "vllm":
+                    raise
+                raise MissingExtraError("vllm", "pip install 'mooring[vllm]'", code="extra.vllm") from None
 
-        opened = open_folder(Path(folder))
-        adapter, lora_options = None, {}
-        if opened.adapter is not None:
-            rank = max_lora_rank(opened.path, opened.adapter)
-            lora_options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
-            adapter = LoRARequest(opened.path.name or "adapter", 1, str(opened.path.resolve()))
-        with loading(opened.path, "vLLM"):
-            tokenizer = opened.load_tokenizer()
-            stops = stop_tokens(_generation_config(opened), tokenizer)
-            llm = vllm.LLM(
-                model=str(opened.base),
-                tokenizer=str(opened.tokenizer),
-                trust_remote_code=False,
-                generation_config="vllm",
-                dtype=stored_dtype(opened.base) if dtype == "auto" else dtype,
-                tensor_parallel_size=tensor_parallel,
-                max_model_len=max_model_len,
-                gpu_memory_utilization=gpu_memory,
-                enforce_eager=enforce_eager,
-                **lora_options,
-            )
-        versions = {"vllm": vllm.__version__, "transformers": transformers.__version__}
-        options = {**versions, "tensor_parallel": tensor_parallel, "enforce_eager": enforce_eager}
-        return cls(llm, tokenizer, stops, system=system, batch_size=batch_size, adapter=adapter, options=options)
+            opened = open_folder(Path(folder))
+            adapter, lora_options = None, {}
+            if opened.adapter is not None:
+                rank = max_lora_rank(opened.path, opened.adapter)
+                lora_options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+                adapter = LoRARequest(opened.path.name or "adapter", 1, str(opened.path.resolve()))
+            with loading(opened.path, "vLLM"):
+                tokenizer = opened.load_tokenizer()
+                stops = stop_tokens(_generation_config(opened), tokenizer)
+                llm = vllm.LLM(
+                    model=str(opened.base),
+                    tokenizer=str(opened.tokenizer),
+                    trust_remote_code=False,
+                    generation_config="vllm",
+                    dtype=stored_dtype(opened.base) if dtype == "auto" else dtype,
+                    tensor_parallel_size=tensor_parallel,
+                    max_model_len=max_model_len,
+                    gpu_memory_utilization=gpu_memory,
+                    enforce_eager=enforce_eager,
+                    **lora_options,
+                )
+            versions = {"vllm": vllm.__version__, "transformers": transformers.__version__}
+            options = {**versions, "tensor_parallel": tensor_parallel, "enforce_eager": enforce_eager}
+            return cls(llm, tokenizer, stops, system=system, batch_size=batch_size, adapter=adapter, options=options)
 
     @property
     def context(self) -> int:

@@ -41,9 +41,15 @@ def installed_versions(*packages: str) -> dict[str, str]:
 
 
 class Judging:
-    """The judges of a run, one model in memory at a time."""
+    """The judges of a run, one model in memory at a time.
 
-    def __init__(self, sections: Sequence[Judge]) -> None:
+    Args:
+        sections: The judges.
+        logs: Folder for the logs of their engines; None for temporary files.
+    """
+
+    def __init__(self, sections: Sequence[Judge], logs: Path | None = None) -> None:
+        self._logs = logs
         self.sections = dict(zip(ids(sections), sections, strict=True))
         self.kinds = {name: judges.find(section.name) for name, section in self.sections.items()}
         self._open: tuple[str, Engine] | None = None
@@ -150,7 +156,8 @@ class Judging:
             section = self.sections[judge]
             served = judges.model_of(self.kinds[judge], section.model)
             model = served if section.engine == "openai" else self._folder(judge)
-            self._open = (judge, load_engine(model, section, system=None))
+            log = self._logs / f"judge-{judge}.log" if self._logs else None
+            self._open = (judge, load_engine(model, section, None, log))
         return self._open[1]
 
 

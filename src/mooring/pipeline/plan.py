@@ -160,7 +160,8 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
         if section:
             with note_missing(data.examples[stage], missing):
                 examples[stage] = load_examples(data.examples[stage], split="tune", seed=_seed(recipe, section))
-    return Plan(recipe, RunPaths(recipe.folder), sets, examples, Judging(recipe.score.judges), missing or {})
+    paths = RunPaths(recipe.folder)
+    return Plan(recipe, paths, sets, examples, Judging(recipe.score.judges, paths.logs), missing or {})
 
 
 def merge_options(recipe: Recipe) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def rejudge(folder: Path, sections: Sequence[Judge], on_event: OnEvent | None = 
     emit = on_event or ignore
     run_folder, ledger = RunFolder(folder), read_ledger(folder)
     plan = open_plan(folder)
-    judging = Judging(sections)
+    judging = Judging(sections, plan.paths.logs)
     kept = list(_kept(plan, ledger))
     jobs = [(judge, each) for judge in judging.sections for each in kept if judge in judging.of(each.name)]
     if not jobs:

@@ -248,6 +248,7 @@ class _Execution:
                 options=self.plan.merge_options,
                 runner=self.recipe.generate,
                 system=self.recipe.system,
+                log=self.paths.logs / "models.log",
             )
             self._models = Models(spec, self.paths.scratch)
         if self.paths.model.exists() and "write_model" in self._done and isinstance(self.plan.chosen, MergePoint):

@@ -26,7 +26,7 @@ class FolderSweep:
         folder = self._spec.folder_of(point) or self._spec.written.get(point) or self._write(point)
         if self._opened is None or self._opened[0] != folder:
             self._free()  # before the next model is loaded
-            self._opened = folder, load_engine(folder, self._spec.runner, self._spec.system)
+            self._opened = folder, load_engine(folder, self._spec.runner, self._spec.system, self._spec.log)
         return self._opened[1]
 
     def close(self) -> None:

@@ -52,6 +52,7 @@ class SweepSpec:
         runner: The engine and its options.
         system: System prompt for prompts that have none.
         written: Merges that are on the disk permanently, and their folders.
+        log: File for the engine's own logs; None for a temporary one.
     """
 
     pair: ModelPair
@@ -60,6 +61,7 @@ class SweepSpec:
     runner: Runner = dataclasses.field(default_factory=Runner)
     system: str | None = DEFAULT_SYSTEM
     written: dict[MergePoint, Path] = dataclasses.field(default_factory=dict)
+    log: Path | None = None
 
     @functools.cached_property
     def tensor_names(self) -> list[str]:
