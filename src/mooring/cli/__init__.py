@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import textwrap
 
 INTERRUPTED = 130
 FAILED, BAD_INPUT, OVER_BOUND = 1, 2, 3
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
             _print_error(error.code, error.message, error.hint)
         sys.stdout.flush()
         print("mooring: " + " ".join(str(error).split()), file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):  # what an engine has printed
+            print(textwrap.indent(note, "  "), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:  # before the verb's own handler is installed
         sys.exit(INTERRUPTED)

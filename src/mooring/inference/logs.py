@@ -59,11 +59,17 @@ def engine_logs(path: Path | None = None) -> Iterator[Path]:
             _redirect_loggers(log)  # again: vLLM configures its logger while it starts
 
 
-def log_tail(path: Path, lines: int = 20) -> str:
-    """The last lines of a log file, without blank lines and colors; empty if there is no such file."""
+def log_tail(path: Path, lines: int = 20, *, begin: int = 0) -> str:
+    """The last lines of a log file, without blank lines and colors; empty if there is no such file.
+
+    Args:
+        path: The file.
+        lines: Maximum number of lines.
+        begin: Size in bytes that the file had before; nothing older is shown.
+    """
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL))
+            file.seek(max(begin, path.stat().st_size - _TAIL))
             text = file.read().decode(errors="replace")
     except OSError:
         return ""

@@ -8,9 +8,9 @@ from mooring.chat import DEFAULT_SYSTEM
 from mooring.config import GPU_MEMORY
 from mooring.errors import MissingExtraError, ModelError
 from mooring.inference.encode import response_seed, stop_tokens
-from mooring.inference.folder import Dtype, ModelFolder, loading, open_folder
-from mooring.inference.logs import engine_logs
+from mooring.inference.folder import Dtype, ModelFolder, open_folder
 from mooring.inference.token_engine import Encoded, TokenEngine
+from mooring.inference.vllm_errors import starting
 from mooring.models import read_config
 from mooring.sampling import SamplingParams
 
@@ -83,7 +83,7 @@ class VLLMEngine(TokenEngine):
             MissingExtraError: vLLM is not installed.
             ModelError: The folder does not hold a model, or one that vLLM cannot load.
         """
-        with engine_logs(log):
+        with starting(Path(folder), log):
             try:
                 import transformers
                 import vllm
@@ -99,21 +99,20 @@ class VLLMEngine(TokenEngine):
                 rank = max_lora_rank(opened.path, opened.adapter)
                 lora_options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
                 adapter = LoRARequest(opened.path.name or "adapter", 1, str(opened.path.resolve()))
-            with loading(opened.path, "vLLM"):
-                tokenizer = opened.load_tokenizer()
-                stops = stop_tokens(_generation_config(opened), tokenizer)
-                llm = vllm.LLM(
-                    model=str(opened.base),
-                    tokenizer=str(opened.tokenizer),
-                    trust_remote_code=False,
-                    generation_config="vllm",
-                    dtype=stored_dtype(opened.base) if dtype == "auto" else dtype,
-                    tensor_parallel_size=tensor_parallel,
-                    max_model_len=max_model_len,
-                    gpu_memory_utilization=gpu_memory,
-                    enforce_eager=enforce_eager,
-                    **lora_options,
-                )
+            tokenizer = opened.load_tokenizer()
+            stops = stop_tokens(_generation_config(opened), tokenizer)
+            llm = vllm.LLM(
+                model=str(opened.base),
+                tokenizer=str(opened.tokenizer),
+                trust_remote_code=False,
+                generation_config="vllm",
+                dtype=stored_dtype(opened.base) if dtype == "auto" else dtype,
+                tensor_parallel_size=tensor_parallel,
+                max_model_len=max_model_len,
+                gpu_memory_utilization=gpu_memory,
+                enforce_eager=enforce_eager,
+                **lora_options,
+            )
             versions = {"vllm": vllm.__version__, "transformers": transformers.__version__}
             options = {**versions, "tensor_parallel": tensor_parallel, "enforce_eager": enforce_eager}
             return cls(llm, tokenizer, stops, system=system, batch_size=batch_size, adapter=adapter, options=options)
