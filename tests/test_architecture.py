@@ -24,6 +24,7 @@ GROUND = {
     "sampling",
     "events",
     "export",
+    "memory",
     "metrics",
     "merge_methods",
     "merge_point",

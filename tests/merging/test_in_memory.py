@@ -10,11 +10,13 @@ import torch
 
 from lora_models import tune
 from mooring.errors import UserError
+from mooring.memory import available_memory
 from mooring.merge_methods import METHODS
 from mooring.merging.in_memory import Memory, OpenMerge
 from mooring.merging.job import Output
 from mooring.merging.merge import merge
-from mooring.merging.pair import open_pair
+from mooring.merging.pair import ModelPair, OutputTensor, open_pair
+from mooring.models import Adapter, Checkpoint
 
 Write = Callable[..., Path]
 Read = Callable[[Path], dict[str, torch.Tensor]]
@@ -145,3 +147,72 @@ def test_numbers_for_single_modules_and_bad_ones(pair: tuple[Path, Path], tmp_pa
     with OpenMerge(open_pair(*pair), density=0.5) as merged, pytest.raises(UserError) as caught:
         merged.tensors(0.5)
     assert caught.value.code == "usage.unknown_option"
+
+
+@pytest.mark.parametrize("room", [0, 4000, None], ids=["no room", "room for some", "room for all"])
+@pytest.mark.parametrize("method", METHODS)
+def test_kept_in_memory_as_far_as_there_is_room(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    write: Write,
+    read: Read,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    room: int | None,
+) -> None:
+    settings = SETTINGS.get(method, {})
+    tuned = [pair[1], write(tmp_path / "other", tensors(3))] if METHODS[method].least > 1 else [pair[1]]
+    want = {
+        lam: read(merge(pair[0], tuned, tmp_path / f"{lam}", lam=lam, method=method, **settings)) for lam in (0.3, 0.8)
+    }
+    if room is not None:
+        monkeypatch.setattr("mooring.merging.in_memory.available_memory", lambda: 2 * room)
+    reads: list[str] = []
+    read_files = ModelPair.read
+
+    def note(pair: ModelPair, tensor: OutputTensor, *given: Any) -> Any:
+        reads.append(tensor.name)
+        return read_files(pair, tensor, *given)
+
+    merged = OpenMerge(open_pair(pair[0], tuned), method=method, **settings)
+    places = merged.tensors(0.8)
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelPair, "read", note)
+        merged.fill(0.3, places, filled=places)
+        assert merged.changed <= {*reads}
+        assert same_bytes(places, want[0.3])
+        for lam in (0.8, 0.3):
+            reads.clear()
+            merged.fill(lam, places, filled=places)
+            assert same_bytes(places, want[lam])
+            assert bool(merged.changed & {*reads}) == (room is not None)
+        merged.fill(0, places, filled=places)
+        assert same_bytes(places, read(pair[0]))
+    assert merged.kept_bytes <= room if room is not None else merged.kept_bytes > 0
+    merged.close()
+
+
+def test_an_adapters_products_are_computed_once(
+    bases: dict[str, Path], tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = tune(bases["tied"], tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    want = {lam: read(merge(bases["tied"], adapter, tmp_path / f"{lam}", lam=lam)) for lam in (0.1, 0.4, 0.9)}
+    with OpenMerge(open_pair(bases["tied"], adapter)) as merged:
+        places = merged.tensors(0.4)
+        merged.fill(0.9, places, filled=places)
+        monkeypatch.setattr(Adapter, "read_tuned", None)
+        monkeypatch.setattr(Checkpoint, "read", None)
+        for lam in (0.1, 0.4, 0.9):
+            merged.fill(lam, places, filled=places)
+            assert same_bytes(places, want[lam])
+        assert all(name.endswith(("q_proj.weight", "down_proj.weight")) for name in merged.changed)
+
+
+def test_available_memory_is_what_the_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 2**20 < available_memory() < 2**50
+    monkeypatch.setattr("mooring.memory._GROUP", tmp_path)
+    for name, text in (("max", "1000"), ("current", "700"), ("stat", "anon 500\ninactive_file 150\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert available_memory() == 450
+    (tmp_path / "memory.max").write_text("max")
+    assert available_memory() > 2**20

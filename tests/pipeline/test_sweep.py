@@ -2,20 +2,22 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lora_models import tune
 from mooring.config import Recipe, Runner
 from mooring.errors import UserError
 from mooring.events import Event
+from mooring.inference.placement import Group, Placement
 from mooring.inference.transformers import TransformersEngine
 from mooring.merge_methods import METHODS
 from mooring.merge_point import BASE, TUNED, MergePoint
-from mooring.merging.in_memory import Memory
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
 from mooring.pipeline import plan
@@ -118,28 +120,87 @@ def test_a_head_apart_and_more_rows(bases: dict[str, Path], tmp_path: Path) -> N
         merged.close()
 
 
-def test_weights_that_transformers_rearranges_are_loaded_again(tmp_path: Path, tiny_tokenizer: Any) -> None:
+def save_mixtures(folder: Path, tokenizer: Any) -> list[Path]:
+    """Two mixtures of experts, which transformers stores one by one and fuses as it loads them."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = MixtralConfig(vocab_size=len(tiny_tokenizer), num_hidden_layers=1, num_local_experts=2, **sizes)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = MixtralConfig(vocab_size=len(tokenizer), num_hidden_layers=2, num_local_experts=3, **sizes)
     for seed in range(2):
         torch.manual_seed(seed)
-        MixtralForCausalLM(config).save_pretrained(tmp_path / f"{seed}")
-        tiny_tokenizer.save_pretrained(tmp_path / f"{seed}")
-    merged = open_merged(tmp_path / "0", tmp_path / "1")
+        MixtralForCausalLM(config).save_pretrained(folder / f"{seed}")
+        tokenizer.save_pretrained(folder / f"{seed}")
+    assert any("experts.2." in name for name in load_file(folder / "0" / "model.safetensors"))
+    return [folder / "0", folder / "1"]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_experts_that_transformers_fuses_are_changed_in_place(tmp_path: Path, tiny_tokenizer: Any, dtype: Any) -> None:
+    pair = save_mixtures(tmp_path, tiny_tokenizer)
+    merged = open_merged(*pair, dtype=dtype)
+    places = {name: value.data_ptr() for name, value in merged.at(0.9).model.named_parameters()}
+    for lam in (0.5, 0.2, 0.5, 0):
+        out = tmp_path / f"{lam}"
+        disk = loaded(out if out.exists() else merge(*pair, out, lam=lam), dtype)
+        assert same(bits(merged.at(lam)), bits(disk))
+        assert texts(merged.at(lam)) == texts(disk)
+        assert merged.in_place
+    assert places == {name: value.data_ptr() for name, value in merged.at(0.9).model.named_parameters()}
+
+
+def test_an_adapter_on_the_attention_of_experts_leaves_the_experts_alone(
+    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_mixtures(tmp_path, tiny_tokenizer)[0]
+    adapter = tune(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
+    merged = open_merged(base, adapter)
+    merged.at(0.1)
+    monkeypatch.setattr("mooring.inference.placement.Group.write", None)
+    for lam in (0.7, 0.3):
+        disk = loaded(merge(base, adapter, tmp_path / f"{lam}", lam=lam))
+        assert same(bits(merged.at(lam)), bits(disk))
+
+
+def test_experts_half_written_are_collected_again(
+    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = open_merged(*save_mixtures(tmp_path, tiny_tokenizer))
+    want = bits(merged.at(0.4))
+    merged.at(0.8)
+    write = Group.write
+
+    def stop(group: Group, name: str, start: int, values: torch.Tensor) -> None:
+        if "experts.1." in name:
+            raise KeyboardInterrupt
+        write(group, name, start, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Group, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            merged.at(0.4)
+    assert same(bits(merged.at(0.4)), want)
+    assert merged.in_place
+
+
+def test_another_version_of_transformers_loads_again(
+    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If transformers' own rules cannot be followed, nothing is guessed."""
+    pair = save_mixtures(tmp_path, tiny_tokenizer)
+    monkeypatch.setattr(sys.modules["transformers.conversion_mapping"], "get_model_conversion_mapping", None)
+    said: list[str] = []
+    merged = open_merged(*pair, on_event=lambda event: said.append(event.message))
     for lam in (0.5, 0.2):
-        disk = loaded(merge(tmp_path / "0", tmp_path / "1", tmp_path / f"{lam}", lam=lam))
+        disk = loaded(merge(*pair, tmp_path / f"{lam}", lam=lam))
         assert same(bits(merged.at(lam)), bits(disk))
         assert not merged.in_place
+    assert ["loaded again for each λ" in line for line in said] == [True]
 
 
 def test_a_head_stored_beside_a_tied_embedding_is_as_transformers_loads_it(
     tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:
     """A method that draws by name merges the two apart, and transformers then ties them no more."""
-    from safetensors.torch import load_file, save_file
-
     for number, folder in enumerate((tiny_model_folder, tuned / "1")):
         copy = tmp_path / f"{number}"
         copy.mkdir()
@@ -158,17 +219,17 @@ def test_a_head_stored_beside_a_tied_embedding_is_as_transformers_loads_it(
 def test_stopped_in_the_middle_it_is_filled_again(
     tiny_model_folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(memory: Memory, name: str, start: int, values: torch.Tensor) -> None:
+    def stop(places: Placement, name: str, start: int, values: torch.Tensor) -> None:
         if "layers.1" in name:
             raise KeyboardInterrupt
-        write(memory, name, start, values)
+        write(places, name, start, values)
 
-    write = Memory.write
+    write = Placement.write
     merged = open_merged(tiny_model_folder, tuned / "1")
     want = bits(merged.at(0.4))
     merged.at(0.8)
     with monkeypatch.context() as patch:
-        patch.setattr(Memory, "write", stop)
+        patch.setattr(Placement, "write", stop)
         with pytest.raises(KeyboardInterrupt):
             merged.at(0.4)
     assert same(bits(merged.at(0.4)), want)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from mooring.events import Event, OnEvent
 from mooring.merge_methods import method_named
 from mooring.merging import slices as grid
 from mooring.merging.job import Options, Output, tensor_params
+from mooring.merging.kept import Kept
 from mooring.merging.methods import FORMULAS
 from mooring.merging.pair import ModelPair, OutputTensor
 from mooring.merging.plan import Apply, Pass, Plan
@@ -65,6 +66,9 @@ class Engine:
         slice_bytes: Bytes of the base that a thread holds at a time.
         threads: Number of worker threads.
         on_event: Receives progress in bytes written.
+        kept: What an earlier run at another λ, of the same models and options, has kept, and where this one keeps its
+            inputs. No digests are computed then.
+        filled: Names of tensors that the outputs hold at another λ already: what does not depend on λ is left as it is.
 
     Attributes:
         changed: Names of the tensors in which a tuned model differs from the base.
@@ -88,12 +92,14 @@ class Engine:
         slice_bytes: int = grid.SLICE,
         threads: int | None = None,
         on_event: OnEvent | None = None,
+        kept: Kept | None = None,
+        filled: Collection[str] = (),
     ) -> None:
+        self._kept, self._filled = kept, filled
         self._pair, self._method = pair, method_named(method)
         self._dtype, self._check = output.torch_dtype, not output.allow_nonfinite
         self._params = tensor_params(method, options, pair.tensors, len(pair.tuned), lams, note, self._dtype)
-        # if coefficients sum to 1 by definition, entries that no tuned model changed are the base's
-        self._keeps = self._method.keeps and (options.base_weight is None or options.normalize is not False)
+        self._keeps = keeps_unchanged(method, options)
         self._slice_bytes, self._threads, self._on_event = slice_bytes, threads, on_event
         self._own = threading.local()
         self._done = self._total = 0
@@ -120,7 +126,7 @@ class Engine:
             MismatchError: Integers or booleans differ, or no tuned model differs from the base.
             OutputError: The disk is full.
         """
-        self.written = [{} for _ in writers]
+        self.written = [{} for _ in writers] if self._kept is None else []
         self._total = self.nbytes * len(writers)
         for window in _windows(self._pair.tensors.values(), whole=self._method.passes == 1):
             plans: dict[str, Plan] = {}
@@ -143,12 +149,22 @@ class Engine:
         """Run the passes of some tensors until every plan has returned its formula."""
         settled: dict[str, Apply] = {}
         requested: dict[str, Pass] = {}
+        number = dict.fromkeys(plans, -1)  # of the pass that was requested last
 
         def advance(name: str, result: Any) -> None:
-            try:
-                requested[name] = plans[name].send(result)
-            except StopIteration as end:
-                settled[name] = end.value
+            if self._kept and number[name] >= 0:
+                self._kept.keep_statistic(self._method.name, name, number[name], result)
+            while True:
+                try:
+                    requested[name] = plans[name].send(result)
+                except StopIteration as end:
+                    settled[name] = end.value
+                    return
+                number[name] += 1
+                result = self._kept.statistic(self._method.name, name, number[name]) if self._kept else None
+                if result is None:
+                    return
+                del requested[name]
 
         for name in plans:
             advance(name, None)
@@ -199,20 +215,36 @@ class Engine:
 
     def _merge(self, piece: Slice, formula: Apply | None, writers: Sequence[Sink]) -> _Merged:
         """Merge a slice and write it."""
-        tensor, base, tuned = self._read(piece)
-        differs = tuple(not same(base, t) for t in tuned)
-        read = tuple(
-            hash_values(piece.start, values) if isinstance(model, Checkpoint) else None
-            for model, values in zip(self._pair.models, (base, *tuned), strict=True)
-        )
+        if self._is_final(piece):
+            return _Merged(self._kept.differs[piece] if self._kept else (), (), ())
+        known = self._kept.inputs(piece) if self._kept else None
+        if self._kept and known:
+            tensor, base, tuned, differs = (
+                self._pair.tensors[piece.name],
+                known.base,
+                known.tuned,
+                self._kept.differs[piece],
+            )
+        else:
+            tensor, base, tuned = self._read(piece)
+            differs = tuple(not same(base, t) for t in tuned)
+        read: tuple[Part | None, ...] = ()
+        if self._kept is None:
+            read = tuple(
+                hash_values(piece.start, values) if isinstance(model, Checkpoint) else None
+                for model, values in zip(self._pair.models, (base, *tuned), strict=True)
+            )
         if formula is None:
             if any(differs):
                 folder = self._pair.tuned[differs.index(True)].folder
                 what = f"{folder}: {tensor.name} ({base.dtype}) differs from {self._pair.base.folder}"
                 hint = "integers cannot be merged; name the base that the model was tuned from"
                 raise MismatchError(what, hint, code="model.integers_differ")
-        elif self._check and tensor.name not in self._seen and not self._propagates(tensor):
+        elif self._check and not known and tensor.name not in self._seen and not self._propagates(tensor):
             self._check_inputs(tensor, base, [t if d else base for t, d in zip(tuned, differs, strict=True)])
+        if self._kept and not known:
+            self._kept.differs[piece] = differs
+            self._kept.keep_inputs(piece, base, tuned)
         written = []
         for k, writer in enumerate(writers):
             values = base
@@ -223,11 +255,20 @@ class Engine:
                 self._check_inputs(tensor, base, tuned)
                 raise _overflow(self._pair.tuned[0].folder, tensor.name, values.dtype)
             writer.write(tensor.name, piece.start, values)
-            written.append(hash_values(piece.start, values))
+            if self._kept is None:
+                written.append(hash_values(piece.start, values))
         return _Merged(differs, read, tuple(written))
+
+    def _is_final(self, piece: Slice) -> bool:
+        """Whether the outputs hold a slice already, since no tuned model changes it."""
+        if self._kept is None or not self._keeps or piece.name not in self._filled:
+            return False
+        return not any(self._kept.differs.get(piece, (True,)))
 
     def _copy_rest(self, piece: Slice, writers: Sequence[Sink]) -> _Merged:
         """Copy entries that only some models have."""
+        if piece.name in self._filled:
+            return _Merged((), (), ())
         tensor = self._pair.tensors[piece.name]
         values = self._pair.read_rest(tensor, piece.start, piece.stop)
         where = self._pair.models[tensor.rest].folder
@@ -238,7 +279,8 @@ class Engine:
             raise _overflow(where, tensor.name, values.dtype)
         for writer in writers:
             writer.write(tensor.name, piece.start, values)
-        return _Merged((), (), (hash_values(piece.start, values),) * len(writers))
+        written = () if self._kept else (hash_values(piece.start, values),) * len(writers)
+        return _Merged((), (), written)
 
     def _propagates(self, tensor: OutputTensor) -> bool:
         """Whether NaN or Inf in any input propagates to every result, so that it is enough to check those."""
@@ -283,6 +325,11 @@ class Engine:
             self._own.buffers = [torch.empty(size, dtype=torch.uint8) for _ in self._pair.models]
             self._own.size = size
         return tensor, *self._pair.read(tensor, piece.start, piece.stop, self._own.buffers)
+
+
+def keeps_unchanged(method: str, options: Options) -> bool:
+    """Whether an entry that no tuned model changed has the base's value at every λ: if coefficients sum to 1."""
+    return method_named(method).keeps and (options.base_weight is None or options.normalize is not False)
 
 
 def _overflow(where: Path, name: str, dtype: torch.dtype) -> ModelError:

@@ -1,15 +1,17 @@
 """Merge in memory: the tensors that `merge` would write, at one λ after the other, without a folder."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mooring.memory import available_memory
 from mooring.merge_methods import method_named
-from mooring.merging.engine import Engine
+from mooring.merging.engine import Engine, Sink, keeps_unchanged
 from mooring.merging.job import DEFAULT_OUTPUT, Output, options_of
+from mooring.merging.kept import Kept
 from mooring.merging.manifest import write_side_files
 from mooring.merging.pair import ModelPair
 
@@ -37,7 +39,10 @@ class Memory:
 class OpenMerge:
     """A base and its tuned models, merged in memory at one λ after the other.
 
-    Nothing is kept between two λ: each merge is computed from the files, so returning to a λ gives the same bits.
+    From the second λ on, the inputs (the base's values, and the tuned model's before they are rounded, so that no
+    product of LoRA factors is computed again) and the method's statistics are kept, in at most half of the memory that
+    is available then; what does not fit is read from the files for every λ. No result is used for another, so returning
+    to a λ gives the same bits.
 
     Args:
         pair: The models. Closed with the merge.
@@ -62,26 +67,49 @@ class OpenMerge:
         method_named(method)
         self.pair = pair
         self._method, self._output, self._threads, self._settings = method, output, threads, settings
+        self._kept: Kept | None = None
+        self._changed: frozenset[str] | None = None
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The tensors in which a tuned model differs from the base; known after the first merge."""
+        if self._changed is None:
+            raise ValueError("nothing was merged yet")
+        return self._changed
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the models that are kept in memory for the next λ."""
+        return self._kept.used if self._kept else 0
 
     @property
     def keeps_side_files(self) -> bool:
         """Whether configuration and tokenizer of the merge are the base's own."""
         return not self.pair.config and not self.pair.tokenizer(self._output.tokenizer)
 
-    def fill(self, lam: Any, places: Mapping[str, Tensor], *, as_linear: bool = False) -> None:
+    def fill(
+        self, lam: Any, places: Mapping[str, Tensor] | Sink, *, as_linear: bool = False, filled: Collection[str] = ()
+    ) -> None:
         """Write the merge at λ into existing tensors, bit for bit what `merge` writes.
 
         Args:
             lam: λ, the weight of the tuned models, as in `merge`. 0 is the base for every method.
-            places: As in `Memory`, by the names of the checkpoint.
+            places: As in `Memory`, by the names of the checkpoint; or another place to write to.
             as_linear: Merge by `linear`, so that λ = 1 is the tuned model itself, whatever the method would drop.
+            filled: Names of tensors that hold this merge at another λ. Of these, only what λ changes is written. If
+                there are any, the models are kept in memory from now on.
 
         Raises:
             UserError: An option is unknown or out of range.
             ModelError: An input is corrupt, or holds NaN or Inf.
             MismatchError: The models are equal.
         """
-        self._engine(lam, as_linear).run([Memory(places)])
+        self._kept = self._kept or Kept()
+        if filled and not self._kept.room:
+            self._kept.room = available_memory() // 2
+        engine = self._engine(lam, as_linear, filled)
+        engine.run([Memory(places) if isinstance(places, Mapping) else places])
+        self._changed = frozenset(engine.changed)
 
     def tensors(self, lam: Any, *, as_linear: bool = False) -> dict[str, Tensor]:
         """The merge at λ as new tensors by name, in the base's order, on the CPU, in the type that would be stored."""
@@ -98,14 +126,30 @@ class OpenMerge:
         """
         write_side_files(folder, self.pair, self.pair.tokenizer(self._output.tokenizer), self._output.torch_dtype)
 
-    def _engine(self, lam: Any, as_linear: bool) -> Engine:
+    def _engine(self, lam: Any, as_linear: bool, filled: Collection[str] = ()) -> Engine:
         method, options = self._method, options_of(self._method, lam, **self._settings)
+        if not keeps_unchanged(method, options):
+            filled = ()
         if as_linear or (options.lam.constant == 0 and options.base_weight is None):
             method, options = "linear", options_of("linear", lam)
-        return Engine(self.pair, method, options, [options.lam], self._output, threads=self._threads)
+        return Engine(
+            self.pair,
+            method,
+            options,
+            [options.lam],
+            self._output,
+            threads=self._threads,
+            kept=self._kept,
+            filled=filled,
+        )
+
+    def free(self) -> None:
+        """Free what is kept in memory."""
+        self._kept = None
 
     def close(self) -> None:
-        """Close the models' files."""
+        """Close the models' files, and free what is kept."""
+        self.free()
         self.pair.close()
 
     def __enter__(self) -> "OpenMerge":

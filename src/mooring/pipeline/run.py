@@ -249,6 +249,7 @@ class _Execution:
                 runner=self.recipe.generate,
                 system=self.recipe.system,
                 log=self.paths.logs / "models.log",
+                on_event=self.folder.emit,
             )
             self._models = Models(spec, self.paths.scratch)
         if self.paths.model.exists() and "write_model" in self._done and isinstance(self.plan.chosen, MergePoint):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.config import Runner
+from mooring.events import OnEvent, ignore
 from mooring.inference.engine import Engine
 from mooring.merge_point import MergePoint
 from mooring.merging.adapter import merge_adapters
@@ -53,6 +54,7 @@ class SweepSpec:
         system: System prompt for prompts that have none.
         written: Merges that are on the disk permanently, and their folders.
         log: File for the engine's own logs; None for a temporary one.
+        on_event: Receives a line if the engine has to do something in a slower way.
     """
 
     pair: ModelPair
@@ -62,6 +64,7 @@ class SweepSpec:
     system: str | None = DEFAULT_SYSTEM
     written: dict[MergePoint, Path] = dataclasses.field(default_factory=dict)
     log: Path | None = None
+    on_event: OnEvent = ignore
 
     @functools.cached_property
     def tensor_names(self) -> list[str]:

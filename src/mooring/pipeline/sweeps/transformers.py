@@ -1,7 +1,6 @@
 """A merge as an engine: one model in memory whose weights are replaced in place from one λ to the next."""
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ import transformers
 from torch import Tensor
 
 from mooring.errors import ModelError
+from mooring.events import Event
 from mooring.inference.engine import Engine
+from mooring.inference.placement import Placement, locate
 from mooring.inference.transformers import TransformersEngine
 from mooring.merge_point import MergePoint
 from mooring.merging.in_memory import OpenMerge
@@ -53,11 +54,9 @@ class MergedModel:
     """A base and a tuned model as one model in memory, at any λ.
 
     The first λ loads the model as transformers would load the merge from disk; each further λ writes the merged values
-    into the existing parameters. Rounding does not accumulate: each λ is computed from the files. If transformers
-    rearranges weights as it loads them (a mixture's experts), or ties two that the merge keeps separate, the model is
-    loaded again for each λ instead.
-
-    `in_place` tells whether a change of λ is made in place; it is known after the first `at`.
+    into the existing parameters, rearranged as transformers rearranges them (a mixture's experts). Rounding does not
+    accumulate: each λ is computed from the models as they are stored, which are kept in memory as far as they fit. If
+    transformers ties two weights that the merge keeps separate, the model is loaded again for each λ instead.
     """
 
     def __init__(self, spec: SweepSpec) -> None:
@@ -65,9 +64,14 @@ class MergedModel:
         self._spec = spec
         self._merge = OpenMerge(spec.pair, method=spec.method, **spec.options)
         self._engine: TransformersEngine | None = None
-        self._parameters: dict[str, Tensor] = {}
+        self._placement: Placement | None = None
+        self._said = False
         self._loaded: tuple[Lam | None, bool] | None = None
-        self.in_place = False
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a change of λ is made in place; it is known once a model is loaded."""
+        return self._placement is not None
 
     @property
     def keeps_side_files(self) -> bool:
@@ -82,8 +86,10 @@ class MergedModel:
         """
         if self._engine is None or self._loaded != (lam, plain):
             self._loaded = None  # an interruption leaves the weights half-written
-            if self._engine is not None and self.in_place:
-                self._merge.fill(lam, self._parameters, as_linear=plain)
+            if self._engine is not None and self._placement is not None:
+                self._placement.reset()
+                filled = self._placement.filled(self._merge.changed)
+                self._merge.fill(lam, self._placement, as_linear=plain, filled=filled)
             else:
                 self.unload()
                 self._load(lam, plain)
@@ -93,7 +99,8 @@ class MergedModel:
 
     def unload(self) -> None:
         """Free the model; the next `at` loads it again."""
-        self._engine, self._parameters, self._loaded = None, {}, None
+        self._engine, self._placement, self._loaded = None, None, None
+        self._merge.free()
 
     def close(self) -> None:
         """Free the model and close the pair's files; a later read opens them again."""
@@ -123,8 +130,11 @@ class MergedModel:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = model.to(device)
-        parameters = match_parameters(model, tensors)
-        self.in_place, self._parameters = parameters is not None, parameters or {}
+        self._placement = locate(model, tensors)
+        if self._placement is None and not self._said:
+            self._said = True
+            message = "its weights cannot be changed in place, so the model is loaded again for each λ"
+            self._spec.on_event(Event(step="model", kind="info", message=message))
         self._engine = TransformersEngine(model, tokenizer, system=self._spec.system, batch_size=runner.batch_size)
 
 
@@ -155,30 +165,3 @@ def load_tensors(folder: Path, tensors: dict[str, Tensor], dtype: str) -> tuple[
         what = f"the merge: {len(missing)} tensors are missing, such as {missing[0]}"
         raise ModelError(what, "is the base complete?", code="model.missing_tensor")
     return model, transformers.AutoTokenizer.from_pretrained(folder, **local)
-
-
-def match_parameters(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Find the parameter or buffer of a loaded model that each checkpoint tensor was loaded into.
-
-    They are matched by name and shape, and compared by value. None if some weight of the model does not correspond to
-    exactly one tensor.
-    """
-    state = model.state_dict(keep_vars=True)
-    prefix = model.base_model_prefix + "."
-    matches: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for candidate in (name, prefix + name, name.removeprefix(prefix)):
-            target = state.get(candidate)
-            if target is not None and target.shape == tensor.shape:
-                matches[name] = target.detach()
-                break
-    addresses = [target.data_ptr() for target in matches.values() if target.numel()]
-    covered = {*addresses} >= {target.data_ptr() for target in state.values() if target.numel()}
-    if not covered or len({*addresses}) < len(addresses) or not all(t.is_contiguous() for t in matches.values()):
-        return None
-    equal = all(
-        target.data_ptr() == tensors[name].data_ptr()
-        or torch.equal(target, tensors[name].to(target.dtype).to(target.device))
-        for name, target in matches.items()
-    )
-    return matches if equal else None
