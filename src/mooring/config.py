@@ -162,6 +162,8 @@ Refs = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy, torch and transformers all accept as a seed."""
 Task = Literal["reasoning", "medical", "code", "tool"]
+SERVED_METHODS = ("linear", "task_arithmetic")
+"""Merging methods of one tuned model that give a LoRA adapter, as a server needs it."""
 GRID = (0.2, 0.4, 0.6, 0.8)
 """The paper's grid of λ."""
 
@@ -338,6 +340,8 @@ class Generate(Runner):
     """Overrides for safety, over-refusal and ordinary prompts."""
     task: TaskSampling = TaskSampling()
     """Overrides for the task's prompts."""
+    served_model: str | None = None
+    """The base's name on the server; defaults to the only one there, or to the one with the base's folder (openai)."""
     drafts: bool = True
     """Verify the response at the nearest λ as a draft, and decode where it diverges; greedy only (transformers)."""
 
@@ -497,13 +501,6 @@ class Recipe(Section):
         preset = TASKS[task]
         return fill(data, {k: v for k, v in preset.items() if k != "tune" or data.get("tuned") is None})
 
-    @field_validator("generate")
-    @classmethod
-    def _not_a_server(cls, value: Generate) -> Generate:
-        if value.engine == "openai":
-            raise ValueError("a server has one model: a run needs the engine transformers or vllm")
-        return value
-
     def departures(self) -> list[str]:
         """Where this recipe differs from the paper's settings for its task; empty without a task."""
         if self.task is None:
@@ -512,6 +509,18 @@ class Recipe(Section):
         bare = {key: getattr(self, key) for key in ("base", "task", "tuned") if getattr(self, key) is not None}
         paper = type(self).model_validate(bare).model_dump(mode="json", exclude=same)
         return list(departures(self.model_dump(mode="json", exclude=same), paper))
+
+    @model_validator(mode="after")
+    def _servers_can_do_it(self) -> "Recipe":
+        if self.generate.engine != "openai":
+            return self
+        other = "use the engine transformers or vllm"
+        if self.merge.method not in SERVED_METHODS:
+            known = " or ".join(SERVED_METHODS)
+            raise ValueError(f"a server changes λ by an adapter: `merge.method` must be {known}, or {other}")
+        if self.align is not None:
+            raise ValueError(f"no server has the base that `align` will make: {other}")
+        return self
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Recipe":
@@ -630,7 +639,7 @@ def _fields(section: str, *names: str, but: Collection[str] = ()) -> tuple[str, 
 
 
 _HERE = _fields("generate", "batch_size", "dtype", "device")
-_ENGINE = _fields("generate", *Runner.model_fields)
+_ENGINE = _fields("generate", *Runner.model_fields, "served_model")
 VERBS: Mapping[str, tuple[str, ...]] = {
     "safeguard": (
         *("system", "seed"),
@@ -643,7 +652,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "run": ("out", *_fields("select"), *_ENGINE),
     "merge": (*_fields("merge", but=["lambdas"]), "seed"),
     "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed"))),
-    "generate": ("system", "seed", *_fields("generate", but=("safety", "task", "drafts"))),
+    "generate": ("system", "seed", *_fields("generate", but=("safety", "task", "drafts", "served_model"))),
     "compare": (
         "system",
         "seed",

@@ -115,6 +115,7 @@ class SafeguardOptions(TypedDict, total=False):
     max_model_len: int | None
     gpu_memory: float
     enforce_eager: bool
+    served_model: str | None
 
 
 class TuneOptions(TypedDict, total=False):

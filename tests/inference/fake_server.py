@@ -20,8 +20,10 @@ class Handler(BaseHTTPRequestHandler):
     server: "FakeServer"
 
     def do_GET(self) -> None:
-        """The list of models."""
-        if self.server.models is None:
+        """The list of models, or of llama.cpp's adapters."""
+        if self.path == "/lora-adapters" and self.server.adapters is not None:
+            self.reply(200, self.server.adapters)
+        elif self.server.models is None or self.path != "/v1/models":
             self.reply(404, {"detail": "Not Found"})
         else:
             self.reply(200, {"object": "list", "data": self.server.models})
@@ -59,6 +61,7 @@ class FakeServer(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.models = script, models
+        self.adapters: list[dict[str, Any]] | None = None
         self.seen: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.lock = threading.Lock()

@@ -198,6 +198,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     },
     "generate.engine": ("vllm", TRIALS),
     "generate.gpu_memory": (0.5, {"Report"}),
+    "generate.served_model": ("name", TRIALS),
     "generate.drafts": (False, GENERATED),
     "generate.max_tokens": (64, GENERATED),
     "generate.temperature": (0.7, SAFETY),

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mooring.config import GPU_MEMORY, Runner
 from mooring.inference.engine import Engine
+
+if TYPE_CHECKING:
+    from mooring.inference.servers import Servers
 
 
 def load_engine(model: Path | str | None, runner: Runner, system: str | None, log: Path | None = None) -> Engine:
@@ -49,15 +53,21 @@ def _vllm(model: Path | str | None, runner: Runner, system: str | None, log: Pat
 
 def _openai(model: Path | str | None, runner: Runner, system: str | None, log: Path | None) -> Engine:
     from mooring.inference.openai import OpenAIEngine
-    from mooring.inference.retry import RequestLimits
 
-    return OpenAIEngine(
-        runner.base_url,
-        None if model is None else str(model),
-        system=system,
-        key_env=runner.key_env,
-        limits=RequestLimits(concurrency=runner.concurrency, requests_per_minute=runner.requests_per_minute),
-    )
+    return OpenAIEngine(servers_of(runner), None if model is None else str(model), system=system)
+
+
+def servers_of(runner: Runner) -> "Servers":
+    """The servers that a recipe's section names, within its limits.
+
+    Raises:
+        RecipeError: An address is not an http address, or contains credentials.
+    """
+    from mooring.inference.retry import RequestLimits
+    from mooring.inference.servers import Servers
+
+    limits = RequestLimits(concurrency=runner.concurrency, requests_per_minute=runner.requests_per_minute)
+    return Servers(runner.base_url, runner.key_env, limits)
 
 
 ENGINES: Mapping[str, Callable[[Path | str | None, Runner, str | None, Path | None], Engine]] = {

@@ -114,7 +114,7 @@ class OpenAIEngine:
         try:
             data = self.servers.call(list_models, threading.Event())
         except TransientError as error:
-            raise self._unavailable(error) from None
+            raise unavailable(self.servers, error) from None
         entries = data.get("data") if isinstance(data, dict) else None
         models = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
         owners = {str(entry.get("id")): entry.get("owned_by") for entry in models}
@@ -187,7 +187,7 @@ class OpenAIEngine:
                     data = self.servers.call(functools.partial(self._request, path, body, stop), stop)
                 return parse_completion(data, prompt.id, sample)
             except TransientError as error:
-                raise self._unavailable(error, f" at {name_of(prompt)}") from None
+                raise unavailable(self.servers, error, f" at {name_of(prompt)}") from None
             except ServerError as error:
                 adapted = adapt(dialect, error.text, body)
                 if adapted is None:
@@ -236,12 +236,6 @@ class OpenAIEngine:
         self._system_accepted = True
         return False
 
-    def _unavailable(self, error: TransientError, place: str = "") -> ModelError:
-        reached = self.servers.retrier.reached
-        hint = "run the same command again to resume" if reached else "is it running, and is the address right?"
-        where = self.servers.base if error.down else error.base or self.servers.base
-        return ModelError(f"{where}: {error}{place}", hint, code="model.server_unavailable")
-
     def _explain(self, error: ServerError, prompt: Prompt, path: str, body: Mapping[str, Any]) -> UserError:
         """A server error as a user error that names the fix and does not repeat the prompt."""
         base, model, models = error.base or self.servers.base, body["model"], self.served[2]
@@ -262,6 +256,17 @@ class OpenAIEngine:
             return ModelError(f"{base}: rejects {values} ({text})", hint, code="model.sampling_unsupported")
         message = f"{name_of(prompt)}: {base} rejects the request ({error.status}: {text})"
         return DataError(message, "fix what the server names", code="data.request_rejected")
+
+
+def unavailable(servers: Servers, error: TransientError, place: str = "") -> ModelError:
+    """The error about servers that did not respond, or failed too often."""
+    hint = (
+        "run the same command again to resume"
+        if servers.retrier.reached
+        else "is it running, and is the address right?"
+    )
+    where = servers.base if error.down else error.base or servers.base
+    return ModelError(f"{where}: {error}{place}", hint, code="model.server_unavailable")
 
 
 def _checked(server: Server, path: str, body: Mapping[str, Any]) -> Any:

@@ -106,7 +106,9 @@ def likelihood_to_file(
 
 def _header(record_type: type[Record], provenance: Mapping[str, Any], prompts: Sequence[Prompt]) -> str:
     """The first line of a `.part` file: a digest of everything that its records depend on."""
-    inputs = json.dumps([record_type.__name__, provenance, [prompt.to_dict() for prompt in prompts]], sort_keys=True)
+    engine = {name: value for name, value in provenance["engine"].items() if name != "base_url"}  # a server may move
+    depends = {**provenance, "engine": engine}
+    inputs = json.dumps([record_type.__name__, depends, [prompt.to_dict() for prompt in prompts]], sort_keys=True)
     return json.dumps({"part_of": hashlib.sha256(inputs.encode()).hexdigest()}) + "\n"
 
 

@@ -62,7 +62,7 @@ def forecast(recipe: Recipe) -> Forecast:
 
 def disk_bytes(recipe: Recipe, size: int) -> int:
     """The most bytes that a run has on the disk, given those of one model's weights."""
-    written = recipe.generate.engine != "transformers"  # which merges in memory; others open a folder for each λ
+    written = recipe.generate.engine == "vllm"  # which opens a folder for each λ; others do without, or need adapters
     return (1 + written + (recipe.align is not None)) * size  # the chosen model, a merge, and an aligned base
 
 

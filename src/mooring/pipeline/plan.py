@@ -304,6 +304,14 @@ def _outputs(point: Point, path: Callable[[MergePoint], Path]) -> list[Path]:
     return [path(point)] if isinstance(point, MergePoint) else []
 
 
+_PACKAGES: Mapping[str, Sequence[str]] = {
+    "transformers": ("torch", "transformers"),
+    "vllm": ("torch", "transformers", "vllm"),
+    "openai": (),
+}
+"""The packages whose versions an engine's numbers depend on. Those of a server are not known."""
+
+
 def engine_inputs(recipe: Recipe) -> types.EngineInputs:
     """What the numbers of a run's engine depend on."""
     section = recipe.generate
@@ -315,8 +323,9 @@ def engine_inputs(recipe: Recipe) -> types.EngineInputs:
         tensor_parallel=section.tensor_parallel,
         max_model_len=section.max_model_len,
         enforce_eager=section.enforce_eager,
+        served_model=section.served_model,
         system=recipe.system,
-        versions=installed_versions("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ())),
+        versions=installed_versions(*_PACKAGES[section.engine]),
     )
 
 

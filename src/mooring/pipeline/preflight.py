@@ -5,10 +5,11 @@ import functools
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from mooring.config import Score
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
-from mooring.metrics import needs_completions, pass_ks
+from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
 from mooring.models.resolve import hub_name
 from mooring.pipeline.plan import Plan
 from mooring.pipeline.sets import BOUNDED_RATES
@@ -89,12 +90,26 @@ def _check_recipe(plan: Plan) -> None:
     if recipe.score.lm_eval and recipe.generate.engine != "transformers":
         what = "score.lm_eval: works only with the engine transformers"
         raise RecipeError(what, "set `generate.engine` to it", code="recipe.lm_eval_engine")
+    if recipe.generate.engine == "openai":
+        _check_servable(plan)
     for half, of_half in plan.metrics.items():
         if pass_ks(of_half):
             from mooring.scoring.code import to_program
 
             for prompt in plan.prompts(half)["task"]:
                 to_program(prompt, "")  # its error names the fields that the row lacks
+
+
+def _check_servable(plan: Plan) -> None:
+    """Check that a server can answer for this run, without asking it."""
+    if needs_likelihoods(plan.all_metrics):
+        what = "generate.engine: a server gives no likelihoods, which `response_loss` needs"
+        hint = "use the engine transformers or vllm, or other `score.metrics`"
+        raise RecipeError(what, hint, code="recipe.server_likelihood")
+    if (tuned := plan.recipe.tuned) and Path(tuned).expanduser().is_dir():
+        from mooring.pipeline.sweeps.server import check_tuned
+
+        check_tuned(Path(tuned).expanduser())
 
 
 def _requirements(plan: Plan, *, download: bool) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -191,6 +191,7 @@ class EngineInputs(Inputs):
     tensor_parallel: int
     max_model_len: int | None
     enforce_eager: bool
+    served_model: str | None
     system: str | None
     versions: Mapping[str, str]
 

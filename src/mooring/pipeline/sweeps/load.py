@@ -17,4 +17,8 @@ def open_sweep(spec: SweepSpec, scratch: Path) -> Sweep:
         from mooring.pipeline.sweeps.transformers import TransformersSweep
 
         return TransformersSweep(spec, scratch)
+    if spec.runner.engine == "openai":
+        from mooring.pipeline.sweeps.server import ServerSweep
+
+        return ServerSweep(spec, scratch)
     return FolderSweep(spec, scratch)

@@ -1,0 +1,192 @@
+"""Whole runs over λ on servers that load adapters: the real run folder, and servers that answer by the adapter's λ."""
+
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
+
+from fake_server import FakeServer, Handler, answer, error, fake_server, raw
+
+from lora_models import tune
+from mooring.config import Recipe
+from mooring.errors import RecipeError, UserError
+from mooring.merge_point import MergePoint
+from mooring.pipeline.forecast import forecast
+from mooring.pipeline.run import Outcome, run
+
+REFUSAL, ANSWER = "I can't help with that.", "Sure, here is how."
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    return tune(tiny_model_folder, tmp_path_factory.mktemp("served") / "tuned", lora_alpha=8)
+
+
+class Served:
+    """A program with adapters that refuses below λ = 0.6, and counts what it is asked."""
+
+    def __init__(self, kind: str = "vllm", until: int = 10**9) -> None:
+        self.kind, self.until = kind, until
+        self.loaded: dict[str, dict[str, Any]] = {}
+        self.ever: dict[str, dict[str, Any]] = {}
+        self.asked: Counter[tuple[str, str]] = Counter()
+
+    def __call__(self, number: int, body: dict[str, Any]) -> Any:
+        return self.act
+
+    def act(self, handler: Handler, body: dict[str, Any]) -> None:
+        if handler.path.endswith("/load_lora_adapter"):
+            if body["lora_name"]:
+                config = json.loads((Path(body["lora_path"]) / "adapter_config.json").read_text())
+                self.loaded[body["lora_name"]] = self.ever[body["lora_name"]] = config
+            return raw(b"Success")(handler, body)
+        if handler.path.endswith("/unload_lora_adapter"):
+            del self.loaded[body["lora_name"]]
+            return raw(b"Success")(handler, body)
+        if self.asked.total() >= self.until:
+            return error(503)(handler, body)
+        if self.kind == "llamacpp":
+            lam = str(body["lora"][0]["scale"])
+        else:
+            name = body["model"].rpartition(":")[2]
+            if name != "base" and name not in self.loaded:
+                return error(404, f"The model `{name}` does not exist.")(handler, body)
+            lam = "0" if name == "base" else re.fullmatch(r"mooring-lam-(.+)-\w+", name)[1]  # type: ignore[index]
+        text = body["messages"][-1]["content"]
+        self.asked[lam, text] += 1
+        answer(ANSWER if float(lam) >= 0.6 else REFUSAL)(handler, body)
+
+
+def serving(program: Served, kind: str = "vllm") -> Any:
+    return fake_server(program, [{"id": "base", "owned_by": kind, "root": "base"}])
+
+
+def recipe(base: Path, tuned: Path, folder: Path, *servers: FakeServer, **changes: Any) -> Recipe:
+    data = folder / "requests.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"Help me break thing number {n}."}) + "\n" for n in range(60)))
+    values: dict[str, Any] = {
+        "base": str(base),
+        "tuned": str(tuned),
+        "out": str(folder / "run"),
+        "merge": {"lambdas": [0.2, 0.5, 0.8]},
+        "generate": {"engine": "openai", "base_url": [server.url for server in servers], "concurrency": 4},
+        "score": {"safety": str(data), "over_refusal": None, "ordinary": None},
+        "select": {"margin": 0.1},
+    }
+    return Recipe.parse({**values, **changes})
+
+
+def folders(done: Outcome) -> dict[str, str]:
+    """What each model answered on validation."""
+    return {
+        path.parent.name: " ".join(sorted({json.loads(line)["text"] for line in path.read_text().splitlines()}))
+        for path in (done.folder / "completions").glob("*/safety-validation.jsonl")
+    }
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_run_asks_every_lambda_of_an_adapter_on_the_server(
+    kind: str, tiny_model_folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    program = Served(kind)
+    with serving(program, kind) as server:
+        done = run(recipe(tiny_model_folder, adapter, tmp_path, server))
+    assert done.choice.point == MergePoint(0.5)
+    assert folders(done) == {
+        "lam-0": REFUSAL, "lam-0.2": REFUSAL, "lam-0.5": REFUSAL, "lam-0.8": ANSWER, "lam-1": ANSWER
+    }  # fmt: skip
+    alphas = {name.split("-")[2]: config["lora_alpha"] for name, config in program.ever.items()}
+    assert alphas == {"0.2": pytest.approx(1.6), "0.5": 4, "0.8": pytest.approx(6.4), "1": 8}
+    assert set(program.asked.values()) == {1}
+    assert not program.loaded, "the adapters were left on the server"
+    assert not (done.folder / "scratch").exists()
+    assert (done.model / "config.json").is_file()
+
+
+def test_llama_cpp_is_given_lambda_as_the_scale(tiny_model_folder: Path, adapter: Path, tmp_path: Path) -> None:
+    program = Served("llamacpp")
+    with serving(program, "llamacpp") as server:
+        server.adapters = [{"id": 0, "path": "tuned.gguf", "scale": 0.0}]
+        done = run(recipe(tiny_model_folder, adapter, tmp_path, server))
+    assert {lam for lam, _ in program.asked} == {"0.0", "0.2", "0.5", "0.8", "1.0"}
+    assert done.choice.point == MergePoint(0.5)
+
+
+def test_a_run_whose_server_died_resumes_on_another_and_asks_nothing_twice(
+    tiny_model_folder: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Served(until=77), Served()
+    with serving(first) as server:
+        with pytest.raises(UserError) as caught:
+            impatient(recipe(tiny_model_folder, adapter, tmp_path, server), monkeypatch)
+        assert caught.value.code == "model.server_unavailable"
+        assert "run the same command again to resume" in str(caught.value)
+    with serving(second) as server:
+        done = run(recipe(tiny_model_folder, adapter, tmp_path, server))
+    assert done.choice.point == MergePoint(0.5)
+    assert first.asked.total() == 77
+    assert set((first.asked + second.asked).values()) == {1}
+
+
+def impatient(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that waits for no server."""
+    from mooring.inference import load, servers
+    from mooring.inference.retry import RequestLimits
+
+    def at_once(runner: Any) -> servers.Servers:
+        return servers.Servers(runner.base_url, runner.key_env, RequestLimits(concurrency=4, patience=0))
+
+    with monkeypatch.context() as changed:
+        changed.setattr(load, "servers_of", at_once)
+        changed.setattr("mooring.pipeline.sweeps.server.servers_of", at_once)
+        run(recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"merge": {"method": "slerp"}}, "recipe.conflict", "`merge.method` must be linear or task_arithmetic"),
+        ({"align": {"data": ["bundled:refusals"]}}, "recipe.conflict", "no server has the base that `align` will make"),
+    ],
+)
+def test_what_no_server_can_do_is_refused_with_a_way_out(changes: dict[str, Any], code: str, words: str) -> None:
+    generate = {"engine": "openai", "base_url": "http://localhost:1"}
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse({"base": "b", "tuned": "t", "generate": generate, **changes})
+    assert caught.value.code == code
+    assert words in str(caught.value)
+    assert "engine transformers or vllm" in str(caught.value)
+
+
+@pytest.mark.parametrize("act", [run, forecast])
+@pytest.mark.parametrize(
+    ("whole", "score", "code"),
+    [
+        (True, {}, "recipe.server_needs_adapter"),
+        (False, {"task": "task.jsonl", "metrics": ["response_loss"]}, "recipe.server_likelihood"),
+        (False, {"lm_eval": ["bbh"]}, "recipe.lm_eval_engine"),
+    ],
+)
+def test_whole_checkpoints_and_likelihoods_are_refused_before_any_work(
+    act: Any, whole: bool, score: dict[str, Any], code: str, tiny_model_folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Say {n}.", "completion": str(n)} for n in range(4)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if "task" in score:
+        score = {**score, "task": str(tmp_path / "task.jsonl")}
+    tuned = tiny_model_folder if whole else adapter
+    with fake_server(models=[{"id": "base", "owned_by": "vllm"}]) as server:
+        made = recipe(tiny_model_folder, tuned, tmp_path, server)
+        made = Recipe.parse(made.model_dump() | {"score": made.score.model_dump() | score})
+        with pytest.raises(UserError) as caught:
+            act(made)
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+    assert not server.seen
+    assert not (tmp_path / "run").exists()
