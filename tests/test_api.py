@@ -29,6 +29,7 @@ def other(key: str) -> Any:
         "judges": ("wildguard",), "safety": ("advbench",), "over_refusal": ("xstest",), "ordinary": ("alpaca-eval",),
         "task": "task.jsonl", "system": "Other.", "lambdas": (0.3,), "unsafe_exec": True, "confidence": 0.9,
         "density": 0.5, "gamma": 0.2, "epsilon": 0.1, "bound": 0.3, "over_refusal_margin": 0.2, "top_p": 0.9,
+        "served_model": "name",
     }  # fmt: skip
     name = key.rpartition(".")[2]
     if name in known:
@@ -69,9 +70,11 @@ def test_an_unknown_option_is_refused(verb: str) -> None:
     functions: dict[str, tuple[object, ...]] = {"compare": ("b", "t"), "prefer": ("a", "b", "p"), "score": ("a", "p")}
     keywords: dict[str, Any] = {
         "safeguard": {"out": "o"}, "tune": {"out": "o"}, "generate": {"out": "o"}, "compare": {"prompts": "x"},
-        "prefer": {"judge": "j"}, "lm_eval": {"tasks": ["bbh"]},
+        "prefer": {"judge": "j"}, "lm_eval": {"tasks": ["bbh"]}, "verify_served": {"base_url": "http://localhost:1"},
     }  # fmt: skip
-    positional = functions.get(verb, ("a",) if verb in ("rejudge", "select", "lm_eval") else ("a", "b"))
+    positional = functions.get(
+        verb, ("a",) if verb in ("rejudge", "select", "lm_eval", "verify_served") else ("a", "b")
+    )
     with pytest.raises(mooring.RecipeError) as caught:
         getattr(mooring, verb)(*positional, **keywords.get(verb, {}), no_such_option=1)
     assert caught.value.code == "recipe.unknown_option"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
+    from mooring.pipeline.verify_served import ServedMeasure, ServedVerdict
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
     from mooring.scoring.judges import Agreement
@@ -49,6 +50,7 @@ _LAZY = {
     "mooring.pipeline.forecast": ("Forecast",),
     "mooring.pipeline.rejudge": ("Rejudged",),
     "mooring.pipeline.run": ("Outcome",),
+    "mooring.pipeline.verify_served": ("ServedMeasure", "ServedVerdict"),
     "mooring.reporting.paper.write": ("Paper",),
     "mooring.reporting.results": ("Results",),
     "mooring.scoring.judges": ("Agreement",),
@@ -59,8 +61,8 @@ __all__ = [
     "Agreement", "Choice", "Comparison", "Completion", "DataError", "Event", "FetchError", "Forecast", "Inspection",
     "Judge", "MergePoint", "Message", "MismatchError", "MissingExtraError", "ModelError", "MooringError", "OnEvent",
     "Outcome", "OutputError", "Paper", "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results",
-    "SamplingParams", "Score", "Trial", "UserError", "Verdict", "__version__", "api", "load_examples",
-    "load_prompts", "to_pandas",
+    "SamplingParams", "Score", "ServedMeasure", "ServedVerdict", "Trial", "UserError", "Verdict", "__version__", "api",
+    "load_examples", "load_prompts", "to_pandas",
 ]  # fmt: skip
 __all__ += api.__all__
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
+    from mooring.pipeline.verify_served import ServedVerdict
     from mooring.records import Choice, Completion, Kind, Prompt, Score, Split
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
@@ -36,7 +37,7 @@ Ref = str | Path
 __all__ = [
     "compare", "generate", "inspect", "lm_eval", "load_results", "merge", "mergekit_export", "mergekit_run",
     "open_comparison", "paper", "plan", "prefer", "push", "quickstart", "rejudge", "report", "run", "safeguard",
-    "safeguard_recipe", "score", "select", "tune", "verify",
+    "safeguard_recipe", "score", "select", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -425,6 +426,50 @@ def rejudge(run: Ref, *, on_event: OnEvent | None = None, **options: Unpack[opt.
     from mooring.pipeline.rejudge import rejudge
 
     return rejudge(Path(run), settings("rejudge", options).score.judges, on_event)
+
+
+def verify_served(
+    run: Ref,
+    *,
+    base_url: str | Sequence[str],
+    model: str | None = None,
+    name: str | None = None,
+    allow_ignored: bool = False,
+    on_event: OnEvent | None = None,
+    **options: Unpack[opt.VerifyServedOptions],
+) -> ServedVerdict:
+    """Whether a run's verdict holds for the model that is served: quantized, converted, or as an adapter.
+
+    It is asked the run's test prompts with the run's sampling, judged by the run's judges, and compared in pairs with
+    the run's base and merged model. The responses are kept below `served/` in the run folder; a stopped call resumes.
+
+    Args:
+        run: A finished run.
+        base_url: The server's address, such as `http://localhost:8000/v1`, or those of several with the same model.
+        model: The model's name on the server; not needed if it has only one.
+        name: The name of the folder for its responses; defaults to the model's.
+        allow_ignored: Go on if the server ignores a setting, such as the repetition penalty; `notes` says which.
+        on_event: Receives the progress, in responses.
+        options: `key_env`, `concurrency`, `requests_per_minute`; `margin`, `bound` and `confidence` in place of the
+            run's.
+
+    Returns:
+        The verdict: `holds`, `reason`, and the scores of both models with their differences.
+
+    Raises:
+        DataError: It is not a finished run, its records were edited, or it has too few test prompts.
+        ModelError: The server is unreachable, does not know the model, or ignores a setting.
+    """
+    from mooring.config import placed, section
+    from mooring.pipeline.verify_served import verify_served
+
+    fields = placed("verify_served", options)
+    changes = {key: value for key, value in fields.items() if key.startswith("select.")}
+    server = {key.removeprefix("generate."): value for key, value in fields.items() if key not in changes}
+    runner = section("generate", {"engine": "openai", "base_url": base_url, **server})
+    return verify_served(
+        Path(run), runner, model=model, name=name, changes=changes, allow_ignored=allow_ignored, on_event=on_event
+    )
 
 
 def prefer(

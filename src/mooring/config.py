@@ -661,6 +661,10 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     ),
     "score": ("seed", *_fields("score", "judges", "metrics", "bertscore_model", "bertscore_layer", "unsafe_exec")),
     "rejudge": _fields("score", "judges"),
+    "verify_served": (
+        *_fields("generate", "key_env", "concurrency", "requests_per_minute"),
+        *_fields("select", "margin", "bound", "confidence"),
+    ),
     "prefer": ("seed", *_fields("judge", but=("name", "model"))),
     "lm_eval": ("system", "seed", *_fields("merge", but=["lambdas"]), *_HERE),
     "select": _fields("select", but=("search", "budget")),

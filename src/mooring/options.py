@@ -201,6 +201,17 @@ class RejudgeOptions(TypedDict, total=False):
     judges: JudgeLike | Sequence[JudgeLike]
 
 
+class VerifyServedOptions(TypedDict, total=False):
+    """Options of `mooring.verify_served`."""
+
+    key_env: str
+    concurrency: int
+    requests_per_minute: float | None
+    margin: float
+    bound: float | None
+    confidence: float | None
+
+
 class PreferOptions(TypedDict, total=False):
     """Options of `mooring.prefer`."""
 

@@ -25,6 +25,7 @@ VERBS = (
     "inspect",
     "compare",
     "rejudge",
+    "verify-served",
     "prefer",
     "lm-eval",
     "verify",

@@ -22,7 +22,7 @@ from mooring.cli.options import (
     tuned_argument,
     verb,
 )
-from mooring.cli.score import generate, lm_eval, prefer, rejudge, score
+from mooring.cli.score import generate, lm_eval, prefer, rejudge, score, verify_served
 
 
 @click.group(cls=Verbs, context_settings=HELP)
@@ -125,7 +125,7 @@ def tune(base: str, data: tuple[str, ...], out: str, as_json: bool, **options: A
     render.result({"adapter": str(adapter)}, f"The adapter is in {adapter}.", as_json=as_json)
 
 
-for command in (merge, mergekit, verify, push, generate, score, rejudge, prefer, lm_eval, compare):
+for command in (merge, mergekit, verify, push, generate, score, rejudge, verify_served, prefer, lm_eval, compare):
     top.add_command(command)
 
 

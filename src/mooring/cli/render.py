@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome, Run
+    from mooring.pipeline.verify_served import ServedVerdict
     from mooring.records import Score
 
 
@@ -258,6 +259,28 @@ def rejudged(found: Sequence["Rejudged"], *, as_json: bool) -> None:
     _print_table(headings, rows, numeric=(4, 5, 6, 7, 8))
     note = "κ and disagree: compared with the run's own judge; the run's choice and report stay as they are"
     console().print(f"[dim]{note}[/dim]")
+
+
+def served(found: "ServedVerdict", *, as_json: bool) -> None:
+    """The scores of a run's merged model and of the served one, their differences, and whether the verdict holds."""
+    if as_json:
+        return _print_json(found)
+    from mooring.reporting.tables import difference_number
+    from mooring.text import name_of, score_number
+
+    rows: list[list[Any]] = []
+    for each in found.measures:
+        difference = difference_number(each.difference, each.name)
+        turned = each.difference and each.difference.p is not None
+        flips = [each.difference.worse, each.difference.better] if each.difference and turned else ["", ""]
+        rows.append([name_of(each.name), score_number(each.merged), score_number(each.served), difference, *flips])
+    heads = ["score", f"merged ({found.point.label})", "served", "difference [95 % interval]", "worse", "better"]
+    _print_table(heads, rows, numeric=(1, 2, 3, 4, 5))
+    out = console()
+    for note in found.notes:
+        out.print(f"[yellow]note:[/yellow] {escape(note)}")
+    style, words = ("green", "The verdict holds") if found.holds else ("bold red", "The verdict does not hold")
+    out.print(f"[{style}]{words}[/{style}] for {escape(found.model)}. {escape(found.reason)}")
 
 
 def inspection(found: "Inspection", *, as_json: bool = False) -> None:

@@ -1,11 +1,12 @@
-"""Commands that ask models, and score their answers: `generate`, `score`, `rejudge`, `prefer` and `lm-eval`."""
+"""Commands that ask models, and score their answers: `generate`, `score`, `rejudge`, `prefer`, `lm-eval` …"""
 
+import sys
 from typing import Any
 
 import click
 
 import mooring
-from mooring.cli import render
+from mooring.cli import OVER_BOUND, render
 from mooring.cli.options import HELP, Verb, fields_given, json_option, kind_option, split_option, words
 from mooring.options import TaskOptions
 
@@ -82,6 +83,33 @@ def rejudge(run: str, as_json: bool, **options: Any) -> None:
     with render.bar("rejudge") as on_event:
         verdicts = mooring.rejudge(run, on_event=on_event, **fields_given(options))
     render.rejudged(verdicts, as_json=as_json)
+
+
+@click.command("verify-served", cls=Verb, context_settings=HELP, fields="verify_served", defaults=False)
+@click.argument("run", help="A finished run folder.")
+@click.option("--base-url", required=True, metavar="TEXT,…", help="Address of the server; several share the work.")
+@click.option("--model", help="The model's name on the server; not needed if it has only one.")
+@click.option("--name", help="Folder of its responses, below served/ in the run folder. Defaults to the model's name.")
+@click.option("--allow-ignored", is_flag=True, help="Go on if the server ignores a setting; a note says which.")
+@json_option
+def verify_served(run: str, base_url: str, as_json: bool, **options: Any) -> None:
+    """Check that a run's verdict holds for the model that is served.
+
+    Asks the served model (quantized, converted, an adapter) the run's test prompts as the run asked its own, judges the
+    responses, and compares them in pairs with the run's base and merged model. Exits with 3 if it is not shown to be
+    within the run's margin. Options default to the run's own.
+
+    \b
+    Examples:
+      mooring verify-served runs/mine --base-url http://localhost:8000/v1
+      mooring verify-served runs/mine --base-url http://localhost:11434/v1 --model mine:q4 --allow-ignored
+    """
+    own = {name: options[name] for name in ("model", "name", "allow_ignored")}
+    with render.bar("verify-served") as on_event:
+        found = mooring.verify_served(run, base_url=words(base_url), on_event=on_event, **own, **fields_given(options))
+    render.served(found, as_json=as_json)
+    if not found.holds:
+        sys.exit(OVER_BOUND)
 
 
 @click.command("prefer", cls=Verb, context_settings=HELP, fields="prefer")
