@@ -9,6 +9,7 @@ import json
 import sys
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class FakeSamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    output_kind: Any = None
 
 
 @dataclasses.dataclass
@@ -59,7 +61,7 @@ class LoRARequest:
 
 
 class LLM:
-    """vLLM's, one request after the other."""
+    """vLLM's: the engine generates one response at each step."""
 
     def __init__(
         self,
@@ -71,34 +73,46 @@ class LLM:
         dtype: str = "auto",
         gpu_memory_utilization: float = 0.9,
         max_model_len: int | None = None,
-        generation_config: str = "auto",
         enforce_eager: bool = False,
+        generation_config: str = "auto",
         enable_lora: bool = False,
         max_loras: int = 1,
         max_lora_rank: int = 16,
+        lora_target_modules: list[str] | None = None,
     ) -> None:
         self.asked_for = dict(locals())
         dtype = "float16" if dtype == "auto" else dtype  # what vLLM makes of a float32 checkpoint
         self.base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or model)
         longest = max_model_len or self.base.config.max_position_embeddings
-        config = types.SimpleNamespace(max_model_len=longest, dtype=getattr(torch, dtype))
-        self.llm_engine = types.SimpleNamespace(model_config=config)
+        self.llm_engine = self
+        self.model_config = types.SimpleNamespace(max_model_len=longest, dtype=getattr(torch, dtype))
         self.requests: list[Any] = []
+        self.adapters: dict[int, Any] = {}
+        self._queue: list[Any] = []
 
-    def generate(
-        self, prompts: Any, sampling_params: Any, /, *, use_tqdm: bool = True, lora_request: Any = None
-    ) -> Any:
-        """A RequestOutput for each prompt, in their order."""
-        model = self.base
-        if lora_request is not None:
-            rank = json.loads((Path(lora_request.lora_path) / "adapter_config.json").read_text())["r"]
-            assert self.asked_for["enable_lora"]
-            assert rank <= self.asked_for["max_lora_rank"]
-            model = peft(Path(self.asked_for["model"]), Path(lora_request.lora_path))
-        assert len(prompts) == len(sampling_params)
-        self.requests += zip(prompts, sampling_params, strict=True)
-        return [self._one(model, p["prompt_token_ids"], s) for p, s in zip(prompts, sampling_params, strict=True)]
+    def add_lora(self, request: LoRARequest) -> bool:
+        rank = json.loads((Path(request.lora_path) / "adapter_config.json").read_text())["r"]
+        assert self.asked_for["enable_lora"]
+        assert rank <= self.asked_for["max_lora_rank"]
+        self.adapters[request.lora_int_id] = peft(Path(self.asked_for["model"]), Path(request.lora_path))
+        return True
+
+    def add_request(self, request_id: str, prompt: Any, params: Any, *, lora_request: Any = None) -> str:
+        assert params.output_kind == "final only"
+        self.requests.append((prompt, params))
+        self._queue.append((request_id, prompt["prompt_token_ids"], params, lora_request))
+        return request_id
+
+    def abort_request(self, request_ids: list[str]) -> None:
+        self._queue = [each for each in self._queue if each[0] not in request_ids]
+
+    def step(self) -> list[Any]:
+        """A RequestOutput, when it has finished."""
+        id_, row, params, adapter = self._queue.pop(0)
+        output = self._one(self.base if adapter is None else self.adapters[adapter.lora_int_id], row, params)
+        output.request_id, output.finished = id_, True
+        return [output]
 
     @torch.inference_mode()
     def _one(self, model: Any, row: list[int], params: FakeSamplingParams) -> Any:
@@ -134,6 +148,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "vllm": {"LLM": LLM, "SamplingParams": FakeSamplingParams, "__version__": "0.0.fake"},
         "vllm.lora": {},
         "vllm.lora.request": {"LoRARequest": LoRARequest},
+        "vllm.sampling_params": {"RequestOutputKind": types.SimpleNamespace(FINAL_ONLY="final only")},
     }
     for name, members in names.items():
         module = types.ModuleType(name)
@@ -181,23 +196,23 @@ def stopping(save_tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_greedy_answers_are_those_of_transformers(stopping: Path, penalty: float, system: str | None) -> None:
     settings = SamplingParams(max_tokens=40, repetition_penalty=penalty)
     asked = [*prompts(), Prompt(id="judge", messages=(Message("user", "a"),), rendered="user: the sea\n---\nAnswers:")]
-    engine = VLLMEngine.load(stopping, system=system, batch_size=2)
+    engine = VLLMEngine.load(stopping, system=system)
     made = answers(engine, asked, settings)
     assert made == answers(TransformersEngine.load(stopping, system=system, device="cpu"), asked, settings)
     assert {c.finish for c in made.values()} == {"stop", "length"}
-    rows = [request["prompt_token_ids"] for request, _ in engine.llm.requests]
+    rows = [request["prompt_token_ids"] for request, _ in engine.shared.llm.requests]
     assert sorted(rows) == sorted(encode_prompt(engine.tokenizer, prompt, system) for prompt in asked)
 
 
 def test_vllm_is_opened_with_the_expected_options(stopping: Path) -> None:
     engine = VLLMEngine.load(stopping, tensor_parallel=2, max_model_len=128, gpu_memory=0.5)
-    asked = engine.llm.asked_for
+    asked = engine.shared.llm.asked_for
     assert asked["generation_config"] == "vllm"
     assert asked["trust_remote_code"] is False
     assert asked["dtype"] == "float32"  # the checkpoint's own
     assert not asked["enable_lora"]
     assert (asked["tensor_parallel_size"], asked["max_model_len"], asked["gpu_memory_utilization"]) == (2, 128, 0.5)
-    assert VLLMEngine.load(stopping, dtype="bfloat16").llm.asked_for["dtype"] == "bfloat16"
+    assert VLLMEngine.load(stopping, dtype="bfloat16").shared.llm.asked_for["dtype"] == "bfloat16"
     about = dict(engine.about)
     assert json.loads(json.dumps(about)) == about
     assert about["vllm"] == "0.0.fake"
@@ -211,19 +226,19 @@ def test_a_recipe_s_engine_options_reach_vllm(stopping: Path) -> None:
     for runner in (Generate(**plain), Judge(**plain)):
         engine = load_engine(stopping, runner, None)
         assert isinstance(engine, VLLMEngine)
-        assert expected.items() <= engine.llm.asked_for.items()
+        assert expected.items() <= engine.shared.llm.asked_for.items()
         assert engine.about["enforce_eager"] is True
     for runner in (Generate(engine="vllm"), Judge(engine="vllm")):
         engine = load_engine(stopping, runner, None)
         assert isinstance(engine, VLLMEngine)
-        assert engine.llm.asked_for["gpu_memory_utilization"] == 0.9
+        assert engine.shared.llm.asked_for["gpu_memory_utilization"] == 0.9
 
 
 def test_stops_are_those_of_the_generation_config_too(stopping: Path) -> None:
     engine = VLLMEngine.load(stopping)
     assert engine.stops == TransformersEngine.load(stopping, device="cpu").stops == {2, 300}
     answers(engine, prompts(["Hi"]), SamplingParams(max_tokens=4))
-    assert engine.llm.requests[0][1].stop_token_ids == [2, 300]
+    assert engine.shared.llm.requests[0][1].stop_token_ids == [2, 300]
     (stopping.parent / "bare").mkdir()
     for path in stopping.iterdir():
         if path.name != "generation_config.json":
@@ -233,32 +248,46 @@ def test_stops_are_those_of_the_generation_config_too(stopping: Path) -> None:
 
 def test_sampling_has_a_seed_for_each_answer_and_does_not_depend_on_the_batch(tiny_model_folder: Path) -> None:
     settings = SamplingParams(max_tokens=8, temperature=0.6, top_p=0.9, top_k=50, n=3, seed=7)
-    engine = VLLMEngine.load(tiny_model_folder, batch_size=2)
+    engine = VLLMEngine.load(tiny_model_folder)
     made = answers(engine, prompts(), settings)
-    sent = [params for _, params in engine.llm.requests]
+    sent = [params for _, params in engine.shared.llm.requests]
     assert {params.seed for params in sent} == {
         response_seed(7, sample_key(f"p{i}", n)) for i in range(len(TEXTS)) for n in range(3)
     }
     assert {(p.n, p.temperature, p.top_p, p.top_k) for p in sent} == {(1, 0.6, 0.9, 50)}
-    assert made == answers(VLLMEngine.load(tiny_model_folder, batch_size=100), prompts()[::-1], settings)
+    assert made == answers(VLLMEngine.load(tiny_model_folder), prompts()[::-1], settings)
     assert len({c.text for c in made.values()}) > len(TEXTS)
 
 
 def test_greedy_and_top_k_0_are_translated_for_vllm(engine: VLLMEngine) -> None:
     answers(engine, prompts(["Hi"]), SamplingParams(max_tokens=2, top_p=0.5, top_k=3))
     answers(engine, prompts(["Hi"]), SamplingParams(max_tokens=2, temperature=1.0))
-    greedy, free = (params for _, params in engine.llm.requests)
+    greedy, free = (params for _, params in engine.shared.llm.requests)
     assert (greedy.temperature, greedy.seed, greedy.top_p) == (0.0, None, 1.0)
     assert (free.temperature, free.top_k) == (1.0, -1)
 
 
-def test_a_resumed_run_computes_the_missing_batches_whole(tiny_model_folder: Path) -> None:
-    engine = VLLMEngine.load(tiny_model_folder, batch_size=2)
+def test_a_resumed_run_generates_only_what_is_missing(tiny_model_folder: Path) -> None:
+    engine = VLLMEngine.load(tiny_model_folder)
     settings = SamplingParams(max_tokens=4)
-    batches = list(engine.complete(prompts(), settings))
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    done = {c.key for c in batches[0]} | {batches[1][0].key}
-    assert list(engine.complete(prompts(), settings, done=done)) == batches[1:]
+    made = [c for batch in engine.complete(prompts(), settings) for c in batch]
+    done = {c.key for c in made[:3]}
+    assert [c for batch in engine.complete(prompts(), settings, done=done) for c in batch] == made[3:]
+    assert list(engine.complete(prompts(), settings, done={c.key for c in made})) == []
+
+
+def test_threads_share_an_engine_and_a_caller_that_stops_leaves_no_request(tiny_model_folder: Path) -> None:
+    engine = VLLMEngine.load(tiny_model_folder)
+    settings = SamplingParams(max_tokens=6)
+    alone = answers(engine, prompts(), settings)
+    with ThreadPoolExecutor(4) as threads:
+        stopped = engine.complete(prompts(), settings)
+        next(stopped)
+        shared = list(threads.map(lambda _: answers(engine, prompts(), settings), range(4)))
+        stopped.close()
+    assert shared == [alone] * 4
+    assert not engine.shared.llm._queue
+    assert answers(engine, prompts(), settings) == alone
 
 
 def test_a_prompt_over_the_context_is_named_before_anything_is_generated(tiny_model_folder: Path) -> None:
@@ -272,7 +301,7 @@ def test_a_prompt_over_the_context_is_named_before_anything_is_generated(tiny_mo
         next(engine.likelihood(prompts(["Hi", "fox " * 60], "a")))
     assert caught.value.message.startswith("set.jsonl:2: ")
     assert caught.value.code == "data.context_exceeded"
-    assert not engine.llm.requests
+    assert not engine.shared.llm.requests
     room = 64 - len(encode_prompt(engine.tokenizer, asked[0], engine.system))
     assert len(answers(engine, asked[:1], SamplingParams(max_tokens=room))) == 1
     with pytest.raises(DataError):
@@ -284,7 +313,7 @@ def test_likelihood_is_that_of_transformers(tiny_model_folder: Path) -> None:
         Prompt(id=str(i), messages=(Message("user", text),), reference="Oslo is the capital. " * (i + 1))
         for i, text in enumerate(TEXTS)
     ]
-    engine = VLLMEngine.load(tiny_model_folder, batch_size=2)
+    engine = VLLMEngine.load(tiny_model_folder)
     ours = {x.prompt_id: x for batch in engine.likelihood(examples) for x in batch}
     theirs = {
         x.prompt_id: x
@@ -302,8 +331,9 @@ def test_likelihood_is_that_of_transformers(tiny_model_folder: Path) -> None:
 def test_an_adapter_runs_on_its_base(tiny_model_folder: Path, tmp_path: Path) -> None:
     adapter = tune(tiny_model_folder, tmp_path / "adapter", r=12, target_modules="all-linear")
     engine = VLLMEngine.load(adapter)
-    asked = engine.llm.asked_for
+    asked = engine.shared.llm.asked_for
     assert (asked["model"], asked["enable_lora"], asked["max_lora_rank"]) == (str(tiny_model_folder), True, 16)
+    assert "lm_head" not in asked["lora_target_modules"]
     settings = SamplingParams(max_tokens=12)
     made = answers(engine, prompts(), settings)
     assert made == answers(TransformersEngine.load(adapter, device="cpu"), prompts(), settings)
@@ -312,23 +342,22 @@ def test_an_adapter_runs_on_its_base(tiny_model_folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("config", "what"),
     [
         ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-        ({"r": 1024}, "rank 1024"),
-        ({"peft_type": "IA3"}, "IA3"),
+        ({"r": 600}, "rank 600"),
+        ({"rank_pattern": {"q_proj": 600}}, "rank 600"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save, lm_head"),
     ],
 )
 def test_an_adapter_that_vllm_cannot_apply_is_refused(
-    change: dict[str, Any], what: str, tiny_model_folder: Path, tmp_path: Path
+    config: dict[str, Any], what: str, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    config = {"base_model_name_or_path": str(tiny_model_folder), "r": 8, "peft_type": "LORA", "bias": "none"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
+    adapter = tune(tiny_model_folder, tmp_path / "adapter", **{"target_modules": ["q_proj"]} | config)
     with pytest.raises(ModelError) as caught:
-        VLLMEngine.load(tmp_path)
+        VLLMEngine.load(adapter)
     assert f"({what})" in caught.value.message
     assert caught.value.code == "model.unsupported_adapter"
 

@@ -28,6 +28,13 @@ def load_engine(model: Path | str | None, runner: Runner, system: str | None, lo
     return ENGINES[runner.engine](model, runner, system, log)
 
 
+def close_engine(engine: Engine) -> None:
+    """Free what an engine holds outside of this process, such as vLLM's processes."""
+    close = getattr(engine, "close", None)
+    if close is not None:
+        close()
+
+
 def _transformers(model: Path | str | None, runner: Runner, system: str | None, log: Path | None) -> Engine:
     from mooring.inference.transformers import TransformersEngine
 

@@ -126,6 +126,11 @@ class Engine:
             MismatchError: Integers or booleans differ, or no tuned model differs from the base.
             OutputError: The disk is full.
         """
+        for _ in self.run_windows(writers):
+            pass
+
+    def run_windows(self, writers: Sequence[Sink]) -> Iterator[Sequence[OutputTensor]]:
+        """Fill the outputs; yield some tensors at a time, when they are written. Errors as in `run`."""
         self.written = [{} for _ in writers] if self._kept is None else []
         self._total = self.nbytes * len(writers)
         for window in _windows(self._pair.tensors.values(), whole=self._method.passes == 1):
@@ -139,6 +144,7 @@ class Engine:
                     else:
                         formulas[tensor.name] = made
             self._apply(window, formulas | self._settle(window, plans), writers)
+            yield window
         if all(self.equal):
             names = " and ".join(str(model.folder) for model in self._pair.tuned)
             verb = "equal" if len(self._pair.tuned) > 1 else "equals"

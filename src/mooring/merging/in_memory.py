@@ -1,6 +1,7 @@
 """Merge in memory: the tensors that `merge` would write, at one λ after the other, without a folder."""
 
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,27 @@ class Memory:
         if start + values.numel() > flat.numel():
             raise ValueError(f"{name}: {values.numel()} entries from {start} do not fit {flat.numel()}")
         flat[start : start + values.numel()].copy_(values.view(-1))
+
+
+class Stream:
+    """Tensors in memory as a merge's output, each allocated when its first elements are written."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size | tuple[int, ...]]) -> None:
+        self._shapes = shapes
+        self._lock = threading.Lock()
+        self._tensors: dict[str, Tensor] = {}
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """See `Sink.write`."""
+        with self._lock:
+            if name not in self._tensors:
+                self._tensors[name] = torch.empty(self._shapes[name], dtype=values.dtype)
+        self._tensors[name].view(-1)[start : start + values.numel()].copy_(values.view(-1))
+
+    def pop(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return a complete tensor and forget it; one without elements was never written."""
+        tensor = self._tensors.pop(name, None)
+        return torch.empty(self._shapes[name], dtype=dtype) if tensor is None else tensor
 
 
 class OpenMerge:
@@ -117,6 +139,17 @@ class OpenMerge:
         tensors = {name: torch.empty(t.shape, dtype=dtype(t)) for name, t in self.pair.tensors.items()}
         self.fill(lam, tensors, as_linear=as_linear)
         return tensors
+
+    def stream(self, lam: Any, *, as_linear: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of the merge at λ with their names, in bounded memory; otherwise as `tensors`.
+
+        A few tensors, or one large one, are in memory at a time.
+        """
+        engine = self._engine(lam, as_linear)
+        stream = Stream({name: tensor.shape for name, tensor in self.pair.tensors.items()})
+        for window in engine.run_windows([stream]):
+            for tensor in window:
+                yield tensor.name, stream.pop(tensor.name, engine.dtype(tensor))
 
     def write_side_files(self, folder: Path) -> None:
         """Write the merged model's configuration and tokenizer, which do not depend on λ, to an existing empty folder.

@@ -12,7 +12,7 @@ from mooring.errors import DataError
 from mooring.events import Event, OnEvent
 from mooring.inference.cost import Estimate, estimate
 from mooring.inference.engine import Engine
-from mooring.inference.load import load_engine
+from mooring.inference.load import close_engine, load_engine
 from mooring.inference.store import complete_to_file
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
@@ -143,16 +143,26 @@ class Judging:
             found.pop("refusal")
         return found
 
-    def close(self) -> None:
-        """Release the model."""
-        self._open = None
+    def needs_room(self, judge: str) -> bool:
+        """Whether a judge loads a model, for which there may be no room beside others.
+
+        With vLLM and a share of the memory of its own (`gpu_memory`), it runs beside them.
+        """
+        section = self.sections.get(judge)
+        return section is not None and self.kinds[judge].needs_model and not _runs_beside(section)
+
+    def close(self, *, beside: bool = True) -> None:
+        """Release the model; with `beside=False`, only one that does not run beside others."""
+        if self._open is not None and (beside or not _runs_beside(self.sections[self._open[0]])):
+            close_engine(self._open[1])
+            self._open = None
 
     def _folder(self, judge: str) -> Path:
         return resolve_model(str(judges.model_of(self.kinds[judge], self.sections[judge].model)))
 
     def _engine(self, judge: str) -> Engine:
         if self._open is None or self._open[0] != judge:
-            self._open = None  # before the next one is loaded
+            self.close()  # before the next one is loaded
             section = self.sections[judge]
             served = judges.model_of(self.kinds[judge], section.model)
             model = served if section.engine == "openai" else self._folder(judge)
@@ -194,3 +204,8 @@ def cost_line(judge: str, costs: Sequence[Estimate]) -> str:
 def renamed(scores: Mapping[str, Score], judge: str) -> dict[str, Score]:
     """Scores of a judge that is not the first, renamed to `asr@wildguard`."""
     return {f"{name}@{judge}": dataclasses.replace(score, name=f"{name}@{judge}") for name, score in scores.items()}
+
+
+def _runs_beside(section: Judge) -> bool:
+    """Whether a judge needs no room, or has a share of the memory of its own."""
+    return section.engine == "openai" or (section.engine == "vllm" and section.gpu_memory is not None)

@@ -33,6 +33,11 @@ class Models:
             self._sweep = open_sweep(self.spec, self._scratch)
         return self._sweep
 
+    @property
+    def stays_loaded(self) -> bool:
+        """Whether models are loaded, and should stay so while steps that need no room are done."""
+        return self._sweep is not None and self._sweep.stays_loaded
+
     def at(self, point: MergePoint) -> Engine:
         """The engine of a model; see `Sweep.at`."""
         return self.sweep.at(point)

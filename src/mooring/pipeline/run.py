@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from mooring.config import Recipe
@@ -134,6 +137,8 @@ class _Execution:
         self._parts: dict[_Source, list[Path]] = {}
         """Files with responses to some prompts of a set."""
         self._drafted: list[Completion] = []
+        self._stopped = threading.Event()
+        """Set when one of several steps that are done at the same time has failed."""
 
     @property
     def plan(self) -> planning.Plan:
@@ -149,15 +154,67 @@ class _Execution:
                 need_room(self.folder.folder, disk_bytes(self.recipe, base.nbytes))
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
         try:
-            while step := next((step for id, step in self.plan.steps.items() if id not in self._done), None):
-                self._do(step)
+            while remaining := [step for id, step in self.plan.steps.items() if id not in self._done]:
+                self._do(next(self._in_groups(remaining)))
         finally:
             self._free(None)
         return Outcome(self.folder.folder, self.paths.model, self._choice(), self.paths.report, self.folder.worked)
 
-    def _do(self, step: Step) -> None:
-        """Do one step, and replace the slots that it decides on."""
+    def _in_groups(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
+        """Steps one by one; together those in sequence that generate, if the engine may do them at the same time."""
+        for together, group in itertools.groupby(steps, self._may_be_together):
+            if together:
+                yield list(group)
+            else:
+                for step in group:
+                    yield [step]
+
+    def _may_be_together(self, step: Step) -> bool:
+        generates = isinstance(step.work, types.Generate | types.Likelihood) and isinstance(step.work.point, MergePoint)
+        return generates and self.run.engine is None and self.recipe.generate.engine != "transformers"
+
+    def _together(self, steps: Sequence[Step]) -> None:
+        """Do steps that generate, at the same time if the models can be used so.
+
+        If one fails, the others stop after the responses in progress.
+        """
+        pending = [step for step in steps if not self.folder.is_done(step, self.keys.of(step))]
+        for step in pending:
+            assert isinstance(step.work, types.Generate | types.Likelihood)
+            assert isinstance(step.work.point, MergePoint)
+            if self._open_models().sweep.concurrent:
+                self._engine(step.work.point)  # in this thread: what a sweep starts must outlive the others
+        if pending and self._open_models().sweep.concurrent:
+            with ThreadPoolExecutor(len(pending), "generate") as threads:
+                futures = [threads.submit(self._once, step) for step in pending]
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                except BaseException:
+                    self._stopped.set()
+                    raise
+        for step in steps:
+            if step.id not in self._done:
+                self._once(step)
+
+    def _relay(self, step: Step) -> OnEvent:
+        """A callback that passes on the events of a step, and ends it if another step has failed."""
+        relay = self.folder.relay(step)
+
+        def pass_on(event: Event) -> None:
+            if self._stopped.is_set():
+                raise _StoppedError
+            relay(event)
+
+        return pass_on
+
+    def _do(self, steps: Sequence[Step]) -> None:
+        """Do one step, or several at the same time, and replace the slots that it decides on."""
+        step = steps[0]
         self._free(step)
+        if len(steps) > 1:
+            self._together(steps)
+            return
         point = getattr(step.work, "point", None)
         if step.work is Stage.BISECT:
             self._bisect()
@@ -175,16 +232,26 @@ class _Execution:
             self._whole[_source(step.work)] = None
 
     def _free(self, step: Step | None) -> None:
-        """Make room for a step: a model that answers and one that judges are not in memory together."""
+        """Make room for a step: a model that answers and one that judges are not in memory together.
+
+        Models whose start takes long stay loaded until a step needs their room.
+        """
         answers = step is not None and isinstance(step.work, types.Generate | types.Likelihood | types.LmEval)
         if not answers and self._models is not None:
-            self._models.release()
+            if step is None or not self._models.stays_loaded or self._needs_room(step):
+                self._models.release()
             if (share := accepted_share(self._drafted)) is not None:
                 note = f"{share:.0%} of the tokens were accepted from the drafts of the nearest λ"
                 self.folder.emit(Event(step="drafts", kind="info", message=note))
             self._drafted.clear()
         if step is None or not isinstance(step.work, types.Judge):
-            self.judging.close()
+            self.judging.close(beside=step is None)
+
+    def _needs_room(self, step: Step) -> bool:
+        """Whether a step loads a model of its own, for which there may be no room beside the models of the run."""
+        if isinstance(step.work, types.Judge):
+            return self.judging.needs_room(step.work.judge)
+        return isinstance(step.work, types.Tune)
 
     def _make(self, step: Step) -> None:
         """Write the outputs of a step."""
@@ -202,7 +269,7 @@ class _Execution:
                 self._generate(step, work)
             case types.Likelihood(point=MergePoint() as point, split=split):
                 made_by = {"model": self._model_key(point)}
-                examples, relay = self.plan.prompts(split)["task"], self.folder.relay(step)
+                examples, relay = self.plan.prompts(split)["task"], self._relay(step)
                 likelihood_to_file(self._engine(point), examples, out, made_by=made_by, on_event=relay)
             case types.LmEval(point=MergePoint() as point):
                 self._lm_eval(step, point)
@@ -289,7 +356,7 @@ class _Execution:
             system=inputs.system,
             seed=inputs.seed,
             base_name=hub_name(self.recipe.base) if published else None,
-            on_event=self.folder.relay(step),
+            on_event=self._relay(step),
         )
 
     # --- generating and judging -----------------------------------------------------------------------------------
@@ -310,7 +377,7 @@ class _Execution:
             inputs.sampling,
             step.outputs[0],
             made_by=made_by,
-            on_event=self.folder.relay(step),
+            on_event=self._relay(step),
             drafts=drafts,
             known=known,
         )
@@ -342,7 +409,7 @@ class _Execution:
             TaskRun(names=section.lm_eval, limit=section.lm_eval_limit, seed=self.recipe.seed),
             cache=self.paths.lm_eval_answers(point),
             made_by={"model": self._model_key(point)},
-            on_event=self.folder.relay(step),
+            on_event=self._relay(step),
         )
         write_lm_eval(self.paths, point, section.lm_eval, result)
 
@@ -355,7 +422,7 @@ class _Execution:
         else:
             known = self._known(source)
             completions = [known[prompt.id] for prompt in prompts]
-        self.judging.judge(work.judge, prompts, completions, out, self.folder.relay(step), self.folder.digest)
+        self.judging.judge(work.judge, prompts, completions, out, self._relay(step), self.folder.digest)
 
     def _trials(self, split: Half, points: Sequence[MergePoint]) -> list[Trial]:
         """The trials of models that were scored."""
@@ -418,9 +485,12 @@ class _Execution:
             slots = [planning.attempt(len(tried) + number) for number in range(1, len(points) + 1)]
             tried.extend(points)
             self.run.plan = self.plan.bind(dict(zip(slots, points, strict=True)))
-            for step in self.plan.trial_steps("validation", points):
-                self._free(step)
-                self._once(step)
+            for steps in self._in_groups(self.plan.trial_steps("validation", points)):
+                self._free(steps[0])
+                if len(steps) > 1:
+                    self._together(steps)
+                else:
+                    self._once(steps[0])
             hits = verdicts_by_point(self.plan, [BASE, *points], "validation")
             return with_flips(self._trials("validation", points), hits)
 
@@ -469,6 +539,10 @@ class _Execution:
         card = model_card.run_card(results, terms=model_card.license_of(base))
         atomic_text(self.paths.report / model_card.NAME, card)
         atomic_text(self.paths.model_card, card)
+
+
+class _StoppedError(Exception):
+    """A step ended because another one has failed."""
 
 
 def _source(work: types.Generate | types.Judge) -> _Source:

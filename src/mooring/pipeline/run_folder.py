@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,14 +36,15 @@ _LOG = "loss.json"
 class RunFolder:
     """A run folder and its ledger.
 
-    It is created when it is locked; if it exists, it must be empty or a run folder. `emit` passes an event on. `worked`
-    tells whether any step had to be done since the folder was opened.
+    It is created when it is locked; if it exists, it must be empty or a run folder. `worked` tells whether any step had
+    to be done since the folder was opened. Steps can be done in several threads at the same time.
     """
 
     def __init__(self, folder: Path, on_event: OnEvent | None = None) -> None:
         self.paths = RunPaths(folder)
         self.folder = folder
-        self.emit: OnEvent = on_event or ignore
+        self._lock = threading.RLock()
+        self._on_event: OnEvent = on_event or ignore
         self.worked = False
         if folder.is_file():
             raise OutputError(f"{folder}: is a file", "name a folder", code="output.is_a_file")
@@ -102,18 +104,25 @@ class RunFolder:
                 for stale in (path, path.with_name(f".work-{path.name}"), path.with_name(f"{path.name}.part")):
                     remove(stale)
         self.worked = True
-        for path in step.outputs:
-            self._digests.pop(self._name(path), None)
-        self._steps[step.id] = StepRecord(label=step.label, key=key, done=False)
-        self._save()
+        with self._lock:
+            for path in step.outputs:
+                self._digests.pop(self._name(path), None)
+            self._steps[step.id] = StepRecord(label=step.label, key=key, done=False)
+            self._save()
         self.emit(Event(step=step.id, kind="started", label=step.label, total=step.units or 0, unit=step.unit))
         begun = time.monotonic()
         make()
         seconds = round(time.monotonic() - begun, 2)
         files = self._records(step.outputs)
-        self._steps[step.id] = StepRecord(label=step.label, key=key, done=True, seconds=seconds, files=files)
-        self._save()
+        with self._lock:
+            self._steps[step.id] = StepRecord(label=step.label, key=key, done=True, seconds=seconds, files=files)
+            self._save()
         self.emit(Event(step=step.id, kind="finished", label=step.label, message=f"{seconds:.0f} s"))
+
+    def emit(self, event: Event) -> None:
+        """Pass an event on; events of several threads one after the other."""
+        with self._lock:
+            self._on_event(event)
 
     def relay(self, step: Step) -> OnEvent:
         """Returns a callback that passes on the events of an operation as those of a step."""
@@ -129,8 +138,9 @@ class RunFolder:
         found = measure(path)
         if known and known.digest != found and path.is_relative_to(self.folder):
             raise DataError(f"{path}: {MODIFIED}", "restore it, or delete it to make it again", code="data.modified")
-        self._digests[self._name(path)] = Measured(stats=stats, digest=found)
-        self._save()
+        with self._lock:
+            self._digests[self._name(path)] = Measured(stats=stats, digest=found)
+            self._save()
         return found
 
     @property

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mooring.inference.engine import Engine
-from mooring.inference.load import load_engine
+from mooring.inference.load import close_engine, load_engine
 from mooring.merge_point import MergePoint
 from mooring.pipeline.run_folder import remove
 from mooring.pipeline.sweeps.sweep import SweepSpec
@@ -16,6 +16,7 @@ class FolderSweep:
     """
 
     concurrent = False
+    stays_loaded = False
 
     def __init__(self, spec: SweepSpec, scratch: Path) -> None:
         self._spec, self._scratch = spec, scratch
@@ -36,10 +37,8 @@ class FolderSweep:
 
     def _free(self) -> None:
         if self._opened is not None:
-            close = getattr(self._opened[1], "close", None)
+            close_engine(self._opened[1])
             self._opened = None
-            if close:
-                close()
 
     def _write(self, point: MergePoint) -> Path:
         """A folder with a merge; the scratch folder holds at most one."""

@@ -21,4 +21,8 @@ def open_sweep(spec: SweepSpec, scratch: Path) -> Sweep:
         from mooring.pipeline.sweeps.server import ServerSweep
 
         return ServerSweep(spec, scratch)
+    if spec.runner.engine == "vllm":
+        from mooring.pipeline.sweeps.vllm import VLLMSweep
+
+        return VLLMSweep(spec, scratch)
     return FolderSweep(spec, scratch)

@@ -29,6 +29,7 @@ class ServerSweep:
     """
 
     concurrent = True
+    stays_loaded = True
 
     def __init__(self, spec: SweepSpec, scratch: Path) -> None:
         check_tuned(spec.pair.tuned[0].folder)

@@ -20,14 +20,20 @@ from mooring.pipeline.module_groups import patterns, tensor_names
 
 
 class Sweep(Protocol):
-    """A base and a tuned model that answer at any point of their merge.
+    """A base and a tuned model that answer at any point of their merge."""
 
-    Attributes:
-        concurrent: Whether the engines of several points can be used at the same time, from several threads. If not, an
-            engine must not be used after the next call of `at`: its weights have changed.
-    """
+    @property
+    def concurrent(self) -> bool:
+        """Whether the engines of several points can be used at the same time, from several threads.
 
-    concurrent: bool
+        If not, an engine must not be used after the next call of `at`: its weights have changed.
+        """
+        ...
+
+    @property
+    def stays_loaded(self) -> bool:
+        """Whether the models should stay loaded while others steps of a run are done, since loading them takes long."""
+        ...
 
     def at(self, point: MergePoint) -> Engine:
         """The engine of a model.

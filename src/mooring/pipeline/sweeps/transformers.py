@@ -29,6 +29,7 @@ class TransformersSweep:
     """
 
     concurrent = False
+    stays_loaded = False
 
     def __init__(self, spec: SweepSpec, scratch: Path) -> None:
         self._spec = spec

@@ -1,0 +1,195 @@
+"""A sweep with one running vLLM engine for all points of the merge."""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mooring.config import GPU_MEMORY
+from mooring.errors import ModelError, UserError
+from mooring.inference.engine import Engine
+from mooring.inference.folder import loading, open_folder
+from mooring.inference.vllm import VLLMEngine, lora_options, open_tokenizer
+from mooring.inference.vllm_errors import starting
+from mooring.inference.vllm_shared import LoraOptions, SharedLLM
+from mooring.merge_point import BASE, TUNED, MergePoint
+from mooring.merging.adapter import METHODS
+from mooring.merging.manifest import write_side_files
+from mooring.models import Adapter, open_adapter, read_config
+from mooring.pipeline.run_folder import remove
+from mooring.pipeline.sweeps.folders import FolderSweep
+from mooring.pipeline.sweeps.sweep import SweepSpec
+from mooring.pipeline.sweeps.vllm_worker import OWNER, MergeWorker
+
+MAX_LORAS = 8
+"""The most adapters in one batch."""
+
+NOT_THE_MODEL = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""Fields of a configuration that do not change what vLLM builds."""
+
+
+class VLLMSweep:
+    """A sweep with one vLLM engine. Implements `Sweep`.
+
+    Where each merge is an adapter (LoRA with a method of `merging.adapter.METHODS`), the engine holds the base, and the
+    merges are adapters of it, used at the same time. Otherwise the weights of the running engine are replaced by the
+    merge's. A model that the engine cannot hold, such as one with a configuration of its own, is opened from its folder
+    after the engine has ended.
+    """
+
+    stays_loaded = True
+
+    def __init__(self, spec: SweepSpec, scratch: Path) -> None:
+        self._spec, self._scratch = spec, scratch
+        self._folders = FolderSweep(spec, scratch / "models")
+        self._adapters = spec.method in METHODS and all(isinstance(model, Adapter) for model in spec.pair.tuned)
+        self._shared: SharedLLM | None = None
+        self._opened: dict[MergePoint, VLLMEngine] = {}
+        self._tokenizers: dict[Path | None, tuple[Any, frozenset[int]]] = {}
+        self._lora_options: LoraOptions | None = None
+        self._loaded: MergePoint | None = None
+
+    @property
+    def concurrent(self) -> bool:
+        """See `Sweep.concurrent`."""
+        return self._adapters
+
+    def at(self, point: MergePoint) -> Engine:
+        """See `Sweep.at`."""
+        if self._needs_own_engine(point):
+            self._end()
+            return self._folders.at(point)
+        self._folders.close()
+        if self._adapters:
+            try:
+                return self._with_adapter(point)
+            except _AdapterRefusedError:
+                self._end()
+                self._adapters = False
+        return self._in_place(point)
+
+    def close(self) -> None:
+        """See `Sweep.close`."""
+        self._end()
+        self._folders.close()
+        remove(self._scratch)
+
+    # --- merges as adapters ---------------------------------------------------------------------------------------
+
+    def _with_adapter(self, point: MergePoint) -> VLLMEngine:
+        if point not in self._opened:
+            if point.is_base:
+                self._opened[point] = self._engine(point, self._start(self._lora()), None)
+            else:
+                folder = self._adapter(point)
+                shared = self._start(self._lora())
+                try:
+                    request = shared.adapter(folder)
+                except Exception as error:  # vLLM raises errors of any type for what it cannot apply
+                    raise _AdapterRefusedError from error
+                self._opened[point] = self._engine(point, shared, request)
+        return self._opened[point]
+
+    def _adapter(self, point: MergePoint) -> Path:
+        """The folder of a merge that is written as an adapter."""
+        folder = self._scratch / "adapters" / point.folder
+        if not folder.exists():
+            try:
+                self._spec.write_adapter(point, folder)
+            except UserError as error:
+                raise _AdapterRefusedError from error
+        return folder
+
+    def _lora(self) -> LoraOptions:
+        """What the engine must be started with to apply the merges."""
+        if self._lora_options is None:
+            try:
+                with open_adapter(self._adapter(TUNED)) as adapter:
+                    self._lora_options = dataclasses.replace(lora_options(adapter), count=MAX_LORAS)
+            except ModelError as error:
+                raise _AdapterRefusedError from error
+        return self._lora_options
+
+    # --- merges in place ------------------------------------------------------------------------------------------
+
+    def _in_place(self, point: MergePoint) -> VLLMEngine:
+        shared = self._start(None)
+        if self._loaded != point:
+            self._loaded = None  # an interruption leaves the weights half-written
+            base, *tuned = (str(model.folder) for model in self._spec.pair.models)
+            merge = {"base": base, "tuned": tuned, "method": self._spec.method, "options": dict(self._spec.options)}
+            with loading(self._spec.pair.base.folder, "vLLM"):
+                shared.call_workers(MergeWorker.mooring_load.__name__, merge, self._spec.lam_of(point), point.is_tuned)
+            self._loaded = point
+        return self._engine(point, shared, None)
+
+    # --- the running engine ---------------------------------------------------------------------------------------
+
+    def _start(self, lora: LoraOptions | None) -> SharedLLM:
+        """The running engine, with the base and room for adapters if `lora` is given."""
+        if self._shared is None:
+            runner, base = self._spec.runner, self._spec.pair.base.folder
+            os.environ[OWNER] = str(os.getpid())
+            with starting(base, self._spec.log):
+                self._shared = SharedLLM.start(
+                    base,
+                    dtype=runner.dtype,
+                    tensor_parallel=runner.tensor_parallel,
+                    max_model_len=runner.max_model_len,
+                    gpu_memory=runner.gpu_memory or GPU_MEMORY,
+                    enforce_eager=runner.enforce_eager,
+                    lora=lora,
+                    worker_extension=f"{MergeWorker.__module__}.{MergeWorker.__qualname__}",
+                )
+            self._loaded = BASE
+        return self._shared
+
+    def _end(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+        self._shared, self._loaded = None, None
+        self._opened.clear()
+        remove(self._scratch / "adapters")
+
+    def _engine(self, point: MergePoint, shared: SharedLLM, request: Any) -> VLLMEngine:
+        tokenizer, stops = self._tokenizer(point)
+        runner = self._spec.runner
+        options = {"tensor_parallel": runner.tensor_parallel, "enforce_eager": runner.enforce_eager}
+        return VLLMEngine(shared, tokenizer, stops, system=self._spec.system, adapter=request, options=options)
+
+    def _tokenizer(self, point: MergePoint) -> tuple[Any, frozenset[int]]:
+        """The tokenizer and stop tokens of a model: its own, or those that its merge would be written with."""
+        folder = self._spec.folder_of(point)
+        if folder not in self._tokenizers:
+            with tempfile.TemporaryDirectory() as temporary:
+                if folder is None:
+                    write_side_files(Path(temporary), self._spec.pair, self._spec.pair.tokenizer("larger"), None)
+                source = folder or Path(temporary)
+                with loading(source, "vLLM"):
+                    self._tokenizers[folder] = open_tokenizer(open_folder(source))
+        return self._tokenizers[folder]
+
+    def _needs_own_engine(self, point: MergePoint) -> bool:
+        """Whether a model differs from the base in more than its weights."""
+        folder = self._spec.folder_of(point)
+        if folder is None:
+            return bool(self._spec.pair.config)
+        return _architecture(folder) != _architecture(self._spec.pair.base.folder)
+
+
+class _AdapterRefusedError(Exception):
+    """The merge is not an adapter that vLLM can apply."""
+
+
+def _architecture(folder: Path) -> dict[str, Any]:
+    """A configuration without what does not change the model that vLLM builds."""
+    return {name: value for name, value in read_config(folder).items() if name not in NOT_THE_MODEL}
