@@ -138,7 +138,7 @@ class _Execution:
         """Files with responses to some prompts of a set."""
         self._drafted: list[Completion] = []
         self._stopped = threading.Event()
-        """Set when one of several steps that are done at the same time has failed."""
+        """Set when the run was interrupted while several steps were done at the same time."""
 
     @property
     def plan(self) -> planning.Plan:
@@ -176,7 +176,7 @@ class _Execution:
     def _together(self, steps: Sequence[Step]) -> None:
         """Do steps that generate, at the same time if the models can be used so.
 
-        If one fails, the others stop after the responses in progress.
+        If one fails, the others are still done, so that no response is lost, and then the error is raised.
         """
         pending = [step for step in steps if not self.folder.is_done(step, self.keys.of(step))]
         for step in pending:
@@ -186,19 +186,23 @@ class _Execution:
                 self._engine(step.work.point)  # in this thread: what a sweep starts must outlive the others
         if pending and self._open_models().sweep.concurrent:
             with ThreadPoolExecutor(len(pending), "generate") as threads:
-                futures = [threads.submit(self._once, step) for step in pending]
+                futures = {threads.submit(self._once, step): step for step in pending}
                 try:
                     for future in as_completed(futures):
-                        future.result()
-                except BaseException:
+                        if error := future.exception():
+                            label = futures[future].label
+                            self.folder.emit(Event(step="generate", kind="info", message=f"{label} failed: {error}"))
+                except BaseException:  # an interruption
                     self._stopped.set()
                     raise
+            for future in futures:
+                future.result()
         for step in steps:
             if step.id not in self._done:
                 self._once(step)
 
     def _relay(self, step: Step) -> OnEvent:
-        """A callback that passes on the events of a step, and ends it if another step has failed."""
+        """A callback that passes on the events of a step, and ends the step if the run was interrupted."""
         relay = self.folder.relay(step)
 
         def pass_on(event: Event) -> None:
@@ -542,7 +546,7 @@ class _Execution:
 
 
 class _StoppedError(Exception):
-    """A step ended because another one has failed."""
+    """A step ended because the run was interrupted."""
 
 
 def _source(work: types.Generate | types.Judge) -> _Source:
