@@ -45,6 +45,10 @@ DERIVED = (
 )
 WORLD = "World size (4) is larger than the number of available GPUs (2) in this node. If this is intentional"
 HEADS = "Total number of attention heads (12) must be divisible by tensor parallel size (8)."
+GUARD = (
+    "RuntimeError: An attempt has been made to start a new process before the current process has finished its "
+    "bootstrapping phase. This probably means that you are not using fork to start your child processes"
+)
 BFLOAT16 = (
     "Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 GPU has compute "
     "capability 7.5. You can use float16 instead by explicitly setting the `dtype` flag in CLI"
@@ -64,6 +68,7 @@ BFLOAT16 = (
         (BUSY_CPU, "model.gpu_in_use", ["node 0", "14.06 GiB", "3.1 of 15.62", "--gpu-memory 0.19"]),
         (HEADS, "model.tensor_parallel", ["12 attention heads", "can be 1, 2, 4"]),
         (WORLD, "model.tensor_parallel", ["needs 4 GPUs", "there are 2"]),
+        (GUARD, "model.no_main_guard", ['if __name__ == "__main__":']),
         (BFLOAT16, "model.unsupported_dtype", ["--dtype float16"]),
     ],
 )
@@ -81,7 +86,9 @@ def test_an_unknown_cause_is_vllm_s_own_last_exception() -> None:
     found = start_error(MODEL, printed)
     assert found.code == "model.unloadable"
     assert "ValueError: Model architectures ['X'] are not supported for now." in found.message
-    assert "nothing to read" in start_error(MODEL, "nothing to read").message
+    assert "without giving a reason" in start_error(MODEL, f"a line\n{ROOT}").message
+    assert "(AssertionError: )" in start_error(MODEL, "AssertionError: ").message
+    assert "KeyError: 'q_proj'" in start_error(MODEL, "KeyError: 'q_proj'").message
 
 
 def test_the_cause_is_found_in_what_the_engine_s_process_printed(tmp_path: Path) -> None:

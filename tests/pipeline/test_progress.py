@@ -99,6 +99,40 @@ def test_what_a_stopped_step_had_does_not_count_as_speed() -> None:
     assert found.left == pytest.approx(2 * (10 + 100 + 40 + 50))
 
 
+def test_steps_at_the_same_time_share_it() -> None:
+    other, task = "generate/1/safety/validation", "generate/0/task/test"
+    events = [(0.0, cached("tune")), *((0.0, started(id_)) for id_ in (SAFETY, other, task))]
+    events += [(60.0, progress(SAFETY, 50, 100, 500)), (60.0, progress(other, 50, 100, 500))]
+    events = [
+        *events[:4],
+        *((0.0, progress(id_, 0, total)) for id_, total in ((SAFETY, 100), (other, 100))),
+        *events[4:],
+    ]
+    found = after(*events)
+    # 60 s for 100 responses of two steps, of which the third had 20 s: 0.4 s per response, and the task's alike.
+    assert found.left == pytest.approx(0.4 * (50 + 50 + 40 + 50))
+    assert (found.tokens, found.tokens_per_second) == (1000, pytest.approx(1000 / 60))
+    # When all have ended, the time that they took together is what the clock says.
+    events += [(60.0, progress(task, 50, 50, 800)), *((100.0, finished(id_)) for id_ in (SAFETY, other, task))]
+    found = after(*events)
+    assert (found.done, found.tokens_per_second) == (4, pytest.approx(1800 / 100))
+    assert found.left == pytest.approx(40 * (100 * 2 / 3) / 200)
+
+
+def test_speed_counts_time_once_and_no_pauses() -> None:
+    other = "generate/1/safety/validation"
+    events = [
+        (0.0, started(SAFETY)),
+        (5.0, started(other)),
+        (10.0, progress(SAFETY, 100, 100, 100)),
+        (10.0, finished(SAFETY)),
+        (20.0, progress(other, 100, 100, 100)),
+        (20.0, finished(other)),
+        (90.0, started("select")),
+    ]
+    assert after(*events, now=100.0).tokens_per_second == pytest.approx(200 / 20)
+
+
 def test_steps_that_the_run_learns_of_take_the_place_of_those_that_stood_for_them() -> None:
     steps = dict(STEPS)
     measured = Progress(lambda: steps.values())

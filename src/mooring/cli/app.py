@@ -221,10 +221,11 @@ def _start(recipe: Any, dry_run: bool, as_json: bool) -> None:
     """Run a recipe with progress bars, or print its plan."""
     if dry_run:
         return render.forecast(mooring.plan(recipe), as_json=as_json)
+    from mooring.cli.watch import watch
     from mooring.pipeline.run import Run
 
     run = Run(recipe)
-    with render.watch(run) as on_event:
+    with watch(run) as on_event:
         outcome = run.execute(on_event)
     render.outcome(outcome, as_json=as_json)
     if not outcome.choice.within:

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from mooring.cli import INTERRUPTED
 from mooring.events import Event, OnEvent
 from mooring.files import gibibytes
+from mooring.inference.logs import own_stderr
 from mooring.merge_point import MergePoint
 
 if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
-    from mooring.pipeline.run import Outcome, Run
+    from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedVerdict
     from mooring.records import Score
 
@@ -65,13 +65,6 @@ def result(value: Any, text: str, *, as_json: bool) -> None:
 # --- Progress ---
 
 
-class _TimeLeft(TimeRemainingColumn):
-    """The time that one step has left; nothing for a whole run, whose steps differ too much."""
-
-    def render(self, task: Task) -> Text:
-        return Text() if task.fields.get("whole") else super().render(task)
-
-
 def progress_bars(out: Console) -> Progress:
     """Bars of tasks that have a `note`."""
     progress = Progress(
@@ -79,7 +72,7 @@ def progress_bars(out: Console) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
-        _TimeLeft(compact=True),
+        TimeRemainingColumn(compact=True),
         console=out,
         transient=True,
     )
@@ -100,9 +93,10 @@ def resumable() -> Iterator[None]:
 @contextlib.contextmanager
 def bar(label: str, *, resumes: bool = True) -> Iterator[OnEvent]:
     """A progress bar for one verb, on a terminal; a verb that resumes says so on Ctrl-C."""
-    out = Console(stderr=True)
-    progress = progress_bars(out)
-    with resumable() if resumes else contextlib.nullcontext(), progress:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(resumable() if resumes else contextlib.nullcontext())
+        stderr = stack.enter_context(own_stderr())
+        progress = stack.enter_context(progress_bars(Console(file=stderr)))
         tick = ticking(progress, label)
 
         def on_event(event: Event) -> None:
@@ -112,7 +106,7 @@ def bar(label: str, *, resumes: bool = True) -> Iterator[OnEvent]:
                 tick(event.done // scale, event.total // scale, note, event.tokens)
             elif event.message:
                 kind = "warning: " * (event.kind == "warning")
-                print(f"mooring: {kind}{event.message}", file=sys.stderr)
+                progress.console.print(f"mooring: {kind}{event.message}", markup=False, highlight=False, soft_wrap=True)
 
         yield on_event
 
@@ -133,46 +127,6 @@ def ticking(progress: Progress, label: str) -> Tick:
         progress.update(task, completed=done, total=total, note=escape(note))
 
     return tick
-
-
-@contextlib.contextmanager
-def watch(run: "Run") -> Iterator["OnEvent"]:
-    """Show the progress of a run: a line for each finished step, a bar for the current one, and one for the run."""
-    from mooring.pipeline.progress import Progress as RunProgress
-    from mooring.pipeline.progress import summary
-
-    out = Console(stderr=True, highlight=False, soft_wrap=True)
-    cached = 0
-    measured = RunProgress(lambda: run.plan.steps.values())
-    with resumable(), progress_bars(out) as progress:
-        whole = progress.add_task("the whole run", total=None, note="", whole=True, visible=out.is_terminal)
-        ticks: dict[str, Tick] = {}
-
-        def on_event(event: "Event") -> None:
-            nonlocal cached
-            now = time.monotonic()
-            measured.note(event, now)
-            label = event.label or event.step
-            if event.kind == "cached":
-                cached += 1
-            elif event.kind == "started":
-                if cached:
-                    out.print(f"[dim]{cached} step{' was' if cached == 1 else 's were'} done before[/dim]")
-                    cached = 0
-                ticks[event.step] = ticking(progress, label)
-            elif event.kind == "progress" and event.step in ticks:
-                ticks[event.step](event.done, event.total, note_of(event), event.tokens)
-            elif event.kind in ("info", "warning"):
-                out.print(f"[yellow]note:[/yellow] {escape(event.message)}")
-            elif event.kind == "finished":
-                for task in set(progress.task_ids) - {whole}:
-                    progress.remove_task(task)
-                out.print(f"[green]✓[/green] {escape(label)} [dim]{escape(event.message)}[/dim]")
-            if out.is_terminal:
-                overall = measured.overall(now)
-                progress.update(whole, completed=overall.done, total=overall.steps, note=summary(overall))
-
-        yield on_event
 
 
 def note_of(event: "Event") -> str:

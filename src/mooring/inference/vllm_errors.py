@@ -12,6 +12,8 @@ from mooring.inference.logs import engine_logs, keep_log, log_tail
 
 _RAISED = re.compile(r"(?:^|\s)(?:[a-z_]+\.)*([A-Z]\w*(?:Error|Exception)): (\S.*)", re.MULTILINE)
 """An exception's last line in a traceback, after a prefix of vLLM's."""
+_ELSEWHERE = "Engine core initialization failed"
+"""How the exception begins that only says that another process has failed."""
 _SMALLER = "use several GPUs (--tensor-parallel 2), 16-bit weights (--dtype bfloat16) or a smaller model"
 
 
@@ -55,17 +57,16 @@ def start_error(folder: Path, text: str) -> ModelError:
 
     Returns:
         `model.too_large` if the weights do not fit; `model.context_too_large`, `model.gpu_in_use`,
-        `model.tensor_parallel` or `model.unsupported_dtype` if another option helps; `model.unloadable` with vLLM's own
-        reason for anything else.
+        `model.tensor_parallel` or `model.unsupported_dtype` if another option helps; `model.no_main_guard` if a script
+        of the user is run again by vLLM's processes; `model.unloadable` with vLLM's own reason for anything else.
     """
     flat = " ".join(text.split())
     for pattern, explain in _KNOWN.items():
         if match := re.search(pattern, flat):
             return explain(folder, match)
-    reasons = [
-        f"{name}: {reason}" for name, reason in _RAISED.findall(text) if "Engine core initialization" not in reason
-    ]
-    reason = reasons[-1] if reasons else flat[-200:]
+    raised = [f"{name}: {reason}" for name, reason in _RAISED.findall(text) if not reason.startswith(_ELSEWHERE)]
+    silent = "one of its processes ended without giving a reason"
+    reason = raised[-1] if raised else silent if _ELSEWHERE in text else text.strip().rpartition("\n")[2]
     return ModelError(f"{folder}: vLLM cannot load it ({reason})", "is the folder complete?", code="model.unloadable")
 
 
@@ -118,6 +119,11 @@ def _too_few_gpus(folder: Path, match: Match[str]) -> ModelError:
     return ModelError(what, f"give at most --tensor-parallel {there}", code="model.tensor_parallel")
 
 
+def _no_main_guard(folder: Path, match: Match[str]) -> ModelError:
+    what = f"{folder}: vLLM starts a process, which has run this script again"
+    return ModelError(what, "put its code below `if __name__ == \"__main__\":`", code="model.no_main_guard")
+
+
 def _no_bfloat16(folder: Path, match: Match[str]) -> ModelError:
     return ModelError(f"{folder}: this GPU has no bfloat16", "add --dtype float16", code="model.unsupported_dtype")
 
@@ -136,6 +142,7 @@ _KNOWN: dict[str, Callable[[Path, Match[str]], ModelError]] = {
     r"World size \((\d+)\) is larger than the number of available GPUs \((\d+)\)": _too_few_gpus,
     r"Bfloat16 is only supported on GPUs": _no_bfloat16,
     r"out of memory occurred when warming up": _warm_up,
+    r"finished its bootstrapping phase": _no_main_guard,
     r"(?:CUDA|HIP) out of memory": _out_of_memory,
 }
 """What vLLM 0.32 says, as a pattern, and the error for it."""

@@ -1,7 +1,8 @@
 """How far a run is, and how long the rest will take: read from its steps and the pace of its events."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Collection, Iterable
 
 from mooring.events import Event
 from mooring.pipeline.steps import Step
@@ -34,105 +35,140 @@ class Overall:
 
 
 @dataclasses.dataclass(slots=True)
-class _Current:
-    """The step at work: since when; units in all, done so far, and done when it began; tokens."""
+class _Running:
+    """A step at work: its pace, since when, its share of the time; units in all, so far, and when it began; tokens."""
 
-    id: str
     pace: str
     since: float
     units: int | None
+    seconds: float = 0.0
     done: int = 0
     at_start: int | None = None
     tokens: int = 0
+
+    @property
+    def made(self) -> int:
+        """Units done since it began."""
+        return self.done - (self.at_start or 0)
 
 
 class Progress:
     """Measures seconds per unit for each kind of step, from a run's events.
 
-    It reads no clock: the time of each event is passed with it, in seconds from any origin. `steps` returns the steps
-    known so far; steps that happen without being among them count from when they start.
+    Several steps may be at work at the same time: each moment is then divided among them. It reads no clock: the time
+    of each event is passed with it, in seconds from any origin. `steps` returns the steps known so far; steps that
+    happen without being among them count from when they start.
     """
 
     def __init__(self, steps: Callable[[], Iterable[Step]]) -> None:
         self._steps = steps
         self._extra: dict[str, tuple[str, int | None]] = {}
         self._done: set[str] = set()
+        self._running: dict[str, _Running] = {}
         self._spent: dict[str, tuple[float, int]] = {}
         self._tokens = 0
-        self._generating = 0.0
-        self._current: _Current | None = None
+        self._generating: list[tuple[float, float]] = []
+        """Since when, and until when, steps that generated were at work."""
+        self._now: float | None = None
+
+    @property
+    def running(self) -> Collection[str]:
+        """The ids of the steps at work, in the order in which they began."""
+        return self._running.keys()
+
+    def is_done(self, step: str) -> bool:
+        """Whether a step is done, now or before."""
+        return step in self._done
 
     def note(self, event: Event, now: float) -> None:
         """Take an event into account."""
+        self._pass_time(now)
         id_ = event.step
         if event.kind == "started":
             pace, units = self._known().get(id_, ("", None))
             self._extra.setdefault(id_, (pace or _pace_of(id_), units))
-            self._current = _Current(id_, self._extra[id_][0], now, units)
-        elif event.kind == "progress" and self._current and self._current.id == id_:
-            current = self._current
-            current.at_start = event.done if current.at_start is None else current.at_start
-            current.done, current.tokens = event.done, max(current.tokens, event.tokens)
-            current.units = event.total or current.units
+            self._running[id_] = _Running(self._extra[id_][0], now, units)
+        elif event.kind == "progress" and id_ in self._running:
+            step = self._running[id_]
+            step.at_start = event.done if step.at_start is None else step.at_start
+            step.done, step.tokens = event.done, max(step.tokens, event.tokens)
+            step.units = event.total or step.units
         elif event.kind in ("cached", "finished"):
             self._extra.setdefault(id_, ("", 1))
             self._done.add(id_)
-            if self._current and self._current.id == id_:
-                self._close(self._current, now)
+            if id_ in self._running:
+                self._close(self._running.pop(id_), now)
 
     def overall(self, now: float) -> Overall:
         """The progress at a moment."""
-        current, steps = self._current, self._known()
-        tokens = self._tokens + (current.tokens if current else 0)
-        generating = self._generating + (now - current.since if current and current.tokens else 0)
-        left, complete = self._left(now)
-        speed = tokens / generating if tokens and generating > 0 else None
-        return Overall(len(self._done), len(steps), tokens, speed, left, complete)
+        self._pass_time(now)
+        generating = [step for step in self._running.values() if step.tokens]
+        tokens = self._tokens + sum(step.tokens for step in generating)
+        seconds = _covered([*self._generating, *((step.since, now) for step in generating)])
+        left, complete = self._left()
+        speed = tokens / seconds if tokens and seconds > 0 else None
+        return Overall(len(self._done), len(self._known()), tokens, speed, left, complete)
+
+    def _pass_time(self, now: float) -> None:
+        """Divide the time since the last call among the steps at work."""
+        passed = max(0.0, now - (now if self._now is None else self._now))
+        for step in self._running.values():
+            step.seconds += passed / len(self._running)
+        self._now = now if self._now is None else max(now, self._now)
 
     def _known(self) -> dict[str, tuple[str, int | None]]:
         """Pace and units of each step by id: the planned ones, and those that happened without being planned."""
         return {**self._extra, **{step.id: (step.pace, step.units) for step in self._steps()}}
 
-    def _close(self, current: _Current, now: float) -> None:
-        seconds, units = self._spent.get(current.pace, (0.0, 0))
-        made = (1 if current.units is None else current.units) - (current.at_start or 0)
-        self._spent[current.pace] = seconds + now - current.since, units + max(made, 0)
-        self._tokens += current.tokens
-        self._generating += now - current.since if current.tokens else 0
-        self._current = None
+    def _close(self, step: _Running, now: float) -> None:
+        seconds, units = self._spent.get(step.pace, (0.0, 0))
+        made = (1 if step.units is None else step.units) - (step.at_start or 0)
+        self._spent[step.pace] = seconds + step.seconds, units + max(made, 0)
+        self._tokens += step.tokens
+        if step.tokens:
+            self._generating.append((step.since, now))
 
-    def _left(self, now: float) -> tuple[float | None, bool]:
+    def _left(self) -> tuple[float | None, bool]:
         remaining: dict[str, int] = {}
         complete = True
         for id_, (pace, units) in self._known().items():
-            if id_ in self._done or (self._current and self._current.id == id_):
+            if id_ in self._done or id_ in self._running:
                 continue
             complete = complete and units is not None
             remaining[pace] = remaining.get(pace, 0) + (units or 0)
-        if current := self._current:
-            if current.units is None:
-                complete = complete and current.pace in _SHORT
+        for step in self._running.values():
+            if step.units is None:
+                complete = complete and step.pace in _SHORT
             else:
-                remaining[current.pace] = remaining.get(current.pace, 0) + max(current.units - current.done, 0)
+                remaining[step.pace] = remaining.get(step.pace, 0) + max(step.units - step.done, 0)
         seconds = None
         for pace, units in remaining.items():
-            rate = self._rate(pace, now)
+            rate = self._rate(pace)
             if rate is not None:
                 seconds = (seconds or 0.0) + units * rate
             elif units and pace not in _SHORT:
                 complete = False
         return seconds, complete
 
-    def _rate(self, pace: str, now: float) -> float | None:
+    def _rate(self, pace: str) -> float | None:
         """Seconds per unit; None if no unit of this pace, nor of a similar one, was done."""
         for candidate in (pace, _SIMILAR.get(pace, pace)):
             seconds, units = self._spent.get(candidate, (0.0, 0))
-            current = self._current
-            if current and current.pace == candidate and current.done > (current.at_start or 0):
-                seconds, units = seconds + now - current.since, units + current.done - (current.at_start or 0)
+            for step in self._running.values():
+                if step.pace == candidate and step.made > 0:
+                    seconds, units = seconds + step.seconds, units + step.made
             if units:
                 return seconds / units
         return None
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The time that spans cover together."""
+    total, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 def _pace_of(id_: str) -> str:
