@@ -87,7 +87,7 @@ def test_an_unknown_cause_is_vllm_s_own_last_exception() -> None:
     assert found.code == "model.unloadable"
     assert "ValueError: Model architectures ['X'] are not supported for now." in found.message
     assert "without giving a reason" in start_error(MODEL, f"a line\n{ROOT}").message
-    assert "(AssertionError: )" in start_error(MODEL, "AssertionError: ").message
+    assert "(AssertionError:)" in start_error(MODEL, "AssertionError: ").message
     assert "KeyError: 'q_proj'" in start_error(MODEL, "KeyError: 'q_proj'").message
 
 

@@ -121,7 +121,7 @@ def _too_few_gpus(folder: Path, match: Match[str]) -> ModelError:
 
 def _no_main_guard(folder: Path, match: Match[str]) -> ModelError:
     what = f"{folder}: vLLM starts a process, which has run this script again"
-    return ModelError(what, "put its code below `if __name__ == \"__main__\":`", code="model.no_main_guard")
+    return ModelError(what, 'put its code below `if __name__ == "__main__":`', code="model.no_main_guard")
 
 
 def _no_bfloat16(folder: Path, match: Match[str]) -> ModelError:
