@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,10 +16,12 @@ from fake_server import FakeServer, Handler, answer, error, fake_server, raw
 
 from lora_models import tune
 from mooring.config import Recipe
-from mooring.errors import RecipeError, UserError
+from mooring.errors import ModelError, RecipeError, UserError
 from mooring.merge_point import MergePoint
+from mooring.models import open_checkpoint
 from mooring.pipeline.forecast import forecast
 from mooring.pipeline.run import Outcome, run
+from mooring.pipeline.sweeps.server import check_same_model
 
 REFUSAL, ANSWER = "I can't help with that.", "Sure, here is how."
 
@@ -28,11 +31,20 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -
     return tune(tiny_model_folder, tmp_path_factory.mktemp("served") / "tuned", lora_alpha=8)
 
 
+@pytest.fixture(autouse=True)
+def count_tokens(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
+    """Servers split texts as the base does."""
+    monkeypatch.setattr(Served, "tokenizer", tiny_tokenizer)
+
+
 class Served:
     """A program with adapters that refuses below λ = 0.6, and counts what it is asked."""
 
+    tokenizer: Any = None
+
     def __init__(self, kind: str = "vllm", until: int = 10**9) -> None:
         self.kind, self.until = kind, until
+        self.tokens = lambda text: 1 + len(self.tokenizer(text)["input_ids"])
         self.loaded: dict[str, dict[str, Any]] = {}
         self.ever: dict[str, dict[str, Any]] = {}
         self.asked: Counter[tuple[str, str]] = Counter()
@@ -41,6 +53,10 @@ class Served:
         return self.act
 
     def act(self, handler: Handler, body: dict[str, Any]) -> None:
+        if handler.path == "/v1/completions":  # what a tokenizer makes of a text
+            return handler.reply(
+                200, {"choices": [{"text": ""}], "usage": {"prompt_tokens": self.tokens(body["prompt"])}}
+            )
         if handler.path.endswith("/load_lora_adapter"):
             if body["lora_name"]:
                 config = json.loads((Path(body["lora_path"]) / "adapter_config.json").read_text())
@@ -52,13 +68,16 @@ class Served:
         if self.asked.total() >= self.until:
             return error(503)(handler, body)
         if self.kind == "llamacpp":
-            lam = str(body["lora"][0]["scale"])
+            lam = str(body.get("lora", [{"scale": 1.0}])[0]["scale"])
         else:
             name = body["model"].rpartition(":")[2]
             if name != "base" and name not in self.loaded:
                 return error(404, f"The model `{name}` does not exist.")(handler, body)
             lam = "0" if name == "base" else re.fullmatch(r"mooring-lam-(.+)-\w+", name)[1]  # type: ignore[index]
         text = body["messages"][-1]["content"]
+        if not text.startswith("Help me"):  # a probe
+            penalty = body.get("repetition_penalty", body.get("repeat_penalty"))
+            return answer(" ".join(["yes", "yes", f"yes{penalty}"][: body["max_tokens"]]))(handler, body)
         self.asked[lam, text] += 1
         answer(ANSWER if float(lam) >= 0.6 else REFUSAL)(handler, body)
 
@@ -190,3 +209,52 @@ def test_whole_checkpoints_and_likelihoods_are_refused_before_any_work(
     assert "\n" not in str(caught.value)
     assert not server.seen
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("act", [run, forecast])
+def test_a_server_that_loads_no_adapters_is_found_out_before_any_work(
+    act: Any, tiny_model_folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """`--dry-run` says so among its facts."""
+    with fake_server(lambda n, b: error(404, "Not Found"), [{"id": "base", "owned_by": "vllm"}]) as server:
+        made = recipe(tiny_model_folder, adapter, tmp_path, server)
+        if act is forecast:
+            assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in forecast(made).facts["not available here: the server"]
+            return
+        with pytest.raises(ModelError) as caught:
+            run(made)
+    assert caught.value.code == "model.server_without_adapters"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("root", ["folder", "tokenizer"])
+def test_a_server_of_another_model_is_found_out_before_the_first_prompt(
+    root: str, tiny_model_folder: Path, adapter: Path, save_tiny_model: Any, tmp_path: Path
+) -> None:
+    program = Served()
+    where = "base"
+    if root == "folder":
+        where = str(save_tiny_model(tmp_path / "another", seed=3))
+    else:
+        program.tokens = lambda text: len(text.split())
+    models = [{"id": "base", "owned_by": "vllm", "root": where}]
+    with fake_server(program, models) as server, pytest.raises(ModelError) as caught:
+        run(recipe(tiny_model_folder, adapter, tmp_path, server))
+    assert caught.value.code == "model.server_other_model"
+    assert server.url in str(caught.value)
+    assert not program.asked
+
+
+def test_a_copy_of_the_base_is_the_base(tiny_model_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_model_folder, tmp_path / "copy")
+    with open_checkpoint(tiny_model_folder) as base:
+        check_same_model("http://s", str(copy), base)
+
+
+def test_hub_ids_are_compared(tiny_model_folder: Path, tmp_path: Path) -> None:
+    cached = shutil.copytree(tiny_model_folder, tmp_path / "models--org--name" / "snapshots" / "abc")
+    with open_checkpoint(cached) as base:
+        check_same_model("http://s", "Org/Name", base)
+        check_same_model("http://s", "any-alias", base)
+        with pytest.raises(ModelError, match="serves org/name-AWQ, and the base of the run is org/name"):
+            check_same_model("http://s", "org/name-AWQ", base)

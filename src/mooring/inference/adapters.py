@@ -40,7 +40,7 @@ class AdapterServers:
     """
 
     def __init__(self, servers: Servers, base: str | None = None, known_as: tuple[str, ...] = ()) -> None:
-        self.servers, self._base, self._known_as = servers, base, known_as
+        self.servers, self.named, self.known_as = servers, base, known_as
         self._cards: dict[Server, Mapping[str, Any]] = {}
         self._first: dict[Server, tuple[Any, Any]] = {}
         self._loaded: dict[Server, set[str]] = {server: set() for server in servers.all}
@@ -176,16 +176,16 @@ class AdapterServers:
         entries = data.get("data") if isinstance(data, dict) else None
         cards = [each for each in entries or [] if isinstance(each, dict) and each.get("id")]
         bases = [each for each in cards if not each.get("parent")]
-        named = [each for each in bases if each["id"] == self._base]
-        if self._base is None:
-            known = [each for each in bases if {each["id"], each.get("root")} & set(self._known_as)]
+        named = [each for each in bases if each["id"] == self.named]
+        if self.named is None:
+            known = [each for each in bases if {each["id"], each.get("root")} & set(self.known_as)]
             named = known if len(bases) > 1 else bases
         if len(named) == 1:
             return named[0]
         there = ", ".join(str(each["id"]) for each in bases[:8]) or "no model"
-        if self._base is not None:
+        if self.named is not None:
             raise ModelError(
-                f"{server.base}: has no model {self._base!r}", f"it has: {there}", code="model.not_on_server"
+                f"{server.base}: has no model {self.named!r}", f"it has: {there}", code="model.not_on_server"
             )
         hint = f"name it as generate.served_model; the server has: {there}"
         raise ModelError(f"{server.base}: which model is the base?", hint, code="model.not_named")

@@ -182,17 +182,24 @@ def _check_named_base(base: Checkpoint, adapter: Adapter) -> None:
         other = open_checkpoint(named)
     except ModelError:
         return
-    what = f"{adapter.folder}: was tuned from {named}, which is another model than {base.folder}"
     with other:
-        for info in base.tensors.values():
-            twin = other.tensors.get(info.name)
-            if twin is None or twin.shape != info.shape:
-                raise MismatchError(what, f"give {named} as the base", code="model.base_mismatch")
-            if twin.dtype != info.dtype:
-                return
-            ours, theirs = (model.read(info.name, 0, min(info.numel, _FIRST_ENTRIES)) for model in (base, other))
-            if not same(ours, theirs):
-                raise MismatchError(what, f"give {named} as the base", code="model.base_mismatch")
+        if have_other_weights(base, other):
+            what = f"{adapter.folder}: was tuned from {named}, which is another model than {base.folder}"
+            raise MismatchError(what, f"give {named} as the base", code="model.base_mismatch")
+
+
+def have_other_weights(base: Checkpoint, other: Checkpoint) -> bool:
+    """Whether the first entries of a tensor differ, or its shape; False if the other model has another type."""
+    for info in base.tensors.values():
+        twin = other.tensors.get(info.name)
+        if twin is None or twin.shape != info.shape:
+            return True
+        if twin.dtype != info.dtype:
+            return False
+        ours, theirs = (model.read(info.name, 0, min(info.numel, _FIRST_ENTRIES)) for model in (base, other))
+        if not same(ours, theirs):
+            return True
+    return False
 
 
 def _check_architecture(base: Checkpoint, tuned: Path) -> None:

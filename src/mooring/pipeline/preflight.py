@@ -115,6 +115,10 @@ def _check_servable(plan: Plan) -> None:
 def _requirements(plan: Plan, *, download: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     """A check per measure of what it needs on this machine; those that may download come last."""
     score, judging, metrics = plan.recipe.score, plan.judging, plan.all_metrics
+    if plan.recipe.generate.engine == "openai" and not plan.paths.results.exists():
+        from mooring.pipeline.sweeps.server import check_server
+
+        yield "the server", functools.partial(check_server, plan.recipe.generate, patient=download)
     programs = sorted(metric for metric in metrics if metric.startswith("pass@"))
     if programs and not score.unsafe_exec:
         from mooring.scoring.sandbox import require
