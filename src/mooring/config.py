@@ -265,8 +265,8 @@ class Runner(Section):
     """Maximum number of concurrent requests to each server (openai)."""
     requests_per_minute: float | None = Field(None, gt=0)
     """Maximum number of requests per minute (openai)."""
-    batch_size: int = Field(32, ge=1)
-    """Prompts per batch (transformers)."""
+    batch_size: int | None = Field(None, ge=1)
+    """Prompts per batch; defaults to 32 on the CPU, and to what fits, up to 256, on a GPU (transformers)."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type of the weights in memory; `auto` is the checkpoint's own."""
     device: str = "auto"

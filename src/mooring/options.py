@@ -108,7 +108,7 @@ class SafeguardOptions(TypedDict, total=False):
     key_env: str
     concurrency: int
     requests_per_minute: float | None
-    batch_size: int
+    batch_size: int | None
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     device: str
     tensor_parallel: int
@@ -150,7 +150,7 @@ class GenerateOptions(TypedDict, total=False):
     key_env: str
     concurrency: int
     requests_per_minute: float | None
-    batch_size: int
+    batch_size: int | None
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     device: str
     tensor_parallel: int
@@ -221,7 +221,7 @@ class PreferOptions(TypedDict, total=False):
     key_env: str
     concurrency: int
     requests_per_minute: float | None
-    batch_size: int
+    batch_size: int | None
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     device: str
     tensor_parallel: int
@@ -242,7 +242,7 @@ class LmEvalOptions(TaskOptions, total=False):
     gamma: float | None
     epsilon: float | None
     rescale: Literal["inverse", "l1", "none"] | None
-    batch_size: int
+    batch_size: int | None
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     device: str
 

@@ -8,6 +8,14 @@ from mooring.records import Completion, Likelihood, Prompt
 from mooring.sampling import SamplingParams
 
 
+class SmallerBatchesError(Exception):
+    """Memory ran out, so the engine has halved its batch size. All prompts have to be started again.
+
+    So the batches of a list of prompts all have one size, and which prompts are in a batch does not depend on when the
+    memory ran out.
+    """
+
+
 class Engine(Protocol):
     """A model that generates completions and computes likelihoods.
 
@@ -40,6 +48,8 @@ class Engine(Protocol):
 
         Raises:
             DataError: A prompt and `max_tokens` do not fit the model's context; raised before anything is generated.
+            ModelError: A batch does not fit the memory, and the batch size was set, or is 1.
+            SmallerBatchesError: A batch does not fit the memory, and the next call makes smaller ones.
         """
         ...
 

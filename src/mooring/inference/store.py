@@ -1,5 +1,6 @@
 """From an engine to a JSON Lines file, batch by batch, so that a killed run resumes where it stopped."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
 from mooring.files import explained
-from mooring.inference.engine import Engine, check_prompts, sample_indices
+from mooring.inference.engine import Engine, SmallerBatchesError, check_prompts, sample_indices
 from mooring.jsonio import loads
 from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, write_jsonl
 from mooring.sampling import SamplingParams
@@ -35,7 +36,8 @@ def complete_to_file(
 
     The file grows as `<path>.part` and is renamed when it is complete. If the process is killed, the same call (same
     engine, prompts and parameters) continues after the last complete batch and writes the same bytes as an
-    uninterrupted run. The `.part` file of a different call is discarded.
+    uninterrupted run. The `.part` file of a different call is discarded. If memory runs out and the engine makes
+    smaller batches, all responses are generated again, so that a file is made with one batch size.
 
     Args:
         engine: The model.
@@ -55,7 +57,6 @@ def complete_to_file(
         DataError: There are no prompts, an id is repeated, or a prompt does not fit the model's context.
         OutputError: The disk is full, or the folder is not writable.
     """
-    provenance = {**(made_by or {}), "engine": dict(engine.about), "settings": dataclasses.asdict(params)}
     known = known or {}
     check_prompts(prompts)
     samples = sample_indices(prompts, params)
@@ -66,11 +67,16 @@ def complete_to_file(
         if not pending:
             return
         for batch in engine.complete(pending, params, done=done, drafts=drafts):
-            yield [dataclasses.replace(c, made_by={**provenance, **c.made_by}) for c in batch]
+            yield [dataclasses.replace(c, made_by={**provenance(), **c.made_by}) for c in batch]
+
+    def provenance() -> dict[str, Any]:
+        return {**(made_by or {}), "engine": dict(engine.about), "settings": dataclasses.asdict(params)}
+
+    def header() -> str:
+        return _header(Completion, provenance(), pending)
 
     keys = [sample_key(prompts[index].id, sample) for index, sample in samples]
-    header = _header(Completion, provenance, pending)
-    return _to_file(batches, Completion, header, keys, path, known, "generate", on_event)
+    return _to_file(engine, batches, Completion, header, keys, path, known, "generate", on_event)
 
 
 def likelihood_to_file(
@@ -95,24 +101,55 @@ def likelihood_to_file(
         OutputError: The disk is full, or the folder is not writable.
     """
     check_prompts(examples)
-    header = _header(Likelihood, {**(made_by or {}), "engine": dict(engine.about)}, examples)
     keys = [example.id for example in examples]
 
     def batches(done: Collection[str]) -> Iterator[list[Likelihood]]:
         return engine.likelihood(examples, done=done)
 
-    return _to_file(batches, Likelihood, header, keys, path, {}, "likelihood", on_event)
+    def header() -> str:
+        return _header(Likelihood, {**(made_by or {}), "engine": dict(engine.about)}, examples)
+
+    return _to_file(engine, batches, Likelihood, header, keys, path, {}, "likelihood", on_event)
 
 
 def _header(record_type: type[Record], provenance: Mapping[str, Any], prompts: Sequence[Prompt]) -> str:
-    """The first line of a `.part` file: a digest of everything that its records depend on."""
+    """The first line of a `.part` file: a digest of everything that its records depend on, and the batch size."""
     engine = {name: value for name, value in provenance["engine"].items() if name != "base_url"}  # a server may move
     depends = {**provenance, "engine": engine}
     inputs = json.dumps([record_type.__name__, depends, [prompt.to_dict() for prompt in prompts]], sort_keys=True)
-    return json.dumps({"part_of": hashlib.sha256(inputs.encode()).hexdigest()}) + "\n"
+    digest = hashlib.sha256(inputs.encode()).hexdigest()
+    return json.dumps({"part_of": digest, "batch_size": engine.get("batch_size")}) + "\n"
+
+
+def _continue_batch_size(engine: Any, part: Path) -> None:
+    """Let an engine that finds its batch size continue with the one that a `.part` file was made with."""
+    if getattr(engine, "adapts", False) and part.is_file():
+        with part.open("rb") as file, contextlib.suppress(ValueError, TypeError, KeyError):  # another file, or cut off
+            size = int(loads(file.readline().decode())["batch_size"])
+            engine.batch_size = min(engine.batch_size, max(1, size))
 
 
 def _to_file(
+    engine: Engine,
+    batches: Callable[[Collection[str]], Iterator[list[Record]]],
+    record_type: type[Record],
+    header: Callable[[], str],
+    keys: Sequence[str],
+    path: Path,
+    known: Mapping[str, Record],
+    step: str,
+    on_event: OnEvent | None,
+) -> list[Record]:
+    """Write batches to a file; from the beginning whenever the engine has made them smaller."""
+    _continue_batch_size(engine, path.with_name(path.name + ".part"))
+    while True:
+        try:
+            return _write(batches, record_type, header(), keys, path, known, step, on_event)
+        except SmallerBatchesError:
+            continue
+
+
+def _write(
     batches: Callable[[Collection[str]], Iterator[list[Record]]],
     record_type: type[Record],
     header: str,

@@ -1,24 +1,34 @@
 """The engine on `transformers`, in this process: batches of similar length, padded on the left."""
 
 import dataclasses
+import gc
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import ModelError
+from mooring.files import atomic_text
 from mooring.inference.decode import MAX_LOGITS, decode, pad_left
 from mooring.inference.drafts import decode_drafted, supported
 from mooring.inference.encode import decode_completion, stop_tokens
-from mooring.inference.engine import plan_batches, unfinished
+from mooring.inference.engine import SmallerBatchesError, plan_batches, unfinished
 from mooring.inference.folder import Dtype, loading, open_folder
 from mooring.inference.token_engine import Encoded, TokenEngine
+from mooring.jsonio import read_as
 from mooring.quiet import quiet
-from mooring.records import Completion, Prompt
+from mooring.records import Completion, Likelihood, Prompt
 from mooring.sampling import SamplingParams
+
+T = TypeVar("T")
+
+DEFAULT_BATCH_SIZE = 32
+"""Prompts per batch on the CPU, which has no more use for larger batches."""
+LARGEST_BATCH_SIZE = 256
+"""Prompts per batch to begin with on a GPU."""
 
 DRAFT_BATCHES = 4
 """Number of batches whose drafts are checked before the rows that deviate from them continue together."""
@@ -31,14 +41,20 @@ class TransformersEngine(TokenEngine):
         model: A causal model of transformers, or PEFT's wrapper of one.
         tokenizer: Its tokenizer, with a chat template.
         system: System prompt for prompts that have none.
-        batch_size: Maximum number of prompts per batch.
+        batch_size: Maximum number of prompts per batch. None is 32 on the CPU. On a GPU it is 256, halved whenever
+            memory runs out.
+
+    Attributes:
+        adapts: Whether the batch size is halved when memory runs out.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, system: str | None = DEFAULT_SYSTEM, batch_size: int = 32
+        self, model: Any, tokenizer: Any, *, system: str | None = DEFAULT_SYSTEM, batch_size: int | None = None
     ) -> None:
         stops = stop_tokens(model.generation_config, tokenizer)
-        super().__init__(tokenizer, stops, system=system, batch_size=batch_size)
+        size, self.adapts = first_batch_size(model.device.type) if batch_size is None else (batch_size, False)
+        super().__init__(tokenizer, stops, system=system, batch_size=size)
+        self._record: Path | None = None
         self.model = model.eval()
         pad = tokenizer.pad_token_id
         self.pad = min(self.stops, default=0) if pad is None else pad
@@ -49,7 +65,7 @@ class TransformersEngine(TokenEngine):
         folder: Path,
         *,
         system: str | None = DEFAULT_SYSTEM,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         dtype: Dtype = "auto",
         device: str = "auto",
     ) -> "TransformersEngine":
@@ -58,7 +74,7 @@ class TransformersEngine(TokenEngine):
         Args:
             folder: Where the model is.
             system: System prompt for prompts that have none.
-            batch_size: Maximum number of prompts per batch.
+            batch_size: Maximum number of prompts per batch; None as in the class.
             dtype: Type of the weights in memory.
             device: `auto` is a GPU if there is one.
 
@@ -76,6 +92,19 @@ class TransformersEngine(TokenEngine):
                 model = PeftModel.from_pretrained(model, opened.path, is_trainable=False)
             tokenizer = opened.load_tokenizer()
         return cls(model.to(device), tokenizer, system=system, batch_size=batch_size)
+
+    def record_batch_size(self, path: Path) -> None:
+        """Continue with the batch size recorded in a file, if there is one, and record each smaller one there.
+
+        A batch size that was set is neither changed nor recorded.
+
+        Raises:
+            DataError: The file holds something else.
+        """
+        if self.adapts:
+            self._record = path
+            if path.exists():
+                self.batch_size = min(self.batch_size, max(1, read_as(path, int, "a batch size")))
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -107,6 +136,41 @@ class TransformersEngine(TokenEngine):
 
         Drafts are ignored above temperature 0, and if a layer does not keep all positions (sliding windows).
         """
+        return self._halving(self._complete(prompts, params, done, drafts))
+
+    def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
+        """See `Engine.likelihood`."""
+        return self._halving(super().likelihood(examples, done=done))
+
+    def _halving(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield batches; halve their size if memory runs out."""
+        try:
+            yield from batches
+            return
+        except torch.OutOfMemoryError:
+            pass  # what the error holds has to be free before the next attempt
+        _free_memory()
+        size, where = self.batch_size, self.model.device.type
+        if size == 1:
+            hint = "set a smaller `max_tokens`, another `dtype` or another `device`"
+            raise ModelError(
+                f"one prompt at a time does not fit the memory ({where})", hint, code="model.out_of_memory"
+            )
+        if not self.adapts:
+            hint = f"set `batch_size: {size // 2}`, or leave it out to have it found"
+            raise ModelError(f"batches of {size} do not fit the memory ({where})", hint, code="model.out_of_memory")
+        self.batch_size = size // 2
+        if self._record is not None:
+            atomic_text(self._record, f"{self.batch_size}\n")
+        raise SmallerBatchesError
+
+    def _complete(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        done: Collection[str],
+        drafts: Mapping[str, str] | None,
+    ) -> Iterator[list[Completion]]:
         if not drafts or params.temperature or not supported(self.model.config):
             yield from super().complete(prompts, params, done=done)
             return
@@ -162,6 +226,17 @@ def response_nll(model: Any, encoded: Sequence[Encoded], pad: int) -> list[float
         .item()
         for i, size in enumerate(sizes)
     ]
+
+
+def first_batch_size(device: str) -> tuple[int, bool]:
+    """The batch size on a type of device if none is set, and whether it is halved when memory runs out."""
+    return (DEFAULT_BATCH_SIZE, False) if device == "cpu" else (LARGEST_BATCH_SIZE, True)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _load_checkpoint(folder: Path, dtype: Dtype) -> Any:

@@ -150,9 +150,10 @@ def _memory_bytes(recipe: Recipe, size: int, config: Mapping[str, object]) -> in
 
     hidden, heads = number("hidden_size", 4096), number("num_attention_heads", 32)
     width = number("head_dim", hidden // heads) * number("num_key_value_heads", heads)
-    tokens = recipe.generate.batch_size * (recipe.generate.max_tokens + 256)
+    rows = recipe.generate.batch_size or 32
+    tokens = rows * (recipe.generate.max_tokens + 256)
     cache = 2 * 2 * tokens * width * number("num_hidden_layers", 32)
-    logits = 4 * recipe.generate.batch_size * number("vocab_size", 128_000) * 3
+    logits = 4 * rows * number("vocab_size", 128_000) * 3
     tuning = 0
     for section in (recipe.align, recipe.tune):
         if section is not None:

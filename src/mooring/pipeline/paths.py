@@ -25,6 +25,7 @@ class RunPaths:
         self.report = folder / "report"
         self.results = self.report / "results.json"  # everything that the report shows
         self.scratch = folder / "scratch"  # merged models that are written temporarily
+        self.batch_size = folder / "batch_size.json"  # only if one was found by halving
         self.logs = folder / "logs"  # what the engines print: `models.log`, and a file for each judge
 
     def measurements(self, point: MergePoint) -> Path:

@@ -321,6 +321,7 @@ class _Execution:
                 system=self.recipe.system,
                 log=self.paths.logs / "models.log",
                 on_event=self.folder.emit,
+                batch_size_file=self.paths.batch_size,
             )
             self._models = Models(spec, self.paths.scratch)
         if self.paths.model.exists() and "write_model" in self._done and isinstance(self.plan.chosen, MergePoint):

@@ -187,7 +187,7 @@ class EngineInputs(Inputs):
     engine: str
     dtype: str
     device: str
-    batch_size: int
+    batch_size: int | None
     tensor_parallel: int
     max_model_len: int | None
     enforce_eager: bool

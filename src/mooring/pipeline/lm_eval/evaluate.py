@@ -12,7 +12,7 @@ from mooring.config import Runner, settings
 from mooring.errors import DataError, UserError
 from mooring.events import OnEvent
 from mooring.files import atomic_text
-from mooring.inference.transformers import TransformersEngine
+from mooring.inference.transformers import DEFAULT_BATCH_SIZE, TransformersEngine
 from mooring.merging.pair import open_pair
 from mooring.merging.tensor_value import Given as Lam
 from mooring.models.resolve import resolve_model
@@ -183,6 +183,7 @@ def open_engine(
     `options` are those of the method besides λ; they and λ require `tuned`.
     """
     runner = runner or Runner()
+    runner = runner.model_copy(update={"batch_size": runner.batch_size or DEFAULT_BATCH_SIZE})  # lm-eval halves nothing
     if tuned is None:
         if lam is not None or options:
             what = f"{'λ' if lam is not None else next(iter(options or {}))} is given, but no tuned model"

@@ -60,6 +60,7 @@ class SweepSpec:
         system: System prompt for prompts that have none.
         written: Merges that are on the disk permanently, and their folders.
         log: File for the engine's own logs; None for a temporary one.
+        batch_size_file: Where an engine that finds its batch size records it, for the engines after it.
         on_event: Receives a line if the engine has to do something in a slower way.
     """
 
@@ -70,6 +71,7 @@ class SweepSpec:
     system: str | None = DEFAULT_SYSTEM
     written: dict[MergePoint, Path] = dataclasses.field(default_factory=dict)
     log: Path | None = None
+    batch_size_file: Path | None = None
     on_event: OnEvent = ignore
 
     @functools.cached_property

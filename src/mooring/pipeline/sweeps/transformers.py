@@ -38,6 +38,12 @@ class TransformersSweep:
 
     def at(self, point: MergePoint) -> Engine:
         """See `Sweep.at`."""
+        engine = self._engine(point)
+        if self._spec.batch_size_file is not None and isinstance(engine, TransformersEngine):
+            engine.record_batch_size(self._spec.batch_size_file)
+        return engine
+
+    def _engine(self, point: MergePoint) -> Engine:
         exists = self._spec.folder_of(point) is not None
         if not exists or (point.is_base and self._merged.keeps_side_files):
             self._folders.close()
