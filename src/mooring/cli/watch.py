@@ -36,14 +36,12 @@ class _Task:
 
     Attributes:
         name: The task.
-        begun: When its first step was started.
         labels: The label of each step that was started, by its id.
         running: The last event of each step at work.
         ended: That of steps that have ended while another was at work.
     """
 
     name: str
-    begun: float
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     running: dict[str, Event] = dataclasses.field(default_factory=dict)
     ended: dict[str, Event] = dataclasses.field(default_factory=dict)
@@ -90,7 +88,7 @@ class Watch:
             elif event.kind == "started":
                 self._say_cached()
                 name = task_of(event.label or event.step)
-                task = self._tasks.setdefault(name, _Task(name, now))
+                task = self._tasks.setdefault(name, _Task(name))
                 task.labels[event.step] = event.label or event.step
                 task.running[event.step] = event
                 self._said[event.step] = now
@@ -99,7 +97,7 @@ class Watch:
             elif event.kind in ("info", "warning"):
                 self._out.print(f"[yellow]note:[/yellow] {escape(event.message)}")
             elif event.kind == "finished":
-                self._finished(event, now)
+                self._finished(event)
 
     def __rich__(self) -> RenderableType:
         """The live display."""
@@ -139,7 +137,7 @@ class Watch:
             facts = [count, note_of(event), f"{overall.done}/{overall.steps} steps done", summary(overall)]
             self._out.print(escape(f"{task.labels[event.step]}: {', '.join(filter(None, facts))}"))
 
-    def _finished(self, event: Event, now: float) -> None:
+    def _finished(self, event: Event) -> None:
         label = event.label or event.step
         task = self._tasks.get(task_of(label))
         if task is not None:
@@ -148,7 +146,8 @@ class Watch:
             self._out.print(f"[green]✓[/green] {escape(label)} [dim]{escape(event.message)}[/dim]")
         elif task is not None and not task.running and not self._is_left(task.name):
             del self._tasks[task.name]
-            took = duration(now - task.begun) if now - task.begun >= 1 else ""
+            seconds = self._measured.seconds(task.labels)
+            took = duration(seconds) if seconds >= 1 else ""
             self._out.print(f"[green]✓[/green] {escape(task.title(task.labels))} [dim]{took}[/dim]")
 
     def _is_left(self, name: str) -> bool:

@@ -70,6 +70,7 @@ class Progress:
         self._generating: list[tuple[float, float]] = []
         """Since when, and until when, steps that generated were at work."""
         self._now: float | None = None
+        self._seconds: dict[str, float] = {}
 
     @property
     def running(self) -> Collection[str]:
@@ -79,6 +80,10 @@ class Progress:
     def is_done(self, step: str) -> bool:
         """Whether a step is done, now or before."""
         return step in self._done
+
+    def seconds(self, steps: Iterable[str]) -> float:
+        """The share of the time that steps took that have ended."""
+        return sum(self._seconds.get(step, 0.0) for step in steps)
 
     def note(self, event: Event, now: float) -> None:
         """Take an event into account."""
@@ -97,6 +102,7 @@ class Progress:
             self._extra.setdefault(id_, ("", 1))
             self._done.add(id_)
             if id_ in self._running:
+                self._seconds[id_] = self._running[id_].seconds
                 self._close(self._running.pop(id_), now)
 
     def overall(self, now: float) -> Overall:
