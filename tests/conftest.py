@@ -1,5 +1,6 @@
 """Fixtures that every folder of tests may use: a real small tokenizer, and a tiny random model that bears it."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -11,8 +12,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB for vLLM's cache of keys and values
 
 import pytest
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that start a real vLLM engine where vLLM is not installed."""
+    if not HAS_VLLM:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed; `make test-vllm` runs it"))
+
 
 TEMPLATE = (
     "{% for message in messages %}"

@@ -62,15 +62,17 @@ def convert(file: str | Path, out: str | Path, dtype: str = "bfloat16") -> Path:
 def _load(file: Path) -> tuple[Any, Any]:
     """Model (float32) and tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, name = str(file.absolute().parent), file.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-        unpacked = GgufConfig(dequantize=True)  # otherwise a machine with the right kernels keeps the blocks
-        model = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=name, dtype=torch.float32, quantization_config=unpacked
-        )
+        options: dict[str, Any] = {"gguf_file": name, "dtype": torch.float32}
+        if hasattr(transformers, "GgufConfig"):
+            # Otherwise a machine with the right kernels keeps the blocks; transformers 5.16 always dequantizes.
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(where, **options)
     except (ValueError, KeyError, OSError, IndexError, NotImplementedError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["unknown reason"])[0][:200]
         what = f"{file}: transformers cannot read it ({reason})"

@@ -39,9 +39,12 @@ def check_hub_id(hub_id: str) -> str:
     hint = "name it as owner/name, in ASCII letters, digits, '-', '_' and '.'"
     try:
         validate_repo_id(hub_id)
+        valid = hub_id.isascii()  # huggingface_hub 1.31 accepts letters that the hub refuses
     except HFValidationError:
+        valid = False
+    if not valid:
         what = f"{hub_id!r}: cannot be the id of a repository on the hub"
-        raise OutputError(what, hint, code="output.hub_bad_id") from None
+        raise OutputError(what, hint, code="output.hub_bad_id")
     if hub_id.count("/") != 1:
         raise OutputError(f"{hub_id!r}: names no owner on the hub", hint, code="output.hub_bad_id")
     return hub_id
