@@ -639,7 +639,8 @@ def _fields(section: str, *names: str, but: Collection[str] = ()) -> tuple[str, 
 
 
 _HERE = _fields("generate", "batch_size", "dtype", "device")
-_ENGINE = _fields("generate", *Runner.model_fields, "served_model")
+ENGINE = _fields("generate", *Runner.model_fields, "served_model")
+"""The fields of a recipe that say how its models are run."""
 VERBS: Mapping[str, tuple[str, ...]] = {
     "safeguard": (
         *("system", "seed"),
@@ -647,9 +648,9 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_fields("merge"),
         *_fields("select"),
         *_fields("generate", "max_tokens"),
-        *_ENGINE,
+        *ENGINE,
     ),
-    "run": ("out", *_fields("select"), *_ENGINE),
+    "run": ("out", *_fields("select"), *ENGINE),
     "merge": (*_fields("merge", but=["lambdas"]), "seed"),
     "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed"))),
     "generate": ("system", "seed", *_fields("generate", but=("safety", "task", "drafts", "served_model"))),
@@ -657,7 +658,8 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         "system",
         "seed",
         *_fields("merge", but=["lambdas"]),
-        *_fields("generate", *SAMPLING, "dtype", "device", but=["n"]),
+        *_fields("generate", *SAMPLING, but=["n"]),
+        *(key for key in ENGINE if key != "generate.batch_size"),
     ),
     "score": ("seed", *_fields("score", "judges", "metrics", "bertscore_model", "bertscore_layer", "unsafe_exec")),
     "rejudge": _fields("score", "judges"),

@@ -180,8 +180,18 @@ class CompareOptions(TypedDict, total=False):
     top_p: float
     top_k: int
     repetition_penalty: float
+    engine: Literal["transformers", "vllm", "openai"]
+    base_url: str | Sequence[str]
+    key_env: str
+    concurrency: int
+    requests_per_minute: float | None
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     device: str
+    tensor_parallel: int
+    max_model_len: int | None
+    gpu_memory: float
+    enforce_eager: bool
+    served_model: str | None
 
 
 class ScoreOptions(TypedDict, total=False):

@@ -15,7 +15,7 @@ from mooring.errors import DataError
 from mooring.events import Event
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.compare import Comparison, Reply
-from mooring.records import Message, Prompt
+from mooring.records import Completion, Message, Prompt
 
 from .conftest import Run, check_refused, write_task  # type: ignore[import-not-found]
 
@@ -233,6 +233,35 @@ def test_each_reply_is_an_event(tiny_model_folder: Path, tuned: Path) -> None:
     assert {(event.step, event.kind, event.unit) for event in events} == {("compare", "progress", "replies")}
 
 
+def test_any_engine_answers_and_is_closed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path, tuned: Path
+) -> None:
+    opened: list[Any] = []
+
+    class Sweep:
+        def __init__(self, spec: Any, scratch: Path) -> None:
+            self.runner, self.asked, self.closed = spec.runner, [], 0
+            opened.append(self)
+
+        def at(self, point: MergePoint) -> Any:
+            self.asked.append(point)
+            return self
+
+        def complete(self, prompts: Sequence[Prompt], params: Any) -> Any:
+            yield [Completion(prompt_id=prompts[0].id, text=self.asked[-1].label, tokens=1, finish="stop")]
+
+        def close(self) -> None:
+            self.closed += 1
+
+    monkeypatch.setattr("mooring.pipeline.compare.open_sweep", Sweep)
+    given = ("--engine", "vllm", "--tensor-parallel", 2, "--max-model-len", 512, "--lambdas", 0.5)
+    (compared,) = answers(run, tiny_model_folder, tuned, *ASK, *given)
+    assert [each["text"] for each in compared["answers"]] == ["base", "λ = 0.5", "tuned"]
+    (sweep,) = opened
+    assert (sweep.runner.engine, sweep.runner.tensor_parallel, sweep.runner.max_model_len) == ("vllm", 2, 512)
+    assert sweep.closed == 1
+
+
 def test_bad_input(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path, save_tiny_model: Any) -> None:
     pair = (tiny_model_folder, tuned)
     for code, *args in (
@@ -249,6 +278,9 @@ def test_bad_input(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Pat
         ("model.not_found", "./none", *ASK),
     ):
         check_refused(run, code, "compare", *pair, *args)
+    server = ("--engine", "openai", "--base-url", "http://127.0.0.1:9/v1")
+    check_refused(run, "recipe.third_on_a_server", "compare", *pair, tiny_model_folder, *ASK, *server)
+    check_refused(run, "recipe.conflict", "compare", *pair, *ASK, "--engine", "openai")
     check_refused(run, "model.equal", "compare", tiny_model_folder, tiny_model_folder, *ASK)
     other = save_tiny_model(tmp_path / "other", num_hidden_layers=3)
     check_refused(run, "model.extra_tensor", "compare", tiny_model_folder, other, *ASK)

@@ -85,6 +85,7 @@ def compare(base: str, tuned: str, merged: str | None, as_json: bool, **options:
       mooring compare base/ tuned/ --prompt "What is the capital of Norway?"
       mooring compare base/ adapter/ runs/mine/model --prompt "Set an alarm for 6." --lambdas 0.3,0.6
       mooring compare base/ tuned/ --prompts questions.jsonl#3 --lambdas 0.5 --method slerp
+      mooring compare base/ adapter/ --prompt "Set an alarm for 6." --engine vllm
     """
     from mooring.pipeline.responses import find_kind
 

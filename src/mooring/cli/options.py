@@ -162,12 +162,11 @@ tuned_argument = click.argument("tuned", help="The model tuned from it: checkpoi
 
 def _heading(key: str) -> str:
     """The heading in the help over an option with this key in a recipe."""
-    from mooring.config import Runner
+    from mooring import config
 
-    section, _, name = key.rpartition(".")
-    if section == "judge":
+    if key.startswith("judge."):
         return JUDGE_MODELS
-    return ENGINE if section == "generate" and name in Runner.model_fields else "Options"
+    return ENGINE if key in config.ENGINE else "Options"
 
 
 def _option(names: Sequence[str], field: "FieldInfo", default: str, own: click.ParamType[Any] | None) -> Field:

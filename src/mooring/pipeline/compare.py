@@ -1,12 +1,13 @@
 """Prompts answered by base, tuned model and merges at any λ, with one model in memory."""
 
 import dataclasses
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mooring.config import settings
-from mooring.errors import DataError
+from mooring.errors import DataError, RecipeError
 from mooring.events import Event, OnEvent, ignore
 from mooring.export import Record
 from mooring.inference.engine import Engine
@@ -16,8 +17,8 @@ from mooring.merging.compatibility import check_pair
 from mooring.merging.pair import open_pair
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.plan import merge_options
+from mooring.pipeline.sweeps.load import open_sweep
 from mooring.pipeline.sweeps.sweep import SweepSpec
-from mooring.pipeline.sweeps.transformers import MergedModel
 from mooring.records import Kind, Message, Prompt
 from mooring.sampling import SamplingParams
 
@@ -71,7 +72,8 @@ class Comparison:
     def __init__(self, spec: SweepSpec, params: SamplingParams, third: Path | None = None) -> None:
         self.warnings = check_pair(spec.pair)
         self._spec = dataclasses.replace(spec, runner=spec.runner.model_copy(update={"batch_size": 1}))
-        self._model = MergedModel(self._spec)
+        self._scratch = tempfile.TemporaryDirectory(prefix="mooring-compare-")
+        self._sweep = open_sweep(self._spec, Path(self._scratch.name) / "models")
         self._params = params
         self._third = third
         self._third_engine: Engine | None = None
@@ -129,8 +131,10 @@ class Comparison:
 
     def close(self) -> None:
         """Free the models and close their files."""
-        self._third_engine = None
-        self._model.close()
+        self._free_third()
+        self._sweep.close()
+        self._spec.pair.close()
+        self._scratch.cleanup()
 
     def __enter__(self) -> "Comparison":
         return self
@@ -141,17 +145,28 @@ class Comparison:
     def _engine(self, model: Model) -> Engine:
         """The engine of a model; one is in memory at a time."""
         if model is not None:
-            self._third_engine = None
-            return self._model.at(model.lam, plain=model.is_tuned)
+            self._free_third()
+            return self._sweep.at(model)
         if self._third_engine is None:
-            self._model.unload()
+            self._sweep.close()
             self._third_engine = load_engine(self._third, self._spec.runner, self._spec.system)
         return self._third_engine
+
+    def _free_third(self) -> None:
+        close = getattr(self._third_engine, "close", None)
+        self._third_engine = None
+        if close:
+            close()
 
 
 def open_comparison(base: str, tuned: str, third: str | None, options: Mapping[str, Any], kind: Kind) -> Comparison:
     """Open the models; arguments and errors as in `mooring.open_comparison`."""
     recipe = settings("compare", options, kind)
+    if third and recipe.generate.engine == "openai":
+        hint = "leave it out, or use the engine transformers or vllm"
+        raise RecipeError(
+            f"{third}: a server has only base, tuned and λ", hint, code="recipe.third_on_a_server"
+        )
     spec = SweepSpec(
         pair=open_pair(resolve_model(base), resolve_model(tuned)),
         method=recipe.merge.method,
