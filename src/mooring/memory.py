@@ -15,6 +15,16 @@ def available_memory() -> int:
     return max(0, min(_of_the_machine(), _of_the_container()))
 
 
+def total_memory() -> int:
+    """Bytes of the machine's memory, or of its container's limit if that is less; 0 if the system does not tell."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):  # no control group, or no limit ("max")
+        limits.append(int((_GROUP / "memory.max").read_text()))
+    return max(0, min(limits, default=0))
+
+
 def _of_the_machine() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -36,8 +36,10 @@ def close_engine(engine: Engine) -> None:
 
 
 def _transformers(model: Path | str | None, runner: Runner, system: str | None, log: Path | None) -> Engine:
+    from mooring.inference.fit import check_fits_cpu
     from mooring.inference.transformers import TransformersEngine
 
+    check_fits_cpu(Path(str(model)), runner.dtype, runner.device)
     return TransformersEngine.load(
         Path(str(model)), system=system, batch_size=runner.batch_size, dtype=runner.dtype, device=runner.device
     )

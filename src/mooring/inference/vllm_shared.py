@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import MissingExtraError
+from mooring.inference.fit import check_fits
 from mooring.inference.folder import Dtype
 from mooring.models import read_config
 
@@ -76,9 +77,11 @@ class SharedLLM:
             lora: The adapters that will be used; None for no adapters.
             worker_extension: Qualified name of a class whose methods vLLM's workers get.
 
-        Raises any exception of vLLM, or MissingExtraError if it is not installed; see `vllm_errors.starting`.
+        Raises any exception of vLLM, MissingExtraError if it is not installed, or ModelError if the weights do not fit;
+        see `vllm_errors.starting`.
         """
         vllm = import_vllm()
+        check_fits(folder, dtype, device_memory(), gpus=tensor_parallel, share=gpu_memory)
         options: dict[str, Any] = {}
         if lora is not None:
             rank = next(known for known in RANKS if known >= lora.rank)
@@ -187,6 +190,16 @@ def import_vllm() -> Any:
             raise
         raise MissingExtraError("vllm", "pip install 'mooring[vllm]'", code="extra.vllm") from None
     return vllm
+
+
+def device_memory() -> int:
+    """Bytes of memory of one of the devices that vLLM runs on; 0 if that is not known."""
+    try:
+        from vllm.platforms import current_platform
+
+        return int(current_platform.get_device_total_memory(0))
+    except Exception:  # a platform of vLLM that does not tell
+        return 0
 
 
 def stored_dtype(folder: Path) -> Dtype:

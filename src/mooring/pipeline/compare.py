@@ -11,7 +11,7 @@ from mooring.errors import DataError, RecipeError
 from mooring.events import Event, OnEvent, ignore
 from mooring.export import Record
 from mooring.inference.engine import Engine
-from mooring.inference.load import load_engine
+from mooring.inference.load import close_engine, load_engine
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.merging.compatibility import check_pair
 from mooring.merging.pair import open_pair
@@ -153,10 +153,9 @@ class Comparison:
         return self._third_engine
 
     def _free_third(self) -> None:
-        close = getattr(self._third_engine, "close", None)
-        self._third_engine = None
-        if close:
-            close()
+        if self._third_engine is not None:
+            close_engine(self._third_engine)
+            self._third_engine = None
 
 
 def open_comparison(base: str, tuned: str, third: str | None, options: Mapping[str, Any], kind: Kind) -> Comparison:
@@ -164,9 +163,7 @@ def open_comparison(base: str, tuned: str, third: str | None, options: Mapping[s
     recipe = settings("compare", options, kind)
     if third and recipe.generate.engine == "openai":
         hint = "leave it out, or use the engine transformers or vllm"
-        raise RecipeError(
-            f"{third}: a server has only base, tuned and λ", hint, code="recipe.third_on_a_server"
-        )
+        raise RecipeError(f"{third}: a server has only base, tuned and λ", hint, code="recipe.third_on_a_server")
     spec = SweepSpec(
         pair=open_pair(resolve_model(base), resolve_model(tuned)),
         method=recipe.merge.method,

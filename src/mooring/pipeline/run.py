@@ -15,6 +15,7 @@ from mooring.events import Event, OnEvent
 from mooring.export import Record
 from mooring.files import atomic_text, need_room
 from mooring.inference.engine import Engine, accepted_share
+from mooring.inference.fit import check_fits_cpu
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.merge_point import BASE, MergePoint
 from mooring.merging.merge import merge
@@ -152,6 +153,8 @@ class _Execution:
         with open_checkpoint(self._named_base) as base:
             if not self.paths.model.exists():
                 need_room(self.folder.folder, disk_bytes(self.recipe, base.nbytes))
+                if self.recipe.generate.engine == "transformers":  # vLLM checks its own device when it starts
+                    check_fits_cpu(base.folder, self.recipe.generate.dtype, self.recipe.generate.device)
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
         try:
             while remaining := [step for id, step in self.plan.steps.items() if id not in self._done]:
