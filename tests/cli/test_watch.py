@@ -96,6 +96,20 @@ def test_models_that_answer_at_the_same_time_are_one_row(clock: Clock) -> None:
     assert "models" not in "".join(screen(watched, console))
 
 
+def test_the_bar_of_the_run_counts_parts_of_steps(clock: Clock) -> None:
+    def bar(**given: int) -> int:
+        watched, _, _ = watch(clock, terminal=True)
+        tell(watched, clock, 0.0, events("started", "g/0", "g/0.5", "g/1", total=100))
+        tell(watched, clock, 1.0, events("progress", "g/0", "g/0.5", "g/1", total=100, **given))
+        console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=100)
+        with console.capture() as captured:
+            console.print(watched)
+        filled = captured.get().splitlines()[1].partition("━")[2].partition("\x1b")[0]
+        return filled.count("━")
+
+    assert bar(done=90) > bar(done=10)
+
+
 def test_the_time_left_goes_on_without_events(clock: Clock) -> None:
     watched, console, _ = watch(clock, terminal=True)
     until_three_models_run(watched, clock)

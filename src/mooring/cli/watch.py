@@ -111,7 +111,8 @@ class Watch:
             rows.expand = True
             for task in running[:_ROWS]:
                 rows.add_row(Text(task.title({**task.ended, **task.running})), *_amount(task))
-            steps = ProgressBar(total=max(overall.steps, 1), completed=overall.done, width=_BAR)
+            parts = sum(event.done / event.total for task in running for event in task.running.values() if event.total)
+            steps = ProgressBar(total=max(overall.steps, 1), completed=overall.done + parts, width=_BAR)
             rows.add_row(Text("the whole run", style="bold"), steps, Text(f"{overall.done}/{overall.steps} steps"))
         facts = [summary(overall), *([f"next: {coming}"] if (coming := self._next()) else [])]
         if len(running) > _ROWS:
