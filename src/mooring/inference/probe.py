@@ -102,9 +102,10 @@ def check_tokenizer(engine: OpenAIEngine, count: Callable[[str], int]) -> None:
 
 def _prompt_tokens(engine: OpenAIEngine, text: str) -> int | None:
     """The number of a text's tokens according to the server; None if it does not say."""
+    body = {"model": engine.served[0], "prompt": text, "max_tokens": 1}  # not within a request: it makes one
 
     def request(server: Server) -> Any:
-        return server.request("completions", {"model": engine.served[0], "prompt": text, "max_tokens": 1})
+        return server.request("completions", body)
 
     try:
         data = engine.servers.call(request, threading.Event())
