@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", type=Path)
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--whole", action="store_true", help="a whole checkpoint as the tuned model (vllm)")
-    parser.add_argument("--prompts", type=int, help="of each of the two sets, at most; 24, or 12 with vllm")
+    parser.add_argument("--prompts", type=int, help="of each of the two sets, at most; 24, or 6 with vllm")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", default="float32", help="in bfloat16 answers part where two tokens are as likely")
     given = parser.parse_args()
@@ -128,7 +128,7 @@ def main() -> None:
         ("bundled:harmful", SamplingParams(max_tokens=20, repetition_penalty=1.2)),
         ("bundled:tools-simple", SamplingParams(max_tokens=40)),
     ]
-    count = given.prompts or (12 if given.engine == "vllm" else 24)
+    count = given.prompts or (6 if given.engine == "vllm" else 24)
     asked = [(load_splits(name, 0.5, 42, None)["validation"][:count], how) for name, how in sets]
     if given.engine == "vllm":
         with tempfile.TemporaryDirectory() as scratch:
