@@ -270,7 +270,7 @@ class Runner(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type of the weights in memory; `auto` is the checkpoint's own."""
     device: str = "auto"
-    """A torch device; `auto` is the first GPU, or the CPU if there is none (transformers)."""
+    """A torch device; `auto` is the first GPU, all if one is too small, or the CPU if there is none (transformers)."""
     tensor_parallel: int = Field(1, ge=1)
     """Number of GPUs that share the model (vllm)."""
     max_model_len: int | None = Field(None, ge=1)

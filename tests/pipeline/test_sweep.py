@@ -14,6 +14,7 @@ from lora_models import tune
 from mooring.config import Recipe, Runner
 from mooring.errors import UserError
 from mooring.events import Event
+from mooring.inference.devices import SEVERAL
 from mooring.inference.placement import Group, Placement
 from mooring.inference.transformers import TransformersEngine
 from mooring.merge_methods import METHODS
@@ -23,6 +24,7 @@ from mooring.merging.pair import open_pair
 from mooring.pipeline import plan
 from mooring.pipeline.models import Models
 from mooring.pipeline.run import run
+from mooring.pipeline.sweeps import transformers as sweep
 from mooring.pipeline.sweeps.folders import FolderSweep
 from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.pipeline.sweeps.transformers import MergedModel
@@ -159,6 +161,24 @@ def test_an_adapter_on_the_attention_of_experts_leaves_the_experts_alone(
     for lam in (0.7, 0.3):
         disk = loaded(merge(base, adapter, tmp_path / f"{lam}", lam=lam))
         assert same(bits(merged.at(lam)), bits(disk))
+
+
+def test_a_model_spread_over_devices_is_changed_in_place(
+    tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The map names one device several times, since there is only one here."""
+    modules = ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
+    options = {"device_map": dict.fromkeys(modules, "cpu")}
+    monkeypatch.setattr(sweep, "choose_device", lambda device, size: SEVERAL)
+    asked: list[str] = []
+    monkeypatch.setattr(sweep, "load_options", lambda device: asked.append(device) or options)
+    merged = open_merged(tiny_model_folder, tuned / "1")
+    for lam in (0.3, 0.7):
+        disk = loaded(merge(tiny_model_folder, tuned / "1", tmp_path / f"{lam}", lam=lam))
+        assert same(bits(merged.at(lam)), bits(disk))
+        assert texts(merged.at(lam)) == texts(disk)
+        assert merged.in_place
+    assert asked == [SEVERAL]
 
 
 def test_experts_half_written_are_collected_again(

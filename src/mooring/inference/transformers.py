@@ -13,12 +13,14 @@ from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import ModelError
 from mooring.files import atomic_text
 from mooring.inference.decode import MAX_LOGITS, decode, pad_left
+from mooring.inference.devices import choose_device, load_options, put, weights_size
 from mooring.inference.drafts import decode_drafted, supported
 from mooring.inference.encode import decode_completion, stop_tokens
 from mooring.inference.engine import SmallerBatchesError, plan_batches, unfinished
 from mooring.inference.folder import Dtype, loading, open_folder
 from mooring.inference.token_engine import Encoded, TokenEngine
 from mooring.jsonio import read_as
+from mooring.models import read_config
 from mooring.quiet import quiet
 from mooring.records import Completion, Likelihood, Prompt
 from mooring.sampling import SamplingParams
@@ -76,22 +78,24 @@ class TransformersEngine(TokenEngine):
             system: System prompt for prompts that have none.
             batch_size: Maximum number of prompts per batch; None as in the class.
             dtype: Type of the weights in memory.
-            device: `auto` is a GPU if there is one.
+            device: `auto` is a GPU if there is one, or all of them if the model does not fit on the first.
 
         Raises:
-            ModelError: The folder does not hold a model, or one that transformers cannot load completely.
+            ModelError: The folder does not hold a model, or one that transformers cannot load completely; or it is too
+                large for the GPUs.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         opened = open_folder(Path(folder))
+        config = read_config(opened.base)
+        stored = config.get("dtype") or config.get("torch_dtype")
+        device = choose_device(device, weights_size(opened.base, stored, dtype))
         with quiet("transformers"), loading(folder, "transformers"):
-            model = _load_checkpoint(opened.base, dtype)
+            model = _load_checkpoint(opened.base, dtype, load_options(device))
             if opened.adapter is not None:
                 from peft import PeftModel
 
                 model = PeftModel.from_pretrained(model, opened.path, is_trainable=False)
             tokenizer = opened.load_tokenizer()
-        return cls(model.to(device), tokenizer, system=system, batch_size=batch_size)
+        return cls(put(model, device), tokenizer, system=system, batch_size=batch_size)
 
     def record_batch_size(self, path: Path) -> None:
         """Continue with the batch size recorded in a file, if there is one, and record each smaller one there.
@@ -239,9 +243,9 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _load_checkpoint(folder: Path, dtype: Dtype) -> Any:
+def _load_checkpoint(folder: Path, dtype: Dtype, options: Mapping[str, Any]) -> Any:
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
     )
     if missing := sorted(info["missing_keys"]):
         message = f"{folder}: {len(missing)} tensors are missing, such as {missing[0]}"

@@ -1,7 +1,9 @@
 """A merge as an engine: one model in memory whose weights are replaced in place from one λ to the next."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from mooring.errors import ModelError
 from mooring.events import Event
+from mooring.inference.devices import choose_device, load_options, put
 from mooring.inference.engine import Engine
 from mooring.inference.placement import Placement, locate
 from mooring.inference.transformers import TransformersEngine
@@ -125,18 +128,16 @@ class MergedModel:
         with tempfile.TemporaryDirectory() as folder, quiet("transformers"):
             tensors = self._merge.tensors(lam, as_linear=plain)
             self._merge.write_side_files(Path(folder))
+            device = choose_device(runner.device, sum(_size(tensor, runner.dtype) for tensor in tensors.values()))
             try:
-                model, tokenizer = load_tensors(Path(folder), tensors, runner.dtype)
+                model, tokenizer = load_tensors(Path(folder), tensors, runner.dtype, load_options(device))
             except ModelError:
                 raise
             except Exception as error:  # loaders raise errors of any type for a broken folder
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
                 what = f"{self._spec.pair.base.folder}: its merge cannot be loaded ({reason})"
                 raise ModelError(what, "is the folder complete?", code="model.unloadable") from error
-        device = runner.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = model.to(device)
+        model = put(model, device)
         self._placement = locate(model, tensors)
         if self._placement is None and not self._said:
             self._said = True
@@ -145,9 +146,17 @@ class MergedModel:
         self._engine = TransformersEngine(model, tokenizer, system=self._spec.system, batch_size=runner.batch_size)
 
 
-def load_tensors(folder: Path, tensors: dict[str, Tensor], dtype: str) -> tuple[Any, Any]:
+def _size(tensor: Tensor, dtype: str) -> int:
+    """Bytes of a tensor in the model's memory."""
+    return tensor.nbytes if dtype == "auto" else tensor.numel() * int(getattr(torch, dtype).itemsize)
+
+
+def load_tensors(
+    folder: Path, tensors: dict[str, Tensor], dtype: str, options: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Any, Any]:
     """Load a model and its tokenizer from a folder without weights, and these weights.
 
+    `options` are further ones of `from_pretrained`.
     On the CPU the model's parameters share memory with the tensors if their type is `dtype`.
     """
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -167,6 +176,7 @@ def load_tensors(folder: Path, tensors: dict[str, Tensor], dtype: str) -> tuple[
         state_dict=dict(tensors),
         dtype=dtype,
         output_loading_info=True,
+        **options,
     )
     if missing := sorted(info["missing_keys"]):
         what = f"the merge: {len(missing)} tensors are missing, such as {missing[0]}"
