@@ -16,7 +16,7 @@ from mooring.models import read_config
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM supports (`MaxLoRARanks` in its configuration)."""
 
-FINISHED_WITHIN = 10.0
+FINISHED_WITHIN = 5.0
 """Seconds that the engine's processes get to end by themselves."""
 
 

@@ -52,6 +52,8 @@ class VLLMSweep:
         self._spec, self._scratch = spec, scratch
         self._folders = FolderSweep(spec, scratch / "models")
         self._adapters = spec.method in METHODS and all(isinstance(model, Adapter) for model in spec.pair.tuned)
+        self.started = 0
+        """How often vLLM was started."""
         self._shared: SharedLLM | None = None
         self._opened: dict[MergePoint, VLLMEngine] = {}
         self._tokenizers: dict[Path | None, tuple[Any, frozenset[int]]] = {}
@@ -151,6 +153,7 @@ class VLLMSweep:
                     worker_extension=f"{MergeWorker.__module__}.{MergeWorker.__qualname__}",
                 )
             self._loaded = BASE
+            self.started += 1
         return self._shared
 
     def _end(self) -> None:

@@ -51,7 +51,7 @@ def exit_with_owner() -> None:
         while _is_alive(owner):
             time.sleep(1)
         if parent != owner:
-            os.kill(parent, signal.SIGTERM)
+            os.kill(parent, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
