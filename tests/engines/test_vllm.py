@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from mooring.pipeline.sweeps.vllm import VLLMSweep
 from mooring.records import Completion, Likelihood, Message, Prompt
 from mooring.sampling import SamplingParams
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = pytest.mark.vllm
 
 VLLM = {"engine": "vllm", "dtype": "float32", "enforce_eager": True, "max_model_len": 256, "gpu_memory": 0.3}
 LAMBDAS = [0.2, 0.4, 0.5, 0.6, 0.8]
@@ -170,9 +169,11 @@ def test_a_sweep_answers_as_one_engine_for_each_model(
         sweep.close()
         assert started == 1
         assert not list(tmp_path.rglob("model*.safetensors"))
-        single = FolderSweep(spec, tmp_path / "models")
-        theirs = sweep_answers(single, points[1:2], prompts)
-        single.close()
+        theirs = {}
+        if kind == "adapter":
+            single = FolderSweep(spec, tmp_path / "models")
+            theirs = sweep_answers(single, points[1:2], prompts)
+            single.close()
         memory = SweepSpec(pair=pair, runner=Generate(dtype="float32", device="cpu"))
         exact = TransformersSweep(memory, tmp_path / "memory")
         expected = sweep_answers(exact, points[:4], prompts)
@@ -250,9 +251,14 @@ class Watched:
         assert self.process.returncode == 0, out[-3000:]
         return out
 
-    def left(self) -> list[int]:
-        """Processes of the run that are still alive."""
-        return [pid for pid in self.family if self.psutil.pid_exists(pid) and not self._is_zombie(pid)]
+    def left(self, seconds: float = 30) -> list[int]:
+        """Processes of the run that are still alive after some seconds."""
+        deadline = time.monotonic() + seconds
+        while True:
+            left = [pid for pid in self.family if self.psutil.pid_exists(pid) and not self._is_zombie(pid)]
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(0.2)
 
     def _is_zombie(self, pid: int) -> bool:
         try:
@@ -274,43 +280,49 @@ def texts(folder: Path) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["adapter", "whole"])
-def test_a_run_starts_one_engine_and_writes_one_model(
-    kind: str, base: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    watched = Watched(recipe(base, request.getfixturevalue(kind), tmp_path))
-    out = watched.wait()
+@pytest.fixture(scope="module")
+def finished(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched, str]:
+    """A run over an adapter: its folder, its processes, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    watched = Watched(recipe(base, adapter, folder))
+    return folder, watched, watched.wait()
+
+
+def check_run(folder: Path, watched: Watched, out: str) -> None:
+    """One engine, never a second one beside it; no checkpoint but the chosen one; vLLM's lines are in its log file."""
     assert len(watched.engines) == 1
     assert watched.most == 1
     assert not watched.left()
-    written = [path.parent.name for path in (tmp_path / "run").rglob("*.safetensors")]
+    written = [path.parent.name for path in (folder / "run").rglob("*.safetensors")]
     assert written == ["model"]
-    assert not re.search(r"\b(INFO|WARNING) \d\d-\d\d", out), "vLLM's log lines are in its log file"
-    assert (tmp_path / "run" / "logs" / "models.log").stat().st_size
-    assert len(texts(tmp_path)) == 7 + 3
+    assert not re.search(r"\b(INFO|WARNING) \d\d-\d\d", out)
+    assert (folder / "run" / "logs" / "models.log").stat().st_size
+    assert len(texts(folder)) == len(LAMBDAS) + 2 + 3
+
+
+def test_a_run_starts_one_engine_and_writes_one_model(finished: tuple[Path, Watched, str]) -> None:
+    check_run(*finished)
+
+
+def test_a_run_over_whole_checkpoints_does_so_too(base: Path, whole: Path, tmp_path: Path) -> None:
+    watched = Watched(recipe(base, whole, tmp_path))
+    check_run(tmp_path, watched, watched.wait())
 
 
 def test_a_run_that_was_killed_ends_with_the_same_results_and_leaves_no_process(
-    base: Path, adapter: Path, tmp_path: Path
+    base: Path, adapter: Path, finished: tuple[Path, Watched, str], tmp_path: Path
 ) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    Watched(recipe(base, adapter, tmp_path / "whole")).wait()
-    path = recipe(base, adapter, tmp_path / "killed")
+    path = recipe(base, adapter, tmp_path)
     watched = Watched(path)
-    parts = tmp_path / "killed" / "run" / "completions"
+    parts = tmp_path / "run" / "completions"
     deadline = time.monotonic() + 600
     while not any(file.stat().st_size > 2000 for file in parts.rglob("*.jsonl*")):
         assert time.monotonic() < deadline
-        assert watched.process.poll() is None, watched.process.communicate()[0][-3000:]
+        assert watched.process.poll() is None, watched.wait()
         time.sleep(0.02)
     os.kill(watched.process.pid, signal.SIGKILL)
     watched.process.wait()
-    deadline = time.monotonic() + 20
-    while watched.left() and time.monotonic() < deadline:
-        time.sleep(0.2)
     assert not watched.left(), "vLLM's processes outlived the run"
     Watched(path).wait()
-    assert texts(tmp_path / "killed") == texts(tmp_path / "whole")
-    assert results(tmp_path / "killed") == results(tmp_path / "whole")
-    shutil.rmtree(tmp_path / "killed")
+    assert texts(tmp_path) == texts(finished[0])
+    assert results(tmp_path)["trials"] == results(finished[0])["trials"]
