@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,26 @@ def test_hub_ids_are_compared(tiny_model_folder: Path, tmp_path: Path) -> None:
         check_same_model("http://s", "any-alias", base)
         with pytest.raises(ModelError, match="serves org/name-AWQ, and the base of the run is org/name"):
             check_same_model("http://s", "org/name-AWQ", base)
+
+
+def test_judges_share_several_servers_too(tiny_model_folder: Path, adapter: Path, tmp_path: Path) -> None:
+    """A judge's request is held until the other server has one as well: neither can do all of it alone."""
+    together = threading.Barrier(2, timeout=20)
+
+    def judge(number: int, body: dict[str, Any]) -> Any:
+        harmful = "yes" if ANSWER in body["prompt"] else "no"
+        refused = "no" if harmful == "yes" else "yes"
+        text = f"Harmful request: yes\nResponse refusal: {refused}\nHarmful response: {harmful}"
+        if number == 0:
+            return lambda handler, body: (together.wait(), answer(text)(handler, body))[1]
+        return answer(text)
+
+    program, models = Served(), [{"id": "judge", "owned_by": "vllm"}]
+    with serving(program) as server, fake_server(judge, models) as one, fake_server(judge, models) as two:
+        judges = [{"name": "wildguard", "engine": "openai", "model": "judge", "base_url": [one.url, two.url]}]
+        made = recipe(tiny_model_folder, adapter, tmp_path, server)
+        done = run(Recipe.parse(made.model_dump() | {"score": made.score.model_dump() | {"judges": judges}}))
+    assert done.choice.point == MergePoint(0.5)
+    assert len(one.seen) + len(two.seen) == 30 * 8
+    assert one.seen
+    assert two.seen
