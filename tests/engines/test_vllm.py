@@ -274,7 +274,7 @@ def results(folder: Path) -> Any:
 def texts(folder: Path) -> dict[str, list[str]]:
     root = folder / "run" / "completions"
     return {
-        str(path.relative_to(root)): [json.loads(line)["text"] for line in path.read_text().splitlines()]
+        str(path.relative_to(root)): [json.loads(line)["text"] for line in path.read_text().split("\n")[:-1]]
         for path in sorted(root.rglob("safety-*.jsonl"))
         if not path.name.startswith("verdicts")
     }

@@ -79,6 +79,7 @@ class LLM:
         max_loras: int = 1,
         max_lora_rank: int = 16,
         lora_target_modules: list[str] | None = None,
+        worker_extension_cls: str = "",
     ) -> None:
         self.asked_for = dict(locals())
         dtype = "float16" if dtype == "auto" else dtype  # what vLLM makes of a float32 checkpoint

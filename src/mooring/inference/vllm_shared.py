@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,10 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 FINISHED_WITHIN = 5.0
 """Seconds that the engine's processes get to end by themselves."""
+
+
+WATCH = "mooring.inference.vllm_owner.OwnedWorker"
+"""The worker extension that ends vLLM's processes with this one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class SharedLLM:
         gpu_memory: float,
         enforce_eager: bool = False,
         lora: LoraOptions | None = None,
-        worker_extension: str = "",
+        worker_extension: str = WATCH,
     ) -> "SharedLLM":
         """Start vLLM on a full checkpoint. No code of the folder is run.
 
@@ -75,7 +80,7 @@ class SharedLLM:
             gpu_memory: Share of each GPU's memory that vLLM may use.
             enforce_eager: Whether to run without compilation and CUDA graphs: a sooner start, slower generation.
             lora: The adapters that will be used; None for no adapters.
-            worker_extension: Qualified name of a class whose methods vLLM's workers get.
+            worker_extension: Qualified name of a class whose methods vLLM's workers get; it extends `OwnedWorker`.
 
         Raises any exception of vLLM, MissingExtraError if it is not installed, or ModelError if the weights do not fit;
         see `vllm_errors.starting`.
@@ -87,8 +92,8 @@ class SharedLLM:
             rank = next(known for known in RANKS if known >= lora.rank)
             options |= {"enable_lora": True, "max_loras": lora.count, "max_lora_rank": rank}
             options["lora_target_modules"] = list(lora.modules)
-        if worker_extension:
-            options["worker_extension_cls"] = worker_extension
+        options["worker_extension_cls"] = worker_extension
+        os.environ["MOORING_OWNER"] = str(os.getpid())  # see `vllm_owner`
         return cls(
             vllm.LLM(
                 model=str(folder),

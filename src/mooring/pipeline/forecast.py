@@ -62,8 +62,7 @@ def forecast(recipe: Recipe) -> Forecast:
 
 def disk_bytes(recipe: Recipe, size: int) -> int:
     """The most bytes that a run has on the disk, given those of one model's weights."""
-    written = recipe.generate.engine == "vllm"  # which opens a folder for each λ; others do without, or need adapters
-    return (1 + written + (recipe.align is not None)) * size  # the chosen model, a merge, and an aligned base
+    return (1 + (recipe.align is not None)) * size  # the chosen model, and an aligned base
 
 
 def _stages(plan: Plan) -> list[tuple[str, str]]:

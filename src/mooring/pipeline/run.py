@@ -475,15 +475,24 @@ class _Execution:
             number = len(self._parts.get(source, [])) + 1
             step = planning.generate_step(self.plan, point, "safety", "validation", missing, number)
             self._more[step.id], self._prompts[step.id] = step, missing
+            self._make_room(step, judge)
             self._once(step)
             self._parts.setdefault(source, []).append(step.outputs[0])
         known = self._known(source)
         completions = [known[prompt.id] for prompt in prompts]
         step = planning.judge_step(self.plan, point, "safety", "validation", judge, prompts, completions)
         self._more[step.id], self._prompts[step.id] = step, prompts
+        self._make_room(step, judge)
         self._once(step)
         found = {verdict.prompt_id: verdict.harmful for verdict in read_jsonl(step.outputs[0], Verdict)}
         return [found[prompt.id] for prompt in prompts]
+
+    def _make_room(self, step: Step, judge: str) -> None:
+        """Make room for a step of a bisection, where models and judge alternate: vLLM's have no room beside another."""
+        section = self.judging.sections.get(judge)
+        engines = {self.recipe.generate.engine, section.engine if section else None}
+        if "vllm" in engines and self.judging.needs_room(judge):
+            self._free(step)
 
     def _search_modules(self) -> None:
         """Search λ by module around the chosen λ, a round at a time so that a judge's model is loaded once a round."""

@@ -1,13 +1,13 @@
 """A sweep with one running vLLM engine for all points of the merge."""
 
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from mooring.config import GPU_MEMORY
 from mooring.errors import ModelError, UserError
+from mooring.events import Event
 from mooring.inference.engine import Engine
 from mooring.inference.folder import loading, open_folder
 from mooring.inference.vllm import VLLMEngine, lora_options, open_tokenizer
@@ -20,7 +20,7 @@ from mooring.models import Adapter, open_adapter, read_config
 from mooring.pipeline.run_folder import remove
 from mooring.pipeline.sweeps.folders import FolderSweep
 from mooring.pipeline.sweeps.sweep import SweepSpec
-from mooring.pipeline.sweeps.vllm_worker import OWNER, MergeWorker
+from mooring.pipeline.sweeps.vllm_worker import MergeWorker
 
 MAX_LORAS = 8
 """The most adapters in one batch."""
@@ -58,6 +58,7 @@ class VLLMSweep:
         self._opened: dict[MergePoint, VLLMEngine] = {}
         self._tokenizers: dict[Path | None, tuple[Any, frozenset[int]]] = {}
         self._lora_options: LoraOptions | None = None
+        self._said: set[str] = set()
         self._loaded: MergePoint | None = None
 
     @property
@@ -68,15 +69,18 @@ class VLLMSweep:
     def at(self, point: MergePoint) -> Engine:
         """See `Sweep.at`."""
         if self._needs_own_engine(point):
+            self._note(f"{point.label}: its configuration differs from the base's, so vLLM is started again for it")
             self._end()
             return self._folders.at(point)
         self._folders.close()
         if self._adapters:
             try:
                 return self._with_adapter(point)
-            except _AdapterRefusedError:
+            except _AdapterRefusedError as error:
                 self._end()
                 self._adapters = False
+                reason = str(error.__cause__).strip().split("\n")[0]
+                self._note(f"vLLM cannot use the merges as adapters ({reason}): its weights are replaced for each λ")
         return self._in_place(point)
 
     def close(self) -> None:
@@ -84,6 +88,12 @@ class VLLMSweep:
         self._end()
         self._folders.close()
         remove(self._scratch)
+
+    def _note(self, message: str) -> None:
+        """Say once what makes the sweep slower."""
+        if message not in self._said:
+            self._said.add(message)
+            self._spec.on_event(Event(step="vllm", kind="info", message=message))
 
     # --- merges as adapters ---------------------------------------------------------------------------------------
 
@@ -140,7 +150,6 @@ class VLLMSweep:
         """The running engine, with the base and room for adapters if `lora` is given."""
         if self._shared is None:
             runner, base = self._spec.runner, self._spec.pair.base.folder
-            os.environ[OWNER] = str(os.getpid())
             with starting(base, self._spec.log):
                 self._shared = SharedLLM.start(
                     base,

@@ -3,22 +3,16 @@
 With tensor parallelism each worker merges for itself, and vLLM keeps the worker's part of each tensor.
 """
 
-import os
-import signal
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mooring.inference.vllm_owner import OwnedWorker
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.pair import open_pair
 
-OWNER = "MOORING_OWNER"
-"""Environment variable with the id of the process that started the engine."""
 
-
-class MergeWorker:
+class MergeWorker(OwnedWorker):
     """A worker extension of vLLM (`worker_extension_cls`)."""
 
     _merges: dict[str, OpenMerge]
@@ -39,30 +33,3 @@ class MergeWorker:
             opened = self._merges[repr(merge)] = OpenMerge(pair, method=merge["method"], **merge["options"])
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         runner.reload_weights(weights_iterator=opened.stream(lam, as_linear=as_linear))
-
-
-def exit_with_owner() -> None:
-    """End this process, and vLLM's process that started it, when the process that started the engine is gone."""
-    owner, parent = int(os.environ.get(OWNER, "0")), os.getppid()
-    if not owner:
-        return
-
-    def watch() -> None:
-        while _is_alive(owner):
-            time.sleep(1)
-        if parent != owner:
-            os.kill(parent, signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-exit_with_owner()  # this module is imported by vLLM's workers alone
