@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP_VLLM := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps
 # What depends on the versions of torch and transformers.
-VLLM_TESTS ?= tests/inference tests/pipeline tests/models tests/training tests/test_chat.py
+VLLM_TESTS ?= tests/inference tests/models tests/training tests/test_chat.py tests/pipeline/test_sweep.py
 
 .PHONY: quickstart test test-slow test-vllm check docs format clean
 
