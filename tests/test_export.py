@@ -11,6 +11,7 @@ import pytest
 
 import mooring
 from mooring.export import Record
+from mooring.stats import compare_rates
 
 POINT = mooring.MergePoint(0.4)
 SCORE = mooring.Score(
@@ -20,6 +21,9 @@ MESSAGE = mooring.Message("user", "Hello")
 CHOICE = mooring.Choice(point=POINT, within=True, bound=0.1, metric="lam", reason="So.")
 TRIAL = mooring.Trial(point=POINT, method="linear", split="test", scores={"asr": SCORE, "refusal": SCORE})
 AGREEMENT = mooring.Agreement(kappa=0.8, same=9, n=10, missed=0, disagreements=("a",))
+MEASURE = mooring.ServedMeasure(
+    name="asr", merged=SCORE, served=SCORE, difference=compare_rates({"a": False, "b": False}, {"a": False, "b": True})
+)
 RECORDS: dict[str, Any] = {
     "Agreement": AGREEMENT,
     "Choice": CHOICE,
@@ -37,10 +41,22 @@ RECORDS: dict[str, Any] = {
     "Results": mooring.Results(title="t", recipe={}, models={}, trials=[TRIAL], choice=CHOICE, judges=["rules"]),
     "SamplingParams": mooring.SamplingParams(),
     "Score": SCORE,
+    "ServedMeasure": MEASURE,
+    "ServedVerdict": mooring.ServedVerdict(
+        run=Path("run"),
+        answers=Path("run/served/m"),
+        base_url="http://localhost:8000/v1",
+        model="m",
+        point=POINT,
+        holds=True,
+        reason="So.",
+        measures=[MEASURE, dataclasses.replace(MEASURE, name="refusal", difference=None)],
+        notes=[],
+    ),
     "Trial": TRIAL,
     "Verdict": mooring.Verdict(prompt_id="a", harmful=False, refused=True, judge="rules"),
 }
-ROWS = {"Inspection": 0, "Trial": 2, "Results": 2}
+ROWS = {"Inspection": 0, "ServedVerdict": 2, "Trial": 2, "Results": 2}
 """Types whose data frame does not have one row."""
 
 
