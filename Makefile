@@ -22,7 +22,7 @@ test-slow: $(VENV)/.ready-dev  ## the slow tests: whole runs, real servers, the 
 
 test-vllm: $(VENV_VLLM)/.ready  ## real vLLM on a CPU (Linux x86-64), with the versions that it requires
 	$(VENV_VLLM)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not vllm" $(VLLM_TESTS)
-	$(VENV_VLLM)/bin/python -m pytest -m vllm
+	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/engines
 
 check: $(VENV)/.ready-dev  ## style, types, and docs built from the code
 	$(BIN)/ruff check .

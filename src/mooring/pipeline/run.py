@@ -6,7 +6,6 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from mooring.config import Recipe
@@ -16,6 +15,7 @@ from mooring.export import Record
 from mooring.files import atomic_text, need_room
 from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.fit import check_fits_cpu
+from mooring.inference.retry import in_parallel
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.merge_point import BASE, MergePoint
 from mooring.merging.merge import merge
@@ -188,21 +188,27 @@ class _Execution:
             if self._open_models().sweep.concurrent:
                 self._engine(step.work.point)  # in this thread: what a sweep starts must outlive the others
         if pending and self._open_models().sweep.concurrent:
-            with ThreadPoolExecutor(len(pending), "generate") as threads:
-                futures = {threads.submit(self._once, step): step for step in pending}
-                try:
-                    for future in as_completed(futures):
-                        if error := future.exception():
-                            label = futures[future].label
-                            self.folder.emit(Event(step="generate", kind="info", message=f"{label} failed: {error}"))
-                except BaseException:  # an interruption
-                    self._stopped.set()
-                    raise
-            for future in futures:
-                future.result()
+            try:
+                for _ in in_parallel(self._one_of_several, pending, len(pending)):
+                    pass
+            except UserError:  # all others have ended
+                raise
+            except BaseException:  # an interruption, which must not wait for a server
+                self._stopped.set()
+                raise
         for step in steps:
             if step.id not in self._done:
                 self._once(step)
+
+    def _one_of_several(self, step: Step, failed: threading.Event) -> None:
+        """Do a step while others are done in other threads; `failed` is set once one of them has failed."""
+        try:
+            self._once(step)
+        except UserError as error:
+            if not failed.is_set():
+                message = f"{step.label} failed: {error}; what else is in progress is finished first"
+                self.folder.emit(Event(step=step.id, kind="info", message=message))
+            raise
 
     def _relay(self, step: Step) -> OnEvent:
         """A callback that passes on the events of a step, and ends the step if the run was interrupted."""
