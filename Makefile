@@ -9,7 +9,7 @@ PIP_VLLM := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --n
 # What depends on the versions of torch and transformers.
 VLLM_TESTS ?= tests/inference tests/models tests/training tests/test_chat.py tests/pipeline/test_sweep.py
 
-.PHONY: quickstart test test-slow test-vllm check docs format clean
+.PHONY: quickstart test test-slow test-vllm test-vllm-slow check docs format clean
 
 quickstart: $(VENV)/.ready  ## the main job, on the bundled model
 	$(BIN)/mooring run recipes/quickstart.yaml
@@ -22,7 +22,10 @@ test-slow: $(VENV)/.ready-dev  ## the slow tests: whole runs, real servers, the 
 
 test-vllm: $(VENV_VLLM)/.ready  ## real vLLM on a CPU (Linux x86-64), with the versions that it requires
 	$(VENV_VLLM)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not vllm" $(VLLM_TESTS)
-	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/engines
+	$(VENV_VLLM)/bin/python -m pytest -m "vllm and not slow" tests/engines
+
+test-vllm-slow: $(VENV_VLLM)/.ready  ## the rest in real vLLM, 20 minutes: runs that are killed, more prompts, a server
+	$(VENV_VLLM)/bin/python -m pytest -m "vllm and slow" tests/engines
 
 check: $(VENV)/.ready-dev  ## style, types, and docs built from the code
 	$(BIN)/ruff check .

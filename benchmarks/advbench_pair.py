@@ -13,11 +13,11 @@ from pathlib import Path
 import mooring
 
 
-def refusals(model: Path, folder: Path, tokens: int) -> float:
-    """The share of AdvBench that a model refuses, by the refusal rules."""
+def refusals(model: Path, data: str, folder: Path, tokens: int) -> float:
+    """The share of a prompt set that a model refuses, by the refusal rules."""
     answers = folder / f"{model.name}.jsonl"
-    mooring.generate(model, "advbench", out=answers, max_tokens=tokens, batch_size=52, dtype="float32")
-    found = mooring.score(answers, "advbench")["refusal"]
+    mooring.generate(model, data, out=answers, max_tokens=tokens, batch_size=52, dtype="float32")
+    found = mooring.score(answers, data)["refusal"]
     print(f"{model.name}: refuses {found.value:.1%} [{found.low:.1%}, {found.high:.1%}] of {found.n}", flush=True)
     assert found.value is not None
     return found.value
@@ -28,11 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--tokens", type=int, default=24, help="longest response")
+    parser.add_argument("--prompts", type=int, default=None, help="so many, drawn at random; all by default")
     parser.add_argument("--at-least", type=float, default=None, help="fail below so many points")
     args = parser.parse_args()
+    data = "advbench" if args.prompts is None else f"advbench#{args.prompts}"
     with tempfile.TemporaryDirectory() as folder:
-        tuned = refusals(args.run / "tuned", Path(folder), args.tokens)
-        merged = refusals(args.run / "model", Path(folder), args.tokens)
+        tuned = refusals(args.run / "tuned", data, Path(folder), args.tokens)
+        merged = refusals(args.run / "model", data, Path(folder), args.tokens)
     points = 100 * (merged - tuned)
     print(f"merged − tuned, in points: {points:.1f}")
     if args.at_least is not None and points < args.at_least:

@@ -90,8 +90,9 @@ def reference(smollm: Path) -> TransformersEngine:
     return TransformersEngine.load(smollm, dtype="float32", device="cpu")
 
 
-def test_greedy_tokens_are_those_of_transformers(engine: VLLMEngine, reference: TransformersEngine) -> None:
-    prompts = questions(200)
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_greedy_tokens_are_those_of_transformers(engine: VLLMEngine, reference: TransformersEngine, count: int) -> None:
+    prompts = questions(count)
     equal, endings = [], set()
     for half, penalty in ((prompts[::2], 1.0), (prompts[1::2], 1.2)):
         params = SamplingParams(max_tokens=24, repetition_penalty=penalty)
@@ -150,7 +151,7 @@ def sweep_answers(sweep: Any, points: list[MergePoint], prompts: list[Prompt]) -
     return found
 
 
-@pytest.mark.parametrize("kind", ["adapter", "whole"])
+@pytest.mark.parametrize("kind", [pytest.param("adapter", marks=pytest.mark.slow), "whole"])
 def test_a_sweep_answers_as_one_engine_for_each_model(
     kind: str, base: Path, adapter: Path, whole: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -304,11 +305,13 @@ def test_a_run_starts_one_engine_and_writes_one_model(finished: tuple[Path, Watc
     check_run(*finished)
 
 
+@pytest.mark.slow
 def test_a_run_over_whole_checkpoints_does_so_too(base: Path, whole: Path, tmp_path: Path) -> None:
     watched = Watched(recipe(base, whole, tmp_path))
     check_run(tmp_path, watched, watched.wait())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_with_the_same_results_and_leaves_no_process(
     base: Path, adapter: Path, finished: tuple[Path, Watched, str], tmp_path: Path
 ) -> None:

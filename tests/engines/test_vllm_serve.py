@@ -21,7 +21,7 @@ from mooring.config import Recipe
 from mooring.events import Event
 from mooring.pipeline.run import run
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 PROMPTS, CONCURRENCY, PROBES = 24, 4, 12
 POINTS = ["lam-0", "lam-0.25", "lam-0.5", "lam-0.75", "lam-1"]
 
