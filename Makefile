@@ -24,7 +24,7 @@ test-vllm: $(VENV_VLLM)/.ready  ## real vLLM on a CPU (Linux x86-64), with the v
 	$(VENV_VLLM)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not vllm" $(VLLM_TESTS)
 	$(VENV_VLLM)/bin/python -m pytest -m "vllm and not slow" tests/engines
 
-test-vllm-slow: $(VENV_VLLM)/.ready  ## the rest in real vLLM, 20 minutes: runs that are killed, more prompts, a server
+test-vllm-slow: $(VENV_VLLM)/.ready  ## the rest in real vLLM, 20 minutes: runs that are killed, more prompts
 	$(VENV_VLLM)/bin/python -m pytest -m "vllm and slow" tests/engines
 
 check: $(VENV)/.ready-dev  ## style, types, and docs built from the code

@@ -172,7 +172,10 @@ def in_parallel(work: Callable[[T, threading.Event], R], items: Sequence[T], wor
     failure: BaseException | None = None
     try:
         while running:
-            kind, value = results.get()
+            try:
+                kind, value = results.get(timeout=1)
+            except queue.Empty:  # woken up for an interruption that came just before the wait
+                continue
             if kind == "result":
                 yield value
             elif kind == "failure":
