@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import sys
 import threading
 from collections import Counter
@@ -153,39 +152,6 @@ def test_a_run_whose_server_died_resumes_on_another_and_asks_nothing_twice(
     assert done.choice.point == MergePoint(0.5)
     assert first.asked.total() == 77
     assert set((first.asked + second.asked).values()) == {1}
-
-
-def test_an_interruption_does_not_wait_for_a_server_that_hangs(
-    tiny_model_folder: Path, adapter: Path, tmp_path: Path
-) -> None:
-    main = threading.main_thread().ident
-    assert main is not None
-    interrupted, released = threading.Event(), threading.Event()
-
-    class Hangs(Served):
-        """A program that stops to answer, and then gets an interruption from the keyboard."""
-
-        def act(self, handler: Handler, body: dict[str, Any]) -> None:
-            if self.asked.total() >= 50 and handler.path == "/v1/chat/completions":
-                if not interrupted.is_set():
-                    interrupted.set()
-                    signal.pthread_kill(main, signal.SIGINT)
-                released.wait()
-            super().act(handler, body)
-
-    first, second = Hangs(), Served()
-    watchdog = threading.Timer(120, released.set)
-    watchdog.start()
-    with serving(first) as server:
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe(tiny_model_folder, adapter, tmp_path, server))
-        watchdog.cancel()
-        assert not released.is_set(), "the run waited for the server"
-        released.set()
-    with serving(second) as server:
-        done = run(recipe(tiny_model_folder, adapter, tmp_path, server))
-    assert done.choice.point == MergePoint(0.5)
-    assert second.asked.total() < 8 * 60
 
 
 def impatient(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
