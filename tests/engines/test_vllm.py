@@ -21,6 +21,7 @@ from mooring.config import Generate
 from mooring.data import load_splits
 from mooring.inference.transformers import TransformersEngine
 from mooring.inference.vllm import VLLMEngine
+from mooring.inference.vllm_shared import VLLMOptions
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
@@ -80,7 +81,9 @@ def smollm() -> Path:
 @pytest.fixture(scope="module")
 def engine(smollm: Path) -> Iterator[VLLMEngine]:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
-    engine = VLLMEngine.load(smollm, dtype="float32", enforce_eager=True, max_model_len=1024, gpu_memory=0.3)
+    engine = VLLMEngine.load(
+        smollm, options=VLLMOptions(dtype="float32", enforce_eager=True, max_model_len=1024, gpu_memory=0.3)
+    )
     yield engine
     engine.close()
 

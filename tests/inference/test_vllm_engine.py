@@ -25,6 +25,7 @@ from mooring.inference.encode import response_seed
 from mooring.inference.load import load_engine
 from mooring.inference.transformers import TransformersEngine
 from mooring.inference.vllm import VLLMEngine
+from mooring.inference.vllm_shared import VLLMOptions
 from mooring.records import Completion, Message, Prompt, sample_key
 from mooring.sampling import SamplingParams
 
@@ -206,14 +207,14 @@ def test_greedy_answers_are_those_of_transformers(stopping: Path, penalty: float
 
 
 def test_vllm_is_opened_with_the_expected_options(stopping: Path) -> None:
-    engine = VLLMEngine.load(stopping, tensor_parallel=2, max_model_len=128, gpu_memory=0.5)
+    engine = VLLMEngine.load(stopping, options=VLLMOptions(tensor_parallel=2, max_model_len=128, gpu_memory=0.5))
     asked = engine.shared.llm.asked_for
     assert asked["generation_config"] == "vllm"
     assert asked["trust_remote_code"] is False
     assert asked["dtype"] == "float32"  # the checkpoint's own
     assert not asked["enable_lora"]
     assert (asked["tensor_parallel_size"], asked["max_model_len"], asked["gpu_memory_utilization"]) == (2, 128, 0.5)
-    assert VLLMEngine.load(stopping, dtype="bfloat16").shared.llm.asked_for["dtype"] == "bfloat16"
+    assert VLLMEngine.load(stopping, options=VLLMOptions(dtype="bfloat16")).shared.llm.asked_for["dtype"] == "bfloat16"
     about = dict(engine.about)
     assert json.loads(json.dumps(about)) == about
     assert about["vllm"] == "0.0.fake"
@@ -292,7 +293,7 @@ def test_threads_share_an_engine_and_a_caller_that_stops_leaves_no_request(tiny_
 
 
 def test_a_prompt_over_the_context_is_named_before_anything_is_generated(tiny_model_folder: Path) -> None:
-    engine = VLLMEngine.load(tiny_model_folder, max_model_len=64)
+    engine = VLLMEngine.load(tiny_model_folder, options=VLLMOptions(max_model_len=64))
     asked = prompts(["Hi", "fox " * 60])
     with pytest.raises(DataError) as caught:
         next(engine.complete(asked, SamplingParams(max_tokens=8)))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import sys
 import threading
 from collections import Counter
@@ -152,6 +153,35 @@ def test_a_run_whose_server_died_resumes_on_another_and_asks_nothing_twice(
     assert done.choice.point == MergePoint(0.5)
     assert first.asked.total() == 77
     assert set((first.asked + second.asked).values()) == {1}
+
+
+def test_an_interruption_does_not_wait_for_a_server_that_hangs(
+    tiny_model_folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    interrupted, released = threading.Event(), threading.Event()
+
+    class Hangs(Served):
+        """A program that stops responding, and sends an interruption when it does."""
+
+        def act(self, handler: Handler, body: dict[str, Any]) -> None:
+            if self.asked.total() >= 50 and handler.path == "/v1/chat/completions":
+                if not interrupted.is_set():
+                    interrupted.set()
+                    signal.pthread_kill(main, signal.SIGINT)
+                released.wait()
+            super().act(handler, body)
+
+    watchdog = threading.Timer(120, released.set)
+    watchdog.start()
+    with serving(Hangs()) as server, pytest.raises(KeyboardInterrupt):
+        run(recipe(tiny_model_folder, adapter, tmp_path, server))
+    watchdog.cancel()
+    assert not released.is_set(), "the run waited for the server"
+    released.set()
+    kept = [path.read_text().count("prompt_id") for path in (tmp_path / "run").rglob("safety-validation.jsonl*")]
+    assert sum(kept) >= 20
 
 
 def impatient(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

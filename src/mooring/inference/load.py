@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mooring.config import GPU_MEMORY, Runner
+from mooring.config import Runner
 from mooring.inference.engine import Engine
 
 if TYPE_CHECKING:
@@ -47,17 +47,9 @@ def _transformers(model: Path | str | None, runner: Runner, system: str | None, 
 
 def _vllm(model: Path | str | None, runner: Runner, system: str | None, log: Path | None) -> Engine:
     from mooring.inference.vllm import VLLMEngine
+    from mooring.inference.vllm_shared import VLLMOptions
 
-    return VLLMEngine.load(
-        Path(str(model)),
-        system=system,
-        dtype=runner.dtype,
-        tensor_parallel=runner.tensor_parallel,
-        max_model_len=runner.max_model_len,
-        gpu_memory=runner.gpu_memory or GPU_MEMORY,
-        enforce_eager=runner.enforce_eager,
-        log=log,
-    )
+    return VLLMEngine.load(Path(str(model)), system=system, options=VLLMOptions.of(runner), log=log)
 
 
 def _openai(model: Path | str | None, runner: Runner, system: str | None, log: Path | None) -> Engine:

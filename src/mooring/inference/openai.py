@@ -89,17 +89,27 @@ class OpenAIEngine:
         self.system = system
         self.extra_body = dict(extra_body or {})
         self._requested_model, self._served = model, served
+        self._lookup = threading.Lock()
+        self._found: tuple[str, str | None, tuple[str, ...]] | None = None
         self._dialect: Dialect | None = None
         self._one_at_a_time = threading.Lock()
         self._system_accepted = False
 
-    @functools.cached_property
+    @property
     def served(self) -> tuple[str, str | None, tuple[str, ...]]:
         """The model's name, its owner according to the server (often the server's own name), and all listed models.
 
         Raises:
             ModelError: The server is unreachable, or lists several models and none was requested.
         """
+        # Not `cached_property`: in Python 3.11 one lock serves all objects, so that a dead server blocks the others.
+        with self._lookup:
+            if self._found is None:
+                self._found = self._find_model()
+            return self._found
+
+    def _find_model(self) -> tuple[str, str | None, tuple[str, ...]]:
+        """Ask the server for its models; see `served`."""
 
         def list_models(server: Server) -> Any:
             try:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from mooring.chat import DEFAULT_SYSTEM
-from mooring.config import GPU_MEMORY
 from mooring.errors import ModelError
 from mooring.inference.encode import (
     decode_completion,
@@ -15,12 +14,14 @@ from mooring.inference.encode import (
     stop_tokens,
 )
 from mooring.inference.engine import plan_batches, sample_indices
-from mooring.inference.folder import Dtype, ModelFolder, open_folder
+from mooring.inference.folder import ModelFolder, open_folder
 from mooring.inference.vllm_errors import starting
-from mooring.inference.vllm_shared import RANKS, LoraOptions, SharedLLM, import_vllm
+from mooring.inference.vllm_shared import RANKS, LoraOptions, SharedLLM, VLLMOptions, import_vllm
 from mooring.models import Adapter, open_adapter
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
+
+DEFAULT_OPTIONS = VLLMOptions()
 
 
 class VLLMEngine:
@@ -46,14 +47,14 @@ class VLLMEngine:
         *,
         system: str | None = DEFAULT_SYSTEM,
         adapter: Any = None,
-        options: Mapping[str, Any] | None = None,
+        options: VLLMOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.shared = shared
         self.tokenizer = tokenizer
         self.stops = frozenset(stops)
         self.system = system
         self.adapter = adapter
-        self.options = dict(options or {})
+        self.options = options
 
     @classmethod
     def load(
@@ -61,11 +62,7 @@ class VLLMEngine:
         folder: Path,
         *,
         system: str | None = DEFAULT_SYSTEM,
-        dtype: Dtype = "auto",
-        tensor_parallel: int = 1,
-        max_model_len: int | None = None,
-        gpu_memory: float = GPU_MEMORY,
-        enforce_eager: bool = False,
+        options: VLLMOptions = DEFAULT_OPTIONS,
         log: Path | None = None,
     ) -> "VLLMEngine":
         """Open a full checkpoint, or a LoRA adapter on its base. No code of the folder is run.
@@ -73,11 +70,7 @@ class VLLMEngine:
         Args:
             folder: Where the model is.
             system: System prompt for prompts that have none.
-            dtype: Type of the weights in memory; `auto` keeps float32 too, which vLLM would convert to float16.
-            tensor_parallel: Number of GPUs that share the model.
-            max_model_len: Maximum number of tokens of prompt and response together; defaults to the model's own.
-            gpu_memory: Share of each GPU's memory that vLLM may use.
-            enforce_eager: Whether to run without compilation and CUDA graphs: a sooner start, slower generation.
+            options: How vLLM runs it.
             log: File that vLLM's logs are appended to; by default a temporary one, see `engine_logs`.
 
         Raises:
@@ -89,18 +82,8 @@ class VLLMEngine:
             opened = open_folder(Path(folder))
             lora = None if opened.adapter is None else lora_options(open_adapter(opened.path))
             tokenizer, stops = open_tokenizer(opened)
-            shared = SharedLLM.start(
-                opened.base,
-                tokenizer=opened.tokenizer,
-                dtype=dtype,
-                tensor_parallel=tensor_parallel,
-                max_model_len=max_model_len,
-                gpu_memory=gpu_memory,
-                enforce_eager=enforce_eager,
-                lora=lora,
-            )
+            shared = SharedLLM.start(opened.base, options, tokenizer=opened.tokenizer, lora=lora)
             adapter = None if lora is None else shared.adapter(opened.path)
-        options = {"tensor_parallel": tensor_parallel, "enforce_eager": enforce_eager}
         return cls(shared, tokenizer, stops, system=system, adapter=adapter, options=options)
 
     @property
@@ -113,7 +96,8 @@ class VLLMEngine:
             "engine": "vllm",
             "vllm": vllm.__version__,
             "transformers": transformers.__version__,
-            **self.options,
+            "tensor_parallel": self.options.tensor_parallel,
+            "enforce_eager": self.options.enforce_eager,
             "dtype": self.shared.dtype,
             "max_model_len": self.shared.context,
             "adapter": self.adapter is not None,

@@ -8,8 +8,7 @@ import signal
 import threading
 import time
 
-OWNER = "MOORING_OWNER"
-"""Environment variable with the id of the process that started the engine."""
+from mooring.inference.vllm_shared import OWNER
 
 
 class OwnedWorker:

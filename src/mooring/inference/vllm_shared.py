@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.config import GPU_MEMORY, Runner
 from mooring.errors import MissingExtraError
 from mooring.inference.fit import check_fits
 from mooring.inference.folder import Dtype
@@ -17,12 +18,44 @@ from mooring.models import read_config
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM supports (`MaxLoRARanks` in its configuration)."""
 
-FINISHED_WITHIN = 5.0
-"""Seconds that the engine's processes get to end by themselves."""
+SHUTDOWN_TIMEOUT = 5.0
+"""Seconds after which processes of the engine that have not exited are killed."""
 
+OWNER = "MOORING_OWNER"
+"""Environment variable with the id of the process that started the engine; see `vllm_owner`."""
 
 WATCH = "mooring.inference.vllm_owner.OwnedWorker"
 """The worker extension that ends vLLM's processes with this one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VLLMOptions:
+    """How vLLM runs a model.
+
+    Attributes:
+        dtype: Type of the weights in memory; `auto` keeps float32 too, which vLLM would convert to float16.
+        tensor_parallel: Number of GPUs that share the model.
+        max_model_len: Maximum number of tokens of prompt and response together; None is the model's own.
+        gpu_memory: Share of each GPU's memory that vLLM may use, from 0 to 1.
+        enforce_eager: Whether to run without compilation and CUDA graphs: a sooner start, slower generation.
+    """
+
+    dtype: Dtype = "auto"
+    tensor_parallel: int = 1
+    max_model_len: int | None = None
+    gpu_memory: float = GPU_MEMORY
+    enforce_eager: bool = False
+
+    @classmethod
+    def of(cls, runner: Runner) -> "VLLMOptions":
+        """The options of a recipe's section."""
+        return cls(
+            dtype=runner.dtype,
+            tensor_parallel=runner.tensor_parallel,
+            max_model_len=runner.max_model_len,
+            gpu_memory=runner.gpu_memory or GPU_MEMORY,
+            enforce_eager=runner.enforce_eager,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,13 +92,9 @@ class SharedLLM:
     def start(
         cls,
         folder: Path,
+        options: VLLMOptions,
         *,
         tokenizer: Path | None = None,
-        dtype: Dtype = "auto",
-        tensor_parallel: int = 1,
-        max_model_len: int | None = None,
-        gpu_memory: float,
-        enforce_eager: bool = False,
         lora: LoraOptions | None = None,
         worker_extension: str = WATCH,
     ) -> "SharedLLM":
@@ -73,12 +102,8 @@ class SharedLLM:
 
         Args:
             folder: The checkpoint.
+            options: How it is run.
             tokenizer: Folder of the tokenizer; defaults to the checkpoint's.
-            dtype: Type of the weights in memory; `auto` keeps float32 too, which vLLM would convert to float16.
-            tensor_parallel: Number of GPUs that share the model.
-            max_model_len: Maximum number of tokens of prompt and response together; defaults to the model's own.
-            gpu_memory: Share of each GPU's memory that vLLM may use.
-            enforce_eager: Whether to run without compilation and CUDA graphs: a sooner start, slower generation.
             lora: The adapters that will be used; None for no adapters.
             worker_extension: Qualified name of a class whose methods vLLM's workers get; it extends `OwnedWorker`.
 
@@ -86,14 +111,14 @@ class SharedLLM:
         see `vllm_errors.starting`.
         """
         vllm = import_vllm()
-        check_fits(folder, dtype, device_memory(), gpus=tensor_parallel, share=gpu_memory)
-        options: dict[str, Any] = {}
+        share, gpus, dtype = options.gpu_memory, options.tensor_parallel, options.dtype
+        check_fits(folder, dtype, device_memory(), gpus=gpus, share=share)
+        adapters: dict[str, Any] = {}
         if lora is not None:
             rank = next(known for known in RANKS if known >= lora.rank)
-            options |= {"enable_lora": True, "max_loras": lora.count, "max_lora_rank": rank}
-            options["lora_target_modules"] = list(lora.modules)
-        options["worker_extension_cls"] = worker_extension
-        os.environ["MOORING_OWNER"] = str(os.getpid())  # see `vllm_owner`
+            adapters = {"enable_lora": True, "max_loras": lora.count, "max_lora_rank": rank}
+            adapters["lora_target_modules"] = list(lora.modules)
+        os.environ[OWNER] = str(os.getpid())
         return cls(
             vllm.LLM(
                 model=str(folder),
@@ -101,11 +126,12 @@ class SharedLLM:
                 trust_remote_code=False,
                 generation_config="vllm",
                 dtype=stored_dtype(folder) if dtype == "auto" else dtype,
-                tensor_parallel_size=tensor_parallel,
-                max_model_len=max_model_len,
-                gpu_memory_utilization=gpu_memory,
-                enforce_eager=enforce_eager,
-                **options,
+                tensor_parallel_size=gpus,
+                max_model_len=options.max_model_len,
+                gpu_memory_utilization=share,
+                enforce_eager=options.enforce_eager,
+                worker_extension_cls=worker_extension,
+                **adapters,
             )
         )
 
@@ -168,10 +194,10 @@ class SharedLLM:
                     self._engine.abort_request(unfinished)
 
     def close(self) -> None:
-        """End the engine's processes, and wait until they have ended."""
+        """Shut down the engine's processes and wait for them to exit."""
         core = getattr(self._engine, "engine_core", None)
         if core is not None:
-            core.shutdown(timeout=FINISHED_WITHIN)
+            core.shutdown(timeout=SHUTDOWN_TIMEOUT)
 
     def _wait(self, inbox: "queue.SimpleQueue[tuple[int, Any]]") -> list[tuple[int, Any]]:
         """Wait for a request of this inbox. Whichever thread has the lock runs a step of the engine for all threads."""

@@ -164,7 +164,7 @@ class _Execution:
         return Outcome(self.folder.folder, self.paths.model, self._choice(), self.paths.report, self.folder.worked)
 
     def _in_groups(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
-        """Steps one by one; together those in sequence that generate, if the engine may do them at the same time."""
+        """Group consecutive steps that generate, if the engine may do them concurrently; others form groups of one."""
         for together, group in itertools.groupby(steps, self._may_be_together):
             if together:
                 yield list(group)
@@ -173,14 +173,18 @@ class _Execution:
                     yield [step]
 
     def _may_be_together(self, step: Step) -> bool:
+        """Whether a step generates with an engine that may serve several models concurrently."""
         generates = isinstance(step.work, types.Generate | types.Likelihood) and isinstance(step.work.point, MergePoint)
         return generates and self.run.engine is None and self.recipe.generate.engine != "transformers"
 
     def _together(self, steps: Sequence[Step]) -> None:
-        """Do steps that generate, at the same time if the models can be used so.
+        """Do a group of steps, concurrently if the models allow it.
 
-        If one fails, the others are still done, so that no response is lost, and then the error is raised.
+        If one fails, the others are completed, so that no response is lost, and then the error is raised.
         """
+        if len(steps) == 1:
+            self._once(steps[0])
+            return
         pending = [step for step in steps if not self.folder.is_done(step, self.keys.of(step))]
         for step in pending:
             assert isinstance(step.work, types.Generate | types.Likelihood)
@@ -222,19 +226,16 @@ class _Execution:
         return pass_on
 
     def _do(self, steps: Sequence[Step]) -> None:
-        """Do one step, or several at the same time, and replace the slots that it decides on."""
+        """Do a group of steps, and replace the slots that it decides on."""
         step = steps[0]
         self._free(step)
-        if len(steps) > 1:
-            self._together(steps)
-            return
         point = getattr(step.work, "point", None)
         if step.work is Stage.BISECT:
             self._bisect()
         elif step.work is Stage.SEARCH_MODULES or (isinstance(point, types.Slot) and point in self.plan.attempts()):
             self._search_modules()
         else:
-            self._once(step)
+            self._together(steps)
         if step.work is Stage.SELECT:
             self.run.plan = self.plan.bind({planning.SINGLE: read_record(self.paths.choice, Choice).point})
 
@@ -510,10 +511,7 @@ class _Execution:
             self.run.plan = self.plan.bind(dict(zip(slots, points, strict=True)))
             for steps in self._in_groups(self.plan.trial_steps("validation", points)):
                 self._free(steps[0])
-                if len(steps) > 1:
-                    self._together(steps)
-                else:
-                    self._once(steps[0])
+                self._together(steps)
             hits = verdicts_by_point(self.plan, [BASE, *points], "validation")
             return with_flips(self._trials("validation", points), hits)
 

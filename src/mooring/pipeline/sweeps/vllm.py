@@ -5,14 +5,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mooring.config import GPU_MEMORY
 from mooring.errors import ModelError, UserError
 from mooring.events import Event
 from mooring.inference.engine import Engine
 from mooring.inference.folder import loading, open_folder
 from mooring.inference.vllm import VLLMEngine, lora_options, open_tokenizer
 from mooring.inference.vllm_errors import starting
-from mooring.inference.vllm_shared import LoraOptions, SharedLLM
+from mooring.inference.vllm_shared import LoraOptions, SharedLLM, VLLMOptions
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.adapter import METHODS
 from mooring.merging.manifest import write_side_files
@@ -25,7 +24,7 @@ from mooring.pipeline.sweeps.vllm_worker import MergeWorker
 MAX_LORAS = 8
 """The most adapters in one batch."""
 
-NOT_THE_MODEL = (
+_IGNORED_FIELDS = (
     "_name_or_path",
     "transformers_version",
     "dtype",
@@ -34,7 +33,7 @@ NOT_THE_MODEL = (
     "eos_token_id",
     "pad_token_id",
 )
-"""Fields of a configuration that do not change what vLLM builds."""
+"""Fields of a configuration that do not affect the model that vLLM builds."""
 
 
 class VLLMSweep:
@@ -50,6 +49,7 @@ class VLLMSweep:
 
     def __init__(self, spec: SweepSpec, scratch: Path) -> None:
         self._spec, self._scratch = spec, scratch
+        self._options = VLLMOptions.of(spec.runner)
         self._folders = FolderSweep(spec, scratch / "models")
         self._adapters = spec.method in METHODS and all(isinstance(model, Adapter) for model in spec.pair.tuned)
         self.started = 0
@@ -58,7 +58,7 @@ class VLLMSweep:
         self._opened: dict[MergePoint, VLLMEngine] = {}
         self._tokenizers: dict[Path | None, tuple[Any, frozenset[int]]] = {}
         self._lora_options: LoraOptions | None = None
-        self._said: set[str] = set()
+        self._noted: set[str] = set()
         self._loaded: MergePoint | None = None
 
     @property
@@ -69,7 +69,7 @@ class VLLMSweep:
     def at(self, point: MergePoint) -> Engine:
         """See `Sweep.at`."""
         if self._needs_own_engine(point):
-            self._note(f"{point.label}: its configuration differs from the base's, so vLLM is started again for it")
+            self._note_once(f"{point.label}: its configuration is not the base's, so vLLM is restarted for it")
             self._end()
             return self._folders.at(point)
         self._folders.close()
@@ -80,7 +80,7 @@ class VLLMSweep:
                 self._end()
                 self._adapters = False
                 reason = str(error.__cause__).strip().split("\n")[0]
-                self._note(f"vLLM cannot use the merges as adapters ({reason}): its weights are replaced for each λ")
+                self._note_once(f"vLLM cannot apply the merges as adapters ({reason}): weights are replaced for each λ")
         return self._in_place(point)
 
     def close(self) -> None:
@@ -89,10 +89,10 @@ class VLLMSweep:
         self._folders.close()
         remove(self._scratch)
 
-    def _note(self, message: str) -> None:
-        """Say once what makes the sweep slower."""
-        if message not in self._said:
-            self._said.add(message)
+    def _note_once(self, message: str) -> None:
+        """Report a slower way of working, at most once per message."""
+        if message not in self._noted:
+            self._noted.add(message)
             self._spec.on_event(Event(step="vllm", kind="info", message=message))
 
     # --- merges as adapters ---------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class VLLMSweep:
         return self._opened[point]
 
     def _adapter(self, point: MergePoint) -> Path:
-        """The folder of a merge that is written as an adapter."""
+        """Write a merge as an adapter, if that has not been done, and return its folder."""
         folder = self._scratch / "adapters" / point.folder
         if not folder.exists():
             try:
@@ -149,18 +149,9 @@ class VLLMSweep:
     def _start(self, lora: LoraOptions | None) -> SharedLLM:
         """The running engine, with the base and room for adapters if `lora` is given."""
         if self._shared is None:
-            runner, base = self._spec.runner, self._spec.pair.base.folder
+            base, worker = self._spec.pair.base.folder, f"{MergeWorker.__module__}.{MergeWorker.__qualname__}"
             with starting(base, self._spec.log):
-                self._shared = SharedLLM.start(
-                    base,
-                    dtype=runner.dtype,
-                    tensor_parallel=runner.tensor_parallel,
-                    max_model_len=runner.max_model_len,
-                    gpu_memory=runner.gpu_memory or GPU_MEMORY,
-                    enforce_eager=runner.enforce_eager,
-                    lora=lora,
-                    worker_extension=f"{MergeWorker.__module__}.{MergeWorker.__qualname__}",
-                )
+                self._shared = SharedLLM.start(base, self._options, lora=lora, worker_extension=worker)
             self._loaded = BASE
             self.started += 1
         return self._shared
@@ -174,9 +165,8 @@ class VLLMSweep:
 
     def _engine(self, point: MergePoint, shared: SharedLLM, request: Any) -> VLLMEngine:
         tokenizer, stops = self._tokenizer(point)
-        runner = self._spec.runner
-        options = {"tensor_parallel": runner.tensor_parallel, "enforce_eager": runner.enforce_eager}
-        return VLLMEngine(shared, tokenizer, stops, system=self._spec.system, adapter=request, options=options)
+        system, options = self._spec.system, self._options
+        return VLLMEngine(shared, tokenizer, stops, system=system, adapter=request, options=options)
 
     def _tokenizer(self, point: MergePoint) -> tuple[Any, frozenset[int]]:
         """The tokenizer and stop tokens of a model: its own, or those that its merge would be written with."""
@@ -203,5 +193,5 @@ class _AdapterRefusedError(Exception):
 
 
 def _architecture(folder: Path) -> dict[str, Any]:
-    """A configuration without what does not change the model that vLLM builds."""
-    return {name: value for name, value in read_config(folder).items() if name not in NOT_THE_MODEL}
+    """The fields of a configuration that affect the model that vLLM builds."""
+    return {name: value for name, value in read_config(folder).items() if name not in _IGNORED_FIELDS}
