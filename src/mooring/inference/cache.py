@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from mooring.models.classes import text_config
+
 MIN_GROWTH = 64
 """Minimum number of positions that are allocated at a time."""
 COLUMN_POSITIONS = ("mpt", "gpt_neo")
@@ -57,7 +59,7 @@ def make_cache(config: Any) -> Any:
 def supports_gaps(config: Any, cache: Any) -> bool:
     """Whether columns of a cache can be masked between others or moved: all layers keep all positions."""
     full = all(type(layer) is GrowingLayer for layer in cache.layers)
-    return full and config.get_text_config().model_type not in COLUMN_POSITIONS
+    return full and text_config(config).model_type not in COLUMN_POSITIONS
 
 
 def can_drop_rows(cache: Any) -> bool:

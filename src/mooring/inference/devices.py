@@ -8,6 +8,7 @@ import torch
 
 from mooring.errors import ModelError
 from mooring.files import gibibytes
+from mooring.models.device import AUTO, check_device
 
 SHARE = 0.8
 """Share of a GPU's free memory up to which weights stay on it alone; the cache and logits need the rest."""
@@ -29,8 +30,11 @@ def choose_device(device: str, size: int, free: Sequence[int] | None = None) -> 
 
     Raises:
         ModelError: There are GPUs, but together they are too small (`model.too_large`).
+        RecipeError: There is no such device on this machine (`recipe.no_device`).
     """
-    if device != "auto":
+    if free is None:
+        check_device(device)
+    if device != AUTO:
         return device
     free = _free() if free is None else free
     if not free:

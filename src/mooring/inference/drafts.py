@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mooring.inference.cache import join_caches, make_cache, supports_gaps
 from mooring.inference.decode import MAX_LOGITS, Batch, apply_penalty, continue_batch, pad_left, prepare, seen_tokens
+from mooring.models.classes import vocab_size
 from mooring.sampling import SamplingParams
 
 CHUNK = 16
@@ -95,7 +96,7 @@ def _check(
     pad: int,
 ) -> Iterator[Batch]:
     """Check the drafts of a batch, extending `made`; yield the rows that continue without their drafts, as batches."""
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = vocab_size(model.config)
     size = _chunk(len(indices), vocabulary)
     chunks = [list(drafts[i][:size]) for i in indices]
     batch = prepare(model, [rows[i] for i in indices], pad, chunks)

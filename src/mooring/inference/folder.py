@@ -1,13 +1,13 @@
 """A model's folder as engines open it: a full checkpoint, or a LoRA adapter on a base that is on this machine."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from mooring.errors import ModelError
 from mooring.models import ADAPTER_CONFIG, is_adapter, read_config, read_json
+from mooring.models.classes import load_tokenizer
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 """Type of the weights in memory; `auto` is the checkpoint's own."""
@@ -34,11 +34,7 @@ class ModelFolder:
 
     def load_tokenizer(self) -> Any:
         """The tokenizer, by transformers. No code of the folder is run."""
-        import transformers
-
-        return transformers.AutoTokenizer.from_pretrained(
-            self.tokenizer, local_files_only=True, trust_remote_code=False
-        )
+        return load_tokenizer(self.tokenizer)
 
 
 def open_folder(path: Path) -> ModelFolder:
@@ -56,16 +52,3 @@ def open_folder(path: Path) -> ModelFolder:
         hint = "copy the base model there"
         raise ModelError(f"{path}: its base model {base} is not a folder here", hint, code="model.base_not_found")
     return ModelFolder(path, base, config)
-
-
-@contextlib.contextmanager
-def loading(path: Path, library: str) -> Iterator[None]:
-    """Turn any exception of a library that loads a model into a ModelError of one line."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:  # broken folders cause exceptions of all kinds
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        message = f"{path}: {library} cannot load it ({reason})"
-        raise ModelError(message, "is the folder complete?", code="model.unloadable") from error

@@ -17,10 +17,11 @@ from mooring.inference.devices import choose_device, load_options, put, weights_
 from mooring.inference.drafts import decode_drafted, supported
 from mooring.inference.encode import decode_completion, stop_tokens
 from mooring.inference.engine import SmallerBatchesError, plan_batches, unfinished
-from mooring.inference.folder import Dtype, loading, open_folder
+from mooring.inference.folder import Dtype, open_folder
 from mooring.inference.token_engine import Encoded, TokenEngine
 from mooring.jsonio import read_as
 from mooring.models import read_config
+from mooring.models.classes import attach_adapter, context_length, load_model, text_fields, vocab_size
 from mooring.quiet import quiet
 from mooring.records import Completion, Likelihood, Prompt
 from mooring.sampling import SamplingParams
@@ -85,15 +86,13 @@ class TransformersEngine(TokenEngine):
                 large for the GPUs.
         """
         opened = open_folder(Path(folder))
-        config = read_config(opened.base)
+        config = text_fields(read_config(opened.base))
         stored = config.get("dtype") or config.get("torch_dtype")
         device = choose_device(device, weights_size(opened.base, stored, dtype))
-        with quiet("transformers"), loading(folder, "transformers"):
-            model = _load_checkpoint(opened.base, dtype, load_options(device))
+        with quiet("transformers"):
+            model = load_model(opened.base, dtype=dtype, **load_options(device))
             if opened.adapter is not None:
-                from peft import PeftModel
-
-                model = PeftModel.from_pretrained(model, opened.path, is_trainable=False)
+                model = attach_adapter(model, opened.path)
             tokenizer = opened.load_tokenizer()
         return cls(put(model, device), tokenizer, system=system, batch_size=batch_size)
 
@@ -126,7 +125,7 @@ class TransformersEngine(TokenEngine):
     @property
     def context(self) -> int | None:
         """See `TokenEngine.context`."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return context_length(self.model.config)
 
     def complete(
         self,
@@ -204,7 +203,7 @@ class TransformersEngine(TokenEngine):
     def _score_batch_size(self, encoded: Sequence[Encoded]) -> int:
         # Logits take the most memory; they are computed for the longest response of a batch, in each row.
         longest = max(len(row) - start for row, start in encoded)
-        fit: int = MAX_LOGITS // (self.model.config.get_text_config().vocab_size * (longest + 1))
+        fit: int = MAX_LOGITS // (vocab_size(self.model.config) * (longest + 1))
         return min(self.batch_size, max(1, fit))
 
 
@@ -241,13 +240,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _load_checkpoint(folder: Path, dtype: Dtype, options: Mapping[str, Any]) -> Any:
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
-    )
-    if missing := sorted(info["missing_keys"]):
-        message = f"{folder}: {len(missing)} tensors are missing, such as {missing[0]}"
-        raise ModelError(message, "is the folder complete?", code="model.missing_tensor")
-    return model

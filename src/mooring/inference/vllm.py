@@ -18,6 +18,7 @@ from mooring.inference.folder import ModelFolder, open_folder
 from mooring.inference.vllm_errors import starting
 from mooring.inference.vllm_shared import RANKS, LoraOptions, SharedLLM, VLLMOptions, import_vllm
 from mooring.models import Adapter, open_adapter
+from mooring.models.classes import load_config
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
 
@@ -218,5 +219,4 @@ def _generation_config(folder: Path) -> Any:
 
     if (folder / "generation_config.json").is_file():
         return transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return transformers.GenerationConfig.from_model_config(config)
+    return transformers.GenerationConfig.from_model_config(load_config(folder))

@@ -14,6 +14,7 @@ from mooring.errors import MissingExtraError
 from mooring.inference.fit import check_fits
 from mooring.inference.folder import Dtype
 from mooring.models import read_config
+from mooring.models.classes import text_fields
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM supports (`MaxLoRARanks` in its configuration)."""
@@ -235,7 +236,6 @@ def device_memory() -> int:
 
 def stored_dtype(folder: Path) -> Dtype:
     """The type of a checkpoint's weights according to its configuration; `auto` if it names none."""
-    config = read_config(folder)
-    config = config.get("text_config") or config
+    config = text_fields(read_config(folder))
     dtype: Any = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     return dtype if dtype in ("bfloat16", "float16", "float32") else "auto"

@@ -28,6 +28,7 @@ from mooring.models import (
     read_json,
     side_files,
 )
+from mooring.models.classes import places_of, text_fields
 
 _VOCABULARY = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken")
 _TOKENIZER = (*_VOCABULARY, "special_tokens_map", "added_tokens", "chat_template", "additional_chat_templates")
@@ -98,7 +99,12 @@ def write_side_files(folder: Path, pair: ModelPair, tokenizer: int, dtype: torch
     source = pair.models[tokenizer]
     taken = bool(tokenizer) and _has_tokenizer(source.folder)
     if taken and isinstance(source, Checkpoint):  # the end token may be one that was added
-        changes |= {key: source.config[key] for key in _TOKEN_IDS if key in source.config}
+        changes |= {
+            key: place[key]
+            for key in _TOKEN_IDS
+            for place in (text_fields(source.config), source.config)
+            if key in place
+        }
         _copy_token_ids(source.folder, folder)
     if dtype is not None:
         key = "dtype" if "dtype" in pair.base.config else "torch_dtype"
@@ -106,9 +112,8 @@ def write_side_files(folder: Path, pair: ModelPair, tokenizer: int, dtype: torch
     if changes:
         config = json.loads(json.dumps(pair.base.config))
         for key, value in changes.items():
-            nested = config.get("text_config")
-            within = isinstance(nested, dict) and key in nested and key not in config
-            (nested if within else config)[key] = value
+            for place in places_of(config, key):
+                place[key] = value
         with explained(folder):
             (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if taken:

@@ -20,6 +20,7 @@ from mooring.merge_methods import METHODS
 from mooring.merging.job import Job, Options
 from mooring.merging.tensor_value import TensorValue, Value
 from mooring.models import read_config
+from mooring.models.classes import text_fields
 
 _SPARSE = tuple(name for name, method in METHODS.items() if method.kind)
 _MERGE_BASE_IF_LISTED = ("linear", "karcher")
@@ -247,8 +248,7 @@ def _count_layers(model: str) -> int | None:
     if not (Path(model) / "config.json").is_file():
         return None
     config = read_config(Path(model))
-    text = config.get("text_config")
-    counts = [place.get(key) for place in (config, text if isinstance(text, dict) else {}) for key in _LAYER_KEYS]
+    counts = [place.get(key) for place in (config, text_fields(config)) for key in _LAYER_KEYS]
     return next((count for count in counts if type(count) is int), None)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mooring.errors import MismatchError, ModelError, UserError
 from mooring.merging.slices import same
 from mooring.models import Adapter, Checkpoint, TensorInfo, is_adapter, open_adapter, open_checkpoint, read_config, tied
+from mooring.models.classes import text_fields
 
 Tokenizer = Literal["larger", "base"]
 """Whose tokenizer the merged model gets: that of the model with most vocabulary rows, or the base's."""
@@ -332,6 +333,5 @@ def _vocabulary_rows(
 
 def _vocabulary_size(model: Checkpoint) -> int | None:
     """The vocabulary size in a configuration."""
-    nested = model.config.get("text_config")
-    size = model.config.get("vocab_size") or (nested.get("vocab_size") if isinstance(nested, dict) else None)
+    size = text_fields(model.config).get("vocab_size") or model.config.get("vocab_size")
     return size if isinstance(size, int) else None

@@ -7,6 +7,7 @@ from typing import Any
 from mooring.errors import ModelError
 from mooring.files import atomic_folder, free_for_output, need_room
 from mooring.models.checkpoint import Writer
+from mooring.models.classes import context_length
 from mooring.quiet import quiet
 
 _PARAMETERS_PER_BYTE = 4
@@ -53,7 +54,9 @@ def convert(file: str | Path, out: str | Path, dtype: str = "bfloat16") -> Path:
         with atomic_folder(out) as scratch:
             _write_weights(model, scratch, kind)
             _write_config(model, tokenizer, scratch, dtype)
-            tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+            tokenizer.model_max_length = min(
+                tokenizer.model_max_length, context_length(model.config) or tokenizer.model_max_length
+            )
             tokenizer.save_pretrained(scratch)
             _clean_tokenizer_config(scratch)
     return out

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mooring.models.classes import text_fields
 from mooring.models.safetensors_file import TensorInfo
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
@@ -73,9 +74,7 @@ def ties(model: Model) -> bool:
     Not every configuration writes the default down: without a value, a model that has a head but does not store one
     ties it.
     """
-    text = model.config.get("text_config")
-    nested = text.get("tie_word_embeddings") if isinstance(text, dict) else None
-    tied = model.config.get("tie_word_embeddings", nested)
+    tied = model.config.get("tie_word_embeddings", text_fields(model.config).get("tie_word_embeddings"))
     if tied is None:
         architectures = model.config.get("architectures") or []
         stored = any(is_head(name) for name in model.tensors)

@@ -4,12 +4,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mooring.config import Recipe, Select
 from mooring.config import Tune as TuneConfig
 from mooring.export import Record
 from mooring.ledger import LEDGER, read_ledger
 from mooring.models import open_checkpoint
+from mooring.models.classes import text_fields
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.plan import HALVES, Plan, build
 from mooring.pipeline.preflight import check_selection, downloads, unavailable
@@ -129,7 +131,7 @@ def _tuning(plan: Plan, stage: str, section: TuneConfig) -> str:
     return f"LoRA r={section.r}, {steps} steps of {batch}{taken} on {', '.join(section.data)} ({count} rows)"
 
 
-def _base(ref: str) -> tuple[int | None, Mapping[str, object]]:
+def _base(ref: str) -> tuple[int | None, dict[str, Any]]:
     """Bytes of a model's weights and its configuration, if they are on this machine."""
     folder = Path(ref).expanduser()
     if not folder.is_dir() and not ref.startswith("bundled:") and folder.suffix != ".gguf":
@@ -140,11 +142,13 @@ def _base(ref: str) -> tuple[int | None, Mapping[str, object]]:
         return checkpoint.nbytes, checkpoint.config
 
 
-def _memory_bytes(recipe: Recipe, size: int, config: Mapping[str, object]) -> int:
+def _memory_bytes(recipe: Recipe, size: int, config: dict[str, Any]) -> int:
     """Weights, the cache and logits of a batch at its longest, and Python itself."""
 
+    fields = text_fields(config)
+
     def number(name: str, default: int) -> int:
-        value = config.get(name, default)
+        value = fields.get(name, default)
         return value if isinstance(value, int) else default
 
     hidden, heads = number("hidden_size", 4096), number("num_attention_heads", 32)

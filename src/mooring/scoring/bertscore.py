@@ -26,6 +26,7 @@ from statistics import fmean
 from typing import Any
 
 from mooring.errors import MissingExtraError, ModelError
+from mooring.models.device import check_device
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.quiet import quiet
 from mooring.records import Completion, Prompt, Score
@@ -183,6 +184,7 @@ def load_encoder(model: str, layer: int | None, device: str = "auto") -> Encoder
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    check_device(device)
     hub = hub_name(model)
     if layer is None:
         layer = LAYERS.get(model) or model2layers.get(hub or model)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from mooring.chat import encode_example
@@ -22,6 +22,7 @@ from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
 from mooring.files import atomic_folder, atomic_text, free_for_output
 from mooring.models import model_digest, open_checkpoint
+from mooring.models.classes import load_model, load_tokenizer
 from mooring.quiet import quiet
 from mooring.records import Prompt
 from mooring.training.precision import compute_dtype
@@ -142,17 +143,14 @@ def _trainer(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     set_seed(seed)
     on_cpu = not torch.cuda.is_available()
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     rows = encode(tokenizer, examples, config, system)
     train, validation = split_examples(len(rows), config.val_set_size, seed)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        dtype=compute_dtype(),
-        # On a CPU and short rows, the fused kernel's backward pass takes twice as long as plain attention's.
-        attn_implementation="eager" if on_cpu else None,
-    )
+    # On a CPU and short rows, the fused kernel's backward pass takes twice as long as plain attention's.
+    attention = {"attn_implementation": "eager"} if on_cpu else {}
+    model = load_model(base, dtype=compute_dtype(), **attention)
     epoch = math.ceil(len(train) / config.per_device_train_batch_size)
     steps = config.max_steps or math.ceil(epoch * config.num_train_epochs)
     targets = config.target_modules
@@ -227,7 +225,7 @@ class ResponseTrainer(SFTTrainer):
         others = {k: v for k, v in inputs.items() if k != "labels"}
         outputs = model(**others, use_cache=False, logits_to_keep=keep)
         loss = torch.nn.functional.cross_entropy(
-            outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, first:].flatten(), reduction="sum"
+            outputs.logits[:, -keep:-1].flatten(0, 1).float(), labels[:, first:].flatten(), reduction="sum"
         )
         loss = loss / (num_items_in_batch if num_items_in_batch is not None else (labels != _IGNORED).sum())
         return (loss, outputs) if return_outputs else loss

@@ -28,6 +28,7 @@ from mooring.events import Event, OnEvent, ignore
 from mooring.inference.decode import MAX_LOGITS, decode, pad_left
 from mooring.inference.engine import plan_batches, unfinished
 from mooring.inference.transformers import TransformersEngine
+from mooring.models.classes import vocab_size
 from mooring.pipeline.lm_eval.cache import AnswerCache
 from mooring.pipeline.lm_eval.evaluate import open_engine
 from mooring.records import Message, sample_key
@@ -216,7 +217,7 @@ class MooringLM(TemplateLM):
         inputs = list(numbers_of)
         # Logits take the memory: they are computed for the longest continuation of a batch, in each row.
         longest = max((len(end) for _, end in pairs), default=1)
-        most = MAX_LOGITS // (self.engine.model.config.get_text_config().vocab_size * max(1, longest))
+        most = MAX_LOGITS // (vocab_size(self.engine.model.config) * max(1, longest))
         done = 0
         for batch in plan_batches([len(row) for row in inputs], max(1, min(self.batch_size, most))):
             rows = [inputs[i] for i in batch]

@@ -20,6 +20,7 @@ from mooring.merge_point import MergePoint
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.job import options_of
 from mooring.merging.tensor_value import Given as Lam
+from mooring.models.classes import load_config, load_tokenizer, missing_tensors, model_class
 from mooring.pipeline.sweeps.folders import FolderSweep
 from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.quiet import quiet
@@ -159,19 +160,17 @@ def load_tensors(
     `options` are further ones of `from_pretrained`.
     On the CPU the model's parameters share memory with the tensors if their type is `dtype`.
     """
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(folder, **local)
-    with torch.device("meta"):
-        model_class = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    config = load_config(folder)
+    kind, part = model_class(config)
     try:
         generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     except OSError:  # no file of its own: it is part of the model's configuration
         generation_config = transformers.GenerationConfig.from_pretrained(
             folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
         )
-    model, info = model_class.from_pretrained(
+    model, info = kind.from_pretrained(  # type: ignore[attr-defined]
         None,
-        config=config,
+        config=part,
         generation_config=generation_config,
         state_dict=dict(tensors),
         dtype=dtype,
@@ -179,6 +178,5 @@ def load_tensors(
         **options,
     )
     if missing := sorted(info["missing_keys"]):
-        what = f"the merge: {len(missing)} tensors are missing, such as {missing[0]}"
-        raise ModelError(what, "is the base complete?", code="model.missing_tensor")
-    return model, transformers.AutoTokenizer.from_pretrained(folder, **local)
+        raise missing_tensors("the merge", config, kind, missing)
+    return model, load_tokenizer(folder)

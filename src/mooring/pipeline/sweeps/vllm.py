@@ -8,7 +8,7 @@ from typing import Any
 from mooring.errors import ModelError, UserError
 from mooring.events import Event
 from mooring.inference.engine import Engine
-from mooring.inference.folder import loading, open_folder
+from mooring.inference.folder import open_folder
 from mooring.inference.vllm import VLLMEngine, lora_options, open_tokenizer
 from mooring.inference.vllm_errors import starting
 from mooring.inference.vllm_shared import LoraOptions, SharedLLM, VLLMOptions
@@ -16,6 +16,7 @@ from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.adapter import METHODS
 from mooring.merging.manifest import write_side_files
 from mooring.models import Adapter, open_adapter, read_config
+from mooring.models.classes import loading
 from mooring.pipeline.run_folder import remove
 from mooring.pipeline.sweeps.folders import FolderSweep
 from mooring.pipeline.sweeps.sweep import SweepSpec
@@ -194,4 +195,13 @@ class _AdapterRefusedError(Exception):
 
 def _architecture(folder: Path) -> dict[str, Any]:
     """The fields of a configuration that affect the model that vLLM builds."""
-    return {name: value for name, value in read_config(folder).items() if name not in _IGNORED_FIELDS}
+    return _without_ignored(read_config(folder))
+
+
+def _without_ignored(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields, and those nested in them, without those that do not affect the model."""
+    return {
+        name: _without_ignored(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in _IGNORED_FIELDS
+    }
