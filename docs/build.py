@@ -212,6 +212,7 @@ class OutputOptions(TypedDict, total=False):
     as_adapter: bool
     allow_nonfinite: bool
     threads: int | None
+    gguf: Literal["q8_0", "f16", "bf16"] | None
 
 
 class MergeOptions(JobOptions, OutputOptions, total=False):

@@ -29,6 +29,7 @@ RECORDS: dict[str, Any] = {
     "Choice": CHOICE,
     "Completion": mooring.Completion(prompt_id="a", text="Hi", tokens=2, finish="stop"),
     "Event": mooring.Event(step="merge", kind="progress", done=1, total=2),
+    "Exported": mooring.Exported(Path("m-F16.gguf"), Path("Modelfile"), "f16", "llama", 20),
     "Forecast": mooring.Forecast(stages=(("merge", "5 λ"),), facts={"run folder": "new"}, disk=1, memory=None),
     "Inspection": mooring.Inspection(base="b", tuned="t", kind="lora"),
     "MergePoint": POINT,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mooring.config import Judge, Recipe
     from mooring.data import load_examples, load_prompts
     from mooring.merging.inspect import Inspection
+    from mooring.models.to_gguf import Exported
     from mooring.pipeline.compare import Comparison, Reply
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
@@ -46,6 +47,7 @@ _LAZY = {
     "mooring.config": ("Judge", "Recipe"),
     "mooring.data": ("load_examples", "load_prompts"),
     "mooring.merging.inspect": ("Inspection",),
+    "mooring.models.to_gguf": ("Exported",),
     "mooring.pipeline.compare": ("Comparison", "Reply"),
     "mooring.pipeline.forecast": ("Forecast",),
     "mooring.pipeline.rejudge": ("Rejudged",),
@@ -58,9 +60,9 @@ _LAZY = {
 """Modules that load torch or pydantic, which takes longer than `import mooring` may take (PEP 562), and their names."""
 
 __all__ = [
-    "Agreement", "Choice", "Comparison", "Completion", "DataError", "Event", "FetchError", "Forecast", "Inspection",
-    "Judge", "MergePoint", "Message", "MismatchError", "MissingExtraError", "ModelError", "MooringError", "OnEvent",
-    "Outcome", "OutputError", "Paper", "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results",
+    "Agreement", "Choice", "Comparison", "Completion", "DataError", "Event", "Exported", "FetchError", "Forecast",
+    "Inspection", "Judge", "MergePoint", "Message", "MismatchError", "MissingExtraError", "ModelError", "MooringError",
+    "OnEvent", "Outcome", "OutputError", "Paper", "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results",
     "SamplingParams", "Score", "ServedMeasure", "ServedVerdict", "Trial", "UserError", "Verdict", "__version__", "api",
     "load_examples", "load_prompts", "to_pandas",
 ]  # fmt: skip

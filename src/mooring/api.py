@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mooring import options as opt
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mooring.config import Recipe
     from mooring.events import OnEvent
     from mooring.merging.inspect import Inspection
+    from mooring.models.to_gguf import Exported
     from mooring.pipeline.compare import Comparison, Reply
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.rejudge import Rejudged
@@ -37,7 +38,7 @@ Ref = str | Path
 __all__ = [
     "compare", "generate", "inspect", "lm_eval", "load_results", "merge", "mergekit_export", "mergekit_run",
     "open_comparison", "paper", "plan", "prefer", "push", "quickstart", "rejudge", "report", "run", "safeguard",
-    "safeguard_recipe", "score", "select", "tune", "verify", "verify_served",
+    "safeguard_recipe", "score", "select", "to_gguf", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -205,7 +206,8 @@ def merge(
             the merged weights (the base's by default); `tokenizer`, which one to copy if vocabularies differ in size:
             the `larger` (default) or the `base`'s; `max_shard_size`, such as `"5GB"` (by default as the base's files);
             `as_adapter`, write a LoRA adapter, not a whole model, from inputs that are adapters; `allow_nonfinite`,
-            allow NaN and Inf; `threads` (by default one per core).
+            allow NaN and Inf; `threads` (by default one per core); `gguf`, write the merged model as GGUF too, beside
+            its other files, as in `to_gguf`.
 
     Returns:
         The folder of the merged model, or of the merged models.
@@ -213,12 +215,13 @@ def merge(
     Raises:
         UserError: The models cannot be merged, an option is bad, or the output cannot be written.
     """
-    from mooring.merging.run_job import make_job, run_job
+    from mooring.merging.run_job import make_job
+    from mooring.pipeline.merged import make
 
     given: dict[str, Any] = dict(options)
     output = {name: given.pop(name) for name in opt.OutputOptions.__annotations__ if name in given}
     job = make_job(base, tuned, lambdas[0] if lambdas else lam, **given)
-    return run_job(job, Path(out), lambdas=lambdas, on_event=on_event, **output)
+    return make(job, Path(out), lambdas=lambdas, on_event=on_event, **output)
 
 
 def mergekit_run(
@@ -230,9 +233,9 @@ def mergekit_run(
         UserError: As `merge`; or the configuration asks for what Mooring does not do.
     """
     from mooring.merging.mergekit_read import read
-    from mooring.merging.run_job import run_job
+    from mooring.pipeline.merged import make
 
-    return run_job(read(Path(config)), Path(out), on_event=on_event, **options)
+    return make(read(Path(config)), Path(out), on_event=on_event, **options)
 
 
 def mergekit_export(
@@ -251,6 +254,32 @@ def mergekit_export(
     job = make_job(base, tuned, lam, **options)
     with open_checkpoint(resolve_model(job.base)) as checkpoint:
         return write(job, list(checkpoint.tensors))
+
+
+def to_gguf(
+    model: Ref,
+    *,
+    out: Ref,
+    type: Literal["q8_0", "f16", "bf16"] = "q8_0",
+    base: Ref | None = None,
+    on_event: OnEvent | None = None,
+) -> Exported:
+    """Write a model as GGUF for llama.cpp, Ollama and LM Studio, with its tokenizer and chat template, and a Modelfile.
+
+    Args:
+        model: A model; or a LoRA adapter, which is written as a GGUF adapter.
+        out: Folder for the file, which has the model's name and the type; it must be empty or absent.
+        type: How matrices are stored: 8 bits in blocks of 32 with a scale each, or 16 bits. Vectors stay in float32.
+        base: The adapter's base; defaults to the one that it names.
+        on_event: Receives the progress, in bytes.
+
+    Raises:
+        ModelError: llama.cpp does not have its architecture or tokenizer, or cannot apply all of the adapter.
+        OutputError: `out` is not empty, or does not fit on the disk.
+    """
+    from mooring.pipeline.merged import to_gguf
+
+    return to_gguf(str(model), Path(out), type, base=None if base is None else str(base), on_event=on_event)
 
 
 def inspect(

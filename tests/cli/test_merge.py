@@ -512,3 +512,22 @@ def test_an_invalid_value_of_an_option(run: Run, option: str, value: str) -> Non
     assert code == 2
     assert re.search(rf"Invalid value for '{option}'", err)
     assert not Path("out").exists()
+
+
+def test_gguf_is_written_beside_the_merged_model(run: Run, tiny_model_folder: Path, tuned: Path) -> None:
+    status, out, err = run("merge", tiny_model_folder, tuned, "--lam", 0.5, "--gguf", "q8_0", "--out", "merged")
+    assert status == 0, err
+    assert "ollama create NAME -f merged/Modelfile" in " ".join(out.split())
+    assert Path("merged/Modelfile").read_text().startswith("FROM ./merged-Q8_0.gguf\n")
+    assert run("verify", "merged")[0] == 0
+    status, out, err = run("to-gguf", "merged", "--type", "bf16", "--out", "other", "--json")
+    assert status == 0, err
+    assert json.loads(out)["file"] == "other/merged-BF16.gguf"
+    assert Path("other/merged-BF16.gguf").stat().st_size > Path("merged/merged-Q8_0.gguf").stat().st_size
+    check_refused(run, "output.not_empty", "to-gguf", "merged", "--out", "other")
+
+
+def test_a_model_that_gguf_cannot_hold_is_refused_before_the_merge(run: Run, bases: dict[str, Path]) -> None:
+    gpt2 = bases["gpt2"]
+    check_refused(run, "model.gguf_architecture", "merge", gpt2, gpt2, "--lam", 0.5, "--gguf", "f16", "--out", "merged")
+    assert not Path("merged").exists()

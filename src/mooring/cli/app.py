@@ -9,7 +9,7 @@ import click
 import mooring
 from mooring.cli import BAD_INPUT, OVER_BOUND, render
 from mooring.cli.compare import compare
-from mooring.cli.merge import merge, mergekit, push, verify
+from mooring.cli.merge import merge, mergekit, push, to_gguf, verify
 from mooring.cli.options import (
     HELP,
     Verbs,
@@ -125,7 +125,20 @@ def tune(base: str, data: tuple[str, ...], out: str, as_json: bool, **options: A
     render.result({"adapter": str(adapter)}, f"The adapter is in {adapter}.", as_json=as_json)
 
 
-for command in (merge, mergekit, verify, push, generate, score, rejudge, verify_served, prefer, lm_eval, compare):
+for command in (
+    merge,
+    mergekit,
+    verify,
+    to_gguf,
+    push,
+    generate,
+    score,
+    rejudge,
+    verify_served,
+    prefer,
+    lm_eval,
+    compare,
+):
     top.add_command(command)
 
 

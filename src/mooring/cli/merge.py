@@ -1,4 +1,4 @@
-"""Commands about merged models: `merge`, `mergekit`, `verify` and `push`."""
+"""Commands about merged models: `merge`, `mergekit`, `verify`, `to-gguf` and `push`."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -23,6 +23,8 @@ _TYPES: dict[str, click.ParamType[Any]] = {
 }
 """A merge takes a number, a ramp or one per model where a recipe takes a number, and has one method more."""
 
+_GGUF = ["q8_0", "f16", "bf16"]
+
 _JOB = (
     click.argument("base", help="The aligned model: folder, .gguf file or hub id."),
     click.argument("tuned", nargs=-1, required=True, help="One or more models tuned from it: checkpoints or adapters."),
@@ -45,6 +47,7 @@ _OUTPUT = (
     click.option("--as-adapter", is_flag=True, help="Write a LoRA adapter; all TUNED must be adapters."),
     click.option("--allow-nonfinite", is_flag=True, help="Allow NaN and Inf among the weights."),
     click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default one per core."),
+    click.option("--gguf", type=click.Choice(_GGUF), help="Write it as GGUF too, with a Modelfile for Ollama."),
     json_option,
 )
 
@@ -68,6 +71,7 @@ def merge(lambdas: str | None, out: str, as_json: bool, **options: Any) -> None:
       mooring merge base/ tuned/ --lambdas 0.2,0.4,0.6,0.8 --out sweep
       mooring merge base/ seed1/ seed2/ seed3/ --method model_stock --out merged
       mooring merge meta-llama/Llama-3.1-8B-Instruct adapter/ --lam 0.5 --as-adapter --out adapter-0.5
+      mooring merge base/ tuned/ --lam 0.6 --gguf q8_0 --out merged && ollama create mine -f merged/Modelfile
     """
     several = floats(lambdas, "--lambdas") if lambdas is not None else []
     if several and (options["lam"] is not None or options["lam_for"]):
@@ -126,6 +130,33 @@ def verify(folder: str, as_json: bool) -> None:
     manifest = mooring.verify(folder)
     text = f"{folder} is what was written: {manifest['tensors']['all']} tensors, digest {manifest['digest']}."
     render.result(manifest, text, as_json=as_json)
+
+
+@click.command("to-gguf", context_settings=HELP)
+@click.argument("model", help="A model, or a LoRA adapter.")
+@click.option("--out", required=True, help="Folder for the file and a Modelfile.")
+@click.option(
+    "--type", "kind", type=click.Choice(_GGUF), default="q8_0", show_default=True, help="How matrices are stored."
+)
+@click.option("--base", help="The adapter's base; defaults to the one that it names.")
+@json_option
+def to_gguf(model: str, out: str, kind: Any, base: str | None, as_json: bool) -> None:
+    """Write a model as GGUF, for llama.cpp and Ollama.
+
+    The file has the tokenizer, the chat template and all metadata; a LoRA adapter becomes a GGUF adapter.
+
+    \b
+    Examples:
+      mooring to-gguf merged --out gguf && ollama create mine -f gguf/Modelfile
+      mooring to-gguf runs/mine/model --type f16 --out gguf && llama-server -m gguf/model-F16.gguf
+      mooring to-gguf adapter/ --base base/ --out gguf
+    """
+    with render.bar("to-gguf", resumes=False) as on_event:
+        made = mooring.to_gguf(model, out=out, type=kind, base=base, on_event=on_event)
+    text = f"The GGUF file is {made.file}; Ollama takes it by: ollama create NAME -f {made.modelfile}"
+    if made.left_out:
+        text += f"\n{len(made.left_out)} tensors are not part of the language model and were left out."
+    render.result(made, text, as_json=as_json)
 
 
 @click.command("push", context_settings=HELP)

@@ -330,3 +330,6 @@ def merged(folder: Path, names: Sequence[str], *, as_json: bool) -> None:
         out.print(f"The merged models are in {escape(str(folder))}: {', '.join(names)}.")
     else:
         out.print(f"The merged model is in {escape(str(folder))}.")
+    for each in folders:
+        if (modelfile := each / "Modelfile").is_file():
+            out.print(f"Beside it as GGUF; Ollama takes it by: ollama create NAME -f {escape(str(modelfile))}")

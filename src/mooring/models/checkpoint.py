@@ -29,7 +29,17 @@ _LARGEST_JSON = 2**28
 _LARGEST_SIDE_FILE = 256 * 2**20
 """Bytes (Gemma's tokenizer.json takes 33 MiB)."""
 _NO_SIDE_FILE = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz"}
-_LEFT_OUT = ("readme", "adapter_", "training_args", "trainer_state", "optimizer", "scheduler", "rng_state", "eval_")
+_LEFT_OUT = (
+    "readme",
+    "adapter_",
+    "training_args",
+    "trainer_state",
+    "optimizer",
+    "scheduler",
+    "rng_state",
+    "eval_",
+    "modelfile",
+)
 
 _FOLDER_HINT = "name a folder with config.json and model.safetensors"
 _FILE_HINT = "fetch the file again"

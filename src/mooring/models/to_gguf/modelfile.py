@@ -1,0 +1,108 @@
+"""A Modelfile, from which `ollama create` makes a model: the GGUF file, its chat template, and where answers stop.
+
+Format: https://github.com/ollama/ollama/blob/main/docs/modelfile.md. Ollama's templates are Go's, and the model's own
+is Jinja; the template is written only if it renders conversations as the model's own does.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mooring.chat import end_of_turn, has_system_role, render, turn_tail
+from mooring.errors import ModelError
+from mooring.records import Message
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Turns:
+    """The text around the messages of a conversation, without a BOS that the tokenizer adds.
+
+    Attributes:
+        opening: What comes before the first turn if there is no system message, such as a default one.
+        before: What comes before a message, by role.
+        after: What comes after it, by role.
+        answer: What begins the answer.
+    """
+
+    opening: str
+    before: dict[str, str]
+    after: dict[str, str]
+    answer: str
+
+    def render(self, messages: list[Message]) -> str:
+        """A conversation up to the beginning of the answer."""
+        opening = "" if messages[0].role == "system" else self.opening
+        turns = (f"{self.before[m.role]}{m.content}{self.after[m.role]}" for m in messages)
+        return f"{opening}{''.join(turns)}{self.answer}"
+
+    def template(self) -> str:
+        """The same as a template of Ollama."""
+        opening = f"{{{{ if not .System }}}}{self.opening}{{{{ end }}}}" if self.opening else ""
+        roles = []
+        for number, role in enumerate(self.before):
+            test = "if" if number == 0 else "else if"
+            roles.append(f'{{{{ {test} eq .Role "{role}" }}}}{self.before[role]}{{{{ .Content }}}}{self.after[role]}')
+        return f"{opening}{{{{ range .Messages }}}}{''.join(roles)}{{{{ end }}}}{{{{ end }}}}{self.answer}"
+
+
+def find_turns(tokenizer: Any) -> Turns | None:
+    """How a chat template frames messages, found by trial; None if conversations are not rendered turn by turn.
+
+    A BOS that the tokenizer adds to every text is left out, since llama.cpp adds it too.
+    """
+    adds = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    bos = tokenizer.bos_token if adds else ""
+
+    def rendered(*messages: Message, answer: bool) -> str:
+        return render(tokenizer, list(messages), answer=answer).removeprefix(bos)
+
+    system, user = Message("system", "\u2042system\u2042"), Message("user", "\u2042user\u2042")
+    assistant, again = Message("assistant", "\u2042assistant\u2042"), Message("user", "\u2042again\u2042")
+    try:
+        first = rendered(user, answer=False)
+        pair = rendered(user, assistant, answer=False)
+        three = rendered(user, assistant, again, answer=False)
+        whole = rendered(user, assistant, again, answer=True)
+    except ModelError:
+        return None
+    if not (whole.startswith(three) and three.startswith(pair) and pair.startswith(first)):
+        return None
+    front, _, after_user = first.partition(user.content)
+    before_assistant, _, after_assistant = pair.removeprefix(first).partition(assistant.content)
+    before_user, _, end = three.removeprefix(pair).partition(again.content)
+    if end != after_user or not front.endswith(before_user):
+        return None
+    before = {"user": before_user, "assistant": before_assistant}
+    after = {"user": after_user, "assistant": after_assistant}
+    if has_system_role(tokenizer):
+        front_system, _, rest = rendered(system, user, answer=False).partition(system.content)
+        before["system"] = front_system
+        after["system"] = rest.removesuffix(f"{before_user}{user.content}{after_user}")
+    opening, answer = front.removesuffix(before_user), whole.removeprefix(three)
+    turns = Turns(opening, before, after, answer)
+    trials = [[user], [user, assistant, again]]
+    trials += [[system, user], [system, user, assistant, again]] if "system" in before else []
+    same = all(turns.render(trial) == rendered(*trial, answer=True) for trial in trials)
+    braces = any("{{" in text or '"""' in text for text in (opening, answer, *before.values(), *after.values()))
+    return turns if same and not braces else None
+
+
+def model_modelfile(file: str, tokenizer: Any) -> str:
+    """The Modelfile of a model; `file` is the name of the GGUF file beside it."""
+    lines = [f"FROM ./{file}"]
+    turns = find_turns(tokenizer) if tokenizer.chat_template else None
+    if turns is not None:
+        lines.append(f'TEMPLATE """{turns.template()}"""')
+        tail = turn_tail(tokenizer)
+        if tail is not None and (stop := end_of_turn(tokenizer, tail)).strip():
+            lines.append(f'PARAMETER stop "{stop.strip()}"')
+    elif tokenizer.chat_template:
+        lines.append("# The chat template is in the GGUF file. Ollama's own form of it is not written here, because it")
+        lines.append("# would not render conversations in the same way; Ollama falls back on what it recognizes.")
+    return "\n".join(lines) + "\n"
+
+
+def adapter_modelfile(file: str, base: Path) -> str:
+    """The Modelfile of an adapter on a base."""
+    note = "# The base as Ollama knows it: a name in its library, or a GGUF file."
+    return f"{note}\nFROM {base.resolve().name}\nADAPTER ./{file}\n"
