@@ -175,11 +175,11 @@ def test_bad_config(folder: Path, text: str, name: str) -> None:
     refused(folder, "model.bad_json", name)
 
 
-def test_quantized(folder: Path) -> None:
-    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
-    refused(folder, "model.quantized", "awq")
-    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "a\\nb"}}')
-    refused(folder, "model.quantized", "unknown method")
+@pytest.mark.parametrize(("method", "name"), [("hqq", "hqq"), ("a\\nb", "unknown method")])
+def test_quantized(folder: Path, method: str, name: str) -> None:
+    save_file({"m.W_q": CODES}, folder / "model.safetensors")
+    (folder / "config.json").write_text(f'{{"quantization_config": {{"quant_method": "{method}"}}}}')
+    refused(folder, "model.quantized", name)
 
 
 CODES = torch.zeros(2, 2, dtype=torch.int32)
@@ -189,9 +189,9 @@ SCALES = torch.ones(2)
 @pytest.mark.parametrize(
     ("tensors", "name"),
     [
-        ({"m.qweight": CODES, "m.scales": SCALES}, "m.scales"),
+        ({"m.qweight": CODES, "m.scales": SCALES}, "m.qweight"),
         ({"m.weight_packed": CODES}, "m.weight_packed"),
-        ({"m.weight": CODES.to(torch.int8), "m.SCB": SCALES}, "m.SCB"),
+        ({"m.weight": CODES.to(torch.int8), "m.SCB": torch.ones(3)}, "m.SCB"),
         ({"m.weight": CODES.to(torch.uint8), "m.weight.absmax": SCALES}, "m.weight.absmax"),
         ({"m.weight": torch.ones(2).to(torch.float8_e4m3fn), "m.weight_scale_inv": SCALES}, "m.weight_scale_inv"),
         ({"up_blocks": CODES.to(torch.uint8), "up_scales": CODES.to(torch.uint8)}, "up_scales"),
@@ -200,7 +200,10 @@ SCALES = torch.ones(2)
 )
 def test_quantized_though_no_config_says_so(folder: Path, tensors: dict[str, torch.Tensor], name: str) -> None:
     save_file(tensors | {"norm.weight": SCALES.clone()}, folder / "model.safetensors")
-    refused(folder, "model.quantized", f" {name} ")
+    with pytest.raises(ModelError) as error:
+        open_checkpoint(folder)
+    assert error.value.code in ("model.quantized", "model.bad_quantization")
+    assert f" {name} " in str(error.value)
 
 
 def test_names_alone_do_not_make_it_quantized(folder: Path) -> None:

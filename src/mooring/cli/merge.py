@@ -46,6 +46,13 @@ _OUTPUT = (
     click.option("--max-shard-size", help="Maximum size of a file: 5GB; defaults to BASE's files."),
     click.option("--as-adapter", is_flag=True, help="Write a LoRA adapter; all TUNED must be adapters."),
     click.option("--allow-nonfinite", is_flag=True, help="Allow NaN and Inf among the weights."),
+    click.option(
+        "--qlora-base",
+        type=click.Choice(["given", "dequantized"]),
+        default="given",
+        show_default=True,
+        help="Add a QLoRA adapter to BASE, or to the dequantized weights that it was trained on.",
+    ),
     click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default one per core."),
     click.option("--gguf", type=click.Choice(_GGUF), help="Write it as GGUF too, with a Modelfile for Ollama."),
     json_option,

@@ -46,8 +46,10 @@ def check_fits(folder: Path, dtype: Dtype, memory: int, *, gpus: int | None = No
     """
     try:
         with open_checkpoint(folder) as checkpoint:
+            if checkpoint.quantized:
+                return
             size, halved = weight_bytes(checkpoint, dtype), weight_bytes(checkpoint, "bfloat16")
-    except ModelError:  # quantized, or broken, which its loader explains
+    except ModelError:  # broken, which its loader explains
         return
     room = memory * share
     if not memory or size <= room * (gpus or 1):

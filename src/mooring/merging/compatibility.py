@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import MismatchError
-from mooring.merging.pair import ModelPair
+from mooring.merging.pair import QUANTIZED_NAME, ModelPair
 from mooring.merging.slices import same
 from mooring.models import Adapter, Checkpoint, read_json
 
@@ -59,6 +59,7 @@ def pair_warnings(pair: ModelPair) -> list[str]:
     """
     base, tuned = pair.base, pair.tuned[0]
     found = _other_base(base, tuned) if isinstance(tuned, Adapter) else _configuration(base.config, tuned.config)
+    found += pair.remarks
     from_tuned = pair.tokenizer("larger") > 0
     source = "the tuned model's" if from_tuned else "the base's"
     ours, theirs = _tokenizer(base.folder), _tokenizer(tuned.folder)
@@ -123,8 +124,10 @@ def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
 
 
 def _normalized(name: str) -> str:
-    """The last part of a hub id or path, letters and digits only."""
+    """The last part of a hub id or path, letters and digits only, without what says that it is quantized."""
     last = name.replace("--", "/").rstrip("/").rsplit("/", 1)[-1]
+    while match := QUANTIZED_NAME.search(last):
+        last = last[: match.start()] + last[match.end() :]
     return re.sub(r"[^a-z0-9]", "", last.lower())
 
 

@@ -15,6 +15,7 @@ from mooring.merging.job import DEFAULT_OUTPUT, Output, options_of
 from mooring.merging.kept import Kept
 from mooring.merging.manifest import write_side_files
 from mooring.merging.pair import ModelPair
+from mooring.models import refuse_quantized
 
 
 class Memory:
@@ -75,6 +76,7 @@ class OpenMerge:
 
     Raises:
         UserError: The method is unknown.
+        ModelError: The base is quantized (`model.quantized`).
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class OpenMerge:
         **settings: Any,
     ) -> None:
         method_named(method)
+        refuse_quantized(pair.base)
         self.pair = pair
         self._method, self._output, self._threads, self._settings = method, output, threads, settings
         self._kept: Kept | None = None

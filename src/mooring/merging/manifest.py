@@ -33,6 +33,8 @@ from mooring.models.classes import places_of, text_fields
 _VOCABULARY = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken")
 _TOKENIZER = (*_VOCABULARY, "special_tokens_map", "added_tokens", "chat_template", "additional_chat_templates")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_ABOUT_QUANTIZATION = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""What GPTQ, AWQ and ModelOpt write beside `config.json`."""
 _GENERATION = "generation_config.json"
 _COPIED = "copied: equal in all, and not floating-point"
 
@@ -95,6 +97,9 @@ def write_side_files(folder: Path, pair: ModelPair, tokenizer: int, dtype: torch
         OutputError: The disk is full.
     """
     copy_side_files(pair.base.folder, folder)
+    if pair.base.quantized or pair.base.quantization:
+        for name in _ABOUT_QUANTIZATION:
+            (folder / name).unlink(missing_ok=True)
     changes = dict(pair.config)
     source = pair.models[tokenizer]
     taken = bool(tokenizer) and _has_tokenizer(source.folder)
@@ -109,7 +114,7 @@ def write_side_files(folder: Path, pair: ModelPair, tokenizer: int, dtype: torch
     if dtype is not None:
         key = "dtype" if "dtype" in pair.base.config else "torch_dtype"
         changes[key] = str(dtype).removeprefix("torch.")
-    if changes:
+    if changes or pair.base.quantization:  # what config.json says about quantization is left out
         config = json.loads(json.dumps(pair.base.config))
         for key, value in changes.items():
             for place in places_of(config, key):

@@ -107,6 +107,8 @@ def merge_pair(
     values = values_by_folder(method, lambdas) or {"": options.lam}
     check_output(out, *(model.folder for model in pair.models))
     decisions = Decisions(pair.decisions)
+    for remark in pair.remarks:
+        decisions.add("", remark)
     engine = Engine(
         pair,
         method,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,13 @@ from mooring.errors import MismatchError, ModelError, UserError
 from mooring.merging.slices import same
 from mooring.models import Adapter, Checkpoint, TensorInfo, is_adapter, open_adapter, open_checkpoint, read_config, tied
 from mooring.models.classes import text_fields
+from mooring.models.resolve import resolve_model
 
 Tokenizer = Literal["larger", "base"]
 """Whose tokenizer the merged model gets: that of the model with most vocabulary rows, or the base's."""
+
+QloraBase = Literal["given", "dequantized"]
+"""What a QLoRA adapter's change is added to: the base as given, or the dequantized weights that it was trained on."""
 
 NAME_THE_BASE = "name the base that the model was tuned from"
 
@@ -75,6 +80,11 @@ class ModelPair:
     def models(self) -> tuple[Checkpoint | Adapter, ...]:
         """The base and the tuned models."""
         return (self.base, *self.tuned)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was decided about whole models as they were opened, such as that quantized weights are dequantized."""
+        return [remark for model in self.models for remark in model.remarks]
 
     def tokenizer(self, choice: Tokenizer) -> int:
         """The index in `models` of the model whose tokenizer the merged model gets."""
@@ -156,6 +166,38 @@ def open_pair(base: str | Path, tuned: str | Path | Sequence[str | Path]) -> Mod
         raise
 
 
+def qlora_base(base: str | Path, tuned: Sequence[str | Path]) -> Path:
+    """The quantized model that adapters were trained on: `base` if it is quantized, else the base that they name.
+
+    Raises:
+        UserError: A tuned model is not an adapter, or the base that it names is not known to be quantized.
+        ModelError: A model cannot be opened.
+    """
+    for folder in tuned:
+        if not is_adapter(folder):
+            what = f"{folder}: is a whole model, and was not trained on dequantized weights"
+            raise UserError(what, "leave out --qlora-base", code="usage.qlora_base")
+    found = Path(base)
+    with open_checkpoint(found) as given:
+        if given.quantized:
+            return found
+    for folder in tuned:
+        with open_adapter(folder) as adapter:
+            named = adapter.base_name or ""
+        hint = "give the 4-bit model itself as the base"
+        try:
+            found = resolve_model(named)
+        except UserError:
+            what = f"{folder}: the quantized base that it names, {named or 'none'}, is not here"
+            raise UserError(what, hint, code="usage.qlora_base") from None
+        with open_checkpoint(found) as model:
+            if not model.quantized:
+                what = f"{folder}: names {named} as its base, which is not quantized"
+                hint = "save it as it was loaded for training (save_pretrained), and give that folder as the base"
+                raise UserError(what, hint, code="usage.qlora_base")
+    return found
+
+
 def _open_tuned(base: Checkpoint, folder: Path) -> Checkpoint | Adapter:
     if not is_adapter(folder):
         _check_architecture(base, folder)
@@ -174,19 +216,45 @@ def _check_named_base(base: Checkpoint, adapter: Adapter) -> None:
     """Raise if the base that an adapter names is on this machine and has other weights than `base`.
 
     Compares the first entries of every tensor: no two models have those in common, and a complete comparison could
-    take longer than the merge. A base of another type is not compared.
+    take longer than the merge. A base of another type is not compared, nor one that is quantized where the other is
+    not, or otherwise: a QLoRA adapter is trained on rounded weights of the same model, which is remarked.
     """
     named = adapter.base_name
-    if not named or not Path(named).is_dir() or Path(named).resolve() == base.folder.resolve():
+    if not named or (Path(named).is_dir() and Path(named).resolve() == base.folder.resolve()):
+        return
+    if not Path(named).is_dir():
+        if not base.quantized and QUANTIZED_NAME.search(named):
+            adapter.remarks.append(_trained_on(adapter, named, base))
         return
     try:
         other = open_checkpoint(named)
     except ModelError:
         return
     with other:
-        if have_other_weights(base, other):
+        if bool(base.quantized) != bool(other.quantized):
+            adapter.remarks.append(_trained_on(adapter, named, base))
+        elif have_other_weights(base, other):
             what = f"{adapter.folder}: was tuned from {named}, which is another model than {base.folder}"
             raise MismatchError(what, f"give {named} as the base", code="model.base_mismatch")
+
+
+QUANTIZED_NAME = re.compile(
+    r"[-_](bnb|[48]-?bit|int[48]|nf4|fp[48]|gptq|awq|w[48]a(4|8|16)|mxfp4|nvfp4)\b", re.IGNORECASE
+)
+"""What the name of a quantized repository on the hub contains."""
+
+
+def _trained_on(adapter: Adapter, named: str, base: Checkpoint) -> str:
+    """The sentence about a QLoRA adapter that is merged into another form of its base."""
+    name = Path(named).name
+    if base.quantized:
+        return (
+            f"{adapter.folder.resolve().name}: names {name} as its base; its change is added to the dequantized weights"
+        )
+    return (
+        f"{adapter.folder.resolve().name}: was trained on {name}, which is quantized; its change is added to "
+        f"{base.folder.resolve().name} as given (--qlora-base dequantized adds it to what it was trained on)"
+    )
 
 
 def have_other_weights(base: Checkpoint, other: Checkpoint) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -12,7 +12,8 @@ from mooring.events import OnEvent
 from mooring.merging.adapter import merge_adapters
 from mooring.merging.job import Job, Output, dtype_named, options_of
 from mooring.merging.merge import check_output, merge_pair
-from mooring.merging.pair import Tokenizer, open_pair
+from mooring.merging.pair import QloraBase, Tokenizer, open_pair
+from mooring.merging.pair import qlora_base as quantized_base
 from mooring.models.resolve import resolve_model
 
 
@@ -47,6 +48,7 @@ def run_job(
     max_shard_size: int | str | None = None,
     as_adapter: bool = False,
     allow_nonfinite: bool = False,
+    qlora_base: QloraBase = "given",
     threads: int | None = None,
     on_event: OnEvent | None = None,
 ) -> Path:
@@ -57,7 +59,11 @@ def run_job(
     if as_adapter and output != Output(dtype=job.dtype):
         problem = "as_adapter: an adapter has no shards, tokenizer or non-finite weights"
         raise UserError(problem, "leave out max_shard_size, tokenizer, allow_nonfinite", code="usage.adapter_options")
+    if qlora_base not in get_args(QloraBase):
+        raise UserError(f"qlora_base: {qlora_base!r} is unknown", "give given or dequantized", code="usage.bad_option")
     base, tuned = resolve_model(job.base), [resolve_model(ref) for ref in job.tuned]
+    if qlora_base == "dequantized":
+        base = quantized_base(base, tuned)
     if as_adapter:
         return merge_adapters(base, tuned, out, job, lambdas)
     check_output(out, base, *tuned)

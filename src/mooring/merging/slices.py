@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import math
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from mooring.errors import ModelError
 from mooring.models import Part, hash_part
+from mooring.models import scratch as scratch
 
 
 def same(base: Tensor, tuned: Tensor) -> bool:
@@ -79,24 +79,6 @@ CELL = 2**17
 """Entries per cell of the grid for sums and random streams. It is part of what a seed means: never change it."""
 
 R = TypeVar("R")
-
-_own = threading.local()
-
-
-def scratch(slot: str, count: int, dtype: torch.dtype) -> Tensor:
-    """Memory that a thread reuses under a name, since fresh memory costs more than the arithmetic done in it."""
-    kept: dict[str, tuple[Tensor, Tensor]] = _own.__dict__
-    memory, view = kept.get(slot, (_NOTHING, _NOTHING))
-    if view.numel() == count and view.dtype == dtype:
-        return view  # making another view would release the interpreter's lock for a moment
-    size = count * dtype.itemsize
-    if memory.numel() < size:
-        memory = torch.empty(size, dtype=torch.uint8)
-    kept[slot] = memory, memory[:size].view(dtype)
-    return kept[slot][1]
-
-
-_NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 def cells(grid: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -13,6 +13,7 @@ from mooring.models.checkpoint import (
     open_checkpoint,
     read_config,
     read_json,
+    refuse_quantized,
     side_files,
 )
 from mooring.models.digest import (
@@ -27,6 +28,7 @@ from mooring.models.digest import (
 )
 from mooring.models.lora import ADAPTER_CONFIG, Adapter, open_adapter
 from mooring.models.safetensors_file import NAMES, TensorInfo
+from mooring.models.scratch import scratch
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -50,6 +52,8 @@ __all__ = [
     "open_checkpoint",
     "read_config",
     "read_json",
+    "refuse_quantized",
+    "scratch",
     "side_files",
     "text_digest",
 ]

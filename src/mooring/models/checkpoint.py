@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +16,14 @@ from torch import Tensor
 
 from mooring.errors import ModelError
 from mooring.files import explained
+from mooring.models.quantization import (
+    QuantizedTensor,
+    method_of,
+    quantized_tensors,
+    runtime_scales,
+    settings_of,
+    without_settings,
+)
 from mooring.models.safetensors_file import TensorInfo, check_name, lay_out, open_regular, read_header, unreadable
 from mooring.models.torch_file import read_pickled
 
@@ -40,6 +50,11 @@ _LEFT_OUT = (
     "eval_",
     "modelfile",
 )
+
+_CACHE = 64 * 2**20
+"""Bytes of stored tensors that are kept between reads of a tensor that is stored transposed."""
+_FEWEST_CACHED = 4
+"""The parts of one tensor, kept even if they are larger."""
 
 _FOLDER_HINT = "name a folder with config.json and model.safetensors"
 _FILE_HINT = "fetch the file again"
@@ -127,19 +142,112 @@ class TensorFiles(_OpenFiles):
         self.close()
 
 
+class StoredTensors(TensorFiles):
+    """Tensors in files, of which some are kept in memory between reads."""
+
+    def __init__(self, infos: Sequence[TensorInfo]) -> None:
+        super().__init__(infos)
+        self._cache: OrderedDict[tuple[str, int, int | None], Tensor] = OrderedDict()
+        self._lock_for_cache = threading.Lock()
+
+    def cached(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As `read`, but kept for the next call with the same arguments, in bounded memory; not to be changed."""
+        key = (name, start, stop)
+        with self._lock_for_cache:
+            if key not in self._cache:
+                self._cache[key] = self.read(name, start, stop)
+                while len(self._cache) > _FEWEST_CACHED and sum(t.nbytes for t in self._cache.values()) > _CACHE:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(key)
+            return self._cache[key]
+
+    def close(self) -> None:
+        """Close the files, and free what is kept."""
+        super().close()
+        self._cache.clear()
+
+
 class Checkpoint(TensorFiles):
-    """A whole model in a folder.
+    """A whole model in a folder. Quantized tensors are presented, and read, as the tensors that they stand for.
 
     Attributes:
         folder: The folder.
-        config: Its `config.json`.
-        tensors: Name to place, shard by shard, in the order of the bytes.
+        config: Its `config.json`, without what it says about quantization.
+        tensors: Name to place, shard by shard, in the order of the bytes. A quantized tensor has the place of its
+            codes, and the type, shape and size of its values.
+        stored: The tensors as they are stored.
+        quantized: The tensors that are quantized, by name.
+        quantization: What `config.json` says about quantization.
+        remarks: Sentences about what was decided about the folder as it was opened.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], infos: Sequence[TensorInfo]) -> None:
         super().__init__(infos)
         self.folder = folder
         self.config = config
+        self.stored = StoredTensors(infos)
+        self.quantized: Mapping[str, QuantizedTensor] = {}
+        self.quantization: Mapping[str, Any] = {}
+        self.remarks: list[str] = []
+
+    def dequantize(self) -> None:
+        """Present quantized tensors as the tensors that they stand for.
+
+        Raises:
+            ModelError: The parts of a tensor do not fit each other, or it is of an unsupported format.
+        """
+        method = method_of(self.config)
+        self.quantized = quantized_tensors(self.stored, self.config)
+        self.quantization = settings_of(self.config) or {}
+        self.config = without_settings(self.config)
+        if not self.quantized:
+            if self.quantization:
+                self._check_left_over(method)
+            return
+        formats = ", ".join(sorted({tensor.format for tensor in self.quantized.values()}))
+        count = f"{len(self.quantized)} tensors" if len(self.quantized) > 1 else "a tensor"
+        self.remarks.append(f"{self.folder.resolve().name}: {count} of {formats} dequantized")
+        parts = {part: tensor for tensor in self.quantized.values() for part in tensor.parts}
+        codes = {tensor.parts[0] for tensor in self.quantized.values()}
+        scales = set(runtime_scales(self.stored))
+        infos: dict[str, TensorInfo] = {}
+        for info in self.stored.tensors.values():
+            if info.name in codes:
+                tensor = parts[info.name]
+                size = math.prod(tensor.shape) * tensor.dtype.itemsize
+                infos[tensor.name] = TensorInfo(tensor.name, tensor.dtype, tensor.shape, info.file, info.offset, size)
+            elif info.name not in parts and info.name not in scales:
+                infos[info.name] = info
+        self.tensors = infos
+
+    def _check_left_over(self, method: str) -> None:
+        """Raise unless all matrices have 16 bits or more, although `config.json` says that they are quantized."""
+        named = f" ({method})" if method else ""
+        for info in self.tensors.values():
+            if len(info.shape) > 1 and (not info.dtype.is_floating_point or info.dtype.itemsize < 2):
+                what = f"{self.folder}: is quantized{named or ' (unknown method)'}, as {info.name} shows"
+                raise ModelError(what, _QUANTIZED_HINT, code="model.quantized")
+        said = f"{self.folder.resolve().name}: config.json says that the weights are quantized{named}"
+        self.remarks.append(f"{said}, but all have 16 bits or more; what it says was left out")
+
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, out: Tensor | None = None) -> Tensor:
+        """See `TensorFiles.read`; a quantized tensor's values have the type that they are computed in."""
+        tensor = self.quantized.get(name)
+        if tensor is None:
+            return super().read(name, start, stop, out=out)
+        numel = math.prod(tensor.shape)
+        stop = numel if stop is None else stop
+        if not 0 <= start <= stop <= numel:
+            raise ValueError(f"{name}: no elements [{start}, {stop}) in {numel}")
+        size = (stop - start) * tensor.dtype.itemsize
+        values = (torch.empty(size, dtype=torch.uint8) if out is None else out[:size]).view(tensor.dtype)
+        tensor.read(self.stored, start, stop, values)
+        return values
+
+    def close(self) -> None:
+        """Close the files."""
+        super().close()
+        self.stored.close()
 
     @property
     def shards(self) -> dict[str, list[TensorInfo]]:
@@ -173,31 +281,44 @@ def _as_safetensors(name: str) -> str:
     return name.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
 
 
+def refuse_quantized(model: Checkpoint) -> None:
+    """Raise for a model that an engine would load with codes and scales, so that merged weights have no place in it.
+
+    Raises:
+        ModelError: It is quantized, or its `config.json` says so (`model.quantized`).
+    """
+    if model.quantization or model.quantized:
+        hint = "write it in 16 bits first: mooring merge BASE TUNED --lam 0 --out base-16bit"
+        raise ModelError(f"{model.folder}: is quantized", hint, code="model.quantized")
+
+
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds a PEFT adapter."""
     return (Path(folder) / "adapter_config.json").is_file()
 
 
-def open_checkpoint(folder: str | Path) -> Checkpoint:
+def open_checkpoint(folder: str | Path, *, as_stored: bool = False) -> Checkpoint:
     """Open a whole model: `config.json` with `model.safetensors`, or shards and their index.
 
-    Without safetensors, `pytorch_model.bin` or its shards are opened; no pickled code is run. Only headers are read.
-    Close the checkpoint when done, or use it in a `with` statement.
+    Without safetensors, `pytorch_model.bin` or its shards are opened; no pickled code is run. Only headers are read,
+    and a few small tensors that describe quantization. Close the checkpoint when done, or use it in a `with` statement.
+
+    Args:
+        folder: The folder.
+        as_stored: Present quantized tensors as they are stored, in codes and scales.
 
     Raises:
-        ModelError: The folder is missing, empty, an adapter, quantized or not a model, or a file in it is corrupt.
+        ModelError: The folder is missing, empty, an adapter, quantized in an unsupported way or not a model, or a file
+            in it is corrupt.
     """
     folder = Path(folder)
     config = read_config(folder)
-    for key in ("quantization_config", "compression_config"):
-        if method := config.get(key):
-            method = method.get("quant_method") if isinstance(method, dict) else method
-            named = method if isinstance(method, str) and method.isprintable() else "unknown method"
-            raise ModelError(f"{folder}: is quantized ({named[:80]})", _QUANTIZED_HINT, code="model.quantized")
     checkpoint = Checkpoint(folder, config, _find(folder))
     if not checkpoint.tensors:
         raise ModelError(f"{folder}: holds no tensors", "name a folder with a model's weights", code="model.empty")
-    if info := _quantized(checkpoint.tensors):
+    if not as_stored:
+        checkpoint.dequantize()
+    if not as_stored and (info := _quantized(checkpoint.tensors)):
         what = f"{info.file}: is quantized, as {info.name} shows"
         raise ModelError(what, _QUANTIZED_HINT, code="model.quantized")
     return checkpoint

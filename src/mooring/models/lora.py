@@ -103,6 +103,7 @@ class Adapter(TensorFiles):
             values before tuning. The output must store it.
         breaks_tie: Whether head and embedding, tied in the base, differ in the tuned model, so its config must not tie
             them.
+        remarks: Sentences about what was decided about the adapter as it was opened.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], infos: Sequence[TensorInfo]) -> None:
@@ -114,6 +115,7 @@ class Adapter(TensorFiles):
         self.sources: Mapping[str, str] = {}
         self.unties: Mapping[str, str] = {}
         self.breaks_tie = False
+        self.remarks: list[str] = []
         self._base: Checkpoint | None = None
         self._bound: Mapping[str, _BoundChange] = {}
         self._factors: OrderedDict[str, Tensor] = OrderedDict()

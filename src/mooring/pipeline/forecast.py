@@ -10,7 +10,7 @@ from mooring.config import Recipe, Select
 from mooring.config import Tune as TuneConfig
 from mooring.export import Record
 from mooring.ledger import LEDGER, read_ledger
-from mooring.models import open_checkpoint
+from mooring.models import open_checkpoint, refuse_quantized
 from mooring.models.classes import text_fields
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.plan import HALVES, Plan, build
@@ -139,6 +139,7 @@ def _base(ref: str) -> tuple[int | None, dict[str, Any]]:
             resolve_model(ref)  # raises the error
         return None, {}
     with open_checkpoint(resolve_model(ref)) as checkpoint:
+        refuse_quantized(checkpoint)
         return checkpoint.nbytes, checkpoint.config
 
 

@@ -20,7 +20,7 @@ from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.merge_point import BASE, MergePoint
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
-from mooring.models import model_digest, open_checkpoint, text_digest
+from mooring.models import model_digest, open_checkpoint, refuse_quantized, text_digest
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
@@ -151,6 +151,7 @@ class _Execution:
         check_selection(self.plan)
         check_measures(self.plan)
         with open_checkpoint(self._named_base) as base:
+            refuse_quantized(base)
             if not self.paths.model.exists():
                 need_room(self.folder.folder, disk_bytes(self.recipe, base.nbytes))
                 if self.recipe.generate.engine == "transformers":  # vLLM checks its own device when it starts

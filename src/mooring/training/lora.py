@@ -21,7 +21,7 @@ from mooring.config import Tune
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
 from mooring.files import atomic_folder, atomic_text, free_for_output
-from mooring.models import model_digest, open_checkpoint
+from mooring.models import model_digest, open_checkpoint, refuse_quantized
 from mooring.models.classes import load_model, load_tokenizer
 from mooring.quiet import quiet
 from mooring.records import Prompt
@@ -65,7 +65,8 @@ def tune(
         OutputError: `out` is not empty.
     """
     free_for_output(out)
-    open_checkpoint(base).close()
+    with open_checkpoint(base) as model:
+        refuse_quantized(model)
     work = out.parent / f".work-{out.name}"
     rows = [example.to_dict() for example in examples]
     inputs = [config.model_dump(), model_digest(base), rows, system, seed, compute_dtype()]

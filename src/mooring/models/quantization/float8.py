@@ -1,0 +1,163 @@
+"""FP8 weights, and integers of 8 bits, with scales: one for the whole tensor, one per row, or one per block.
+
+- block-wise with `weight_scale_inv` (DeepSeek-V3, Qwen3-FP8; transformers' `finegrained_fp8`, MXFP8), and per tensor
+  under the same name;
+- `weight_scale` of compressed-tensors (per tensor, per channel, per block), fbgemm, ModelOpt and vLLM.
+
+A value is code · scale, rounded to the type of the scale in compressed-tensors, and to the model's type in all.
+Sources: transformers.integrations.finegrained_fp8, compressed_tensors.quantization.lifecycle.forward.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mooring.models.quantization.tensor import Infos, QuantizedTensor, Stored, compute_dtype, malformed, unsupported
+from mooring.models.safetensors_file import TensorInfo
+from mooring.models.scratch import scratch
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_SCALES = ("_scale_inv", "_scale")
+"""What the name of a weight's scale adds to the weight's own."""
+_BESIDE = ("input_scale", "activation_scale", "output_scale", "weight_zero_point", "input_scale_ub", "weight_shape")
+"""What is stored beside a module's weight and changes nothing in it: scales of activations; an FP8 zero point is 0."""
+_PER_MODULE = ("k_scale", "v_scale", "q_scale", "prob_scale")
+"""What is stored beside attention for its activations and its cache."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Float8(QuantizedTensor):
+    """An FP8 or INT8 tensor with scales.
+
+    Attributes:
+        block: Rows and columns that share a scale. The last blocks may be smaller.
+        grid: How many blocks there are along the rows (for each of the leading indices) and along the columns.
+        rounded: A type that the product is rounded to before `dtype`; None if it is not.
+        powers: Whether scales are stored as exponents of 2, one byte each (E8M0).
+    """
+
+    format = "FP8"
+
+    block: tuple[int, int]
+    grid: tuple[int, int]
+    rounded: torch.dtype | None = None
+    powers: bool = False
+
+    def rows(self, stored: Stored, first: int, last: int) -> Tensor:
+        """See `QuantizedTensor.rows`."""
+        values, factor = _widen(stored, self.parts[0], first * self.columns, last * self.columns)
+        values = values.view(last - first, self.columns)
+        scales = self._row_scales(stored, first, last) * factor
+        width = self.block[1]
+        whole = self.columns // width * width
+        if self.grid[1] == 1:
+            values.mul_(scales)
+        else:
+            blocks = values.as_strided((last - first, whole // width, width), (self.columns, width, 1))
+            blocks.mul_(scales[:, : whole // width, None])
+            if whole < self.columns:
+                values[:, whole:].mul_(scales[:, whole // width :])
+        return values if self.rounded is None else values.to(self.rounded)
+
+    def _row_scales(self, stored: Stored, first: int, last: int) -> Tensor:
+        """The scales of rows [first, last) in float32: (last − first, blocks along the columns)."""
+        down, across = self.grid
+        row = torch.arange(first, last)
+        index = row // self.shape[-2] * down + row % self.shape[-2] // self.block[0]
+        low, high = int(index[0]), int(index[-1]) + 1
+        scales = stored.read(self.parts[1], low * across, high * across)
+        return as_scales(scales, powers=self.powers).view(-1, across)[index - low]
+
+
+def as_scales(stored: Tensor, *, powers: bool) -> Tensor:
+    """Scales in float32, from their own type or from exponents of 2 with a bias of 127."""
+    return (stored.view(torch.uint8).float() - 127).exp2() if powers else stored.float()
+
+
+_E4M3_IN_FLOAT16 = 2.0**8
+"""An E4M3 code, shifted to where float16 has exponent and mantissa, is its value divided by this: the biases differ."""
+
+
+def _widen(stored: Stored, name: str, start: int, stop: int) -> tuple[Tensor, float]:
+    """Entries [start, stop) of stored codes in float32, and a power of two that they are still to be multiplied by.
+
+    In memory of this thread. Through float16, since torch converts FP8 one entry at a time, ten times slower.
+    """
+    count = stop - start
+    codes = stored.read(name, start, stop, out=scratch("float8: codes", count, torch.uint8))
+    values = scratch("float8: values", count, torch.float32)
+    raw = codes.view(torch.uint8).numpy()
+    if codes.dtype != torch.float8_e4m3fn or raw.max() == 0xFF or raw.view("i1").max() == 0x7F:  # which are NaN
+        return values.copy_(codes), 1.0
+    bits = scratch("float8: bits", count, torch.int16).copy_(codes.view(torch.int8))
+    bits.bitwise_left_shift_(7).bitwise_and_(~0x4000)
+    return values.copy_(bits.view(torch.float16)), _E4M3_IN_FLOAT16
+
+
+def find(stored: Stored, config: Mapping[str, Any], method: str) -> Iterator[Float8]:
+    """The FP8 and INT8 weights with scales among stored tensors.
+
+    Args:
+        stored: The tensors of a model.
+        config: Its `config.json`.
+        method: Its `quant_method`, if known.
+
+    Raises:
+        ModelError: A scale does not fit its weight.
+    """
+    for info in stored.tensors.values():
+        if info.dtype in (*FLOAT8, torch.int8) and len(info.shape) >= 2:
+            scale = next((stored.tensors[info.name + s] for s in _SCALES if info.name + s in stored.tensors), None)
+            if scale is not None:
+                yield _tensor(info, scale, stored.tensors, config, method)
+
+
+def _tensor(info: TensorInfo, scale: TensorInfo, tensors: Infos, config: Mapping[str, Any], method: str) -> Float8:
+    powers = scale.dtype in (torch.uint8, getattr(torch, "float8_e8m0fnu", None))
+    if not (scale.dtype.is_floating_point or powers):
+        raise malformed(scale, "is not a scale")
+    stem = info.name.rpartition(".")[0]
+    beside = tuple(name for part in _BESIDE if (name := f"{stem}.{part}") in tensors)
+    if info.dtype == torch.int8 and (method != "compressed-tensors" or f"{stem}.weight_zero_point" in beside):
+        raise unsupported(info.file, f"{info.name} is INT8 of a kind that is not supported")
+    block, grid = _blocks(info, scale, config.get("quantization_config"))
+    return Float8(
+        name=info.name,
+        shape=info.shape,
+        dtype=compute_dtype(config),
+        parts=(info.name, scale.name, *beside),
+        block=block,
+        grid=grid,
+        rounded=scale.dtype if method == "compressed-tensors" and not powers else None,
+        powers=powers,
+    )
+
+
+def _blocks(info: TensorInfo, scale: TensorInfo, settings: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size of a block, and how many there are along both axes."""
+    rows, columns = info.shape[-2:]
+    leading = math.prod(info.shape[:-2])
+    if scale.numel == leading:
+        return (rows, columns), (1, 1)
+    if scale.numel == leading * rows and scale.shape[-1:] in ((1,), (rows,)):
+        return (1, columns), (rows, 1)
+    if len(scale.shape) != len(info.shape) or scale.shape[:-2] != info.shape[:-2] or 0 in scale.shape:
+        raise malformed(scale, f"is not the scale of {info.name}, of shape {list(info.shape)}")
+    down, across = scale.shape[-2:]
+    given = settings.get("weight_block_size") if isinstance(settings, dict) else None
+    exact = (rows // down, columns // across) if not rows % down and not columns % across else None
+    for block in (given, exact, (128, 128)):
+        if not isinstance(block, (list, tuple)) or [type(n) for n in block] != [int, int] or min(block) < 1:
+            continue
+        if (-(-rows // block[0]), -(-columns // block[1])) == (down, across):
+            return (block[0], block[1]), (down, across)
+    raise malformed(scale, f"does not divide {info.name}, of shape {list(info.shape)}, into blocks")
+
+
+def beside_attention(tensors: Infos) -> list[str]:
+    """Scales of a quantized model's attention cache and activations, which a model of 16 bits does not have."""
+    return [name for name, info in tensors.items() if name.endswith(_PER_MODULE) and info.numel == 1]

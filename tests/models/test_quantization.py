@@ -1,0 +1,122 @@
+"""Quantized tensors are read as their reference library dequantizes them, bit for bit, whatever the slices."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mooring.errors import ModelError
+from mooring.models import open_checkpoint
+from quantized_tensors import CASES, NAME, fp8_per_tensor, gptq, write
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]()
+
+
+def test_values_are_the_references(tmp_path: Path, case) -> None:
+    with open_checkpoint(write(tmp_path, case)) as model:
+        assert sorted(model.tensors) == sorted([case.name, "model.norm.weight"])
+        info = model.tensors[case.name]
+        assert (info.shape, info.dtype) == (tuple(case.values.shape), case.values.dtype)
+        assert torch.equal(model.tensor(case.name), case.values)
+        assert "quantization_config" not in model.config
+
+
+def test_slices_are_the_whole(tmp_path: Path, case) -> None:
+    expected = case.values.reshape(-1)
+    count = expected.numel()
+    with open_checkpoint(write(tmp_path, case)) as model:
+        for start, stop in (
+            (0, 1),
+            (0, 0),
+            (1, 2),
+            (5, 333),
+            (count // 3 + 1, count - 7),
+            (count - 1, count),
+            (63, 129),
+        ):
+            out = torch.empty(8 * count, dtype=torch.uint8)
+            assert torch.equal(model.read(case.name, start, stop), expected[start:stop])
+            assert torch.equal(model.read(case.name, start, stop, out=out), expected[start:stop])
+
+
+def test_what_is_stored_shows_the_format(tmp_path: Path, case) -> None:
+    """A configuration without `quantization_config` is enough, except for the bits of GPTQ, AWQ's order and INT8."""
+    if case.settings["quant_method"] in ("gptq", "awq") or "int8" in str(case.settings):
+        pytest.skip("needs the configuration")
+    write(tmp_path, case)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if any(t.dtype == torch.int8 for t in case.stored.values()) and f"{NAME}_scale" in case.stored:
+        pytest.skip("INT8 of compressed-tensors is told by its configuration")
+    with open_checkpoint(tmp_path) as model:
+        assert model.tensor(case.name).dtype == case.values.dtype
+
+
+def test_every_fp8_code_and_nan(tmp_path: Path) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(16, 16)
+    case = fp8_per_tensor()
+    for part in (codes, codes[:4].clone()):  # the first has codes that are NaN
+        values = (part.float() * 0.0123).to(torch.bfloat16)
+        write(tmp_path, case._replace(stored={**case.stored, NAME: part}))
+        with open_checkpoint(tmp_path) as model:
+            assert torch.equal(model.tensor(NAME).view(torch.int16), values.view(torch.int16))
+
+
+def test_a_left_over_configuration_is_noticed(tmp_path: Path) -> None:
+    case = fp8_per_tensor()
+    write(tmp_path, case._replace(stored={NAME: case.values}, settings={"quant_method": "bitsandbytes"}))
+    with open_checkpoint(tmp_path) as model:
+        assert "bitsandbytes" in model.remarks[0]
+        assert "quantization_config" not in model.config
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda s: s.pop(f"{NAME}_scale_inv"), "model.quantized"),
+        (lambda s: s.update({f"{NAME}_scale_inv": torch.ones(3, 5)}), "model.bad_quantization"),
+        (lambda s: s.update({f"{NAME}_scale_inv": torch.ones(2, dtype=torch.int32)}), "model.bad_quantization"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(tmp_path: Path, change, code: str) -> None:
+    case = fp8_per_tensor()
+    change(case.stored)
+    with pytest.raises(ModelError) as error:
+        open_checkpoint(write(tmp_path, case))
+    assert error.value.code == code
+
+
+def test_unknown_formats_are_refused(tmp_path: Path) -> None:
+    case = gptq()()
+    for settings, stored in (
+        ({"quant_method": "gptq", "bits": 3}, case.stored),
+        ({"quant_method": "hqq"}, {f"{NAME}_q": torch.ones(2, 2, dtype=torch.uint8)}),
+        ({"quant_method": "awq", "version": "gemv"}, case.stored),
+    ):
+        with pytest.raises(ModelError) as error:
+            open_checkpoint(write(tmp_path, case._replace(stored=stored, settings=settings)))
+        assert error.value.code == "model.quantized"
+
+
+@pytest.mark.parametrize("name", ["nf4, nested", "gptq, reordered", "mxfp4", "awq", "compressed-tensors int4, groups"])
+def test_broken_parts_are_refused(tmp_path: Path, name: str) -> None:
+    """Every part cut short, emptied or filled with nonsense: refused in one line, or read without a fault."""
+    case = CASES[name]()
+    for part, tensor in case.stored.items():
+        flat = tensor.reshape(-1)
+        for broken in (flat[: len(flat) // 2], flat[:0], torch.full_like(tensor, 101), flat.double()):
+            write(tmp_path, case._replace(stored={**case.stored, part: broken}))
+            try:
+                with open_checkpoint(tmp_path) as model:
+                    for other in model.tensors:
+                        model.tensor(other)
+            except ModelError:
+                continue
+    assert load_file(tmp_path / "model.safetensors")
+    save_file({"w": torch.ones(1)}, tmp_path / "other.safetensors")
