@@ -6,9 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import bdtr
 
 from mooring.config import Select
 from mooring.errors import DataError
@@ -320,27 +322,44 @@ def test_the_knee_of_a_flat_asr_and_of_a_curve_below_the_line() -> None:
         assert caught.value.code == code
 
 
-@pytest.mark.parametrize(("rate_", "bound"), [(0.04, 0.1), (0.05, 0.1), (0.1, 0.15), (0.0, 0.05), (0.049, 0.05)])
+@pytest.mark.parametrize(("rate_", "bound"), [(0.04, 0.1), (0.05, 0.1), (0.1, 0.15), (0.0, 0.05), (0.048, 0.05)])
 def test_enough_prompts_is_the_fewest_by_the_exact_limit(rate_: float, bound: float) -> None:
     count = enough_prompts(rate_, bound, 0.95)
-    assert count is not None
+    assert isinstance(count, int)
     assert binomial_upper(math.ceil(rate_ * count - 1e-9), count, 0.95) <= bound
     assert binomial_upper(math.ceil(rate_ * (count - 1) - 1e-9), count - 1, 0.95) > bound
 
 
-def test_beyond_a_million_prompts_wilsons_limit_is_used() -> None:
-    count = enough_prompts(0.04999, 0.05, 0.95)
-    assert count is not None
-    assert count > 1_000_000
-    assert wilson(round(0.04999 * count), count, quantile(0.95))[1] == pytest.approx(0.05, abs=1e-9)
+def test_a_rate_just_below_the_bound_needs_more_prompts_than_are_counted() -> None:
+    assert enough_prompts(4 / 81, 0.05, 0.95) == math.inf  # a linear search did not end
+    assert enough_prompts(0.04999, 0.05, 0.95) == math.inf
     assert enough_prompts(0.5, 1.0, 0.95) == 1
+    assert enough_prompts(0.0, 1e-17, 0.95) is None
+    assert enough_prompts(0.0, 2e-5, 0.95) == math.inf
+    assert enough_prompts(0.0, 5e-5, 0.95) == smallest_set(5e-5, 0.95, paired=False) == 59914
 
 
-def test_a_rate_just_below_the_bound_is_fast() -> None:
+def test_enough_prompts_is_right_for_all_small_counts() -> None:
+    """Compared with the probabilities at every number of prompts, which take most of this test's time."""
+    most = 1000
+    counts = np.arange(1, most + 1)
+    for bound in (0.01, 0.05, 0.1, 0.3):
+        for rate_ in sorted({hits / n for n in range(1, 82) for hits in range(n + 1)}):
+            found = enough_prompts(rate_, bound, 0.95)
+            if rate_ >= bound:
+                assert found is None
+            elif found is not None and found <= most:
+                within = bdtr(np.ceil(rate_ * counts - 1e-9), counts, bound) <= 0.05
+                assert found == counts[within.argmax()]
+            else:
+                assert found is not None
+
+
+def test_a_rate_just_below_the_bound_is_explained() -> None:
     trials = [trial(0.0, rate("asr", 0, n=1000)), trial(0.5, rate("asr", 49, n=1000))]
     choice = choose(trials, metric=None, settings=Select(bound=0.05))
     assert not choice.within
-    assert "at these rates about 129000 prompts would show that it keeps the bound, not 1000." in choice.reason
+    assert "at these rates more than 100,000 prompts would show that it keeps the bound, not 1000." in choice.reason
 
 
 def test_a_margin_overrides_a_bound() -> None:

@@ -64,11 +64,11 @@ class BisectSettings:
                 (`usage.resolution_too_coarse`).
         """
         doubts_valid = all(0 <= doubt < 0.5 for doubt in (self.doubt, self.over_doubt))
-        if not (0 < self.resolution < 1 and doubts_valid and self.batch >= 1):
+        if not (1e-4 <= self.resolution < 1 and doubts_valid and self.batch >= 1):
             raise UserError(
                 f"bisect: resolution {self.resolution:g}, doubt {self.doubt:g} and {self.over_doubt:g}, "
                 f"batch {self.batch}",
-                "0 < resolution < 1, 0 ≤ doubt < 0.5, batch ≥ 1",
+                "0.0001 ≤ resolution < 1, 0 ≤ doubt < 0.5, batch ≥ 1",
                 code="usage.bisect_out_of_range",
             )
         lams = [round(step * self.resolution, 10) for step in range(1, int(1 / self.resolution) + 1)]
@@ -332,11 +332,13 @@ def pass_probability(rule: Rule, counts: Flips, strata: Sequence[Stratum]) -> fl
 
 def _add(first: Sequence[float], second: Sequence[float], most: float = math.inf) -> list[float]:
     """The distribution of the sum of two counts, up to `most`."""
-    total = [0.0] * int(min(len(first) + len(second) - 1, most + 1))
-    for i, chance in enumerate(first):
-        for j, other in enumerate(second[: len(total) - i]):
-            total[i + j] += chance * other
-    return total
+    import numpy as np
+
+    total = np.zeros(int(min(len(first) + len(second) - 1, most + 1)))
+    others = np.array(second)
+    for i, chance in enumerate(first):  # not `np.convolve`, whose last bits depend on the machine
+        total[i : i + len(others)] += chance * others[: len(total) - i]
+    return [float(each) for each in total]
 
 
 @functools.lru_cache(maxsize=65536)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from mooring.config import Select
@@ -11,7 +12,7 @@ from mooring.merge_point import BASE, MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Score, Trial
 from mooring.selection.explain import percent, points, value_of
-from mooring.stats import Hits, binomial_cdf, binomial_upper, flips, newcombe, null_deviation, quantile, tango
+from mooring.stats import Hits, binomial_upper, flips, newcombe, null_deviation, quantile, tango
 
 TOLERANCE = 1e-9
 """Rates are quotients of small integers: a smaller difference is rounding error."""
@@ -142,7 +143,7 @@ def smallest_set(allowed: float, confidence: float, paired: bool = True) -> int 
         return 1
     if paired:
         return max(1, math.ceil(quantile(confidence) ** 2 * (1 - allowed) / allowed - 1e-9))
-    return max(1, math.ceil(math.log(1 - confidence) / math.log(1 - allowed) - 1e-9))
+    return max(1, math.ceil(math.log(1 - confidence) / math.log1p(-allowed) - 1e-9))
 
 
 def enough_pairs(worse: float, better: float, margin: float, confidence: float) -> int | None:
@@ -157,36 +158,41 @@ def enough_pairs(worse: float, better: float, margin: float, confidence: float) 
     return max(1, math.ceil(found - 1e-9))
 
 
-_COUNTED = 1_000_000
-"""The most prompts that `enough_prompts` counts exactly."""
+MOST_PROMPTS = 100_000
+"""The largest number of prompts that `enough_prompts` returns."""
 
 
-def enough_prompts(rate: float, bound: float, confidence: float) -> int | None:
+def enough_prompts(rate: float, bound: float, confidence: float) -> float | None:
     """The fewest prompts with which a measured rate is within an absolute bound by the exact limit (Clopper–Pearson).
 
-    The search starts at z²·p(1−p) / (p − rate)², p the bound: Wilson's limit solved for n, which is slightly less. For
-    each further prompt, P(X ≤ hits) and P(X = hits) at the bound follow from those before. Beyond a million prompts the
-    starting point is returned, less than 1 % too low for bounds from 1 to 99 %. None if the rate is at the bound or
-    above.
+    With n prompts of which ⌈rate·n⌉ are hits, the rate is within if P(X ≤ ⌈rate·n⌉) ≤ 1 − confidence at the bound. In n
+    this probability is a sawtooth between two falling curves, that of rate·n and that of rate·n + 1 hits (the binomial
+    distribution continued by the incomplete beta function). Bisection of the two brackets the answer; every number in
+    the bracket is then tried.
+
+    Returns:
+        The number; infinity if it is more than `MOST_PROMPTS`; None if the rate is at the bound or above.
     """
+    import numpy as np
+    from scipy.special import bdtr, betainc
+
     if bound - rate <= 1e-12:
         return None
-    found = (quantile(confidence) / (bound - rate)) ** 2 * bound * (1 - bound)
-    count = max(smallest_set(bound, confidence, paired=False) or 1, math.ceil(found - 1e-9))
-    if bound >= 1 or count > _COUNTED:
-        return count
-    hits = math.ceil(rate * count - 1e-9)
-    at_most = binomial_cdf(hits, count, bound)
-    exactly = at_most - binomial_cdf(hits - 1, count, bound)
-    while at_most > 1 - confidence:
-        count += 1
-        at_most -= bound * exactly
-        exactly *= (1 - bound) * count / (count - hits)
-        if math.ceil(rate * count - 1e-9) > hits:
-            hits += 1
-            exactly *= bound / (1 - bound) * (count - hits + 1) / hits
-            at_most += exactly
-    return count
+    if bound >= 1:
+        return 1
+    error = 1 - confidence
+
+    def too_few(prompts: int, more: int) -> bool:
+        """Whether `rate * prompts + more` hits still leave the rate over the bound."""
+        hits = rate * prompts + more
+        return hits >= prompts or bool(betainc(prompts - hits, hits + 1, 1 - bound) > error)
+
+    candidates = range(MOST_PROMPTS + 1)
+    low = bisect_left(candidates, True, lo=1, key=lambda prompts: not too_few(prompts, 0))
+    high = bisect_left(candidates, True, lo=low, key=lambda prompts: not too_few(prompts, 1))
+    counts = np.arange(low, min(high, MOST_PROMPTS) + 1)
+    within = counts[bdtr(np.ceil(rate * counts - 1e-9), counts, bound) <= error]
+    return int(within[0]) if len(within) else math.inf
 
 
 def prompts_for(margin: float, flipping: float, *, confidence: float = 0.95, power: float = 0.8) -> int:

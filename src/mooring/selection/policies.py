@@ -8,7 +8,7 @@ from mooring.merge_point import MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Choice, Trial
 from mooring.selection.explain import best, label, loss, percent, show, value_of
-from mooring.selection.limits import TOLERANCE, Limit, as_tested, enough_pairs, enough_prompts, limits
+from mooring.selection.limits import MOST_PROMPTS, TOLERANCE, Limit, as_tested, enough_pairs, enough_prompts, limits
 
 
 def choose(
@@ -300,7 +300,8 @@ def _why_none(chosen: Trial, bounds: Sequence[Limit], settings: Select) -> str:
     if enough is None:
         return f"{text}; that is over the bound by itself, and more prompts would not help"
     used = limit.prompts[chosen.point]
-    return f"{text}; at these rates about {enough} prompts would show that it keeps the bound, not {used}"
+    needed = f"about {enough}" if enough <= MOST_PROMPTS else f"more than {MOST_PROMPTS:,}"
+    return f"{text}; at these rates {needed} prompts would show that it keeps the bound, not {used}"
 
 
 def _value(trial: Trial, limit: Limit, settings: Select) -> str:
