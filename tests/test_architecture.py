@@ -11,6 +11,7 @@ import mooring
 
 SOURCE = Path(mooring.__file__).parent
 GROUND = {
+    "bounded",
     "errors",
     "jsonio",
     "records",
@@ -29,6 +30,7 @@ GROUND = {
     "merge_methods",
     "merge_point",
     "options",
+    "printable",
     "quiet",
 }
 FIRST = {"models", "data"}

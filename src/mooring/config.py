@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from mooring.bounded import YAML, UnusableError, YAMLError, parse_yaml, read_bytes
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import RecipeError
 from mooring.merge_methods import SINGLE
@@ -546,16 +547,14 @@ class Recipe(Section):
         """
         path = Path(path)
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "is not text"
+            data = parse_yaml(read_bytes(path, YAML), YAML)
+        except (OSError, UnusableError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
             hint = "name a recipe file, such as recipes/quickstart.yaml"
             raise RecipeError(f"{path}: {reason}", hint, code="recipe.unreadable") from None
-        except (yaml.YAMLError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark else str(path)
-            problem = getattr(error, "problem", None) or "not YAML"
-            raise RecipeError(f"{where}: {problem}", "correct the YAML there", code="recipe.invalid_yaml") from None
+        except YAMLError as error:
+            where = f"{path}:{error.line}" if error.line else str(path)
+            raise RecipeError(f"{where}: {error}", "correct the YAML there", code="recipe.invalid_yaml") from None
         return cls.parse(data, str(path))
 
     @classmethod
@@ -785,8 +784,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, found, value = text.partition("=")
     try:
         if found and key.strip():
-            return key.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError):
+            return key.strip(), parse_yaml(value.encode(errors="replace"), YAML)
+    except YAMLError:
         pass
     raise RecipeError(f"{text!r} does not set a value", "write select.margin=0.05", code="recipe.bad_override")
 

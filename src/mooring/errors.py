@@ -15,6 +15,11 @@ Any other exception that escapes is a bug and keeps its traceback (exit code 1).
 
 from typing import ClassVar
 
+from mooring.printable import visible
+
+_LONGEST = 10_000
+"""Characters of a message or a hint."""
+
 
 class MooringError(Exception):
     """The root of the tree."""
@@ -25,7 +30,8 @@ class UserError(MooringError):
 
     Args:
         message: What is wrong and where: names the file, the field or the line.
-        hint: What to do about it, in a few words.
+        hint: What to do about it, in a few words. In both, what could act on a terminal is written out, since it may
+            come from a file, and what is longer than 10,000 characters is cut.
         code: A stable identifier, `<domain>.<reason>`, such as `model.base_mismatch`. Scripts and tests compare this,
             not the message. Defaults to the class's own general code.
 
@@ -38,6 +44,7 @@ class UserError(MooringError):
     """What the codes of this class begin with."""
 
     def __init__(self, message: str, hint: str = "", *, code: str = "") -> None:
+        message, hint = (visible(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …") for text in (message, hint))
         super().__init__(f"{message}; {hint}" if hint else message)
         self.message = message
         self.hint = hint

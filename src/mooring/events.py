@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 from mooring.export import Record
+from mooring.printable import visible
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,10 @@ class Event(Record):
     tokens: int = 0
     message: str = ""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("label", "message"):  # which may hold text of a file, such as the name of a model
+            object.__setattr__(self, name, visible(getattr(self, name)))
 
 
 OnEvent: TypeAlias = Callable[[Event], None]

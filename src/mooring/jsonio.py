@@ -1,11 +1,14 @@
 """JSON files that Mooring wrote, read back as values of their types; anything else is refused in one line."""
 
+import contextlib
 import functools
-import json
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mooring.bounded import LINE, RECORD, Limit, UnusableError, check_size, open_regular, parse_json, read_bytes
 from mooring.errors import DataError, UserError
 
 EDITED = "the file may have been edited"
@@ -18,12 +21,9 @@ _LIMITS: dict[str, Any] = {
 }
 
 
-def loads(text: str) -> Any:
-    """Parse JSON; raise ValueError also for NaN, numbers beyond float64, duplicate keys and too deep nesting."""
-    try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_float, object_pairs_hook=_unique)
-    except RecursionError:
-        raise ValueError("nests too deeply") from None
+def loads(text: str, limit: Limit = RECORD) -> Any:
+    """Parse JSON; raise ValueError also for NaN, numbers beyond float64, duplicate keys, deep nesting, and its size."""
+    return parse_json(text, limit, parse_constant=_refuse, parse_float=_float, object_pairs_hook=_unique)
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -45,13 +45,33 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_text(path: Path) -> str:
     """Read a UTF-8 file that Mooring wrote; DataError `data.unreadable` or `data.not_utf8`."""
+    with _explained(path):
+        return read_bytes(path, RECORD).decode("utf-8")
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file that Mooring wrote, without their ends; each is within `bounded.LINE`.
+
+    Raises:
+        DataError: As `read_text`.
+    """
+    with _explained(path), os.fdopen(open_regular(path), encoding="utf-8", newline="\n") as stream:
+        while line := stream.readline(LINE.size + 1):
+            check_size(len(line), LINE)
+            yield line.removesuffix("\n")
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
     hint = "give a file that mooring wrote"
     try:
-        return path.read_text(encoding="utf-8")
+        yield
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}", hint, code="data.unreadable") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not UTF-8 text", hint, code="data.not_utf8") from None
+    except UnusableError as error:
+        raise DataError(f"{path}: {error}", hint, code="data.too_large") from None
 
 
 def read_as(path: Path, kind: Any, what: str) -> Any:

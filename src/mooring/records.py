@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from mooring.bounded import LINE
 from mooring.errors import DataError
 from mooring.export import Record
 from mooring.files import atomic_text
-from mooring.jsonio import EDITED, convert, loads, read_as, read_text
+from mooring.jsonio import EDITED, convert, loads, read_as, read_lines
 from mooring.merge_point import MergePoint
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -303,10 +304,10 @@ def read_jsonl(path: Path, kind: type[T]) -> list[T]:
         DataError: The file cannot be read, or a line is not such a record; the message names it as file:line.
     """
     records: list[T] = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line:
             try:
-                records.append(convert(kind, loads(line)))
+                records.append(convert(kind, loads(line, LINE)))
             except ValueError as error:
                 where = f"{path}:{number}: not a {kind.__name__} record"
                 raise DataError(f"{where}: {error}", EDITED, code="data.bad_record") from None

@@ -3,10 +3,10 @@
 import dataclasses
 import math
 import re
-import unicodedata
 from pathlib import Path
 
 from mooring.metrics import METRICS, find_metric
+from mooring.printable import one_line, visible
 from mooring.records import Score
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -111,29 +111,6 @@ def without_folders(ref: str) -> str:
 
 
 # --- Untrusted text ---
-
-
-def visible(text: str) -> str:
-    """Untrusted text in which nothing acts unseen.
-
-    Controls, bidirectional overrides, zero-width and other format characters, lone surrogates and private or
-    unassigned code points are written out; line breaks and tabs stay.
-    """
-    # What is printable holds none of these, and most text is.
-    if text.replace("\n", "").replace("\t", "").isprintable():
-        return text
-    return "".join(_shown(character) for character in text.replace("\r\n", "\n"))
-
-
-def _shown(character: str) -> str:
-    if character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:
-        return character
-    return f"⟨U+{ord(character):04X}⟩"
-
-
-def one_line(text: str) -> str:
-    """Untrusted text as `visible`, in one line."""
-    return " ".join(visible(text).split())
 
 
 def markdown(text: str) -> str:

@@ -10,10 +10,10 @@ from hostile import AWAY, HOSTILE, MARK
 from playwright.sync_api import BrowserContext, Page, expect
 from report_sample import results, swept
 
+from mooring.printable import visible
 from mooring.reporting.page import as_html
 from mooring.reporting.page.data import LIMITS
 from mooring.reporting.results import Results
-from mooring.text import visible
 
 pytestmark = pytest.mark.slow
 

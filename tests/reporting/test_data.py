@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_sample import LAMS, results, swept
 
+from mooring.printable import visible
 from mooring.reporting.page.data import LIMITS, ROOM, Texts, embedded, explorer
-from mooring.text import visible
 
 
 def text_of(texts: list[Any], number: int) -> str:

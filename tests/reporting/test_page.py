@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from report_sample import results, trials
 
 from mooring.merge_point import MergePoint
+from mooring.printable import visible
 from mooring.records import Choice
 from mooring.reporting.page import as_html, as_markdown
 from mooring.reporting.results import Results, load
 from mooring.reporting.tables import category_table
 from mooring.reporting.write import write
-from mooring.text import visible
 
 HOSTILE = [
     "<script>alert(1)</script>",

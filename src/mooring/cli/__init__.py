@@ -1,6 +1,5 @@
 """The command line: thin commands over `mooring.api`."""
 
-import json
 import os
 import sys
 import textwrap
@@ -18,6 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from mooring.errors import UserError
+    from mooring.printable import visible
 
     argv = sys.argv[1:] if argv is None else argv
     as_json = "--json" in argv
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
         print("mooring: " + " ".join(str(error).split()), file=sys.stderr)
         for note in getattr(error, "__notes__", ()):  # what an engine has printed
-            print(textwrap.indent(note, "  "), file=sys.stderr)
+            print(textwrap.indent(visible(note), "  "), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:  # before the verb's own handler is installed
         sys.exit(INTERRUPTED)
@@ -54,4 +54,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _print_error(code: str, message: str, hint: str) -> None:
-    print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False))
+    from mooring.printable import as_json
+
+    print(as_json({"error": {"code": code, "message": message, "hint": hint}}))

@@ -23,6 +23,7 @@ from mooring.cli.options import (
     verb,
 )
 from mooring.cli.score import generate, lm_eval, prefer, rejudge, score, verify_served
+from mooring.printable import visible
 
 
 @click.group(cls=Verbs, context_settings=HELP)
@@ -196,7 +197,7 @@ def paper(runs: str, out: str, published: str | None, main: str | None, as_json:
     """
     tables = mooring.paper(runs, out, published=published, main=main)
     for note in tables.notes:
-        click.echo(f"mooring: {note}", err=True)
+        click.echo(f"mooring: {visible(note)}", err=True)
     page, count = Path(tables.folder) / "paper.md", tables.runs
     facts = {"paper": str(page), "runs": count, "notes": list(tables.notes)}
     text = f"{count} run{'' if count == 1 else 's'}: the tables and figures are in {page}."

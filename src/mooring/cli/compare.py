@@ -130,7 +130,7 @@ def console() -> Console:
 
 
 def _visible(text: str) -> str:
-    from mooring.text import visible
+    from mooring.printable import visible
 
     return visible(text)
 

@@ -1,15 +1,14 @@
 """What commands print: progress, and results as text or JSON."""
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from mooring.events import Event, OnEvent
 from mooring.files import gibibytes
 from mooring.inference.logs import own_stderr
 from mooring.merge_point import MergePoint
+from mooring.printable import as_json, visible
 
 if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
@@ -41,8 +41,13 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
+def escape(text: str) -> str:
+    """Untrusted text for rich: without markup, and nothing in it acts on the terminal."""
+    return markup.escape(visible(text))
+
+
 def _print_json(value: Any) -> None:
-    print(json.dumps(_plain(value), ensure_ascii=False, indent=1, default=str))
+    print(as_json(_plain(value), indent=1, default=str))
 
 
 def _plain(value: Any) -> Any:
@@ -59,7 +64,7 @@ def result(value: Any, text: str, *, as_json: bool) -> None:
     if as_json:
         _print_json(value)
     else:
-        print(text)
+        print(visible(text))
 
 
 # --- Progress ---
@@ -311,14 +316,15 @@ def forecast(found: "Forecast", *, as_json: bool = False) -> None:
 
 def merged(folder: Path, names: Sequence[str], *, as_json: bool) -> None:
     """Where the merged model is, and what was decided about single tensors."""
+    from mooring import bounded
     from mooring.models import MANIFEST, read_json
 
     folders = [folder / name for name in names] or [folder]
     if as_json:
-        manifests = [read_json(each / MANIFEST) for each in folders]
+        manifests = [read_json(each / MANIFEST, bounded.MANIFEST) for each in folders]
         return _print_json({"folder": str(folder), "models": manifests})
     out = console()
-    record = read_json(folders[0] / MANIFEST)
+    record = read_json(folders[0] / MANIFEST, bounded.MANIFEST)
     for note in record["notes"]:
         out.print(f"[yellow]note:[/yellow] {escape(note)}")
     decisions = record["decisions"]

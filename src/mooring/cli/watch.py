@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mooring.cli.render import note_of, resumable
+from mooring.cli.render import escape, note_of, resumable
 from mooring.events import Event, OnEvent
 from mooring.inference.logs import own_stderr
 from mooring.pipeline.progress import Progress, duration, summary
+from mooring.printable import visible
 
 if TYPE_CHECKING:
     from mooring.pipeline.run import Run
@@ -117,7 +117,7 @@ class Watch:
         facts = [summary(overall), *([f"next: {coming}"] if (coming := self._next()) else [])]
         if len(running) > _ROWS:
             facts.insert(0, f"{len(running) - _ROWS} more at work")
-        line = Text("  " + " · ".join(filter(None, facts)), style="dim", no_wrap=True, overflow="ellipsis")
+        line = Text("  " + visible(" · ".join(filter(None, facts))), style="dim", no_wrap=True, overflow="ellipsis")
         return Group(rows, line)
 
     def _say_cached(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from mooring.bounded import DATA, LINE, Limit, UnusableError, check_size, parse_json, read_bytes
 from mooring.errors import DataError
 from mooring.records import Message, Prompt, Role
 
@@ -92,9 +93,13 @@ def read_text(path: Path) -> str:
         DataError: It cannot be read (`data.unreadable`), is not gzip (`data.bad_gzip`) or UTF-8 (`data.not_utf8`).
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, DATA)
         if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as stream:
+                data = stream.read(DATA.size + 1)
+            check_size(len(data), DATA)
+    except UnusableError as error:
+        raise DataError(f"{path}: {error}", "split it into several files", code="data.too_large") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: broken gzip file ({error})", "fetch it again", code="data.bad_gzip") from None
     except OSError as error:
@@ -113,8 +118,8 @@ def _jsonl(path: Path, text: str) -> list[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
+            value = parse_json(line, LINE)
+        except ValueError as error:
             raise _not_json(f"{path}:{number}", error) from None
         rows.append(_row(f"{path}:{number}", value))
     return rows
@@ -124,11 +129,12 @@ def _json(path: Path, text: str) -> list[Row]:
     if not text.strip():
         return []
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:  # JSON Lines under the name .json: common on the hub
+        value = parse_json(text, Limit(DATA.size, max(DATA.marks, len(text) // 8)))
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)
+        if getattr(error, "msg", "") == "Extra data" and line > 1:  # JSON Lines under the name .json: common on the hub
             return _jsonl(path, text)
-        raise _not_json(f"{path}:{error.lineno}", error) from None
+        raise _not_json(f"{path}:{line}", error) from None
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
         if len(lists) != 1:
@@ -141,9 +147,11 @@ def _json(path: Path, text: str) -> list[Row]:
     return [_row(f"{path}:row {number}", item) for number, item in enumerate(value, 1)]
 
 
-def _not_json(place: str, error: json.JSONDecodeError) -> DataError:
-    message = f"{place}: not JSON ({error.msg} at column {error.colno})"
-    return DataError(message, "fix the JSON syntax there", code="data.not_json")
+def _not_json(place: str, error: ValueError) -> DataError:
+    if isinstance(error, UnusableError):
+        return DataError(f"{place}: {error}", "write it as JSON Lines, an example a line", code="data.too_large")
+    reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+    return DataError(f"{place}: not JSON ({reason})", "fix the JSON syntax there", code="data.not_json")
 
 
 def _row(origin: str, value: Any) -> Row:
@@ -188,7 +196,12 @@ def _parquet(path: Path) -> list[Row]:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
+        about = pq.ParquetFile(path).metadata
+        size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+        check_size(max(size, about.num_rows * about.num_columns), DATA)
         values = pq.read_table(path).to_pylist()
+    except UnusableError as error:
+        raise DataError(f"{path}: {error}", "split it into several files", code="data.too_large") from None
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         what = f"{path}: not a readable Parquet file ({reason})"

@@ -7,7 +7,6 @@ of each with every request.
 
 import contextlib
 import dataclasses
-import json
 import re
 import threading
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from mooring.errors import ModelError
 from mooring.inference.server import Server, ServerError, TransientError, shorten
 from mooring.inference.servers import Servers
+from mooring.models import ADAPTER_CONFIG, read_json
 
 Kind = Literal["vllm", "sglang", "llamacpp"]
 _LOAD: Mapping[str, str] = {"vllm": "load_lora_adapter", "sglang": "/load_lora_adapter"}
@@ -296,6 +296,6 @@ def _not_loaded(server: Server, folder: Path, status: int, text: str) -> ModelEr
         return ModelError(what, hint, code="model.adapter_unreadable")
     if status in (404, 405) or _DISABLED.search(text):
         return _without_adapters(server, text)
-    rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("r")
+    rank = read_json(folder / ADAPTER_CONFIG).get("r")
     hint = f"has the server room for its rank ({rank}: --max-lora-rank) and its modules? Or use the engine transformers"
     return ModelError(f"{server.base}: cannot load the adapter ({shorten(text)})", hint, code="model.adapter_rejected")

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from mooring.bounded import CONFIG, RECORD, UnusableError, parse_json
 from mooring.errors import ModelError, RecipeError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -125,12 +126,13 @@ class Server:
             what = f"{self.key_env}: contains characters that no API key has"
             raise ModelError(what, "set it again", code="model.key_malformed")
         try:
-            response = self._client.request(
+            with self._client.stream(
                 "GET" if body is None else "POST",
                 f"{self.root}{path}" if path.startswith("/") else f"{self.base}/{path}",
                 content=None if body is None else json.dumps(body).encode(),
                 headers={"Authorization": f"Bearer {key}"} if key else {},
-            )
+            ) as response:
+                content = _read(response)
         except (httpx2.NetworkError, httpx2.ProxyError, httpx2.ConnectTimeout) as error:
             if reason := _tls_failure(error):
                 hint = "is the scheme https, and is its certificate trusted?"
@@ -141,14 +143,16 @@ class Server:
         except httpx2.RequestError:  # the next request shows whether the server is down
             raise TransientError("closed the connection in the middle of its response") from None
         if not response.is_success:
-            raise self._failure(response, key)
+            raise self._failure(response, content, key)
         try:
-            return response.text if plain else response.json()
+            return content.decode(errors="replace") if plain else parse_json(content, RECORD)
+        except UnusableError as error:
+            raise ServerError(response.status_code, f"its response {error}") from None
         except ValueError:
             raise TransientError("responds with something that is not JSON") from None
 
-    def _failure(self, response: httpx2.Response, key: str) -> Exception:
-        status, text = response.status_code, _message(response)
+    def _failure(self, response: httpx2.Response, content: bytes, key: str) -> Exception:
+        status, text = response.status_code, _message(content)
         text = text.replace(key, "…") if key else text
         if status in (401, 403):  # the message may repeat the key in part
             if key:
@@ -198,12 +202,22 @@ def _tls_failure(error: BaseException | None) -> str:
     return ""
 
 
-def _message(response: httpx2.Response) -> str:
+def _read(response: httpx2.Response) -> bytes:
+    """The body of a response, decompressed; raises ServerError if it is too large for one."""
+    content = bytearray()
+    for part in response.iter_bytes():
+        content += part
+        if len(content) > RECORD.size:
+            raise ServerError(response.status_code, f"its response is larger than {RECORD.size // 2**20} MiB")
+    return bytes(content)
+
+
+def _message(content: bytes) -> str:
     """An error response's message in one line: OpenAI's `error.message`, FastAPI's `detail`, or the text itself."""
     try:
-        data = response.json()
+        data = parse_json(content[: CONFIG.size], CONFIG)
     except ValueError:
-        return " ".join(response.text.split())
+        return " ".join(content[: CONFIG.size].decode(errors="replace").split())
     error = data.get("error", data) if isinstance(data, dict) else data
     if isinstance(error, dict):
         message = error.get("message", error.get("detail"))

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mooring import bounded
 from mooring.errors import MismatchError
 from mooring.merging.pair import QUANTIZED_NAME, ModelPair
 from mooring.merging.slices import same
-from mooring.models import Adapter, Checkpoint, read_json
+from mooring.models import Adapter, Checkpoint, read_json, read_text
+from mooring.printable import shorten, visible
 
 _IGNORED = (
     *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "vocab_size"),
@@ -74,8 +76,13 @@ def pair_warnings(pair: ModelPair) -> list[str]:
         found.append(f"the tokenizer's vocabulary differs ({how}); the merged model gets {source}")
     for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
         if theirs[key] is not None and ours[key] != theirs[key]:
-            found.append(f"{key} is {theirs[key]!r} in the tuned model and {ours[key]!r} in the base; {source} is kept")
-    return found
+            values = f"{_quoted(theirs[key])} in the tuned model and {_quoted(ours[key])} in the base"
+            found.append(f"{key} is {values}; {source} is kept")
+    return list(map(visible, found))
+
+
+def _quoted(value: Any) -> str:
+    return shorten(repr(value))
 
 
 def _configuration(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -85,7 +92,7 @@ def _configuration(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[s
     def described(key: str) -> str:
         if isinstance(ours[key], (dict, list)) or isinstance(theirs[key], (dict, list)):
             return key
-        return f"{key} ({ours[key]} in the base, {theirs[key]} in the tuned model)"
+        return f"{key} ({shorten(str(ours[key]))} in the base, {shorten(str(theirs[key]))} in the tuned model)"
 
     keys = ", ".join(map(described, differ))
     return [f"config.json differs in {keys}; the merged model gets the base's"] if differ else []
@@ -106,7 +113,7 @@ def _vocabulary(ours: Mapping[str, int], theirs: Mapping[str, int]) -> Iterator[
     for word, names in (("added", theirs.keys() - ours.keys()), ("missing", ours.keys() - theirs.keys())):
         if names:
             first = sorted(names, key=lambda name: ((theirs if word == "added" else ours)[name], name))[:3]
-            yield f"{len(names)} {word}: {', '.join(map(repr, first))}{' …' if len(names) > 3 else ''}"
+            yield f"{len(names)} {word}: {', '.join(map(_quoted, first))}{' …' if len(names) > 3 else ''}"
     if moved := sum(theirs[name] != ours[name] for name in ours.keys() & theirs.keys()):
         yield f"{moved} with another id"
 
@@ -120,7 +127,7 @@ def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
     same_name = any(_normalized(named) == _normalized(name) for name in names)
     if not named or same_name or Path(named).resolve() == base.folder.resolve():
         return []
-    return [f"the adapter names {named} as its base, not {base.folder}"]
+    return [f"the adapter names {shorten(named)} as its base, not {base.folder}"]
 
 
 def _normalized(name: str) -> str:
@@ -137,15 +144,19 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
     def token(value: Any) -> Any:
         return value.get("content") if isinstance(value, dict) else value
 
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    config = (
+        read_json(folder / "tokenizer_config.json", bounded.TOKENIZER)
+        if (folder / "tokenizer_config.json").is_file()
+        else {}
+    )
     found = {key: token(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
     template = config.get("chat_template")
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = read_text(folder / "chat_template.jinja")
     found["chat_template"] = template
     found["vocabulary"] = None
     if (folder / "tokenizer.json").is_file():
-        data = read_json(folder / "tokenizer.json")
+        data = read_json(folder / "tokenizer.json", bounded.TOKENIZER)
         with contextlib.suppress(AttributeError, TypeError):
             added = {entry["content"]: entry["id"] for entry in data.get("added_tokens") or []}
             vocabulary = data["model"]["vocab"]

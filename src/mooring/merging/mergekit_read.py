@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from mooring.bounded import YAML, UnusableError, YAMLError, parse_yaml, read_bytes
 from mooring.errors import RecipeError
 from mooring.merge_methods import METHODS
 from mooring.merging.job import Job, Options
@@ -125,16 +124,14 @@ def _unsupported(what: str, hint: str) -> RecipeError:
 
 def _load(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not text"
+        return parse_yaml(read_bytes(path, YAML), YAML)
+    except (OSError, UnusableError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         hint = "name a mergekit configuration, a YAML file"
         raise RecipeError(f"{path}: {reason}", hint, code="recipe.unreadable") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RecipeError(f"{where}: {problem}", "fix the YAML syntax there", code="recipe.invalid_yaml") from None
+    except YAMLError as error:
+        where = f"{path}:{error.line}" if error.line else str(path)
+        raise RecipeError(f"{where}: {error}", "fix the YAML syntax there", code="recipe.invalid_yaml") from None
 
 
 def _mapping(given: Any, where: str) -> Mapping[str, Any]:

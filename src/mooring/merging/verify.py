@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mooring import bounded
 from mooring.errors import ModelError
 from mooring.merging.slices import SLICE, Slice, check_finite, cut, hash_values, scratch, sweep
 from mooring.models import (
@@ -42,7 +43,7 @@ def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         what = f"{folder}: has no {MANIFEST}, so it was not merged by Mooring"
         raise ModelError(what, hint, code="model.no_manifest")
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST, bounded.MANIFEST)
     if "digests" not in manifest:
         what = f"{folder / MANIFEST}: was written by an older Mooring"
         raise ModelError(what, "merge again", code="model.old_manifest")

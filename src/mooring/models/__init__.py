@@ -13,6 +13,7 @@ from mooring.models.checkpoint import (
     open_checkpoint,
     read_config,
     read_json,
+    read_text,
     refuse_quantized,
     side_files,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "open_checkpoint",
     "read_config",
     "read_json",
+    "read_text",
     "refuse_quantized",
     "scratch",
     "side_files",

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from mooring import bounded
 from mooring.errors import ModelError
 from mooring.files import explained
 from mooring.models.quantization import (
@@ -34,8 +35,6 @@ PICKLED_INDEX = "pytorch_model.bin.index.json"
 MANIFEST = "mooring.json"
 """How a merged model was made; never copied from an input."""
 
-_LARGEST_JSON = 2**28
-"""Bytes."""
 _LARGEST_SIDE_FILE = 256 * 2**20
 """Bytes (Gemma's tokenizer.json takes 33 MiB)."""
 _NO_SIDE_FILE = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz"}
@@ -344,24 +343,39 @@ def read_config(folder: Path) -> dict[str, Any]:
     raise ModelError(what, "name a model folder", code="model.no_config")
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, limit: bounded.Limit = bounded.CONFIG) -> dict[str, Any]:
     """A mapping from a JSON file.
 
     Raises:
-        ModelError: It cannot be read, or is not a mapping.
+        ModelError: It cannot be read, is larger than its kind ever is, or is not a mapping.
     """
     try:
-        with os.fdopen(open_regular(file), "rb") as stream:
-            text = stream.read(_LARGEST_JSON)
-        data = json.loads(text.decode("utf-8"))
+        data = bounded.parse_json(bounded.read_bytes(file, limit), limit)
     except OSError as error:
         raise unreadable(file, error) from None
-    except (ValueError, RecursionError) as error:
+    except bounded.UnusableError as error:
+        raise ModelError(f"{file}: {error}", "name the file that belongs there", code="model.bad_json") from None
+    except ValueError as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ModelError(f"{file}{line}: is not JSON", _FILE_HINT, code="model.bad_json") from None
     if not isinstance(data, dict):
         raise ModelError(f"{file}: is not a mapping of keys to values", _FILE_HINT, code="model.bad_json")
     return data
+
+
+def read_text(file: Path) -> str:
+    """A text file of a model folder, such as a chat template.
+
+    Raises:
+        ModelError: It cannot be read, is not UTF-8, or is far too large.
+    """
+    try:
+        return bounded.read_bytes(file, bounded.CONFIG).decode("utf-8")
+    except OSError as error:
+        raise unreadable(file, error) from None
+    except ValueError as error:
+        reason = error if isinstance(error, bounded.UnusableError) else "is not text in UTF-8"
+        raise ModelError(f"{file}: {reason}", _FILE_HINT, code="model.bad_text") from None
 
 
 def _find(folder: Path) -> list[TensorInfo]:
@@ -377,7 +391,7 @@ def _find(folder: Path) -> list[TensorInfo]:
 def _read_shards(index: Path, read: Callable[[Path], list[TensorInfo]]) -> Iterator[TensorInfo]:
     """The tensors of a sharded model, by its index."""
     folder, suffix = index.parent, index.name.split(".")[1]
-    places = read_json(index).get("weight_map")
+    places = read_json(index, bounded.INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise ModelError(f"{index}: has no weight_map from names to files", _FILE_HINT, code="model.bad_index")
     names: dict[str, set[str]] = {}

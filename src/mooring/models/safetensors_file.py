@@ -7,7 +7,6 @@ tensors' bytes. Format: https://huggingface.co/docs/safetensors.
 import json
 import math
 import os
-import stat
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from mooring import bounded
 from mooring.errors import ModelError
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -78,6 +78,8 @@ class TensorInfo:
 
 def unreadable(file: object, error: OSError) -> ModelError:
     """The error for a file that the system does not let us read."""
+    if isinstance(error, bounded.NotRegularError):
+        return ModelError(f"{file}: is not an ordinary file", "put the file itself there", code="model.not_a_file")
     return ModelError(f"{file}: cannot be read ({error.strerror})", "name a readable file", code="model.unreadable")
 
 
@@ -85,18 +87,12 @@ def open_regular(file: Path) -> int:
     """A descriptor for reading an ordinary file; the caller closes it.
 
     Raises:
-        ModelError: It cannot be opened, or is a folder, a pipe or a device, which could block the reader forever.
+        ModelError: It cannot be opened, or is a folder, a pipe or a device (`bounded.open_regular`).
     """
     try:
-        regular = stat.S_ISREG(file.stat().st_mode)  # before opening, which acts on some devices
-        if regular:
-            handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            if stat.S_ISREG(os.fstat(handle).st_mode):
-                return handle
-            os.close(handle)
+        return bounded.open_regular(file)
     except OSError as error:
         raise unreadable(file, error) from None
-    raise ModelError(f"{file}: is not an ordinary file", "put the file itself there", code="model.not_a_file")
 
 
 def refuse_pointer(file: Path, head: bytes) -> None:

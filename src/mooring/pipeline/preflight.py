@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mooring.config import Score
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
 from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
+from mooring.models import read_json
 from mooring.models.resolve import hub_name
 from mooring.pipeline.plan import Plan
 from mooring.pipeline.sets import BOUNDED_RATES
@@ -156,9 +156,9 @@ def _check_encoder(model: str, layer: int | None, download: bool) -> None:
         return
     folder = encoder_folder(model)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         layers = int(config.get("num_hidden_layers", config.get("n_layers", 0)))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ModelError, ValueError, TypeError):
         what = f"{model}: has no readable config.json"
         raise ModelError(what, "is the folder complete?", code="model.encoder_unreadable") from None
     if layer is not None and layers and layer > layers:

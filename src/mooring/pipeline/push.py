@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mooring import bounded
 from mooring.errors import ModelError, UserError
 from mooring.files import atomic_text
 from mooring.models import MANIFEST, is_adapter, read_json, upload
@@ -19,7 +20,7 @@ def push(
     if not (folder / MANIFEST).is_file():
         problem = f"{folder}: has no {MANIFEST}, so it was not merged by Mooring"
         raise ModelError(problem, "name a merged model's folder", code="model.not_merged")
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST, bounded.MANIFEST)
     count = len(manifest["tuned"])
     if tuned and len(tuned) != count:
         problem = f"{folder}: was merged from {count} tuned models, not {len(tuned)}"

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from mooring.merge_point import BASE, TUNED, MergePoint
+from mooring.printable import one_line
 from mooring.records import Score
 from mooring.reporting.results import Results
-from mooring.text import ARROWS, is_rate, name_of, one_line
+from mooring.text import ARROWS, is_rate, name_of
 
 INK = "#1b1f24"
 """All that is not data; in the page it becomes the text's colour."""

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.bounded import CONFIG, YAML, parse_yaml, read_bytes
 from mooring.merge_methods import METHODS
 from mooring.merge_point import lam_label
 from mooring.models.resolve import hub_name
+from mooring.printable import one_line
 from mooring.reporting.render import as_markdown
 from mooring.reporting.results import COLUMNS, Results, is_task
 from mooring.reporting.tables import measures, summary_table, whole_percent
@@ -24,7 +26,6 @@ from mooring.text import (
     markdown_code,
     name_of,
     number_of,
-    one_line,
     short_name,
     without_folders,
 )
@@ -52,13 +53,11 @@ def license_of(folder: Path) -> dict[str, str]:
 
     Empty if there is no card, it cannot be read, or it names none.
     """
-    import yaml
-
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")[: 2**20]
+        text = read_bytes(folder / "README.md", CONFIG).decode("utf-8")
         match = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(?:\n|$)", text, re.DOTALL)
-        found = yaml.safe_load(match[1]) if match else None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        found = parse_yaml(match[1].encode(), YAML) if match else None
+    except (OSError, ValueError):
         return {}
     if not isinstance(found, dict):
         return {}

@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mooring.printable import visible
 from mooring.reporting.tables import Cell, Table, cell_text
-from mooring.text import NO_BREAK, Number, csv_cell, latex, markdown, visible
+from mooring.text import NO_BREAK, Number, csv_cell, latex, markdown
 
 if TYPE_CHECKING:
     import rich.table

@@ -5,13 +5,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mooring.printable import visible
 from mooring.reporting import figures, tables
 from mooring.reporting.heatmap import Heatmap, change_tables, percent
 from mooring.reporting.page.data import embedded
 from mooring.reporting.render import as_markdown as markdown_table
 from mooring.reporting.results import Results
 from mooring.reporting.tables import Cell, Count, Table, cell_text
-from mooring.text import fenced, markdown, short_name, visible
+from mooring.text import fenced, markdown, short_name
 
 KINDS = {
     "all": "all",

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mooring.merge_point import BASE, TUNED, MergePoint
+from mooring.printable import one_line, visible
 from mooring.records import Score
 from mooring.reporting.results import HARMFUL, Results, Row, is_whole
 from mooring.reporting.tables import in_order
-from mooring.text import ARROWS, name_of, one_line, score_number, visible
+from mooring.text import ARROWS, name_of, score_number
 
 ROOM = 4_000_000
 """Bytes of the data, so that the whole page stays below 5 MB."""

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mooring.merge_point import MergePoint
+from mooring.printable import one_line
 from mooring.records import Score
 from mooring.reporting.figures import BLUE, GREEN, INK, VERMILION, WIDTH, Dot, bars, style
 from mooring.reporting.paper.runs import Group
 from mooring.reporting.paper.tables import deviation, mean, unit
 from mooring.reporting.tables import Cell, Column, Table
-from mooring.text import ARROWS, is_rate, name_of, one_line
+from mooring.text import ARROWS, is_rate, name_of
 
 LOOKS = (
     (BLUE, "o", "-"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.bounded import CONFIG, YAML, YAMLError, parse_yaml, read_bytes
 from mooring.errors import DataError
 from mooring.reporting.paper.tables import Key, PaperTable
 from mooring.reporting.render import as_csv
@@ -26,9 +27,9 @@ def read_published(path: Path) -> dict[Key, float]:
         DataError: It cannot be read, a column is missing, a value is no number, or a number is given twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not text"
+        text = read_bytes(path, CONFIG).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or ("is not text" if type(error) is UnicodeDecodeError else error)
         raise DataError(
             f"{path}: {reason}", "name a CSV or YAML file of published numbers", code="data.unreadable"
         ) from None
@@ -69,14 +70,11 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _yaml_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import yaml
-
     try:
-        rows = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise DataError(f"{where}: not YAML", "write a list of mappings", code="data.bad_yaml") from None
+        rows = parse_yaml(text.encode(), YAML)
+    except YAMLError as error:
+        where = f"{path}:{error.line}" if error.line else str(path)
+        raise DataError(f"{where}: {error}", "write a list of mappings", code="data.bad_yaml") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: is not a list of mappings", COLUMNS_HINT, code="data.not_a_list")
     for number, row in enumerate(rows, 1):

@@ -10,9 +10,10 @@ from mooring.errors import DataError
 from mooring.jsonio import EDITED
 from mooring.ledger import LEDGER, read_ledger
 from mooring.merge_point import Role
+from mooring.printable import one_line
 from mooring.records import Score
 from mooring.reporting.results import Results, load_run
-from mooring.text import one_line, without_folders
+from mooring.text import without_folders
 
 DEPTH = 3
 """How deep below the folder of runs a run may lie."""

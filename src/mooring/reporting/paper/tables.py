@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from string import ascii_lowercase
 
 from mooring.merge_point import Role
+from mooring.printable import one_line
 from mooring.records import Score
 from mooring.reporting.paper.runs import Group, why_not_comparable
 from mooring.reporting.results import COLUMNS, is_task
 from mooring.reporting.tables import Cell, Column, Table
-from mooring.text import Number, is_rate, name_of, one_line, score_number, without_folders
+from mooring.text import Number, is_rate, name_of, score_number, without_folders
 
 READ = (
     "Test split. One seed: 95 % interval in brackets, over prompts. Several: mean ± standard deviation over seeds "
