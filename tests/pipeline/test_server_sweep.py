@@ -123,7 +123,8 @@ def test_a_run_asks_every_lambda_of_an_adapter_on_the_server(
         "lam-0": REFUSAL, "lam-0.2": REFUSAL, "lam-0.5": REFUSAL, "lam-0.8": ANSWER, "lam-1": ANSWER
     }  # fmt: skip
     alphas = {name.split("-")[2]: config["lora_alpha"] for name, config in program.ever.items()}
-    assert alphas == {"0.2": pytest.approx(1.6), "0.5": 4, "0.8": pytest.approx(6.4), "1": 8}
+    base = {"0": 0} if kind == "vllm" else {}  # vLLM may take a request without an adapter for one with
+    assert alphas == {**base, "0.2": pytest.approx(1.6), "0.5": 4, "0.8": pytest.approx(6.4), "1": 8}
     assert set(program.asked.values()) == {1}
     assert not program.loaded, "the adapters were left on the server"
     assert not (done.folder / "scratch").exists()

@@ -97,7 +97,7 @@ class ServerSweep:
                 what = f"{self._servers.base}: llama.cpp has one scale for a whole adapter, and no λ by module"
                 raise RecipeError(what, f"use vLLM or SGLang, or {WAY_OUT}", code="recipe.server_lam_by_module")
             return ScaledAdapter(point.lam, self._spec.pair.tuned[0].folder.name, self._adapters)
-        if point.is_base:
+        if point.is_base and kind != "vllm":  # which may mix it up with an adapter: see `sweeps/vllm.py`
             return ServedBase(self._adapters)
         with self._lock:
             if point not in self._written:

@@ -99,17 +99,19 @@ class VLLMSweep:
     # --- merges as adapters ---------------------------------------------------------------------------------------
 
     def _with_adapter(self, point: MergePoint) -> VLLMEngine:
+        """The model as an adapter of the running engine. The base is an adapter too, with a scale of zero.
+
+        On CPUs, vLLM 0.32 gives a request without an adapter the last one loaded, if there are others in its batch and
+        all slots are taken: `vllm/lora/ops/torch_ops/lora_ops.py` indexes the slots with −1.
+        """
         if point not in self._opened:
-            if point.is_base:
-                self._opened[point] = self._engine(point, self._start(self._lora()), None)
-            else:
-                folder = self._adapter(point)
-                shared = self._start(self._lora())
-                try:
-                    request = shared.adapter(folder)
-                except Exception as error:  # vLLM raises errors of any type for what it cannot apply
-                    raise _AdapterRefusedError from error
-                self._opened[point] = self._engine(point, shared, request)
+            folder = self._adapter(point)
+            shared = self._start(self._lora())
+            try:
+                request = shared.adapter(folder)
+            except Exception as error:  # vLLM raises errors of any type for what it cannot apply
+                raise _AdapterRefusedError from error
+            self._opened[point] = self._engine(point, shared, request)
         return self._opened[point]
 
     def _adapter(self, point: MergePoint) -> Path:
