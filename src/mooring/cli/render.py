@@ -236,8 +236,6 @@ def served(found: "ServedVerdict", *, as_json: bool) -> None:
     heads = ["score", f"merged ({found.point.label})", "served", "difference [95 % interval]", "worse", "better"]
     _print_table(heads, rows, numeric=(1, 2, 3, 4, 5))
     out = console()
-    for note in found.notes:
-        out.print(f"[yellow]note:[/yellow] {escape(note)}")
     style, words = ("green", "The verdict holds") if found.holds else ("bold red", "The verdict does not hold")
     out.print(f"[{style}]{words}[/{style}] for {escape(found.model)}. {escape(found.reason)}")
 

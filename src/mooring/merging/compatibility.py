@@ -11,6 +11,7 @@ from mooring.errors import MismatchError
 from mooring.merging.pair import QUANTIZED_NAME, ModelPair
 from mooring.merging.slices import same
 from mooring.models import Adapter, Checkpoint, read_json, read_text
+from mooring.models.classes import text_fields
 from mooring.printable import shorten, visible
 
 _IGNORED = (
@@ -85,8 +86,10 @@ def _quoted(value: Any) -> str:
     return shorten(repr(value))
 
 
-def _configuration(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def _configuration(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Where the configurations differ. Keys of one side only are left out: newer versions of a library write more."""
+    if (ours is text_fields(ours)) != (theirs is text_fields(theirs)):  # one of them is the language model alone
+        ours, theirs = text_fields(ours), text_fields(theirs)
     differ = [key for key in ours if key in theirs and key not in _IGNORED and ours[key] != theirs[key]]
 
     def described(key: str) -> str:

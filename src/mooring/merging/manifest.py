@@ -29,6 +29,7 @@ from mooring.models import (
     side_files,
 )
 from mooring.models.classes import places_of, text_fields
+from mooring.models.relaid import RelaidCheckpoint
 
 _VOCABULARY = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken")
 _TOKENIZER = (*_VOCABULARY, "special_tokens_map", "added_tokens", "chat_template", "additional_chat_templates")
@@ -208,18 +209,24 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def source_entry(model: Checkpoint | Adapter, read: dict[str, TensorDigest]) -> dict[str, Any]:
-    """An input: its folder's name, and a digest of its content. `read` is what the merge has read of a whole model."""
+    """An input: its folder's name, and a digest of its content. `read` is what the merge has read of a whole model.
+
+    With `relaid`, the digest is that of the content in the base's names and layout.
+    """
     name = model.folder.resolve().name
     if isinstance(model, Adapter):
         return {"name": name, "kind": "lora", "digest": f"sha256:{combine(file_digests(model.folder))}"}
+    relaid = isinstance(model, RelaidCheckpoint)
+    kept = model.kept if isinstance(model, RelaidCheckpoint) else frozenset()
     tensors = {}
-    for info in model.tensors.values():
+    for info in (info for info in model.tensors.values() if info.name not in kept):
         digest = read.setdefault(info.name, TensorDigest())
         size = info.dtype.itemsize
         for piece in cut(info.name, digest.seen // size, info.numel, SLICE // size):  # what the merge did not read
             digest.add(hash_values(piece.start, model.read(info.name, piece.start, piece.stop)))
         tensors[info.name] = (NAMES[info.dtype], list(info.shape), digest.hexdigest())
-    return {"name": name, "kind": "checkpoint", "digest": f"xxh3:{content_digest(tensors)}"}
+    entry = {"name": name, "kind": "checkpoint", "digest": f"xxh3:{content_digest(tensors)}"}
+    return entry | ({"relaid": True} if relaid else {})
 
 
 def _version() -> str:

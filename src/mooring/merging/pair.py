@@ -12,8 +12,10 @@ from torch import Tensor
 
 from mooring.errors import MismatchError, ModelError, UserError
 from mooring.merging.slices import same
-from mooring.models import Adapter, Checkpoint, TensorInfo, is_adapter, open_adapter, open_checkpoint, read_config, tied
+from mooring.models import Adapter, Checkpoint, TensorInfo, is_adapter, open_adapter, open_checkpoint, tied
 from mooring.models.classes import text_fields
+from mooring.models.matching import Matched, match, other_architecture
+from mooring.models.relaid import RelaidCheckpoint
 from mooring.models.resolve import resolve_model
 
 Tokenizer = Literal["larger", "base"]
@@ -108,7 +110,9 @@ class ModelPair:
         base = self.base.read(tensor.sources[0], start, stop, out=given[0])
         tuned = []
         for model, source, buffer in zip(self.tuned, tensor.sources[1:], given[1:], strict=True):
-            if isinstance(model, Checkpoint):
+            if isinstance(model, RelaidCheckpoint) and source in model.kept:
+                tuned.append(base)
+            elif isinstance(model, Checkpoint):
                 tuned.append(model.read(source, start, stop, out=buffer))
             elif source in model.changed:
                 tuned.append(model.read_tuned(source, start, stop, base))
@@ -147,7 +151,8 @@ def open_pair(base: str | Path, tuned: str | Path | Sequence[str | Path]) -> Mod
         ModelError: One of them cannot be opened.
         MismatchError: They are swapped, have different architectures, or their tensors do not match.
     """
-    base, folders = Path(base), [Path(tuned)] if isinstance(tuned, (str, Path)) else [Path(folder) for folder in tuned]
+    base = Path(base)
+    folders = [Path(tuned)] if isinstance(tuned, (str, Path)) else [Path(folder) for folder in tuned]
     if not folders:
         raise UserError("there is no tuned model", "name at least one", code="usage.no_tuned_model")
     if is_adapter(base) and not (base / "config.json").is_file():
@@ -158,7 +163,13 @@ def open_pair(base: str | Path, tuned: str | Path | Sequence[str | Path]) -> Mod
     opened: list[Checkpoint | Adapter] = []
     try:
         for folder in folders:
-            opened.append(_open_tuned(first, folder))
+            if is_adapter(folder):
+                opened.append(_open_adapter(first, folder))
+                continue
+            opened.append(tuned_model := open_checkpoint(folder))
+            matched = match(first, tuned_model)
+            _check_match(first, tuned_model, matched)
+            opened[-1] = matched.checkpoint
         return _match(first, opened)
     except BaseException:
         for model in (first, *opened):
@@ -198,10 +209,7 @@ def qlora_base(base: str | Path, tuned: Sequence[str | Path]) -> Path:
     return found
 
 
-def _open_tuned(base: Checkpoint, folder: Path) -> Checkpoint | Adapter:
-    if not is_adapter(folder):
-        _check_architecture(base, folder)
-        return open_checkpoint(folder)
+def _open_adapter(base: Checkpoint, folder: Path) -> Adapter:
     adapter = open_adapter(folder)
     try:
         adapter.bind(base)
@@ -271,14 +279,24 @@ def have_other_weights(base: Checkpoint, other: Checkpoint) -> bool:
     return False
 
 
-def _check_architecture(base: Checkpoint, tuned: Path) -> None:
-    """Raise if the configurations of two whole models have different architectures."""
-    ours, theirs = base.config, read_config(tuned)
-    for key in ("model_type", "architectures"):
-        if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
-            a, b = (", ".join(map(str, v)) if isinstance(v, list) else v for v in (ours[key], theirs[key]))
-            what = f"{tuned}: its {key} is {b}, but that of {base.folder} is {a}"
-            raise MismatchError(what, NAME_THE_BASE, code="model.architecture_mismatch")
+def _check_match(base: Checkpoint, tuned: Checkpoint, matched: Matched) -> None:
+    """Raise if two whole models have different architectures, or tensors of one have no match in the other."""
+    key = other_architecture(base, tuned)
+    if matched.reason and key:
+        a, b = (v if isinstance(v, str) else ", ".join(map(str, v)) for v in (base.config[key], tuned.config[key]))
+        what = f"{tuned.folder}: its {key} is {b}, but that of {base.folder} is {a}"
+        raise MismatchError(what, NAME_THE_BASE, code="model.architecture_mismatch")
+    reason = f" (their layouts cannot be compared: {matched.reason})" if matched.reason else ""
+    theirs = matched.checkpoint
+    for names, has, code in (
+        (base.tensors.keys() - theirs.tensors.keys(), "has no {}, which {} has", "model.missing_tensor"),
+        (theirs.tensors.keys() - base.tensors.keys(), "has {}, which {} does not have", "model.extra_tensor"),
+    ):
+        others = sorted(name for name in names if not tied.is_head(name))
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            what = f"{tuned.folder}: {has.format(others[0] + more, base.folder)}{reason}"
+            raise MismatchError(what, NAME_THE_BASE, code=code)
 
 
 def _match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter]) -> ModelPair:

@@ -48,6 +48,7 @@ class Layout:
             may have other rows than the configuration says.
         unused: For each of the other tensors, why the class does not use it.
         converted: For tensors that are not a parameter as they are, the operations that make it one.
+        failed: For parameters that cannot be made of the tensors that there are for them, why not.
     """
 
     def __init__(self, model: Any, tensors: Mapping[str, TensorInfo]) -> None:
@@ -57,6 +58,7 @@ class Layout:
         self.places: dict[str, tuple[Place, ...]] = {}
         self.unused: dict[str, str] = {}
         self.converted: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
         self._locate(tensors)
 
     @property
@@ -91,9 +93,15 @@ class Layout:
     @functools.cached_property
     def text(self) -> str:
         """The path of the language model's layers and embedding within the model, such as `model.language_model`."""
-        names = {id(module): name for name, module in self.model.named_modules()}
-        embedding: str = names.get(id(self.model.get_input_embeddings()), "")
-        return embedding.rpartition(".")[0]
+        return self._path(self.model.get_input_embeddings()).rpartition(".")[0]
+
+    @functools.cached_property
+    def head(self) -> str:
+        """The path of the output head; empty if there is none."""
+        return self._path(self.model.get_output_embeddings())
+
+    def _path(self, module: Any) -> str:
+        return next((str(name) for name, each in self.model.named_modules() if each is module), "")
 
     def canonical(self, name: str) -> str | None:
         """The parameter that a name in another class of the same model, or another version of it, stands for.
@@ -113,6 +121,19 @@ class Layout:
                 return inner
         return None
 
+    def missing(self) -> list[str]:
+        """The parameters that no tensor holds, but for an output head, which may be tied to the embedding."""
+        head = f"{self.head}." if self.head else None
+        needed = (name for name, _ in self.model.named_parameters(remove_duplicate=True))
+        return [name for name in needed if name not in self.holders and not (head and name.startswith(head))]
+
+    def ignores(self, name: str) -> str | None:
+        """Why the class passes over a tensor with such a name without a word, if it does; else None."""
+        patterns = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        if any(re.search(pattern, name) for pattern in patterns):
+            return f"{self.class_name} passes over it"
+        return None
+
     def _locate(self, tensors: Mapping[str, TensorInfo]) -> None:
         """Follow the rules of transformers for all tensors, as its `core_model_loading` does."""
         from transformers.core_model_loading import dot_natural_key
@@ -130,7 +151,8 @@ class Layout:
             try:
                 found, operations = self._convert(target, sources, tensors)
             except Exception as error:  # rules of another version, or for other shapes than these
-                self.unused |= dict.fromkeys(sources, f"{target} cannot be made of it ({_first_line(error)})")
+                self.failed[target] = f"{_first_line(error)} ({len(sources)} tensors, such as {next(iter(sources))})"
+                self.unused |= dict.fromkeys(sources, f"{target} cannot be made of it")
                 continue
             for name, places in found.items():
                 self.places[name] = tuple(places)

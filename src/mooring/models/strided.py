@@ -48,6 +48,13 @@ class Place:
         """How many entries it holds."""
         return math.prod(self.counts)
 
+    @property
+    def rows(self) -> range:
+        """The indices on the parameter's first axis; none if it is a scalar."""
+        if not self.starts:
+            return range(0)
+        return range(self.starts[0], self.starts[0] + self.steps[0] * self.counts[0], self.steps[0])
+
     def of_parameter(self, parameter: Tensor) -> Tensor:
         """The part of the parameter, as a view of shape `counts`."""
         index = tuple(
