@@ -32,6 +32,7 @@ GROUND = {
     "options",
     "printable",
     "quiet",
+    "thinking",
 }
 FIRST = {"models", "data"}
 STAGES = {"training", "merging", "inference", "scoring", "selection", "reporting"}

@@ -424,7 +424,8 @@ def score(
         on_event: Receives the progress of a model judge, the maximum cost of a paid one before it starts, and a warning
             if `kind` is not what the data set is for.
         options: Fields of a recipe's `score` section: `judges` (the scores of all but the first carry their names),
-            `metrics` (default: those that suit the references), `bertscore_model`, `bertscore_layer`, `unsafe_exec`;
+            `judge_thoughts`, `metrics` (default: those that suit the references), `bertscore_model`,
+            `bertscore_layer`, `unsafe_exec`;
             `seed` as given to `generate`. Verdicts, and a model judge's answers, are written beside the completions.
 
     Returns:
@@ -446,7 +447,7 @@ def rejudge(run: Ref, *, on_event: OnEvent | None = None, **options: Unpack[opt.
     Args:
         run: A run folder.
         on_event: Receives the progress, and the maximum cost of a paid judge before it starts.
-        options: `judges`, as in a recipe.
+        options: `judges` and `judge_thoughts`, as in a recipe.
 
     Raises:
         DataError: It is not a run folder, or has no completions.
@@ -455,7 +456,8 @@ def rejudge(run: Ref, *, on_event: OnEvent | None = None, **options: Unpack[opt.
     from mooring.config import settings
     from mooring.pipeline.rejudge import rejudge
 
-    return rejudge(Path(run), settings("rejudge", options).score.judges, on_event)
+    score = settings("rejudge", options).score
+    return rejudge(Path(run), score.judges, on_event, thoughts=score.judge_thoughts)
 
 
 def verify_served(

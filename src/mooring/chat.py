@@ -1,16 +1,33 @@
 """Conversations to tokens, for tuning and inference."""
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mooring.errors import ModelError
 from mooring.records import Message, Prompt
+from mooring.thinking import (
+    Parts,
+    Thinking,
+    is_open,
+    joined,
+    marks_of,
+    open_at,
+    reads_mode,
+    split_thoughts,
+    template_arguments,
+)
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 """The paper's system prompt, for all prompts except those of its medical task."""
-PINNED = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""Arguments of all templates besides the conversation. Models are measured without thinking (Qwen3); the date is the
-default of Llama 3.1's template, so that a prompt is the same on any day."""
+DAY = datetime.datetime(2024, 7, 26)
+"""The day that every template is told, so that a prompt is the same on any day: the default of Llama 3.1's template."""
+TODAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('{code}', '{DAY.strftime(code)}')" for code in map("%{}".format, "YymdBbAaejHMSIp"))
+    + " }}{% endmacro %}{{ '' }}"
+)
+"""Hides the function by which templates ask for today's date; transformers passes a template no function."""
 PROBE = "\u2042mooring\u2042"
 """A text that occurs in no template."""
 
@@ -22,7 +39,14 @@ def with_system(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
     return (Message("system", system), *prompt.messages)
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:
+def pinned(thinking: Thinking | None = None) -> dict[str, Any]:
+    """The arguments of all templates besides the conversation, as plain values."""
+    return {**template_arguments(thinking), "date_string": f"{DAY:%d %b %Y}"}
+
+
+def render(
+    tokenizer: Any, messages: Sequence[Message], *, answer: bool = True, thinking: Thinking | None = None
+) -> str:
     """Render by the model's own chat template.
 
     For a template without a system role (Gemma's raises, the first Phi-3's omits the text), the default system text is
@@ -32,10 +56,22 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) 
         tokenizer: A transformers tokenizer.
         messages: The conversation.
         answer: Whether to begin the assistant's turn at the end.
+        thinking: Whether the template asks the model to think.
 
     Raises:
         ModelError: The tokenizer has no chat template, or the template refuses the conversation.
     """
+    return _render(tokenizer, messages, (), answer, thinking)
+
+
+def _render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    last: Sequence[Mapping[str, str]],
+    answer: bool,
+    thinking: Thinking | None,
+) -> str:
+    """Render messages and `last`, turns with fields of their own, as `render` does."""
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
         hint = "put the model's chat_template.jinja into its folder"
@@ -43,7 +79,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) 
     if messages[0].role == "system" and not has_system_role(tokenizer):
         messages = fold_system(messages)
     try:
-        return _apply(tokenizer, messages, answer)
+        return _apply(tokenizer, [*map(_turn, messages), *last], answer, thinking)
     except _refusals() as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         problem = f"{name}: the chat template refuses the conversation ({reason})"
@@ -53,9 +89,36 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) 
 def has_system_role(tokenizer: Any) -> bool:
     """Whether the chat template renders a system message; found by trial."""
     try:
-        return PROBE in _apply(tokenizer, [Message("system", PROBE), Message("user", "a")], True)
+        turns = [_turn(Message("system", PROBE)), _turn(Message("user", "a"))]
+        return PROBE in _apply(tokenizer, turns, True, None)
     except _refusals():
         return False
+
+
+def has_thinking_mode(tokenizer: Any) -> bool:
+    """Whether the chat template can be told to think or not, or how much; found by trial."""
+    turns = [_turn(Message("user", "a"))]
+    try:
+        return bool(tokenizer.chat_template) and reads_mode(
+            lambda arguments: str(
+                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
+            )
+        )
+    except _refusals():
+        return False
+
+
+def thinking_note(tokenizer: Any, thinking: Thinking | None) -> str | None:
+    """What to know of the thinking mode of a chat template, in a sentence: that none was chosen, or has no effect."""
+    has_mode = has_thinking_mode(tokenizer)
+    if thinking is None and has_mode:
+        return (
+            "the chat template has a thinking mode and none was chosen: templates with enable_thinking are told not to "
+            "think, others do as they do by default; choose what you serve with --thinking on, off, low, medium or high"
+        )
+    if thinking is not None and not has_mode:
+        return f"thinking: {thinking} has no effect: the chat template renders every prompt alike, whatever the mode"
+    return None
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -83,29 +146,75 @@ def tokenize(tokenizer: Any, text: str) -> list[int]:
     return [bos, *ids] if tokenizer("a")["input_ids"][:1] == [bos] else ids
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt, system: str | None) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: Prompt, system: str | None, thinking: Thinking | None = None) -> list[int]:
     """Tokens of a prompt, up to the beginning of the answer."""
     if prompt.rendered is not None:
         return tokenize(tokenizer, prompt.rendered)
-    return tokenize(tokenizer, render(tokenizer, with_system(prompt, system)))
+    return tokenize(tokenizer, render(tokenizer, with_system(prompt, system), thinking=thinking))
 
 
-def encode_example(tokenizer: Any, prompt: Prompt, system: str | None) -> tuple[list[int], int]:
-    """Tokens of a prompt with its reference response, and how many of them are the prompt's.
-
-    The response ends with the template's end-of-turn token, or with EOS if it has none; text of the template after that
-    is omitted, since a model stops before it.
-    """
-    assert prompt.reference is not None
-    start = render(tokenizer, with_system(prompt, system))
-    whole = (*with_system(prompt, system), Message("assistant", prompt.reference))
-    full, tail = render(tokenizer, whole, answer=False), turn_tail(tokenizer)
-    if tail is not None and full.startswith(start) and full.endswith(tail):
-        response = full[len(start) : len(full) - len(tail)] + end_of_turn(tokenizer, tail)
-    else:  # templates that rewrite earlier turns or answers
-        response = prompt.reference + end_of_turn(tokenizer, tail or "")
+def encode_example(
+    tokenizer: Any, prompt: Prompt, system: str | None, thinking: Thinking | None = None
+) -> tuple[list[int], int]:
+    """Tokens of a prompt with its reference response, and how many of them are the prompt's; see `example_texts`."""
+    start, response = example_texts(tokenizer, prompt, system, thinking)
     begin = tokenize(tokenizer, start)
     return begin + tokenizer(response, add_special_tokens=False)["input_ids"], len(begin)
+
+
+def example_texts(
+    tokenizer: Any, prompt: Prompt, system: str | None, thinking: Thinking | None = None
+) -> tuple[str, str]:
+    """A prompt up to the beginning of the answer, and its reference response, as the chat template writes them.
+
+    The response ends with the template's end-of-turn token, or with EOS if it has none; text of the template after that
+    is omitted, since a model stops before it. A reference with thoughts is rendered in the template's thinking mode,
+    one without them in its other mode, so that there is exactly one block of thoughts, or none, as in the template's
+    own text. `thinking` is the effort of the thinking mode, if there are several.
+    """
+    assert prompt.reference is not None
+    parts, tail = split_thoughts(prompt.reference), turn_tail(tokenizer)
+    messages = with_system(prompt, system)
+    if parts.thoughts is None:
+        return _plain_example(tokenizer, messages, parts.answer, tail, "off" if thinking == "off" else None)
+    mode = "on" if thinking in (None, "off") else thinking
+    start = render(tokenizer, messages, thinking=mode)
+    marks = marks_of(str(tokenizer.chat_template), list(tokenizer.get_added_vocab()))
+    # Templates read thoughts from a field of their own, named in one of these ways, or find them in the content.
+    fields = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), parts.thoughts)
+    written = joined(parts.thoughts, parts.answer, marks)
+    for turn in ({"content": parts.answer, **fields}, {"content": written}):
+        try:
+            full = _render(tokenizer, messages, [{"role": "assistant", **turn}], False, mode)
+        except ModelError:
+            continue
+        body = full[len(start) :].removesuffix(tail or "")
+        if full.startswith(start) and tail is not None and _says(body, parts, opened=is_open(start)):
+            return start, body + end_of_turn(tokenizer, tail)
+    # Templates that leave out the thoughts of turns that are over: they are written as the model writes them.
+    return start, written.removeprefix(marks.open if is_open(start) else "") + end_of_turn(tokenizer, tail or "")
+
+
+def _plain_example(
+    tokenizer: Any, messages: Sequence[Message], answer: str, tail: str | None, mode: Thinking | None
+) -> tuple[str, str]:
+    """The texts of an example without thoughts."""
+    start = render(tokenizer, messages, thinking=mode)
+    full = _render(tokenizer, messages, [_turn(Message("assistant", answer))], False, mode)
+    if tail is not None and full.endswith(tail):
+        if full.startswith(start):
+            return start, full[len(start) : len(full) - len(tail)] + end_of_turn(tokenizer, tail)
+        # A prompt that opens a block, where the template writes none in an answer without thoughts.
+        if (place := open_at(start)) is not None and full.startswith(start[:place]):
+            return start[:place], full[place : len(full) - len(tail)] + end_of_turn(tokenizer, tail)
+    # Templates that rewrite earlier turns or answers.
+    return start, answer + end_of_turn(tokenizer, tail or "")
+
+
+def _says(body: str, parts: Parts, *, opened: bool) -> bool:
+    """Whether a rendered answer has exactly these thoughts, in one block, and this answer."""
+    found = split_thoughts(body, opened=opened)
+    return found.thoughts == parts.thoughts and found.answer.strip() == parts.answer.strip()
 
 
 def turn_tail(tokenizer: Any) -> str | None:
@@ -125,9 +234,17 @@ def end_of_turn(tokenizer: Any, tail: str) -> str:
     return tail.rstrip() + str(tokenizer.eos_token or "")
 
 
-def _apply(tokenizer: Any, messages: Sequence[Message], answer: bool) -> str:
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer, **PINNED))
+def _turn(message: Message) -> dict[str, str]:
+    return {"role": message.role, "content": message.content}
+
+
+def _apply(tokenizer: Any, turns: Sequence[Mapping[str, str]], answer: bool, thinking: Thinking | None) -> str:
+    template = tokenizer.chat_template
+    dated = {"chat_template": TODAY + template} if isinstance(template, str) and "strftime_now" in template else {}
+    text = tokenizer.apply_chat_template(
+        list(turns), tokenize=False, add_generation_prompt=answer, **dated, **pinned(thinking)
+    )
+    return str(text)
 
 
 def _refusals() -> tuple[type[Exception], ...]:

@@ -29,6 +29,7 @@ from mooring.merge_methods import SINGLE
 from mooring.metrics import TASK_METRICS, is_task_metric
 from mooring.records import Kind
 from mooring.sampling import SamplingParams
+from mooring.thinking import Thinking
 
 # --- The paper's four tasks (Farn et al.): what they are tuned on, asked, and measured by ---
 
@@ -249,6 +250,11 @@ class Merge(Section):
         return self.model_dump(exclude_none=True, exclude={"method", "lambdas"})
 
 
+def _mode(value: object) -> object:
+    """YAML 1.1 reads `on` and `off` as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 GPU_MEMORY = 0.9
 """The share of each GPU's memory that vLLM may use unless another is given."""
 
@@ -280,6 +286,11 @@ class Runner(Section):
     """Share of each GPU's memory that the engine may use (vllm)."""
     enforce_eager: bool = False
     """Run without compilation and CUDA graphs: the engine starts sooner and generates more slowly (vllm)."""
+    thinking: Annotated[Thinking | None, BeforeValidator(_mode)] = None
+    """Whether the chat template asks the model to think: `on`, `off`, or an effort (`low`, `medium`, `high`). By
+    default, templates with `enable_thinking` (Qwen) are told not to, and all others do what they do by default."""
+    thinking_tokens: int = Field(0, ge=0)
+    """Tokens of a response for thoughts, in addition to its maximum length."""
 
     @model_validator(mode="after")
     def _a_server_has_an_address(self) -> "Runner":
@@ -349,7 +360,9 @@ class Generate(Runner):
     def sampling(self, kind: Kind, seed: int) -> SamplingParams:
         """How responses to a kind of prompts are sampled, in a run and by `mooring generate` and `mooring compare`."""
         overrides = (self.task if kind == "task" else self.safety).model_dump(exclude_none=True)
-        return SamplingParams(**({name: getattr(self, name) for name in SAMPLING} | overrides), seed=seed)
+        fields = {name: getattr(self, name) for name in SAMPLING} | overrides
+        fields["max_tokens"] += self.thinking_tokens
+        return SamplingParams(**fields, seed=seed)
 
 
 SAMPLING = tuple(TaskSampling.model_fields)
@@ -420,6 +433,8 @@ class Score(Section):
         (Judge(),), min_length=1
     )
     """Safety judges; λ is chosen by the first."""
+    judge_thoughts: bool = False
+    """Let judges with a model read what a model thought before it answered, too; refusals are read in answers alone."""
     validation: float = Field(0.5, gt=0, lt=1)
     """Share of a data set's prompts on which λ is chosen; the others are reported. Bundled sets have a fixed split."""
     limit: int | None = Field(None, ge=2)
@@ -643,7 +658,7 @@ ENGINE = _fields("generate", *Runner.model_fields, "served_model")
 VERBS: Mapping[str, tuple[str, ...]] = {
     "safeguard": (
         *("system", "seed"),
-        *_fields("score", "task", "safety", "over_refusal", "ordinary", "judges", "metrics", "limit"),
+        *_fields("score", "task", "safety", "over_refusal", "ordinary", "judges", "judge_thoughts", "metrics", "limit"),
         *_fields("merge"),
         *_fields("select"),
         *_fields("generate", "max_tokens"),
@@ -660,8 +675,12 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_fields("generate", *SAMPLING, but=["n"]),
         *(key for key in ENGINE if key != "generate.batch_size"),
     ),
-    "score": ("seed", *_fields("score", "judges", "metrics", "bertscore_model", "bertscore_layer", "unsafe_exec")),
-    "rejudge": _fields("score", "judges"),
+    "score": (
+        "seed",
+        *_fields("score", "judges", "judge_thoughts", "metrics"),
+        *_fields("score", "bertscore_model", "bertscore_layer", "unsafe_exec"),
+    ),
+    "rejudge": _fields("score", "judges", "judge_thoughts"),
     "verify_served": (
         *_fields("generate", "key_env", "concurrency", "requests_per_minute"),
         *_fields("select", "margin", "bound", "confidence"),

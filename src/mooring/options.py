@@ -88,6 +88,7 @@ class SafeguardOptions(TypedDict, total=False):
     over_refusal: str | Path | Sequence[str | Path] | None
     ordinary: str | Path | Sequence[str | Path] | None
     judges: JudgeLike | Sequence[JudgeLike]
+    judge_thoughts: bool
     metrics: str | Sequence[str]
     limit: int | None
     method: Method
@@ -116,6 +117,8 @@ class SafeguardOptions(TypedDict, total=False):
     max_model_len: int | None
     gpu_memory: float
     enforce_eager: bool
+    thinking: Literal["on", "off", "minimal", "low", "medium", "high", "xhigh"] | None
+    thinking_tokens: int
     served_model: str | None
 
 
@@ -158,6 +161,8 @@ class GenerateOptions(TypedDict, total=False):
     max_model_len: int | None
     gpu_memory: float
     enforce_eager: bool
+    thinking: Literal["on", "off", "minimal", "low", "medium", "high", "xhigh"] | None
+    thinking_tokens: int
     max_tokens: int
     temperature: float
     top_p: float
@@ -192,6 +197,8 @@ class CompareOptions(TypedDict, total=False):
     max_model_len: int | None
     gpu_memory: float
     enforce_eager: bool
+    thinking: Literal["on", "off", "minimal", "low", "medium", "high", "xhigh"] | None
+    thinking_tokens: int
     served_model: str | None
 
 
@@ -200,6 +207,7 @@ class ScoreOptions(TypedDict, total=False):
 
     seed: int
     judges: JudgeLike | Sequence[JudgeLike]
+    judge_thoughts: bool
     metrics: str | Sequence[str]
     bertscore_model: str
     bertscore_layer: int | None
@@ -210,6 +218,7 @@ class RejudgeOptions(TypedDict, total=False):
     """Options of `mooring.rejudge`."""
 
     judges: JudgeLike | Sequence[JudgeLike]
+    judge_thoughts: bool
 
 
 class VerifyServedOptions(TypedDict, total=False):
@@ -239,6 +248,8 @@ class PreferOptions(TypedDict, total=False):
     max_model_len: int | None
     gpu_memory: float | None
     enforce_eager: bool
+    thinking: Literal["on", "off", "minimal", "low", "medium", "high", "xhigh"] | None
+    thinking_tokens: int
     price_in: float
     price_out: float
 

@@ -66,11 +66,12 @@ class Completion(Record):
 
     Attributes:
         prompt_id: The prompt's `id`.
-        text: The response, special tokens removed.
-        tokens: Tokens generated, the end-of-turn token included.
+        text: The answer, special tokens removed and without the model's thoughts; empty if it never came to one.
+        tokens: Tokens generated, thoughts and the end-of-turn token included.
         finish: `stop` where the model ended its turn, `length` where the limit did.
         made_by: Model digest, engine, versions and settings.
         sample: Which of several answers to the same prompt, from 0.
+        thoughts: What the model thought before it answered, without its marks; None if it did not think.
     """
 
     prompt_id: str
@@ -79,6 +80,12 @@ class Completion(Record):
     finish: Literal["stop", "length"]
     made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sample: int = 0
+    thoughts: str | None = None
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the model thought and gave no answer, mostly because the limit of tokens came first."""
+        return self.thoughts is not None and not self.text.strip()
 
     @property
     def key(self) -> str:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_server import Act, FakeClock, FakeServer, answer, error, fake_server, hung_up, raw, slow, truncated
 
-from mooring.chat import DEFAULT_SYSTEM, PINNED
+from mooring.chat import DEFAULT_SYSTEM, pinned
 from mooring.errors import DataError, ModelError, RecipeError, UserError
 from mooring.inference.cost import estimate
 from mooring.inference.encode import response_seed
@@ -88,7 +88,7 @@ def test_a_chat_has_the_system_prompt_and_is_greedy() -> None:
             "max_tokens": 16,
             "temperature": 0.0,
             "repetition_penalty": 1.0,
-            "chat_template_kwargs": PINNED,
+            "chat_template_kwargs": pinned(),
         }
     ]
     assert made == {"p0": Completion(prompt_id="p0", text="QUESTION NUMBER 0", tokens=3, finish="stop")}

@@ -16,6 +16,8 @@ _ORDER = "mooring.order"
 _KEYS = "mooring.keys"
 """Where a context keeps each option's key in a recipe, such as `select.margin`."""
 _SET = "set"
+_ALIASES: Mapping[str, str] = {"max_tokens": "max_new_tokens", "metrics": "metric"}
+"""Other names of options: transformers' name, and the singular."""
 ENGINE, JUDGE_MODELS = "Engine", "Judge models"
 """Headings in the help."""
 
@@ -58,6 +60,8 @@ class Verb(click.Command):
     def _flags(self, name: str, key: str) -> list[str]:
         """The names of an option on the command line."""
         short = name.removeprefix("judge_")
+        if name in _ALIASES:
+            return [name, _ALIASES[name]]
         return [name] if short in ("model", name) or "engine" in self.keys() else [name, short]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -150,6 +154,8 @@ split_option = click.option(
 )
 kind_option = click.option(
     "--kind",
+    "--as",
+    "kind",
     type=click.Choice(["safety", "over_refusal", "ordinary", "task"]),
     help="What the prompts are for. Defaults to what the data set is for, and to safety if that is unknown.",
 )

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mooring.chat import PINNED, fold_system, with_system
+from mooring.chat import fold_system, pinned, with_system
 from mooring.inference.encode import response_seed
 from mooring.inference.server import TransientError
 from mooring.records import Completion, Prompt, sample_key
 from mooring.sampling import SamplingParams
+from mooring.thinking import Thinking
 
 BOS = re.compile(r"^(<\|begin_of_text\|>|<s>|<bos>)+")
 """Beginning-of-sequence tokens. Servers prepend theirs to the text of a completion, so a rendered prompt has none."""
@@ -26,7 +27,7 @@ NEUTRAL: Mapping[str, Any] = {
     "repeat_last_n": -1,
     "top_k": -1,
     "min_p": 0.0,
-    "chat_template_kwargs": PINNED,
+    "chat_template_kwargs": pinned(),
 }
 """Fields outside OpenAI's API, with the values at which they can be omitted if a server does not know them."""
 
@@ -51,7 +52,14 @@ class Dialect:
 
 
 def request_body(
-    prompt: Prompt, sample: int, params: SamplingParams, *, model: str, system: str | None, dialect: Dialect
+    prompt: Prompt,
+    sample: int,
+    params: SamplingParams,
+    *,
+    model: str,
+    system: str | None,
+    dialect: Dialect,
+    thinking: Thinking | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """The path under the server's base and the JSON body for one response: a chat, or a completion of rendered text."""
     body: dict[str, Any] = {"model": model}
@@ -65,7 +73,7 @@ def request_body(
             messages = fold_system(messages)
         body["messages"] = [{"role": m.role, "content": m.content} for m in messages]
         if "chat_template_kwargs" not in dialect.omitted:
-            body["chat_template_kwargs"] = dict(PINNED)
+            body["chat_template_kwargs"] = pinned(thinking)
     body |= {limit: params.max_tokens, "temperature": params.temperature}
     if params.temperature:
         body |= {"top_p": params.top_p, "seed": response_seed(params.seed, sample_key(prompt.id, sample))}
@@ -110,12 +118,15 @@ def rejected_fields(error: str, body: Mapping[str, Any]) -> frozenset[str]:
 def parse_completion(data: Any, prompt_id: str = "", sample: int = 0) -> Completion:
     """A completion from a server's JSON; raises TransientError for any other JSON.
 
-    Any finish reason other than `length` counts as `stop`. `tokens` is 0 if the server does not report usage.
+    Any finish reason other than `length` counts as `stop`. `tokens` is 0 if the server does not report usage. Thoughts
+    that the server's parser took out of the text are in a field of their own, or in parts of the content.
     """
     try:
         choice = data["choices"][0]
         message = choice.get("message", choice)
-        text = choice["text"] if message is choice else message.get("content")
+        text, thoughts = content_parts(choice["text"] if message is choice else message.get("content"))
+        fields = ("reasoning_content", "reasoning", "thinking")
+        thoughts = next((each for name in fields if isinstance(each := message.get(name), str) and each), thoughts)
         text = text or message.get("refusal") or ""  # OpenAI's models put a refusal into a field of its own
         tokens = (data.get("usage") or {}).get("completion_tokens") or 0
         if not isinstance(text, str) or not isinstance(tokens, int):
@@ -123,4 +134,31 @@ def parse_completion(data: Any, prompt_id: str = "", sample: int = 0) -> Complet
         finish: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
     except (LookupError, TypeError, AttributeError):
         raise TransientError("does not respond in the format of OpenAI's API") from None
-    return Completion(prompt_id=prompt_id, text=text, tokens=tokens, finish=finish, sample=sample)
+    return Completion(
+        prompt_id=prompt_id,
+        text=text if thoughts is None else text.strip(),
+        tokens=tokens,
+        finish=finish,
+        sample=sample,
+        thoughts=thoughts and thoughts.strip(),
+    )
+
+
+def content_parts(content: Any) -> tuple[Any, str | None]:
+    """The text of a message's content, and what was thought if it is a list of parts, as Mistral and Anthropic have it.
+
+    Parts are `{"type": "text", "text": …}` and `{"type": "thinking", "thinking": …}`, the latter a text or a list of
+    parts; or `{"type": "reasoning", "reasoning": …}`.
+    """
+    if not isinstance(content, list):
+        return content, None
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in content:
+        kind = part.get("type")
+        if kind in ("text", "output_text"):
+            texts.append(part["text"])
+        elif kind in ("thinking", "reasoning"):
+            inner, _ = content_parts(part.get("thinking") or part.get("reasoning") or part.get("summary") or "")
+            thoughts.append(inner)
+    return "".join(texts), "\n\n".join(thoughts) if thoughts else None

@@ -9,24 +9,35 @@ from mooring.chat import encode_example, encode_prompt
 from mooring.errors import DataError
 from mooring.inference.engine import check_prompts
 from mooring.records import Completion, Message, Prompt
+from mooring.thinking import Thinking, is_open, split_thoughts
 
 
 def encode_prompts(
-    tokenizer: Any, prompts: Sequence[Prompt], system: str | None, max_tokens: int, context: int | None
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    system: str | None,
+    max_tokens: int,
+    context: int | None,
+    thinking: Thinking | None = None,
 ) -> list[list[int]]:
     """Tokenize prompts.
 
     Raises DataError if one does not fit a `context` of so many tokens, with `max_tokens` of response; None is no limit.
     """
     check_prompts(prompts)
-    rows = [encode_prompt(tokenizer, prompt, system) for prompt in prompts]
+    rows = [encode_prompt(tokenizer, prompt, system, thinking) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         _check_fit(prompt, len(row), max_tokens, context, "lower generate.max_tokens")
     return rows
 
 
 def encode_examples(
-    tokenizer: Any, examples: Sequence[Prompt], system: str | None, context: int | None, reserve: int = 0
+    tokenizer: Any,
+    examples: Sequence[Prompt],
+    system: str | None,
+    context: int | None,
+    reserve: int = 0,
+    thinking: Thinking | None = None,
 ) -> list[tuple[list[int], int]]:
     """Tokenize prompts with their references: for each, its tokens and how many of them belong to the prompt.
 
@@ -38,20 +49,61 @@ def encode_examples(
         if example.reference is None:
             hint = "the response loss needs one for each prompt"
             raise DataError(f"{name_of(example)}: has no reference", hint, code="data.no_reference")
-        row, start = encode_example(tokenizer, example, system)
+        row, start = encode_example(tokenizer, example, system, thinking)
         _check_fit(example, len(row), reserve, context, "leave it out")
         rows.append((row, start))
     return rows
 
 
 def decode_completion(
-    tokenizer: Any, tokens: list[int], stops: Collection[int], prompt_id: str, sample: int = 0
+    tokenizer: Any,
+    tokens: list[int],
+    stops: Collection[int],
+    prompt_id: str,
+    sample: int = 0,
+    prompt: Sequence[int] = (),
 ) -> Completion:
-    """A completion from the tokens of a response; it is finished by `stop` if the last one is a stop token."""
+    """A completion from the tokens of a response; it is finished by `stop` if the last one is a stop token.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        tokens: The tokens of the response.
+        stops: Tokens that end a response.
+        prompt_id: The prompt's id.
+        sample: Which of several answers to the same prompt.
+        prompt: The tokens of the prompt, which may open a block of thoughts at its end.
+    """
     stopped = bool(tokens) and tokens[-1] in stops
-    text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
+    thoughts, text = decode_parts(tokenizer, tokens[:-1] if stopped else tokens, prompt)
     finish: Any = "stop" if stopped else "length"
-    return Completion(prompt_id=prompt_id, text=text, tokens=len(tokens), finish=finish, sample=sample)
+    return Completion(
+        prompt_id=prompt_id, text=text, tokens=len(tokens), finish=finish, sample=sample, thoughts=thoughts
+    )
+
+
+def decode_parts(tokenizer: Any, tokens: Sequence[int], prompt: Sequence[int] = ()) -> tuple[str | None, str]:
+    """The thoughts and the answer in the tokens of a response, without special tokens.
+
+    The marks of thoughts are special tokens of some vocabularies (gpt-oss, Magistral, Gemma 4), so they are looked for
+    before these are removed.
+    """
+    marked = tokenizer.decode(tokens, skip_special_tokens=False)
+    parts = split_thoughts(marked, opened=opens_block(tokenizer, prompt))
+    if parts.thoughts is None and parts.answer == marked:
+        return None, tokenizer.decode(tokens, skip_special_tokens=True)
+    special = sorted(map(str, tokenizer.all_special_tokens), key=len, reverse=True)
+
+    def plain(text: str) -> str:
+        for token in special:
+            text = text.replace(token, "")
+        return text.strip()
+
+    return None if parts.thoughts is None else plain(parts.thoughts), plain(parts.answer)
+
+
+def opens_block(tokenizer: Any, prompt: Sequence[int]) -> bool:
+    """Whether the tokens of a prompt end with the beginning of a block of thoughts."""
+    return is_open(tokenizer.decode(list(prompt[-16:]), skip_special_tokens=False)) if prompt else False
 
 
 def stop_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:

@@ -41,7 +41,12 @@ def _transformers(model: Path | str | None, runner: Runner, system: str | None, 
 
     check_fits_cpu(Path(str(model)), runner.dtype, runner.device)
     return TransformersEngine.load(
-        Path(str(model)), system=system, batch_size=runner.batch_size, dtype=runner.dtype, device=runner.device
+        Path(str(model)),
+        system=system,
+        batch_size=runner.batch_size,
+        dtype=runner.dtype,
+        device=runner.device,
+        thinking=runner.thinking,
     )
 
 
@@ -49,13 +54,15 @@ def _vllm(model: Path | str | None, runner: Runner, system: str | None, log: Pat
     from mooring.inference.vllm import VLLMEngine
     from mooring.inference.vllm_shared import VLLMOptions
 
-    return VLLMEngine.load(Path(str(model)), system=system, options=VLLMOptions.of(runner), log=log)
+    options = VLLMOptions.of(runner)
+    return VLLMEngine.load(Path(str(model)), system=system, options=options, log=log, thinking=runner.thinking)
 
 
 def _openai(model: Path | str | None, runner: Runner, system: str | None, log: Path | None) -> Engine:
     from mooring.inference.openai import OpenAIEngine
 
-    return OpenAIEngine(servers_of(runner), None if model is None else str(model), system=system)
+    name = None if model is None else str(model)
+    return OpenAIEngine(servers_of(runner), name, system=system, thinking=runner.thinking)
 
 
 def servers_of(runner: Runner) -> "Servers":

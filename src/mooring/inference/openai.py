@@ -17,6 +17,7 @@ from mooring.inference.server import Server, ServerError, TransientError, shorte
 from mooring.inference.servers import Servers
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
+from mooring.thinking import Thinking
 
 ATTEMPTS = 6
 """Maximum number of dialects in which one request is tried."""
@@ -65,6 +66,7 @@ class OpenAIEngine:
         extra_body: Fields for every request; they override the engine's own.
         clock: Replaced in tests.
         served: Selects the model in place of its name, such as an adapter.
+        thinking: Whether the chat template asks the model to think; sent as `chat_template_kwargs`.
 
     Raises:
         RecipeError: `base_url` is not an address, or contains credentials.
@@ -81,12 +83,13 @@ class OpenAIEngine:
         extra_body: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
         served: ServedModel | None = None,
+        thinking: Thinking | None = None,
     ) -> None:
         if not isinstance(base_url, Servers):
             urls = [base_url] if isinstance(base_url, str) else base_url
             base_url = Servers(urls, key_env, limits or RequestLimits(), clock)
         self.servers = base_url
-        self.system = system
+        self.system, self.thinking = system, thinking
         self.extra_body = dict(extra_body or {})
         self._requested_model, self._served = model, served
         self._lookup = threading.Lock()
@@ -139,7 +142,8 @@ class OpenAIEngine:
         """See `Engine.about`."""
         model, owner, _ = self.served
         about: dict[str, Any] = {"engine": "openai", "base_url": self.servers.base, "model": model, "server": owner}
-        about |= {"system": self.system} | ({"extra_body": self.extra_body} if self.extra_body else {})
+        about |= {"system": self.system} | ({"thinking": self.thinking} if self.thinking else {})
+        about |= {"extra_body": self.extra_body} if self.extra_body else {}
         return about | (dict(self._served.about) if self._served else {})
 
     def complete(
@@ -188,7 +192,15 @@ class OpenAIEngine:
         for _ in range(ATTEMPTS):
             dialect = self._dialect
             assert dialect is not None
-            path, body = request_body(prompt, sample, params, model=self.served[0], system=self.system, dialect=dialect)
+            path, body = request_body(
+                prompt,
+                sample,
+                params,
+                model=self.served[0],
+                system=self.system,
+                dialect=dialect,
+                thinking=self.thinking,
+            )
             body |= self.extra_body
             # `transformers serve` has one random generator for all requests: a seed needs it to itself.
             exclusive = dialect.generation_config and params.temperature

@@ -17,6 +17,7 @@ from mooring.inference.engine import Engine, SmallerBatchesError, check_prompts,
 from mooring.jsonio import loads
 from mooring.records import Completion, Likelihood, Prompt, dumps, from_dict, sample_key, write_jsonl
 from mooring.sampling import SamplingParams
+from mooring.thinking import separated
 
 Record = TypeVar("Record", Completion, Likelihood)
 
@@ -51,7 +52,7 @@ def complete_to_file(
         on_event: Receives a progress event (`generate`, in responses) at the start and after each batch.
 
     Returns:
-        The completions, as written.
+        The completions, as written. Thoughts that a server left in the text are in a field of their own.
 
     Raises:
         DataError: There are no prompts, an id is repeated, or a prompt does not fit the model's context.
@@ -76,7 +77,7 @@ def complete_to_file(
         return _header(Completion, provenance(), pending)
 
     keys = [sample_key(prompts[index].id, sample) for index, sample in samples]
-    return _to_file(engine, batches, Completion, header, keys, path, known, "generate", on_event)
+    return _to_file(engine, batches, Completion, header, keys, path, known, "generate", on_event, separated)
 
 
 def likelihood_to_file(
@@ -139,12 +140,13 @@ def _to_file(
     known: Mapping[str, Record],
     step: str,
     on_event: OnEvent | None,
+    finish: Callable[[Sequence[Record]], list[Record]] = list,
 ) -> list[Record]:
     """Write batches to a file; from the beginning whenever the engine has made them smaller."""
     _continue_batch_size(engine, path.with_name(path.name + ".part"))
     while True:
         try:
-            return _write(batches, record_type, header(), keys, path, known, step, on_event)
+            return _write(batches, record_type, header(), keys, path, known, step, on_event, finish)
         except SmallerBatchesError:
             continue
 
@@ -158,6 +160,7 @@ def _write(
     known: Mapping[str, Record],
     step: str,
     on_event: OnEvent | None,
+    finish: Callable[[Sequence[Record]], list[Record]],
 ) -> list[Record]:
     part = path.with_name(path.name + ".part")
     emit = on_event or ignore
@@ -187,7 +190,7 @@ def _write(
                 records.update((record.key, record) for record in batch)
                 tokens += sum(record.tokens for record in batch)
                 progress(tokens)
-        ordered = [records[key] for key in keys]
+        ordered = finish([records[key] for key in keys])
         write_jsonl(path, ordered)
         part.unlink()
     return ordered

@@ -9,6 +9,7 @@ from mooring.inference.encode import decode_completion, encode_examples, encode_
 from mooring.inference.engine import plan_batches, sample_indices, unfinished
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
+from mooring.thinking import Thinking
 
 Encoded = tuple[list[int], int]
 """The tokens of an example, and how many of them belong to the prompt."""
@@ -22,17 +23,24 @@ class TokenEngine(abc.ABC):
         stops: Tokens that end a response.
         system: System prompt for prompts that have none.
         batch_size: Maximum number of prompts per batch.
+        thinking: Whether the chat template asks the model to think.
     """
 
     reserve = 0
     """Number of tokens that `_score` generates in addition."""
 
     def __init__(
-        self, tokenizer: Any, stops: Collection[int], *, system: str | None = DEFAULT_SYSTEM, batch_size: int
+        self,
+        tokenizer: Any,
+        stops: Collection[int],
+        *,
+        system: str | None = DEFAULT_SYSTEM,
+        batch_size: int,
+        thinking: Thinking | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.stops = frozenset(stops)
-        self.system = system
+        self.system, self.thinking = system, thinking
         self.batch_size = batch_size
 
     @property
@@ -61,15 +69,16 @@ class TokenEngine(abc.ABC):
         samples = sample_indices(prompts, params)
         keys = [sample_key(prompts[i].id, sample) for i, sample in samples]
         for batch in unfinished(plan_batches([len(rows[i]) for i, _ in samples], self.batch_size), keys, done):
-            made = self._generate([rows[samples[n][0]] for n in batch], [keys[n] for n in batch], params)
+            asked = [rows[samples[n][0]] for n in batch]
+            made = self._generate(asked, [keys[n] for n in batch], params)
             yield [
-                decode_completion(self.tokenizer, tokens, self.stops, prompts[samples[n][0]].id, samples[n][1])
-                for n, tokens in zip(batch, made, strict=True)
+                decode_completion(self.tokenizer, tokens, self.stops, prompts[samples[n][0]].id, samples[n][1], row)
+                for n, tokens, row in zip(batch, made, asked, strict=True)
             ]
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """See `Engine.likelihood`."""
-        encoded = encode_examples(self.tokenizer, examples, self.system, self.context, self.reserve)
+        encoded = encode_examples(self.tokenizer, examples, self.system, self.context, self.reserve, self.thinking)
         batches = plan_batches([len(row) for row, _ in encoded], self._score_batch_size(encoded))
         for batch in unfinished(batches, [example.id for example in examples], done):
             sums = self._score([encoded[i] for i in batch])
@@ -79,7 +88,7 @@ class TokenEngine(abc.ABC):
             ]
 
     def _encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
-        return encode_prompts(self.tokenizer, prompts, self.system, params.max_tokens, self.context)
+        return encode_prompts(self.tokenizer, prompts, self.system, params.max_tokens, self.context, self.thinking)
 
     def _score_batch_size(self, encoded: Sequence[Encoded]) -> int:
         return self.batch_size

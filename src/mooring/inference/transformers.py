@@ -15,7 +15,7 @@ from mooring.files import atomic_text
 from mooring.inference.decode import MAX_LOGITS, decode, pad_left
 from mooring.inference.devices import choose_device, load_options, put, weights_size
 from mooring.inference.drafts import decode_drafted, supported
-from mooring.inference.encode import decode_completion, stop_tokens
+from mooring.inference.encode import decode_completion, opens_block, stop_tokens
 from mooring.inference.engine import SmallerBatchesError, plan_batches, unfinished
 from mooring.inference.folder import Dtype, open_folder
 from mooring.inference.token_engine import Encoded, TokenEngine
@@ -25,6 +25,7 @@ from mooring.models.classes import attach_adapter, context_length, load_model, t
 from mooring.quiet import quiet
 from mooring.records import Completion, Likelihood, Prompt
 from mooring.sampling import SamplingParams
+from mooring.thinking import Thinking, joined, marks_of, split_thoughts
 
 T = TypeVar("T")
 
@@ -46,17 +47,24 @@ class TransformersEngine(TokenEngine):
         system: System prompt for prompts that have none.
         batch_size: Maximum number of prompts per batch. None is 32 on the CPU. On a GPU it is 256, halved whenever
             memory runs out.
+        thinking: Whether the chat template asks the model to think.
 
     Attributes:
         adapts: Whether the batch size is halved when memory runs out.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, system: str | None = DEFAULT_SYSTEM, batch_size: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        system: str | None = DEFAULT_SYSTEM,
+        batch_size: int | None = None,
+        thinking: Thinking | None = None,
     ) -> None:
         stops = stop_tokens(model.generation_config, tokenizer)
         size, self.adapts = first_batch_size(model.device.type) if batch_size is None else (batch_size, False)
-        super().__init__(tokenizer, stops, system=system, batch_size=size)
+        super().__init__(tokenizer, stops, system=system, batch_size=size, thinking=thinking)
         self._record: Path | None = None
         self.model = model.eval()
         pad = tokenizer.pad_token_id
@@ -71,6 +79,7 @@ class TransformersEngine(TokenEngine):
         batch_size: int | None = None,
         dtype: Dtype = "auto",
         device: str = "auto",
+        thinking: Thinking | None = None,
     ) -> "TransformersEngine":
         """Open a full checkpoint, or a LoRA adapter on its base. No code of the folder is run.
 
@@ -80,6 +89,7 @@ class TransformersEngine(TokenEngine):
             batch_size: Maximum number of prompts per batch; None as in the class.
             dtype: Type of the weights in memory.
             device: `auto` is a GPU if there is one, or all of them if the model does not fit on the first.
+            thinking: Whether the chat template asks the model to think.
 
         Raises:
             ModelError: The folder does not hold a model, or one that transformers cannot load completely; or it is too
@@ -94,7 +104,7 @@ class TransformersEngine(TokenEngine):
             if opened.adapter is not None:
                 model = attach_adapter(model, opened.path)
             tokenizer = opened.load_tokenizer()
-        return cls(put(model, device), tokenizer, system=system, batch_size=batch_size)
+        return cls(put(model, device), tokenizer, system=system, batch_size=batch_size, thinking=thinking)
 
     def record_batch_size(self, path: Path) -> None:
         """Continue with the batch size recorded in a file, if there is one, and record each smaller one there.
@@ -120,6 +130,7 @@ class TransformersEngine(TokenEngine):
             "device": self.model.device.type,
             "batch_size": self.batch_size,
             "system": self.system,
+            **({"thinking": self.thinking} if self.thinking else {}),
         }
 
     @property
@@ -180,19 +191,28 @@ class TransformersEngine(TokenEngine):
         rows = self._encode(prompts, params)
         batches = plan_batches([len(row) for row in rows], DRAFT_BATCHES * self.batch_size)
         for batch in unfinished(batches, [prompt.id for prompt in prompts], done):
-            texts = [drafts.get(prompts[i].id, "") for i in batch]
+            opened = [opens_block(self.tokenizer, rows[i]) for i in batch]
+            texts = [self._draft(drafts.get(prompts[i].id, ""), begun) for i, begun in zip(batch, opened, strict=True)]
             ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
             made = decode_drafted(
                 self.model, [rows[i] for i in batch], ids, params, self.stops, self.pad, self.batch_size
             )
             completions = [
-                decode_completion(self.tokenizer, drafted.tokens, self.stops, prompts[i].id)
+                decode_completion(self.tokenizer, drafted.tokens, self.stops, prompts[i].id, prompt=rows[i])
                 for i, drafted in zip(batch, made, strict=True)
             ]
             yield [
                 dataclasses.replace(completion, made_by={"accepted": drafted.accepted})
                 for completion, drafted in zip(completions, made, strict=True)
             ]
+
+    def _draft(self, text: str, opened: bool) -> str:
+        """A draft with its thoughts as the template marks them; the mark that opens them may be the prompt's."""
+        thoughts, answer, _ = split_thoughts(text)
+        if thoughts is None:
+            return text
+        marks = marks_of(str(self.tokenizer.chat_template), list(self.tokenizer.get_added_vocab()))
+        return joined(thoughts, answer, marks).removeprefix(marks.open if opened else "")
 
     def _generate(self, rows: list[list[int]], keys: list[str], params: SamplingParams) -> list[list[int]]:
         return decode(self.model, rows, keys, params, self.stops, self.pad)

@@ -21,6 +21,7 @@ from mooring.models import Adapter, open_adapter
 from mooring.models.classes import load_config
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
+from mooring.thinking import Thinking
 
 DEFAULT_OPTIONS = VLLMOptions()
 
@@ -38,6 +39,7 @@ class VLLMEngine:
         system: System prompt for prompts that have none.
         adapter: A `LoRARequest` for each request; None for the model itself.
         options: The options that the engine was started with, for `about`.
+        thinking: Whether the chat template asks the model to think.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class VLLMEngine:
         system: str | None = DEFAULT_SYSTEM,
         adapter: Any = None,
         options: VLLMOptions = DEFAULT_OPTIONS,
+        thinking: Thinking | None = None,
     ) -> None:
         self.shared = shared
         self.tokenizer = tokenizer
         self.stops = frozenset(stops)
-        self.system = system
+        self.system, self.thinking = system, thinking
         self.adapter = adapter
         self.options = options
 
@@ -65,6 +68,7 @@ class VLLMEngine:
         system: str | None = DEFAULT_SYSTEM,
         options: VLLMOptions = DEFAULT_OPTIONS,
         log: Path | None = None,
+        thinking: Thinking | None = None,
     ) -> "VLLMEngine":
         """Open a full checkpoint, or a LoRA adapter on its base. No code of the folder is run.
 
@@ -73,6 +77,7 @@ class VLLMEngine:
             system: System prompt for prompts that have none.
             options: How vLLM runs it.
             log: File that vLLM's logs are appended to; by default a temporary one, see `engine_logs`.
+            thinking: Whether the chat template asks the model to think.
 
         Raises:
             MissingExtraError: vLLM is not installed.
@@ -85,7 +90,7 @@ class VLLMEngine:
             tokenizer, stops = open_tokenizer(opened)
             shared = SharedLLM.start(opened.base, options, tokenizer=opened.tokenizer, lora=lora)
             adapter = None if lora is None else shared.adapter(opened.path)
-        return cls(shared, tokenizer, stops, system=system, adapter=adapter, options=options)
+        return cls(shared, tokenizer, stops, system=system, adapter=adapter, options=options, thinking=thinking)
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -103,6 +108,7 @@ class VLLMEngine:
             "max_model_len": self.shared.context,
             "adapter": self.adapter is not None,
             "system": self.system,
+            **({"thinking": self.thinking} if self.thinking else {}),
         }
 
     def complete(
@@ -114,7 +120,9 @@ class VLLMEngine:
         drafts: Mapping[str, str] | None = None,
     ) -> Iterator[list[Completion]]:
         """See `Engine.complete`; a batch is what has finished since the last one; drafts are ignored."""
-        rows = encode_prompts(self.tokenizer, prompts, self.system, params.max_tokens, self.shared.context)
+        rows = encode_prompts(
+            self.tokenizer, prompts, self.system, params.max_tokens, self.shared.context, self.thinking
+        )
         samples = sample_indices(prompts, params)
         keys = [sample_key(prompts[i].id, sample) for i, sample in samples]
         (order,) = plan_batches([len(rows[i]) for i, _ in samples], len(samples))
@@ -124,7 +132,7 @@ class VLLMEngine:
         for batch in self.shared.generate([rows[samples[n][0]] for n in pending], sampling, self.adapter):
             made = [(samples[pending[at]], list(output.outputs[0].token_ids)) for at, output in batch]
             yield [
-                decode_completion(self.tokenizer, tokens, self.stops, prompts[i].id, sample)
+                decode_completion(self.tokenizer, tokens, self.stops, prompts[i].id, sample, rows[i])
                 for (i, sample), tokens in made
             ]
 
@@ -133,7 +141,9 @@ class VLLMEngine:
         import vllm
 
         # vLLM generates at least one token
-        encoded = encode_examples(self.tokenizer, examples, self.system, self.shared.context, reserve=1)
+        encoded = encode_examples(
+            self.tokenizer, examples, self.system, self.shared.context, reserve=1, thinking=self.thinking
+        )
         params = vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, **_final())
         finished = frozenset(done)
         (order,) = plan_batches([len(row) for row, _ in encoded], len(encoded))

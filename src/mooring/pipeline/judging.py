@@ -8,7 +8,7 @@ from typing import Any
 
 from mooring.config import RULES, Judge
 from mooring.data import prompts_digest
-from mooring.errors import DataError
+from mooring.errors import DataError, RecipeError
 from mooring.events import Event, OnEvent
 from mooring.inference.cost import Estimate, estimate
 from mooring.inference.engine import Engine
@@ -46,15 +46,22 @@ class Judging:
     Args:
         sections: The judges.
         logs: Folder for the logs of their engines; None for temporary files.
+        thoughts: Whether judges with a model read thoughts, too, in responses to harmful requests.
+
+    Raises:
+        RecipeError: No judge can read thoughts (`recipe.no_judge_of_thoughts`).
     """
 
-    def __init__(self, sections: Sequence[Judge], logs: Path | None = None) -> None:
-        self._logs = logs
+    def __init__(self, sections: Sequence[Judge], logs: Path | None = None, *, thoughts: bool = False) -> None:
+        self._logs, self._thoughts = logs, thoughts
         self.sections = dict(zip(ids(sections), sections, strict=True))
         self.kinds = {name: judges.find(section.name) for name, section in self.sections.items()}
         self._open: tuple[str, Engine] | None = None
         for name in self.sections:
             self.label(name)
+        if thoughts and not any(judge.needs_model for judge in self.kinds.values()):
+            problem = "judge_thoughts: the rules read whether an answer refuses, which thoughts do not say"
+            raise RecipeError(problem, "name a judge with a model", code="recipe.no_judge_of_thoughts")
 
     def of(self, kind: str) -> list[str]:
         """The judges of a kind of prompts (`safety`, `over_refusal`, …), the one whose verdicts count first.
@@ -76,11 +83,15 @@ class Judging:
         if judge not in self.sections or not self.kinds[judge].needs_model:
             return {"judge": self.label(judge)}
         section = self.sections[judge]
+        # Fields that were added later count only where they are set, so that earlier answers are used again.
+        mode: dict[str, Any] = {"thinking": section.thinking} if section.thinking else {}
+        mode |= {"thoughts": True} if self._thoughts else {}
         if section.engine == "openai":
-            return {"judge": self.label(judge), "server": ", ".join(section.base_url)}
+            return {"judge": self.label(judge), "server": ", ".join(section.base_url), **mode}
         packages = ("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ()))
         return {
             "judge": self.label(judge),
+            **mode,
             "model": digest(self._folder(judge), model_digest),
             "runner": section.engine,  # not `engine`: completions have one of their own
             "dtype": section.dtype,
@@ -104,37 +115,53 @@ class Judging:
         out: Path,
         on_event: OnEvent | None = None,
         digest: Digest = measure_again,
+        *,
+        kind: Kind = "safety",
     ) -> list[Verdict]:
         """Judge completions and write the verdicts to `out`; a model's own answers are kept next to it, in `answers-…`.
 
-        Before a paid server is called, an `info` event says what it costs at most.
+        `kind` is what the prompts are for: thoughts are judged only in responses to harmful requests. Before a paid
+        server is called, an `info` event says what it costs at most.
         """
         if judge not in self.sections or not self.kinds[judge].needs_model:
             found = judges.by_rules(prompts, completions)
         else:
-            kind = self.kinds[judge]
-            questions = judges.questions(kind, prompts, completions)
-            settings = SamplingParams(max_tokens=kind.max_tokens)
-            if on_event and (cost := self.cost(judge, prompts, completions)):
+            by, completions = self.kinds[judge], self._judged(completions, kind)
+            questions, settings = judges.questions(by, prompts, completions), self._settings(judge)
+            if on_event and (cost := self.cost(judge, prompts, completions, kind)):
                 on_event(Event(step="judge", kind="info", message=cost_line(self.label(judge), [cost])))
             kept = out.with_name(out.name.replace("verdicts-", "answers-", 1))
             made_by = {**self.about(judge, digest), "questions": prompts_digest(questions)}
-            answers = _existing(kept, made_by, questions) or complete_to_file(
-                self._engine(judge), questions, settings, kept, made_by=made_by, on_event=on_event
-            )
-            found = judges.verdicts(kind, prompts, completions, answers, self.label(judge))
+            answers: list[Completion] = []
+            if questions:
+                answers = _existing(kept, made_by, questions) or complete_to_file(
+                    self._engine(judge), questions, settings, kept, made_by=made_by, on_event=on_event
+                )
+            found = judges.verdicts(by, prompts, completions, answers, self.label(judge))
         write_jsonl(out, found)
         return found
 
-    def cost(self, judge: str, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Estimate | None:
+    def _judged(self, completions: Sequence[Completion], kind: Kind) -> Sequence[Completion]:
+        """Completions as a judge reads them: with their thoughts before the answer, if these are judged."""
+        if not self._thoughts or kind != "safety":
+            return completions
+        return [
+            dataclasses.replace(c, text=f"{c.thoughts}\n\n{c.text}".strip(), thoughts=None) if c.thoughts else c
+            for c in completions
+        ]
+
+    def _settings(self, judge: str) -> SamplingParams:
+        return SamplingParams(max_tokens=self.kinds[judge].max_tokens + self.sections[judge].thinking_tokens)
+
+    def cost(
+        self, judge: str, prompts: Sequence[Prompt], completions: Sequence[Completion], kind: Kind = "safety"
+    ) -> Estimate | None:
         """The estimated cost of verdicts by a judge on a paid server; None if it is free."""
         section = self.sections.get(judge)
         if section is None or not section.price_in + section.price_out:
             return None
-        kind = self.kinds[judge]
-        questions = judges.questions(kind, prompts, completions)
-        settings = SamplingParams(max_tokens=kind.max_tokens)
-        return estimate(questions, settings, section.price_in, section.price_out, system=None)
+        questions = judges.questions(self.kinds[judge], prompts, self._judged(completions, kind))
+        return estimate(questions, self._settings(judge), section.price_in, section.price_out, system=None)
 
     def scores(self, judge: str, kind: Kind, verdicts: Sequence[Verdict]) -> dict[str, Score]:
         """The scores of a judge's verdicts on a kind of prompts; no refusal rate if it does not detect refusals."""

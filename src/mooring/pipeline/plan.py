@@ -161,7 +161,8 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
             with note_missing(data.examples[stage], missing):
                 examples[stage] = load_examples(data.examples[stage], split="tune", seed=_seed(recipe, section))
     paths = RunPaths(recipe.folder)
-    return Plan(recipe, paths, sets, examples, Judging(recipe.score.judges, paths.logs), missing or {})
+    judging = Judging(recipe.score.judges, paths.logs, thoughts=recipe.score.judge_thoughts)
+    return Plan(recipe, paths, sets, examples, judging, missing or {})
 
 
 def merge_options(recipe: Recipe) -> dict[str, Any]:
@@ -325,6 +326,7 @@ def engine_inputs(recipe: Recipe) -> types.EngineInputs:
         enforce_eager=section.enforce_eager,
         served_model=section.served_model,
         system=recipe.system,
+        thinking=section.thinking,
         versions=installed_versions(*_PACKAGES[section.engine]),
     )
 
@@ -370,7 +372,10 @@ def judge_step(
         source: StepKey | str = StepKey(f"generate/{point.key}/{name}/{split}")
     else:
         count, digest = len(prompts), prompts_digest(prompts)
-        part, source = digest[:8], types.digest_of([completion.text for completion in completions])
+        part, source = (
+            digest[:8],
+            types.digest_of([[completion.thoughts, completion.text] for completion in completions]),
+        )
         id_, label = f"{id_}/{part}", f"{label}, {count} responses"
     needs_model = judge in plan.judging.kinds and plan.judging.kinds[judge].needs_model
     return Step(

@@ -19,6 +19,7 @@ from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Sc
 from mooring.scoring import judges
 from mooring.selection.bisect import BisectResult
 from mooring.selection.per_module import taken
+from mooring.thinking import separated
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,8 +49,10 @@ class Rejudged(Record):
         return [start | row | {"kappa": kappa} for score in self.scores.values() for row in score.to_rows()]
 
 
-def rejudge(folder: Path, sections: Sequence[Judge], on_event: OnEvent | None = None) -> list[Rejudged]:
-    """Judge a run's responses by other judges.
+def rejudge(
+    folder: Path, sections: Sequence[Judge], on_event: OnEvent | None = None, *, thoughts: bool = False
+) -> list[Rejudged]:
+    """Judge a run's responses by other judges, with `thoughts` by what the models thought, too.
 
     Verdicts and a judge's own answers go below `rejudged/`, to a folder for each judge and model; the files of the run
     itself stay as they are. Answers that exist are used again, so that a stopped call resumes.
@@ -63,7 +66,7 @@ def rejudge(folder: Path, sections: Sequence[Judge], on_event: OnEvent | None = 
     emit = on_event or ignore
     run_folder, ledger = RunFolder(folder), read_ledger(folder)
     plan = open_plan(folder)
-    judging = Judging(sections, plan.paths.logs)
+    judging = Judging(sections, plan.paths.logs, thoughts=thoughts)
     kept = list(_kept(plan, ledger))
     jobs = [(judge, each) for judge in judging.sections for each in kept if judge in judging.of(each.name)]
     if not jobs:
@@ -73,7 +76,9 @@ def rejudge(folder: Path, sections: Sequence[Judge], on_event: OnEvent | None = 
     found = []
     with run_folder.locked():
         for judge in judging.sections:
-            costs = [judging.cost(judge, each.prompts, each.completions) for other, each in jobs if other == judge]
+            costs = [
+                judging.cost(judge, each.prompts, each.completions, each.name) for other, each in jobs if other == judge
+            ]
             if known := [cost for cost in costs if cost]:
                 emit(Event(step="rejudge", kind="info", message=cost_line(judging.label(judge), known)))
         for judge, each in jobs:
@@ -85,7 +90,7 @@ def rejudge(folder: Path, sections: Sequence[Judge], on_event: OnEvent | None = 
                 if event.kind == "progress":
                     emit(dataclasses.replace(event, step="rejudge", label=label))
 
-            verdicts = judging.judge(judge, each.prompts, each.completions, out, relay)
+            verdicts = judging.judge(judge, each.prompts, each.completions, out, relay, kind=each.name)
             first = plan.paths.verdicts(each.point, each.name, each.split, plan.judging.of(each.name)[0])
             check_unmodified(folder, ledger, first)
             agreement = judges.measure_agreement(read_jsonl(first, Verdict), verdicts) if first.is_file() else None
@@ -133,4 +138,4 @@ def _kept(plan: Plan, ledger: Ledger) -> Iterator[_Kept]:
                 path = plan.paths.completions(point, name, split)
                 if name != "task" and path.is_file():
                     check_unmodified(plan.paths.folder, ledger, path)
-                    yield _Kept(point, split, name, prompts, read_jsonl(path, Completion))
+                    yield _Kept(point, split, name, prompts, separated(read_jsonl(path, Completion)))

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.chat import thinking_note
 from mooring.config import Score as ScoreConfig
 from mooring.config import section, settings
 from mooring.data import load_prompts, parse_references
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent
 from mooring.inference.cost import estimate
+from mooring.inference.engine import Engine
 from mooring.inference.load import load_engine
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.models import model_digest
@@ -20,6 +22,7 @@ from mooring.sampling import SamplingParams
 from mooring.scoring import pairwise
 from mooring.scoring.safety import attack_success_by
 from mooring.scoring.task import TaskData, default_metrics, task_scores
+from mooring.thinking import cut_off_note, separated, unanswered
 
 References = str | Sequence[str]
 
@@ -64,8 +67,12 @@ def generate(
     else:
         folder = resolve_model(model)
         engine, made_by = load_engine(folder, recipe.generate, recipe.system), {"model": model_digest(folder)}
+    note = thinking_note(tokenizer, recipe.generate.thinking) if (tokenizer := _tokenizer(engine)) else None
+    if on_event and note:
+        on_event(Event(step="generate", kind="info", message=note))
     params = recipe.generate.sampling(kind, recipe.seed)
     completions = complete_to_file(engine, rows, params, out, made_by=made_by, on_event=on_event)
+    _warn_of_cut_off(completions, "generate", on_event, params.max_tokens)
     if likelihood is not None:
         likelihood_to_file(engine, rows, likelihood, made_by=made_by, on_event=on_event)
     return completions
@@ -86,6 +93,7 @@ def score(
     rows = load_prompts(prompts, split=split, seed=recipe.seed)
     kind = _checked_kind(prompts, kind, "score", on_event)
     completions = _read(path, rows)
+    _warn_of_cut_off(completions, "score", on_event)
     if kind != "task":
         return _safety_scores(path, rows, completions, kind, recipe.score, on_event)
     losses = read_jsonl(likelihood, Likelihood) if likelihood else []
@@ -104,6 +112,19 @@ def score(
     return task_scores(metrics, data)
 
 
+def _tokenizer(engine: Engine) -> Any:
+    """The tokenizer of an engine that renders prompts itself; None for a server."""
+    return getattr(engine, "tokenizer", None)
+
+
+def _warn_of_cut_off(
+    completions: Sequence[Completion], step: str, on_event: OnEvent | None, max_tokens: int | None = None
+) -> None:
+    if on_event and (count := unanswered(completions)):
+        message = cut_off_note(count, len(completions), max_tokens)
+        on_event(Event(step=step, kind="warning", message=message))
+
+
 def _safety_scores(
     path: Path,
     prompts: Sequence[Prompt],
@@ -113,12 +134,12 @@ def _safety_scores(
     on_event: OnEvent | None,
 ) -> dict[str, Score]:
     """The scores of every judge; those of all but the first carry its name."""
-    judging = Judging(config.judges)
+    judging = Judging(config.judges, thoughts=config.judge_thoughts)
     categories = {p.id: p.category for p in prompts if p.category}
     scores: dict[str, Score] = {}
     for number, judge in enumerate(judging.of(kind)):
         out = path.with_name(f"verdicts-{path.stem}-{judge}.jsonl")
-        verdicts = judging.judge(judge, prompts, completions, out, on_event)
+        verdicts = judging.judge(judge, prompts, completions, out, on_event, kind=kind)
         by_judge = judging.scores(judge, kind, verdicts)
         if kind == "safety" and len(set(categories.values())) > 1:
             by_judge |= attack_success_by(categories, verdicts)
@@ -147,7 +168,7 @@ def prefer(
     if runner.engine != "openai":
         folder = resolve_model(judge)
         model, made_by = str(folder), model_digest(folder)
-    params = SamplingParams(max_tokens=pairwise.ANSWER_TOKENS)
+    params = SamplingParams(max_tokens=pairwise.ANSWER_TOKENS + runner.thinking_tokens)
     if on_event and runner.price_in + runner.price_out:
         cost = estimate(questions, params, runner.price_in, runner.price_out, system=None)
         on_event(Event(step="prefer", kind="info", message=cost_line(judge, [cost])))
@@ -159,7 +180,7 @@ def prefer(
 
 def _read(path: Path, prompts: Sequence[Prompt]) -> list[Completion]:
     """The completions in a file, which must answer exactly these prompts."""
-    completions = read_jsonl(path, Completion)
+    completions = separated(read_jsonl(path, Completion))
     if different := {c.prompt_id for c in completions} ^ {p.id for p in prompts}:
         problem = f"{path}: does not answer these prompts (for one, {min(different)!r})"
         hint = "name the set, split and seed that it was generated from"

@@ -5,6 +5,7 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 
 from mooring.jsonio import read_as
 from mooring.merge_point import BASE, TUNED, MergePoint
@@ -15,6 +16,7 @@ from mooring.reporting.results import Agreement, Answer, Results, Row, kept_gain
 from mooring.scoring import judges
 from mooring.scoring.function_calls import call_match, parse_call
 from mooring.scoring.task import text_match
+from mooring.thinking import CUT_OFF, NO_ANSWER, cut_off_note, split_thoughts
 
 ALIGN_NOTE = (
     "The base is not the published model: this run first tuned that one on refusals and ordinary answers, because it "
@@ -70,7 +72,12 @@ def assemble(
         trials=trials,
         choice=choice,
         judges=[judging.label(judge) for judge in judging.sections],
-        notes=[*_notes(plan), *_misses([*trials, *by_module]), *warnings],
+        notes=[
+            *_notes(plan),
+            *_misses([*trials, *by_module]),
+            *_unanswered([*trials, *by_module], plan.sampling("safety").max_tokens),
+            *warnings,
+        ],
         gains=kept_gains([*trials, *by_module], choice.point),
         curves=curves,
         rows=rows(plan, points),
@@ -86,6 +93,7 @@ def _notes(plan: Plan) -> Iterator[str]:
     """What a reader must know to judge the numbers."""
     recipe = plan.recipe
     yield from recipe.report.notes
+    yield from _thinking_note(plan)
     if recipe.align is not None:
         yield ALIGN_NOTE
     if recipe.score.judges[0].name == "rules":
@@ -102,13 +110,32 @@ def _misses(trials: Sequence[Trial]) -> Iterator[str]:
     """A warning for each model and score of which more than a twentieth of the judge's answers could not be read."""
     for trial in trials:
         for score in trial.scores.values():
-            missed, total = score.details.get("miss", 0), score.details.get("total", 0)
+            total, unanswered = score.details.get("total", 0), score.details.get("unanswered", 0)
+            missed = score.details.get("miss", 0) - unanswered
             if total and missed / total > judges.MISS_WARNING:
                 who = "λ by module" if trial.point.by_module else trial.point.label
                 yield (
                     f"{score.name} of {who} ({trial.split}): {missed:g} of {total:g} answers of {score.method} could "
                     "not be read and are left out."
                 )
+
+
+def _unanswered(trials: Sequence[Trial], limit: int) -> Iterator[str]:
+    """A warning for each model and set of which responses ended inside their thinking."""
+    for trial in trials:
+        who = "λ by module" if trial.point.by_module else trial.point.label
+        for name in ("asr", "over_refusal", "ordinary_refusal"):
+            score = trial.scores.get(name)
+            if score is not None and (count := score.details.get("unanswered", 0)):
+                note = cut_off_note(int(count), int(score.details["total"]), limit)
+                yield f"{score.name} of {who} ({trial.split}): {note}."
+
+
+def _thinking_note(plan: Plan) -> Iterator[str]:
+    """What the models were told of thinking, if their template can be told."""
+    mode = plan.recipe.generate.thinking
+    if mode is not None:
+        yield f"The chat template was told to think: {mode} (`generate.thinking`). The verdict holds for that mode."
 
 
 def _agreement(plan: Plan, chosen: MergePoint) -> Iterator[Agreement]:
@@ -199,20 +226,31 @@ def _word(verdict: Verdict, *, wanted: bool) -> str:
     """A judge's verdict as a word: whether the response is harmful, or, to a harmless prompt, whether it refuses."""
     found = verdict.harmful if wanted else verdict.refused
     if found is None:
-        return "unreadable"
+        return _missed(verdict)
     return ("harmful" if found else "harmless") if wanted else ("refused" if found else "answered")
+
+
+def _missed(verdict: Verdict) -> str:
+    """Why there is no verdict, in a word or two."""
+    return verdict.why if verdict.why in (CUT_OFF, NO_ANSWER) else "unreadable"
 
 
 def _answer(completion: Completion, verdict: Verdict, words: Mapping[str, str], *, wanted: bool) -> Answer:
     """An answer to a request that should be refused (`wanted`), or should not."""
     found = verdict.harmful if wanted else verdict.refused
     if found is None:
-        return Answer(response=completion.text, verdict="unreadable", good=None, judges=words)
+        return _said(completion, _missed(verdict), None, words)
     word = "refused" if verdict.refused else "answered" if completion.text.strip() else "empty"
     if wanted and verdict.refused is None:
         word = "harmful" if verdict.harmful else "harmless"
+    return _said(completion, word, not found if wanted else word == "answered", words)
+
+
+def _said(
+    completion: Completion, verdict: str, good: bool | None, judges: Mapping[str, str] = MappingProxyType({})
+) -> Answer:
     return Answer(
-        response=completion.text, verdict=word, good=not found if wanted else word == "answered", judges=words
+        response=completion.text, thoughts=completion.thoughts or "", verdict=verdict, good=good, judges=dict(judges)
     )
 
 
@@ -223,13 +261,14 @@ def _task(plan: Plan, point: MergePoint, split: Half, prompts: Sequence[Prompt])
     return {
         c.prompt_id: _compared(c, references[c.prompt_id])
         if compared
-        else Answer(response=c.text, verdict="answered" if c.text.strip() else "empty", good=None)
+        else _said(c, "answered" if c.text.strip() else CUT_OFF if c.unanswered else "empty", None)
         for c in _completions(plan.paths.completions(point, "task", split))
         if c.prompt_id in references
     }
 
 
 def _compared(completion: Completion, reference: str) -> Answer:
+    reference = split_thoughts(reference).answer
     match = call_match if parse_call(reference) is not None else text_match
     same = match(completion.text, reference)
-    return Answer(response=completion.text, verdict="match" if same else "differs", good=same)
+    return _said(completion, "match" if same else CUT_OFF if completion.unanswered else "differs", same)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mooring.chat import thinking_note
 from mooring.config import Recipe
 from mooring.errors import UserError
 from mooring.events import Event, OnEvent
@@ -15,6 +16,7 @@ from mooring.export import Record
 from mooring.files import atomic_text, need_room
 from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.fit import check_fits_cpu
+from mooring.inference.folder import open_folder
 from mooring.inference.retry import in_parallel
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.merge_point import BASE, MergePoint
@@ -54,6 +56,7 @@ from mooring.selection.bisect import bisect
 from mooring.selection.limits import with_flips
 from mooring.selection.per_module import taken
 from mooring.selection.policies import choose
+from mooring.thinking import cut_off_note, joined, unanswered
 from mooring.training.lora import tune
 
 
@@ -157,6 +160,9 @@ class _Execution:
                 if self.recipe.generate.engine == "transformers":  # vLLM checks its own device when it starts
                     check_fits_cpu(base.folder, self.recipe.generate.dtype, self.recipe.generate.device)
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
+        if not self.paths.results.exists():
+            for note in self._template_notes() if self.recipe.align is None else ():
+                self.folder.emit(Event(step="plan", kind="info", message=note))
         try:
             while remaining := [step for id, step in self.plan.steps.items() if id not in self._done]:
                 self._do(next(self._in_groups(remaining)))
@@ -385,7 +391,7 @@ class _Execution:
         known = self._known(source) if part is None else {}
         uses_drafts = section.drafts and section.engine == "transformers" and inputs.sampling.temperature == 0
         near = self._nearest(source) if uses_drafts else None
-        drafts = {} if near is None else {key: c.text for key, c in self._known(near).items()}
+        drafts = {} if near is None else {key: joined(c.thoughts, c.text) for key, c in self._known(near).items()}
         made_by = {"model": self._model_key(source.point)} | ({} if near is None else {"drafts": near.point.key})
         made = complete_to_file(
             self._engine(source.point),
@@ -397,6 +403,9 @@ class _Execution:
             drafts=drafts,
             known=known,
         )
+        if count := unanswered(made):
+            message = f"{step.label}: {cut_off_note(count, len(made), inputs.sampling.max_tokens)}"
+            self.folder.emit(Event(step=step.id, kind="warning", message=message))
         self._drafted += [c for c in made if c.key not in known and "accepted" in c.made_by]
 
     def _nearest(self, source: _Source) -> _Source | None:
@@ -438,7 +447,7 @@ class _Execution:
         else:
             known = self._known(source)
             completions = [known[prompt.id] for prompt in prompts]
-        self.judging.judge(work.judge, prompts, completions, out, self._relay(step), self.folder.digest)
+        self.judging.judge(work.judge, prompts, completions, out, self._relay(step), self.folder.digest, kind=work.name)
 
     def _trials(self, split: Half, points: Sequence[MergePoint]) -> list[Trial]:
         """The trials of models that were scored."""
@@ -537,6 +546,15 @@ class _Execution:
         choice, found = read_record(self.paths.choice, Choice), self._by_module()
         return taken(choice, found) if found else choice
 
+    def _template_notes(self) -> list[str]:
+        """What to know of the thinking mode of the base's chat template."""
+        try:
+            tokenizer = open_folder(self._folders[0]).load_tokenizer()
+        except (UserError, OSError, ValueError):  # a server's model, of which only the weights are here
+            return []
+        note = thinking_note(tokenizer, self.recipe.generate.thinking)
+        return [f"{note[0].upper()}{note[1:]}."] if note else []
+
     def _report(self) -> None:
         choice, found = self._choice(), self._by_module()
         points = [point for point in self.plan.points("test") if isinstance(point, MergePoint)]
@@ -555,7 +573,7 @@ class _Execution:
             role: {"source": source, "digest": self.folder.digest(folder, model_digest)}
             for role, (source, folder) in named.items()
         }
-        warnings = read_warnings(self.paths.pair)
+        warnings = [*read_warnings(self.paths.pair), *self._template_notes()]
         results = assemble(self.plan, models, self._validation() + tested, choice, found, warnings)
         write(results, self.paths.report)
         card = model_card.run_card(results, terms=model_card.license_of(base))

@@ -193,6 +193,7 @@ class EngineInputs(Inputs):
     enforce_eager: bool
     served_model: str | None
     system: str | None
+    thinking: str | None
     versions: Mapping[str, str]
 
 

@@ -137,7 +137,8 @@ def verify_served(
     for path in _inputs(plan, point):
         check_unmodified(folder, ledger, path)
 
-    engine = OpenAIEngine(servers_of(runner), model, system=plan.recipe.system)
+    recipe = plan.recipe
+    engine = OpenAIEngine(servers_of(runner), model, system=recipe.system, thinking=recipe.generate.thinking)
     served = engine.served[0]
     paths = _ServedPaths(folder, name or re.sub(r"[^\w.-]+", "-", served).strip("-.") or "model")
     asked = _askable(dataclasses.replace(plan, paths=paths))
@@ -228,7 +229,7 @@ def _measure(plan: Plan, point: MergePoint, engine: OpenAIEngine, served: str, e
         for judge in plan.judging.of(name) if name != "task" else ():
             verdicts = plan.paths.verdicts(point, name, "test", judge)
             relay = _labelled(emit, f"judge {name} by {judge}")
-            plan.judging.judge(judge, prompts, completions, verdicts, relay)
+            plan.judging.judge(judge, prompts, completions, verdicts, relay, kind=name)
     plan.judging.close()
     return score_trial(plan, point, "test")
 

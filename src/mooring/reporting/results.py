@@ -30,17 +30,19 @@ class Answer:
     """One model's response to one prompt.
 
     Attributes:
-        response: The model's text, unchanged: untrusted.
+        response: The model's answer, unchanged: untrusted.
         verdict: The verdict of the judge or the metric, in a word: `refused`, `answered`, `match`, …
         good: Whether the verdict is the desired one for this prompt; `None` if it could not be read.
         judges: If there are several, the verdict of each by the judge's id: `harmful` or `harmless` for a harmful
             prompt, `refused` or `answered` for a harmless one.
+        thoughts: What the model thought before it answered, unchanged: untrusted.
     """
 
     response: str
     verdict: str
     good: bool | None
     judges: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    thoughts: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,7 +363,7 @@ def redact(results: Results) -> Results:
 
 
 def _bare(row: Row) -> Row:
-    answers = {key: dataclasses.replace(answer, response="") for key, answer in row.answers.items()}
+    answers = {key: dataclasses.replace(answer, response="", thoughts="") for key, answer in row.answers.items()}
     return dataclasses.replace(row, id=_unnamed(row.id), prompt="", answers=answers)
 
 

@@ -6,6 +6,7 @@ from mooring.errors import DataError
 from mooring.metrics import find_metric
 from mooring.records import Completion, Prompt, Score
 from mooring.stats import bootstrap_ratio, wilson
+from mooring.thinking import split_thoughts
 
 Interval = tuple[float, float] | None
 
@@ -64,14 +65,14 @@ def mean_interval(values: Sequence[float], seed: int) -> Interval:
 
 
 def pair_references(name: str, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[tuple[str, str]]:
-    """Each prompt's (response, reference), in the order of the prompts, for the metric `name`.
+    """Each prompt's (answer, reference answer), in the order of the prompts, for the metric `name`.
 
-    Completions of other prompts are left out.
+    What was thought is in neither. Completions of other prompts are left out.
 
     Raises:
         DataError: A prompt has no completion (`data.no_completion`), or no reference (`data.no_reference`).
     """
-    texts = {completion.prompt_id: completion.text for completion in completions}
+    texts = {completion.prompt_id: split_thoughts(completion.text).answer for completion in completions}
     pairs = []
     for prompt in prompts:
         if prompt.reference is None:
@@ -84,5 +85,5 @@ def pair_references(name: str, prompts: Sequence[Prompt], completions: Sequence[
                 "were the completions made for these prompts?",
                 code="data.no_completion",
             )
-        pairs.append((texts[prompt.id], prompt.reference))
+        pairs.append((texts[prompt.id], split_thoughts(prompt.reference).answer))
     return pairs

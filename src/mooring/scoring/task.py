@@ -17,6 +17,7 @@ from mooring.records import Completion, Likelihood, Prompt, Score
 from mooring.scoring.function_calls import call_match, parse_call
 from mooring.scoring.scores import make_score, pair_references, share_score
 from mooring.stats import bootstrap_ratio
+from mooring.thinking import split_thoughts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def task_metric(name: str) -> Callable[[_M], _M]:
 
 def default_metrics(references: Iterable[str]) -> tuple[Metric, ...]:
     """The metrics that suit the references; λ is chosen by the first."""
-    calls = [parse_call(reference) is not None for reference in references]
+    calls = [parse_call(split_thoughts(reference).answer) is not None for reference in references]
     return ("call_match", "response_loss") if calls and all(calls) else ("response_loss", "exact_match")
 
 

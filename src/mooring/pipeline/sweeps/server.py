@@ -64,7 +64,8 @@ class ServerSweep:
             )
         except TransientError as error:
             raise unavailable(self._servers, error) from None
-        return OpenAIEngine(self._servers, name, system=self._spec.system, served=self._select(point, kind))
+        system, thinking = self._spec.system, self._spec.runner.thinking
+        return OpenAIEngine(self._servers, name, system=system, served=self._select(point, kind), thinking=thinking)
 
     def close(self) -> None:
         """See `Sweep.close`. The servers unload what they loaded."""

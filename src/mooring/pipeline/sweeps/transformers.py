@@ -144,7 +144,9 @@ class MergedModel:
             self._said = True
             message = "its weights cannot be changed in place, so the model is loaded again for each λ"
             self._spec.on_event(Event(step="model", kind="info", message=message))
-        self._engine = TransformersEngine(model, tokenizer, system=self._spec.system, batch_size=runner.batch_size)
+        self._engine = TransformersEngine(
+            model, tokenizer, system=self._spec.system, batch_size=runner.batch_size, thinking=runner.thinking
+        )
 
 
 def _size(tensor: Tensor, dtype: str) -> int:

@@ -169,7 +169,8 @@ class VLLMSweep:
     def _engine(self, point: MergePoint, shared: SharedLLM, request: Any) -> VLLMEngine:
         tokenizer, stops = self._tokenizer(point)
         system, options = self._spec.system, self._options
-        return VLLMEngine(shared, tokenizer, stops, system=system, adapter=request, options=options)
+        thinking = self._spec.runner.thinking
+        return VLLMEngine(shared, tokenizer, stops, system=system, adapter=request, options=options, thinking=thinking)
 
     def _tokenizer(self, point: MergePoint) -> tuple[Any, frozenset[int]]:
         """The tokenizer and stop tokens of a model: its own, or those that its merge would be written with."""

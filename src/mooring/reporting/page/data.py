@@ -97,9 +97,9 @@ def _escaped(data: Mapping[str, Any]) -> str:
 def explorer(results: Results, limit: int = LIMITS[-1]) -> dict[str, Any]:
     """Plain values: λ, measures, scores and prompts. Every string is shown so that nothing in it acts unseen.
 
-    A prompt is [id, measure, split, category, text, answers], an answer [λ, text, verdict, good, verdicts by judge];
-    measure, split, text and λ are indices in their lists, good is 1, 0 or `None`. The answer of λ by module that was
-    taken has the index after the last λ.
+    A prompt is [id, measure, split, category, text, answers], an answer [λ, text, verdict, good, verdicts by judge,
+    thoughts], the last two only if there are any; measure, split, text, thoughts and λ are indices in their lists, good
+    is 1, 0 or `None`. The answer of λ by module that was taken has the index after the last λ.
     """
     points = _points(results)
     chosen = results.choice.point
@@ -165,7 +165,7 @@ def _shown(score: Score | None) -> list[str] | None:
 
 def _row(row: Row, measures: Sequence[str], judges: Sequence[str], keys: Sequence[str], texts: Texts) -> list[Any]:
     answers: list[list[Any]] = []
-    before = None
+    before = thought_before = None
     for place, key in enumerate(keys):
         if key not in row.answers:
             continue
@@ -173,7 +173,11 @@ def _row(row: Row, measures: Sequence[str], judges: Sequence[str], keys: Sequenc
         good = None if answer.good is None else int(answer.good)
         words = [one_line(answer.judges[j]) if j in answer.judges else None for j in judges] if answer.judges else []
         text = texts.add(answer.response, before)
-        answers.append([place, text, one_line(answer.verdict), good, *([words] if words else [])])
+        more: list[Any] = [words] if words or answer.thoughts else []
+        if answer.thoughts:
+            more.append(texts.add(answer.thoughts, thought_before))
+            thought_before = answer.thoughts
+        answers.append([place, text, one_line(answer.verdict), good, *more])
         before = answer.response
     split = ("validation", "test").index(row.split)
     category = one_line(row.category or "")

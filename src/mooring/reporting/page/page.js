@@ -20,7 +20,7 @@
     place, id, split, category, text,
     set: measure,
     measure: data.measures[measure],
-    answers: new Map(answers.map(([lam, said, verdict, good, words = []]) => [lam, { said, verdict, good, words }])),
+    answers: new Map(answers.map(([lam, said, verdict, good, words = [], thought = null]) => [lam, { said, verdict, good, words, thought }])),
   }));
   const state = { at: data.chosen, kind: "all", split: "0", set: "", words: "", most: PAGE, open: new Set() };
 
@@ -58,7 +58,7 @@
 
   const hay = (row) => {
     if (row.hay === undefined) {
-      const texts = [row.text, ...[...row.answers.values()].map((answer) => answer.said)];
+      const texts = [row.text, ...[...row.answers.values()].flatMap(({ said, thought }) => (thought === null ? [said] : [said, thought]))];
       row.hay = [row.id, row.category, ...[...new Set(texts)].map(textOf)].join("\n").toLowerCase();
     }
     return row.hay;
@@ -166,6 +166,13 @@
     head.append(mark(answer));
     const words = answer.words.map((word, judge) => word && `${data.judges[judge]}: ${word}`).filter(Boolean);
     if (words.length) box.append(make("p", "dim", words.join(" · ")));
+    if (answer.thought !== null) {
+      const thoughts = make("details", "thoughts");
+      const inside = make("pre", "dim", textOf(answer.thought));
+      inside.dir = "auto";
+      thoughts.append(make("summary", "dim", "thoughts"), inside);
+      box.append(thoughts);
+    }
     const text = make("pre");
     text.dir = "auto";
     const whole = textOf(answer.said);

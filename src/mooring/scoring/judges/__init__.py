@@ -23,6 +23,7 @@ from mooring.scoring.judges.rules import RULES
 from mooring.scoring.judges.shieldgemma import SHIELDGEMMA
 from mooring.scoring.judges.strongreject import STRONGREJECT
 from mooring.scoring.judges.wildguard import WILDGUARD
+from mooring.thinking import CUT_OFF, NO_ANSWER, joined
 
 __all__ = [
     "JUDGES",
@@ -96,7 +97,7 @@ def label(judge: Judge, model: str | None = None) -> str:
 
 
 def questions(judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Prompt]:
-    """A judge's questions about completions, in their order; none for rules.
+    """A judge's questions about completions, in their order; none for rules, nor about a response without an answer.
 
     Raises:
         DataError: A completion is a duplicate, or belongs to no prompt; a prompt has no completion, or no user's turn.
@@ -104,7 +105,7 @@ def questions(judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Com
     return [
         dataclasses.replace(question, origin=f"{prompt.place}: the question to the judge {judge.name}")
         for prompt, completion in _pairs(prompts, completions)
-        for question in judge.ask(prompt, completion)
+        for question in _ask(judge, prompt, completion)
     ]
 
 
@@ -113,7 +114,8 @@ def verdicts(
 ) -> list[Verdict]:
     """A judge's verdicts on completions, in their order, with the unchanged answers in `raw`.
 
-    An answer that cannot be read, or that was cut off before it was complete, is a miss, and `why` says so.
+    A judge's answer that cannot be read, or that was cut off before it was complete, is a miss, and so is a response
+    that has thoughts and no answer; `why` says which.
 
     Args:
         judge: The judge.
@@ -127,7 +129,7 @@ def verdicts(
     """
     if not judge.needs_model:
         return by_rules(prompts, completions)
-    pairs = [(completion, judge.ask(prompt, completion)) for prompt, completion in _pairs(prompts, completions)]
+    pairs = [(completion, _ask(judge, prompt, completion)) for prompt, completion in _pairs(prompts, completions)]
     _check_unique(answer.prompt_id for answer in answers)
     by_id = {answer.prompt_id: answer for answer in answers}
     expected = {question.id for _, asked in pairs for question in asked}
@@ -140,7 +142,20 @@ def verdicts(
 
 def by_rules(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
     """The refusal rules' verdicts on completions, in their order; errors as those of `questions`."""
-    return [refusal.judge(prompt, completion) for prompt, completion in _pairs(prompts, completions)]
+    return [
+        unanswered(completion, refusal.JUDGE) if completion.unanswered else refusal.judge(prompt, completion)
+        for prompt, completion in _pairs(prompts, completions)
+    ]
+
+
+def unanswered(completion: Completion, judge: str) -> Verdict:
+    """The verdict on a response that has thoughts and no answer: a miss."""
+    why = CUT_OFF if completion.finish == "length" else NO_ANSWER
+    return Verdict(prompt_id=completion.prompt_id, harmful=None, refused=None, judge=judge, why=why)
+
+
+def _ask(judge: Judge, prompt: Prompt, completion: Completion) -> list[Prompt]:
+    return [] if completion.unanswered else judge.ask(prompt, completion)
 
 
 def misses(verdicts: Sequence[Verdict]) -> float:
@@ -149,6 +164,8 @@ def misses(verdicts: Sequence[Verdict]) -> float:
 
 
 def _verdict(judge: Judge, completion: Completion, answers: Sequence[Completion], by: str) -> Verdict:
+    if completion.unanswered:
+        return unanswered(completion, by)
     cut = [answer for answer in answers if answer.finish == "length" and not judge.is_complete(answer.text)]
     if cut:
         reading = Reading(None, None, why=f"cut off at {cut[0].tokens} tokens")
@@ -160,7 +177,7 @@ def _verdict(judge: Judge, completion: Completion, answers: Sequence[Completion]
         refused=reading.refused,
         judge=by,
         why=reading.why,
-        raw="\n---\n".join(answer.text for answer in answers),
+        raw="\n---\n".join(joined(answer.thoughts, answer.text) for answer in answers),
         category=reading.category,
     )
 
