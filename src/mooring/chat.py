@@ -21,7 +21,7 @@ from mooring.thinking import (
 DEFAULT_SYSTEM = "You are a helpful assistant."
 """The paper's system prompt, for all prompts except those of its medical task."""
 DAY = datetime.datetime(2024, 7, 26)
-"""The day that every template is told, so that a prompt is the same on any day: the default of Llama 3.1's template."""
+"""The day in every template, so that a prompt is the same on any day: the default of Llama 3.1's template."""
 TODAY = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f" | replace('{code}', '{DAY.strftime(code)}')" for code in map("%{}".format, "YymdBbAaejHMSIp"))
@@ -96,7 +96,7 @@ def has_system_role(tokenizer: Any) -> bool:
 
 
 def has_thinking_mode(tokenizer: Any) -> bool:
-    """Whether the chat template can be told to think or not, or how much; found by trial."""
+    """Whether the chat template has a thinking mode, or several; found by trial."""
     turns = [_turn(Message("user", "a"))]
     try:
         return bool(tokenizer.chat_template) and reads_mode(
@@ -113,8 +113,8 @@ def thinking_note(tokenizer: Any, thinking: Thinking | None) -> str | None:
     has_mode = has_thinking_mode(tokenizer)
     if thinking is None and has_mode:
         return (
-            "the chat template has a thinking mode and none was chosen: templates with enable_thinking are told not to "
-            "think, others do as they do by default; choose what you serve with --thinking on, off, low, medium or high"
+            "the chat template has a thinking mode and none was chosen: enable_thinking is false, and any other "
+            "argument has its default; choose the mode that you serve with --thinking on, off, low, medium or high"
         )
     if thinking is not None and not has_mode:
         return f"thinking: {thinking} has no effect: the chat template renders every prompt alike, whatever the mode"

@@ -288,7 +288,7 @@ class Runner(Section):
     """Run without compilation and CUDA graphs: the engine starts sooner and generates more slowly (vllm)."""
     thinking: Annotated[Thinking | None, BeforeValidator(_mode)] = None
     """Whether the chat template asks the model to think: `on`, `off`, or an effort (`low`, `medium`, `high`). By
-    default, templates with `enable_thinking` (Qwen) are told not to, and all others do what they do by default."""
+    default `enable_thinking` (Qwen) is false, and any other argument of a template has the template's own default."""
     thinking_tokens: int = Field(0, ge=0)
     """Tokens of a response for thoughts, in addition to its maximum length."""
 

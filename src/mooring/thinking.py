@@ -276,9 +276,9 @@ def cut_off_note(count: int, total: int, max_tokens: int | None = None) -> str:
 
 
 def template_arguments(thinking: Thinking | None) -> dict[str, Any]:
-    """The arguments by which chat templates are told whether to think: each family has its own name for it.
+    """The arguments of chat templates that say whether to think; each family has its own name for it.
 
-    None is the default: `enable_thinking` is false, and templates that do not read it do as they do by default.
+    None is the default: `enable_thinking` is false, and all others have the template's own default.
     """
     if thinking is None:
         return {"enable_thinking": False}

@@ -234,7 +234,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "score.lm_eval_limit": (5, each("LmEval", splits=("test",)) | each("Score", splits=("test",)) | {"Report"}),
     "score.unsafe_exec": (True, SCORES),
     "score.judges": (["rules"], SCORES),
-    "score.judge_thoughts": (True, each(*(j for j in JUDGED if j.endswith("wildguard")), "Score") | END),
+    "score.judge_thoughts": (True, each("Judge safety wildguard", "Score") | END),
     "score.validation": (0.3, TRIALS - each("LmEval")),
     "score.limit": (3, TRIALS - each("LmEval")),
     "select.search": ("grid", {"Select", "WriteModel", "Report"}),

@@ -85,7 +85,6 @@ class Judging:
         section = self.sections[judge]
         # Fields that were added later count only where they are set, so that earlier answers are used again.
         mode: dict[str, Any] = {"thinking": section.thinking} if section.thinking else {}
-        mode |= {"thoughts": True} if self._thoughts else {}
         if section.engine == "openai":
             return {"judge": self.label(judge), "server": ", ".join(section.base_url), **mode}
         packages = ("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ()))

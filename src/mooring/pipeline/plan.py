@@ -382,7 +382,12 @@ def judge_step(
         id=id_,
         label=label,
         work=types.Judge(point, name, split, judge),
-        inputs=types.JudgeInputs(completions=source, prompts=digest, judge=JudgeKey(judge)),
+        inputs=types.JudgeInputs(
+            completions=source,
+            prompts=digest,
+            judge=JudgeKey(judge),
+            thoughts=plan.recipe.score.judge_thoughts and name == "safety" and needs_model,
+        ),
         outputs=_outputs(point, lambda known: plan.paths.verdicts(known, name, split, judge, part)),
         units=count,
         unit="responses",

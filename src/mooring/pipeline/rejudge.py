@@ -82,7 +82,8 @@ def rejudge(
             if known := [cost for cost in costs if cost]:
                 emit(Event(step="rejudge", kind="info", message=cost_line(judging.label(judge), known)))
         for judge, each in jobs:
-            key = digest_of(judging.about(judge, measure_again))[:8]
+            about = judging.about(judge, measure_again) | ({"thoughts": True} if thoughts else {})
+            key = digest_of(about)[:8]
             out = plan.paths.rejudged(each.point, each.name, each.split, judge, key)
             label = f"{each.point.label}: judge {each.name} ({each.split}) by {judge}"
 

@@ -132,10 +132,10 @@ def _unanswered(trials: Sequence[Trial], limit: int) -> Iterator[str]:
 
 
 def _thinking_note(plan: Plan) -> Iterator[str]:
-    """What the models were told of thinking, if their template can be told."""
+    """The thinking mode, if one was chosen."""
     mode = plan.recipe.generate.thinking
     if mode is not None:
-        yield f"The chat template was told to think: {mode} (`generate.thinking`). The verdict holds for that mode."
+        yield f"Thinking mode: {mode} (`generate.thinking`). The verdict holds for that mode."
 
 
 def _agreement(plan: Plan, chosen: MergePoint) -> Iterator[Agreement]:

@@ -236,6 +236,7 @@ class JudgeInputs(Inputs):
     completions: StepKey | str
     prompts: str
     judge: JudgeKey
+    thoughts: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
