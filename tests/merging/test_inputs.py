@@ -688,3 +688,54 @@ def test_infinities_of_both_signs_go_through_on_request(tmp_path: Path, write: W
     out = merge(*folders, tmp_path / "out", lam=0.5, method=method, slice_bytes=16, output=Output(allow_nonfinite=True))
     assert torch.isfinite(read(out)["v"]).all()
     assert "NaN and Inf were let through" in record(out)["notes"]
+
+
+def test_side_files_that_link_to_elsewhere_are_not_copied(tmp_path: Path, write: Write) -> None:
+    """A model's folder must not make a merge publish any file of the machine."""
+    base, tuned = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"token": 1}')
+    (base / "tokenizer_config.json").symlink_to(secret)
+    (base / "vocab.json").symlink_to(base / "generation_config.json")
+    (base / "generation_config.json").write_text("{}")
+    out = merge(base, tuned, tmp_path / "out", lam=0.5)
+    assert not (out / "tokenizer_config.json").exists()
+    assert (out / "vocab.json").read_text() == "{}"
+    assert any("tokenizer_config.json of b was not copied" in note for note in record(out)["notes"])
+    assert str(tmp_path) not in (out / "mooring.json").read_text()
+    (base / "config.json").rename(tmp_path / "config.json")
+    (base / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(ModelError) as caught:
+        merge(base, tuned, tmp_path / "again", lam=0.5)
+    assert caught.value.code == "model.link_away"
+    assert not (tmp_path / "again").exists()
+
+
+def test_files_in_the_hubs_cache_are_copied(tmp_path: Path, write: Write) -> None:
+    cache = tmp_path / "models--me--base"
+    base, tuned = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
+    snapshot, blobs = cache / "snapshots" / "c0ffee", cache / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    (base / "tokenizer_config.json").write_text("{}")
+    for number, file in enumerate(base.iterdir()):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    out = merge(snapshot, tuned, tmp_path / "out", lam=0.5)
+    assert (out / "tokenizer_config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("place", ["/proc/self/status", "/dev/null", "/dev/zero", "/proc/self/mem", "/sys/kernel"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
+def test_links_to_devices_are_refused(tmp_path: Path, write: Write, place: str, name: str) -> None:
+    base, tuned = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
+    (base / name).unlink(missing_ok=True)
+    (base / name).symlink_to(place)
+    if name == "tokenizer_config.json":
+        out = merge(base, tuned, tmp_path / "out", lam=0.5)
+        assert not (out / name).exists()
+        return
+    with pytest.raises(ModelError) as caught:
+        merge(base, tuned, tmp_path / "out", lam=0.5)
+    assert str(base) in caught.value.message
+    assert not (tmp_path / "out").exists()

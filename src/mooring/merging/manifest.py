@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mooring.errors import ModelError
 from mooring.files import explained
 from mooring.merging.job import Options, options_to_json
 from mooring.merging.pair import ModelPair
@@ -129,6 +130,24 @@ def write_side_files(folder: Path, pair: ModelPair, tokenizer: int, dtype: torch
             for path in _tokenizer_files(source.folder):
                 (folder / path).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source.folder / path, folder / path)
+
+
+def links_away(pair: ModelPair) -> list[str]:
+    """A sentence for each side file that a merge leaves out because it links to a file outside the model's folder.
+
+    Raises:
+        ModelError: The base's configuration is such a link, without which the output would be no model.
+    """
+    said = []
+    for model in pair.models:
+        for name in side_files(model.folder, links_away=True):
+            if name.name == "config.json" and model is pair.base:
+                what = f"{model.folder / name}: links to a file outside the model's folder and the hub's cache"
+                raise ModelError(what, "copy that file into the folder", code="model.link_away")
+            if name.name != "config.json":
+                where = "links to a file outside the model's folder and the hub's cache"
+                said.append(f"{name} of {model.folder.resolve().name} was not copied: it {where}")
+    return said
 
 
 def _copy_token_ids(source: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from mooring.events import OnEvent
 from mooring.files import PARTIAL, atomic_folder, free_for_output, need_room
 from mooring.merging.engine import Engine
 from mooring.merging.job import DEFAULT_OUTPUT, Options, Output, bytes_of, options_of, values_by_folder
-from mooring.merging.manifest import Decisions, Record, manifest, write_manifest, write_side_files
+from mooring.merging.manifest import Decisions, Record, links_away, manifest, write_manifest, write_side_files
 from mooring.merging.pair import ModelPair, OutputTensor, open_pair
 from mooring.merging.slices import SLICE
 from mooring.merging.verify import compare
@@ -121,6 +121,8 @@ def merge_pair(
         on_event=on_event,
     )
     need_room(out, engine.nbytes * len(values) + ROOM_FOR_SIDE_FILES)
+    for sentence in links_away(pair):
+        decisions.add("", sentence)
     with atomic_folder(out) as scratch:
         folders = [scratch / name for name in values]
         _write_tensors(engine, folders, lay_out(pair.tensors.values(), engine.dtype, bytes_of(output.max_shard_size)))

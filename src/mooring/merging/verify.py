@@ -23,6 +23,7 @@ from mooring.models import (
     open_checkpoint,
     read_json,
 )
+from mooring.models.weights import INDEX
 
 
 def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
@@ -52,6 +53,8 @@ def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
     written = manifest["digests"]
     finite = not manifest.get("allow_nonfinite", False)
     with open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder) as model:
+        if isinstance(model, Checkpoint) and len(model.shards) > 1 and not (folder / INDEX).is_file():
+            raise _differs(f"{folder / INDEX}: is missing", code="model.missing_index")
         compare(model, written, finite=finite, threads=threads)
     if content_digest({name: tuple(entry) for name, entry in written.items()}) != manifest.get("digest"):
         raise _differs(

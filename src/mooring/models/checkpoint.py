@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,13 +25,10 @@ from mooring.models.quantization import (
     settings_of,
     without_settings,
 )
-from mooring.models.safetensors_file import TensorInfo, check_name, lay_out, open_regular, read_header, unreadable
-from mooring.models.torch_file import read_pickled
+from mooring.models.safetensors_file import TensorInfo, lay_out, open_regular, unreadable
+from mooring.models.trainers import explained as explained_folder
+from mooring.models.weights import INDEX, Weights
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLED = "pytorch_model.bin"
-PICKLED_INDEX = "pytorch_model.bin.index.json"
 MANIFEST = "mooring.json"
 """How a merged model was made; never copied from an input."""
 
@@ -312,7 +309,9 @@ def open_checkpoint(folder: str | Path, *, as_stored: bool = False) -> Checkpoin
     """
     folder = Path(folder)
     config = read_config(folder)
-    checkpoint = Checkpoint(folder, config, _find(folder))
+    weights = Weights(folder, config, lambda index: read_json(index, bounded.INDEX))
+    checkpoint = Checkpoint(folder, config, weights.tensors)
+    checkpoint.remarks += weights.remarks
     if not checkpoint.tensors:
         raise ModelError(f"{folder}: holds no tensors", "name a folder with a model's weights", code="model.empty")
     if not as_stored:
@@ -340,7 +339,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         what = f"{folder}: is a LoRA adapter, not a whole model"
         raise ModelError(what, "name the model it tunes", code="model.adapter_not_whole")
     what = f"{folder}: is not a model: it has no config.json"
-    raise ModelError(what, "name a model folder", code="model.no_config")
+    hint = "name the folder with config.json and the weights"
+    raise explained_folder(folder, "no config.json") or ModelError(what, hint, code="model.no_config")
 
 
 def read_json(file: Path, limit: bounded.Limit = bounded.CONFIG) -> dict[str, Any]:
@@ -376,46 +376,6 @@ def read_text(file: Path) -> str:
     except ValueError as error:
         reason = error if isinstance(error, bounded.UnusableError) else "is not text in UTF-8"
         raise ModelError(f"{file}: {reason}", _FILE_HINT, code="model.bad_text") from None
-
-
-def _find(folder: Path) -> list[TensorInfo]:
-    """The tensors in the first format that is present, in the order in which transformers looks for them."""
-    for weights, index, read in ((WEIGHTS, INDEX, read_header), (PICKLED, PICKLED_INDEX, read_pickled)):
-        if os.path.lexists(folder / weights):  # `read` reports a dangling link or a folder
-            return read(folder / weights)
-        if os.path.lexists(folder / index):
-            return list(_read_shards(folder / index, read))
-    raise ModelError(f"{folder}: has no {WEIGHTS} and no {INDEX}", "fetch the model's weights", code="model.no_weights")
-
-
-def _read_shards(index: Path, read: Callable[[Path], list[TensorInfo]]) -> Iterator[TensorInfo]:
-    """The tensors of a sharded model, by its index."""
-    folder, suffix = index.parent, index.name.split(".")[1]
-    places = read_json(index, bounded.INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise ModelError(f"{index}: has no weight_map from names to files", _FILE_HINT, code="model.bad_index")
-    names: dict[str, set[str]] = {}
-    try:
-        for name, shard in places.items():
-            check_name(name)
-            names.setdefault(shard, set()).add(name)
-    except ValueError as error:
-        raise ModelError(f"{index}: is corrupt: {error}", _FILE_HINT, code="model.bad_index") from None
-    for shard in names:
-        # a path could lead anywhere on the disk, and another suffix could overwrite a side file of the output
-        if Path(shard).name != shard or not shard.isprintable() or not shard.endswith(f".{suffix}"):
-            what = f"{index}: names {shard[:200]!a}, which is not a .{suffix} file of this folder"
-            raise ModelError(what, _MODEL_HINT, code="model.bad_index")
-    for shard in sorted(names):
-        file = folder / shard
-        if not os.path.lexists(file):
-            raise ModelError(f"{file}: the shard is missing", _MODEL_HINT, code="model.missing_shard")
-        infos = read(file)
-        held = {info.name for info in infos}
-        for name in sorted(held ^ names[shard]):
-            where = "is in the file but not in the index" if name in held else "is in the index but not in the file"
-            raise ModelError(f"{file}: {name} {where}", _MODEL_HINT, code="model.index_mismatch")
-        yield from infos
 
 
 _SCALES = ("qzeros", "scales", "SCB", "weight_scale", "weight_scale_inv", "weight_zero_point")
@@ -515,11 +475,13 @@ def _write_all(handle: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(handle, data[done:], offset + done)
 
 
-def side_files(folder: Path) -> Iterator[Path]:
+def side_files(folder: Path, *, links_away: bool = False) -> Iterator[Path]:
     """The files of a model folder that belong to the model but hold no weights, relative to the folder.
 
     Config, generation config, tokenizer, chat templates, preprocessor, the model's own code and licence; not the
     model card (it describes another model), training state, adapters, or hidden files.
+
+    Links to files outside the folder and the hub's cache are left out; with `links_away` only those are listed.
     """
     for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja")]):
         name = path.name.lower()
@@ -527,7 +489,22 @@ def side_files(folder: Path) -> Iterator[Path]:
             continue
         if path.suffix.lower() in _NO_SIDE_FILE or not path.is_file() or path.stat().st_size > _LARGEST_SIDE_FILE:
             continue
-        yield path.relative_to(folder)
+        if _belongs(path, folder) is not links_away:
+            yield path.relative_to(folder)
+
+
+def _belongs(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a model's folder, or in the hub's cache that the folder is part of, after following links.
+
+    A link to another place could put any file of this machine into a model that is then published.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    real, root = path.resolve(), folder.resolve()
+    places = [root, Path(HF_HUB_CACHE).resolve()]
+    if root.parent.name == "snapshots":  # a cache elsewhere: models--owner--name/snapshots/commit, and blobs
+        places.append(root.parents[1] / "blobs")
+    return any(real.is_relative_to(place) for place in places)
 
 
 def copy_side_files(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from mooring.models import tied
 from mooring.models.checkpoint import Checkpoint, TensorFiles, read_json
 from mooring.models.safetensors_file import TensorInfo, read_header
 from mooring.models.torch_file import read_pickled
+from mooring.models.trainers import explained
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -283,8 +284,9 @@ def open_adapter(folder: str | Path) -> Adapter:
     for name, read in ((ADAPTER_WEIGHTS, read_header), (ADAPTER_PICKLE, read_pickled)):
         if (folder / name).is_file():
             return Adapter(folder, config, read(folder / name))
-    raise ModelError(
-        f"{folder}: the adapter has no {ADAPTER_WEIGHTS}", "save it again with PEFT", code="model.no_weights"
+    what = f"{folder}: the adapter has no {ADAPTER_WEIGHTS}"
+    raise explained(folder, f"no {ADAPTER_WEIGHTS}") or ModelError(
+        what, "save it again with PEFT", code="model.no_weights"
     )
 
 
