@@ -427,6 +427,9 @@ class Score(Section):
     """Tasks of lm-evaluation-harness, run on the base, tuned and chosen models; `bbh` is BIG-Bench Hard, 3-shot."""
     lm_eval_limit: int | None = Field(None, ge=1)
     """Maximum number of questions per task of lm-evaluation-harness."""
+    too_long: Literal["refuse", "skip"] = "refuse"
+    """Prompts that do not fit the model's context with their response: `refuse` the run before anything is generated,
+    or `skip` them, which the plan, the run and the report count."""
     unsafe_exec: bool = False
     """Run model-written code without the sandbox; only for a machine that holds nothing of value."""
     judges: Annotated[tuple[Annotated[Judge, BeforeValidator(_judge)], ...], BeforeValidator(_judges)] = Field(
@@ -658,7 +661,8 @@ ENGINE = _fields("generate", *Runner.model_fields, "served_model")
 VERBS: Mapping[str, tuple[str, ...]] = {
     "safeguard": (
         *("system", "seed"),
-        *_fields("score", "task", "safety", "over_refusal", "ordinary", "judges", "judge_thoughts", "metrics", "limit"),
+        *_fields("score", "task", "safety", "over_refusal", "ordinary", "judges", "judge_thoughts", "metrics"),
+        *_fields("score", "limit", "too_long"),
         *_fields("merge"),
         *_fields("select"),
         *_fields("generate", "max_tokens"),

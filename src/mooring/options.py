@@ -91,6 +91,7 @@ class SafeguardOptions(TypedDict, total=False):
     judge_thoughts: bool
     metrics: str | Sequence[str]
     limit: int | None
+    too_long: Literal["refuse", "skip"]
     method: Method
     density: float | None
     gamma: float | None

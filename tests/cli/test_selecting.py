@@ -157,7 +157,7 @@ def test_the_plan_says_how_it_will_be_chosen(run: Run, tmp_path: Path, tiny_mode
             ("--margin", 0.3, "--search", "modules", "--budget", 1): "at most 1 merge report",
             ("--policy", "knee"): "knee",
         }.items():
-            code, out, err = run(*command, *options, "--dry-run")
+            code, out, err = run(*command, *options, "--set", "generate.max_tokens=8", "--dry-run")
             assert code == 0, err
             assert words.strip() in " ".join(out.split())
 

@@ -20,7 +20,7 @@ def recipe(tmp_path: Path, base: str = "nobody/nothing", generate: Any = None, *
         "".join(json.dumps({"prompt": f"Add {n} and 1.", "response": str(n + 1)}) + "\n" for n in range(8))
     )
     defaults: dict[str, Any] = {"over_refusal": None, "ordinary": None, "task": str(tmp_path / "task.jsonl")}
-    sections = {"generate": generate or {}, "score": defaults | score}
+    sections = {"generate": generate or {"max_tokens": 8}, "score": defaults | score}
     return Recipe.parse({"base": base, "tuned": "nobody/tuned", "out": str(tmp_path / "run"), **sections})
 
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from mooring.errors import ModelError
+from mooring.errors import ModelError, UserError
 from mooring.models import ADAPTER_CONFIG, is_adapter, read_config, read_json
 from mooring.models.classes import load_tokenizer
+from mooring.models.resolve import hub_name, resolve_model
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 """Type of the weights in memory; `auto` is the checkpoint's own."""
@@ -41,14 +42,28 @@ def open_folder(path: Path) -> ModelFolder:
     """Find the checkpoint or the adapter in a folder.
 
     Raises:
-        ModelError: There is no such folder, it holds no model, or the adapter's base is not on this machine.
+        ModelError: There is no such folder, it holds no model, or the adapter's base is neither on this machine nor on
+            the hub.
     """
     if not is_adapter(path):
         read_config(path)  # raises unless the folder holds a model
         return ModelFolder(path, path, None)
     config = read_json(path / ADAPTER_CONFIG)
-    base = Path(str(config.get("base_model_name_or_path")))
-    if not base.is_dir():
-        hint = "copy the base model there"
-        raise ModelError(f"{path}: its base model {base} is not a folder here", hint, code="model.base_not_found")
-    return ModelFolder(path, base, config)
+    return ModelFolder(path, _base_of(path, config), config)
+
+
+def _base_of(path: Path, config: Mapping[str, Any]) -> Path:
+    """The folder of an adapter's base, found as any model that is named; a model on the hub is downloaded."""
+    name = config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        what = f"{path}/{ADAPTER_CONFIG}: does not say what its base is (`base_model_name_or_path`)"
+        hint = "merge it: mooring merge BASE ADAPTER --lam 1"
+        raise ModelError(what, hint, code="model.base_not_found")
+    revision = config.get("revision")
+    on_hub = hub_name(name) is not None and isinstance(revision, str) and revision
+    try:
+        return resolve_model(f"{name}@{revision}" if on_hub else name)
+    except UserError as error:
+        what = f"{path}: its base model is not here ({error.message})"
+        hint = f"set `base_model_name_or_path` in {ADAPTER_CONFIG} to its folder"
+        raise ModelError(what, hint, code="model.base_not_found") from None

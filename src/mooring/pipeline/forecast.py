@@ -12,9 +12,10 @@ from mooring.export import Record
 from mooring.ledger import LEDGER, read_ledger
 from mooring.models import open_checkpoint, refuse_quantized
 from mooring.models.classes import text_fields
-from mooring.models.resolve import resolve_model
+from mooring.models.resolve import local_model
+from mooring.pipeline.lengths import describe
 from mooring.pipeline.plan import HALVES, Plan, build
-from mooring.pipeline.preflight import check_selection, downloads, unavailable
+from mooring.pipeline.preflight import check_models, check_room, check_selection, disk_bytes, downloads, unavailable
 from mooring.pipeline.steps import Generate
 from mooring.records import Half
 
@@ -42,13 +43,20 @@ class Forecast(Record):
 def forecast(recipe: Recipe) -> Forecast:
     """What `run` would do with a recipe; reads the data sets, and writes and downloads nothing."""
     plan = build(recipe, skip_missing=True)
-    size, config = _base(recipe.base)
+    base = local_model(recipe.base)
+    size, config = (None, {}) if base is None else _size(base)
     facts = {"run folder": f"{recipe.folder}, {_state(plan)}"}
     if size is None:
         facts["base"] = f"{recipe.base} is not on this machine yet: it will be downloaded, and its size is not known"
     facts |= {f"not here: {ref}": why for ref, why in plan.missing.items()}
     if not plan.missing:
         check_selection(plan)
+    if base is not None and not plan.paths.results.exists():
+        check_models(plan, base, local_model(recipe.tuned) if recipe.tuned else None)
+        if not plan.paths.model.exists():
+            check_room(plan, base)
+    if plan.skipped:
+        facts["left out"] = describe(plan.skipped)
     facts |= {f"not available here: {name}": why for name, why in unavailable(plan).items()}
     if remote := downloads(plan):
         facts["to be downloaded"] = "; ".join(remote)
@@ -60,11 +68,6 @@ def forecast(recipe: Recipe) -> Forecast:
         disk=None if size is None else disk_bytes(recipe, size),
         memory=None if size is None else _memory_bytes(recipe, size, config),
     )
-
-
-def disk_bytes(recipe: Recipe, size: int) -> int:
-    """The most bytes that a run has on the disk, given those of one model's weights."""
-    return (1 + (recipe.align is not None)) * size  # the chosen model, and an aligned base
 
 
 def _stages(plan: Plan) -> list[tuple[str, str]]:
@@ -131,14 +134,9 @@ def _tuning(plan: Plan, stage: str, section: TuneConfig) -> str:
     return f"LoRA r={section.r}, {steps} steps of {batch}{taken} on {', '.join(section.data)} ({count} rows)"
 
 
-def _base(ref: str) -> tuple[int | None, dict[str, Any]]:
-    """Bytes of a model's weights and its configuration, if they are on this machine."""
-    folder = Path(ref).expanduser()
-    if not folder.is_dir() and not ref.startswith("bundled:") and folder.suffix != ".gguf":
-        if ref.startswith((".", "/", "~")):
-            resolve_model(ref)  # raises the error
-        return None, {}
-    with open_checkpoint(resolve_model(ref)) as checkpoint:
+def _size(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Bytes of a model's weights, and its configuration."""
+    with open_checkpoint(folder) as checkpoint:
         refuse_quantized(checkpoint)
         return checkpoint.nbytes, checkpoint.config
 

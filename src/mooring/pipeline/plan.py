@@ -11,6 +11,8 @@ from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, prompts_digest
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
+from mooring.models.resolve import local_model, resolve_model
+from mooring.pipeline import lengths
 from mooring.pipeline import steps as types
 from mooring.pipeline.judging import Judging, installed_versions
 from mooring.pipeline.paths import RunPaths
@@ -45,6 +47,7 @@ class Plan:
         examples: The examples to tune on, by stage (`align`, `tune`).
         judging: The judges.
         missing: Data sets that cannot be fetched, and why. Only a plan for `--dry-run` has any.
+        skipped: How many prompts of each set and split were left out since they do not fit the model's context.
         bound: The models that a run has learned of, by the slots that stood for them; None for an unused slot.
     """
 
@@ -54,6 +57,7 @@ class Plan:
     examples: Mapping[str, Sequence[Prompt]]
     judging: Judging
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    skipped: Mapping[tuple[Kind, Half], int] = dataclasses.field(default_factory=dict)
     bound: Mapping[Slot, MergePoint | None] = dataclasses.field(default_factory=dict)
 
     def bind(self, points: Mapping[Slot, MergePoint | None]) -> "Plan":
@@ -147,7 +151,8 @@ class Plan:
 
 
 def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
-    """Plan a run: reads the data sets, opens no model and writes nothing.
+    """Plan a run: reads the data sets, opens no model and writes nothing. With `score.too_long: skip` it reads the
+    models' tokenizers.
 
     With `skip_missing`, data sets that cannot be fetched are left out and listed in the plan.
     """
@@ -155,6 +160,9 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
     data = DataSets.of(recipe)
     missing: dict[str, str] | None = {} if skip_missing else None
     sets = evaluation_sets(recipe, data, missing)
+    skipped: Mapping[tuple[Kind, Half], int] = {}
+    if recipe.score.too_long == "skip":
+        sets, skipped = _fitting(recipe, sets, download=not skip_missing)
     examples = {}
     for stage, section in (("align", recipe.align), ("tune", recipe.tune)):
         if section:
@@ -162,7 +170,18 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
                 examples[stage] = load_examples(data.examples[stage], split="tune", seed=_seed(recipe, section))
     paths = RunPaths(recipe.folder)
     judging = Judging(recipe.score.judges, paths.logs, thoughts=recipe.score.judge_thoughts)
-    return Plan(recipe, paths, sets, examples, judging, missing or {})
+    return Plan(recipe, paths, sets, examples, judging, missing or {}, skipped)
+
+
+def _fitting(recipe: Recipe, sets: Sets, *, download: bool) -> tuple[Sets, dict[tuple[Kind, Half], int]]:
+    """The prompts that fit the models' context, and how many do not; all of them if the base is not here."""
+    find = resolve_model if download else local_model
+    base, tuned = find(recipe.base), recipe.tuned and find(recipe.tuned)
+    if base is None or recipe.generate.engine == "openai":
+        return sets, {}
+    metrics = {half: task_metrics(recipe, sets, half) for half in HALVES}
+    found = lengths.too_long(recipe, sets, metrics, lengths.readers(recipe, base, tuned or None))
+    return lengths.without(sets, found), {place: len(errors) for place, errors in found.items()}
 
 
 def merge_options(recipe: Recipe) -> dict[str, Any]:

@@ -6,11 +6,18 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mooring.config import Score
+from mooring.config import RULES, Recipe, Score
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
+from mooring.files import need_room
+from mooring.inference.fit import check_fits_cpu
+from mooring.merging.compatibility import check_pair
+from mooring.merging.pair import open_pair
 from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
-from mooring.models import read_json
+from mooring.models import open_checkpoint, read_json
+from mooring.models.classes import load_config, model_class
+from mooring.models.device import check_device
 from mooring.models.resolve import hub_name
+from mooring.pipeline.lengths import readers, refuse, too_long
 from mooring.pipeline.plan import Plan
 from mooring.pipeline.sets import BOUNDED_RATES
 from mooring.scoring import judges
@@ -40,6 +47,57 @@ def check_measures(plan: Plan) -> None:
     _check_recipe(plan)
     for _, check in _requirements(plan, download=True):
         check()
+
+
+def check_models(plan: Plan, base: Path, tuned: Path | None) -> None:
+    """Check what can be known of a run's models before any work; loads no weights.
+
+    That is whether the devices exist, transformers has a class for the base, the base can be tuned and the adapter
+    merged, base and tuned model belong together, and every prompt fits their context.
+
+    Args:
+        plan: The run.
+        base: Folder of the base.
+        tuned: Folder of the tuned model; None if it is tuned in the run, or is not here.
+
+    Raises:
+        UserError: One of these fails.
+    """
+    recipe = plan.recipe
+    for runner in (recipe.generate, *(judge for judge in recipe.score.judges if judge.name != RULES)):
+        if runner.engine == "transformers":
+            check_device(runner.device)
+    if recipe.generate.engine == "transformers":
+        model_class(load_config(base))
+    if sections := [section for section in (recipe.align, recipe.tune) if section]:
+        from mooring.training.adapter import check_tunable
+
+        for section in sections:
+            check_tunable(section, base)
+    if tuned is not None:
+        with contextlib.closing(open_pair(base, tuned)) as pair:
+            check_pair(pair)
+    if recipe.generate.engine != "openai" and not plan.skipped:
+        refuse(too_long(recipe, plan.sets, plan.metrics, readers(recipe, base, tuned)), plan.sets)
+
+
+def check_room(plan: Plan, base: Path) -> None:
+    """Check that the disk has room for what a run writes, and that the base fits the memory if it runs on the CPU.
+
+    Raises:
+        OutputError: The disk is too small.
+        ModelError: The memory is (`model.too_large`).
+    """
+    recipe = plan.recipe
+    with open_checkpoint(base) as checkpoint:
+        need_room(recipe.folder, disk_bytes(recipe, checkpoint.nbytes))
+    if recipe.generate.engine == "transformers":  # vLLM checks its own device when it starts
+        check_fits_cpu(base, recipe.generate.dtype, recipe.generate.device)
+
+
+def disk_bytes(recipe: Recipe, size: int) -> int:
+    """The most bytes that a run has on the disk, given those of one model's weights."""
+    return (1 + (recipe.align is not None)) * size  # the chosen model, and an aligned base
 
 
 def unavailable(plan: Plan) -> dict[str, str]:

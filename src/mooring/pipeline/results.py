@@ -10,6 +10,7 @@ from types import MappingProxyType
 from mooring.jsonio import read_as
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.changes import read_changes
+from mooring.pipeline.lengths import describe
 from mooring.pipeline.plan import HALVES, Plan
 from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Trial, Verdict, read_jsonl
 from mooring.reporting.results import Agreement, Answer, Results, Row, kept_gains
@@ -100,6 +101,8 @@ def _notes(plan: Plan) -> Iterator[str]:
         yield RULES_NOTE
     if not plan.metrics["validation"]:
         yield NO_TASK_NOTE
+    if plan.skipped:
+        yield describe(plan.skipped)
     if recipe.score.unsafe_exec and any(metric.startswith("pass@") for metric in plan.metrics["test"]):
         yield UNSAFE_NOTE
     if departures := recipe.departures():

@@ -13,9 +13,8 @@ from mooring.config import Recipe
 from mooring.errors import UserError
 from mooring.events import Event, OnEvent
 from mooring.export import Record
-from mooring.files import atomic_text, need_room
+from mooring.files import atomic_text
 from mooring.inference.engine import Engine, accepted_share
-from mooring.inference.fit import check_fits_cpu
 from mooring.inference.folder import open_folder
 from mooring.inference.retry import in_parallel
 from mooring.inference.store import complete_to_file, likelihood_to_file
@@ -28,11 +27,11 @@ from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
-from mooring.pipeline.forecast import disk_bytes
+from mooring.pipeline.lengths import describe
 from mooring.pipeline.lm_eval.evaluate import TaskRun, run_tasks
 from mooring.pipeline.lm_eval.tasks import score_dependencies
 from mooring.pipeline.models import Models
-from mooring.pipeline.preflight import check_measures, check_selection
+from mooring.pipeline.preflight import check_measures, check_models, check_room, check_selection
 from mooring.pipeline.results import assemble
 from mooring.pipeline.run_folder import RunFolder, remove
 from mooring.pipeline.search import bisection, bisection_notes, search_modules
@@ -155,10 +154,12 @@ class _Execution:
         check_measures(self.plan)
         with open_checkpoint(self._named_base) as base:
             refuse_quantized(base)
-            if not self.paths.model.exists():
-                need_room(self.folder.folder, disk_bytes(self.recipe, base.nbytes))
-                if self.recipe.generate.engine == "transformers":  # vLLM checks its own device when it starts
-                    check_fits_cpu(base.folder, self.recipe.generate.dtype, self.recipe.generate.device)
+        if not self.paths.model.exists():
+            check_room(self.plan, self._named_base)
+        if self.run.engine is None and not self.paths.results.exists():
+            check_models(self.plan, self._named_base, self._named_tuned if self.recipe.tuned else None)
+        if self.plan.skipped:
+            self.folder.emit(Event(step="prompts", kind="warning", message=describe(self.plan.skipped)))
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
         if not self.paths.results.exists():
             for note in self._template_notes() if self.recipe.align is None else ():

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -21,10 +20,11 @@ from mooring.config import Tune
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
 from mooring.files import atomic_folder, atomic_text, free_for_output
-from mooring.models import model_digest, open_checkpoint, refuse_quantized
+from mooring.models import model_digest
 from mooring.models.classes import load_model, load_tokenizer
 from mooring.quiet import quiet
 from mooring.records import Prompt
+from mooring.training.adapter import check_tunable, lora_config
 from mooring.training.precision import compute_dtype
 
 CURVE = "loss.json"
@@ -65,8 +65,7 @@ def tune(
         OutputError: `out` is not empty.
     """
     free_for_output(out)
-    with open_checkpoint(base) as model:
-        refuse_quantized(model)
+    check_tunable(config, base)
     work = out.parent / f".work-{out.name}"
     rows = [example.to_dict() for example in examples]
     inputs = [config.model_dump(), model_digest(base), rows, system, seed, compute_dtype()]
@@ -154,20 +153,13 @@ def _trainer(
     model = load_model(base, dtype=compute_dtype(), **attention)
     epoch = math.ceil(len(train) / config.per_device_train_batch_size)
     steps = config.max_steps or math.ceil(epoch * config.num_train_epochs)
-    targets = config.target_modules
     trainer = ResponseTrainer(
         model=model,
         args=sft_config(config, work, steps, seed, on_cpu),
         train_dataset=Dataset.from_list([rows[i] for i in train]),
         eval_dataset=Dataset.from_list([rows[i] for i in validation]) if validation else None,
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=config.r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=lora_config(config, model),
         callbacks=[StepCallback(min(steps, config.checkpoint_step or steps), epoch if validation else 0, emit)],
     )
     trainer.remove_callback(PrinterCallback)
