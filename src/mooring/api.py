@@ -208,7 +208,8 @@ def merge(
             `as_adapter`, write a LoRA adapter, not a whole model, from inputs that are adapters; `allow_nonfinite`,
             allow NaN and Inf; `threads` (by default one per core); `gguf`, write the merged model as GGUF too, beside
             its other files, as in `to_gguf`; `qlora_base`, add a QLoRA adapter's change to the base as `given`
-            (default) or to the `dequantized` weights that it was trained on.
+            (default) or to the `dequantized` weights that it was trained on; `keep_quantization`, write quantized
+            weights in the base's format, not in 16 bits.
 
     Returns:
         The folder of the merged model, or of the merged models.

@@ -60,6 +60,8 @@ class OutputOptions(TypedDict, total=False):
     max_shard_size: int | str | None
     as_adapter: bool
     allow_nonfinite: bool
+    qlora_base: Literal["given", "dequantized"]
+    keep_quantization: bool
     threads: int | None
     gguf: Literal["q8_0", "f16", "bf16"] | None
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mooring import merge
-from mooring.errors import MismatchError
+from mooring import merge, verify
+from mooring.errors import MismatchError, UserError
 from mooring.merging.compatibility import pair_warnings
 from mooring.merging.pair import QUANTIZED_NAME, open_pair
 from mooring.models import open_checkpoint
-from quantized_tensors import NAME, Case, fp8_blocks, fp8_per_tensor, normal, write
+from quantized_tensors import CASES, NAME, Case, fp8_blocks, fp8_per_tensor, normal, write
 
 
 def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
@@ -87,3 +87,92 @@ def test_equal_models_are_refused(tmp_path: Path) -> None:
 )
 def test_names_of_quantized_repositories(name: str, quantized: bool) -> None:
     assert bool(QUANTIZED_NAME.search(name)) == quantized
+
+
+KEPT = [
+    *("fp8, blocks", "fp8, blocks that do not divide the shape", "fp8, fused experts", "fp8, exponents"),
+    *("fp8, one scale", "compressed-tensors fp8, one scale", "compressed-tensors fp8, per channel"),
+    *("compressed-tensors fp8, blocks", "compressed-tensors int8", "mxfp4", "int8"),
+    *("nf4", "nf4, nested", "fp4, nested", "nf4, float32, a last block that is short"),
+]
+"""Formats that are written again."""
+
+
+def pair_of(folder: Path, name: str) -> tuple[Case, torch.Tensor]:
+    """A base in a format, and a tuned model of 16 bits that differs from it in the first half of the entries."""
+    case = CASES[name]()
+    change = 0.3 * case.values.float().abs().mean() * torch.sign(normal(*case.values.shape, seed=9))
+    tuned = case.values.clone().view(-1)
+    half = tuned.numel() // 2
+    tuned[:half] = (tuned.float() + change.view(-1)).to(tuned.dtype)[:half]
+    write(folder / "b", case)
+    write(folder / "t", Case({case.name: tuned.view(case.values.shape)}, {}, torch.empty(0)))
+    return case, tuned.view(case.values.shape)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_format_is_kept(tmp_path: Path, name: str) -> None:
+    case, tuned = pair_of(tmp_path, name)
+    out = merge(tmp_path / "b", tmp_path / "t", out=tmp_path / "o", lam=0.8, keep_quantization=True)
+    tensors, config, manifest = read(out)
+    assert config["quantization_config"] == case.settings
+    stored = load_file(tmp_path / "b" / "model.safetensors")
+    assert {k: (v.dtype, v.shape) for k, v in tensors.items()} == {k: (v.dtype, v.shape) for k, v in stored.items()}
+    with open_checkpoint(out) as model:
+        merged = model.tensor(case.name).float().view(-1)
+    before, wanted = case.values.float().view(-1), torch.lerp(case.values.float(), tuned.float(), 0.8).view(-1)
+    half = before.numel() // 2
+    moves = "one scale" in name or "nested" in name or "float32" in name  # all entries may share a scale
+    assert torch.equal(merged[half + half // 2 :], before[half + half // 2 :]) or moves
+    error = float((merged - wanted).norm() / wanted.norm())
+    assert error < (0.15 if "4" in name and "fp8" not in name else 0.05)
+    left = manifest["requantized"][case.name]
+    change = wanted - before
+    assert left["change"] == pytest.approx(float((merged - before).dot(change) / change.square().sum()), abs=1e-3)
+    assert 0.3 < left["change"] < 1.5
+    assert verify(out)["digest"] == manifest["digest"]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_lambda_0_has_the_bases_bytes(tmp_path: Path, name: str) -> None:
+    pair_of(tmp_path, name)
+    out = merge(tmp_path / "b", tmp_path / "t", out=tmp_path / "o", lam=0, keep_quantization=True)
+    stored = load_file(tmp_path / "b" / "model.safetensors")
+    for part, tensor in load_file(out / "model.safetensors").items():
+        assert torch.equal(tensor.view(-1).view(torch.uint8), stored[part].view(-1).view(torch.uint8)), part
+
+
+def test_the_output_does_not_depend_on_threads(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    codes = (normal(1300, 640) * 9000).to(torch.float8_e4m3fn)
+    case = fp8_blocks()._replace(stored={NAME: codes, f"{NAME}_scale_inv": normal(11, 5).abs()})
+    write(folder, case)
+    write(tmp_path / "t", Case({NAME: normal(1300, 640, seed=3).to(torch.bfloat16)}, {}, torch.empty(0)))
+    outputs = [
+        merge(folder, tmp_path / "t", out=tmp_path / f"o{n}", lam=0.5, keep_quantization=True, threads=n)
+        for n in (1, 3)
+    ]
+    assert len({(out / "mooring.json").read_text() for out in outputs}) == 1
+
+
+def test_a_change_that_rounding_takes_away_is_refused(tmp_path: Path) -> None:
+    case = fp8_per_tensor()
+    write(tmp_path / "b", case)
+    tuned = case.values.clone()
+    tuned[3, 5] += tuned[3, 5].abs() * 0.01
+    write(tmp_path / "t", Case({NAME: tuned}, {}, torch.empty(0)))
+    with pytest.raises(MismatchError) as error:
+        merge(tmp_path / "b", tmp_path / "t", out=tmp_path / "o", lam=0.5, keep_quantization=True)
+    assert error.value.code == "model.rounds_to_base"
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "nvfp4, modelopt", "compressed-tensors int4, groups", "none"])
+def test_what_cannot_be_written_again_is_refused(tmp_path: Path, name: str) -> None:
+    case = CASES["gptq" if name == "none" else name]()
+    plain = Case({case.name: case.values}, {}, torch.empty(0))
+    write(tmp_path / "b", plain if name == "none" else case)
+    write(tmp_path / "t", Case({case.name: case.values + 1}, {}, torch.empty(0)))
+    with pytest.raises(UserError) as error:
+        merge(tmp_path / "b", tmp_path / "t", out=tmp_path / "o", lam=0.5, keep_quantization=True)
+    assert error.value.code == "usage.keep_quantization"

@@ -53,6 +53,7 @@ _OUTPUT = (
         show_default=True,
         help="Add a QLoRA adapter to BASE, or to the dequantized weights that it was trained on.",
     ),
+    click.option("--keep-quantization", is_flag=True, help="Write quantized weights in BASE's format, not in 16 bits."),
     click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default one per core."),
     click.option("--gguf", type=click.Choice(_GGUF), help="Write it as GGUF too, with a Modelfile for Ollama."),
     json_option,

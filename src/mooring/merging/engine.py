@@ -99,6 +99,9 @@ class Engine:
         self._pair, self._method = pair, method_named(method)
         self._dtype, self._check = output.torch_dtype, not output.allow_nonfinite
         self._params = tensor_params(method, options, pair.tensors, len(pair.tuned), lams, note, self._dtype)
+        self._requantized = pair.base.quantized.keys() if output.keep_quantization else frozenset[str]()
+        for name in self._params.keys() & self._requantized:
+            self._params[name] = dataclasses.replace(self._params[name], dtype=torch.float32)
         self._keeps = keeps_unchanged(method, options)
         self._slice_bytes, self._threads, self._on_event = slice_bytes, threads, on_event
         self._own = threading.local()
@@ -110,7 +113,9 @@ class Engine:
         self.written: list[Digests] = []
 
     def dtype(self, tensor: OutputTensor) -> torch.dtype:
-        """The type of a tensor in the outputs."""
+        """The type of a tensor in the outputs: float32 if it is still to be quantized."""
+        if tensor.name in self._requantized:
+            return torch.float32
         return self._dtype if self._dtype and tensor.dtype.is_floating_point else tensor.dtype
 
     @property

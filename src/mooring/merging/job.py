@@ -325,6 +325,7 @@ class Output:
             defaults to the base's files.
         tokenizer: Whose tokenizer it gets if vocabularies differ: `larger` or `base`.
         allow_nonfinite: Continue if an input or a merged value is NaN or Inf.
+        keep_quantization: Write quantized tensors in the base's format.
         verify: Read the result again and compare it with what was written.
 
     Raises:
@@ -335,9 +336,13 @@ class Output:
     max_shard_size: int | str | None = None
     tokenizer: Tokenizer = "larger"
     allow_nonfinite: bool = False
+    keep_quantization: bool = False
     verify: bool = True
 
     def __post_init__(self) -> None:
+        if self.keep_quantization and self.dtype is not None:
+            what = "keep_quantization: the base's format has its own types"
+            raise UserError(what, "leave out --dtype or --keep-quantization", code="usage.keep_quantization")
         bytes_of(self.max_shard_size)
         dtype_named(self.dtype)
         if self.tokenizer not in get_args(Tokenizer):

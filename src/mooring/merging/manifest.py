@@ -90,16 +90,20 @@ class Record:
     allow_nonfinite: bool = False
 
 
-def write_side_files(folder: Path, pair: ModelPair, tokenizer: int, dtype: torch.dtype | None) -> None:
+def write_side_files(
+    folder: Path, pair: ModelPair, tokenizer: int, dtype: torch.dtype | None, *, keep_quantization: bool = False
+) -> None:
     """Copy configuration and other side files from the base, and the tokenizer from a model, with the merge's changes.
 
-    `dtype` is the type of the output's tensors, if it is not the base's.
+    `dtype` is the type of the output's tensors, if it is not the base's. What the configuration says about quantization
+    is left out unless the output is quantized as the base is.
 
     Raises:
         OutputError: The disk is full.
     """
     copy_side_files(pair.base.folder, folder)
-    if pair.base.quantized or pair.base.quantization:
+    about_quantization = bool(pair.base.quantized or pair.base.quantization)
+    if about_quantization and not keep_quantization:
         for name in _ABOUT_QUANTIZATION:
             (folder / name).unlink(missing_ok=True)
     changes = dict(pair.config)
@@ -116,8 +120,8 @@ def write_side_files(folder: Path, pair: ModelPair, tokenizer: int, dtype: torch
     if dtype is not None:
         key = "dtype" if "dtype" in pair.base.config else "torch_dtype"
         changes[key] = str(dtype).removeprefix("torch.")
-    if changes or pair.base.quantization:  # what config.json says about quantization is left out
-        config = json.loads(json.dumps(pair.base.config))
+    if changes or (about_quantization and not keep_quantization):
+        config = json.loads(json.dumps(pair.base.stored_config if keep_quantization else pair.base.config))
         for key, value in changes.items():
             for place in places_of(config, key):
                 place[key] = value
@@ -170,11 +174,15 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def manifest(
-    record: Record, lam: TensorValue, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], TensorDigest]]
+    record: Record,
+    lam: TensorValue,
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...], TensorDigest]],
+    survival: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of how an output was made, as JSON. No dates and no paths: the same inputs give the same manifest.
 
-    `tensors` has the type, shape and digest of every tensor that was written.
+    `tensors` has the type, shape and digest of every tensor that was written, and `survival` what rounding left of the
+    change of each tensor that was quantized again.
     """
     pair, decisions = record.pair, record.decisions.by_tensor()
     for name, tensor in pair.tensors.items():
@@ -190,6 +198,12 @@ def manifest(
             notes.append(f"{missing}: the tokenizer is that of {base.resolve().name}")
     if record.allow_nonfinite:
         notes.append("NaN and Inf were let through")
+    if survival:
+        shares = sorted(each["change"] for each in survival.values())
+        notes.append(
+            f"written in the base's quantized format: of a tensor's change, {shares[0]:.0%} to {shares[-1]:.0%} "
+            f"survives rounding ({shares[len(shares) // 2]:.0%} in the median)"
+        )
     written = {
         name: (NAMES[dtype], list(shape), digest.hexdigest()) for name, (dtype, shape, digest) in tensors.items()
     }
@@ -201,9 +215,10 @@ def manifest(
         **({"allow_nonfinite": True} if record.allow_nonfinite else {}),
         "base": source_entry(pair.base, record.read[0]),
         "tuned": [source_entry(m, read) for m, read in zip(pair.tuned, record.read[1:], strict=True)],
-        "tensors": {"all": len(pair.tensors), "changed": record.changed},
+        "tensors": {"all": len(tensors), "changed": record.changed},
         "decisions": dict(sorted(decisions.items())),
         "notes": notes,
+        **({"requantized": dict(survival)} if survival else {}),
         **written_entry(written),
     }
 

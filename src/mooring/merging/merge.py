@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from mooring.errors import OutputError, UserError
 from mooring.events import OnEvent
 from mooring.files import PARTIAL, atomic_folder, free_for_output, need_room
-from mooring.merging.engine import Engine
+from mooring.merging.engine import Digests, Engine
 from mooring.merging.job import DEFAULT_OUTPUT, Options, Output, bytes_of, options_of, values_by_folder
 from mooring.merging.manifest import Decisions, Record, links_away, manifest, write_manifest, write_side_files
 from mooring.merging.pair import ModelPair, OutputTensor, open_pair
+from mooring.merging.requantize import RequantizingSink, check_kept, stored_tensors
 from mooring.merging.slices import SLICE
 from mooring.merging.verify import compare
 from mooring.models import Writer, open_checkpoint
@@ -106,6 +107,8 @@ def merge_pair(
         raise UserError(f"threads: {threads} is too few", "give 1 or more, or leave it out", code="usage.bad_threads")
     values = values_by_folder(method, lambdas) or {"": options.lam}
     check_output(out, *(model.folder for model in pair.models))
+    if output.keep_quantization:
+        check_kept(pair)
     decisions = Decisions(pair.decisions)
     for remark in pair.remarks:
         decisions.add("", remark)
@@ -120,12 +123,21 @@ def merge_pair(
         threads=threads,
         on_event=on_event,
     )
-    need_room(out, engine.nbytes * len(values) + ROOM_FOR_SIDE_FILES)
     for sentence in links_away(pair):
         decisions.add("", sentence)
+    tensors = list(stored_tensors(pair) if output.keep_quantization else pair.tensors.values())
+    dtype = (lambda tensor: tensor.dtype) if output.keep_quantization else engine.dtype
+    nbytes = sum(tensor.numel * dtype(tensor).itemsize for tensor in tensors)
+    need_room(out, nbytes * len(values) + ROOM_FOR_SIDE_FILES)
     with atomic_folder(out) as scratch:
         folders = [scratch / name for name in values]
-        _write_tensors(engine, folders, lay_out(pair.tensors.values(), engine.dtype, bytes_of(output.max_shard_size)))
+        layout = lay_out(tensors, dtype, bytes_of(output.max_shard_size))
+        if output.keep_quantization:
+            changed = [lam.constant != 0 for lam in values.values()]
+            written, survival = _write_requantized(engine, pair, folders, layout, changed)
+        else:
+            _write_tensors(engine, folders, layout)
+            written, survival = engine.written, [{} for _ in folders]
         for model, equal in zip(pair.tuned, engine.equal, strict=True):
             if equal:
                 decisions.add("", f"{model.folder.resolve().name} equals the base")
@@ -139,15 +151,17 @@ def merge_pair(
             tokenizer=pair.tokenizer(output.tokenizer),
             allow_nonfinite=output.allow_nonfinite,
         )
-        for folder, lam, digests in zip(folders, values.values(), engine.written, strict=True):
-            write_side_files(folder, pair, record.tokenizer, output.torch_dtype)
-            tensors = {n: (engine.dtype(pair.tensors[n]), pair.tensors[n].shape, d) for n, d in digests.items()}
-            content = manifest(record, lam, tensors)
+        forms = {tensor.name: (dtype(tensor), tensor.shape) for tensor in tensors}
+        for folder, lam, digests, left in zip(folders, values.values(), written, survival, strict=True):
+            write_side_files(
+                folder, pair, record.tokenizer, output.torch_dtype, keep_quantization=output.keep_quantization
+            )
+            content = manifest(record, lam, {name: (*forms[name], digest) for name, digest in digests.items()}, left)
             write_manifest(folder, content)
             if output.verify:
                 finite = not output.allow_nonfinite
-                with open_checkpoint(folder) as written:
-                    compare(written, content["digests"], finite=finite, threads=threads, slice_bytes=slice_bytes)
+                with open_checkpoint(folder, as_stored=True) as model:
+                    compare(model, content["digests"], finite=finite, threads=threads, slice_bytes=slice_bytes)
     return out
 
 
@@ -156,6 +170,25 @@ def _write_tensors(engine: Engine, folders: Sequence[Path], layout: Shards) -> N
         for folder in folders:
             folder.mkdir(exist_ok=True)
         engine.run([stack.enter_context(Writer(folder, layout)) for folder in folders])
+
+
+def _write_requantized(
+    engine: Engine, pair: ModelPair, folders: Sequence[Path], layout: Shards, changed: Sequence[bool]
+) -> tuple[list[Digests], list[Mapping[str, Any]]]:
+    """Write outputs in the base's quantized format: the digests of each, and what survives of its change.
+
+    An output that equals the base is refused where `changed`, which is so unless λ is 0.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        sinks = [RequantizingSink(pair.base, stack.enter_context(Writer(folder, layout))) for folder in folders]
+        engine.run(sinks)
+        plain = bool(engine.changed.keys() - pair.base.quantized.keys())
+        for sink, differs in zip(sinks, changed, strict=True):
+            if differs:
+                sink.check_differs(plain)
+        return [sink.finish() for sink in sinks], [sink.to_json() for sink in sinks]
 
 
 def lay_out(

@@ -49,16 +49,22 @@ def run_job(
     as_adapter: bool = False,
     allow_nonfinite: bool = False,
     qlora_base: QloraBase = "given",
+    keep_quantization: bool = False,
     threads: int | None = None,
     on_event: OnEvent | None = None,
 ) -> Path:
     """Do a merge; arguments and errors as in `mooring.merge`."""
     output = Output(
-        dtype=job.dtype, max_shard_size=max_shard_size, tokenizer=job.tokenizer, allow_nonfinite=allow_nonfinite
+        dtype=job.dtype,
+        max_shard_size=max_shard_size,
+        tokenizer=job.tokenizer,
+        allow_nonfinite=allow_nonfinite,
+        keep_quantization=keep_quantization,
     )
     if as_adapter and output != Output(dtype=job.dtype):
-        problem = "as_adapter: an adapter has no shards, tokenizer or non-finite weights"
-        raise UserError(problem, "leave out max_shard_size, tokenizer, allow_nonfinite", code="usage.adapter_options")
+        problem = "as_adapter: an adapter has no shards, tokenizer, quantization or non-finite weights"
+        hint = "leave out max_shard_size, tokenizer, keep_quantization, allow_nonfinite"
+        raise UserError(problem, hint, code="usage.adapter_options")
     if qlora_base not in get_args(QloraBase):
         raise UserError(f"qlora_base: {qlora_base!r} is unknown", "give given or dequantized", code="usage.bad_option")
     base, tuned = resolve_model(job.base), [resolve_model(ref) for ref in job.tuned]

@@ -52,7 +52,7 @@ def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
         raise _differs(f"{folder / MANIFEST}: is malformed", code="model.bad_manifest")
     written = manifest["digests"]
     finite = not manifest.get("allow_nonfinite", False)
-    with open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder) as model:
+    with open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder, as_stored=True) as model:
         if isinstance(model, Checkpoint) and len(model.shards) > 1 and not (folder / INDEX).is_file():
             raise _differs(f"{folder / INDEX}: is missing", code="model.missing_index")
         compare(model, written, finite=finite, threads=threads)

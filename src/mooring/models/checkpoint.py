@@ -171,6 +171,7 @@ class Checkpoint(TensorFiles):
         config: Its `config.json`, without what it says about quantization.
         tensors: Name to place, shard by shard, in the order of the bytes. A quantized tensor has the place of its
             codes, and the type, shape and size of its values.
+        stored_config: Its `config.json`.
         stored: The tensors as they are stored.
         quantized: The tensors that are quantized, by name.
         quantization: What `config.json` says about quantization.
@@ -181,6 +182,7 @@ class Checkpoint(TensorFiles):
         super().__init__(infos)
         self.folder = folder
         self.config = config
+        self.stored_config = config
         self.stored = StoredTensors(infos)
         self.quantized: Mapping[str, QuantizedTensor] = {}
         self.quantization: Mapping[str, Any] = {}

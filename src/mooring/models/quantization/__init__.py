@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mooring.models.quantization import awq, bitsandbytes, float4, float8, gptq, mxfp4, packed_int
-from mooring.models.quantization.tensor import QuantizedTensor, Stored
+from mooring.models.quantization.tensor import QuantizedTensor, Requantizable, Stored
 
 __all__ = [
     "QuantizedTensor",
+    "Requantizable",
     "Stored",
     "method_of",
     "quantized_tensors",

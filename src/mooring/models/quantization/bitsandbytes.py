@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mooring.models.quantization.tensor import QuantizedTensor, Stored, compute_dtype, malformed
+from mooring.models.quantization.tensor import (
+    PIECE,
+    Requantizable,
+    Runs,
+    Stored,
+    compute_dtype,
+    kept_scales,
+    malformed,
+    whole_rows,
+)
 from mooring.models.safetensors_file import TensorInfo
 
 _STATE = ".quant_state.bitsandbytes__"
@@ -31,7 +40,7 @@ _TYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FourBit(QuantizedTensor):
+class FourBit(Requantizable):
     """An NF4 or FP4 tensor.
 
     Attributes:
@@ -70,6 +79,41 @@ class FourBit(QuantizedTensor):
         out.copy_(values[start - first : stop - first])
 
     @property
+    def piece(self) -> int:
+        """See `Requantizable.piece`: whole blocks of scales that were quantized again."""
+        least = self.block * (self.nested.block if self.nested else 1)
+        return least * max(1, PIECE // least)
+
+    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+        """See `Requantizable.quantize`: a block's scale is its largest magnitude, a code the nearest one."""
+        info = stored.tensors[self.parts[0]]
+        count, low = len(values), start // self.block
+        padded, changed = (
+            torch.nn.functional.pad(t, (0, -count % self.block)).view(-1, self.block)
+            for t in (values, (values != before).float())
+        )
+        scales = padded.abs().amax(1)
+        old_scales = stored.read(self.scales, low, low + len(scales))
+        before_scales = self._scales(stored, low, low + len(scales))
+        keep = changed.amax(1) == 0
+        serves = keep | kept_scales(before_scales, scales, 0.8)
+        scales = torch.where(serves, before_scales, scales)
+        codes = nearest(padded / torch.where(scales > 0, scales, 1.0)[:, None], self.code).to(torch.uint8)
+        runs: dict[str, tuple[int, Tensor]] = {}
+        if self.nested is None:
+            runs[self.scales] = (low, torch.where(serves, old_scales, scales.to(old_scales.dtype)))
+        else:
+            codes_of_scales, nested = self.nested.quantize(stored, low, scales, old_scales, serves)
+            runs |= {self.scales: (low, codes_of_scales), self.nested.scales: (low // self.nested.block, nested)}
+        packed = (codes.view(-1, 2)[:, 0] << 4) | codes.view(-1, 2)[:, 1]
+        packed = packed[: -(-count // 2)]
+        old = _bytes(stored, self.parts[0], start // 2, start // 2 + len(packed), info.dtype.itemsize)
+        kept = keep.repeat_interleave(self.block // 2)[: len(packed)]
+        size = info.dtype.itemsize
+        runs[self.parts[0]] = (start // 2 // size, torch.where(kept, old, packed).view(info.dtype))
+        return runs
+
+    @property
     def _pairs(self) -> Tensor:
         """The two values of every byte: (256, 2)."""
         byte = torch.arange(256)
@@ -104,9 +148,37 @@ class Nested:
         scales = stored.read(self.scales, first, int(index[-1]) + 1).float()
         return self.code[codes.int()] * scales[index - first] + self.offset
 
+    def quantize(self, stored: Stored, low: int, scales: Tensor, old: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales for the scales from block `low` on, with the offset as it is.
+
+        Where the scale of the scales still covers them, it is kept, and with it the codes of blocks in `keep`.
+        """
+        count = len(scales)
+        padded = torch.nn.functional.pad(scales - self.offset, (0, -count % self.block)).view(-1, self.block)
+        largest = padded.abs().amax(1)
+        stored_scales = stored.read(self.scales, low // self.block, low // self.block + len(largest))
+        before = stored_scales.float()
+        covers = kept_scales(before, largest, 0.5) | _every(keep, self.block)
+        used = torch.where(covers, before, largest)
+        codes = nearest(padded / torch.where(used > 0, used, 1.0)[:, None], self.code).view(-1)[:count]
+        kept = keep & covers.repeat_interleave(self.block)[:count]
+        new = torch.where(covers, stored_scales, largest.to(stored_scales.dtype))
+        return torch.where(kept, old, codes.to(old.dtype)), new
+
+
+def _every(flags: Tensor, size: int) -> Tensor:
+    """Whether all flags of each group are set."""
+    return torch.nn.functional.pad(flags, (0, -len(flags) % size), value=True).view(-1, size).all(1)
+
+
+def nearest(values: Tensor, table: Tensor) -> Tensor:
+    """The index of the entry of a table that is nearest to each value."""
+    ordered, index = table.sort()
+    return index[torch.bucketize(values, (ordered[1:] + ordered[:-1]) / 2)]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Int8(QuantizedTensor):
+class Int8(Requantizable):
     """An INT8 tensor of LLM.int8(): codes and the largest magnitude of every row."""
 
     format = "bitsandbytes INT8"
@@ -116,6 +188,28 @@ class Int8(QuantizedTensor):
         codes = stored.read(self.parts[0], first * self.columns, last * self.columns).view(-1, self.columns)
         scales = stored.read(self.parts[1], first, last).float()
         return codes.float().mul_(scales[:, None]).mul_(_INVERSE_127)
+
+    @property
+    def piece(self) -> int:
+        """See `Requantizable.piece`: whole rows."""
+        return whole_rows(self.columns)
+
+    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+        """See `Requantizable.quantize`: a row's scale is its largest magnitude."""
+        rows = values.view(-1, self.columns)
+        low = start // self.columns
+        old = stored.read(self.parts[0], start, start + len(values)).view(rows.shape)
+        scales = rows.abs().amax(1)
+        old_scales = stored.read(self.parts[1], low, low + len(rows))
+        serves = kept_scales(old_scales.float(), scales, 0.8)
+        scales = torch.where(serves, old_scales.float(), scales)
+        codes = (rows * (127.0 / torch.where(scales > 0, scales, 1.0))[:, None]).round_().clamp_(-127, 127)
+        codes = codes.to(torch.int8)
+        keep = (rows == before.view(rows.shape)).all(1)
+        return {
+            self.parts[0]: (start, torch.where(keep[:, None], old, codes).view(-1)),
+            self.parts[1]: (low, torch.where(keep | serves, old_scales, scales.to(old_scales.dtype))),
+        }
 
 
 def _bytes(stored: Stored, name: str, start: int, stop: int, width: int) -> Tensor:

@@ -16,7 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mooring.models.quantization.tensor import Infos, QuantizedTensor, Stored, compute_dtype, malformed, unsupported
+from mooring.models.quantization.tensor import (
+    Infos,
+    Requantizable,
+    Runs,
+    Stored,
+    compute_dtype,
+    kept_scales,
+    malformed,
+    unsupported,
+    whole_rows,
+)
 from mooring.models.safetensors_file import TensorInfo
 from mooring.models.scratch import scratch
 
@@ -30,7 +40,7 @@ _PER_MODULE = ("k_scale", "v_scale", "q_scale", "prob_scale")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Float8(QuantizedTensor):
+class Float8(Requantizable):
     """An FP8 or INT8 tensor with scales.
 
     Attributes:
@@ -63,6 +73,44 @@ class Float8(QuantizedTensor):
                 values[:, whole:].mul_(scales[:, whole // width :])
         return values if self.rounded is None else values.to(self.rounded)
 
+    @property
+    def piece(self) -> int:
+        """See `Requantizable.piece`: rows of blocks, within one matrix."""
+        height, rows = self.block[0], self.shape[-2]
+        fits = math.prod(self.shape[:-2]) == 1 or rows % height == 0
+        size = whole_rows(self.columns, height) if fits else rows * self.columns
+        return size if math.prod(self.shape[:-2]) == 1 or rows * self.columns % size == 0 else rows * self.columns
+
+    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+        """See `Requantizable.quantize`: a block's scale is its largest magnitude divided by the largest code."""
+        (height, width), (down, across) = self.block, self.grid
+        row = start // self.columns
+        index = row // self.shape[-2] * down + row % self.shape[-2] // height
+        old = stored.read(self.parts[0], start, start + len(values)).view(-1, self.columns)
+        blocks, unchanged = (_in_blocks(t.view(old.shape), height, width) for t in (values, (values != before).float()))
+        count = len(blocks)
+        scales = stored.read(self.parts[1], index * across, (index + count) * across)
+        kind, largest = scales.dtype, _LARGEST[old.dtype]
+        new = blocks.abs().amax((1, 3)) / largest
+        old_scales = as_scales(scales, powers=self.powers).view(count, across)
+        serves = kept_scales(old_scales, new, 0.8 if old.dtype == torch.int8 else 0.25)
+        if self.powers:
+            exponent = new.clamp(min=2.0**-127).log2().ceil().add_(127).clamp_(0, 254)
+            stored_scales, new = exponent.to(torch.uint8).view(kind), (exponent - 127).exp2()
+        else:
+            stored_scales = torch.where(new > 0, new, 1.0).to(kind)
+            new = stored_scales.float()
+        new = torch.where(serves, old_scales, new)
+        codes = (blocks / new[:, None, :, None]).clamp_(-largest, largest)
+        codes = codes.view(count * height, across * width)[: len(old), : self.columns]
+        codes = codes.round().to(torch.int8) if old.dtype == torch.int8 else codes.to(old.dtype)
+        keep = unchanged.amax((1, 3)) == 0
+        kept = keep.repeat_interleave(height, 0)[: len(old)].repeat_interleave(width, 1)[:, : self.columns]
+        merged = torch.where(kept, old.view(torch.uint8), codes.view(torch.uint8)).view(old.dtype)
+        raw = torch.uint8 if self.powers else kind
+        scale_run = torch.where(keep | serves, scales.view(raw).view(count, across), stored_scales.view(raw)).view(kind)
+        return {self.parts[0]: (start, merged.view(-1)), self.parts[1]: (index * across, scale_run.view(-1))}
+
     def _row_scales(self, stored: Stored, first: int, last: int) -> Tensor:
         """The scales of rows [first, last) in float32: (last − first, blocks along the columns)."""
         down, across = self.grid
@@ -71,6 +119,17 @@ class Float8(QuantizedTensor):
         low, high = int(index[0]), int(index[-1]) + 1
         scales = stored.read(self.parts[1], low * across, high * across)
         return as_scales(scales, powers=self.powers).view(-1, across)[index - low]
+
+
+def _in_blocks(values: Tensor, height: int, width: int) -> Tensor:
+    """A matrix in blocks, filled up with zeros: (rows of blocks, height, blocks in a row, width)."""
+    rows, columns = values.shape
+    padded = torch.nn.functional.pad(values, (0, -columns % width, 0, -rows % height))
+    return padded.reshape(-(-rows // height), height, -(-columns // width), width)
+
+
+_LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
+"""The largest code of each type."""
 
 
 def as_scales(stored: Tensor, *, powers: bool) -> Tensor:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from mooring.models.quantization.float4 import E2M1
 from mooring.models.quantization.float8 import as_scales
-from mooring.models.quantization.tensor import QuantizedTensor, Stored, compute_dtype, malformed
+from mooring.models.quantization.tensor import Requantizable, Runs, Stored, compute_dtype, malformed
 
 GROUP = 32
 """Entries that share a scale."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mxfp4Experts(QuantizedTensor):
+class Mxfp4Experts(Requantizable):
     """The weights of all experts: (experts, inputs, outputs). The parts are blocks and scales."""
 
     format = "MXFP4"
@@ -50,6 +50,38 @@ class Mxfp4Experts(QuantizedTensor):
         lowest = int(group[0])
         powers = as_scales(scales[:, lowest : int(group[-1]) + 1].T.contiguous(), powers=True)
         return E2M1[codes.int()].mul_(powers[group - lowest])
+
+    @property
+    def piece(self) -> int:
+        """See `Requantizable.piece`: an expert."""
+        return self.shape[1] * self.shape[2]
+
+    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+        """See `Requantizable.quantize`: the scale is the least power of 2 that no entry exceeds six times (the largest
+        code), as in the Triton kernels that gpt-oss is quantized with."""
+        inputs, outputs = self.shape[1:]
+        expert, groups = start // self.piece, outputs * inputs // GROUP
+        now, changed = (t.view(inputs, outputs).T.reshape(groups, GROUP) for t in (values, (values != before).float()))
+        exponent = (now.abs().amax(1) / 6).clamp(min=2.0**-127).log2().ceil().add_(127).clamp_(0, 254)
+        codes = to_e2m1(now / (exponent - 127).exp2()[:, None])
+        packed = codes[:, ::2] | (codes[:, 1::2] << 4)
+        keep = changed.amax(1) == 0
+        old = stored.read(self.parts[0], expert * self.piece // 2, (expert + 1) * self.piece // 2).view(packed.shape)
+        scales = stored.read(self.parts[1], expert * groups, (expert + 1) * groups)
+        return {
+            self.parts[0]: (expert * self.piece // 2, torch.where(keep[:, None], old, packed).view(-1)),
+            self.parts[1]: (expert * groups, torch.where(keep, scales, exponent.to(torch.uint8))),
+        }
+
+
+_BETWEEN = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5])
+_BETWEEN[1::2] = torch.nextafter(_BETWEEN[1::2], torch.tensor(0.0))
+"""Where the magnitude of one code ends and the next begins; a value in the middle goes to the even code."""
+
+
+def to_e2m1(values: Tensor) -> Tensor:
+    """The nearest FP4 codes: uint8."""
+    return (torch.bucketize(values.abs(), _BETWEEN) + 8 * values.signbit()).to(torch.uint8)
 
 
 def find(stored: Stored, config: Mapping[str, Any]) -> Iterator[Mxfp4Experts]:

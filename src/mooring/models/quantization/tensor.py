@@ -78,6 +78,73 @@ class QuantizedTensor(abc.ABC):
             out.copy_(values[start - first * self.columns : stop - first * self.columns])
 
 
+Runs = Mapping[str, tuple[int, Tensor]]
+"""By name of a stored tensor, the element at which a run begins, and its elements."""
+
+PIECE = 2**17
+"""About how many entries are quantized together."""
+
+
+class Requantizable(QuantizedTensor):
+    """A format that changed values can be written in again, in pieces that do not depend on each other."""
+
+    @property
+    @abc.abstractmethod
+    def piece(self) -> int:
+        """Entries of the flattened tensor that are quantized together; the last piece may be shorter."""
+
+    @abc.abstractmethod
+    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+        """Codes and scales of a piece: scales by the format's own rule, unless those that there are still serve.
+
+        What shares a scale and did not change at all keeps its codes and its scale.
+
+        Args:
+            stored: The model that this tensor belongs to.
+            start: The piece's first entry.
+            values: Its values, float32, flattened.
+            before: What they are in `stored`, float32.
+        """
+
+    def values_of(self, stored: Stored, start: int, count: int, runs: Runs) -> Tensor:
+        """What is read from entry `start` on once `runs` are stored, in `dtype`."""
+        out = torch.empty(count, dtype=self.dtype)
+        self.read(_Overlay(stored, runs), start, start + count, out)
+        return out
+
+
+class _Overlay:
+    """Stored tensors, parts of which are replaced in memory."""
+
+    def __init__(self, stored: Stored, runs: Runs) -> None:
+        self._stored, self._runs = stored, runs
+
+    @property
+    def tensors(self) -> Infos:
+        return self._stored.tensors
+
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, out: Tensor | None = None) -> Tensor:
+        if name not in self._runs:
+            return self._stored.read(name, start, stop, out=out)
+        first, run = self._runs[name]
+        return run[start - first : len(run) if stop is None else stop - first]
+
+    cached = read
+
+
+def kept_scales(old: Tensor, new: Tensor, share: float) -> Tensor:
+    """Where an old scale still serves: it covers the values, and they use at least a share of its range.
+
+    With the scale that there is, what did not change stays as it is, and rounding is nearest to the base's values.
+    """
+    return (new <= old) & (new >= share * old)
+
+
+def whole_rows(columns: int, height: int = 1) -> int:
+    """Entries in about `PIECE`, in whole rows of blocks of a height."""
+    return height * columns * max(1, PIECE // (height * columns))
+
+
 def compute_dtype(config: Mapping[str, Any], default: torch.dtype = torch.bfloat16) -> torch.dtype:
     """The type that a model's `config.json` gives for its weights."""
     nested = config.get("text_config")
