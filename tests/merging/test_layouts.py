@@ -1,5 +1,6 @@
 """A tuned model in other names, or another layout, than its base: merged as if both were saved alike."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,91 @@ def test_transposed_experts(tmp_path: Path) -> None:
     save_file(tensors | turned, file, {"format": "pt"})
     manifest = check(base, folder, build("qwen3_vl_moe"), tuned.state_dict(), tmp_path)
     assert any("Transpose" in note for note in manifest["notes"])
+
+
+def split(folder: Path) -> Path:
+    """Split the concatenated projections of Phi-3."""
+
+    def parts(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+        if ".qkv_proj." in name:
+            pieces = zip("qkv", value.split([32, 16, 16]), strict=True)
+            return {name.replace("qkv", part): piece.contiguous() for part, piece in pieces}
+        if ".gate_up_proj." in name:
+            gate, up = value.chunk(2)
+            return {name.replace("gate_up", "gate"): gate.contiguous(), name.replace("gate_up", "up"): up.contiguous()}
+        return {name: value}
+
+    file = folder / "model.safetensors"
+    tensors = {k: v for name, value in load_file(file).items() for k, v in parts(name, value).items()}
+    save_file(tensors, file, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["phi3", "llama"])
+def test_projections_apart_and_concatenated(kind: str, tmp_path: Path) -> None:
+    """A Phi-3 in one file for all three projections, tuned in three, by its own class or as a Llama."""
+    base, tuned = build("phi3"), moved(build("phi3"))
+    folder = split(save(tuned, tmp_path / "tuned"))
+    if kind == "llama":
+        config = json.loads((folder / "config.json").read_text())
+        changes = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+        (folder / "config.json").write_text(json.dumps(config | changes))
+    manifest = check(save(base, tmp_path / "base"), folder, base, tuned.state_dict(), tmp_path)
+    assert any("Concatenate" in note for note in manifest["notes"])
+
+
+def test_a_base_apart_and_a_tuned_model_concatenated(tmp_path: Path) -> None:
+    model, tuned = build("llama"), moved(build("llama"))
+    folder = save(tuned, tmp_path / "tuned")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for layer in range(2):
+        path = f"model.layers.{layer}."
+        qkv = [tensors.pop(f"{path}self_attn.{part}_proj.weight") for part in "qkv"]
+        tensors[f"{path}self_attn.qkv_proj.weight"] = torch.cat(qkv)
+        pair = [tensors.pop(f"{path}mlp.{part}_proj.weight") for part in ("gate", "up")]
+        tensors[f"{path}mlp.gate_up_proj.weight"] = torch.cat(pair)
+    save_file(tensors, file, {"format": "pt"})
+    check(save(model, tmp_path / "base"), folder, model, tuned.state_dict(), tmp_path)
+
+
+def per_expert(folder: Path, interleaved: bool) -> Path:
+    """Take the experts of Llama 4 or gpt-oss apart: (outputs, inputs) for each expert, as other mixtures have them."""
+    file = folder / "model.safetensors"
+    made: dict[str, torch.Tensor] = {}
+    for name, value in load_file(file).items():
+        path, dot, last = name.rpartition(".")
+        kind = "bias" if last.endswith("_bias") else "weight"
+        if ".experts" not in name:
+            made[name] = value
+            continue
+        for number, each in enumerate(value):
+            turned = each if kind == "bias" else each.T
+            if last.startswith("gate_up"):
+                gate, up = (turned[::2], turned[1::2]) if interleaved else turned.chunk(2)
+                made[f"{path}{dot}{number}.gate_proj.{kind}"] = gate.contiguous()
+                made[f"{path}{dot}{number}.up_proj.{kind}"] = up.contiguous()
+            else:
+                made[f"{path}{dot}{number}.down_proj.{kind}"] = turned.contiguous()
+    save_file(made, file, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["llama4", "gpt_oss"])
+@pytest.mark.parametrize("apart", ["tuned", "base"])
+def test_experts_apart_where_transformers_has_them_together(name: str, apart: str, tmp_path: Path) -> None:
+    """gpt-oss interleaves gate and up, and both have (experts, inputs, outputs)."""
+    base, tuned = build(name), moved(build(name))
+    folders = {"base": save(base, tmp_path / "base"), "tuned": save(tuned, tmp_path / "tuned")}
+    per_expert(folders[apart], interleaved=name == "gpt_oss")
+    if apart == "tuned":
+        check(folders["base"], folders["tuned"], base, tuned.state_dict(), tmp_path)
+        return
+    # transformers cannot load this base; the output has its layout
+    merged = load_file(merge(folders["base"], folders["tuned"], tmp_path / "out", lam=1) / "model.safetensors")
+    expected = load_file(per_expert(folders["tuned"], interleaved=name == "gpt_oss") / "model.safetensors")
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[each], value) for each, value in expected.items())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mooring.models.checkpoint import Checkpoint
+from mooring.models.further_rules import further_rules
 from mooring.models.safetensors_file import TensorInfo
 from mooring.models.strided import NotStridedError, Place, Traced, is_whole, whole
 from mooring.quiet import quiet
@@ -112,7 +113,7 @@ class Layout:
         """
         if name in self.parameters:
             return name
-        target, pattern = self._rename(name)
+        target, pattern, _ = self._rename(name)
         if pattern is None and target in self.parameters:
             return target
         for prefix in ("model.language_model.", "language_model.model.", "language_model.", "model.", ""):
@@ -138,29 +139,30 @@ class Layout:
         """Follow the rules of transformers for all tensors, as its `core_model_loading` does."""
         from transformers.core_model_loading import dot_natural_key
 
-        groups: dict[str, dict[str, str]] = {}
+        groups: dict[str, tuple[Any, dict[str, str]]] = {}
         for name in sorted(tensors, key=dot_natural_key):
-            target, pattern = self._rename(name)
+            target, pattern, converter = self._rename(name)
             if target not in self._state:
                 self.unused[name] = self._why_unused(name)
             elif pattern is None:
                 self.places[name] = (whole(target, tensors[name].shape),)
             else:
-                groups.setdefault(target, {})[name] = pattern
-        for target, sources in groups.items():
+                groups.setdefault(target, (converter, {}))[1][name] = pattern
+        for target, (converter, sources) in groups.items():
             try:
-                found, operations = self._convert(target, sources, tensors)
+                found, operations = self._convert(target, converter, sources, tensors)
             except Exception as error:  # rules of another version, or for other shapes than these
                 self.failed[target] = f"{_first_line(error)} ({len(sources)} tensors, such as {next(iter(sources))})"
                 self.unused |= dict.fromkeys(sources, f"{target} cannot be made of it")
                 continue
             for name, places in found.items():
                 self.places[name] = tuple(places)
-                if len(places) > 1 or not is_whole(places[0], tensors[name].shape):
+                if len(places) > 1 or not is_whole(places[0], self.parameters[places[0].parameter]):
                     self.converted[name] = operations
 
     @functools.cached_property
-    def _rules(self) -> tuple[list[Any], list[Any]]:
+    def _rules(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Renamings and converters of transformers, and the further converters of ours."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
@@ -168,25 +170,28 @@ class Layout:
         return (
             [rule for rule in rules if isinstance(rule, WeightRenaming)],
             [rule for rule in rules if isinstance(rule, WeightConverter)],
+            further_rules(self.model),
         )
 
-    def _rename(self, name: str) -> tuple[str, str | None]:
-        """The parameter that a stored tensor becomes, and the pattern of the converter that makes it, if any."""
+    def _rename(self, name: str) -> tuple[str, str | None, Any]:
+        """The parameter that a stored tensor becomes, and the converter that makes it with its pattern, if any."""
         from transformers.core_model_loading import rename_source_key
 
-        renamings, converters = self._rules
-        prefix = self.model.base_model_prefix
-        target, pattern = rename_source_key(name, renamings, converters, prefix, self._state)
-        if target not in self._state and name in self._state:
-            target, pattern = rename_source_key(name, [], [], prefix, self._state)
-        return target, pattern
+        renamings, converters, further = self._rules
+        target, pattern = name, None
+        for renames, converts in ((renamings, converters), ([], []), (renamings, further)):
+            prefix = self.model.base_model_prefix
+            target, pattern = rename_source_key(name, renames, converts, prefix, self._state)
+            if target in self._state:
+                converter = next((each for each in converts if pattern in each.source_patterns), None)
+                return target, pattern, converter
+        return target, pattern, None
 
     def _convert(
-        self, target: str, sources: Mapping[str, str], tensors: Mapping[str, TensorInfo]
+        self, target: str, rule: Any, sources: Mapping[str, str], tensors: Mapping[str, TensorInfo]
     ) -> tuple[dict[str, list[Place]], str]:
-        """The places of tensors that transformers combines, and the names of the operations."""
-        pattern = next(iter(sources.values()))
-        converter = copy.deepcopy(next(each for each in self._rules[1] if pattern in each.source_patterns))
+        """The places of tensors that are combined, and the names of the operations."""
+        converter = copy.deepcopy(rule)
         for name, pattern in sources.items():
             traced = Traced.stored(name, tensors[name].shape, torch.float32)
             converter.add_tensor(target, name, pattern, lambda traced=traced: traced)

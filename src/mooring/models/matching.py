@@ -159,11 +159,11 @@ class _ByLayout:
 
     def __init__(self, base: Checkpoint, plain: _Plain) -> None:
         self._base, self._tuned = base, plain.renamed()
-        self._ours, self._theirs = layout_of(base), layout_of(self._tuned)
+        self._ours = layout_of(base)
         if missing := self._ours.missing():
             raise NoLayoutError(f"{base.folder} lacks {missing[0]} of {self._ours.class_name}")
+        self._theirs, self._names = _related(self._ours, self._tuned)
         self._notes = plain.notes
-        self._names = _counterparts(self._ours, self._theirs)
         self._holders = _Holders(self._theirs, self._names)
         self._infos: dict[str, TensorInfo] = {}
         self._segments: dict[str, list[Segment]] = {}
@@ -203,7 +203,7 @@ class _ByLayout:
         elif segments := self._holders.segments(places, info.numel):
             self._add(info, info.shape, segments)
             source = segments[0].source
-            rule = self._ours.converted.get(name) or self._theirs.converted.get(source) or "as transformers does"
+            rule = self._ours.converted.get(name) or self._theirs.converted.get(source) or "as they are"
             self._converted.setdefault(rule, []).append((name, source))
         elif not any(place.parameter in self._names.reached for place in places):
             self._kept[name] = f"{self._theirs.class_name} has no such parameter"
@@ -247,7 +247,7 @@ class _ByLayout:
         for rule, pairs in self._converted.items():
             ours, source = pairs[0]
             yield (
-                f"{_tensors(pairs)} have another layout in {who} and were read by the rules of transformers ({rule}): "
+                f"{_tensors(pairs)} have another layout in {who} and were converted ({rule}): "
                 f"{ours} is made of its {source}, for example"
             )
         yield from _left_out(self._tuned, self._dropped)
@@ -266,6 +266,22 @@ class _Counterparts:
     to_base: Mapping[str, str]
     reached: frozenset[str]
     wider: bool
+
+
+def _related(ours: Layout, tuned: Checkpoint) -> tuple[Layout, _Counterparts]:
+    """The layout of a tuned model by its own class, or by the base's if its tensors become all of its parameters.
+
+    Raises:
+        NoLayoutError: The classes have nothing to do with each other.
+    """
+    try:
+        theirs = layout_of(tuned)
+        return theirs, _counterparts(ours, theirs)
+    except NoLayoutError:
+        theirs = Layout(ours.model, tuned.tensors)
+        if theirs.unused or theirs.missing() or not theirs.converted:
+            raise
+        return theirs, _counterparts(ours, theirs)
 
 
 def _counterparts(ours: Layout, theirs: Layout) -> _Counterparts:
