@@ -266,17 +266,21 @@ def _trained_on(adapter: Adapter, named: str, base: Checkpoint) -> str:
 
 
 def have_other_weights(base: Checkpoint, other: Checkpoint) -> bool:
-    """Whether the first entries of a tensor differ, or its shape; False if the other model has another type."""
-    for info in base.tensors.values():
-        twin = other.tensors.get(info.name)
-        if twin is None or twin.shape != info.shape:
+    """Whether the first entries of a tensor differ, or its shape; False if the other model has another type.
+
+    Tensors of one side only are not compared, since the other may have another layout, unless there are no others.
+    """
+    shared = [info for info in base.tensors.values() if info.name in other.tensors]
+    for info in shared:
+        twin = other.tensors[info.name]
+        if twin.shape != info.shape:
             return True
         if twin.dtype != info.dtype:
             return False
         ours, theirs = (model.read(info.name, 0, min(info.numel, _FIRST_ENTRIES)) for model in (base, other))
         if not same(ours, theirs):
             return True
-    return False
+    return not shared
 
 
 def _check_match(base: Checkpoint, tuned: Checkpoint, matched: Matched) -> None:
@@ -329,6 +333,7 @@ def _match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter]) -> ModelPair
         tensors[name] = OutputTensor(name, info.dtype, shapes[rest], shared, sources, rest, files[info.file.name])
     largest = rows_by_model.index(max(rows_by_model)) if rows_by_model else 0
     if rows_by_model:
+        _check_same_rows((base, *tuned)[largest], tensors)
         config["vocab_size"] = rows_by_model[largest]
     return ModelPair(base, tuple(tuned), tensors, decisions, config, largest)
 
@@ -415,6 +420,17 @@ def _vocabulary_rows(
         what = f"{model.folder}: {name} has shape {list(shape)}, but {list(ours)} in {base.folder}"
         raise MismatchError(what, NAME_THE_BASE, code="model.shape_mismatch")
     return [shape[0] for shape in shapes]
+
+
+def _check_same_rows(grown: Checkpoint | Adapter, tensors: Mapping[str, OutputTensor]) -> None:
+    """Raise if embedding and head have different numbers of rows in the output: no model could be loaded from it."""
+    rows = {name: tensor.shape[0] for name, tensor in tensors.items() if tied.has_vocabulary_rows(name)}
+    most = max(rows, key=lambda name: rows[name])
+    for name, count in rows.items():
+        if count != rows[most]:
+            what = f"{grown.folder}: {most} has {rows[most]} rows, but {name} has {count}, of which it holds no others"
+            hint = "save it again with both: PEFT's save_pretrained(…, save_embedding_layers=True)"
+            raise MismatchError(what, hint, code="model.vocabulary_rows_differ")
 
 
 def _vocabulary_size(model: Checkpoint) -> int | None:
