@@ -28,6 +28,7 @@ from mooring.config import (
 )
 from mooring.merge_methods import METHODS
 from mooring.merging.methods import FORMULAS
+from mooring.models.adapter_config import OPTIONS
 
 DOCS = Path(__file__).parent
 INTRO = """# Recipes
@@ -323,6 +324,44 @@ def methods() -> str:
     return "\n".join(parts)
 
 
+LORA = """# LoRA adapters
+
+Built from `mooring/models/adapter_config.py` by `make docs`. A test runs over every option of the installed PEFT's
+`LoraConfig`, and fails when there is a new one.
+
+The tuned model is what PEFT's forward pass computes. The change s·B·A is added in float32 and rounded once, after the
+merge.
+
+- **Names** may be those of the files, or those that transformers has in memory, of a vision-language model or of
+  its text model. What torch.compile, FSDP and DDP put into them (`_orig_mod.`, `module.`), a second
+  `base_model.model.` and the adapter's own name (`default`) are ignored.
+- **Mixtures of experts**: factors of fused parameters (`target_parameters`, which PEFT sets by itself for
+  `all-linear`), of single experts, as older versions made them, and of routers. The base may hold its experts
+  together or one by one, whichever the adapter was tuned on; its layout is kept. One expert is multiplied out at a
+  time.
+- **A vocabulary that grew**: an adapter that holds the embedding or the head alone is refused, since no model can
+  be loaded without the other's rows.
+- **`--as-adapter`** works for all that is merged but DoRA, which scales the base's weights too.
+- **Other types** than LoRA are refused; PEFT's `save_as_lora` converts most of them, and its `merge_and_unload`
+  makes a whole model of any that changes weights.
+"""
+
+
+def lora() -> str:
+    """The options of PEFT's LoRA by what they mean for a merge."""
+    parts = [LORA]
+    titles = {"merged": "Merged", "refused": "Refused", "no effect": "Without effect on the weights"}
+    for kind, title in titles.items():
+        columns = ("option", "why", "way out") if kind == "refused" else ("option", "what")
+        parts.append(f"## {title}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+        for name, option in OPTIONS.items():
+            if option.kind == kind:
+                cells = (f"`{name}`", option.what, option.way_out)[: len(columns)]
+                parts[-1] += f"\n| {' | '.join(cells)} |"
+        parts[-1] += "\n"
+    return "\n".join(parts)
+
+
 def main() -> None:
     """Write the pages, or say which is out of date."""
     pages = {
@@ -330,6 +369,7 @@ def main() -> None:
         DOCS / "cli.md": commands(),
         DOCS / "methods.md": methods(),
         DOCS / "errors.md": errors(),
+        DOCS / "lora.md": lora(),
         SOURCE / "options.py": option_types(),
     }
     stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text() != text]

@@ -1,6 +1,8 @@
 """Tiny models and LoRA adapters on them, for tests of adapters; PEFT's own reading of them."""
 
+import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +45,33 @@ def peft(base: Path, adapter: Path, rows: int = 0) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return PeftModel.from_pretrained(load(base, rows), adapter).eval()
+
+
+def tuned_tensors(adapter: Any, base: Any) -> dict[str, torch.Tensor]:
+    """All tensors of a tuned model, read whole; the adapter is bound to the base."""
+    found = {}
+    for name in [*base.tensors, *adapter.unties]:
+        shape = adapter.shape(name)
+        values = base.read(adapter.unties.get(name, name))
+        found[name] = adapter.read_tuned(name, 0, math.prod(shape), values).view(shape)
+    return found
+
+
+def logits_of(base: Path, weights: Mapping[str, torch.Tensor], rows: int, parted: bool) -> torch.Tensor:
+    """What a model with these weights says; `parted` if its head is not the embedding."""
+    model = load(base, rows)
+    if parted:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name in weights:
+                value.copy_(weights[name])
+    return say(model.eval())
+
+
+def say(model: Any) -> torch.Tensor:
+    """The logits of a fixed sequence."""
+    with torch.no_grad():
+        values: torch.Tensor = model(torch.arange(1, 12)[None]).logits
+    return values

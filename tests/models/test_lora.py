@@ -1,6 +1,7 @@
 """Adapters: what PEFT computes, or a refusal that names the reason."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mooring.errors import MismatchError, ModelError
-from mooring.models import lora, open_adapter, open_checkpoint
+from mooring.models import adapter_config, lora, open_adapter, open_checkpoint
 
 PREFIX = "base_model.model.model.layers.0.mlp.up_proj"
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
@@ -41,8 +42,6 @@ def base(folder: Path, shape: tuple[int, ...] = (10, 7), dtype: torch.dtype = to
 
 
 def expected(folder: Path, scale: float) -> torch.Tensor:
-    from safetensors.torch import load_file
-
     tensors = load_file(folder / "adapter_model.safetensors")
     return scale * tensors[f"{PREFIX}.lora_B.weight"].double() @ tensors[f"{PREFIX}.lora_A.weight"].double()
 
@@ -103,11 +102,26 @@ def test_named_adapter_keys(tmp_path: Path) -> None:
         ({"peft_type": "IA3"}, UNSUPPORTED, "IA3"),
         ({"use_dora": True}, MALFORMED, "up_proj"),
         ({"use_dora": True, "lora_bias": True}, UNSUPPORTED, "lora_bias"),
-        ({"use_qalora": True}, UNSUPPORTED, "QALoRA"),
-        ({"target_parameters": ["experts.up_proj"]}, UNSUPPORTED, "target_parameters"),
+        ({"peft_type": "PREFIX_TUNING"}, UNSUPPORTED, "changes no weights"),
+        ({"peft_type": {"a": "b"}}, UNSUPPORTED, "not LoRA"),
         ({"layer_replication": [[0, 1]]}, UNSUPPORTED, "layer_replication"),
         ({"init_lora_weights": "pissa_niter_4"}, UNSUPPORTED, "pissa_niter_4"),
-        ({"trainable_token_indices": [1]}, UNSUPPORTED, "trainable_token_indices"),
+        ({"init_lora_weights": "pissa\x1b[31m"}, UNSUPPORTED, r"pissa\x1b[31m"),
+        ({"target_parameters": "experts"}, MALFORMED, "target_parameters"),
+        ({"modules_to_save": [["a"]]}, MALFORMED, "modules_to_save"),
+        ({"trainable_token_indices": [True]}, MALFORMED, "trainable_token_indices"),
+        ({"trainable_token_indices": {"x": [1, 1]}}, MALFORMED, "twice"),
+        ({"use_bdlora": {"nblocks": 0}}, MALFORMED, "use_bdlora"),
+        ({"use_qalora": True, "qalora_group_size": "x"}, MALFORMED, "qalora_group_size"),
+        ({"lora_alpha": 10**400}, "model.bad_json", "adapter_config.json"),
+        ({"lora_alpha": True}, MALFORMED, "lora_alpha"),
+        ({"r": 10**15}, MALFORMED, "lora_alpha"),
+        ({"rank_pattern": {"up_proj": {"a": {}}}}, MALFORMED, "rank_pattern"),
+        ({"alpha_pattern": {"up_proj": math.inf}}, MALFORMED, "alpha_pattern"),
+        ({"alpha_pattern": {"(" * 5000: 1}}, MALFORMED, "alpha_pattern"),
+        ({"alpha_pattern": {"(?:a{65535}){65535}": 1}}, MALFORMED, "alpha_pattern"),
+        ({"alpha_pattern": {"a" * 20_000: 1}}, MALFORMED, "alpha_pattern"),
+        ({"alpha_pattern": {"\x1b]0;x\x07(": 1}}, MALFORMED, r"\x1b]0;x\x07("),
         ({"r": 4}, MALFORMED, "rank 4"),
         ({"r": 0}, MALFORMED, "lora_alpha"),
         ({"r": None}, MALFORMED, "lora_alpha"),
@@ -136,10 +150,11 @@ def test_an_unsupported_or_malformed_configuration_is_named(
         (PAIR | {"x.lora_A.bias": (2,)}, UNSUPPORTED, "x.lora_A.bias"),
         (PAIR | {"x.lora_embedding_A": (2, 3)}, UNSUPPORTED, "x.lora_"),
         (PAIR | {"x.lora_diag": (2,)}, UNSUPPORTED, "x.lora_diag"),
-        (PAIR | {"y.base_layer.lora_A.weight": (2, 3)}, UNSUPPORTED, "y.base_layer.lora_A.weight"),
+        (PAIR | {"y.base_layer.lora_A.weight": (2, 3)}, MALFORMED, "y.base_layer"),
+        ({"x.token_adapter.trainable_tokens_delta": (2, 3)}, MALFORMED, "trainable_token_indices"),
         (PAIR | {"z.base_layer.weight": (2, 3), "z.weight": (2, 3)}, MALFORMED, "z.weight"),
         ({"x.lora_A.weight": (2, 3), "x.lora_B.weight": (4, 3)}, MALFORMED, "rank 2"),
-        ({"x.lora_A.weight": (2, 3, 1, 1), "x.lora_B.weight": (4, 2, 1, 1)}, UNSUPPORTED, "x"),
+        ({"x.lora_A.weight": (2, 3, 3, 3), "x.lora_B.weight": (4, 1, 1, 1)}, UNSUPPORTED, "groups"),
         ({"x.lora_A.a.weight": (2, 3), "x.lora_A.b.weight": (2, 3)}, MALFORMED, "A.weight"),
         ({}, MALFORMED, "LoRA"),
     ],
@@ -151,6 +166,41 @@ def test_malformed_tensors_are_named(tmp_path: Path, tensors: dict[str, tuple[in
         open_adapter(folder)
     assert caught.value.code == code
     assert name in caught.value.message
+
+
+@pytest.mark.parametrize("pattern", ["(a|aa)+$x", "(?:x*)*" * 300, "(a{0,99}){0,99}"])
+def test_a_catastrophic_pattern_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    """`re` would take years; a pattern that backtracks without end must not hang the merge."""
+    monkeypatch.setattr(adapter_config, "_SECONDS_TO_MATCH", 0.2)
+    folder = adapter(tmp_path / "a", rank_pattern={pattern: 2})
+    name = f"base_model.model.{'a' * 60}.layers.{'a.' * 30}"
+    tensors = {f"{name}{i}.lora_{side}.weight": torch.zeros(2, 2) for i in range(9) for side in "AB"}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="too long") as caught:
+        open_adapter(folder)
+    assert caught.value.code == MALFORMED
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.base_model.model.model.layers.0.mlp.up_proj",
+        "base_model.model._orig_mod.model.layers.0.mlp.up_proj",
+        "_orig_mod.base_model.model.model.layers.0._orig_mod.mlp.up_proj",
+        "module.base_model.model.model.layers.0.mlp.up_proj",
+        "base_model.model.module.model.layers.0._checkpoint_wrapped_module.mlp.up_proj",
+        "base_model.model.model.layers.0._fsdp_wrapped_module.mlp.up_proj",
+        "model.layers.0.mlp.up_proj",
+    ],
+)
+def test_what_wrappers_put_into_names_is_ignored(tmp_path: Path, name: str) -> None:
+    folder = adapter(tmp_path / "a")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    renamed = {key.replace(PREFIX, name).replace(".weight", ".default.weight"): value for key, value in tensors.items()}
+    save_file(renamed, folder / "adapter_model.safetensors")
+    with open_adapter(folder) as opened, open_checkpoint(base(tmp_path / "b")) as model:
+        opened.bind(model)
+        assert opened.changed == {WEIGHT}
 
 
 def test_no_weights(tmp_path: Path) -> None:

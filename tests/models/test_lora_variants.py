@@ -1,6 +1,6 @@
 """Every kind of LoRA: the tuned weights are what PEFT computes, whatever the slices."""
 
-import math
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -11,40 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_models import load, peft, tune  # type: ignore[import-not-found]
+from lora_models import logits_of as logits  # type: ignore[import-not-found]
+from lora_models import peft, say, tune  # type: ignore[import-not-found]
+from lora_models import tuned_tensors as tuned  # type: ignore[import-not-found]
 from mooring.errors import MismatchError
-from mooring.models import Adapter, Checkpoint, lora, open_adapter, open_checkpoint
+from mooring.models import lora, open_adapter, open_checkpoint
 
 Save = Callable[..., Path]
-
-
-def tuned(adapter: Adapter, base: Checkpoint) -> dict[str, Tensor]:
-    """All tensors of the tuned model, read whole."""
-    found = {}
-    for name in [*base.tensors, *adapter.unties]:
-        shape = adapter.shape(name)
-        values = base.read(adapter.unties.get(name, name))
-        found[name] = adapter.read_tuned(name, 0, math.prod(shape), values).view(shape)
-    return found
-
-
-def logits(base: Path, weights: Mapping[str, Tensor], rows: int, parted: bool) -> Tensor:
-    """What a model with these weights says."""
-    model = load(base, rows)
-    if parted:
-        model.config.tie_word_embeddings = False
-        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if name in weights:
-                value.copy_(weights[name])
-    return say(model.eval())
-
-
-def say(model: Any) -> Tensor:
-    with torch.no_grad():
-        values: Tensor = model(torch.arange(1, 12)[None]).logits
-    return values
 
 
 ALL = ["q_proj", "k_proj", "o_proj", "up_proj", "down_proj"]
@@ -121,11 +94,22 @@ def test_a_tied_head_is_untied_as_in_pefts_forward_pass(
         ("tied", 5, {"target_modules": ["q_proj", "embed_tokens"]}),
         ("biased", 5, {"target_modules": ["q_proj"]}),
         ("biased", 5, {"target_modules": ["embed_tokens", "lm_head"]}),
+        ("biased", 5, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+        ("biased", 5, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+        ("biased", 5, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("tied", 5, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+        ("tied", 5, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+        ("tied", 5, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("biased", 5, {"target_modules": ["q_proj"], "trainable_token_indices": []}),
+        ("tied", 5, {"target_modules": ["q_proj"], "trainable_token_indices": []}),
     ],
 )
 def test_a_resized_vocabulary(
     bases: Mapping[str, Path], tmp_path: Path, model: str, rows: int, config: dict[str, Any]
 ) -> None:
+    if "trainable_token_indices" in config:  # one of them is of a token that was added
+        size = json.loads((bases[model] / "config.json").read_text())["vocab_size"]
+        config = config | {"trainable_token_indices": [3, size + 1]}
     folder = tune(bases[model], tmp_path / "a", rows=rows, **config)
     with open_adapter(folder) as adapter, open_checkpoint(bases[model]) as base:
         adapter.bind(base)

@@ -33,13 +33,14 @@ from mooring.models import (
     copy_side_files,
     is_adapter,
 )
-from mooring.models.lora import ADAPTER_WEIGHTS, Change
+from mooring.models.lora import ADAPTER_WEIGHTS
+from mooring.models.lora_changes import Change
 
 METHODS = ("linear", "task_arithmetic", "model_stock")
 """Methods whose result is the base and a weighted sum of changes."""
 
 LEAVE_OUT = "leave out --as-adapter"
-_SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_SELECTS = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
 _TUNING_ONLY = ("eva_config", "corda_config", "lora_ga_config", "loftq_config", "velora_config")
 
 Weights = Mapping[str, tuple[float, ...]]
@@ -70,9 +71,31 @@ class BoundAdapters:
         known = ((i, adapter, adapter.changes.get(name)) for i, adapter in enumerate(self.adapters))
         return [(i, adapter, change) for i, adapter, change in known if change is not None]
 
-    def source(self, name: str) -> str:
-        """The base's tensor with the values before tuning."""
+    def sources(self, name: str) -> tuple[str, ...]:
+        """The base's tensors with the values before tuning: several if the base stores a parameter in parts."""
         return next(a.sources[name] for a in self.adapters if name in a.changes)
+
+    def source(self, name: str) -> str:
+        """The base's only tensor with the values before tuning, in the layout of the adapters.
+
+        Raises:
+            MismatchError: The base lays it out in another way.
+        """
+        if any(name in adapter.parted for adapter in self.adapters):
+            raise _incompatible(f"{name} is saved whole, and laid out differently in {self.base.folder}")
+        return self.sources(name)[0]
+
+    def module(self, name: str) -> str:
+        """The module that has the factors of a tensor, as PEFT names it in a file.
+
+        The factors of several parameters of one module are nested: those of the last one are outside.
+        """
+        place = name.rpartition(".")[0]
+        position = self.changes(name)[0][2].position
+        if position is None:
+            return place
+        beside = (self.changes(n)[0][2].position for n in self.names if n.rpartition(".")[0] == place)
+        return place + ".base_layer" * sum(p > position for p in beside if p is not None)
 
 
 def _weights(inputs: BoundAdapters, job: Job, note: Callable[[str, str], None]) -> Weights:
@@ -84,7 +107,11 @@ def _weights(inputs: BoundAdapters, job: Job, note: Callable[[str, str], None]) 
     params = tensor_params(job.method, options, tensors, len(inputs.adapters), [options.lam], note)
     weights = {}
     for name in inputs.names:
-        at = params.get(name) or params[inputs.source(name)]
+        found = [params[name]] if name in params else [params[source] for source in inputs.sources(name)]
+        at = found[0]
+        if any((p.lams, p.weights, p.base_weight) != (at.lams, at.weights, at.base_weight) for p in found):
+            what = f"λ or a weight differs within {name}, which is one tensor for the adapter"
+            raise UserError(what, LEAVE_OUT, code="usage.lambda_within_parameter")
         lam = at.lams[0]
         if not 0 <= lam <= 1:
             what = f"λ is {lam:g} for {name}, outside [0, 1]"
@@ -120,28 +147,32 @@ def gram(inputs: BoundAdapters, name: str) -> np.ndarray[tuple[int, ...], np.dty
     """
     found = np.zeros((len(inputs.adapters),) * 2)
     known = inputs.changes(name)
-    if all(change.a and (change.stored is None or _saved_base(inputs, name)) for _, _, change in known):
-        pairs = [(i, adapter.tensor(c.a), adapter.tensor(c.b), c.scale) for i, adapter, c in known if c.a and c.b]
-        above = torch.cat([a.double() for _, a, _, _ in pairs])
-        beside = torch.cat([b.double() * scale for _, _, b, scale in pairs], dim=1)
-        product = ((beside.T @ beside) * (above @ above.T)).split([len(a) for _, a, _, _ in pairs])  # type: ignore[no-untyped-call]
-        for (i, *_), row in zip(pairs, product, strict=True):
-            for (j, *_), block in zip(pairs, row.split([len(a) for _, a, _, _ in pairs], dim=1), strict=True):
-                found[i, j] = float(block.sum())
+    if all(c.a and c.rows is None and (c.stored is None or _saved_base(inputs, name)) for _, _, c in known):
+        factors = [(i, *_by_expert(adapter, change), change.scale) for i, adapter, change in known]
+        for i, a, b, scale in factors:
+            for j, other_a, other_b, other_scale in factors:
+                product = (b.mT @ other_b) * (a @ other_a.mT)
+                found[i, j] = float(product.sum()) * scale * other_scale
         return found
-    source = inputs.source(name)
-    count = inputs.base.tensors[source].numel
-    for start in range(0, count, CELL):
-        stop = min(start + CELL, count)
-        base = inputs.base.read(source, start, stop)
-        changes = {}
-        for i, adapter, _ in known:
-            bound = name if name in adapter.changed else source
-            changes[i] = adapter.read_tuned(bound, start, stop, base).double() - base.double()
-        for i, first in changes.items():
-            for j, second in changes.items():
-                found[i, j] += float(first.dot(second))
+    for source in inputs.sources(name):
+        count = inputs.base.tensors[source].numel
+        for start in range(0, count, CELL):
+            stop = min(start + CELL, count)
+            base = inputs.base.read(source, start, stop)
+            changes = {}
+            for i, adapter, _ in known:
+                bound = name if name in adapter.unties else source
+                changes[i] = adapter.read_tuned(bound, start, stop, base).double() - base.double()
+            for i, first in changes.items():
+                for j, second in changes.items():
+                    found[i, j] += float(first.dot(second))
     return found
+
+
+def _by_expert(adapter: Adapter, change: Change) -> tuple[Tensor, Tensor]:
+    """A and B of every product of a change, in float64: (experts, rank, inputs) and (experts, outputs, rank)."""
+    a, b = (factor.double() for factor in adapter.factors(change))
+    return a.view(change.experts, change.rank, -1), b.view(len(b), change.rank, change.experts).permute(2, 0, 1)
 
 
 def _saved_base(inputs: BoundAdapters, name: str) -> bool:
@@ -179,11 +210,14 @@ def _entries(inputs: BoundAdapters, weights: Weights, rank: int | None, dtype: t
     entries = []
     for name in inputs.names:
         known = inputs.changes(name)
-        module, _, kind = name.rpartition(".")
+        module, kind = inputs.module(name), name.rpartition(".")[2]
+        rows = any(c.rows for _, _, c in known)
         _check_saved(inputs, name, module in lora)
         if any(c.stored for _, _, c in known) and not _saved_base(inputs, name):
-            place = f"{module}.base_layer.{kind}" if module in lora else name
-            entries.append(_whole(inputs, name, f"base_model.model.{place}", weights[name], dtype))
+            inner = "token_adapter.base_layer." if rows else "base_layer." if module in lora else ""
+            entries.append(_whole(inputs, name, f"base_model.model.{module}.{inner}{kind}", weights[name], dtype))
+        if rows:
+            entries.append(_rows(inputs, name, f"base_model.model.{module}", weights[name], dtype))
         if rank is None:
             keys = [key for _, _, c in known for key in (c.a, c.b, c.shift) if key]
             entries += [_copy(inputs.adapters[0], key, dtype) for key in keys]
@@ -196,10 +230,12 @@ def _entries(inputs: BoundAdapters, weights: Weights, rank: int | None, dtype: t
 
 def _check_saved(inputs: BoundAdapters, name: str, lora: bool) -> None:
     """Raise for a tensor that one adapter saved whole through `modules_to_save` and another changes by factors."""
-    known, source = inputs.changes(name), inputs.source(name)
+    known = inputs.changes(name)
     if not any(c.own_copy for _, _, c in known):
         return
-    tied = {other for other in inputs.names if inputs.source(other) == source}  # a saved base weight changes all
+    tied = {
+        other for other in inputs.names if inputs.sources(other) == inputs.sources(name)
+    }  # a saved base weight changes all
     shared = {i for other in tied for i, _, c in inputs.changes(other) if c.stored and not c.own_copy}
     if lora or any(c.stored and not c.own_copy for _, _, c in known) or shared - {i for i, _, c in known if c.own_copy}:
         raise _incompatible(f"{name} is saved whole by one adapter and changed otherwise by another")
@@ -222,36 +258,62 @@ def _stack(
     rank: int,
     dtype: torch.dtype | None,
 ) -> list[_Entry]:
-    """A: the adapters' A on top of each other; B: cᵢ·sᵢ·Bᵢ side by side; both padded with zeros to the rank."""
-    pairs = [(i, adapter, change, change.a, change.b) for i, adapter, change in known if change.a and change.b]
-    _, adapter, change, a, b = pairs[0]
-    inputs, outputs = adapter.tensors[a].shape[1], adapter.tensors[b].shape[0]
-    types = [m.tensors[key].dtype for _, m, _, *keys in pairs for key in keys[:1]]
-    kind = dtype or functools.reduce(torch.promote_types, types)
+    """A: the adapters' A on top of each other; B: cᵢ·sᵢ·Bᵢ side by side; both padded with zeros to the rank.
+
+    Of a fused parameter, this is done for every expert.
+    """
+    pairs = [(i, adapter, change) for i, adapter, change in known if change.a and change.b]
+    _, adapter, change = pairs[0]
+    a, b = (adapter.tensors[str(key)].shape for key in (change.a, change.b))
+    inputs, experts = adapter.factors(change)[0].shape[1], change.experts
+    kind = dtype or functools.reduce(torch.promote_types, (m.tensors[str(c.a)].dtype for _, m, c in pairs))
 
     def left() -> Iterator[tuple[int, Tensor]]:
-        out = torch.zeros(outputs, rank)
+        out = torch.zeros(b[0], rank, experts)
         at = 0
-        for i, adapter, change, _, key in pairs:
-            values = adapter.tensor(key).float() * (weights[i] * change.scale)
-            out[:, at : at + values.shape[1]] = values
-            at += values.shape[1]
+        for i, adapter, change in pairs:
+            values = adapter.factors(change)[1].float() * (weights[i] * change.scale)
+            out[:, at : at + change.rank] = values.view(b[0], change.rank, experts)
+            at += change.rank
         yield 0, out.to(dtype or torch.float32)
 
     def right() -> Iterator[tuple[int, Tensor]]:
-        out = torch.zeros(rank, inputs, dtype=kind)
+        out = torch.zeros(experts, rank, inputs, dtype=kind)
         at = 0
-        for _, adapter, _, key, _ in pairs:
-            values = adapter.tensor(key)
-            out[at : at + values.shape[0]] = values
-            at += values.shape[0]
+        for _, adapter, change in pairs:
+            out[:, at : at + change.rank] = adapter.factors(change)[0].view(experts, change.rank, inputs)
+            at += change.rank
         yield 0, out
 
     ends = ("lora_embedding_A", "lora_embedding_B") if change.embedding else ("lora_A.weight", "lora_B.weight")
+    kernel = a[1:] if len(a) > 2 else (inputs,)
     return [
-        _Entry(f"{module}.{ends[0]}", kind, (rank, inputs), right),
-        _Entry(f"{module}.{ends[1]}", dtype or torch.float32, (outputs, rank), left),
+        _Entry(f"{module}.{ends[0]}", kind, (experts * rank, *kernel), right),
+        _Entry(f"{module}.{ends[1]}", dtype or torch.float32, (b[0], rank * experts, *b[2:]), left),
     ]
+
+
+def _rows(inputs: BoundAdapters, name: str, module: str, weights: Sequence[float], dtype: torch.dtype | None) -> _Entry:
+    """Rows that were trained: base + Σ cᵢ·(rowᵢ − base); rows that the base does not have are copied."""
+    known = [(i, adapter, c) for i, adapter, c in inputs.changes(name)]
+    _, first, change = known[0]
+    if any(c.rows is None or c.indices != change.indices for _, _, c in known) or change.rows is None:
+        raise _incompatible(f"{name}: the adapters train different rows")
+    info, source = first.tensors[change.rows], inputs.source(name)
+    columns, kind = info.shape[1], dtype or info.dtype
+    used = tuple(weights[i] for i, _, _ in known)
+
+    def values() -> Iterator[tuple[int, Tensor]]:
+        for number, row in enumerate(change.indices):
+            start, stop = number * columns, (number + 1) * columns
+            tuned = [adapter.read(str(c.rows), start, stop) for _, adapter, c in known]
+            if row >= inputs.base.tensors[source].shape[0]:
+                yield start, tuned[0].to(kind)
+            else:
+                base = inputs.base.read(source, row * columns, (row + 1) * columns)
+                yield start, _mix(base, tuned, used).to(kind)
+
+    return _Entry(f"{module}.token_adapter.trainable_tokens_delta", kind, info.shape, values)
 
 
 def _shift(
@@ -377,6 +439,7 @@ def _changes_nothing(adapter: Adapter) -> bool:
     return all(
         c.stored is None
         and c.shift is None
+        and c.rows is None
         and bool(c.a and c.b)
         and not (bool(adapter.tensor(str(c.a)).any()) and bool(adapter.tensor(str(c.b)).any()))
         for c in adapter.changes.values()
@@ -385,10 +448,7 @@ def _changes_nothing(adapter: Adapter) -> bool:
 
 def _rank(inputs: BoundAdapters) -> int:
     """The largest sum of a module's ranks."""
-    sums = [
-        sum(adapter.tensors[c.a].shape[0] for _, adapter, c in inputs.changes(name) if c.a) for name in inputs.names
-    ]
-    return max([1, *sums])
+    return max([1, *(sum(c.rank for _, _, c in inputs.changes(name) if c.a) for name in inputs.names)])
 
 
 def _write(entries: Sequence[_Entry], adapters: Sequence[Path], folder: Path) -> Written:
@@ -421,6 +481,7 @@ def _config(adapters: Sequence[Adapter], rank: int | None, factor: float) -> dic
         return config
     config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     config |= {"init_lora_weights": True} | {key: None for key in _TUNING_ONLY if config.get(key)}
+    config |= {"use_bdlora": None, "use_qalora": False}  # multiplied out
     config["fan_in_fan_out"] = any(c.get("fan_in_fan_out") for c in configs)
     config["lora_bias"] = any(c.get("lora_bias") for c in configs)
     tied = any(c.get("ensure_weight_tying") for c in configs)
@@ -430,8 +491,10 @@ def _config(adapters: Sequence[Adapter], rank: int | None, factor: float) -> dic
     saved = sorted({module for c in configs for module in c.get("modules_to_save") or ()})
     config["modules_to_save"] = saved or None
     if tied or len({_selection(c) for c in configs}) > 1:
-        names = {name.rpartition(".")[0] for a in adapters for name, c in a.changes.items() if c.a}
-        config |= dict.fromkeys(_SELECTS) | {"target_modules": sorted(names)}
+        changes = {name: c for a in adapters for name, c in a.changes.items() if c.a}
+        modules = {name.rpartition(".")[0] for name, c in changes.items() if c.position is None}
+        parameters = sorted(name for name, c in changes.items() if c.position is not None)
+        config |= dict.fromkeys(_SELECTS) | {"target_modules": sorted(modules), "target_parameters": parameters or None}
     if config["lora_bias"] and any(c.embedding for a in adapters for c in a.changes.values()):
         raise _incompatible("one adapter has lora_bias and another an embedding, which PEFT cannot combine")
     return config

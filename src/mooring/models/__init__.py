@@ -3,6 +3,7 @@
 Nothing here holds a whole model in memory, except for GGUF conversion, and no half-written output is left behind.
 """
 
+from mooring.models.adapter_config import ADAPTER_CONFIG
 from mooring.models.checkpoint import (
     MANIFEST,
     Checkpoint,
@@ -27,7 +28,7 @@ from mooring.models.digest import (
     model_digest,
     text_digest,
 )
-from mooring.models.lora import ADAPTER_CONFIG, Adapter, open_adapter
+from mooring.models.lora import Adapter, open_adapter
 from mooring.models.safetensors_file import NAMES, TensorInfo
 from mooring.models.scratch import scratch
 
