@@ -203,8 +203,9 @@ def merge(
         lambdas: Several λ at once, reading each input once: `out` gets a folder such as `lam-0.4` for each.
         on_event: Receives the progress, in bytes written.
         options: `method` and its options, such as `weights`, `density`, `seed` (docs/methods.md); `dtype`, the type of
-            the merged weights (the base's by default); `tokenizer`, which one to copy if vocabularies differ in size:
-            the `larger` (default) or the `base`'s; `max_shard_size`, such as `"5GB"` (by default as the base's files);
+            the merged weights (the base's by default); `tokenizer`, whose tokenizer and chat template to copy: the
+            `base`'s, the `tuned` model's, or the `larger` (default), which is the base's unless another has more
+            tokens; `max_shard_size`, such as `"5GB"` (by default as the base's files);
             `as_adapter`, write a LoRA adapter, not a whole model, from inputs that are adapters; `allow_nonfinite`,
             allow NaN and Inf; `threads` (by default one per core); `gguf`, write the merged model as GGUF too, beside
             its other files, as in `to_gguf`; `qlora_base`, add a QLoRA adapter's change to the base as `given`

@@ -441,7 +441,7 @@ def test_a_hub_cache(tmp_path: Path, write: Write) -> None:
         ({"max_shard_size": -1.5}, "usage.bad_size"),
         ({"dtype": "int8"}, "usage.bad_dtype"),
         ({"dtype": torch.int8}, "usage.bad_dtype"),
-        ({"tokenizer": "tuned"}, "usage.bad_option"),
+        ({"tokenizer": "mine"}, "usage.bad_option"),
     ],
 )
 def test_invalid_outputs_are_usage_errors(options: dict[str, Any], code: str) -> None:
@@ -731,7 +731,7 @@ def test_links_to_devices_are_refused(tmp_path: Path, write: Write, place: str, 
     base, tuned = write(tmp_path / "b", tensors(1)), write(tmp_path / "t", tensors(2))
     (base / name).unlink(missing_ok=True)
     (base / name).symlink_to(place)
-    if name == "tokenizer_config.json":
+    if name == "tokenizer_config.json" and not (base / name).is_file():
         out = merge(base, tuned, tmp_path / "out", lam=0.5)
         assert not (out / name).exists()
         return
@@ -739,3 +739,58 @@ def test_links_to_devices_are_refused(tmp_path: Path, write: Write, place: str, 
         merge(base, tuned, tmp_path / "out", lam=0.5)
     assert str(base) in caught.value.message
     assert not (tmp_path / "out").exists()
+
+
+def vocabulary(folder: Path, *tokens: str, template: str | None = None) -> Path:
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {t: n for n, t in enumerate(tokens)}}}))
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def rows(folder: Path, write: Write, value: float, count: int = 8) -> Path:
+    return write(folder, {"embed_tokens.weight": torch.full((count, 4), float(value))}, vocab_size=count)
+
+
+def test_tokens_added_within_padded_rows_are_kept(tmp_path: Path, write: Write) -> None:
+    base = vocabulary(rows(tmp_path / "b", write, 1), "a", "b", template="base's")
+    tuned = vocabulary(rows(tmp_path / "t", write, 2), "a", "b", "<tool>")
+    out = merge(base, tuned, tmp_path / "out", lam=1)
+    assert (out / "tokenizer.json").read_bytes() == (tuned / "tokenizer.json").read_bytes()
+    assert (out / "chat_template.jinja").read_text() == "base's"  # the tuned model has none
+    assert "the tokenizer is that of t" in record(out)["notes"]
+    kept = merge(base, tuned, tmp_path / "kept", lam=1, output=Output(tokenizer="base"))
+    assert (kept / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert any("added: '<tool>'" in note and "gets the base's" in note for note in record(kept)["notes"])
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [("a", "<tool>", "b"), ("a",), ("a", "c", "<tool>"), tuple("ab123456")],
+    ids=["moved", "fewer", "other", "too many"],
+)
+def test_a_tokenizer_that_is_no_extension_is_not_taken_unasked(
+    tmp_path: Path, write: Write, tokens: tuple[str, ...]
+) -> None:
+    base = vocabulary(rows(tmp_path / "b", write, 1, 7), "a", "b", template="base's")
+    tuned = vocabulary(rows(tmp_path / "t", write, 2, 7), *tokens, template="tuned's")
+    out = merge(base, tuned, tmp_path / "out", lam=1)
+    assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert sum("`--tokenizer tuned` takes" in note for note in record(out)["notes"]) == 2
+    taken = merge(base, tuned, tmp_path / "taken", lam=1, output=Output(tokenizer="tuned"))
+    assert (taken / "tokenizer.json").read_bytes() == (tuned / "tokenizer.json").read_bytes()
+    assert (taken / "chat_template.jinja").read_text() == "tuned's"
+
+
+def test_the_tuned_models_tokenizer_must_be_there(tmp_path: Path, write: Write) -> None:
+    base, tuned = vocabulary(rows(tmp_path / "b", write, 1), "a"), rows(tmp_path / "t", write, 2)
+    with pytest.raises(ModelError) as caught:
+        merge(base, tuned, tmp_path / "out", lam=1, output=Output(tokenizer="tuned"))
+    assert caught.value.code == "model.no_tokenizer"
+
+
+def test_lone_surrogates_in_a_configuration_do_no_harm(tmp_path: Path, write: Write) -> None:
+    base, tuned = write(tmp_path / "b", tensors(1), odd="\ud800\x1b[2J"), write(tmp_path / "t", tensors(2), odd="\x9b")
+    out = merge(base, tuned, tmp_path / "out", lam=0.5, output=Output(dtype="float32"))
+    assert json.loads((out / "config.json").read_text())["odd"] == "\ud800\x1b[2J"
+    assert record(out)["notes"][0].isprintable()

@@ -35,10 +35,10 @@ _JOB = (
     click.option("--dtype", help="Type of the merged weights; defaults to BASE's."),
     click.option(
         "--tokenizer",
-        type=click.Choice(["larger", "base"]),
+        type=click.Choice(["larger", "base", "tuned"]),
         default="larger",
         show_default=True,
-        help="Which, if sizes differ.",
+        help="Whose tokenizer and chat template; larger: BASE's, or one with more tokens.",
     ),
 )
 _OUTPUT = (

@@ -15,6 +15,7 @@ from torch import Tensor
 from mooring.errors import MismatchError, UserError
 from mooring.files import atomic_folder, need_room
 from mooring.merging import sphere
+from mooring.merging.compatibility import pair_warnings
 from mooring.merging.job import Job, dtype_named, options_to_json, tensor_params, values_by_folder
 from mooring.merging.manifest import Decisions, Written, source_entry, written_entry
 from mooring.merging.merge import ROOM_FOR_SIDE_FILES, check_output
@@ -32,6 +33,7 @@ from mooring.models import (
     Writer,
     copy_side_files,
     is_adapter,
+    side_files,
 )
 from mooring.models.lora import ADAPTER_WEIGHTS
 from mooring.models.lora_changes import Change
@@ -426,8 +428,12 @@ def _merge_at(inputs: BoundAdapters, job: Job, out: Path) -> Path:
     with atomic_folder(out) as scratch:
         written = _write(entries, folders, scratch)
         with_tokenizer = [folder for folder in folders if (folder / "tokenizer_config.json").is_file()]
+        for sentence in pair_warnings(inputs.pair):
+            decisions.add("", sentence)
         if with_tokenizer:
             copy_side_files(with_tokenizer[0], scratch)
+            for name in side_files(with_tokenizer[0], links_away=True):
+                decisions.add("", f"{name} was not copied: it links to a file outside the adapter's folder")
         _write_json(scratch / ADAPTER_CONFIG, config)
         _write_json(scratch / MANIFEST, _manifest(inputs, job, decisions, written))
         verify(scratch)

@@ -1,24 +1,26 @@
 """Whether a base and a tuned model belong together."""
 
-import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mooring import bounded
 from mooring.errors import MismatchError
-from mooring.merging.pair import QUANTIZED_NAME, ModelPair
+from mooring.merging.pair import QUANTIZED_NAME, ModelPair, Tokenizer
 from mooring.merging.slices import same
-from mooring.models import Adapter, Checkpoint, read_json, read_text
+from mooring.models import Adapter, Checkpoint
 from mooring.models.classes import text_fields
+from mooring.models.vocabulary import chat_template, ids_by_token, special_tokens, vocabulary
 from mooring.printable import shorten, visible
+from mooring.text import without_folders
 
 _IGNORED = (
     *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "vocab_size"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 )
 """Keys of a configuration that do not change what the weights compute, or have a warning of their own."""
+
+TAKE_TUNED = "`--tokenizer tuned`"
 
 _STEP = 2**20
 """Entries that are compared at a time."""
@@ -52,10 +54,14 @@ def _differs(pair: ModelPair) -> bool:
     return any(tensor.rest for tensor in pair.tensors.values())
 
 
-def pair_warnings(pair: ModelPair) -> list[str]:
+def pair_warnings(pair: ModelPair, tokenizer: Tokenizer = "larger") -> list[str]:
     """Incompatibilities of a base and its first tuned model that do not prevent a merge, one sentence each.
 
-    Compares the name of the base, configurations, tokenizers and chat templates.
+    Compares the name of the base, configurations, tokenizers and chat templates. They hold no paths.
+
+    Args:
+        pair: The models, open.
+        tokenizer: Whose tokenizer the merged model is to get.
 
     Raises:
         ModelError: A JSON file is corrupt.
@@ -63,21 +69,23 @@ def pair_warnings(pair: ModelPair) -> list[str]:
     base, tuned = pair.base, pair.tuned[0]
     found = _other_base(base, tuned) if isinstance(tuned, Adapter) else _configuration(base.config, tuned.config)
     found += pair.remarks
-    from_tuned = pair.tokenizer("larger") > 0
+    from_tuned = pair.tokenizer(tokenizer) > 0
     source = "the tuned model's" if from_tuned else "the base's"
-    ours, theirs = _tokenizer(base.folder), _tokenizer(tuned.folder)
-    templates, vocabularies = ((ours[key], theirs[key]) for key in ("chat_template", "vocabulary"))
+    other = "" if from_tuned else f" ({TAKE_TUNED} takes the tuned model's)"
+    folders = base.folder, tuned.folder
+    templates, vocabularies = list(map(chat_template, folders)), list(map(vocabulary, folders))
     if None not in templates and templates[0] != templates[1]:
-        found.append(f"the chat template differs; the merged model gets {source}")
+        found.append(f"the chat template differs; the merged model gets {source}{other}")
     elif templates[0] is None and templates[1] is not None:
-        gets = "it" if from_tuned else "none"
+        gets = "it" if from_tuned else f"none ({TAKE_TUNED} takes it)"
         found.append(f"only the tuned model has a chat template; the merged model gets {gets}")
     if None not in vocabularies and vocabularies[0] != vocabularies[1]:
-        how = "; ".join(_vocabulary(*map(_ids, vocabularies)))
-        found.append(f"the tokenizer's vocabulary differs ({how}); the merged model gets {source}")
-    for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        if theirs[key] is not None and ours[key] != theirs[key]:
-            values = f"{_quoted(theirs[key])} in the tuned model and {_quoted(ours[key])} in the base"
+        how = "; ".join(_vocabulary(*map(ids_by_token, vocabularies)))
+        found.append(f"the tokenizer's vocabulary differs ({how}); the merged model gets {source}{other}")
+    ours, theirs = map(special_tokens, folders)
+    for key, token in theirs.items():
+        if token is not None and ours[key] != token:
+            values = f"{_quoted(token)} in the tuned model and {_quoted(ours[key])} in the base"
             found.append(f"{key} is {values}; {source} is kept")
     return list(map(visible, found))
 
@@ -101,15 +109,6 @@ def _configuration(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     return [f"config.json differs in {keys}; the merged model gets the base's"] if differ else []
 
 
-def _ids(vocabulary: Any) -> dict[str, int]:
-    """Token to id; a unigram model writes a list of tokens and scores."""
-    if isinstance(vocabulary, dict):
-        return vocabulary
-    with contextlib.suppress(TypeError, IndexError, KeyError):
-        return {entry[0]: number for number, entry in enumerate(vocabulary)}
-    return {}
-
-
 def _vocabulary(ours: Mapping[str, int], theirs: Mapping[str, int]) -> Iterator[str]:
     """How two vocabularies differ: sizes, added tokens, missing tokens, tokens with another id."""
     yield f"{len(ours)} tokens in the base, {len(theirs)} in the tuned model"
@@ -130,7 +129,7 @@ def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
     same_name = any(_normalized(named) == _normalized(name) for name in names)
     if not named or same_name or Path(named).resolve() == base.folder.resolve():
         return []
-    return [f"the adapter names {shorten(named)} as its base, not {base.folder}"]
+    return [f"the adapter names {shorten(without_folders(named))} as its base, not {base.folder.resolve().name}"]
 
 
 def _normalized(name: str) -> str:
@@ -139,29 +138,3 @@ def _normalized(name: str) -> str:
     while match := QUANTIZED_NAME.search(last):
         last = last[: match.start()] + last[match.end() :]
     return re.sub(r"[^a-z0-9]", "", last.lower())
-
-
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    """A folder's special tokens, chat template and vocabulary; None for what it does not define."""
-
-    def token(value: Any) -> Any:
-        return value.get("content") if isinstance(value, dict) else value
-
-    config = (
-        read_json(folder / "tokenizer_config.json", bounded.TOKENIZER)
-        if (folder / "tokenizer_config.json").is_file()
-        else {}
-    )
-    found = {key: token(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    template = config.get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        template = read_text(folder / "chat_template.jinja")
-    found["chat_template"] = template
-    found["vocabulary"] = None
-    if (folder / "tokenizer.json").is_file():
-        data = read_json(folder / "tokenizer.json", bounded.TOKENIZER)
-        with contextlib.suppress(AttributeError, TypeError):
-            added = {entry["content"]: entry["id"] for entry in data.get("added_tokens") or []}
-            vocabulary = data["model"]["vocab"]
-            found["vocabulary"] = (vocabulary | added) if isinstance(vocabulary, dict) else vocabulary
-    return found

@@ -55,7 +55,7 @@ class Job:
         tuned: Folders or hub ids of the tuned models: checkpoints, or LoRA adapters on the base.
         options: The method's options.
         dtype: Type of the output's tensors, as torch names it; defaults to the base's.
-        tokenizer: Whose tokenizer the output gets: the base's, or that of the model with more vocabulary rows.
+        tokenizer: Whose tokenizer and chat template the output gets (`pair.Tokenizer`).
     """
 
     method: str
@@ -323,7 +323,7 @@ class Output:
         dtype: Type of its floating-point tensors, as torch's type or its name; defaults to the base's.
         max_shard_size: The largest file, in bytes or as text such as `5GB` (a larger tensor has a file of its own);
             defaults to the base's files.
-        tokenizer: Whose tokenizer it gets if vocabularies differ: `larger` or `base`.
+        tokenizer: Whose tokenizer and chat template it gets: `larger`, `base` or `tuned` (`pair.Tokenizer`).
         allow_nonfinite: Continue if an input or a merged value is NaN or Inf.
         keep_quantization: Write quantized tensors in the base's format.
         verify: Read the result again and compare it with what was written.
@@ -346,7 +346,9 @@ class Output:
         bytes_of(self.max_shard_size)
         dtype_named(self.dtype)
         if self.tokenizer not in get_args(Tokenizer):
-            raise UserError(f"tokenizer: {self.tokenizer!r} is unknown", "give larger or base", code="usage.bad_option")
+            raise UserError(
+                f"tokenizer: {self.tokenizer!r} is unknown", "give larger, base or tuned", code="usage.bad_option"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype | None:

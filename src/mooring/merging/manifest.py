@@ -13,7 +13,7 @@ import torch
 from mooring.errors import ModelError
 from mooring.files import explained
 from mooring.merging.job import Options, options_to_json
-from mooring.merging.pair import ModelPair
+from mooring.merging.pair import ModelPair, Tokenizer
 from mooring.merging.slices import SLICE, cut, hash_values
 from mooring.merging.tensor_value import TensorValue
 from mooring.models import (
@@ -31,6 +31,8 @@ from mooring.models import (
 )
 from mooring.models.classes import places_of, text_fields
 from mooring.models.relaid import RelaidCheckpoint
+from mooring.models.vocabulary import TEMPLATE, adds_tokens, chat_template
+from mooring.printable import as_json
 
 _VOCABULARY = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken")
 _TOKENIZER = (*_VOCABULARY, "special_tokens_map", "added_tokens", "chat_template", "additional_chat_templates")
@@ -126,7 +128,7 @@ def write_side_files(
             for place in places_of(config, key):
                 place[key] = value
         with explained(folder):
-            (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            (folder / "config.json").write_text(as_json(config, indent=2) + "\n", "utf-8")
     if taken:
         with explained(folder):
             for path in _tokenizer_files(pair.base.folder):
@@ -134,6 +136,18 @@ def write_side_files(
             for path in _tokenizer_files(source.folder):
                 (folder / path).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source.folder / path, folder / path)
+            template = chat_template(pair.base.folder)
+            extends = chat_template(source.folder) is None and adds_tokens(pair.base.folder, source.folder, None)
+            if isinstance(template, str) and extends:  # otherwise it may use tokens that do not exist
+                (folder / TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def check_tokenizer(pair: ModelPair, choice: Tokenizer) -> None:
+    """Raise ModelError if the tuned model's tokenizer is to be taken, and it has none (`model.no_tokenizer`)."""
+    tuned = pair.tuned[0].folder
+    if choice == "tuned" and not _has_tokenizer(tuned):
+        hint = "copy the tokenizer's files there, or use --tokenizer base"
+        raise ModelError(f"{tuned}: has no tokenizer", hint, code="model.no_tokenizer")
 
 
 def links_away(pair: ModelPair) -> list[str]:
@@ -161,7 +175,7 @@ def _copy_token_ids(source: Path, folder: Path) -> None:
         return
     ids = {key: value for key, value in read_json(theirs).items() if key in _TOKEN_IDS}
     with explained(folder):
-        ours.write_text(json.dumps(read_json(ours) | ids, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        ours.write_text(as_json(read_json(ours) | ids, indent=2) + "\n", encoding="utf-8")
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
@@ -193,7 +207,7 @@ def manifest(
         larger, base = (model.folder for model in (pair.models[record.tokenizer], pair.base))
         if _has_tokenizer(larger):
             notes.append(f"the tokenizer is that of {larger.resolve().name}")
-        else:
+        elif record.tokenizer == pair.largest:
             missing = f"{larger.resolve().name} has more vocabulary rows, but no tokenizer"
             notes.append(f"{missing}: the tokenizer is that of {base.resolve().name}")
     if record.allow_nonfinite:
@@ -239,7 +253,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
         OutputError: The disk is full.
     """
     with explained(folder):
-        (folder / MANIFEST).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(as_json(content, indent=1) + "\n", encoding="utf-8")
 
 
 def source_entry(model: Checkpoint | Adapter, read: dict[str, TensorDigest]) -> dict[str, Any]:

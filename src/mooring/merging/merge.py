@@ -11,9 +11,18 @@ import torch
 from mooring.errors import OutputError, UserError
 from mooring.events import OnEvent
 from mooring.files import PARTIAL, atomic_folder, free_for_output, need_room
+from mooring.merging.compatibility import pair_warnings
 from mooring.merging.engine import Digests, Engine
 from mooring.merging.job import DEFAULT_OUTPUT, Options, Output, bytes_of, options_of, values_by_folder
-from mooring.merging.manifest import Decisions, Record, links_away, manifest, write_manifest, write_side_files
+from mooring.merging.manifest import (
+    Decisions,
+    Record,
+    check_tokenizer,
+    links_away,
+    manifest,
+    write_manifest,
+    write_side_files,
+)
 from mooring.merging.pair import ModelPair, OutputTensor, open_pair
 from mooring.merging.requantize import RequantizingSink, check_kept, stored_tensors
 from mooring.merging.slices import SLICE
@@ -123,7 +132,8 @@ def merge_pair(
         threads=threads,
         on_event=on_event,
     )
-    for sentence in links_away(pair):
+    check_tokenizer(pair, output.tokenizer)
+    for sentence in (*pair_warnings(pair, output.tokenizer), *links_away(pair)):
         decisions.add("", sentence)
     tensors = list(stored_tensors(pair) if output.keep_quantization else pair.tensors.values())
     dtype = (lambda tensor: tensor.dtype) if output.keep_quantization else engine.dtype

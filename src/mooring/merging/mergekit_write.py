@@ -57,7 +57,11 @@ def write(job: Job, names: Iterable[str], *, dtype: str | None = None) -> str:
         "models": models,
         **({"parameters": common} if common else {}),
         **({"dtype": "float64" if out == "float64" else "float32", "out_dtype": out} if out else {}),
-        **({"tokenizer_source": "base"} if job.tokenizer == "base" else {}),
+        **(
+            {}
+            if job.tokenizer == "larger"
+            else {"tokenizer_source": {"tuned": job.tuned[0]}.get(job.tokenizer, "base")}
+        ),
     }
     heads = ["Written by Mooring for mergekit 0.1.5.", *([_NOTES[job.method]] if job.method in _NOTES else [])]
     text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

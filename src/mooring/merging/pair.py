@@ -1,6 +1,7 @@
 """A base and the models tuned from it: opened, checked and matched tensor by tensor, once for all uses of the two."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,11 @@ from mooring.models.classes import text_fields
 from mooring.models.matching import Matched, match, other_architecture
 from mooring.models.relaid import RelaidCheckpoint
 from mooring.models.resolve import resolve_model
+from mooring.models.vocabulary import adds_tokens
 
-Tokenizer = Literal["larger", "base"]
-"""Whose tokenizer the merged model gets: that of the model with most vocabulary rows, or the base's."""
+Tokenizer = Literal["larger", "base", "tuned"]
+"""Whose tokenizer and chat template the merged model gets: the base's, the first tuned model's, or the `larger`: that
+of the model with most vocabulary rows, or one that adds tokens to it within these rows."""
 
 QloraBase = Literal["given", "dequantized"]
 """What a QLoRA adapter's change is added to: the base as given, or the dequantized weights that it was trained on."""
@@ -90,7 +93,16 @@ class ModelPair:
 
     def tokenizer(self, choice: Tokenizer) -> int:
         """The index in `models` of the model whose tokenizer the merged model gets."""
-        return self.largest if choice == "larger" else 0
+        return {"base": 0, "tuned": 1}[choice] if choice != "larger" else self._with_most_tokens
+
+    @functools.cached_property
+    def _with_most_tokens(self) -> int:
+        """`largest`, or a model whose tokenizer has all tokens of that one's and more, within the embedding's rows."""
+        found, rows = self.largest, self.config.get("vocab_size") or _vocabulary_size(self.base)
+        for place, model in enumerate(self.models):
+            if place != found and adds_tokens(self.models[found].folder, model.folder, rows):
+                found = place
+        return found
 
     def read(
         self, tensor: OutputTensor, start: int, stop: int, buffers: Sequence[Tensor] | None = None
