@@ -13,12 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+OUTPUT = ("verify", "keep_quantization")
+"""Keys of a job that belong to its output's form."""
+
 
 def ours(job: dict[str, Any]) -> None:
-    """Do a job: its keys are arguments of `merge`; `verify` is its output's, `one_by_one` does
+    """Do a job: its keys are arguments of `merge`; those in `OUTPUT` are its output's, `one_by_one` does
     each of `lambdas` alone, `as_adapter` writes an adapter instead."""
     base, tuned, out = Path(job["base"]), [Path(each) for each in job["tuned"]], Path(job["out"])
-    more = {key: value for key, value in job.items() if key not in ("base", "tuned", "out", "verify")}
+    more = {key: value for key, value in job.items() if key not in ("base", "tuned", "out", *OUTPUT)}
     if more.pop("as_adapter", False):
         from mooring.merging.adapter import merge_adapters
         from mooring.merging.job import Job, options_of
@@ -30,7 +33,7 @@ def ours(job: dict[str, Any]) -> None:
         from mooring.merging.job import Output
         from mooring.merging.merge import merge
 
-        output = Output(verify=job.get("verify", True))
+        output = Output(**{key: job[key] for key in OUTPUT if key in job})
         if more.pop("one_by_one", False):
             for lam in more.pop("lambdas"):
                 merge(base, tuned, out / f"lam-{lam:g}", lam=lam, output=output, **more)

@@ -1,13 +1,15 @@
 """Merges of quantized models: read as what their library dequantizes, written in 16 bits."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from lora_models import tune
 from mooring import merge, verify
 from mooring.errors import MismatchError, UserError
 from mooring.merging.compatibility import pair_warnings
@@ -176,3 +178,145 @@ def test_what_cannot_be_written_again_is_refused(tmp_path: Path, name: str) -> N
     with pytest.raises(UserError) as error:
         merge(tmp_path / "b", tmp_path / "t", out=tmp_path / "o", lam=0.5, keep_quantization=True)
     assert error.value.code == "usage.keep_quantization"
+
+
+@pytest.fixture(scope="session")
+def qlora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A tiny model in 16 bits, the same in NF4, and an adapter that was trained on the latter, as its config says."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("qlora")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=40, num_key_value_heads=1, tie_word_embeddings=False))
+    model.to(torch.bfloat16).save_pretrained(folder / "base")
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    rounded = AutoModelForCausalLM.from_pretrained(folder / "base", quantization_config=settings, dtype=torch.bfloat16)
+    rounded.save_pretrained(folder / "base-bnb-4bit")
+    tune(folder / "base", folder / "adapter", target_modules=["q_proj", "down_proj"])
+    file = folder / "adapter" / "adapter_config.json"
+    named = json.loads(file.read_text()) | {"base_model_name_or_path": str(folder / "base-bnb-4bit")}
+    file.write_text(json.dumps(named))
+    return folder / "base", folder / "base-bnb-4bit", folder / "adapter"
+
+
+def test_a_qlora_adapter_is_merged_into_the_16_bit_base(tmp_path: Path, qlora: tuple[Path, Path, Path]) -> None:
+    base, _, adapter = qlora
+    tensors, config, manifest = read(merge(base, adapter, out=tmp_path / "o", lam=1))
+    name = "model.layers.0.mlp.up_proj.weight"  # which the adapter does not change
+    with open_checkpoint(base) as model:
+        assert torch.equal(tensors[name], model.tensor(name))
+    assert any("base-bnb-4bit" in note and "--qlora-base" in note for note in manifest["notes"])
+    assert "quantization_config" not in config
+
+
+@pytest.mark.parametrize("give", ["base", "rounded"])
+def test_what_a_qlora_adapter_was_trained_on(tmp_path: Path, qlora: tuple[Path, Path, Path], give: str) -> None:
+    """The merge at λ = 1 has the logits of PEFT's adapter on bitsandbytes' dequantized weights."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, rounded, adapter = qlora
+    given = base if give == "base" else rounded
+    out = merge(given, adapter, out=tmp_path / "o", lam=1, qlora_base="dequantized", dtype="float32")
+    reference = AutoModelForCausalLM.from_pretrained(rounded, dtype=torch.bfloat16).dequantize().float()
+    assert all("bnb" not in type(module).__module__ for module in reference.modules())
+    expected = PeftModel.from_pretrained(reference, adapter).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        wanted, found = expected(ids).logits, AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(ids).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_another_quantized_base_is_refused(tmp_path: Path, qlora: tuple[Path, Path, Path]) -> None:
+    base, _, adapter = qlora
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MismatchError) as error:
+        merge(other, adapter, out=tmp_path / "o", lam=1)
+    assert error.value.code == "model.base_mismatch"
+
+
+def test_a_qlora_base_that_is_not_here_is_refused(tmp_path: Path, qlora: tuple[Path, Path, Path]) -> None:
+    base, _, adapter = qlora
+    for named in ("unsloth/no-such-model-bnb-4bit", str(base)):
+        other = tmp_path / named.rsplit("/", 1)[-1]
+        shutil.copytree(adapter, other)
+        file = other / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": named}))
+        with pytest.raises(UserError) as error:
+            merge(base, other, out=tmp_path / "o", lam=1, qlora_base="dequantized")
+        assert error.value.code == "usage.qlora_base"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fp8", "nf4", "int8", "compressed-tensors"])
+def test_what_is_written_again_loads_in_its_library(tmp_path: Path, qlora: tuple[Path, Path, Path], kind: str) -> None:
+    """transformers loads the merge, and its logits are those of the same merge in 16 bits."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    base, rounded, adapter = qlora
+    source = rounded
+    if kind == "int8":
+        source = tmp_path / "int8"
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+        AutoModelForCausalLM.from_pretrained(base, quantization_config=settings).save_pretrained(source)
+    elif kind != "nf4":
+        source = requantized(base, tmp_path / "source", kind)
+    kept = merge(source, adapter, out=tmp_path / "kept", lam=1, keep_quantization=True)
+    with open_checkpoint(kept) as model:
+        values = {name: model.tensor(name) for name in model.tensors}
+        assert model.quantized
+    loaded = AutoModelForCausalLM.from_pretrained(kept, dtype=torch.bfloat16)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    plain.load_state_dict({name: tensor.float() for name, tensor in values.items()})
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        found, wanted = loaded(ids).logits.float(), plain(ids).logits
+    assert float((found - wanted).norm() / wanted.norm()) < 0.03
+
+
+def requantized(base: Path, out: Path, kind: str) -> Path:
+    """The model with its projections in FP8, as the tensors and configuration of a format."""
+    shutil.copytree(base, out)
+    tensors = load_file(base / "model.safetensors")
+    ignored = ["lm_head"]
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    compressed = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ignored,
+    }
+    blocks = {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": ignored}
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        stored[name] = tensor
+        if not name.endswith("_proj.weight"):
+            continue
+        if kind == "fp8":
+            rows, columns = tensor.shape
+            scale = tensor.float().view(rows // 32, 32, columns // 32, 32).abs().amax((1, 3)) / 448
+            spread = scale.repeat_interleave(32, 0).repeat_interleave(32, 1)
+            stored[f"{name}_scale_inv"] = scale
+        else:
+            scale = (tensor.float().abs().amax(1, keepdim=True) / 448).to(torch.bfloat16)
+            spread = scale.float()
+            stored[f"{name}_scale"] = scale
+        stored[name] = (tensor.float() / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
+    save_file(stored, out / "model.safetensors", {"format": "pt"})
+    config = json.loads((out / "config.json").read_text())
+    config["quantization_config"] = blocks if kind == "fp8" else compressed
+    (out / "config.json").write_text(json.dumps(config))
+    return out

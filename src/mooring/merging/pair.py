@@ -236,8 +236,8 @@ def _check_named_base(base: Checkpoint, adapter: Adapter) -> None:
     """Raise if the base that an adapter names is on this machine and has other weights than `base`.
 
     Compares the first entries of every tensor: no two models have those in common, and a complete comparison could
-    take longer than the merge. A base of another type is not compared, nor one that is quantized where the other is
-    not, or otherwise: a QLoRA adapter is trained on rounded weights of the same model, which is remarked.
+    take longer than the merge. A base of another type is not compared. Of quantized models, which round the same
+    weights in different ways, only the other tensors are; if one of the two alone is quantized (QLoRA), it is remarked.
     """
     named = adapter.base_name
     if not named or (Path(named).is_dir() and Path(named).resolve() == base.folder.resolve()):
@@ -253,7 +253,7 @@ def _check_named_base(base: Checkpoint, adapter: Adapter) -> None:
     with other:
         if bool(base.quantized) != bool(other.quantized):
             adapter.remarks.append(_trained_on(adapter, named, base))
-        elif have_other_weights(base, other):
+        if have_other_weights(base, other):
             what = f"{adapter.folder}: was tuned from {named}, which is another model than {base.folder}"
             raise MismatchError(what, f"give {named} as the base", code="model.base_mismatch")
 
@@ -280,10 +280,13 @@ def _trained_on(adapter: Adapter, named: str, base: Checkpoint) -> str:
 def have_other_weights(base: Checkpoint, other: Checkpoint) -> bool:
     """Whether the first entries of a tensor differ, or its shape; False if the other model has another type.
 
-    Tensors of one side only are not compared, since the other may have another layout, unless there are no others.
+    Quantized tensors are not compared, nor those of one side only, since the other may have another layout, unless
+    there are no others.
     """
     shared = [info for info in base.tensors.values() if info.name in other.tensors]
     for info in shared:
+        if info.name in base.quantized or info.name in other.quantized:
+            continue
         twin = other.tensors[info.name]
         if twin.shape != info.shape:
             return True

@@ -62,16 +62,30 @@ class Float8(Requantizable):
         values, factor = _widen(stored, self.parts[0], first * self.columns, last * self.columns)
         values = values.view(last - first, self.columns)
         scales = self._row_scales(stored, first, last) * factor
-        width = self.block[1]
+        count, width = len(scales), self.block[1]
         whole = self.columns // width * width
         if self.grid[1] == 1:
-            values.mul_(scales)
+            values.view(count, -1).mul_(scales)
         else:
-            blocks = values.as_strided((last - first, whole // width, width), (self.columns, width, 1))
-            blocks.mul_(scales[:, : whole // width, None])
+            strides = (len(values) // count * self.columns, self.columns, width, 1)
+            blocks = values.as_strided((count, len(values) // count, whole // width, width), strides)
+            blocks.mul_(scales[:, None, : whole // width, None])
             if whole < self.columns:
-                values[:, whole:].mul_(scales[:, whole // width :])
+                values.view(count, -1, self.columns)[..., whole:].mul_(scales[:, None, whole // width :])
         return values if self.rounded is None else values.to(self.rounded)
+
+    def _row_scales(self, stored: Stored, first: int, last: int) -> Tensor:
+        """The scales of n equal parts of rows [first, last), in float32: (n, blocks along the columns)."""
+        (down, across), height, rows = self.grid, self.block[0], self.shape[-2]
+        low = first // rows * down + first % rows // height
+        high = (last - 1) // rows * down + (last - 1) % rows // height + 1
+        scales = as_scales(stored.read(self.parts[1], low * across, high * across), powers=self.powers)
+        scales = scales.view(-1, across)
+        aligned = first % height == 0 and last % height == 0 and rows % height == 0
+        if high == low + 1 or aligned:
+            return scales
+        row = torch.arange(first, last)
+        return scales[row // rows * down + row % rows // height - low]
 
     @property
     def piece(self) -> int:
@@ -110,15 +124,6 @@ class Float8(Requantizable):
         raw = torch.uint8 if self.powers else kind
         scale_run = torch.where(keep | serves, scales.view(raw).view(count, across), stored_scales.view(raw)).view(kind)
         return {self.parts[0]: (start, merged.view(-1)), self.parts[1]: (index * across, scale_run.view(-1))}
-
-    def _row_scales(self, stored: Stored, first: int, last: int) -> Tensor:
-        """The scales of rows [first, last) in float32: (last − first, blocks along the columns)."""
-        down, across = self.grid
-        row = torch.arange(first, last)
-        index = row // self.shape[-2] * down + row % self.shape[-2] // self.block[0]
-        low, high = int(index[0]), int(index[-1]) + 1
-        scales = stored.read(self.parts[1], low * across, high * across)
-        return as_scales(scales, powers=self.powers).view(-1, across)[index - low]
 
 
 def _in_blocks(values: Tensor, height: int, width: int) -> Tensor:
