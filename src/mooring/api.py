@@ -163,13 +163,19 @@ def tune(
     """
     from mooring.config import settings
     from mooring.data import load_examples
+    from mooring.events import Event
     from mooring.models.resolve import hub_name, resolve_model
     from mooring.training.lora import tune
 
     refs = [data] if isinstance(data, str) else list(data)
     recipe = settings("tune", options, more={"tune.data": refs})
     assert recipe.tune is not None
-    examples = load_examples(refs, split="tune", seed=recipe.seed)
+
+    def note(message: str) -> None:
+        if on_event:
+            on_event(Event(step="tune", kind="info", message=message))
+
+    examples = load_examples(refs, split="tune", seed=recipe.seed, on_note=note)
     return tune(
         recipe.tune,
         resolve_model(str(base)),

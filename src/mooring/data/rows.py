@@ -11,18 +11,31 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from mooring.bounded import DATA, LINE, Limit, UnusableError, check_size, parse_json, read_bytes
 from mooring.errors import DataError
 from mooring.records import Message, Prompt, Role
+from mooring.thinking import joined, split_thoughts
 
 ACCEPTED = (
-    "accepted: `messages`; `prompt` + `completion`; `instruction` (+ `input`) + `output`; "
-    "or a prompt alone, as `prompt`, `instruction`, `question`, `goal` or `input`"
+    "accepted: `messages`; `prompt` + `completion`; `instruction` (+ `input` or `context`) + `output`; "
+    "or a prompt alone, as `prompt`, `instruction`, `question`, `goal` or `input`; with any of them `system`, `history`"
 )
+SYSTEM = ("system", "system_prompt", "system_message")
+"""The names of a system prompt beside a prompt or a conversation."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""The names of what an assistant thought, in its turn."""
+CALLS = ("tool_calls", "function_call")
+"""The names of calls in an assistant's turn."""
+TOOLS = ("tools", "functions")
+"""The names of the functions that a model may call."""
+SHAREGPT: Mapping[str, Role] = {"human": "user", "gpt": "assistant", "bot": "assistant", "observation": "tool"}
+"""ShareGPT's names of roles."""
+SHOWN = 8
+"""Names of fields in a note about those that are not read."""
 RESPONSES: Mapping[str, tuple[str, ...]] = {
     "prompt": ("completion", "response", "answer", "output"),
     "instruction": ("output", "response", "completion", "answer"),
@@ -46,6 +59,30 @@ class Row:
 
     origin: str
     values: Mapping[str, Any]
+
+
+class Fields(Mapping[str, Any]):
+    """The fields of a row that are not null, by their names in lower case; which of them were read is remembered."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = {
+            key.casefold(): value for key, value in values.items() if isinstance(key, str) and value is not None
+        }
+        self.unread = dict.fromkeys(self._values)
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._values[name]
+        self.unread.pop(name, None)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def is_data_file(name: str) -> bool:
@@ -218,8 +255,10 @@ _TEXT_READERS: dict[str, Callable[[Path, str], list[Row]]] = {
 }
 
 
-def to_prompts(rows: Sequence[Row]) -> list[Prompt]:
+def to_prompts(rows: Sequence[Row], on_note: Callable[[str], object] | None = None) -> list[Prompt]:
     """Convert rows to records. Names of fields are case-insensitive; a field that is null counts as absent.
+
+    `on_note` receives one line about all fields that are not read, and in how many rows they are.
 
     Ids are the rows' own (`id`) if every row has one and they are unique; else digests of the content, which do not
     change when rows move.
@@ -228,7 +267,14 @@ def to_prompts(rows: Sequence[Row]) -> list[Prompt]:
         DataError: A row has no prompt (`data.no_prompt`), or a field is malformed (`data.bad_field`); the message names
             file and line.
     """
-    parsed = [_prompt(row) for row in rows]
+    unread: Counter[str] = Counter()
+    parsed = []
+    for row in rows:
+        fields = Fields(row.values)
+        parsed.append(_prompt(row, fields))
+        unread.update(fields.unread.keys())
+    if on_note and unread:
+        on_note(_unread_note(rows, unread))
     own = [_own_id(row) for row in rows]
     ids = own if all(own) and len(set(own)) == len(own) else _content_ids(parsed)
     return [dataclasses.replace(prompt, id=id_) for prompt, id_ in zip(parsed, ids, strict=True)]
@@ -259,20 +305,36 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _prompt(row: Row) -> Prompt:
-    values = {key.casefold(): value for key, value in row.values.items() if isinstance(key, str) and value is not None}
-    if "messages" in values:
-        messages, reference = _conversation(_turns(values["messages"], "messages", row.origin), row.origin)
-    elif isinstance(values.get("prompt"), list):
-        messages = _turns(values["prompt"], "prompt", row.origin)
+def _unread_note(rows: Sequence[Row], unread: Counter[str]) -> str:
+    """A line about the fields that were not read."""
+    place = re.sub(r":(?:row )?\d+$", "", rows[0].origin)
+    names = [f"`{name}` ({count} of {len(rows)} rows)" for name, count in unread.most_common(SHOWN)]
+    more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
+    return f"{place}: fields that are not read: {', '.join(names)}{more}"
+
+
+def _prompt(row: Row, values: Fields) -> Prompt:
+    for name in TOOLS:
+        if not _is_blank(values.get(name)):
+            raise _calls(f"{row.origin}: `{name}` lists functions to call")
+    named = next((name for name in ("messages", "conversations", "conversation") if name in values), None)
+    if named is not None:
+        turns = _turns(values[named], named, row.origin, values)
+        messages, reference = _conversation(turns, row.origin)
+    elif "prompt" in values and isinstance(values["prompt"], list):
+        messages = _turns(values["prompt"], "prompt", row.origin, values)
         reference = _response("prompt", values, row.origin)
         if messages[-1].role == "assistant":
             hint = "put that turn into `completion`"
             raise _bad_field(f"{row.origin}: the prompt ends with a turn of the assistant", hint)
     else:
         messages, reference = _plain(values, row.origin)
-    groups = (_text(values[key], key, row.origin) for key in ("category", "type") if isinstance(values.get(key), str))
+    messages = (*_before(values, messages, row.origin), *messages)
+    groups = [
+        _text(value, key, row.origin) for key in ("category", "type") if isinstance(value := values.get(key), str)
+    ]
     category = next((group for group in groups if group), None)
+    values.unread.pop("id", None)
     extra = values.get("extra", {})
     if not isinstance(extra, dict):
         raise _bad_field(f"{row.origin}: `extra` is not an object", 'write {"test": "…", …}')
@@ -286,7 +348,53 @@ def _prompt(row: Row) -> Prompt:
     )
 
 
-def _plain(values: Mapping[str, Any], origin: str) -> tuple[tuple[Message, ...], str | None]:
+def _before(values: Fields, messages: Sequence[Message], origin: str) -> list[Message]:
+    """The system message and the earlier turns that are in fields of their own."""
+    before: list[Message] = []
+    for name in SYSTEM:
+        if isinstance(values.get(name), str) and (text := _text(values[name], name, origin)).strip():
+            before.append(Message("system", text))
+    own = [message.content for message in messages[:1] if message.role == "system"]
+    texts = dict.fromkeys([*(message.content for message in before), *own])
+    if len(texts) > 1:
+        raise _bad_field(f"{origin}: has {len(texts)} different system prompts", "keep one of them")
+    history = _history(values.get("history"), origin)
+    if history and len(messages) > 1:
+        raise _bad_field(f"{origin}: has `history` beside a conversation", "put its turns into the conversation")
+    return [*([] if own else before[:1]), *history]
+
+
+def _history(value: Any, origin: str) -> list[Message]:
+    """Earlier turns: LLaMA-Factory's pairs of a question and its answer, or messages."""
+    if _is_blank(value):
+        return []
+    hint = 'write [["question", "answer"], …], or put them into `messages`'
+    if not isinstance(value, list):
+        raise _bad_field(f"{origin}: `history` is not a list of turns", hint)
+    if all(isinstance(turn, dict) for turn in value):
+        return list(_turns(value, "history", origin))
+    turns: list[Message] = []
+    for pair in value:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise _bad_field(f"{origin}: `history` has a turn that is not a question and its answer", hint)
+        asked, answered = (_text(part, "history", origin) for part in pair)
+        turns += [Message("user", asked), Message("assistant", answered)]
+    return turns
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a field says nothing: null, or an empty text, list or object, also as JSON in a text."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    return value is None or (isinstance(value, list | tuple | dict) and not value)
+
+
+def _calls(what: str) -> DataError:
+    hint = "put the text that your model's chat template makes of them into `prompt`, or leave the field out"
+    return DataError(f"{what}, which prompts do not have", hint, code="data.unsupported_calls")
+
+
+def _plain(values: Fields, origin: str) -> tuple[tuple[Message, ...], str | None]:
     """Return a prompt that is a single string, and its response."""
     name = next((name for name in RESPONSES if name in values), None)
     if name is None:
@@ -295,18 +403,23 @@ def _plain(values: Mapping[str, Any], origin: str) -> tuple[tuple[Message, ...],
     if name == "instruction" and "input" in values:
         extra = _text(values["input"], "input", origin)
         text = f"{text}\n\n{extra}" if extra.strip() else text
+    if "context" in values and isinstance(values["context"], str):
+        extra = _text(values["context"], "context", origin)
+        text = f"{text}\n\n{extra}" if extra.strip() else text
+    elif "context" in values:
+        values.unread["context"] = None
     if not text.strip():
         raise _bad_field(f"{origin}: `{name}` is empty", "fill it in, or remove the row")
     return (Message("user", text),), _response(name, values, origin)
 
 
-def _response(prompt: str, values: Mapping[str, Any], origin: str) -> str | None:
-    """Return the response to the prompt in the field `prompt`; an empty one counts as absent."""
+def _response(prompt: str, values: Fields, origin: str) -> str | None:
+    """Return the response to the prompt in the field `prompt`, with its thoughts; an empty one counts as absent."""
     responses = {}
     for name in RESPONSES[prompt]:
         value = values.get(name)
         if isinstance(value, list) and name == "completion":
-            turns = _turns(value, name, origin)
+            turns = _turns(value, name, origin, values)
             if len(turns) != 1 or turns[0].role != "assistant":
                 raise _bad_field(f"{origin}: `{name}` is not a single turn of the assistant", "keep one")
             value = turns[0].content
@@ -315,7 +428,15 @@ def _response(prompt: str, values: Mapping[str, Any], origin: str) -> str | None
     if len(responses) > 1:
         names = ", ".join(f"`{name}`" for name in responses)
         raise _bad_field(f"{origin}: more than one response: {names}", "keep one of them")
-    return next(iter(responses.values()), None)
+    response = next(iter(responses.values()), None)
+    if response is not None and "reasoning_content" in values and isinstance(values["reasoning_content"], str):
+        return _with_thoughts(_text(values["reasoning_content"], "reasoning_content", origin), response)
+    return response
+
+
+def _with_thoughts(thoughts: str, answer: str) -> str:
+    """A response with what was thought before it, which `thinking.split_thoughts` finds again."""
+    return joined(thoughts.strip(), answer) if thoughts.strip() and split_thoughts(answer).thoughts is None else answer
 
 
 def _conversation(turns: tuple[Message, ...], origin: str) -> tuple[tuple[Message, ...], str | None]:
@@ -328,18 +449,46 @@ def _conversation(turns: tuple[Message, ...], origin: str) -> tuple[tuple[Messag
     return turns, reference if reference and reference.strip() else None
 
 
-def _turns(value: Any, name: str, origin: str) -> tuple[Message, ...]:
+def _turns(value: Any, name: str, origin: str, row: Fields | None = None) -> tuple[Message, ...]:
+    """The turns in a field; names of fields in them that are not read are added to the row's, as `messages[].name`."""
     if not isinstance(value, list) or not value:
         raise _bad_field(f"{origin}: `{name}` is not a list of turns", 'write [{"role": "user", "content": …}, …]')
     turns = []
     for number, turn in enumerate(value, 1):
-        if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-            raise _bad_field(f"{origin}: turn {number} of `{name}` lacks `role` or `content`", "add it")
-        if turn["role"] not in get_args(Role):
-            message = f"{origin}: turn {number} of `{name}` has the role {turn['role']!r}"
+        place = f"turn {number} of `{name}`"
+        if not isinstance(turn, dict):
+            raise _bad_field(f"{origin}: {place} lacks `role` or `content`", "add it")
+        fields = Fields(turn)
+        for call in CALLS:
+            if not _is_blank(fields.get(call)):
+                raise _calls(f"{origin}: {place} has `{call}`")
+        sharegpt = "role" not in fields and "from" in fields
+        role: Any
+        role, content = (fields.get(key) for key in (("from", "value") if sharegpt else ("role", "content")))
+        if role is None or content is None:
+            raise _bad_field(f"{origin}: {place} lacks `role` or `content`", "add it")
+        if sharegpt and isinstance(role, str):
+            role = SHAREGPT.get(role, role)
+        if role not in get_args(Role):
+            message = f"{origin}: {place} has the role {role!r}"
             raise _bad_field(message, f"known are {', '.join(get_args(Role))}")
-        turns.append(Message(turn["role"], _text(turn["content"], f"content` of turn {number} of `{name}", origin)))
+        text = _text(_joined_parts(content), f"content` of turn {number} of `{name}", origin)
+        if role == "assistant" and number == len(value):  # templates leave out the thoughts of earlier turns
+            thoughts = next((each for key in THOUGHTS if isinstance(each := fields.get(key), str) and each.strip()), "")
+            text = _with_thoughts(_text(thoughts, THOUGHTS[0], origin), text)
+        if row is not None:
+            row.unread.update(dict.fromkeys(f"{name}[].{key}" for key in fields.unread))
+        turns.append(Message(role, text))
     return tuple(turns)
+
+
+def _joined_parts(content: Any) -> Any:
+    """Content that is a list of texts, as OpenAI's API has it, as one text; any other content as it is."""
+    if isinstance(content, list) and content:
+        parts = [part if isinstance(part, dict) else {} for part in content]
+        if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+            return "".join(part["text"] for part in parts)
+    return content
 
 
 def _text(value: Any, name: str, origin: str) -> str:

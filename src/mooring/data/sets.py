@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mooring.data.bundled import load_bundled
@@ -15,8 +15,13 @@ from mooring.data.splits import draw, draw_evenly, split_prompts
 from mooring.errors import DataError
 from mooring.records import Half, Prompt, Split
 
+OnNote = Callable[[str], object]
+"""Receives a line about the fields of a file or a set on the hub that are not read."""
 
-def load_prompts(refs: References, *, split: Split = "test", seed: int = 42) -> list[Prompt]:
+
+def load_prompts(
+    refs: References, *, split: Split = "test", seed: int = 42, on_note: OnNote | None = None
+) -> list[Prompt]:
     """Load prompts, with or without reference responses.
 
     Args:
@@ -26,11 +31,12 @@ def load_prompts(refs: References, *, split: Split = "test", seed: int = 42) -> 
             draws them evenly over the values of that field, and `#max500` accepts a set that has fewer.
         split: Which split of a set that has its own, unless the reference names one. Other sets are loaded whole.
         seed: Seed of the draw. `bundled:tools#500` is generated, not drawn, and does not depend on it.
+        on_note: Receives a line about the fields of a file or a set on the hub that are not read.
 
     Raises:
         DataError: A set is missing, empty, malformed, or has fewer rows than requested (`data.too_few_rows`).
     """
-    loaded = [_load(ref, split, seed) for ref in parse_references(refs)]
+    loaded = [_load(ref, split, seed, on_note) for ref in parse_references(refs)]
     joined = [prompt for prompts in loaded for prompt in prompts]
     if max(Counter(p.id for p in joined).values(), default=0) < 2:
         return joined
@@ -41,13 +47,15 @@ def load_prompts(refs: References, *, split: Split = "test", seed: int = 42) -> 
     ]
 
 
-def load_examples(refs: References, *, split: Split = "tune", seed: int = 42) -> list[Prompt]:
+def load_examples(
+    refs: References, *, split: Split = "tune", seed: int = 42, on_note: OnNote | None = None
+) -> list[Prompt]:
     """Load prompts that all have a reference response; arguments as in `load_prompts`.
 
     Raises:
         DataError: As `load_prompts`, or one has no response (`data.no_reference`).
     """
-    return _with_references(load_prompts(refs, split=split, seed=seed))
+    return _with_references(load_prompts(refs, split=split, seed=seed, on_note=on_note))
 
 
 def load_splits(
@@ -57,6 +65,7 @@ def load_splits(
     limit: int | None = None,
     *,
     references: bool = False,
+    on_note: OnNote | None = None,
 ) -> dict[Half, list[Prompt]]:
     """Load a set as two splits that share no prompt: λ is chosen on `validation` and reported on `test`.
 
@@ -67,6 +76,7 @@ def load_splits(
         seed: Seed of the split and the draws.
         limit: At most this many prompts in each split, drawn by seed.
         references: Whether each prompt must have a reference response.
+        on_note: As in `load_prompts`.
 
     Raises:
         DataError: As `load_prompts`, or a prompt has no response (`data.no_reference`), or there are not two different
@@ -76,7 +86,7 @@ def load_splits(
     if ref.has_splits:
         splits = (load_prompts(ref, split="validation", seed=seed), load_prompts(ref, split="test", seed=seed))
     else:
-        splits = split_prompts(load_prompts(ref, seed=seed), validation_share, seed)
+        splits = split_prompts(load_prompts(ref, seed=seed, on_note=on_note), validation_share, seed)
     if references:
         splits = (_with_references(splits[0]), _with_references(splits[1]))
     if limit is not None:
@@ -92,13 +102,13 @@ def _with_references(prompts: list[Prompt]) -> list[Prompt]:
     return prompts
 
 
-def _load(ref: Reference, split: Split, seed: int) -> list[Prompt]:
+def _load(ref: Reference, split: Split, seed: int, on_note: OnNote | None) -> list[Prompt]:
     if ref.source == "bundled" and ref.name.startswith("tools"):
         if ref.stratify or ref.at_most:
             hint = f"leave out `{f'/{ref.stratify}' if ref.stratify else 'max'}`"
             raise DataError(f"{ref.text}: is generated, not drawn", hint, code="data.not_drawable")
         return load_bundled(ref.name, split, ref.count)
-    prompts, rows = _load_all(ref, split)
+    prompts, rows = _load_all(ref, split, on_note)
     if ref.count is None:
         return prompts
     if ref.count > len(prompts) and not ref.at_most:
@@ -109,7 +119,7 @@ def _load(ref: Reference, split: Split, seed: int) -> list[Prompt]:
     return draw_evenly(prompts, _groups(ref, ref.stratify, prompts, rows), ref.count, seed)
 
 
-def _load_all(ref: Reference, split: Split) -> tuple[list[Prompt], list[Row] | None]:
+def _load_all(ref: Reference, split: Split, on_note: OnNote | None) -> tuple[list[Prompt], list[Row] | None]:
     """Return all prompts of a set and, for files and the hub, their rows."""
     if ref.source == "named":
         return load_named(ref.name, ref.part or split), None
@@ -119,7 +129,7 @@ def _load_all(ref: Reference, split: Split) -> tuple[list[Prompt], list[Row] | N
         rows = read_rows(Path(ref.name).expanduser())
     else:
         rows = load_hub_rows(ref.name, ref.config, ref.hub_split)
-    return to_prompts(rows), rows
+    return to_prompts(rows, on_note), rows
 
 
 def _groups(ref: Reference, field: str, prompts: Sequence[Prompt], rows: Sequence[Row] | None) -> list[str]:

@@ -49,6 +49,8 @@ def forecast(recipe: Recipe) -> Forecast:
     if size is None:
         facts["base"] = f"{recipe.base} is not on this machine yet: it will be downloaded, and its size is not known"
     facts |= {f"not here: {ref}": why for ref, why in plan.missing.items()}
+    if plan.notes:
+        facts["not read"] = "; ".join(note.replace(": fields that are not read", "") for note in plan.notes)
     if not plan.missing:
         check_selection(plan)
     if base is not None and not plan.paths.results.exists():

@@ -48,6 +48,7 @@ class Plan:
         judging: The judges.
         missing: Data sets that cannot be fetched, and why. Only a plan for `--dry-run` has any.
         skipped: How many prompts of each set and split were left out since they do not fit the model's context.
+        notes: What a reader must know of the data, a line each.
         bound: The models that a run has learned of, by the slots that stood for them; None for an unused slot.
     """
 
@@ -58,6 +59,7 @@ class Plan:
     judging: Judging
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     skipped: Mapping[tuple[Kind, Half], int] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
     bound: Mapping[Slot, MergePoint | None] = dataclasses.field(default_factory=dict)
 
     def bind(self, points: Mapping[Slot, MergePoint | None]) -> "Plan":
@@ -159,7 +161,8 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
     merge_options(recipe)
     data = DataSets.of(recipe)
     missing: dict[str, str] | None = {} if skip_missing else None
-    sets = evaluation_sets(recipe, data, missing)
+    notes: dict[str, None] = {}
+    sets = evaluation_sets(recipe, data, missing, notes.setdefault)
     skipped: Mapping[tuple[Kind, Half], int] = {}
     if recipe.score.too_long == "skip":
         sets, skipped = _fitting(recipe, sets, download=not skip_missing)
@@ -167,10 +170,12 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
     for stage, section in (("align", recipe.align), ("tune", recipe.tune)):
         if section:
             with note_missing(data.examples[stage], missing):
-                examples[stage] = load_examples(data.examples[stage], split="tune", seed=_seed(recipe, section))
+                examples[stage] = load_examples(
+                    data.examples[stage], split="tune", seed=_seed(recipe, section), on_note=notes.setdefault
+                )
     paths = RunPaths(recipe.folder)
     judging = Judging(recipe.score.judges, paths.logs, thoughts=recipe.score.judge_thoughts)
-    return Plan(recipe, paths, sets, examples, judging, missing or {}, skipped)
+    return Plan(recipe, paths, sets, examples, judging, missing or {}, skipped, list(notes))
 
 
 def _fitting(recipe: Recipe, sets: Sets, *, download: bool) -> tuple[Sets, dict[tuple[Kind, Half], int]]:

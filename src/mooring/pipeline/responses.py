@@ -1,6 +1,6 @@
 """Files of responses outside of a run: prompts answered into a file, and such files scored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ from mooring.scoring.task import TaskData, default_metrics, task_scores
 from mooring.thinking import cut_off_note, separated, unanswered
 
 References = str | Sequence[str]
+
+
+def _noting(step: str, on_event: OnEvent | None) -> Callable[[str], None] | None:
+    """What passes on notes about data as events."""
+    return (lambda note: on_event(Event(step=step, kind="info", message=note))) if on_event else None
 
 
 def find_kind(prompts: References) -> Kind:
@@ -61,7 +66,7 @@ def generate(
     settings("generate", options)  # a bad option is an error before the prompts are looked for
     kind = _checked_kind(prompts, kind, "generate", on_event)
     recipe = settings("generate", options, kind)
-    rows = load_prompts(prompts, split=split, seed=recipe.seed)
+    rows = load_prompts(prompts, split=split, seed=recipe.seed, on_note=_noting("generate", on_event))
     if recipe.generate.engine == "openai":
         engine, made_by = load_engine(model, recipe.generate, recipe.system), {"model": model}
     else:

@@ -162,7 +162,7 @@ class _Execution:
             self.folder.emit(Event(step="prompts", kind="warning", message=describe(self.plan.skipped)))
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
         if not self.paths.results.exists():
-            for note in self._template_notes() if self.recipe.align is None else ():
+            for note in (*self.plan.notes, *(self._template_notes() if self.recipe.align is None else ())):
                 self.folder.emit(Event(step="plan", kind="info", message=note))
         try:
             while remaining := [step for id, step in self.plan.steps.items() if id not in self._done]:

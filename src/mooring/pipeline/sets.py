@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mooring.config import Metric, Recipe
 from mooring.data import Reference, load_examples, load_splits, parse_reference, parse_references
@@ -62,14 +62,19 @@ class DataSets:
         )
 
 
-def evaluation_sets(recipe: Recipe, data: DataSets, missing: dict[str, str] | None = None) -> Sets:
-    """Load every set of prompts, split in two.
+def evaluation_sets(
+    recipe: Recipe,
+    data: DataSets,
+    missing: dict[str, str] | None = None,
+    on_note: Callable[[str], object] | None = None,
+) -> Sets:
+    """Load every set of prompts, split in two; `on_note` as in `load_prompts`.
 
     If `missing` is given, sets that cannot be downloaded are left out and added to it, with the error.
     """
-    sets: Sets = {field: _join(recipe, refs, missing) for field, refs in data.prompts.items() if refs}
+    sets: Sets = {field: _join(recipe, refs, missing, on_note) for field, refs in data.prompts.items() if refs}
     if data.task or data.validation_task:
-        halves = _task(recipe, data, missing)
+        halves = _task(recipe, data, missing, on_note)
         sets["task"] = {half: [_with_system(p, _system(recipe, half)) for p in halves[half]] for half in halves}
     selecting = {"safety", "task"} | ({"over_refusal"} if recipe.select.over_refusal_margin is not None else set())
     for field, halves in sets.items():
@@ -105,7 +110,12 @@ def _check_refs(field: Kind, refs: Sequence[Reference]) -> None:
         seen[ref.address] = ref.text
 
 
-def _join(recipe: Recipe, refs: Sequence[Reference], missing: dict[str, str] | None) -> dict[Half, list[Prompt]]:
+def _join(
+    recipe: Recipe,
+    refs: Sequence[Reference],
+    missing: dict[str, str] | None,
+    on_note: Callable[[str], object] | None,
+) -> dict[Half, list[Prompt]]:
     """Join several sets, each split by itself, and mark their prompts with the set's name.
 
     A prompt that is in the validation half of one set and in the test half of another stays in validation only.
@@ -114,7 +124,7 @@ def _join(recipe: Recipe, refs: Sequence[Reference], missing: dict[str, str] | N
     joined: dict[Half, list[Prompt]] = {"validation": [], "test": []}
     for ref in refs:
         with note_missing([ref], missing):
-            halves = load_splits(ref, section.validation, recipe.seed, section.limit)
+            halves = load_splits(ref, section.validation, recipe.seed, section.limit, on_note=on_note)
             for half, prompts in halves.items():
                 joined[half] += [_marked(prompt, ref.text) for prompt in prompts] if len(refs) > 1 else prompts
     in_validation = {alike(prompt) for prompt in joined["validation"]}
@@ -141,19 +151,24 @@ def note_missing(refs: Sequence[Reference], missing: dict[str, str] | None) -> I
         missing[", ".join(ref.text for ref in refs)] = str(error)
 
 
-def _task(recipe: Recipe, data: DataSets, missing: dict[str, str] | None) -> dict[Half, list[Prompt]]:
+def _task(
+    recipe: Recipe,
+    data: DataSets,
+    missing: dict[str, str] | None,
+    on_note: Callable[[str], object] | None,
+) -> dict[Half, list[Prompt]]:
     section, seed = recipe.score, recipe.seed
     halves: dict[Half, list[Prompt]] = {"validation": [], "test": []}
     if data.validation_task is None:
         assert data.task is not None
         with note_missing([data.task], missing):
-            halves = load_splits(data.task, section.validation, seed, section.limit, references=True)
+            halves = load_splits(data.task, section.validation, seed, section.limit, references=True, on_note=on_note)
         return halves
     refs: dict[Half, Reference | None] = {"validation": data.validation_task, "test": data.task}
     for half, ref in refs.items():
         if ref is not None:
             with note_missing([ref], missing):
-                halves[half] = load_examples(ref, split=half, seed=seed)
+                halves[half] = load_examples(ref, split=half, seed=seed, on_note=on_note)
     if shared := {alike(p) for p in halves["validation"]} & {alike(p) for p in halves["test"]}:
         what = f"score.validation_task: {len(shared)} of its prompts are in score.task too"
         hint = "λ must not be selected on what is reported: name rows that are not in it"
