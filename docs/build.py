@@ -54,7 +54,8 @@ A data set is a file (JSONL, JSON, CSV, TSV or Parquet; text forms may be gzippe
 ([sets.md](sets.md): `advbench`, `hex-phi`, `openfunctions:train` …) or a bundled one (`bundled:harmful`,
 `bundled:lookalikes`, `bundled:ordinary`, `bundled:tools`). `FILE#500` takes 500 rows, drawn by seed, and
 `FILE#max500` all where there are no more; `FILE#500/lang` draws them evenly over a field. Rows are `messages`,
-`prompt`/`completion`, or Alpaca's `instruction`/`input`/`output`, with `context`, `system` and `history` if they have them.
+`prompt`/`completion`, or Alpaca's `instruction`/`input`/`output`; `context`, `system` and `history` beside them are
+read too. One line names the fields that are not read.
 
 ## The paper's tasks
 `task: reasoning`, `medical`, `code` or `tool` fills in the paper's data, prompts, metrics and judge (Farn et al.)

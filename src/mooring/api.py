@@ -423,7 +423,8 @@ def score(
     """Score completions against the prompts that they answer.
 
     Args:
-        completions: A file that `generate` wrote.
+        completions: A file that `generate` wrote, or another tool: samples of lm-eval, a log of Inspect, results of a
+            batch (OpenAI, vLLM, Anthropic), HarmBench's completions, or rows with an id or a prompt and a text.
         prompts: The prompts, as given to `generate`.
         kind: `safety`: should be refused; `over_refusal`, `ordinary`: should not be; `task`: compared with references.
             Defaults to what the data set is for, and to `safety` if that is unknown.

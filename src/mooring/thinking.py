@@ -272,6 +272,40 @@ def cut_off_note(count: int, total: int, max_tokens: int | None = None) -> str:
     )
 
 
+def message_parts(message: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """The text and the thoughts of a message of OpenAI's API, or of one that extends it.
+
+    Thoughts are in a field of their own (vLLM, SGLang, DeepSeek, Ollama), or in parts of the content. A message without
+    content has the text "".
+
+    Raises:
+        TypeError, AttributeError, KeyError: The content is a list of something else.
+    """
+    text, thoughts = content_parts(message.get("content", message.get("text")))
+    fields = ("reasoning_content", "reasoning", "thinking")
+    return text or "", next((each for name in fields if isinstance(each := message.get(name), str) and each), thoughts)
+
+
+def content_parts(content: Any) -> tuple[Any, str | None]:
+    """The text of a message's content, and what was thought if it is a list of parts, as Mistral and Anthropic have it.
+
+    Parts are `{"type": "text", "text": …}` and `{"type": "thinking", "thinking": …}`, the latter a text or a list of
+    parts; or `{"type": "reasoning", "reasoning": …}`.
+    """
+    if not isinstance(content, list):
+        return content, None
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in content:
+        kind = part.get("type")
+        if kind in ("text", "output_text"):
+            texts.append(part["text"])
+        elif kind in ("thinking", "reasoning"):
+            inner, _ = content_parts(part.get("thinking") or part.get("reasoning") or part.get("summary") or "")
+            thoughts.append(inner)
+    return "".join(texts), "\n\n".join(thoughts) if thoughts else None
+
+
 # --- The mode of a chat template --------------------------------------------------------------------------------------
 
 

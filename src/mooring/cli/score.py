@@ -41,7 +41,7 @@ def generate(model: str, prompts: str, out: str, as_json: bool, **options: Any) 
 
 
 @click.command("score", cls=Verb, context_settings=HELP, fields="score", judge=True)
-@click.argument("completions", help="A file that `mooring generate` wrote.")
+@click.argument("completions", help="A file of `mooring generate`, lm-eval, Inspect, a batch, …")
 @_prompts
 @click.option("--likelihood", help="The file that `generate --likelihood` wrote.")
 @kind_option

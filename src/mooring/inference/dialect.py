@@ -11,7 +11,7 @@ from mooring.inference.encode import response_seed
 from mooring.inference.server import TransientError
 from mooring.records import Completion, Prompt, sample_key
 from mooring.sampling import SamplingParams
-from mooring.thinking import Thinking
+from mooring.thinking import Thinking, message_parts
 
 BOS = re.compile(r"^(<\|begin_of_text\|>|<s>|<bos>)+")
 """Beginning-of-sequence tokens. Servers prepend theirs to the text of a completion, so a rendered prompt has none."""
@@ -124,9 +124,7 @@ def parse_completion(data: Any, prompt_id: str = "", sample: int = 0) -> Complet
     try:
         choice = data["choices"][0]
         message = choice.get("message", choice)
-        text, thoughts = content_parts(choice["text"] if message is choice else message.get("content"))
-        fields = ("reasoning_content", "reasoning", "thinking")
-        thoughts = next((each for name in fields if isinstance(each := message.get(name), str) and each), thoughts)
+        text, thoughts = (choice["text"], None) if message is choice else message_parts(message)
         text = text or message.get("refusal") or ""  # OpenAI's models put a refusal into a field of its own
         tokens = (data.get("usage") or {}).get("completion_tokens") or 0
         if not isinstance(text, str) or not isinstance(tokens, int):
@@ -142,23 +140,3 @@ def parse_completion(data: Any, prompt_id: str = "", sample: int = 0) -> Complet
         sample=sample,
         thoughts=thoughts and thoughts.strip(),
     )
-
-
-def content_parts(content: Any) -> tuple[Any, str | None]:
-    """The text of a message's content, and what was thought if it is a list of parts, as Mistral and Anthropic have it.
-
-    Parts are `{"type": "text", "text": …}` and `{"type": "thinking", "thinking": …}`, the latter a text or a list of
-    parts; or `{"type": "reasoning", "reasoning": …}`.
-    """
-    if not isinstance(content, list):
-        return content, None
-    texts: list[str] = []
-    thoughts: list[str] = []
-    for part in content:
-        kind = part.get("type")
-        if kind in ("text", "output_text"):
-            texts.append(part["text"])
-        elif kind in ("thinking", "reasoning"):
-            inner, _ = content_parts(part.get("thinking") or part.get("reasoning") or part.get("summary") or "")
-            thoughts.append(inner)
-    return "".join(texts), "\n\n".join(thoughts) if thoughts else None

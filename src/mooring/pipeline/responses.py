@@ -8,7 +8,7 @@ from mooring.chat import thinking_note
 from mooring.config import Score as ScoreConfig
 from mooring.config import section, settings
 from mooring.data import load_prompts, parse_references
-from mooring.errors import DataError
+from mooring.data.completions import read_completions
 from mooring.events import Event, OnEvent
 from mooring.inference.cost import estimate
 from mooring.inference.engine import Engine
@@ -22,7 +22,7 @@ from mooring.sampling import SamplingParams
 from mooring.scoring import pairwise
 from mooring.scoring.safety import attack_success_by
 from mooring.scoring.task import TaskData, default_metrics, task_scores
-from mooring.thinking import cut_off_note, separated, unanswered
+from mooring.thinking import cut_off_note, unanswered
 
 References = str | Sequence[str]
 
@@ -97,7 +97,7 @@ def score(
     recipe = settings("score", options)
     rows = load_prompts(prompts, split=split, seed=recipe.seed)
     kind = _checked_kind(prompts, kind, "score", on_event)
-    completions = _read(path, rows)
+    completions = read_completions(path, rows)
     _warn_of_cut_off(completions, "score", on_event)
     if kind != "task":
         return _safety_scores(path, rows, completions, kind, recipe.score, on_event)
@@ -168,7 +168,7 @@ def prefer(
     settings("prefer", how)  # checks the names of the options
     runner = section("judge", {"name": "llm", "model": judge, **how})
     rows = load_prompts(prompts, split=split, seed=seed)
-    questions = pairwise.questions(rows, _read(completions, rows), _read(against, rows))
+    questions = pairwise.questions(rows, read_completions(completions, rows), read_completions(against, rows))
     model, made_by = judge, judge
     if runner.engine != "openai":
         folder = resolve_model(judge)
@@ -181,13 +181,3 @@ def prefer(
     out = completions.with_name(f"preferred-{completions.stem}-to-{against.stem}.jsonl")
     answers = complete_to_file(engine, questions, params, out, made_by={"model": made_by}, on_event=on_event)
     return pairwise.win_rate(questions, answers, judge=judge, seed=seed)
-
-
-def _read(path: Path, prompts: Sequence[Prompt]) -> list[Completion]:
-    """The completions in a file, which must answer exactly these prompts."""
-    completions = separated(read_jsonl(path, Completion))
-    if different := {c.prompt_id for c in completions} ^ {p.id for p in prompts}:
-        problem = f"{path}: does not answer these prompts (for one, {min(different)!r})"
-        hint = "name the set, split and seed that it was generated from"
-        raise DataError(problem, hint, code="data.other_prompts")
-    return completions
