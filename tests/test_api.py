@@ -23,7 +23,8 @@ TYPED = {verb: getattr(opt, f"{verb.title().replace('_', '')}Options") for verb 
 def other(key: str) -> Any:
     """A valid value of a field that differs from its default."""
     known = {
-        "engine": "vllm", "base_url": "http://x/v1", "key_env": "OTHER", "dtype": "float32", "device": "cpu",
+        "engine": "vllm", "thinking": "on", "base_url": "http://x/v1", "key_env": "OTHER", "dtype": "float32",
+        "device": "cpu",
         "method": "slerp", "rescale": "l1", "search": "bisect", "policy": "knee", "lr_scheduler_type": "constant",
         "target_modules": ("q_proj",), "bertscore_model": "bundled:minilm", "metrics": ("exact_match",),
         "judges": ("wildguard",), "safety": ("advbench",), "over_refusal": ("xstest",), "ordinary": ("alpaca-eval",),

@@ -189,7 +189,7 @@ def test_files_that_are_not_completions(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
     check_refused(run, "data.not_utf8", *score)
     (tmp_path / "a.jsonl").write_text("null\n")
-    check_refused(run, "data.bad_record", *score, names="a.jsonl:1")
+    check_refused(run, "data.not_rows", *score, names="a.jsonl:1")
     rows = [{"prompt_id": p.id, "text": "x", "tokens": 1, "finish": "stop"} for p in load_prompts(str(task))]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     check_refused(run, "data.unreadable", *score, "--likelihood", "none.jsonl")
