@@ -46,7 +46,15 @@ def test_the_typed_options_of_a_verb_are_its_fields(verb: str) -> None:
     fields = set(options_of(verb))
     if verb == "merge":  # the method's options, which are not numbers only as in a recipe, and the output's
         fields = {field.name for field in dataclasses.fields(Options)} - {"lam"} | {"method", "dtype", "tokenizer"}
-        fields |= {"max_shard_size", "as_adapter", "allow_nonfinite", "threads", "gguf", "keep_quantization"}
+        fields |= {
+            "max_shard_size",
+            "as_adapter",
+            "allow_nonfinite",
+            "threads",
+            "gguf",
+            "keep_quantization",
+            "qlora_base",
+        }
     if verb == "lm_eval":
         fields |= set(opt.TaskOptions.__annotations__)
     assert set(TYPED[verb].__annotations__) == fields

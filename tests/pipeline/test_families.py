@@ -19,7 +19,7 @@ from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.pipeline.sweeps.transformers import MergedModel
 from mooring.records import Message, Prompt
 from mooring.sampling import SamplingParams
-from wrapper_models import MIXTURES, WRAPPERS, in_cache, save_any
+from wrapper_models import MIXTURES, WRAPPERS, build_any, in_cache, save_any
 
 IDS = torch.arange(3, 23).view(1, -1)
 PROMPTS = [Prompt(id=str(n), messages=(Message("user", "Hi" * n),), reference="Oslo.") for n in (1, 9)]
@@ -52,6 +52,29 @@ def test_a_sweep_changes_the_weights_in_place(tmp_path: Path, tiny_tokenizer: An
             assert alone.nll == pytest.approx(together[prompt.id], abs=1e-4)
         answers = [each for batch in engine.complete(PROMPTS, SamplingParams(max_tokens=3)) for each in batch]
         assert len(answers) == 2
+
+
+def test_an_adapter_of_the_language_model_alone_answers_on_its_wrapper(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """Qwen 3.5 is tuned as `AutoModelForCausalLM` loads it: without its vision tower, and so under other names."""
+    import peft
+    import transformers
+
+    base = save_any(tmp_path / "base", "qwen3.5", tiny_tokenizer)
+    text = transformers.AutoModelForCausalLM.from_pretrained(base)
+    assert type(text).__name__ == "Qwen3_5ForCausalLM"
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    tuned = peft.get_peft_model(text, config)
+    with torch.no_grad():
+        for value in tuned.parameters():
+            if value.requires_grad:
+                value.add_(0.05)
+    tuned.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError) as caught:
+        load_engine(tmp_path / "adapter", Runner(), None)
+    assert caught.value.code == "model.adapter_names"
+    engine: Any = open_model(tmp_path / "adapter", Runner(), None)
+    torch.testing.assert_close(logits(engine.model), logits(tuned), atol=1e-5, rtol=0)
+    assert not torch.allclose(logits(tuned), logits(build_any("qwen3.5", tiny_tokenizer)), atol=1e-2)
 
 
 def test_an_adapter_finds_its_base_in_the_cache_of_the_hub(
