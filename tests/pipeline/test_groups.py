@@ -8,17 +8,10 @@ from mooring.pipeline.module_groups import changed, group_of, patterns
 from mooring.reporting.results import Changes
 
 LLAMA = ("input_layernorm", "self_attn.q_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp.up_proj")
-MIXTRAL = (
-    "self_attn.v_proj",
-    "block_sparse_moe.gate",
-    "block_sparse_moe.experts.0.w1",
-    "block_sparse_moe.experts.11.w2",
-)
 CASES = {
     "llama": ("model.layers", LLAMA, {"self_attn.q_proj", "self_attn.o_proj"}),
     "phi3, fused": ("model.layers", ("self_attn.qkv_proj", "mlp.gate_up_proj"), {"self_attn.qkv_proj"}),
     "qwen3": ("model.layers", ("self_attn.q_norm", "mlp.gate_proj"), {"self_attn.q_norm"}),
-    "mixtral": ("model.layers", MIXTRAL, {"self_attn.v_proj"}),
     "gpt2": ("transformer.h", ("ln_1", "attn.c_attn", "attn.c_proj", "mlp.c_fc"), {"attn.c_attn", "attn.c_proj"}),
     "neox": ("gpt_neox.layers", ("attention.query_key_value", "mlp.dense_h_to_4h"), {"attention.query_key_value"}),
     "falcon": ("transformer.h", ("ln_attn", "self_attention.dense", "mlp.dense_4h_to_h"), {"self_attention.dense"}),
@@ -29,6 +22,26 @@ CASES = {
 }
 """The stack, the modules of a layer, and those of them that are attention."""
 OUTSIDE = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+
+
+MIXTURES = {
+    "mixtral": ("block_sparse_moe.gate.weight", None, "block_sparse_moe.experts.3.w1.weight"),
+    "qwen3_moe, together": ("mlp.gate.weight", None, "mlp.experts.gate_up_proj"),
+    "deepseek_v3": (
+        "mlp.gate.e_score_correction_bias",
+        "mlp.shared_experts.up_proj.weight",
+        "mlp.experts.11.down_proj.weight",
+    ),
+    "qwen3_next": ("mlp.gate.weight", "mlp.shared_expert_gate.weight", "mlp.experts.0.up_proj.weight"),
+    "llama4": (
+        "feed_forward.router.weight",
+        "feed_forward.shared_expert.up_proj.weight",
+        "feed_forward.experts.gate_up_proj",
+    ),
+    "gpt_oss": ("mlp.router.bias", None, "mlp.experts.gate_up_proj_bias"),
+    "granitemoe": ("block_sparse_moe.router.layer.weight", None, "block_sparse_moe.experts.input_linear.weight"),
+}
+"""A tensor of the router, of the shared experts, if there are any, and of the routed experts of a layer."""
 
 
 def names(stack: str, modules: tuple[str, ...], layers: int = 12) -> list[str]:
@@ -66,6 +79,21 @@ def test_patterns_give_every_tensor_the_lambda_of_its_group(
     assert left_out
     found = given(tensors, lams, 0.6)
     assert found == {name: lams.get(groups[name] or "", 0.6) for name in tensors}
+
+
+@pytest.mark.parametrize("tensors", MIXTURES.values(), ids=MIXTURES.keys())
+def test_the_parts_of_a_mixture_are_groups_of_their_own(tensors: tuple[str | None, ...]) -> None:
+    kinds = dict(zip(("router", "shared experts", "experts"), tensors, strict=True))
+    kinds |= {"attention": "self_attn.q_proj.weight", "mlp": "mlp.gate_proj.weight"}
+    expected = {f"model.layers.{n}.{name}": kind for n in range(12) for kind, name in kinds.items() if name}
+    groups = group_of(expected)
+    assert {name: (group or "").partition(" ")[2] for name, group in groups.items()} == expected
+    lams = {group: 0.01 * i for i, group in enumerate(sorted({g for g in groups.values() if g}), 1)}
+    assert given(list(expected), lams, 0.6) == {name: lams[groups[name] or ""] for name in expected}
+
+
+def test_a_dense_model_has_no_router() -> None:
+    assert group_of(["model.layers.0.mlp.gate.weight"]) == {"model.layers.0.mlp.gate.weight": "late mlp"}
 
 
 def test_stacks_are_distinguished_even_if_one_name_ends_like_the_other() -> None:

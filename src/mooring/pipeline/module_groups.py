@@ -1,4 +1,4 @@
-"""Groups of modules that may have a λ of their own: attention and the rest of a layer, in each third of the depth."""
+"""Groups of modules that may have a λ of their own: kinds of modules in a layer, in each third of the depth."""
 
 import math
 import re
@@ -9,11 +9,20 @@ from mooring.models import Checkpoint
 from mooring.reporting.results import Changes
 
 DEPTHS = ("early", "middle", "late")
-KINDS = ("attention", "mlp")
+KINDS = ("attention", "router", "shared experts", "experts", "mlp")
+"""Attention; a mixture's router, shared experts and routed experts; all else of a layer, norms included."""
 _ATTENTION = re.compile(
     r"(?:self_?|cross_?|linear_|encoder_|encdec)?att(?:n|ention)|w?qkv(?:_proj)?|[qkvo]_proj|query_key_value|att_proj|attn_out",
     re.IGNORECASE,
 )
+
+_PARTS = {
+    "attention": _ATTENTION,
+    "router": re.compile(r"gate|router"),
+    "shared experts": re.compile(r"shared_(?:experts?|mlp)(?:_gate)?"),
+    "experts": re.compile(r"experts"),
+}
+"""What a part of a module's name is in each kind but the last. `gate` is a router only in a mixture of experts."""
 
 Place = tuple[str, int, str]
 """A stack of layers, a layer of it, and the name of a module within."""
@@ -24,21 +33,26 @@ def tensor_names(base: Checkpoint) -> list[str]:
     return [name for name, info in base.tensors.items() if info.dtype.is_floating_point]
 
 
-def kind(name: str) -> str:
-    """The kind of a module within a layer, by its name: `attention`, or `mlp` for all else, norms included."""
-    return KINDS[0] if any(_ATTENTION.fullmatch(part) for part in name.split(".")) else KINDS[1]
+def kind(name: str, *, mixture: bool = False) -> str:
+    """The kind of a module within a layer, by its name; `mixture` if the model is a mixture of experts."""
+    head = _head(name, mixture)
+    return head[0] if head else KINDS[-1]
 
 
 def group_of(names: Iterable[str]) -> dict[str, str | None]:
     """The group of every tensor, `early attention` … `late mlp`; None outside the layers.
 
     Early are the layers in the first third of the depth of their stack (`merge.settings.depths`), late those in the
-    last; so of two layers the first is early and the second late.
+    last; so of two layers the first is early and the second late. Only mixtures of experts have the groups `router`,
+    `shared experts` and `experts`.
     """
+    names = list(names)
+    mixture = _is_mixture(names)
     found: dict[str, str | None] = {}
     for name, depth in depths(names).items():
         place = module(name)
-        found[name] = None if place is None else f"{DEPTHS[min(2, int(3 * depth))]} {kind(place[2])}"
+        group = f"{DEPTHS[min(2, int(3 * depth))]} {kind(place[2], mixture=mixture)}" if place else None
+        found[name] = group
     return found
 
 
@@ -72,26 +86,37 @@ def patterns(names: Sequence[str], modules: Mapping[str, float], lam: float) -> 
     `lam` applies to all else: other groups, and tensors outside the layers.
     """
     layers: dict[str, dict[str, set[int]]] = {}
-    heads: dict[tuple[str, str], list[str]] = {}
+    heads: dict[tuple[str, str], dict[str, str]] = {}  # what names begin with, and its kind
+    mixture = _is_mixture(names)
     for name, group in group_of(names).items():
         place = module(name)
         if place is None or group is None:
             continue
         (stack, number, inner), depth = place, group.split()[0]
         layers.setdefault(stack, {}).setdefault(depth, set()).add(number)
-        if kind(inner) == KINDS[0] and (head := _head(inner)) not in heads.setdefault((stack, depth), []):
-            heads[stack, depth].append(head)
+        if head := _head(inner, mixture):
+            heads.setdefault((stack, depth), {})[head[1]] = head[0]
     found = {}
     for stack in sorted(layers, key=lambda stack: (-len(stack), stack)):  # `encoder.layers` before `layers`
         for depth, numbers in layers[stack].items():
             where = f"{stack}.{{{min(numbers)}-{max(numbers)}}}"
-            for head in heads.get((stack, depth), []):
-                found[f"{where}.{head}.*"] = modules.get(f"{depth} {KINDS[0]}", lam)
-            found[f"{where}.*"] = modules.get(f"{depth} {KINDS[1]}", lam)
+            here = heads.get((stack, depth), {})
+            for begins, what in sorted(here.items(), key=lambda item: KINDS.index(item[1])):
+                found[f"{where}.{begins}.*"] = modules.get(f"{depth} {what}", lam)
+            found[f"{where}.*"] = modules.get(f"{depth} {KINDS[-1]}", lam)
     return found | {"*": lam}
 
 
-def _head(inner: str) -> str:
-    """A module's name up to the part that says that it is attention."""
+def _is_mixture(names: Iterable[str]) -> bool:
+    return any("experts" in name.split(".") for name in names)
+
+
+def _head(inner: str, mixture: bool) -> tuple[str, str] | None:
+    """The kind of a module and its name up to the part that shows it; None for all else of a layer."""
     parts = inner.split(".")
-    return ".".join(parts[: 1 + next(i for i, part in enumerate(parts) if _ATTENTION.fullmatch(part))])
+    for what, pattern in _PARTS.items():
+        if what == KINDS[0] or mixture:
+            number = next((i for i, part in enumerate(parts) if pattern.fullmatch(part)), None)
+            if number is not None:
+                return what, ".".join(parts[: number + 1])
+    return None

@@ -156,9 +156,9 @@ GOOD_WHEN_HIGH = ("refusal", "call_match", "exact_match", "task")
 """Measures that count the good answers; the others count the bad ones."""
 BY_MODULE = "λ by module"
 BY_MODULE_NOTE = (
-    "λ is that of a group of modules: attention or all else of a layer (mlp, norms too), in the first, second or "
-    "last third of the depth. Curves and slider are those of a single λ. The best of several tries "
-    "may owe its lead on validation to chance: the test split says whether it held."
+    "λ is that of a group of modules: attention, a mixture's router or experts, or all else of a layer (mlp, norms "
+    "too), in the first, second or last third of the depth. Curves and slider are those of a single λ. The best of "
+    "several tries may owe its lead on validation to chance: the test split says whether it held."
 )
 
 
