@@ -2,11 +2,9 @@
 
 import itertools
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +17,8 @@ from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
 from mooring.merging.tensor_value import TensorValue
 from mooring.models import lora, open_adapter, open_checkpoint
-from tiny_models import IDS, build, save  # type: ignore[import-not-found]
+from tiny_adapters import loaded, logits, tune, with_peft  # type: ignore[import-not-found]
+from tiny_models import build, save  # type: ignore[import-not-found]
 
 MIXTURES = ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "glm4_moe", "llama4", "qwen3_vl_moe"]
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
@@ -35,39 +34,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(model, here / name)
         save(model, here / f"{name}-fused", save_original_format=False)
     return here
-
-
-def loaded(folder: Path) -> Any:
-    import transformers
-
-    name = json.loads((folder / "config.json").read_text())["architectures"][0]
-    options = {"experts_implementation": "eager"}  # the default has no float64
-    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, **options).eval()
-
-
-def logits(model: Any) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model(input_ids=IDS).logits
-    return found.double()
-
-
-def tune(base: Path, out: Path, seed: int = 0, **config: Any) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = peft.get_peft_model(loaded(base), peft.LoraConfig(**{"r": 4, "lora_alpha": 8} | config))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.add_(torch.randn(value.shape, generator=generator) * 0.05)
-    model.save_pretrained(out)
-    return out
-
-
-def with_peft(base: Path, adapter: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return peft.PeftModel.from_pretrained(loaded(base), adapter).eval()
 
 
 def halfway(base: Path, adapter: Path) -> Tensor:
@@ -228,3 +194,18 @@ def test_contradictions_are_named(folders: Path, tmp_path: Path) -> None:
             open_pair(folders / "qwen3_moe", adapter)
         assert caught.value.code == code
         assert "\n" not in str(caught.value)
+
+
+def test_servers_and_vllm_do_not_get_factors_of_experts(folders: Path, tmp_path: Path) -> None:
+    """vLLM's sweep replaces weights instead, as for other adapters that it cannot apply."""
+    from mooring.inference.vllm import lora_options
+    from mooring.pipeline.sweeps.server import check_tuned
+
+    adapter = tune(folders / "qwen3_moe", tmp_path / "a", **KINDS["experts"])
+    with pytest.raises(UserError, match="target_parameters") as caught:
+        check_tuned(adapter)
+    assert caught.value.code == "recipe.server_needs_adapter"
+    for folder in (adapter, of_older_version(folders / "qwen3_moe", tmp_path / "b")):
+        with open_adapter(folder) as opened, pytest.raises(UserError) as caught:
+            lora_options(opened)
+        assert caught.value.code == "model.unsupported_adapter"

@@ -18,6 +18,7 @@ from mooring.inference.folder import ModelFolder, open_folder
 from mooring.inference.vllm_errors import starting
 from mooring.inference.vllm_shared import RANKS, LoraOptions, SharedLLM, VLLMOptions, import_vllm
 from mooring.models import Adapter, open_adapter
+from mooring.models.adapter_config import beyond_plain
 from mooring.models.classes import load_config
 from mooring.records import Completion, Likelihood, Prompt, sample_key
 from mooring.sampling import SamplingParams
@@ -205,7 +206,8 @@ def lora_options(adapter: Adapter) -> LoraOptions:
     """What vLLM must be started with to apply an adapter; ModelError if it cannot apply it."""
     config = adapter.config
     modules = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in adapter.changes})
-    unsupported = [name for name in ("use_dora", "modules_to_save", "lora_bias") if config.get(name)]
+    unsupported = beyond_plain(config)
+    unsupported += ["single experts"] if any(".experts." in name for name in adapter.changes) else []
     unsupported += ["bias"] if config.get("bias", "none") != "none" else []
     # With an adapter of the head, prompt log-probabilities fail (seen with 0.32 on CPU).
     unsupported += [name for name in modules if name in ("lm_head", "embed_tokens")]

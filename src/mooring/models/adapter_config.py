@@ -188,6 +188,12 @@ def malformed(what: str, hint: str = _SAVE_AGAIN) -> ModelError:
     return ModelError(what, hint, code="model.bad_adapter")
 
 
+def beyond_plain(config: Mapping[str, Any]) -> list[str]:
+    """The options of an adapter that are merged, but that servers of plain LoRA adapters do not apply, by name."""
+    named = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters")
+    return [name for name in (*named, "use_bdlora", "use_qalora") if config.get(name)]
+
+
 def unknown_options(config: Mapping[str, Any]) -> list[str]:
     """Options that are set and that `LoraConfig` did not have when this was written, by name."""
     return sorted(key for key, value in config.items() if key not in OPTIONS and value not in (None, False, "", [], {}))

@@ -18,7 +18,8 @@ from mooring.inference.servers import Servers
 from mooring.merge_point import MergePoint
 from mooring.merging.adapter import LEAVE_OUT
 from mooring.merging.pair import have_other_weights
-from mooring.models import ADAPTER_CONFIG, Checkpoint, is_adapter, open_checkpoint
+from mooring.models import ADAPTER_CONFIG, Checkpoint, is_adapter, open_checkpoint, read_json
+from mooring.models.adapter_config import beyond_plain
 from mooring.models.lora import ADAPTER_WEIGHTS
 from mooring.pipeline.run_folder import remove
 from mooring.pipeline.sweeps.sweep import SweepSpec
@@ -183,12 +184,19 @@ def _tokenizer(folder: Path) -> Any:
         return None
 
 
+_NOT_SERVED = ("target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora")
+"""Options of adapters that no server applies."""
+
+
 def check_tuned(tuned: Path) -> None:
-    """Check that servers can change λ of a tuned model: that it is a LoRA adapter.
+    """Check that servers can change λ of a tuned model: that it is a LoRA adapter of a kind that they apply.
 
     Raises:
-        RecipeError: It is a whole checkpoint (`recipe.server_needs_adapter`).
+        RecipeError: It is a whole checkpoint, or an adapter that servers do not apply (`recipe.server_needs_adapter`).
     """
     if not is_adapter(tuned):
         what = f"{tuned}: is a whole checkpoint, and a server changes λ of a LoRA adapter only"
+        raise RecipeError(what, WAY_OUT, code="recipe.server_needs_adapter")
+    if used := [name for name in beyond_plain(read_json(tuned / ADAPTER_CONFIG)) if name in _NOT_SERVED]:
+        what = f"{tuned}: the adapter uses {', '.join(used)}, which servers do not apply"
         raise RecipeError(what, WAY_OUT, code="recipe.server_needs_adapter")
