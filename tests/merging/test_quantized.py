@@ -320,3 +320,48 @@ def requantized(base: Path, out: Path, kind: str) -> Path:
     config["quantization_config"] = blocks if kind == "fp8" else compressed
     (out / "config.json").write_text(json.dumps(config))
     return out
+
+
+@pytest.mark.slow
+def test_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
+    """At λ = 0 the base as transformers dequantizes it, at λ = 1 a tuned model of 16 bits; written as MXFP4 again."""
+    from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
+
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 32,
+    }
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["full_attention"]}
+    torch.manual_seed(0)
+    config = GptOssConfig(**sizes, **experts, num_key_value_heads=1, vocab_size=40, pad_token_id=0, eos_token_id=1)
+    tuned = GptOssForCausalLM(config).to(torch.bfloat16)
+    tuned.save_pretrained(tmp_path / "tuned")
+    stored = {}
+    random = torch.Generator().manual_seed(0)
+    for name, tensor in load_file(tmp_path / "tuned" / "model.safetensors").items():
+        if name.endswith("_proj") and "experts" in name:
+            count, inputs, outputs = tensor.shape
+            groups = (count, outputs, inputs // 32)
+            stored[f"{name}_blocks"] = torch.randint(0, 256, (*groups, 16), dtype=torch.uint8, generator=random)
+            stored[f"{name}_scales"] = torch.randint(118, 122, groups, dtype=torch.uint8, generator=random)
+        else:
+            stored[name] = tensor
+    shutil.copytree(tmp_path / "tuned", tmp_path / "base")
+    save_file(stored, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    fields = json.loads((tmp_path / "base" / "config.json").read_text())
+    fields["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(fields))
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    for lam, expected in ((0.0, base), (1.0, tuned)):
+        out = merge(tmp_path / "base", tmp_path / "tuned", out=tmp_path / f"o{lam}", lam=lam)
+        found = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+    kept = merge(tmp_path / "base", tmp_path / "tuned", out=tmp_path / "kept", lam=0.5, keep_quantization=True)
+    with open_checkpoint(kept) as model:
+        values = {name: model.tensor(name) for name in model.quantized}
+    found = AutoModelForCausalLM.from_pretrained(kept, dtype=torch.bfloat16).state_dict()
+    assert len(values) == 2
+    assert all(torch.equal(found[name], tensor) for name, tensor in values.items())

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from mooring.errors import ModelError
 from mooring.models import open_checkpoint
@@ -110,7 +109,13 @@ def test_broken_parts_are_refused(tmp_path: Path, name: str) -> None:
     case = CASES[name]()
     for part, tensor in case.stored.items():
         flat = tensor.reshape(-1)
-        for broken in (flat[: len(flat) // 2], flat[:0], torch.full_like(tensor, 101), flat.double()):
+        for broken in (
+            flat[: len(flat) // 2],
+            flat[:0],
+            torch.full_like(tensor, 101),
+            flat.double() * 1e9,
+            flat.double() * torch.nan,
+        ):
             write(tmp_path, case._replace(stored={**case.stored, part: broken}))
             try:
                 with open_checkpoint(tmp_path) as model:
@@ -118,5 +123,3 @@ def test_broken_parts_are_refused(tmp_path: Path, name: str) -> None:
                         model.tensor(other)
             except ModelError:
                 continue
-    assert load_file(tmp_path / "model.safetensors")
-    save_file({"w": torch.ones(1)}, tmp_path / "other.safetensors")

@@ -270,6 +270,8 @@ def _four_bit(stored: Stored, name: str, info: TensorInfo) -> FourBit:
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
         raise malformed(info, "is not a state of bitsandbytes") from None
     short = [part for key, part in parts.items() if tensors[part].numel < least[key]]
+    if nested and tensors[parts["absmax"]].dtype != torch.uint8:
+        raise malformed(tensors[parts["absmax"]], "has no codes of scales that were quantized again")
     if tensors[name].nbytes < -(-math.prod(shape) // 2):
         short.append(name)
     if short:

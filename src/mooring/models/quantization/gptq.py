@@ -85,7 +85,7 @@ def _tensor(stored: Stored, info: TensorInfo, stem: str, settings: Mapping[str, 
     words, outputs = info.shape
     groups = scales.shape[0]
     bits = settings.get("bits")
-    if bits not in (2, 4, 8):
+    if type(bits) is not int or bits not in _ONES:
         raise unsupported(info.file, f"{info.name} is GPTQ of {bits!r} bits; 2, 4 and 8 are supported")
     inputs = words * 32 // bits
     fits = zeros.shape == (groups, -(-outputs * bits // 32)) and scales.shape == (groups, outputs)
@@ -94,7 +94,7 @@ def _tensor(stored: Stored, info: TensorInfo, stem: str, settings: Mapping[str, 
     reordered = None
     if order is not None:
         index = stored.read(order.name)
-        if index.numel() != inputs or int(index.min()) < 0 or int(index.max()) >= groups:
+        if order.dtype != torch.int32 or index.numel() != inputs or int(index.min()) < 0 or int(index.max()) >= groups:
             raise malformed(order, f"does not give each of {inputs} inputs one of {groups} groups")
         following = torch.arange(inputs) // max(1, inputs // groups)
         reordered = None if inputs % groups == 0 and torch.equal(index.long(), following) else order.name

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mooring.models.quantization.tensor import QuantizedTensor, Stored, compute_dtype, malformed, unsupported
 
+_INTEGERS = (torch.int32, torch.int64)
 _BESIDE = ("weight_shape", "input_scale", "output_scale")
 
 
@@ -76,6 +77,8 @@ class PackedInt(QuantizedTensor):
 def _reordered(stored: Stored, order: str, columns: int, groups: int) -> str | None:
     """The stored group of each column, or None if it was never set."""
     index = stored.read(order)
+    if index.dtype not in _INTEGERS:
+        raise malformed(stored.tensors[order], "is not the group of each column")
     if index.numel() == columns and int(index.min()) < 0:
         return None
     if index.numel() != columns or int(index.max()) >= groups:
@@ -101,7 +104,7 @@ def find(stored: Stored, config: Mapping[str, Any]) -> Iterator[PackedInt]:
         scale, size = tensors.get(f"{stem}.weight_scale"), tensors.get(f"{stem}.weight_shape")
         if part != "weight_packed" or info.dtype != torch.int32:
             continue
-        if scale is None or size is None or size.numel != 2 or len(info.shape) != 2:
+        if scale is None or size is None or size.numel != 2 or size.dtype not in _INTEGERS or len(info.shape) != 2:
             raise malformed(info, "has no weight_scale and weight_shape beside it, or is no matrix")
         rows, columns = (int(n) for n in stored.read(size.name))
         words = info.shape[1]
