@@ -236,6 +236,11 @@ def marks_of(template: str, tokens: Sequence[str] = ()) -> Marks:
     return PLAIN
 
 
+def has_marks(template: str) -> bool:
+    """Whether a chat template mentions the marks of thoughts, so that responses may have some."""
+    return any(marks.open.strip() in template or marks.close.strip() in template for marks in MARKS)
+
+
 def separated(completions: Sequence[Completion]) -> list[Completion]:
     """Completions with the thoughts taken out of their texts, where these are still in them.
 

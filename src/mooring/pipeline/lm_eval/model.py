@@ -26,6 +26,7 @@ from mooring.config import section
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
 from mooring.inference.decode import MAX_LOGITS, decode, pad_left
+from mooring.inference.encode import decode_parts, opens_block
 from mooring.inference.engine import plan_batches, unfinished
 from mooring.inference.transformers import TransformersEngine
 from mooring.models.classes import vocab_size
@@ -33,6 +34,7 @@ from mooring.pipeline.lm_eval.cache import AnswerCache
 from mooring.pipeline.lm_eval.evaluate import open_engine
 from mooring.records import Message, sample_key
 from mooring.sampling import SamplingParams
+from mooring.thinking import has_marks, split_thoughts
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Tokens of a context (at least one) and of its continuation."""
@@ -266,19 +268,27 @@ class MooringLM(TemplateLM):
             pending = unfinished(batches, keys, [key for key in keys if key in self._cache])
             done += len(rows) - sum(len(batch) for batch in pending)
             self._progress(done, len(requests))
+            ended = self._stop_tokens.detector(until)
+            stops = self.engine.stops
+            if has_marks(str(self.tokenizer.chat_template)):
+                # A stop string ends an answer, and not the thoughts before it.
+                opened = any(opens_block(self.tokenizer, row) for row in rows)
+                ended = self._ends_answer(ended, until, opened)
+            else:
+                stops |= self._stop_tokens.containing(until)
             for batch in pending:
                 responses = decode(
                     self.engine.model,
                     [rows[i] for i in batch],
                     [sample_keys[numbers[i]] for i in batch],
                     params,
-                    self.engine.stops | self._stop_tokens.containing(until),
+                    stops,
                     self.engine.pad,
-                    self._stop_tokens.detector(until),
+                    ended,
                 )
                 self._cache.add(
                     {
-                        keys[i]: postprocess_generated_text(self._text(tokens), until, None)
+                        keys[i]: postprocess_generated_text(self._text(tokens, rows[i]), until, None)
                         for i, tokens in zip(batch, responses, strict=True)
                     }
                 )
@@ -288,8 +298,22 @@ class MooringLM(TemplateLM):
                 answers[number] = self._cache[key]
         return answers
 
-    def _text(self, tokens: list[int]) -> str:
-        return self.tok_decode(tokens[:-1] if tokens[-1] in self.engine.stops else tokens)
+    def _text(self, tokens: list[int], prompt: Sequence[int]) -> str:
+        """The answer in the tokens of a response; what was thought before it is not scored."""
+        return decode_parts(self.tokenizer, tokens[:-1] if tokens[-1] in self.engine.stops else tokens, prompt)[1]
+
+    def _ends_answer(
+        self, ended: Callable[[Sequence[int]], bool], until: Sequence[str], opened: bool
+    ) -> Callable[[Sequence[int]], bool]:
+        """A function that returns whether a stop string is in the answer after the thoughts of a response."""
+
+        def answer_ended(tokens: Sequence[int]) -> bool:
+            if not ended(tokens):
+                return False
+            answer = split_thoughts(self.tok_decode(tokens, False), opened=opened).answer
+            return any(stop in answer for stop in until if stop)
+
+        return answer_ended
 
     def _params(self, requested: Mapping[str, Any]) -> tuple[SamplingParams, list[str]]:
         """Sampling parameters and stop strings from a task's generation settings."""
