@@ -531,3 +531,17 @@ def test_a_model_that_gguf_cannot_hold_is_refused_before_the_merge(run: Run, bas
     gpt2 = bases["gpt2"]
     check_refused(run, "model.gguf_architecture", "merge", gpt2, gpt2, "--lam", 0.5, "--gguf", "f16", "--out", "merged")
     assert not Path("merged").exists()
+
+
+@pytest.mark.slow
+def test_a_checked_merge_says_so_and_another_tuned_model_does_not_pass(
+    run: Run, tiny_model_folder: Path, tuned: Path, save_tiny_model: Any
+) -> None:
+    status, out, err = run("merge", tiny_model_folder, tuned, "--lam", 0.5, "--check", "--out", "merged")
+    assert status == 0, err
+    assert "The merged model was checked: 21 tensors equal" in " ".join(out.split())
+    assert json.loads(Path("merged/mooring.json").read_text())["check"]["passed"]
+    other = save_tiny_model(Path("other"), seed=2)
+    status, out, err = run("check-merge", "merged", tiny_model_folder, other, "--json")
+    assert status == 2, err
+    assert not json.loads(out)["passed"]
