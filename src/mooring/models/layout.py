@@ -221,10 +221,15 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
     """The layout of a checkpoint. It is kept as long as the checkpoint.
 
     Raises:
-        NoLayoutError: transformers is not installed, has no class for it, or cannot build it.
+        NoLayoutError: transformers is not installed, has no class for it, cannot build it, or has rules of another kind
+            than those that are followed here.
     """
     if checkpoint not in _layouts:
-        _layouts[checkpoint] = Layout(skeleton(checkpoint), checkpoint.tensors)
+        model = skeleton(checkpoint)
+        try:
+            _layouts[checkpoint] = Layout(model, checkpoint.tensors)
+        except Exception as error:  # another version of transformers
+            raise NoLayoutError(_first_line(error)) from None
     return _layouts[checkpoint]
 
 
