@@ -9,7 +9,7 @@ PIP_VLLM := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --n
 # What depends on the versions of torch and transformers.
 VLLM_TESTS ?= tests/inference tests/models tests/training tests/test_chat.py tests/pipeline/test_sweep.py
 
-.PHONY: quickstart test test-slow test-vllm test-vllm-slow check docs format clean
+.PHONY: quickstart test test-slow test-vllm test-vllm-slow matrix check docs format clean
 
 quickstart: $(VENV)/.ready  ## the main job, on the bundled model
 	$(BIN)/mooring run recipes/quickstart.yaml
@@ -26,6 +26,9 @@ test-vllm: $(VENV_VLLM)/.ready  ## real vLLM on a CPU (Linux x86-64), with the v
 
 test-vllm-slow: $(VENV_VLLM)/.ready  ## the rest in real vLLM, 20 minutes: runs that are killed, more prompts
 	$(VENV_VLLM)/bin/python -m pytest -m "vllm and slow" tests/engines
+
+matrix: $(VENV)/.ready-dev  ## docs/models.md: every architecture of transformers, again where tests/matrix/results.json lacks it
+	PYTHONPATH=tests $(BIN)/python -m matrix.build
 
 check: $(VENV)/.ready-dev  ## style, types, and docs built from the code
 	$(BIN)/ruff check .

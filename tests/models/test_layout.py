@@ -72,7 +72,13 @@ def test_tensors_that_the_class_does_not_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"model_type": "unheard_of"}, {"num_hidden_layers": 10**9}, {"num_attention_heads": "many"}]
+    "change",
+    [
+        {"model_type": "unheard_of"},
+        {"num_hidden_layers": 10**9},
+        {"num_experts": 10**9},
+        {"num_attention_heads": "many"},
+    ],
 )
 def test_no_layout(change: dict[str, object], tmp_path: Path) -> None:
     folder = save(build("llama"), tmp_path / "m")

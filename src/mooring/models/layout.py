@@ -26,7 +26,10 @@ from mooring.quiet import quiet
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "quantization_config")
 """Fields of a configuration that do not change a model's parameters."""
 _COUNTS = re.compile(r"(num|n)_(\w+_)?(layers?|blocks)|depth")
-"""Fields of a configuration that say how many layers there are."""
+"""Fields of a configuration that say how many layers there are: no more than tensors."""
+_EXPERTS = re.compile(r"(num|n)_(\w+_)?experts")
+_MOST_EXPERTS = 4096
+"""Per layer; each may be a module of its own."""
 COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|position_ids$")
 """Buffers that old versions of transformers stored, and that are computed from the configuration."""
 
@@ -241,9 +244,10 @@ def skeleton(checkpoint: Checkpoint) -> Any:
     Raises:
         NoLayoutError: transformers is not installed, has no class for it, or cannot build it.
     """
+    most = len(checkpoint.tensors)
     for field, count in _numbers(checkpoint.config):
-        if _COUNTS.fullmatch(field) and count > len(checkpoint.tensors):
-            raise NoLayoutError(f"{field} is {count} in its config.json, but it has {len(checkpoint.tensors)} tensors")
+        if (_COUNTS.fullmatch(field) and count > most) or (_EXPERTS.fullmatch(field) and count > _MOST_EXPERTS):
+            raise NoLayoutError(f"{field} is {count} in its config.json, but it has {most} tensors")
     fields = json.dumps({k: v for k, v in checkpoint.config.items() if k not in _VOLATILE}, sort_keys=True)
     if fields not in _skeletons:
         while len(_skeletons) >= _MOST_SKELETONS:
