@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from lora_models import load, logits_of, peft, say, tune, tuned_tensors  # type: ignore[import-not-found]
 from mooring.errors import MismatchError, ModelError
 from mooring.merging.adapter import merge_adapters
+from mooring.merging.compatibility import pair_warnings
 from mooring.merging.job import Job, Options
+from mooring.merging.pair import open_pair
 from mooring.merging.tensor_value import TensorValue
 from mooring.models import open_adapter, open_checkpoint
 from mooring.models.adapter_config import OPTIONS
@@ -181,6 +183,15 @@ def test_an_option_without_effect_has_none(bases: Mapping[str, Path], tmp_path: 
                 adapter.bind(base)
                 found.append(tuned_tensors(adapter, base))
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_an_option_of_a_newer_peft_is_noticed(bases: Mapping[str, Path], tmp_path: Path) -> None:
+    folder = tune(bases["tied"], tmp_path / "a", target_modules=["q_proj"])
+    with open_pair(bases["tied"], folder) as pair:
+        assert not any("not known" in warning for warning in pair_warnings(pair))
+    changed_config(folder, use_something_new={"a": 1}, off=False)
+    with open_pair(bases["tied"], folder) as pair:
+        assert any(warning.endswith("not followed: use_something_new") for warning in pair_warnings(pair))
 
 
 def test_qalora_is_what_pefts_layer_computes(bases: Mapping[str, Path], tmp_path: Path) -> None:

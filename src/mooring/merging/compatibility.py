@@ -9,6 +9,7 @@ from mooring.errors import MismatchError
 from mooring.merging.pair import QUANTIZED_NAME, ModelPair, Tokenizer
 from mooring.merging.slices import same
 from mooring.models import Adapter, Checkpoint
+from mooring.models.adapter_config import unknown_options
 from mooring.models.classes import text_fields
 from mooring.models.vocabulary import chat_template, ids_by_token, special_tokens, vocabulary
 from mooring.printable import shorten, visible
@@ -67,7 +68,11 @@ def pair_warnings(pair: ModelPair, tokenizer: Tokenizer = "larger") -> list[str]
         ModelError: A JSON file is corrupt.
     """
     base, tuned = pair.base, pair.tuned[0]
-    found = _other_base(base, tuned) if isinstance(tuned, Adapter) else _configuration(base.config, tuned.config)
+    found = (
+        [*_other_base(base, tuned), *_unknown_options(tuned)]
+        if isinstance(tuned, Adapter)
+        else _configuration(base.config, tuned.config)
+    )
     found += pair.remarks
     from_tuned = pair.tokenizer(tokenizer) > 0
     source = "the tuned model's" if from_tuned else "the base's"
@@ -130,6 +135,12 @@ def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
     if not named or same_name or Path(named).resolve() == base.folder.resolve():
         return []
     return [f"the adapter names {shorten(without_folders(named))} as its base, not {base.folder.resolve().name}"]
+
+
+def _unknown_options(adapter: Adapter) -> list[str]:
+    """Whether an adapter has options that PEFT did not have when this was written, and that may change the weights."""
+    names = [ascii(name)[1:-1][:80] for name in unknown_options(adapter.config)]
+    return [f"the adapter has options that are not known here, and not followed: {', '.join(names)}"] if names else []
 
 
 def _normalized(name: str) -> str:

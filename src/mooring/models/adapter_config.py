@@ -81,7 +81,8 @@ OPTIONS: Mapping[str, Option] = {
     "layer_replication": Option(
         "refused",
         "layer_replication gives the model more layers than its base has",
-        "repeat the layers of the base with PEFT's replicate_layers, save it as the base, and remove layer_replication "
+        "repeat the layers of the base with PEFT's replicate_layers, save it with copies "
+        "(state_dict={k: v.clone() for k, v in model.state_dict().items()}) as the base, and remove layer_replication "
         "from adapter_config.json",
     ),
     "init_lora_weights": Option(
