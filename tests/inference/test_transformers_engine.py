@@ -198,7 +198,7 @@ def test_an_adapter_is_opened_on_its_base(tmp_path: Path, tiny_model_folder: Pat
     [
         (lambda f: [p.unlink() for p in f.iterdir()], "model.empty"),
         (lambda f: (f / "config.json").write_text("{}"), "model.no_type"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"12345678"), "model.unloadable"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"12345678"), "model.corrupt"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "model.unloadable"),
         (lambda f: drop_tensor(f / "model.safetensors"), "model.missing_tensor"),
     ],

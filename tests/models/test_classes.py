@@ -100,7 +100,7 @@ def test_code_of_a_folder_is_not_run(tmp_path: Path, kind: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto}))
     with pytest.raises(ModelError) as caught:
         load_model(folder)
-    assert caught.value.code == ("model.remote_code" if kind == "no_such_type" else "model.unloadable")
+    assert caught.value.code == ("model.remote_code" if kind == "no_such_type" else "model.no_weights")
     with pytest.raises(ModelError):
         load_tokenizer(folder)
     assert not (tmp_path / "ran").exists()

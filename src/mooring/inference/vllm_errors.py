@@ -67,7 +67,8 @@ def start_error(folder: Path, text: str) -> ModelError:
     raised = [f"{name}: {reason}" for name, reason in _RAISED.findall(text) if not reason.startswith(_ELSEWHERE)]
     silent = "one of its processes ended without giving a reason"
     reason = raised[-1] if raised else silent if _ELSEWHERE in text else text.strip().rpartition("\n")[2]
-    return ModelError(f"{folder}: vLLM cannot load it ({reason})", "is the folder complete?", code="model.unloadable")
+    hint = "if transformers loads it (`--engine transformers`), vLLM does not support it"
+    return ModelError(f"{folder}: vLLM cannot load it ({reason})", hint, code="model.unloadable")
 
 
 def _no_room(folder: Path, match: Match[str]) -> ModelError:

@@ -249,7 +249,9 @@ class Engine:
             if any(differs):
                 folder = self._pair.tuned[differs.index(True)].folder
                 what = f"{folder}: {tensor.name} ({base.dtype}) differs from {self._pair.base.folder}"
-                hint = "integers cannot be merged; name the base that the model was tuned from"
+                hint = (
+                    "integers cannot be merged: copy this tensor from the base into the tuned model if it is a buffer"
+                )
                 raise MismatchError(what, hint, code="model.integers_differ")
         elif self._check and not known and tensor.name not in self._seen and not self._propagates(tensor):
             self._check_inputs(tensor, base, [t if d else base for t, d in zip(tuned, differs, strict=True)])

@@ -19,6 +19,7 @@ from mooring.models.matching import Matched, match, other_architecture
 from mooring.models.relaid import RelaidCheckpoint
 from mooring.models.resolve import resolve_model
 from mooring.models.vocabulary import adds_tokens
+from mooring.printable import shorten
 
 Tokenizer = Literal["larger", "base", "tuned"]
 """Whose tokenizer and chat template the merged model gets: the base's, the first tuned model's, or the `larger`: that
@@ -304,7 +305,8 @@ def _check_match(base: Checkpoint, tuned: Checkpoint, matched: Matched) -> None:
     if matched.reason and key:
         a, b = (v if isinstance(v, str) else ", ".join(map(str, v)) for v in (base.config[key], tuned.config[key]))
         what = f"{tuned.folder}: its {key} is {b}, but that of {base.folder} is {a}"
-        raise MismatchError(what, NAME_THE_BASE, code="model.architecture_mismatch")
+        hint = NAME_THE_BASE if key == "model_type" else f"save the tuned model with the class {a}, or tune that class"
+        raise MismatchError(what, hint, code="model.architecture_mismatch")
     reason = f" (their layouts cannot be compared: {matched.reason})" if matched.reason else ""
     theirs = matched.checkpoint
     for names, has, code in (
@@ -315,7 +317,38 @@ def _check_match(base: Checkpoint, tuned: Checkpoint, matched: Matched) -> None:
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             what = f"{tuned.folder}: {has.format(others[0] + more, base.folder)}{reason}"
-            raise MismatchError(what, NAME_THE_BASE, code=code)
+            raise MismatchError(what, _way_out(base, tuned, theirs), code=code)
+
+
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+
+
+def _sizes(base: Checkpoint, tuned: Checkpoint) -> str:
+    """The sizes in which two configurations differ, in words; empty if they have the same."""
+    ours, theirs = text_fields(base.config), text_fields(tuned.config)
+    differ = [key for key in (*_SIZES, *_EXPERTS) if key in ours and key in theirs and ours[key] != theirs[key]]
+    return ", ".join(f"{key} {shorten(str(theirs[key]), 20)}, not {shorten(str(ours[key]), 20)}" for key in differ)
+
+
+def _way_out(base: Checkpoint, tuned: Checkpoint, theirs: Checkpoint) -> str:
+    """What to do about tensors of one side only, by their cause: another size, part of a model, or other names."""
+    if sizes := _sizes(base, tuned):
+        return f"it was tuned from a model of another size ({sizes}): name that model as the base"
+    missing, extra = base.tensors.keys() - theirs.tensors.keys(), theirs.tensors.keys() - base.tensors.keys()
+    if missing and not extra:
+        return f"{len(missing)} tensors were not saved: save the whole tuned model, or copy the missing files there"
+    if extra and not missing:
+        return f"the base lacks {len(extra)} tensors: name a base that has them, or save the tuned model without them"
+    save = "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"
+    return f"their names follow no conversion that transformers knows: save both with one version of it: {save}"
 
 
 def _match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter]) -> ModelPair:
@@ -362,14 +395,18 @@ def _tied_sources(base: Checkpoint, tuned: Checkpoint | Adapter, decisions: dict
         embedding = tied.embedding_of(base, name)
         if embedding is None or embedding not in tuned.tensors:
             what = f"{tuned.folder}: has no {name}, which {base.folder} has"
-            raise MismatchError(what, NAME_THE_BASE, code="model.missing_tensor")
+            hint = "save it with its output head, or set tie_word_embeddings in its config.json if the two are tied"
+            raise MismatchError(what, hint, code="model.missing_tensor")
         sources[name] = embedding
         decisions[name] = f"tied: equals {embedding} in the base; the tuned model's {embedding} was taken for it"
     for name in sorted(tuned.tensors.keys() - base.tensors.keys()):
         embedding = tied.embedding_of(tuned, name)
         if embedding is None or embedding not in base.tensors:
             what = f"{tuned.folder}: has {name}, which {base.folder} does not have"
-            raise MismatchError(what, NAME_THE_BASE, code="model.extra_tensor")
+            hint = (
+                "name a base that stores its output head, or save the tuned model without it if it equals the embedding"
+            )
+            raise MismatchError(what, hint, code="model.extra_tensor")
         decisions[name] = f"tied: equals {embedding} in the tuned model; left out, as in the base"
     return sources
 
@@ -416,7 +453,7 @@ def _check_type(
         return
     if not (info.dtype.is_floating_point and other.is_floating_point):
         what = f"{model.folder}: {name} is {other}, but {info.dtype} in {base.folder}"
-        raise MismatchError(what, NAME_THE_BASE, code="model.dtype_mismatch")
+        raise MismatchError(what, "save both in one type, such as bfloat16", code="model.dtype_mismatch")
     decisions.setdefault(name, f"{other} in the tuned model, {info.dtype} in the base; merged in float32 or better")
 
 
@@ -433,7 +470,7 @@ def _vocabulary_rows(
         if shape == ours or (fits and (isinstance(model, Adapter) or _vocabulary_size(model) == shape[0])):
             continue
         what = f"{model.folder}: {name} has shape {list(shape)}, but {list(ours)} in {base.folder}"
-        raise MismatchError(what, NAME_THE_BASE, code="model.shape_mismatch")
+        raise MismatchError(what, _about_shape(base, model, name, shape), code="model.shape_mismatch")
     return [shape[0] for shape in shapes]
 
 
@@ -446,6 +483,21 @@ def _check_same_rows(grown: Checkpoint | Adapter, tensors: Mapping[str, OutputTe
             what = f"{grown.folder}: {most} has {rows[most]} rows, but {name} has {count}, of which it holds no others"
             hint = "save it again with both: PEFT's save_pretrained(…, save_embedding_layers=True)"
             raise MismatchError(what, hint, code="model.vocabulary_rows_differ")
+
+
+def _about_shape(base: Checkpoint, model: Checkpoint | Adapter, name: str, shape: tuple[int, ...]) -> str:
+    """What to do about a tensor of another shape, by its cause."""
+    if isinstance(model, Adapter):
+        return NAME_THE_BASE
+    if sizes := _sizes(base, model):
+        return f"it was tuned from a model of another size ({sizes}): name that model as the base"
+    for each, rows in ((base, base.tensors[name].shape[:1]), (model, shape[:1])):
+        if tied.has_vocabulary_rows(name) and rows and _vocabulary_size(each) != rows[0]:
+            said = (
+                f"config.json of {each.folder} says vocab_size {_vocabulary_size(each)}, but there are {rows[0]} rows"
+            )
+            return f"{said}: correct it"
+    return f"{NAME_THE_BASE}; its config.json does not say why the shape differs"
 
 
 def _vocabulary_size(model: Checkpoint) -> int | None:

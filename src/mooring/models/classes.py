@@ -7,12 +7,13 @@ nested configuration only, and is then used with text alone.
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mooring.errors import ModelError
-from mooring.models.checkpoint import read_config, read_json
+from mooring.models.checkpoint import open_checkpoint, read_config, read_json
 
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 """Fields of a configuration that hold the configuration of a model's language model."""
@@ -33,7 +34,30 @@ def loading(path: Path, library: str, what: str = "it") -> Iterator[None]:
     except Exception as error:  # broken folders cause exceptions of all kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         message = f"{path}: {library} cannot load {what} ({reason})"
-        raise ModelError(message, "is the folder complete?", code="model.unloadable") from error
+        raise ModelError(message, why_unloadable(path), code="model.unloadable") from error
+
+
+def why_unloadable(folder: Path) -> str:
+    """What to do about a model that a library cannot load, as far as its files show why.
+
+    Raises:
+        ModelError: The files themselves are at fault: some are missing, or corrupt.
+    """
+    import transformers
+
+    if (folder / "config.json").is_file():
+        open_checkpoint(folder, as_stored=True).close()
+        made_with = str(read_config(folder).get("transformers_version") or "")
+        ours = transformers.__version__
+        if re.match(r"\d+\.\d+", made_with) and _version(made_with) > _version(ours):
+            return f"it was saved with transformers {made_with}, and {ours} is installed: update it"
+    return (
+        "its weights are whole, so look at the reason in brackets: often config.json or a tokenizer file is another's"
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 def load_config(folder: Path) -> Any:
@@ -132,7 +156,8 @@ def missing_tensors(name: str, config: Any, kind: type, missing: list[str]) -> M
     if made_by:
         what = f"{name}: is a {made_by[0]!a}, which lacks {len(missing)} tensors of a {kind.__name__} ({missing[0]}, …)"
         return ModelError(what, "name a model that generates text", code="model.other_class")
-    return ModelError(what, "is the folder complete?", code="model.missing_tensor")
+    hint = "its files do not hold them: fetch or save the model again, whole"
+    return ModelError(what, hint, code="model.missing_tensor")
 
 
 def attach_adapter(model: Any, folder: Path) -> Any:

@@ -218,7 +218,11 @@ def _check_encoder(model: str, layer: int | None, download: bool) -> None:
         layers = int(config.get("num_hidden_layers", config.get("n_layers", 0)))
     except (ModelError, ValueError, TypeError):
         what = f"{model}: has no readable config.json"
-        raise ModelError(what, "is the folder complete?", code="model.encoder_unreadable") from None
+        raise ModelError(
+            what,
+            "name an encoder's folder or hub id in score.bertscore_model, complete with config.json",
+            code="model.encoder_unreadable",
+        ) from None
     if layer is not None and layers and layer > layers:
         hint = f"give one from 1 to {layers}"
         raise ModelError(f"{model}: has no layer {layer}", hint, code="model.bertscore_layer_missing")

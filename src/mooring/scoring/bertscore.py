@@ -204,12 +204,14 @@ def load_encoder(model: str, layer: int | None, device: str = "auto") -> Encoder
     except Exception as error:  # loaders raise many types for a broken folder
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
-            f"{model}: cannot be loaded ({reason})", "is the folder complete?", code="model.encoder_unreadable"
+            f"{model}: cannot be loaded ({reason})",
+            "name another encoder in score.bertscore_model, or fetch this one again, whole",
+            code="model.encoder_unreadable",
         ) from error
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
         raise ModelError(
             f"{model}: {len(missing)} tensors are missing, such as {missing[0]}",
-            "is the folder complete?",
+            "fetch the encoder again, whole",
             code="model.missing_tensor",
         )
     stack = getattr(getattr(encoder, "encoder", getattr(encoder, "transformer", None)), "layer", None)

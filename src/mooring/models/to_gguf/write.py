@@ -141,7 +141,7 @@ def _rows(model: _Model) -> int:
         if target.name == "token_embd.weight":
             return target.shape[0]
     what = f"{model.checkpoint.folder}: has no embedding"
-    raise ModelError(what, "is the folder complete?", code="model.missing_tensor")
+    raise ModelError(what, "fetch or save the model again, whole", code="model.missing_tensor")
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

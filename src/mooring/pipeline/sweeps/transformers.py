@@ -20,7 +20,7 @@ from mooring.merge_point import MergePoint
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.job import options_of
 from mooring.merging.tensor_value import Given as Lam
-from mooring.models.classes import load_config, load_tokenizer, missing_tensors, model_class
+from mooring.models.classes import load_config, load_tokenizer, missing_tensors, model_class, why_unloadable
 from mooring.pipeline.sweeps.folders import FolderSweep
 from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.quiet import quiet
@@ -137,7 +137,8 @@ class MergedModel:
             except Exception as error:  # loaders raise errors of any type for a broken folder
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
                 what = f"{self._spec.pair.base.folder}: its merge cannot be loaded ({reason})"
-                raise ModelError(what, "is the folder complete?", code="model.unloadable") from error
+                hint = why_unloadable(self._spec.pair.base.folder)
+                raise ModelError(what, hint, code="model.unloadable") from error
         model = put(model, device)
         self._placement = locate(model, tensors)
         if self._placement is None and not self._said:
