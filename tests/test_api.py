@@ -30,7 +30,7 @@ def other(key: str) -> Any:
         "judges": ("wildguard",), "safety": ("advbench",), "over_refusal": ("xstest",), "ordinary": ("alpaca-eval",),
         "task": "task.jsonl", "system": "Other.", "lambdas": (0.3,), "unsafe_exec": True, "confidence": 0.9,
         "density": 0.5, "gamma": 0.2, "epsilon": 0.1, "bound": 0.3, "over_refusal_margin": 0.2, "top_p": 0.9,
-        "served_model": "name", "too_long": "skip",
+        "served_model": "name", "check": False, "too_long": "skip",
     }  # fmt: skip
     name = key.rpartition(".")[2]
     if name in known:
@@ -46,8 +46,16 @@ def test_the_typed_options_of_a_verb_are_its_fields(verb: str) -> None:
     fields = set(options_of(verb))
     if verb == "merge":  # the method's options, which are not numbers only as in a recipe, and the output's
         fields = {field.name for field in dataclasses.fields(Options)} - {"lam"} | {"method", "dtype", "tokenizer"}
-        fields |= {"max_shard_size", "as_adapter", "allow_nonfinite", "threads", "gguf"}
-        fields |= {"keep_quantization", "qlora_base"}
+        fields |= {
+            "max_shard_size",
+            "as_adapter",
+            "allow_nonfinite",
+            "threads",
+            "check",
+            "gguf",
+            "keep_quantization",
+            "qlora_base",
+        }
     if verb == "lm_eval":
         fields |= set(opt.TaskOptions.__annotations__)
     assert set(TYPED[verb].__annotations__) == fields

@@ -21,6 +21,9 @@ MESSAGE = mooring.Message("user", "Hello")
 CHOICE = mooring.Choice(point=POINT, within=True, bound=0.1, metric="lam", reason="So.")
 TRIAL = mooring.Trial(point=POINT, method="linear", split="test", scores={"asr": SCORE, "refusal": SCORE})
 AGREEMENT = mooring.Agreement(kappa=0.8, same=9, n=10, missed=0, disagreements=("a",))
+LOGITS = mooring.LogitComparison(
+    model="the merge at λ = 1", reference="the tuned model", difference=1e-6, allowed=1e-4, same_top=1.0, passed=True
+)
 MEASURE = mooring.ServedMeasure(
     name="asr", merged=SCORE, served=SCORE, difference=compare_rates({"a": False, "b": False}, {"a": False, "b": True})
 )
@@ -32,6 +35,8 @@ RECORDS: dict[str, Any] = {
     "Exported": mooring.Exported(Path("m-F16.gguf"), Path("Modelfile"), "f16", "llama", 20),
     "Forecast": mooring.Forecast(stages=(("merge", "5 λ"),), facts={"run folder": "new"}, disk=1, memory=None),
     "Inspection": mooring.Inspection(base="b", tuned="t", kind="lora"),
+    "LogitComparison": LOGITS,
+    "MergeCheck": mooring.MergeCheck(passed=True, logits=[LOGITS], tensors=20, reference="the formula"),
     "MergePoint": POINT,
     "Message": MESSAGE,
     "Outcome": mooring.Outcome(Path("run"), Path("run/model"), CHOICE, Path("run/report"), worked=True),

@@ -24,7 +24,7 @@ from mooring.errors import (
 from mooring.events import Event, OnEvent
 from mooring.export import to_pandas
 from mooring.merge_point import MergePoint
-from mooring.records import Choice, Completion, Message, Prompt, Score, Trial, Verdict
+from mooring.records import Choice, Completion, LogitComparison, MergeCheck, Message, Prompt, Score, Trial, Verdict
 from mooring.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -61,10 +61,11 @@ _LAZY = {
 
 __all__ = [
     "Agreement", "Choice", "Comparison", "Completion", "DataError", "Event", "Exported", "FetchError", "Forecast",
-    "Inspection", "Judge", "MergePoint", "Message", "MismatchError", "MissingExtraError", "ModelError", "MooringError",
-    "OnEvent", "Outcome", "OutputError", "Paper", "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results",
-    "SamplingParams", "Score", "ServedMeasure", "ServedVerdict", "Trial", "UserError", "Verdict", "__version__", "api",
-    "load_examples", "load_prompts", "to_pandas",
+    "Inspection", "Judge", "LogitComparison", "MergeCheck", "MergePoint", "Message", "MismatchError",
+    "MissingExtraError", "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper", "Prompt",
+    "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "SamplingParams", "Score", "ServedMeasure",
+    "ServedVerdict", "Trial", "UserError", "Verdict", "__version__", "api", "load_examples", "load_prompts",
+    "to_pandas",
 ]  # fmt: skip
 __all__ += api.__all__
 

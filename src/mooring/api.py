@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedVerdict
-    from mooring.records import Choice, Completion, Kind, Prompt, Score, Split
+    from mooring.records import Choice, Completion, Kind, MergeCheck, Prompt, Score, Split
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
 
@@ -36,9 +36,9 @@ Ref = str | Path
 """A model or a data set."""
 
 __all__ = [
-    "compare", "generate", "inspect", "lm_eval", "load_results", "merge", "mergekit_export", "mergekit_run",
-    "open_comparison", "paper", "plan", "prefer", "push", "quickstart", "rejudge", "report", "run", "safeguard",
-    "safeguard_recipe", "score", "select", "to_gguf", "tune", "verify", "verify_served",
+    "check_merge", "compare", "generate", "inspect", "lm_eval", "load_results", "merge", "mergekit_export",
+    "mergekit_run", "open_comparison", "paper", "plan", "prefer", "push", "quickstart", "rejudge", "report", "run",
+    "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -213,16 +213,18 @@ def merge(
             `base`'s, the `tuned` model's, or the `larger` (default), which is the base's unless another has more
             tokens; `max_shard_size`, such as `"5GB"` (by default as the base's files);
             `as_adapter`, write a LoRA adapter, not a whole model, from inputs that are adapters; `allow_nonfinite`,
-            allow NaN and Inf; `threads` (by default one per core); `gguf`, write the merged model as GGUF too, beside
-            its other files, as in `to_gguf`; `qlora_base`, add a QLoRA adapter's change to the base as `given`
-            (default) or to the `dequantized` weights that it was trained on; `keep_quantization`, write quantized
-            weights in the base's format, not in 16 bits.
+            allow NaN and Inf; `threads` (by default one per core); `check`, compare what it computes with what it
+            should, as `check_merge` does, and record the result in the manifest; `gguf`, write the merged model as GGUF
+            too, beside its other files, as in `to_gguf`; `qlora_base`, add a QLoRA adapter's change to the base as
+            `given` (default) or to the `dequantized` weights that it was trained on; `keep_quantization`, write
+            quantized weights in the base's format, not in 16 bits.
 
     Returns:
         The folder of the merged model, or of the merged models.
 
     Raises:
-        UserError: The models cannot be merged, an option is bad, or the output cannot be written.
+        UserError: The models cannot be merged, an option is bad, or the output cannot be written; or the merged model
+            does not compute what it should (`model.check_failed`): its folder stays, and `verify` and `push` refuse it.
     """
     from mooring.merging.run_job import make_job
     from mooring.pipeline.merged import make
@@ -336,6 +338,34 @@ def verify(folder: Ref) -> dict[str, Any]:
     from mooring.merging.verify import verify
 
     return verify(folder)
+
+
+def check_merge(folder: Ref, base: Ref, tuned: Ref | Sequence[Ref], *, on_event: OnEvent | None = None) -> MergeCheck:
+    """Whether a merged model computes what it should: its tensors and logits beside those of base and tuned models.
+
+    transformers and PEFT load the models, in float32 on the CPU, one after the other, and read eight short prompts. The
+    merge at λ = 1 has to compute what the tuned model does (PEFT's forward pass, if it is an adapter), the merge at
+    λ = 0 what the base does, and the written tensors have to be the method's formula, but for rounding. If a model does
+    not fit into memory, tensors are compared alone, a slice at a time, and `notes` says so.
+
+    Args:
+        folder: A folder that `merge` wrote, which is not changed.
+        base: The base that it was merged from.
+        tuned: The tuned model, or all of them in order.
+        on_event: Receives the progress, in models.
+
+    Returns:
+        The result; `passed` is whether nothing differs by more than rounding, `faults` what does, and in which tensors.
+
+    Raises:
+        ModelError: The folder has no manifest, or a model is missing.
+        MismatchError: The models do not belong together.
+    """
+    from mooring.models.resolve import resolve_model
+    from mooring.pipeline.check import check_merge
+
+    refs = [tuned] if isinstance(tuned, (str, Path)) else list(tuned)
+    return check_merge(Path(folder), resolve_model(str(base)), [resolve_model(str(ref)) for ref in refs], on_event)
 
 
 def push(

@@ -233,6 +233,8 @@ class Merge(Section):
     """How dropped entries are compensated: by 1/density, by the sum of magnitudes, or not; defaults to the method's."""
     lambdas: tuple[Lambda, ...] = Field(GRID, min_length=1)
     """The λ to try, each the weight of the tuned model. 0 (the base) and 1 (the tuned model) are always tried."""
+    check: bool = True
+    """Compare what the written model computes with base and tuned model, as transformers loads them."""
 
     @field_validator("lambdas")
     @classmethod
@@ -247,7 +249,7 @@ class Merge(Section):
     @property
     def options(self) -> dict[str, Any]:
         """The given options of the method, besides λ."""
-        return self.model_dump(exclude_none=True, exclude={"method", "lambdas"})
+        return self.model_dump(exclude_none=True, exclude={"method", "lambdas", "check"})
 
 
 def _mode(value: object) -> object:
@@ -669,13 +671,13 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *ENGINE,
     ),
     "run": ("out", *_fields("select"), *ENGINE),
-    "merge": (*_fields("merge", but=["lambdas"]), "seed"),
+    "merge": (*_fields("merge", but=["lambdas", "check"]), "seed"),
     "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed"))),
     "generate": ("system", "seed", *_fields("generate", but=("safety", "task", "drafts", "served_model"))),
     "compare": (
         "system",
         "seed",
-        *_fields("merge", but=["lambdas"]),
+        *_fields("merge", but=["lambdas", "check"]),
         *_fields("generate", *SAMPLING, but=["n"]),
         *(key for key in ENGINE if key != "generate.batch_size"),
     ),
@@ -690,7 +692,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_fields("select", "margin", "bound", "confidence"),
     ),
     "prefer": ("seed", *_fields("judge", but=("name", "model"))),
-    "lm_eval": ("system", "seed", *_fields("merge", but=["lambdas"]), *_HERE),
+    "lm_eval": ("system", "seed", *_fields("merge", but=["lambdas", "check"]), *_HERE),
     "select": _fields("select", but=("search", "budget")),
 }
 """The fields of a recipe that each verb takes as options, in Python and on the command line, by the last part of their

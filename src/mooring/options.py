@@ -63,6 +63,7 @@ class OutputOptions(TypedDict, total=False):
     qlora_base: Literal["given", "dequantized"]
     keep_quantization: bool
     threads: int | None
+    check: bool
     gguf: Literal["q8_0", "f16", "bf16"] | None
 
 
@@ -100,6 +101,7 @@ class SafeguardOptions(TypedDict, total=False):
     epsilon: float | None
     rescale: Literal["inverse", "l1", "none"] | None
     lambdas: Sequence[float]
+    check: bool
     search: Literal["grid", "bisect", "modules"]
     budget: int
     policy: Literal["bound", "paper", "knee"]

@@ -192,6 +192,68 @@ class Trial(Record):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LogitComparison(Record):
+    """The logits of one model beside those that it should have, on the same tokens.
+
+    Attributes:
+        model: The model that was checked, in words.
+        reference: What it should compute.
+        difference: The largest absolute difference of two logits.
+        allowed: The largest that rounding explains.
+        same_top: The share of positions at which both have the same most likely token.
+        passed: Whether `difference` is within `allowed`.
+    """
+
+    model: str
+    reference: str
+    difference: float
+    allowed: float
+    same_top: float
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MergeCheck(Record):
+    """Whether a merged model computes what it should.
+
+    Attributes:
+        passed: Whether nothing differs by more than rounding.
+        logits: The models whose logits were compared.
+        tensors: How many tensors of the merged model were compared with a reference; 0 if none were.
+        reference: How the reference was computed.
+        faults: What is wrong, a sentence each.
+        notes: What was not checked, and why.
+    """
+
+    passed: bool
+    logits: Sequence[LogitComparison] = ()
+    tensors: int = 0
+    reference: str = ""
+    faults: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The result in a sentence or two."""
+        if not self.passed:
+            return f"The merged model does not compute what it should: {'; '.join(self.faults)}."
+        parts = []
+        if self.tensors:
+            parts.append(f"{self.tensors} tensors equal {self.reference} but for rounding")
+        if self.logits:
+            pairs = ", ".join(f"{each.model} ({each.reference})" for each in self.logits)
+            worst = max(self.logits, key=lambda each: each.difference / each.allowed)
+            top = min(each.same_top for each in self.logits)
+            parts.append(
+                f"the logits of {pairs} are as they should be: they differ by at most {worst.difference:.1e}, where "
+                f"{worst.allowed:.1e} is allowed, with the same most likely token at {top:.1%} of positions"
+            )
+        unchecked = f" Not checked: {'; '.join(self.notes)}." if self.notes else ""
+        checked = f"was checked: {'; '.join(parts)}" if parts else "was not checked"
+        return f"The merged model {checked}.{unchecked}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Choice(Record):
     """The chosen λ, and why.
 

@@ -45,6 +45,10 @@ def test_a_pair_of_checkpoints(command: Any, tmp_path: Path, tiny_model_folder: 
     assert results["choice"]["metric"] == "call_match"
     assert json.loads((tmp_path / "run" / "model" / "mooring.json").read_text())["lambda"] == chosen
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    check = json.loads((tmp_path / "run" / "check.json").read_text())
+    assert check["passed"]
+    assert [each["reference"] for each in check["logits"][1:]] == ["the tuned model", "the base"]
+    assert any(note.startswith("The merged model was checked: 21 tensors equal") for note in results["notes"])
     # The prompts that λ was chosen on and those that are reported on are not the same.
     answers = tmp_path / "run" / "completions" / "lam-0"
     halves = [

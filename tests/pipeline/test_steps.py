@@ -140,10 +140,11 @@ MEASURED = (*REFUSALS, "Generate task", "Likelihood", "LmEval", "Score")
 END = {"Select", "SearchModules", "Report"}
 PAIR = {"CheckPair", "MeasureChange"}
 TRIALS = each(*MEASURED) | END
-EVERYTHING = {"Tune align", "MergeAligned", "Tune tune", "WriteModel"} | PAIR | TRIALS
+WRITE = {"WriteModel", "CheckModel"}
+EVERYTHING = {"Tune align", "MergeAligned", "Tune tune"} | WRITE | PAIR | TRIALS
 AFTER_ALIGN = EVERYTHING
-AFTER_TUNE = {"Tune tune", "WriteModel"} | PAIR | each(*MEASURED, roles=("tuned", "merged")) | END
-MERGES = each(*MEASURED, roles=("merged",)) | {"WriteModel"} | END
+AFTER_TUNE = {"Tune tune"} | WRITE | PAIR | each(*MEASURED, roles=("tuned", "merged")) | END
+MERGES = each(*MEASURED, roles=("merged",)) | WRITE | END
 GENERATED = each(*REFUSALS, "Generate task", "Score") | END
 SAFETY = each(*REFUSALS, "Score") | END
 TASK = each("Generate task", "Score") | END
@@ -184,6 +185,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "merge.density": (0.4, MERGES),
     "merge.epsilon": (0.2, MERGES),
     "merge.rescale": ("none", MERGES),
+    "merge.check": (False, {"Report"}),
     "merge.lambdas": ([0.3, 0.5, 0.7], each(*MEASURED, roles=("merged",), splits=("validation",)) | END),
     **{
         f"generate.{field}": (value, TRIALS)
@@ -237,7 +239,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "score.judge_thoughts": (True, each("Judge safety wildguard", "Score") | END),
     "score.validation": (0.3, TRIALS - each("LmEval")),
     "score.limit": (3, TRIALS - each("LmEval")),
-    "select.search": ("grid", {"Select", "WriteModel", "Report"}),
+    "select.search": ("grid", {"Select", "Report"} | WRITE),
     "select.budget": (1, {"SearchModules", "Report"}),
     "select.margin": (0.2, END),
     "select.bound": (0.2, END),
@@ -254,6 +256,7 @@ UNUSED = {
     "generate.safety.n": "refused: only the task's prompts get several responses",
     "select.policy": "needs `search: grid`, and has a test of its own",
     "merge.gamma": "no option of the method",
+    "score.too_long": "opens the models, which this recipe does not have",
     **dict.fromkeys(
         [f"generate.{field}" for field in ("base_url", "key_env", "concurrency", "requests_per_minute")],
         "for servers, which a run does not ask",

@@ -9,7 +9,7 @@ import click
 import mooring
 from mooring.cli import BAD_INPUT, OVER_BOUND, render
 from mooring.cli.compare import compare
-from mooring.cli.merge import merge, mergekit, push, to_gguf, verify
+from mooring.cli.merge import check_merge, merge, mergekit, push, to_gguf, verify
 from mooring.cli.options import (
     HELP,
     Verbs,
@@ -130,6 +130,7 @@ for command in (
     merge,
     mergekit,
     verify,
+    check_merge,
     to_gguf,
     push,
     generate,

@@ -1,13 +1,14 @@
-"""Commands about merged models: `merge`, `mergekit`, `verify`, `to-gguf` and `push`."""
+"""Commands about merged models: `merge`, `mergekit`, `verify`, `check-merge`, `to-gguf` and `push`."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import click
 
 import mooring
-from mooring.cli import render
+from mooring.cli import BAD_INPUT, render
 from mooring.cli.options import HELP, Verb, fields_given, floats, json_option, verb
 from mooring.errors import UserError
 from mooring.merge_methods import METHODS
@@ -55,6 +56,9 @@ _OUTPUT = (
     ),
     click.option("--keep-quantization", is_flag=True, help="Write quantized weights in BASE's format, not in 16 bits."),
     click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default one per core."),
+    click.option(
+        "--check/--no-check", default=False, help="Compare what it computes with BASE and TUNED, by transformers."
+    ),
     click.option("--gguf", type=click.Choice(_GGUF), help="Write it as GGUF too, with a Modelfile for Ollama."),
     json_option,
 )
@@ -138,6 +142,29 @@ def verify(folder: str, as_json: bool) -> None:
     manifest = mooring.verify(folder)
     text = f"{folder} is what was written: {manifest['tensors']['all']} tensors, digest {manifest['digest']}."
     render.result(manifest, text, as_json=as_json)
+
+
+@click.command("check-merge", context_settings=HELP)
+@click.argument("folder", help="A folder that `mooring merge` wrote.")
+@click.argument("base", help="The base that it was merged from.")
+@click.argument("tuned", nargs=-1, required=True, help="The tuned model, or all of them in order.")
+@json_option
+def check_merge(folder: str, base: str, tuned: tuple[str, ...], as_json: bool) -> None:
+    """Check that a merged model computes what it should.
+
+    Its tensors and logits are compared with those of BASE and TUNED, which transformers and PEFT load. Exits with 2 if
+    more than rounding differs.
+
+    \b
+    Examples:
+      mooring check-merge merged base/ tuned/
+      mooring check-merge merged meta-llama/Llama-3.1-8B-Instruct adapter/ --json
+    """
+    with render.bar("check", resumes=False) as on_event:
+        found = mooring.check_merge(folder, base, tuned, on_event=on_event)
+    render.result(found, found.sentence, as_json=as_json)
+    if not found.passed:
+        sys.exit(BAD_INPUT)
 
 
 @click.command("to-gguf", context_settings=HELP)

@@ -18,6 +18,7 @@ from mooring.files import gibibytes
 from mooring.inference.logs import own_stderr
 from mooring.merge_point import MergePoint
 from mooring.printable import as_json, visible
+from mooring.records import LogitComparison, MergeCheck
 
 if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
@@ -335,5 +336,8 @@ def merged(folder: Path, names: Sequence[str], *, as_json: bool) -> None:
     else:
         out.print(f"The merged model is in {escape(str(folder))}.")
     for each in folders:
+        if check := read_json(each / MANIFEST, bounded.MANIFEST).get("check"):
+            logits = [LogitComparison(**compared) for compared in check.pop("logits")]
+            out.print(escape(MergeCheck(**check, logits=logits).sentence))
         if (modelfile := each / "Modelfile").is_file():
             out.print(f"Beside it as GGUF; Ollama takes it by: ollama create NAME -f {escape(str(modelfile))}")

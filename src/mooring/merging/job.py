@@ -143,6 +143,25 @@ def options_to_json(method: str, options: Options) -> dict[str, Any]:
     return found
 
 
+def options_from_json(method: str, lam: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """λ and the options of a manifest, as `options_of` takes them."""
+
+    def value(given: Any) -> Any:
+        if isinstance(given, Mapping) and given.keys() == {"contains"}:
+            return TensorValue.containing([(key, _ramp(each)) for key, each in given["contains"].items()])
+        if isinstance(given, Mapping):
+            return TensorValue.of({key: _ramp(each) for key, each in given.items()})
+        return _ramp(given)
+
+    several = {name: tuple(map(value, options[name])) for name in _PER_MODEL if options.get(name) is not None}
+    others = {name: value(given) if name == "base_weight" else given for name, given in options.items()}
+    return value(lam), {**others, **several}
+
+
+def _ramp(given: Any) -> Any:
+    return tuple(given) if isinstance(given, list) else given
+
+
 _NEUTRAL: Mapping[str, Any] = {
     "density": 1.0,
     "gamma": 0.0,

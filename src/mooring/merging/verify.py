@@ -48,6 +48,7 @@ def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
     if "digests" not in manifest:
         what = f"{folder / MANIFEST}: was written by an older Mooring"
         raise ModelError(what, "merge again", code="model.old_manifest")
+    check_passed(folder, manifest)
     if not _well_formed(manifest):
         raise _differs(f"{folder / MANIFEST}: is malformed", code="model.bad_manifest")
     written = manifest["digests"]
@@ -61,6 +62,20 @@ def verify(folder: str | Path, *, threads: int | None = None) -> dict[str, Any]:
             f"{folder / MANIFEST}: its digest is not that of its list of tensors", code="model.digest_mismatch"
         )
     return manifest
+
+
+def check_passed(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise if a merged model was checked when it was made, and does not compute what it should.
+
+    Raises:
+        ModelError: So its manifest says (`model.check_failed`).
+    """
+    check = manifest.get("check")
+    if isinstance(check, dict) and check.get("passed") is False:
+        faults = "; ".join(map(str, check.get("faults") or ()))[:500]
+        raise ModelError(
+            f"{folder}: was checked when it was made, and failed: {faults!a}", "merge again", code="model.check_failed"
+        )
 
 
 def _well_formed(manifest: Mapping[str, Any]) -> bool:

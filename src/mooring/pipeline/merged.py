@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring import bounded
 from mooring.errors import ModelError, UserError
 from mooring.events import OnEvent
 from mooring.merging.job import Job, values_by_folder
+from mooring.merging.manifest import write_manifest
+from mooring.merging.pair import qlora_base
 from mooring.merging.run_job import run_job
-from mooring.models import ADAPTER_CONFIG, is_adapter, read_json
+from mooring.models import ADAPTER_CONFIG, MANIFEST, is_adapter, read_json
 from mooring.models.resolve import resolve_model
 from mooring.models.to_gguf import Exported, GgufType, check_adapter, check_model, write_adapter, write_model
+from mooring.records import MergeCheck
 
 GGUF_TYPES: tuple[GgufType, ...] = ("q8_0", "f16", "bf16")
 
@@ -21,11 +25,12 @@ def make(
     *,
     lambdas: Sequence[float] = (),
     as_adapter: bool = False,
+    check: bool = False,
     gguf: GgufType | None = None,
     on_event: OnEvent | None = None,
     **options: Any,
 ) -> Path:
-    """Do a merge, and write it as GGUF too; arguments and errors as in `mooring.merge`."""
+    """Do a merge, check it, and write it as GGUF too; arguments and errors as in `mooring.merge`."""
     if gguf is not None:
         base = resolve_model(job.base)
         _check_type(gguf)
@@ -36,14 +41,43 @@ def make(
             check_model(base)
     folder = run_job(job, out, lambdas=lambdas, as_adapter=as_adapter, on_event=on_event, **options)
     for name in values_by_folder(job.method, lambdas) or [""]:
+        made = folder / name
+        if check:
+            require_passed(made, check_written(made, *_inputs(job, options.get("qlora_base")), on_event))
         if gguf is not None:
-            made = folder / name
             title = "-".join(part for part in (folder.resolve().name, name) if part)
             if as_adapter:
                 write_adapter(made, resolve_model(job.base), made, gguf, name=title, on_event=on_event)
             else:
                 write_model(made, made, gguf, name=title, on_event=on_event)
     return folder
+
+
+def _inputs(job: Job, on: str | None) -> tuple[Path, list[Path]]:
+    """The folders of the base and of the tuned models that a merge reads."""
+    base, tuned = resolve_model(job.base), [resolve_model(ref) for ref in job.tuned]
+    return (qlora_base(base, tuned) if on == "dequantized" else base), tuned
+
+
+def check_written(folder: Path, base: Path, tuned: Sequence[Path], on_event: OnEvent | None = None) -> MergeCheck:
+    """Check a merged model, and record the result in its manifest as `check`; errors as in `check_merge`."""
+    from mooring.pipeline.check import check_merge
+
+    found = check_merge(folder, base, tuned, on_event)
+    write_manifest(folder, {**read_json(folder / MANIFEST, bounded.MANIFEST), "check": found.to_dict()})
+    return found
+
+
+def require_passed(folder: Path, found: MergeCheck) -> None:
+    """Raise unless a merged model computes what it should.
+
+    Raises:
+        ModelError: It does not (`model.check_failed`). The folder stays; `verify` and `push` refuse it.
+    """
+    if not found.passed:
+        what = f"{folder}: does not compute what it should: {'; '.join(found.faults)}"
+        hint = "the folder was kept, marked as failed; --no-check (merge.check: false) goes on without this check"
+        raise ModelError(what, hint, code="model.check_failed")
 
 
 def to_gguf(

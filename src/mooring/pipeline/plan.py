@@ -22,6 +22,8 @@ from mooring.records import Completion, Half, Kind, Prompt
 from mooring.sampling import SamplingParams
 from mooring.training.precision import compute_dtype
 
+CHECKED_MODELS = 6
+"""How many models the check of a merge runs: base, tuned, their sum, the written one, and the merge at both ends."""
 HALVES: tuple[Half, ...] = ("validation", "test")
 FOUND = Slot("λ = found", after="bisect")
 """The λ that a bisection found."""
@@ -242,11 +244,16 @@ def _steps(plan: Plan) -> Iterator[Step]:
         inputs=plan.model_inputs(plan.chosen),
         outputs=[paths.model],
     )
+    if recipe.merge.check:
+        versions = installed_versions("torch", "transformers", "peft")
+        checked = types.CheckInputs(models=pair, written=StepKey("write_model"), versions=versions)
+        step = _stage(Stage.CHECK_MODEL, "check the model", checked, paths.check)
+        yield dataclasses.replace(step, units=CHECKED_MODELS, unit="models", pace="check")
     yield from _trials(plan, "test", test)
     last = ["select", *(["search_modules"] if search == "modules" else []), "check_pair", "measure_change"]
     report = types.ReportInputs(
         steps=[
-            *(StepKey(id) for id in (*last, "write_model")),
+            *(StepKey(id) for id in (*last, "write_model", *(["check_model"] if recipe.merge.check else []))),
             *_scores(validation, "validation"),
             *_scores(test, "test"),
         ],

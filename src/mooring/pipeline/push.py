@@ -6,6 +6,7 @@ from pathlib import Path
 from mooring import bounded
 from mooring.errors import ModelError, UserError
 from mooring.files import atomic_text
+from mooring.merging.verify import check_passed
 from mooring.models import MANIFEST, is_adapter, read_json, upload
 from mooring.models.resolve import hub_name
 from mooring.reporting.model_card import license_of, merge_card, run_card
@@ -21,6 +22,7 @@ def push(
         problem = f"{folder}: has no {MANIFEST}, so it was not merged by Mooring"
         raise ModelError(problem, "name a merged model's folder", code="model.not_merged")
     manifest = read_json(folder / MANIFEST, bounded.MANIFEST)
+    check_passed(folder, manifest)
     count = len(manifest["tuned"])
     if tuned and len(tuned) != count:
         problem = f"{folder}: was merged from {count} tuned models, not {len(tuned)}"

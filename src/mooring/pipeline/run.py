@@ -30,6 +30,7 @@ from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.lm_eval.evaluate import TaskRun, run_tasks
 from mooring.pipeline.lm_eval.tasks import score_dependencies
+from mooring.pipeline.merged import check_written, require_passed
 from mooring.pipeline.models import Models
 from mooring.pipeline.preflight import check_measures, check_models, check_room, check_selection
 from mooring.pipeline.results import assemble
@@ -43,6 +44,7 @@ from mooring.records import (
     Completion,
     Half,
     Kind,
+    MergeCheck,
     Prompt,
     Trial,
     Verdict,
@@ -305,6 +307,8 @@ class _Execution:
                 _write(out, choice)
             case types.WriteModel(point=MergePoint() as point):
                 self._open_models().merge(point, out)
+            case Stage.CHECK_MODEL:
+                self._check_model(step)
             case Stage.REPORT:
                 self._report()
             case _:
@@ -537,6 +541,19 @@ class _Execution:
         self.folder.once(step, self.keys.of(step), lambda: _write(self.paths.by_module, found))
         self._done.add(step.id)
 
+    def _check_model(self, step: Step) -> None:
+        """Check that the chosen model computes what it should, and record it beside the model and in its manifest."""
+        if self.run.engine is not None:  # the caller's engines answer, whatever the models are
+            _write(
+                self.paths.check, MergeCheck(passed=True, notes=["the model, since the run's engines are not its own"])
+            )
+            return
+        base, tuned = self._folders
+        found = check_written(self.paths.model, base, [tuned], self._relay(step))
+        _write(self.paths.check, found)
+        require_passed(self.paths.model, found)
+        self.folder.emit(Event(step=step.id, kind="info", message=found.sentence))
+
     # --- the end --------------------------------------------------------------------------------------------------
 
     def _by_module(self) -> ByModule | None:
@@ -575,6 +592,8 @@ class _Execution:
             for role, (source, folder) in named.items()
         }
         warnings = [*read_warnings(self.paths.pair), *self._template_notes()]
+        if self.recipe.merge.check:
+            warnings.append(read_record(self.paths.check, MergeCheck).sentence)
         results = assemble(self.plan, models, self._validation() + tested, choice, found, warnings)
         write(results, self.paths.report)
         card = model_card.run_card(results, terms=model_card.license_of(base))

@@ -48,6 +48,7 @@ class Stage(enum.Enum):
     BISECT = "bisect"
     SELECT = "select"
     SEARCH_MODULES = "search_modules"
+    CHECK_MODEL = "check_model"
     REPORT = "report"
 
 
@@ -178,6 +179,15 @@ class PairInputs(Inputs):
 
     base: ModelKey
     tuned: ModelKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CheckInputs(Inputs):
+    """What the check of the written model depends on."""
+
+    models: PairInputs
+    written: StepKey
+    versions: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

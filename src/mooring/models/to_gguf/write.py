@@ -18,6 +18,7 @@ from mooring.files import PARTIAL, atomic_text, explained, need_room
 from mooring.models.checkpoint import Checkpoint, TensorFiles, open_checkpoint
 from mooring.models.classes import loading
 from mooring.models.lora import Adapter, open_adapter
+from mooring.models.lora_changes import Change
 from mooring.models.to_gguf import architectures, tokenizer
 from mooring.models.to_gguf.architectures import Architecture, Floats, GgufType
 from mooring.models.to_gguf.modelfile import adapter_modelfile, model_modelfile
@@ -203,8 +204,8 @@ def _adapter_targets(adapter: Adapter, found: Architecture, config: Any) -> tupl
     for name, change in adapter.changes.items():
         plain = plain_name(name)
         target = names.of(plain) if plain else None
-        whole = change.stored or change.shift or change.magnitude or change.embedding
-        if target is None or whole or change.a is None or change.b is None:
+        plain_product = dataclasses.replace(change, a=None, b=None, rank=0, scale=1.0) == Change()
+        if target is None or not plain_product or change.a is None or change.b is None:
             what = f"{adapter.folder}: a GGUF adapter cannot hold its change of {name}"
             raise ModelError(what, "merge it, and export the merged model", code="model.gguf_adapter")
         a, b = adapter.tensors[change.a], adapter.tensors[change.b]
