@@ -1,5 +1,6 @@
 """Tiny models for several modalities, each with a language model in it, and tiny mixtures of experts."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,14 @@ def save_any(folder: Path, family: str, tokenizer: Any, seed: int = 0, change: f
     if family in WRAPPERS:
         (folder / "preprocessor_config.json").write_text('{"image_processor_type": "SiglipImageProcessor"}\n')
     return folder
+
+
+def in_cache(cache: Path, name: str, model: Path, monkeypatch: Any) -> Path:
+    """Put a model into a cache as the hub's library lays it out."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("a" * 40)
+    return Path(shutil.copytree(model, folder / "snapshots" / ("a" * 40)))

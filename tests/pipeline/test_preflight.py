@@ -15,7 +15,7 @@ from mooring.pipeline.forecast import forecast
 from mooring.pipeline.plan import build
 from mooring.pipeline.results import describe
 from mooring.pipeline.run import run
-from wrapper_models import save_any
+from wrapper_models import in_cache, save_any
 
 
 def write_task(folder: Path, longest: int = 1) -> Path:
@@ -118,17 +118,6 @@ def test_a_model_in_the_cache_of_the_hub_is_local(
     assert local_model("tiny/other") is None
     (snapshot / "model.safetensors").unlink()
     assert local_model("tiny/base") is None
-
-
-def in_cache(cache: Path, name: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a model into a cache as the hub's library lays it out."""
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    folder = cache / f"models--{name.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs/main").write_text("a" * 40)
-    return Path(shutil.copytree(model, folder / "snapshots" / ("a" * 40)))
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ from mooring.errors import DataError, RecipeError
 from mooring.events import Event, OnEvent, ignore
 from mooring.export import Record
 from mooring.inference.engine import Engine
-from mooring.inference.load import close_engine, load_engine
+from mooring.inference.load import close_engine
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.merging.compatibility import check_pair
 from mooring.merging.pair import open_pair
 from mooring.models.resolve import resolve_model
+from mooring.pipeline.open_model import open_model
 from mooring.pipeline.plan import merge_options
 from mooring.pipeline.sweeps.load import open_sweep
 from mooring.pipeline.sweeps.sweep import SweepSpec
@@ -149,7 +150,8 @@ class Comparison:
             return self._sweep.at(model)
         if self._third_engine is None:
             self._sweep.close()
-            self._third_engine = load_engine(self._third, self._spec.runner, self._spec.system)
+            assert self._third is not None
+            self._third_engine = open_model(self._third, self._spec.runner, self._spec.system)
         return self._third_engine
 
     def _free_third(self) -> None:

@@ -17,6 +17,7 @@ from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.judging import Judging, cost_line, renamed
+from mooring.pipeline.open_model import open_model
 from mooring.records import Completion, Kind, Likelihood, Prompt, Score, Split, read_jsonl
 from mooring.sampling import SamplingParams
 from mooring.scoring import pairwise
@@ -71,15 +72,15 @@ def generate(
         engine, made_by = load_engine(model, recipe.generate, recipe.system), {"model": model}
     else:
         folder = resolve_model(model)
-        engine, made_by = load_engine(folder, recipe.generate, recipe.system), {"model": model_digest(folder)}
+        engine, made_by = open_model(folder, recipe.generate, recipe.system), {"model": model_digest(folder)}
     note = thinking_note(tokenizer, recipe.generate.thinking) if (tokenizer := _tokenizer(engine)) else None
     if on_event and note:
         on_event(Event(step="generate", kind="info", message=note))
     params = recipe.generate.sampling(kind, recipe.seed)
+    if likelihood is not None:  # first, since it finds a row that does not fit before any answer is made
+        likelihood_to_file(engine, rows, likelihood, made_by=made_by, on_event=on_event)
     completions = complete_to_file(engine, rows, params, out, made_by=made_by, on_event=on_event)
     _warn_of_cut_off(completions, "generate", on_event, params.max_tokens)
-    if likelihood is not None:
-        likelihood_to_file(engine, rows, likelihood, made_by=made_by, on_event=on_event)
     return completions
 
 

@@ -19,6 +19,7 @@ from mooring.models.resolve import resolve_model
 from mooring.options import TaskOptions
 from mooring.pipeline.lm_eval.scores import to_scores
 from mooring.pipeline.lm_eval.tasks import lm_eval_version, load_tasks, seeded
+from mooring.pipeline.open_model import open_model
 from mooring.pipeline.plan import merge_options
 from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.pipeline.sweeps.transformers import MergedModel
@@ -188,13 +189,9 @@ def open_engine(
         if lam is not None or options:
             what = f"{'λ' if lam is not None else next(iter(options or {}))} is given, but no tuned model"
             raise UserError(what, "name the tuned model too, or omit it", code="usage.no_tuned_model")
-        return TransformersEngine.load(
-            resolve_model(str(base)),
-            system=system,
-            batch_size=runner.batch_size,
-            dtype=runner.dtype,
-            device=runner.device,
-        )
+        engine = open_model(resolve_model(str(base)), runner.model_copy(update={"engine": "transformers"}), system)
+        assert isinstance(engine, TransformersEngine)
+        return engine
     if lam is None and method != "model_stock":
         hint = "give λ, or name it as the only model"
         raise UserError(f"{tuned}: there is no λ to merge it with", hint, code="usage.no_lam")
