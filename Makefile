@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP_VLLM := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps
 # What depends on the versions of torch and transformers.
-VLLM_TESTS ?= tests/inference tests/models tests/training tests/test_chat.py tests/pipeline/test_sweep.py
+VLLM_TESTS ?= tests/inference tests/training tests/test_chat.py tests/test_thinking.py tests/pipeline/test_sweep.py \
+	tests/models/test_classes.py tests/models/test_layout.py tests/models/test_lora.py tests/merging/test_layouts.py
 
-.PHONY: quickstart test test-slow test-vllm test-vllm-slow matrix check docs format clean
+.PHONY: quickstart test test-slow test-vllm test-vllm-slow fuzz matrix check docs format clean
 
 quickstart: $(VENV)/.ready  ## the main job, on the bundled model
 	$(BIN)/mooring run recipes/quickstart.yaml
@@ -26,6 +27,9 @@ test-vllm: $(VENV_VLLM)/.ready  ## real vLLM on a CPU (Linux x86-64), with the v
 
 test-vllm-slow: $(VENV_VLLM)/.ready  ## the rest in real vLLM, 20 minutes: runs that are killed, more prompts
 	$(VENV_VLLM)/bin/python -m pytest -m "vllm and slow" tests/engines
+
+fuzz: $(VENV)/.ready-dev  ## 10,000 changed configurations of models and adapters, half an hour
+	MOORING_FUZZ=5000 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow -k test_configurations tests/models/test_fuzz_configurations.py
 
 matrix: $(VENV)/.ready-dev  ## docs/models.md: every architecture of transformers, again where tests/matrix/results.json lacks it
 	PYTHONPATH=tests $(BIN)/python -m matrix.build

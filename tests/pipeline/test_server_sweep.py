@@ -225,13 +225,20 @@ def test_what_no_server_can_do_is_refused_with_a_way_out(changes: dict[str, Any]
     ],
 )
 def test_whole_checkpoints_and_likelihoods_are_refused_before_any_work(
-    act: Any, whole: bool, score: dict[str, Any], code: str, tiny_model_folder: Path, adapter: Path, tmp_path: Path
+    act: Any,
+    whole: bool,
+    score: dict[str, Any],
+    code: str,
+    tiny_model_folder: Path,
+    save_tiny_model: Any,
+    adapter: Path,
+    tmp_path: Path,
 ) -> None:
     rows = [{"prompt": f"Say {n}.", "completion": str(n)} for n in range(4)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if "task" in score:
         score = {**score, "task": str(tmp_path / "task.jsonl")}
-    tuned = tiny_model_folder if whole else adapter
+    tuned = save_tiny_model(tmp_path / "tuned", seed=1) if whole else adapter
     with fake_server(models=[{"id": "base", "owned_by": "vllm"}]) as server:
         made = recipe(tiny_model_folder, tuned, tmp_path, server)
         made = Recipe.parse(made.model_dump() | {"score": made.score.model_dump() | score})

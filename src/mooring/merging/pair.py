@@ -15,7 +15,7 @@ from mooring.errors import MismatchError, ModelError, UserError
 from mooring.merging.slices import same
 from mooring.models import Adapter, Checkpoint, TensorInfo, is_adapter, open_adapter, open_checkpoint, tied
 from mooring.models.classes import text_fields
-from mooring.models.matching import Matched, match, other_architecture
+from mooring.models.matching import Matched, layer_count, match, other_architecture
 from mooring.models.relaid import RelaidCheckpoint
 from mooring.models.resolve import resolve_model
 from mooring.models.vocabulary import adds_tokens
@@ -307,6 +307,10 @@ def _check_match(base: Checkpoint, tuned: Checkpoint, matched: Matched) -> None:
         what = f"{tuned.folder}: its {key} is {b}, but that of {base.folder} is {a}"
         hint = NAME_THE_BASE if key == "model_type" else f"save the tuned model with the class {a}, or tune that class"
         raise MismatchError(what, hint, code="model.architecture_mismatch")
+    layers = [layer_count(model.config) for model in (base, tuned)]
+    if None not in layers and layers[0] != layers[1]:
+        what = f"{tuned.folder}: its config.json names {layers[1]} layers, but that of {base.folder} {layers[0]}"
+        raise MismatchError(what, NAME_THE_BASE, code="model.architecture_mismatch")
     reason = f" (their layouts cannot be compared: {matched.reason})" if matched.reason else ""
     theirs = matched.checkpoint
     for names, has, code in (

@@ -30,7 +30,7 @@ from mooring.models.digest import (
 )
 from mooring.models.lora import Adapter, open_adapter
 from mooring.models.safetensors_file import NAMES, TensorInfo
-from mooring.models.scratch import scratch
+from mooring.models.thread_memory import scratch
 
 __all__ = [
     "ADAPTER_CONFIG",

@@ -143,13 +143,14 @@ def unneeded(name: str, config: Mapping[str, Any]) -> str | None:
         return "a buffer that is computed from the configuration"
     if _PREDICTS_FURTHER.search(name):
         return "it predicts further tokens, and transformers does not load it"
-    layer, count = _LAYER.search(name), _layers(config)
+    layer, count = _LAYER.search(name), layer_count(config)
     if layer and count is not None and int(layer[1]) >= count:
         return "it is beyond the last layer, and transformers does not load it"
     return None
 
 
-def _layers(config: Mapping[str, Any]) -> int | None:
+def layer_count(config: Mapping[str, Any]) -> int | None:
+    """The number of layers of a language model, from the fields of its `config.json`; None if they do not say."""
     count = text_fields(dict(config)).get("num_hidden_layers")
     return count if isinstance(count, int) else None
 

@@ -28,7 +28,7 @@ from mooring.models.quantization.tensor import (
     whole_rows,
 )
 from mooring.models.safetensors_file import TensorInfo
-from mooring.models.scratch import scratch
+from mooring.models.thread_memory import scratch
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALES = ("_scale_inv", "_scale")
