@@ -249,7 +249,11 @@ class Merge(Section):
     @property
     def options(self) -> dict[str, Any]:
         """The given options of the method, besides λ."""
-        return self.model_dump(exclude_none=True, exclude={"method", "lambdas", "check"})
+        return self.model_dump(exclude_none=True, exclude={*NO_OPTION_OF_THE_METHOD})
+
+
+NO_OPTION_OF_THE_METHOD = ("method", "lambdas", "check")
+"""Fields of the section `merge` that are not options of the merging method."""
 
 
 def _mode(value: object) -> object:

@@ -34,8 +34,8 @@ def test_a_folder_that_is_not_a_model(run: Run, tmp_path: Path, tiny_model_folde
 
 def test_another_architecture(run: Run, tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any) -> None:
     other = save_tiny_model(tmp_path / "other", num_hidden_layers=3)
-    check_refused(run, "model.extra_tensor", "merge", tiny_model_folder, other, *MERGE)
-    check_refused(run, "model.extra_tensor", "safeguard", tiny_model_folder, other, "--out", "out")
+    check_refused(run, "model.architecture_mismatch", "merge", tiny_model_folder, other, *MERGE)
+    check_refused(run, "model.architecture_mismatch", "safeguard", tiny_model_folder, other, "--out", "out")
     assert not (tmp_path / "out").exists()
 
 

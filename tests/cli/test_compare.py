@@ -283,4 +283,4 @@ def test_bad_input(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Pat
     check_refused(run, "recipe.conflict", "compare", *pair, *ASK, "--engine", "openai")
     check_refused(run, "model.equal", "compare", tiny_model_folder, tiny_model_folder, *ASK)
     other = save_tiny_model(tmp_path / "other", num_hidden_layers=3)
-    check_refused(run, "model.extra_tensor", "compare", tiny_model_folder, other, *ASK)
+    check_refused(run, "model.architecture_mismatch", "compare", tiny_model_folder, other, *ASK)

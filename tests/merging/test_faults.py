@@ -180,8 +180,8 @@ def test_a_disk_that_fills_up(
     name = {"files are made": "need_room", "middle": "_write_tensors", "manifest": "write_side_files"}[moment]
     original = getattr(stream, name)
 
-    def then_fill(*args: Any) -> None:
-        original(*args)
+    def then_fill(*args: Any, **options: Any) -> None:
+        original(*args, **options)
         fill(disk)
 
     monkeypatch.setattr(stream, name, then_fill)

@@ -80,7 +80,7 @@ def test_the_device_of_a_judge_is_checked_too(tmp_path: Path, tiny_model_folder:
 
 def test_models_that_do_not_belong_together(tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any) -> None:
     other = save_tiny_model(tmp_path / "other", num_hidden_layers=3)
-    for changed, code in ((other, "model.extra_tensor"), (tiny_model_folder, "model.equal")):
+    for changed, code in ((other, "model.architecture_mismatch"), (tiny_model_folder, "model.equal")):
         refused(recipe(tmp_path, tiny_model_folder, {"tuned": str(changed)}), code)
 
 

@@ -32,6 +32,7 @@ from mooring.errors import ModelError, UserError
 from mooring.events import Event, OnEvent, ignore
 from mooring.files import gibibytes
 from mooring.memory import available_memory
+from mooring.merge_point import lam_label
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.job import Output, options_from_json, options_of
 from mooring.merging.layers import depths, module
@@ -310,7 +311,7 @@ class _Check:
             groups = self._compare_states(_state(written), _state(model))
         if groups:
             self.faults.append(f"tensors differ from {_FORMULA}: {', '.join(groups)}")
-        label = f"the written model at λ = {self._label}"
+        label = f"the written model at {self._label}"
         if not self._compare(found, expected, label, _FORMULA, self._step) and not groups:
             self.faults.append("its tensors are right, but not its logits: is its config.json the base's?")
 
@@ -326,7 +327,7 @@ class _Check:
     @property
     def _label(self) -> str:
         constant = TensorValue.of(self.lam).constant
-        return "several values" if constant is None else f"{constant:g}"
+        return "several λ" if constant is None else lam_label(constant)
 
     def _compare_states(self, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
         """The groups of tensors that differ by more than rounding."""
@@ -394,10 +395,10 @@ class _Check:
                 try:
                     model = _filled(Path(scratch), tensors)
                 except ModelError as error:
-                    self.faults.append(f"the merge at λ = {lam:g} cannot be loaded ({error.message})")
+                    self.faults.append(f"the merge at {lam_label(lam)} cannot be loaded ({error.message})")
                     return
-        if not self._compare(self._run(model), expected, f"the merge at λ = {lam:g}", what):
-            self.faults.append(f"at λ = {lam:g} it is not {what}{self._responsible(model, lam, tuned)}")
+        if not self._compare(self._run(model), expected, f"the merge at {lam_label(lam)}", what):
+            self.faults.append(f"at {lam_label(lam)} it is not {what}{self._responsible(model, lam, tuned)}")
 
     def _responsible(self, model: Any, lam: float, tuned: Checkpoint | Adapter) -> str:
         """The tensors in which a model differs from the one that it should be, if these can be told."""

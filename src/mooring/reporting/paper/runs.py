@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.config import NO_OPTION_OF_THE_METHOD
 from mooring.errors import DataError
 from mooring.jsonio import EDITED
 from mooring.ledger import LEDGER, read_ledger
@@ -132,7 +133,7 @@ def _task(recipe: Mapping[str, Any]) -> str:
 
 
 def _method(merge: dict[str, Any]) -> str:
-    given = {key: value for key, value in merge.items() if key not in ("method", "lambdas") and value is not None}
+    given = {key: value for key, value in merge.items() if key not in NO_OPTION_OF_THE_METHOD and value is not None}
     options = ", ".join(f"{key} {value}" for key, value in given.items())
     return one_line(str(merge["method"]) + (f" ({options})" if options else ""))
 
