@@ -142,10 +142,9 @@ def test_an_adapter_computes_the_same_as_in_peft(tmp_path: Path, tiny_tokenizer:
 
 def sentencepiece_model(kind: str) -> Any:
     """A tokenizer of SentencePiece's kinds, as transformers converts Llama 2's (BPE) and T5's (Unigram)."""
+    from tests.conftest import TEXT
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-
-    from conftest import TEXT
 
     special = ["<unk>", "<s>", "</s>"]
     if kind == "BPE":

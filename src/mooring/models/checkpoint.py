@@ -328,13 +328,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a model folder.
 
     Raises:
-        ModelError: The folder is missing, empty or not a model, or the file is not JSON.
+        ModelError: The folder is missing, empty or not a model, or the file is not JSON, or names its type or its
+            classes by something else than text.
     """
     if not folder.is_dir():
         what = "is a file, not a model folder" if folder.exists() else "there is no such folder"
         raise ModelError(f"{folder}: {what}", _FOLDER_HINT, code="model.not_found")
-    if (folder / "config.json").is_file():
-        return read_json(folder / "config.json")
+    if (file := folder / "config.json").is_file():
+        config = read_json(file)
+        if not isinstance(config.get("model_type") or "", str):
+            raise ModelError(f"{file}: `model_type` is not a name", _FILE_HINT, code="model.bad_config")
+        names = config.get("architectures") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ModelError(f"{file}: `architectures` is not a list of names", _FILE_HINT, code="model.bad_config")
+        return config
     if not any(folder.iterdir()):
         raise ModelError(f"{folder}: the folder is empty", _FOLDER_HINT, code="model.empty")
     if is_adapter(folder):
