@@ -78,7 +78,8 @@ def _write(folder: Path, fields: dict[str, Any]) -> Path:
     [
         ({"model_type": "no_such_type"}, "model.unknown_type"),
         ({"hidden_size": 8}, "model.no_type"),
-        ({"model_type": ["llama"]}, "model.no_type"),
+        ({"model_type": ["llama"]}, "model.bad_config"),
+        ({"model_type": "llama", "architectures": True}, "model.bad_config"),
         ({"model_type": "llama", "hidden_size": "eight"}, "model.bad_config"),
         ({"model_type": "clip"}, "model.no_class"),
         ({"model_type": "t5"}, "model.no_class"),

@@ -12,7 +12,7 @@ _GATE_UP = "gate_up_proj"
 
 def further_rules(model: Any) -> list[Any]:
     """Converters for a model, which is on the meta device."""
-    from transformers.core_model_loading import Chunk, Concatenate, Split, WeightConverter
+    from transformers.core_model_loading import Chunk, Concatenate, WeightConverter
 
     names = [name for name, _ in model.named_parameters()]
     rules = list(_experts(model))
@@ -22,12 +22,39 @@ def further_rules(model: Any) -> list[Any]:
         if any(name.endswith(f".qkv_proj.{kind}") for name in names):
             rules.append(WeightConverter(qkv, f".qkv_proj.{kind}", [Concatenate(dim=0)]))
         elif all(any(name.endswith(part) for name in names) for part in qkv):
-            rules.append(WeightConverter(f".qkv_proj.{kind}", qkv, [Split(dim=0)]))
+            rules.append(WeightConverter(f".qkv_proj.{kind}", qkv, [_split()]))
         if any(name.endswith(f".{_GATE_UP}.{kind}") for name in names):
             rules.append(WeightConverter(gate_up, f".{_GATE_UP}.{kind}", [Concatenate(dim=0)]))
         elif all(any(name.endswith(part) for name in names) for part in gate_up):
             rules.append(WeightConverter(f".{_GATE_UP}.{kind}", gate_up, [Chunk(dim=0)]))
     return rules
+
+
+def _split() -> Any:
+    """The operation that cuts a tensor into parameters along its first axis; transformers 5.19 has none."""
+    import torch
+    from transformers.core_model_loading import ConversionOps
+
+    class Split(ConversionOps):  # type: ignore[misc]
+        def convert(
+            self,
+            input_dict: dict[str, Any],
+            source_patterns: list[str],
+            target_patterns: list[str],
+            *,
+            full_layer_name: str,
+            model: Any,
+            **_: Any,
+        ) -> dict[str, Any]:
+            """The parameters that a tensor is made of, by the patterns of their names."""
+            (value,) = input_dict.values()
+            first, *_rest = target_patterns
+            names = [full_layer_name.replace(first, pattern) for pattern in target_patterns]
+            sizes = [model.get_parameter(name).shape[0] for name in names]
+            parts = torch.split(value[0] if isinstance(value, list) else value, sizes)
+            return dict(zip(target_patterns, parts, strict=True))
+
+    return Split()
 
 
 def _experts(model: Any) -> Iterator[Any]:
