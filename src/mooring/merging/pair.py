@@ -309,7 +309,7 @@ def _check_match(base: Checkpoint, tuned: Checkpoint, matched: Matched) -> None:
         raise MismatchError(what, hint, code="model.architecture_mismatch")
     layers = [layer_count(model.config) for model in (base, tuned)]
     if None not in layers and layers[0] != layers[1]:
-        what = f"{tuned.folder}: its config.json names {layers[1]} layers, but that of {base.folder} {layers[0]}"
+        what = f"{tuned.folder}: has {layers[1]} layers by its config.json, but {base.folder} has {layers[0]}"
         raise MismatchError(what, NAME_THE_BASE, code="model.architecture_mismatch")
     reason = f" (their layouts cannot be compared: {matched.reason})" if matched.reason else ""
     theirs = matched.checkpoint

@@ -114,6 +114,27 @@ def model_class(config: Any) -> tuple[type, Any]:
     return chosen, part
 
 
+def saved_class(config: Any) -> tuple[Any, Any]:
+    """The class whose parameters a checkpoint holds, and the configuration that it takes.
+
+    It is the class that `architectures` names, whatever that is for, such as a classifier; else that of `model_class`.
+
+    Args:
+        config: What `load_config` returns.
+
+    Raises:
+        ModelError: Neither is known to transformers.
+    """
+    import transformers
+
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, name, None) if name.isidentifier() else None
+        known: Any = found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+        if known is not None and isinstance(config, known.config_class or ()):
+            return known, config
+    return model_class(config)
+
+
 def load_model(folder: Path, *, dtype: Any = "auto", **options: Any) -> Any:
     """Load the model in a folder with its weights.
 

@@ -8,6 +8,7 @@ can be matched by the parameters that they hold, in no time and without memory.
 
 import copy
 import functools
+import importlib.util
 import json
 import re
 import weakref
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from mooring.models.checkpoint import Checkpoint
+from mooring.models.classes import load_config, saved_class
 from mooring.models.further_rules import further_rules
 from mooring.models.safetensors_file import TensorInfo
 from mooring.models.strided import NotStridedError, Place, Traced, is_whole, whole
@@ -257,32 +259,14 @@ def skeleton(checkpoint: Checkpoint) -> Any:
 
 
 def _build(folder: Path) -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise NoLayoutError("transformers is not installed") from None
+    if importlib.util.find_spec("transformers") is None:
+        raise NoLayoutError("transformers is not installed")
     try:
         with quiet("transformers"), torch.device("meta"):
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            return _class_of(config)(config).eval()
-    except NoLayoutError:
-        raise
+            kind, part = saved_class(load_config(folder))
+            return kind(part).eval()
     except Exception as error:  # a configuration may be wrong in any way
         raise NoLayoutError(_first_line(error)) from None
-
-
-def _class_of(config: Any) -> Any:
-    import transformers
-
-    for name in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, str(name), None) if str(name).isidentifier() else None
-        known: Any = found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
-        if known is not None and isinstance(config, known.config_class or ()):
-            return known
-    for mapping in (transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING):
-        if type(config) in mapping:
-            return mapping[type(config)]
-    raise NoLayoutError(f"transformers has no class for {config.model_type}")
 
 
 def _numbers(config: Any, name: str = "") -> Iterable[tuple[str, int]]:
