@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from chat_templates import ANSWER, BOS, EOS, GEMMA, LLAMA_3_1, QUESTION, RESPONSES, SPECIAL, STARTS, SYSTEM, TEMPLATES
-from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt, render, tokenize, with_system
+from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt, example_texts, render, tokenize, with_system
 from mooring.errors import ModelError
 from mooring.records import Message, Prompt
 
@@ -229,3 +229,42 @@ def test_an_example_of_a_template_that_hides_the_answer(tiny_tokenizer: Any) -> 
     template = "{% for m in messages %}{{ m.content if m.role == 'user' else '<|im_start|>hidden' }}{% endfor %}"
     ids, start = encode_example(copy_of(tiny_tokenizer, template, bos_token=None), PROMPT, None)
     assert tiny_tokenizer.decode(ids[start:]) == "Because.<|im_end|>"
+
+
+LLAVA = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+SMOLVLM = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (LLAVA, "SYSTEM: Be brief. USER: Hello ASSISTANT:"),
+        (SMOLVLM, "<|im_start|>System: Be brief.<|im_end|>\nUser: Hello<|im_end|>\nAssistant:"),
+    ],
+)
+def test_templates_that_take_lists_of_parts(tiny_tokenizer: Any, template: str, prompt: str) -> None:
+    tokenizer = copy_of(tiny_tokenizer, template, eos_token="<|im_end|>")
+    turns = (Message("system", "Be brief."), Message("user", "Hello"))
+    assert render(tokenizer, turns) == prompt
+    assert example_texts(tokenizer, Prompt(id="a", messages=turns, reference="Hi"), None) == (prompt, " Hi<|im_end|>")
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_templates_that_take_texts_and_lists_of_parts_get_texts(tiny_tokenizer: Any, quote: str) -> None:
+    template = (
+        "{% for m in messages %}{% if m.content is string %}[{{ m.content }}]{% else %}"
+        f"{{% for part in m.content %}}{{% if part[{quote}type{quote}] == 'text' %}}({{{{ part.text }}}}){{% endif %}}"
+        "{% endfor %}{% endif %}{% endfor %}"
+    )
+    assert render(copy_of(tiny_tokenizer, template), [Message("user", "Hello")]) == "[Hello]"

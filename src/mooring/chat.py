@@ -1,6 +1,7 @@
 """Conversations to tokens, for tuning and inference."""
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -239,6 +240,35 @@ def _turn(message: Message) -> dict[str, str]:
 
 
 def _apply(tokenizer: Any, turns: Sequence[Mapping[str, str]], answer: bool, thinking: Thinking | None) -> str:
+    if takes_parts(tokenizer):
+        return _text(tokenizer, [_in_parts(turn) for turn in turns], answer, thinking)
+    return _text(tokenizer, turns, answer, thinking)
+
+
+def takes_parts(tokenizer: Any) -> bool:
+    """Whether the chat template renders only contents that are lists of parts, as LLaVA's and SmolVLM's; by trial."""
+    if not isinstance(tokenizer.chat_template, str) or not _READS_PARTS.search(tokenizer.chat_template):
+        return False
+    turn = _turn(Message("user", PROBE))
+
+    def renders(turn: Mapping[str, Any]) -> bool:
+        try:
+            return PROBE in _text(tokenizer, [turn], True, None)
+        except _refusals():
+            return False
+
+    return not renders(turn) and renders(_in_parts(turn))
+
+
+_READS_PARTS = re.compile(r"""['"]type['"]|\.type\b""")
+"""What a chat template that reads the parts of a content contains: their type, `text` or `image`."""
+
+
+def _in_parts(turn: Mapping[str, str]) -> dict[str, Any]:
+    return {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+
+
+def _text(tokenizer: Any, turns: Sequence[Mapping[str, Any]], answer: bool, thinking: Thinking | None) -> str:
     template = tokenizer.chat_template
     dated = {"chat_template": TODAY + template} if isinstance(template, str) and "strftime_now" in template else {}
     text = tokenizer.apply_chat_template(
