@@ -10,10 +10,13 @@ PIP_VLLM := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --n
 VLLM_TESTS ?= tests/inference tests/training tests/test_chat.py tests/test_thinking.py tests/pipeline/test_sweep.py \
 	tests/models/test_classes.py tests/models/test_layout.py tests/models/test_lora.py tests/merging/test_layouts.py
 
-.PHONY: quickstart test test-slow test-vllm test-vllm-slow fuzz matrix check docs format clean
+.PHONY: quickstart quickstart-full test test-slow test-vllm test-vllm-slow fuzz matrix check docs format clean
 
 quickstart: $(VENV)/.ready  ## the main job, on the bundled model
 	$(BIN)/mooring run recipes/quickstart.yaml
+
+quickstart-full: $(VENV)/.ready  ## the same from the published model on, which is tuned to refuse first
+	$(BIN)/mooring run recipes/quickstart-full.yaml
 
 test: $(VENV)/.ready-dev  ## the tests, but for the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"

@@ -237,6 +237,6 @@ def test_a_folder_that_is_not_a_run(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_bundled_model_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mooring.models.resolve.PACKAGE", "llm-not-there")
+    monkeypatch.setattr("mooring.models.bundled.PACKAGE", "llm-not-there")
     check_refused(run, "extra.missing", "quickstart", "--out", "q")
     assert not Path("q").exists()

