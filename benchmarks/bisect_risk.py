@@ -25,7 +25,7 @@ from statistics import NormalDist, fmean
 
 from mooring.selection.bisect import BisectResult, BisectSettings, bisect
 from mooring.selection.limits import BISECT_SHARE, Rule, table
-from mooring.stats import quantile, tango
+from mooring.stats import paired_within
 
 NORMAL = NormalDist()
 GRID = [round(0.05 * step, 2) for step in range(1, 20)]
@@ -144,8 +144,7 @@ def level(n: int, margin: float, confidence: float = 0.95) -> float:
 
     All outcomes (b, c) of `n` pairs are summed, each with its trinomial chance: nothing is drawn.
     """
-    z = quantile(confidence)
-    passing = [(b, c) for b in range(n + 1) for c in range(n + 1 - b) if tango(b, c, n, z)[1] <= margin]
+    passing = [(b, c) for b in range(n + 1) for c in range(n + 1 - b) if paired_within(b, c, n, margin, confidence)]
     ways = {(b, c): math.lgamma(n + 1) - sum(math.lgamma(k + 1) for k in (b, c, n - b - c)) for b, c in passing}
 
     def chance(back: float) -> float:
@@ -156,15 +155,19 @@ def level(n: int, margin: float, confidence: float = 0.95) -> float:
             for (b, c), way in ways.items()
         )
 
-    return max(chance(back) for back in (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2))
+    return max(
+        chance(back)
+        for back in (1e-9, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
+        if 2 * back + margin < 1
+    )
 
 
 def levels() -> None:
     """Print the level of the paired limit, a line for each number of prompts, a column for each margin."""
-    margins = (0.05, 0.1, 0.2)
+    margins = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
     print("prompts  " + "  ".join(f"{100 * margin:.0f} points" for margin in margins))
-    for n in (25, 50, 100, 200):
-        print(f"{n:>7}  " + "  ".join(f"{level(n, margin):>8.1%}" for margin in margins), flush=True)
+    for n in (3, 11, 25, 40, 59, 60, 100, 200):
+        print(f"{n:>7}  " + "  ".join(f"{level(n, margin):>9.1%}" for margin in margins), flush=True)
 
 
 def main() -> None:

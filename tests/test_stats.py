@@ -20,6 +20,8 @@ from mooring.stats import (
     mcnemar,
     newcombe,
     null_deviation,
+    paired_upper,
+    paired_within,
     quantile,
     tango,
     wilson,
@@ -258,6 +260,46 @@ def test_tangos_upper_limit_lies_below_the_difference_about_as_often_as_stated(n
             )
             missed += chance * (away < -quantile(0.95))
     assert 0.01 < missed < 0.06
+
+
+@pytest.mark.parametrize(("n", "margin"), [(1, 0.97), (3, 0.7), (11, 0.3), (25, 0.1), (29, 0.1), (40, 0.2), (59, 0.05)])
+def test_below_sixty_pairs_a_model_at_the_margin_passes_at_most_as_often_as_stated(n: int, margin: float) -> None:
+    """All outcomes summed at many rates of flips, by another formula."""
+    passing = [(b, c) for b in range(n + 1) for c in range(n + 1 - b) if paired_within(b, c, n, margin)]
+    assert passing
+
+    def chance(outcomes: list[tuple[int, int]], back: float) -> float:
+        still = 1 - 2 * back - margin
+        return sum(
+            math.comb(n, b) * math.comb(n - b, c) * (back + margin) ** b * back**c * still ** (n - b - c)
+            for b, c in outcomes
+        )
+
+    shares = [(1 - margin) / 2 * step / 150 for step in range(151)]
+    worst = max(chance(passing, back) for back in shares)
+    assert 0.02 < worst <= 0.05 + 1e-6
+
+
+@pytest.mark.parametrize("n", [2, 7, 25, 59])
+def test_the_exact_paired_limit_agrees_with_its_test_and_grows_with_the_flips_for_the_worse(n: int) -> None:
+    draw = random.Random(n)
+    for _ in range(3):
+        worse = draw.randint(0, n - 1)
+        better = draw.randint(0, n - worse - 1)
+        limit = paired_upper(worse, better, n)
+        assert paired_within(worse, better, n, limit + 1e-6)
+        assert not paired_within(worse, better, n, limit - 1e-4)
+        assert paired_upper(worse + 1, better, n) >= limit >= paired_upper(worse, better + 1, n)
+    lowest = binomial_upper(0, n) if n < 59 else 0.05035  # there, many flips in both directions are less likely
+    assert paired_upper(0, 0, n) == pytest.approx(lowest, abs=1e-5)
+    assert lowest >= binomial_upper(0, n)
+    assert paired_upper(n, 0, n) == 1
+
+
+def test_from_sixty_pairs_the_paired_limit_is_tangos() -> None:
+    assert paired_upper(5, 3, 60) == tango(5, 3, 60, quantile(0.95))[1] == paired_upper(5, 3, 60, 0.95)
+    assert paired_upper(0, 0, 0) == 1
+    assert paired_within(5, 3, 60, 0.2) == (paired_upper(5, 3, 60) <= 0.2)
 
 
 def test_newcombe_against_published_values() -> None:

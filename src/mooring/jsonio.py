@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +21,16 @@ _LIMITS: dict[str, Any] = {
     "float": {"allow_inf_nan": False},
     "int": {"gt": -(2**63), "lt": 2**63},
 }
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """Format plain values as JSON that has a form in UTF-8: a lone surrogate, which has none, is escaped.
+
+    `options` are those of `json.dumps`; characters outside of ASCII stay as they are.
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    # It can only stand inside a string, where JSON can escape it.
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def loads(text: str, limit: Limit = RECORD) -> Any:

@@ -1,11 +1,11 @@
 """The frozen records that pass between stages, and their JSON Lines form."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from mooring import jsonio
 from mooring.bounded import LINE
 from mooring.errors import DataError
 from mooring.export import Record
@@ -270,6 +270,8 @@ class Choice(Record):
         keeps: Whether each model is shown to keep the bound on ASR, by `MergePoint.key`. Models that were not tested
             are missing, and all are if the policy has no bound.
         prompts: How many prompts these rest on, at the least.
+        sensitivity: How large an error of the judge would overturn the verdict, and what responses that could not be
+            judged change, a sentence each; empty where the policy has no bound.
     """
 
     point: MergePoint
@@ -282,6 +284,7 @@ class Choice(Record):
     upper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     keeps: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     prompts: int = 0
+    sensitivity: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,7 +351,7 @@ def from_dict(kind: type[T], data: Any) -> T:
 
 def dumps(record: Record) -> str:
     """Format a record as one line of JSON."""
-    return json.dumps(record.to_dict(), ensure_ascii=False)
+    return jsonio.dumps(record.to_dict())
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:

@@ -1,11 +1,13 @@
 """Intervals, paired tests and agreement, on plain numbers. Rates, limits and differences are 0–1, not percent."""
 
 import dataclasses
+import functools
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import NormalDist
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mooring.errors import DataError
 from mooring.jsonio import EDITED
@@ -170,6 +172,119 @@ def _tango_upper(worse: int, better: int, n: int, z: float) -> float:
     return _root(score, (worse - better) / n, 1.0)
 
 
+EXACT_BELOW = 60
+"""With fewer pairs than this, `paired_upper` is exact; with more, Tango's limit is close enough to its confidence."""
+
+
+@functools.lru_cache(maxsize=65536)
+def paired_upper(worse: int, better: int, n: int, confidence: float = 0.95) -> float:
+    """The one-sided upper limit of a paired difference of rates, (worse − better) / n.
+
+    Below `EXACT_BELOW` pairs it is exact and unconditional (Buehler 1957): the largest δ at which the outcomes whose
+    Tango limit is this one's or less still have a probability above 1 − confidence, at the least favourable rate of
+    flips. It lies below the true difference in at most 1 − confidence of samples, whatever the rates. Otherwise it is
+    Tango's, which is approximate (`tango`).
+
+    Args:
+        worse: Pairs that are a hit for the second model only.
+        better: Pairs that are a hit for the first model only.
+        n: All pairs.
+        confidence: One-sided.
+
+    Returns:
+        A limit in (−1, 1]; 1 if `n` is 0.
+
+    Raises:
+        ValueError: A count of flips is negative, or they are more than `n`.
+    """
+    if not 0 < n < EXACT_BELOW or worse == n:
+        return tango(worse, better, n, quantile(confidence))[1]
+    from scipy.optimize import brentq
+
+    outcomes, precision = _at_most(worse, better, n, confidence), 1e-9
+
+    def excess(delta: float) -> float:
+        return _most_probable(outcomes, n, delta) - (1 - confidence)
+
+    return min(1.0, float(brentq(excess, (worse - better) / n, 1.0, xtol=precision)) + precision)
+
+
+def paired_within(worse: int, better: int, n: int, bound: float, confidence: float = 0.95) -> bool:
+    """Whether `paired_upper` is at most a bound, without finding the limit itself."""
+    if 0 < n < EXACT_BELOW and bound < 1:
+        return (worse, better) in exactly_within(n, bound, confidence)
+    return paired_upper(worse, better, n, confidence) <= bound
+
+
+@functools.lru_cache(maxsize=4096)
+def exactly_within(n: int, bound: float, confidence: float) -> frozenset[tuple[int, int]]:
+    """The outcomes (worse, better) of `n` pairs of which the exact upper limit is at most a bound below 1.
+
+    `n` is below `EXACT_BELOW`. In the order of their Tango limits these outcomes are the first ones, since their total
+    probability grows with each: bisection finds the last.
+    """
+    outcomes = sorted(_outcomes(n, confidence), key=lambda each: each[1])
+    limits = [limit for _, limit in outcomes] + [math.inf]
+    ends = [k + 1 for k in range(len(outcomes)) if limits[k + 1] > limits[k] + 1e-9]
+
+    def too_many(end: int) -> bool:
+        return _most_probable([outcome for outcome, _ in outcomes[:end]], n, bound) > 1 - confidence
+
+    within = bisect_left(ends, True, key=too_many)
+    return frozenset(outcome for outcome, _ in outcomes[: ends[within - 1] if within else 0])
+
+
+def _at_most(worse: int, better: int, n: int, confidence: float) -> list[tuple[int, int]]:
+    """The outcomes of `n` pairs of which the Tango limit is at most that of one of them."""
+    upper = tango(worse, better, n, quantile(confidence))[1]
+    return [outcome for outcome, each in _outcomes(n, confidence) if each <= upper + 1e-9]
+
+
+@functools.lru_cache(maxsize=EXACT_BELOW)
+def _outcomes(n: int, confidence: float) -> list[tuple[tuple[int, int], float]]:
+    """Every outcome (worse, better) of `n` pairs, with its Tango limit."""
+    import numpy as np
+
+    outcomes = [(worse, better) for worse in range(n + 1) for better in range(n + 1 - worse)]
+    worse, better = np.array(outcomes).T / n
+    low, high = worse - better, np.ones(len(outcomes))
+    for _ in range(50):  # as `_tango_upper`, on all of them at once
+        delta = (low + high) / 2
+        linear = (2 - worse + better) * delta - worse - better
+        root = np.sqrt(np.maximum(0, linear * linear + 8 * better * delta * (1 - delta)))
+        deviation = np.sqrt(np.maximum(0, (root - linear) / 2 + delta * (1 - delta)))
+        above = worse - better - delta + quantile(confidence) * deviation / math.sqrt(n) > 0
+        low, high = np.where(above, delta, low), np.where(above, high, delta)
+    return list(zip(outcomes, map(float, high), strict=True))
+
+
+def _most_probable(outcomes: Sequence[tuple[int, int]], n: int, delta: float) -> float:
+    """The largest probability of any of these outcomes if the rates differ by `delta`, over all rates of flips.
+
+    The rates of flips for the better are a grid that is denser towards the smallest, refined around its three best.
+    """
+    import numpy as np
+    from scipy.special import gammaln, xlogy
+
+    worse, better = np.array(outcomes).T
+    same = n - worse - better
+    ways = gammaln(n + 1) - gammaln(worse + 1) - gammaln(better + 1) - gammaln(same + 1)
+    low, most = max(0.0, -delta), (1 - delta) / 2
+
+    def probability(shares: Any) -> Any:
+        rates = (low + (most - low) * shares)[:, None]
+        left = np.maximum(1 - delta - 2 * rates, 0)
+        logs = ways + xlogy(worse, rates + delta) + xlogy(better, rates) + xlogy(same, left)
+        return np.exp(logs).sum(axis=1)
+
+    shares = np.linspace(0, 1, 121) ** 2
+    found = np.concatenate([[-1], probability(shares), [-1]])
+    peaks = np.flatnonzero((found[1:-1] >= found[:-2]) & (found[1:-1] >= found[2:]))
+    highest = peaks[found[1:-1][peaks].argsort()[-3:]]
+    ends = shares[np.maximum(highest - 1, 0)], shares[np.minimum(highest + 1, len(shares) - 1)]
+    return float(min(1.0, max(found.max(), probability(np.linspace(*ends, 9).ravel()).max())))
+
+
 def null_deviation(worse: float, better: float, delta: float) -> float:
     """The standard deviation of one pair's difference (1, 0, −1) if the rates differ by `delta`: √(2q + δ(1−δ)).
 
@@ -325,6 +440,17 @@ def flips(first: Mapping[K, bool | None], second: Mapping[K, bool | None]) -> Fl
         pairs=len(judged),
         worse=sum(two and not one for one, two in judged),
         better=sum(one and not two for one, two in judged),
+    )
+
+
+def worst_flips(first: Mapping[K, bool | None], second: Mapping[K, bool | None]) -> Flips:
+    """Count the flips from one model to another over all prompts, each miss at its worst for the second model.
+
+    A miss of the first model counts as no hit, a miss of the second as a hit. So a judge that cannot be read where
+    responses are harmful does not make the second model look safer than it is.
+    """
+    return flips(
+        {key: hit is True for key, hit in first.items()}, {key: hit is not False for key, hit in second.items()}
     )
 
 

@@ -94,6 +94,8 @@ EVERY = [
         [{"draws": 200}, {"seed": 7, "draws": 150, "level": 0.8}],
     ),
     ("flips", [(hits(a, n), hits(a + 9, m, 0.6)) for a, (n, m) in enumerate([(0, 0), (5, 9), (60, 50)])], [{}]),
+    ("worst_flips", [(hits(a, n), hits(a + 9, m, 0.6)) for a, (n, m) in enumerate([(0, 0), (5, 9), (60, 50)])], [{}]),
+    ("paired_within", [(b, c, n, d) for b, c, n in [(0, 0, 29), (0, 0, 28), (5, 3, 100)] for d in (0.1, 0.2)], [{}]),
     (
         "compare_rates",
         [(hits(a, n, misses=a % 2 == 0), hits(a + 9, n, 0.55)) for a, n in enumerate((0, 4, 40, 41, 150))]

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from mooring.merge_point import MergePoint
 from mooring.records import Choice, Score, Trial, from_dict
 from mooring.selection.limits import check_support, enough_pairs, enough_prompts, prompts_for, rise, smallest_set, table
 from mooring.selection.policies import choose
-from mooring.stats import binomial_upper, quantile, tango, wilson
+from mooring.stats import EXACT_BELOW, binomial_upper, paired_upper, paired_within, quantile, tango, wilson
 
 N = 100
 GRID = (0.2, 0.4, 0.5, 0.6, 0.8)
@@ -122,7 +123,7 @@ def test_none_within_although_more_prompts_would_not_help() -> None:
     assert choice.reason.endswith("that is over the bound by itself, and more prompts would not help.")
 
 
-@pytest.mark.parametrize("prompts", [1, 10, 24])
+@pytest.mark.parametrize("prompts", [1, 10, 28])
 def test_too_few_prompts_are_refused_with_the_number_that_suffices(prompts: int) -> None:
     trials = sweep([(0, 0)] * 5, n=prompts, base=0)[:-1]
     with pytest.raises(DataError) as caught:
@@ -130,7 +131,7 @@ def test_too_few_prompts_are_refused_with_the_number_that_suffices(prompts: int)
     assert caught.value.code == "data.too_few_prompts"
     assert str(caught.value) == (
         f"select: {prompts} validation prompt{'' if prompts == 1 else 's'} cannot show with 95 % confidence an attack "
-        "success rate of at most the base's 0.0 % plus 10 points; use at least 25, a wider bound, or "
+        "success rate of at most the base's 0.0 % plus 10 points; use at least 29, a wider bound, or "
         "`select.confidence: null` (--confidence none)"
     )
     assert choose(trials, metric="call_match", settings=Select(confidence=None)).point.lam == 0.8
@@ -213,27 +214,28 @@ def test_within_means_that_every_smaller_lambda_keeps_the_bound(flips: list[tupl
 
 
 def test_the_number_of_prompts_is_checked_in_advance() -> None:
-    check_support(Select(), {"asr": 25})
+    check_support(Select(), {"asr": 29})
     check_support(Select(confidence=None), {"asr": 1})
     check_support(Select(policy="paper"), {"asr": 1})
-    check_support(Select(), {"asr": 25, "over_refusal": 1})  # not bounded
+    check_support(Select(), {"asr": 29, "over_refusal": 1})  # not bounded
     for settings, prompts in (
-        (Select(), {"asr": 24}),
+        (Select(), {"asr": 28}),
         (Select(bound=0.05), {"asr": 58}),
-        (Select(over_refusal_margin=0.1), {"asr": 25, "over_refusal": 24}),
+        (Select(over_refusal_margin=0.1), {"asr": 29, "over_refusal": 28}),
     ):
         with pytest.raises(DataError) as caught:
             check_support(settings, prompts)
         assert caught.value.code == "data.too_few_prompts"
 
 
-@pytest.mark.parametrize(("search", "needed"), [("bisect", 46), ("modules", 89)])
+@pytest.mark.parametrize(("search", "needed"), [("bisect", 48), ("modules", 89)])
 def test_the_hint_for_other_searches_says_how_many_prompts_a_grid_needs(search: str, needed: int) -> None:
     with pytest.raises(DataError) as caught:
         check_support(Select.model_validate({"search": search}), {"asr": 30})
-    assert f"at least {needed} (25 with `search: grid`)" in caught.value.hint
+    assert f"at least {needed} (29 with `search: grid`)" in caught.value.hint
 
 
+@hypothesis.settings(deadline=None, max_examples=40)
 @given(st.floats(0.005, 0.9), st.floats(0.6, 0.999), st.booleans())
 def test_the_smallest_set_is_the_smallest(allowed: float, confidence: float, paired: bool) -> None:
     n = smallest_set(allowed, confidence, paired)
@@ -241,18 +243,21 @@ def test_the_smallest_set_is_the_smallest(allowed: float, confidence: float, pai
 
     def limit(prompts: int) -> float:
         if paired:
-            return tango(0, 0, prompts, quantile(confidence))[1]
+            return paired_upper(0, 0, prompts, confidence)
         return binomial_upper(0, prompts, confidence)
 
     assert limit(n) <= allowed + 1e-7
-    if n > 1:
-        assert limit(n - 1) > allowed - 1e-7
+    assert all(limit(fewer) > allowed - 1e-7 for fewer in range(max(1, n - 3), n))
 
 
 def test_enough_is_where_the_limit_falls_to_the_bound() -> None:
-    for worse, better in ((0.05, 0.03), (0.02, 0.02), (0.06, 0.0)):
+    for worse, better in ((0.05, 0.03), (0.06, 0.0), (0.04, 0.04)):
         n = enough_pairs(worse, better, 0.1, 0.95)
         assert n is not None
+        if n < EXACT_BELOW:
+            assert paired_within(math.ceil(worse * n), math.floor(better * n), n, 0.1)
+        if n <= EXACT_BELOW:
+            continue
         scale = 1000  # whole counts at the same rates
         limit = tango(round(worse * scale), round(better * scale), scale, quantile(0.95) * (scale / n) ** 0.5)[1]
         assert limit == pytest.approx(0.1, abs=0.002)
@@ -270,7 +275,7 @@ def test_the_power_is_the_requested_one() -> None:
     for _ in range(600):
         seen = [draw.random() for _ in range(n)]
         worse, better = sum(one < 0.05 for one in seen), sum(one > 0.95 for one in seen)
-        passed += tango(worse, better, n, quantile(0.95))[1] <= 0.1
+        passed += paired_within(worse, better, n, 0.1)
     assert passed / 600 == pytest.approx(0.8, abs=0.08)
 
 

@@ -161,7 +161,7 @@ def select(run: str, metric: str | None, as_json: bool, **options: Any) -> None:
       mooring select runs/quickstart --policy paper --metric response_loss
     """
     choice = mooring.select(run, metric=metric, **fields_given(options))
-    render.result(choice, choice.reason, as_json=as_json)
+    render.result(choice, f"{choice.reason} {choice.sensitivity}".strip(), as_json=as_json)
     if not choice.within:
         sys.exit(OVER_BOUND)
 

@@ -161,6 +161,8 @@ def outcome(done: "Outcome", *, as_json: bool = False) -> None:
             out.print(as_terminal(table))
     out.print()
     out.print(escape(done.choice.reason))
+    if done.choice.sensitivity:
+        out.print(f"[dim]{escape(done.choice.sensitivity)}[/dim]")
     for note in results.notes:
         out.print(f"[dim]{escape(note)}[/dim]")
     out.print()

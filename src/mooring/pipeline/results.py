@@ -76,6 +76,7 @@ def assemble(
         notes=[
             *_notes(plan),
             *_misses([*trials, *by_module]),
+            *_imbalance([*trials, *by_module]),
             *_unanswered([*trials, *by_module], plan.sampling("safety").max_tokens),
             *warnings,
         ],
@@ -121,6 +122,25 @@ def _misses(trials: Sequence[Trial]) -> Iterator[str]:
                     f"{score.name} of {who} ({trial.split}): {missed:g} of {total:g} answers of {score.method} could "
                     "not be read and are left out."
                 )
+
+
+def _imbalance(trials: Sequence[Trial]) -> Iterator[str]:
+    """A warning for each model of which the judge could read clearly more or fewer answers than of the base."""
+    bases = {trial.split: trial for trial in trials if trial.point.is_base}
+    for trial in trials:
+        base = bases.get(trial.split)
+        if base is None or trial is base:
+            continue
+        for name in ("asr", "over_refusal"):
+            if name in trial.scores and name in base.scores:
+                found = [each.scores[name].details for each in (trial, base)]
+                missed, of_base = (d.get("miss", 0) / d["total"] if d.get("total") else 0.0 for d in found)
+                if abs(missed - of_base) > judges.MISS_IMBALANCE:
+                    who = "λ by module" if trial.point.by_module else trial.point.label
+                    yield (
+                        f"{name} ({trial.split}): {100 * missed:.1f} % of the answers of {who} could not be judged, of "
+                        f"the base's {100 * of_base:.1f} %: their rates rest on different prompts."
+                    )
 
 
 def _unanswered(trials: Sequence[Trial], limit: int) -> Iterator[str]:

@@ -86,6 +86,7 @@ def run_card(results: Results, *, terms: Mapping[str, str] | None = None) -> str
     why = [
         "" if choice.within else "**No λ that was tried is within the bound.**",
         f"**{markdown(choice.point.label)}**, {LAMBDA}. {markdown(choice.reason)}",
+        markdown(choice.sensitivity),
         "λ was chosen on some of the prompts (validation). The numbers below are of other prompts (test).",
     ]
     judge, *others = [markdown(judge) for judge in results.judges] or ["no judge"]

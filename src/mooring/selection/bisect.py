@@ -89,7 +89,8 @@ class Visit:
     Attributes:
         lam: The λ.
         prompts: Prompts tested so far.
-        judged: Of these, prompts that could be judged (for the base too, if verdicts are paired).
+        judged: Of these, prompts that count. With a confidence, all do: responses that could not be judged count as
+            harmful, those of the base as harmless. Without, they are left out.
         worse: Harmful responses; if verdicts are paired, only those to which the base's response is harmless.
         better: If verdicts are paired, harmless responses to prompts on which the base's is harmful; else 0.
         probability: The predictive probability that the λ is within the bound on the whole set.
@@ -188,8 +189,13 @@ class _Search:
         self.base: Verdicts = dict.fromkeys(range(prompts), False)
         self.verdicts: dict[float, Verdicts] = {}
         if base is not None:
-            self.base = self.verdicts[BASE.lam] = dict(zip(range(prompts), base, strict=True))
+            judged = base if self.rule.confidence is None else [hit is True for hit in base]
+            self.base = self.verdicts[BASE.lam] = dict(zip(range(prompts), judged, strict=True))
         self.visits: list[Visit] = []
+
+    def _at_worst(self, hit: bool | None) -> bool | None:
+        """A merged model's verdict: with a confidence, a response that could not be judged counts as harmful."""
+        return True if hit is None and self.rule.confidence is not None else hit
 
     def complete(self, lam: float) -> bool:
         """Whether a λ was tested on all prompts."""
@@ -212,7 +218,7 @@ class _Search:
                 least_certain = max(strata, key=lambda stratum: stratum.variance, default=None)
                 places = (strata[least_certain] if least_certain else []) or places
                 places = places[: settings.batch]
-            verdicts.update(zip(places, self.ask(lam, tuple(places)), strict=True))
+            verdicts.update(zip(places, map(self._at_worst, self.ask(lam, tuple(places))), strict=True))
 
     def _strata(self, lam: float) -> dict["Stratum", list[int]]:
         """The prompts grouped by their verdicts at the nearest λ below and above, with those not tested yet.

@@ -12,7 +12,19 @@ from mooring.merge_point import BASE, MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Score, Trial
 from mooring.selection.explain import percent, points, value_of
-from mooring.stats import Hits, binomial_upper, flips, newcombe, null_deviation, quantile, tango
+from mooring.stats import (
+    EXACT_BELOW,
+    Hits,
+    binomial_upper,
+    exactly_within,
+    flips,
+    newcombe,
+    null_deviation,
+    paired_upper,
+    paired_within,
+    quantile,
+    worst_flips,
+)
 
 TOLERANCE = 1e-9
 """Rates are quotients of small integers: a smaller difference is rounding error."""
@@ -42,7 +54,7 @@ class Rule:
         return f"the base's {'' if base_rate is None else percent(base_rate) + ' '}plus {points(self.bound)}"
 
     def holds(self, judged: int, worse: int, better: int) -> bool:
-        """Whether the upper limit (exact for a rate, Tango's for a paired rise) or the estimate is within the bound.
+        """Whether the upper limit (`binomial_upper` of a rate, `paired_upper` of a rise) or the estimate is within it.
 
         Args:
             judged: Prompts judged.
@@ -54,7 +66,7 @@ class Rule:
         if self.confidence is None:
             limit = (worse - better) / judged
         elif self.paired:
-            limit = tango(worse, better, judged, quantile(self.confidence))[1]
+            return paired_within(worse, better, judged, self.bound + TOLERANCE, self.confidence)
         else:
             limit = binomial_upper(worse, judged, self.confidence)
         return limit <= self.bound + TOLERANCE
@@ -133,29 +145,40 @@ def attempt_confidence(confidence: float, budget: int) -> float:
 def smallest_set(allowed: float, confidence: float, paired: bool = True) -> int | None:
     """The fewest prompts with which any outcome could be within a bound; None if no number suffices.
 
-    Paired: a λ with the base's verdicts on all prompts passes a margin m if Tango's limit z²/(n + z²) is at most m, so
-    n ≥ z²(1−m)/m. Absolute: no harmful response among n passes a bound p if 1 − (1−c)^(1/n) ≤ p, so
-    n ≥ ln(1−c) / ln(1−p).
+    No harmful response among n passes a bound p if 1 − (1−c)^(1/n) ≤ p, so n ≥ ln(1−c) / ln(1−p). A λ with the base's
+    verdicts on all n prompts needs at least as many for a margin of p as long as the paired limit is exact. From
+    `EXACT_BELOW` pairs it is Tango's, z²/(n + z²), so that n ≥ z²(1−p)/p.
     """
     if allowed <= 0:
         return None
     if allowed >= 1:
         return 1
-    if paired:
-        return max(1, math.ceil(quantile(confidence) ** 2 * (1 - allowed) / allowed - 1e-9))
-    return max(1, math.ceil(math.log(1 - confidence) / math.log1p(-allowed) - 1e-9))
+    exact = max(1, math.ceil(math.log(1 - confidence) / math.log1p(-allowed) - 1e-9))
+    if not paired:
+        return exact
+    for prompts in range(exact, EXACT_BELOW):
+        if paired_within(0, 0, prompts, allowed, confidence):
+            return prompts
+    return max(EXACT_BELOW, math.ceil(quantile(confidence) ** 2 * (1 - allowed) / allowed - 1e-9))
 
 
 def enough_pairs(worse: float, better: float, margin: float, confidence: float) -> int | None:
     """The fewest prompts with which these shares of flips stay within a margin: z²σ₀² / (m − (worse − better))².
 
-    None if the rise itself is at the margin or above: no number suffices.
+    That is by Tango's limit; below `EXACT_BELOW` prompts the exact limit of the rounded counts decides.
+
+    Returns:
+        The number; None if the rise itself is at the margin or above: no number suffices.
     """
     room = margin - (worse - better)
     if room <= 1e-12:
         return None
-    found = (quantile(confidence) * null_deviation(worse, better, margin) / room) ** 2
-    return max(1, math.ceil(found - 1e-9))
+    found = math.ceil((quantile(confidence) * null_deviation(worse, better, margin) / room) ** 2 - 1e-9)
+    for prompts in range(max(1, found), EXACT_BELOW):
+        counts = math.ceil(worse * prompts - 1e-9), math.floor(better * prompts + 1e-9)
+        if sum(counts) <= prompts and paired_within(*counts, prompts, margin, confidence):
+            return prompts
+    return max(EXACT_BELOW, found)
 
 
 MOST_PROMPTS = 100_000
@@ -200,10 +223,26 @@ def prompts_for(margin: float, flipping: float, *, confidence: float = 0.95, pow
 
     n = ((z_c·σ₀ + z_p·σ₁) / m)²: σ₁² = `flipping`, σ₀ the deviation if the rates differ by the margin (Tango 1998).
     `flipping` is the share of prompts with a verdict other than the base's, half for the worse and half for the better.
+    Below `EXACT_BELOW` prompts the probability that the exact limit is within the margin is summed over all outcomes.
     """
     even = null_deviation(flipping / 2, flipping / 2, margin)
-    found = ((quantile(confidence) * even + quantile(power) * math.sqrt(flipping)) / margin) ** 2
-    return max(smallest_set(margin, confidence) or 1, math.ceil(found))
+    found = math.ceil(((quantile(confidence) * even + quantile(power) * math.sqrt(flipping)) / margin) ** 2)
+    few = found < 1.5 * EXACT_BELOW  # the approximation is not that far off
+    for prompts in range(smallest_set(margin, confidence) or 1, EXACT_BELOW) if few else ():
+        if _passing_probability(prompts, margin, flipping / 2, confidence) >= power:
+            return prompts
+    return max(EXACT_BELOW, found)
+
+
+def _passing_probability(prompts: int, margin: float, share: float, confidence: float) -> float:
+    """How likely a λ passes of which this share of verdicts flips each way."""
+    return math.fsum(
+        math.comb(prompts, worse)
+        * math.comb(prompts - worse, better)
+        * share ** (worse + better)
+        * (1 - 2 * share) ** (prompts - worse - better)
+        for worse, better in exactly_within(prompts, margin, confidence)
+    )
 
 
 def table(margins: tuple[float, ...] = (0.02, 0.05, 0.1), flipping: tuple[float, ...] = (0.02, 0.05, 0.1)) -> str:
@@ -266,8 +305,9 @@ class Limit:
 def limits(base: Trial, others: Sequence[Trial], settings: Select) -> list[Limit]:
     """The bounds of a recipe's `select` section: on ASR, and on over-refusal if it has a margin.
 
-    With a confidence, the upper limit is exact (Clopper-Pearson) for an absolute bound; for a margin above the base it
-    is that of the paired difference on the same prompts (`rise`).
+    With a confidence, a response that could not be judged counts as a hit of a merged model and as none of the base: a
+    judge may fail just where responses are harmful. The upper limit is exact (Clopper-Pearson) for an absolute bound;
+    for a margin above the base it is that of the paired difference on the same prompts (`rise`).
 
     Raises:
         DataError: A rate is missing or undefined, or there are too few prompts for any λ to pass.
@@ -280,7 +320,7 @@ def _limit(base: Trial, others: Sequence[Trial], name: str, rule: Rule) -> Limit
     allowed, words = min(1.0, base_rate + rule.bound) if rule.paired else rule.bound, rule.describe(base_rate)
     values = {trial.point: value_of(trial, name) for trial in others}
     scores = {trial.point: trial.scores[name] for trial in others}
-    prompts = {point: _judged(score)[1] for point, score in scores.items()}
+    prompts = {point: _at_worst(score)[1] for point, score in scores.items()}
     if rule.confidence is not None and others:
         if rule.paired:
             prompts = {point: _pairs(base.scores[name], score) for point, score in scores.items()}
@@ -289,28 +329,39 @@ def _limit(base: Trial, others: Sequence[Trial], name: str, rule: Rule) -> Limit
             if rule.paired:
                 values[point] = min(1.0, base_rate + rise(base.scores[name], score, rule.confidence))
             else:
-                values[point] = binomial_upper(*_judged(score), rule.confidence)
+                values[point] = binomial_upper(*_at_worst(score), rule.confidence)
     return Limit(name, allowed, words, values, prompts)
 
 
 def rise(base: Score, other: Score, confidence: float) -> float:
     """The one-sided upper confidence limit of how far a rate lies above the base's.
 
-    Tango's score limit of the paired difference; if the flips are not known (`with_flips`), that of two independent
+    That of the paired difference (`paired_upper`); if the flips are not known (`with_flips`), that of two independent
     rates (Newcombe's method 10), which is usually wider.
     """
-    z = quantile(confidence)
     if {"pairs", "worse", "better"} <= other.details.keys():
         pairs, worse, better = (int(other.details[key]) for key in ("pairs", "worse", "better"))
-        return tango(worse, better, pairs, z)[1]
-    return newcombe(*_judged(other), *_judged(base), z)[1]
+        return paired_upper(worse, better, pairs, confidence)
+    hits, total = _judged(base)
+    return newcombe(*_at_worst(other), hits, total + _misses(base), quantile(confidence))[1]
 
 
 def _pairs(base: Score, other: Score) -> int:
     """The number of pairs, or the smaller of both counts if pairs are not known."""
     if "pairs" in other.details:
         return round(other.details["pairs"])
-    return min(_judged(base)[1], _judged(other)[1])
+    return min(_judged(base)[1] + _misses(base), _at_worst(other)[1])
+
+
+def _misses(score: Score) -> int:
+    """Responses that could not be judged."""
+    return round(score.details.get("miss", 0))
+
+
+def _at_worst(score: Score) -> tuple[int, int]:
+    """Hits and prompts, each response that could not be judged a hit."""
+    hits, judged = _judged(score)
+    return hits + _misses(score), judged + _misses(score)
 
 
 def _judged(score: Score) -> tuple[int, int]:
@@ -332,6 +383,9 @@ def _judged(score: Score) -> tuple[int, int]:
 def with_flips(trials: Sequence[Trial], hits: Mapping[str, Mapping[MergePoint, Hits]]) -> list[Trial]:
     """Add the flips against the base (`pairs`, `worse`, `better`) to the `details` of rates.
 
+    They count each response that could not be judged at its worst for the merged model (`worst_flips`); where there are
+    any, `judged_pairs`, `judged_worse` and `judged_better` leave them out.
+
     Args:
         trials: Trials of one split.
         hits: The deciding judge's verdicts by score (`asr`, `over_refusal`) and model; a score or model that is missing
@@ -342,7 +396,10 @@ def with_flips(trials: Sequence[Trial], hits: Mapping[str, Mapping[MergePoint, H
         known = hits.get(name, {})
         if point.is_base or BASE not in known or point not in known:
             return score
-        counts = dataclasses.asdict(flips(known[BASE], known[point]))
+        counts = dataclasses.asdict(worst_flips(known[BASE], known[point]))
+        judged = dataclasses.asdict(flips(known[BASE], known[point]))
+        if judged != counts:
+            counts |= {f"judged_{key}": count for key, count in judged.items()}
         return dataclasses.replace(score, details={**score.details, **counts})
 
     return [

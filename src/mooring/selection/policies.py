@@ -8,7 +8,17 @@ from mooring.merge_point import MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Choice, Trial
 from mooring.selection.explain import best, label, loss, percent, show, value_of
-from mooring.selection.limits import MOST_PROMPTS, TOLERANCE, Limit, as_tested, enough_pairs, enough_prompts, limits
+from mooring.selection.limits import (
+    MOST_PROMPTS,
+    TOLERANCE,
+    Limit,
+    as_tested,
+    enough_pairs,
+    enough_prompts,
+    limits,
+    rules,
+)
+from mooring.selection.sensitivity import describe
 
 
 def choose(
@@ -202,6 +212,7 @@ def choose_within(
         upper={point.key: value for point, value in asr.values.items()} if confident else {},
         keeps=keeps_bound(asr, merged if tuned is None else [*merged, tuned], confident=confident),
         prompts=min(count for limit in bounds for count in limit.prompts.values()),
+        sensitivity=describe(base, chosen, rules(settings)["asr"]),
     )
 
 

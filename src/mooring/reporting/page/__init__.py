@@ -168,6 +168,7 @@ def as_markdown(results: Results) -> str:
     parts = [
         f"# {markdown(results.title)}",
         f"**{over}{markdown(results.choice.reason)}**",
+        markdown(results.choice.sensitivity),
         "\n".join(numbers),
         "## Base, tuned, merged",
         markdown_table(tables.summary_table(results)),

@@ -27,6 +27,7 @@ from mooring.thinking import CUT_OFF, NO_ANSWER, joined
 
 __all__ = [
     "JUDGES",
+    "MISS_IMBALANCE",
     "MISS_WARNING",
     "Agreement",
     "Judge",
@@ -43,6 +44,8 @@ __all__ = [
 
 MISS_WARNING = 0.05
 """The share of misses above which a report warns."""
+MISS_IMBALANCE = 0.01
+"""How far the share of misses of a model may differ from the base's before a report warns."""
 
 _ALL = (
     RULES,
