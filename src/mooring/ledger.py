@@ -96,6 +96,16 @@ def check_unmodified(folder: Path, ledger: Ledger, path: Path) -> None:
         )
 
 
+def check_all_unmodified(folder: Path, ledger: Ledger) -> None:
+    """Check that every record of a run that exists is as its step wrote it.
+
+    Raises:
+        DataError: One was modified since (`data.modified`).
+    """
+    for name in sorted({name for step in ledger.steps.values() for name in step.files}):
+        check_unmodified(folder, ledger, folder / name)
+
+
 def modified_record(folder: Path, step: StepRecord) -> str | None:
     """The first record of a step that was modified since, by path relative to the run folder; None if none was."""
     return next((name for name, digest in step.files.items() if sha256(folder / name) != digest), None)

@@ -1,6 +1,7 @@
 """Run folders that are half done, of another version or edited by hand: one line, exit 2, and nothing is touched."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,10 +99,13 @@ def made(tmp_path: Path) -> Path:
     return folder
 
 
-def write_ledger(folder: Path, *, digests: bool = True, done: bool = True) -> None:
+def write_ledger(folder: Path, *, digests: bool = True, done: bool = True, judged: str = "") -> None:
     file = "report/results.json"
     report = StepRecord(label="report", key="b", done=done, files={file: sha256(folder / file)} if digests else {})
     ledger = Ledger(steps={"select": StepRecord(label="select", key="a", done=True, seconds=1.5), "report": report})
+    if judged:
+        judge = StepRecord(label="judge", key="c", done=True, files={judged: sha256(folder / judged)})
+        ledger = Ledger(steps={**ledger.steps, "judge": judge})
     (folder / "ledger.json").write_text(json.dumps(as_plain(ledger)))
 
 
@@ -141,6 +145,27 @@ def test_results_with_another_number(run: Run, made: Path, verb: str) -> None:
     write_ledger(made)
     changed(lambda d: d["trials"][0]["scores"]["asr"].update(value=0.015))(made / "report" / "results.json")
     check_refused(run, READERS[verb], "results.json: was modified after the run wrote it")
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_verdicts_that_were_edited(run: Run, made: Path, verb: str) -> None:
+    judged = "completions/lam-0/verdicts-safety-validation-rules.jsonl"
+    (made / judged).parent.mkdir(parents=True)
+    (made / judged).write_text("{}\n")
+    write_ledger(made, judged=judged)
+    (made / judged).write_text("{ }\n")
+    check_refused(run, READERS[verb], f"{judged}: was modified after the run wrote it")
+    (made / judged).unlink()  # a run's answers may be thrown away
+    assert run(*READERS[verb])[0] == 0
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_a_ledger_that_is_a_pipe(run: Run, made: Path, verb: str) -> None:
+    (made / "ledger.json").unlink(missing_ok=True)
+    os.mkfifo(made / "ledger.json")
+    code, _, err = run(*READERS[verb])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "ledger.json: is not an ordinary file" in err or verb == "paper"
 
 
 @pytest.mark.parametrize("verb", READERS)

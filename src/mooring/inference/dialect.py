@@ -127,7 +127,7 @@ def parse_completion(data: Any, prompt_id: str = "", sample: int = 0) -> Complet
         text, thoughts = (choice["text"], None) if message is choice else message_parts(message)
         text = text or message.get("refusal") or ""  # OpenAI's models put a refusal into a field of its own
         tokens = (data.get("usage") or {}).get("completion_tokens") or 0
-        if not isinstance(text, str) or not isinstance(tokens, int):
+        if not isinstance(text, str) or type(tokens) is not int or not 0 <= tokens < 2**31:
             raise TypeError
         finish: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
     except (LookupError, TypeError, AttributeError):

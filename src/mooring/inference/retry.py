@@ -29,7 +29,7 @@ class RequestLimits:
         concurrency: Number of requests to each server at a time.
         requests_per_minute: Maximum number of requests per minute, including retries; None sets no limit.
         retries: Maximum number of retries while the server is reachable and failing, or if it never was reachable.
-        timeout: Seconds without a byte after which a request is cancelled and repeated.
+        timeout: Seconds after which a request is cancelled and repeated.
         patience: Seconds to wait for a server that was reachable and went down; also the longest `Retry-After`.
     """
 
@@ -105,12 +105,14 @@ class Retrier:
         def give_up(state: tenacity.RetryCallState) -> bool:
             nonlocal failures, down_since
             error, now = _failure(state), self.clock.now()
+            if (error.retry_after or 0) > self.limits.patience:
+                return True
             if error.down and self.reached:
                 down_since = now if down_since is None else down_since
                 return now - down_since >= self.limits.patience
             self.reached = self.reached or not error.down
             failures, down_since = failures + 1, None
-            return failures > self.limits.retries or (error.retry_after or 0) > self.limits.patience
+            return failures > self.limits.retries
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = _failure(state)

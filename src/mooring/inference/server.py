@@ -4,6 +4,7 @@ import datetime
 import email.utils
 import functools
 import json
+import math
 import os
 import ssl
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import httpx2
 
 from mooring.bounded import CONFIG, RECORD, UnusableError, parse_json
 from mooring.errors import ModelError, RecipeError
+from mooring.inference.deadline import Deadline
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UNAVAILABLE = frozenset({502, 503, 504})
@@ -68,7 +70,7 @@ class Server:
     Args:
         base_url: Such as `http://localhost:8000/v1`; `/v1` is appended to an address without a path.
         key_env: Name of the environment variable that holds the API key.
-        timeout: Seconds without a byte after which a request is cancelled.
+        timeout: Seconds after which a request is cancelled, whatever it has received.
 
     Raises:
         RecipeError: `base_url` is not an http address, or contains credentials or a query.
@@ -125,23 +127,34 @@ class Server:
         if not (key.isascii() and key.isprintable()):
             what = f"{self.key_env}: contains characters that no API key has"
             raise ModelError(what, "set it again", code="model.key_malformed")
+        deadline = Deadline(self.timeout)
         try:
-            with self._client.stream(
-                "GET" if body is None else "POST",
-                f"{self.root}{path}" if path.startswith("/") else f"{self.base}/{path}",
-                content=None if body is None else json.dumps(body).encode(),
-                headers={"Authorization": f"Bearer {key}"} if key else {},
-            ) as response:
+            with (
+                deadline,
+                self._client.stream(
+                    "GET" if body is None else "POST",
+                    f"{self.root}{path}" if path.startswith("/") else f"{self.base}/{path}",
+                    content=None if body is None else json.dumps(body).encode(),
+                    headers={"Authorization": f"Bearer {key}"} if key else {},
+                    extensions={"trace": deadline.extension},
+                ) as response,
+            ):
                 content = _read(response)
         except (httpx2.NetworkError, httpx2.ProxyError, httpx2.ConnectTimeout) as error:
+            if deadline.expired:
+                raise self._too_slow() from None
             if reason := _tls_failure(error):
                 hint = "is the scheme https, and is its certificate trusted?"
                 raise ModelError(f"{self.base}: TLS fails ({reason})", hint, code="model.server_tls") from None
             raise TransientError(f"does not respond ({error or type(error).__name__})", down=True) from None
         except httpx2.TimeoutException:
-            raise TransientError(f"did not respond within {self.timeout:g} s") from None
-        except httpx2.RequestError:  # the next request shows whether the server is down
+            raise self._too_slow() from None
+        except (httpx2.RequestError, httpx2.InvalidURL):  # the next request shows whether the server is down
+            if deadline.expired:
+                raise self._too_slow() from None
             raise TransientError("closed the connection in the middle of its response") from None
+        if deadline.expired:
+            raise self._too_slow()
         if not response.is_success:
             raise self._failure(response, content, key)
         try:
@@ -150,6 +163,9 @@ class Server:
             raise ServerError(response.status_code, f"its response {error}") from None
         except ValueError:
             raise TransientError("responds with something that is not JSON") from None
+
+    def _too_slow(self) -> TransientError:
+        return TransientError(f"did not respond within {self.timeout:g} s")
 
     def _failure(self, response: httpx2.Response, content: bytes, key: str) -> Exception:
         status, text = response.status_code, _message(content)
@@ -183,14 +199,15 @@ def retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
         date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (date - datetime.datetime.now(date.tzinfo)).total_seconds())
+    except (ValueError, TypeError, OverflowError):  # not a date, or one that does not exist
         return None
-    return max(0.0, (date - datetime.datetime.now(date.tzinfo)).total_seconds())
 
 
 def _tls_failure(error: BaseException | None) -> str:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mooring import jsonio
 from mooring.errors import DataError
 from mooring.files import atomic_text
 from mooring.jsonio import read_as
@@ -18,7 +19,7 @@ from mooring.reporting.results import Changes
 
 def write_warnings(pair: ModelPair, out: Path) -> None:
     """Check that two models belong together, and write warnings about them."""
-    atomic_text(out, json.dumps({"warnings": check_pair(pair)}, ensure_ascii=False, indent=1) + "\n")
+    atomic_text(out, jsonio.dumps({"warnings": check_pair(pair)}, indent=1) + "\n")
 
 
 def read_warnings(path: Path) -> list[str]:

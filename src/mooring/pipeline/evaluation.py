@@ -1,9 +1,9 @@
 """From what one model answered on one split to its scores: reads the files of a run and writes the trial's."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
+from mooring import jsonio
 from mooring.files import atomic_text
 from mooring.jsonio import read_as
 from mooring.merge_point import MergePoint
@@ -62,7 +62,7 @@ def write_lm_eval(paths: RunPaths, point: MergePoint, tasks: Sequence[str], resu
         for name, score in result.scores.items()
     ]
     plain = {score.name: score.to_dict() for score in scores}
-    atomic_text(paths.lm_eval(point), json.dumps(plain, ensure_ascii=False, indent=1) + "\n")
+    atomic_text(paths.lm_eval(point), jsonio.dumps(plain, indent=1) + "\n")
 
 
 def _below(groups: Sequence[str], name: str) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mooring import jsonio
 from mooring.chat import thinking_note
 from mooring.config import Recipe
 from mooring.errors import UserError
@@ -34,7 +35,7 @@ from mooring.pipeline.merged import check_written, require_passed
 from mooring.pipeline.models import Models
 from mooring.pipeline.preflight import check_measures, check_models, check_room, check_selection
 from mooring.pipeline.results import assemble
-from mooring.pipeline.run_folder import RunFolder, remove
+from mooring.pipeline.run_folder import RunFolder, check_place, remove
 from mooring.pipeline.search import bisection, bisection_notes, search_modules
 from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step
 from mooring.pipeline.sweeps.sweep import SweepSpec
@@ -99,6 +100,7 @@ class Run:
 
     def execute(self, on_event: OnEvent | None = None) -> Outcome:
         """Do all steps that are not done yet. Stopped at any point and called again, it resumes."""
+        check_place(self.recipe.folder, filter(None, (self.recipe.base, self.recipe.tuned)))
         fresh = not self.recipe.folder.exists()
         folder = RunFolder(self.recipe.folder, on_event)
         try:
@@ -612,4 +614,4 @@ def _source(work: types.Generate | types.Judge) -> _Source:
 
 def _write(path: Path, record: Record) -> None:
     """Write a record to a JSON file of its own."""
-    atomic_text(path, json.dumps(record.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    atomic_text(path, jsonio.dumps(record.to_dict(), indent=1) + "\n")

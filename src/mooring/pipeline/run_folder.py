@@ -2,17 +2,19 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mooring.errors import DataError, OutputError
 from mooring.events import Event, OnEvent, ignore
-from mooring.files import PARTIAL, atomic_text
+from mooring.files import PARTIAL, atomic_text, explained
 from mooring.ledger import (
     LEDGER,
     MODIFIED,
@@ -31,6 +33,32 @@ _RECORDS = (".json", ".jsonl")
 """Suffixes of the files that other steps read: the ledger keeps their digests."""
 _LOG = "loss.json"
 """The record in a folder that tuning wrote."""
+
+
+def check_place(folder: Path, models: Iterable[str]) -> None:
+    """Check that a run folder can be made, or continued, where a recipe names it; makes nothing.
+
+    Args:
+        folder: The run folder.
+        models: The models that the recipe names; those that are folders must not hold the run folder.
+
+    Raises:
+        OutputError: It holds something else, lies in a model's folder, or may not be written.
+    """
+    with explained(folder):
+        RunFolder(folder)
+        for model in models:
+            source = Path(model).expanduser()
+            if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+                problem = f"{folder}: lies in the folder of the model {model}, which a run leaves as it is"
+                raise OutputError(problem, "name a folder outside of it (out, --out)", code="output.in_model")
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise OutputError(f"{there}: is a file", f"name a folder other than {folder}", code="output.is_a_file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 class RunFolder:

@@ -2,18 +2,17 @@
 
 import dataclasses
 import hashlib
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mooring import jsonio
 from mooring.config import Recipe
 from mooring.errors import DataError, RecipeError
 from mooring.export import Record
 from mooring.jsonio import EDITED, convert, read_as
-from mooring.ledger import LEDGER, check_unmodified, read_ledger
+from mooring.ledger import LEDGER, check_all_unmodified, read_ledger
 from mooring.merge_point import BASE, TUNED, MergePoint, Role
 from mooring.metrics import find_metric
 from mooring.records import ByModule, Choice, Half, Score, Trial
@@ -237,9 +236,7 @@ def _kept(base: Score | None, tuned: Score | None, merged: Score | None) -> floa
 
 def dumps(results: Results) -> str:
     """`results.json`: the same results give the same bytes, in whatever order they were gathered."""
-    text = json.dumps(results.to_dict(), ensure_ascii=False, allow_nan=False, indent=1)
-    # A lone surrogate has no UTF-8; it can only stand inside a string, where JSON can escape it.
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+    return jsonio.dumps(results.to_dict(), allow_nan=False, indent=1) + "\n"
 
 
 def _sorted(value: Any) -> Any:
@@ -296,7 +293,7 @@ def load_run(run: Path) -> Results:
         )
     results = load(report)
     if ledger:
-        check_unmodified(run, ledger, report)
+        check_all_unmodified(run, ledger)
     try:
         Recipe.parse(dict(results.recipe))
         check(results)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mooring import jsonio
 from mooring.files import explained
 
 
@@ -50,7 +51,7 @@ class AnswerCache:
         self._answers.update(answers)
         if self._path is None:
             return
-        lines = [json.dumps({"key": key, "answer": answer}, ensure_ascii=False) for key, answer in answers.items()]
+        lines = [jsonio.dumps({"key": key, "answer": answer}) for key, answer in answers.items()]
         data = "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass")
         with explained(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
 """Run lm-eval's tasks on a model, and return scores and samples."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring import jsonio
 from mooring.chat import DEFAULT_SYSTEM, has_system_role
 from mooring.config import Runner, settings
 from mooring.errors import DataError, UserError
@@ -41,7 +41,7 @@ class LmEvalResult:
 
     def write_samples(self, path: Path) -> None:
         """Write the samples as JSON Lines."""
-        lines = (json.dumps(sample, ensure_ascii=False, default=_plain) for sample in self.samples)
+        lines = (jsonio.dumps(sample, default=_plain) for sample in self.samples)
         atomic_text(path, "".join(line + "\n" for line in lines))
 
 
