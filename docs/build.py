@@ -83,7 +83,7 @@ def _section(title: str, model: type[Section]) -> str:
     lines = [f"## {title}", (model.__doc__ or "").strip(), "", "| key | default | what |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else _default(field.get_default())
-        lines.append(f"| `{name}` | {default} | {field.description} |")
+        lines.append(f"| `{name}` | {default} | {' '.join((field.description or '').split())} |")
     return "\n".join(lines) + "\n"
 
 

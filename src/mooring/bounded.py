@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import stat
@@ -149,6 +150,10 @@ def _check_depth(value: Any) -> None:
     raise ValueError("nests too deeply")
 
 
+_WRONG_VALUES = (ValueError, AttributeError, LookupError, TypeError)
+"""What PyYAML raises for a value that is not of its tag: `!!bool maybe`, a date that does not exist."""
+
+
 class YAMLError(ValueError):
     """It is not YAML that is accepted; `line` is counted from 1, or None if it is not known."""
 
@@ -170,19 +175,43 @@ def parse_yaml(data: bytes, limit: Limit) -> Any:
     text = _text(data)
     try:
         check_size(len(data), limit)
-        value = yaml.safe_load(text)
+        if text.count("[") + text.count("{") > limit.marks:  # before parsing, which is quadratic in their depth
+            raise UnusableError(f"holds more than {limit.marks:,} values, the most that is read")
+        value = yaml.load(text, _loader(limit))  # a SafeLoader
         if _values(value, {}, _DEEPEST) > limit.marks:
             raise UnusableError(f"holds more than {limit.marks:,} values, the most that is read")
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number or a date that does not exist
+    except (yaml.YAMLError, RecursionError, *_WRONG_VALUES) as error:
         mark = getattr(error, "problem_mark", None)
         own = str(error) if type(error) in (ValueError, UnusableError) else "not YAML"
         raise YAMLError(getattr(error, "problem", None) or own, mark.line + 1 if mark else None) from None
     return value
 
 
+@functools.cache
+def _loader(limit: Limit) -> Any:
+    """A safe loader of YAML in which merge keys (`<<`) bring at most as many entries as the limit has marks.
+
+    Each copies the entries of what it names, so that a few lines of them would otherwise take minutes and gigabytes.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        merged = 0
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            super().flatten_mapping(node)
+            self.merged += len(node.value)
+            if self.merged > limit.marks:
+                raise UnusableError(f"holds more than {limit.marks:,} values, the most that is read")
+
+    return Loader
+
+
 def _values(value: Any, known: dict[int, int], depth: int) -> int:
     """How many values a value holds, those that are referred to several times counted each time."""
     if not isinstance(value, (dict, list, set, tuple)):
+        if type(value) is int and value.bit_length() > 1024:
+            raise ValueError("holds a number beyond float64")
         return 1
     if id(value) not in known:
         if not depth:

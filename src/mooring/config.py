@@ -383,7 +383,7 @@ class Judge(Runner):
     """A safety judge; in a recipe, its name alone suffices."""
 
     name: str = RULES
-    """`rules`, `wildguard`, `llama-guard-3`, … (docs/judges.md)."""
+    """`rules`, `wildguard`, `llama-guard-3`, … (docs/measuring.md)."""
     model: str | None = None
     """The judge's model: a folder, a hub id, or its name on the server; defaults to the model made for this judge."""
     gpu_memory: float | None = Field(None, gt=0, le=1)

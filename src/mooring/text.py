@@ -164,4 +164,4 @@ def latex(text: str) -> str:
 def csv_cell(text: str) -> str:
     """Untrusted text for a spreadsheet, which must not take it for a formula."""
     line = one_line(text)
-    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
+    return f"'{line}" if line.startswith(tuple("=+-@＝＋－＠")) else line  # spreadsheets take full-width ones, too

@@ -1,5 +1,6 @@
 """Bad input through the command line: one line, exit 2, and nothing half-written."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -89,6 +90,55 @@ def test_lambda_out_of_range(
         run, "recipe.bad_value", "safeguard", tiny_model_folder, tuned, "--lambdas", f"0.5,{lam}", "--out", "out"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("where", ["base", "tuned"])
+def test_a_run_folder_within_a_model_or_below_a_file(
+    run: Run, tmp_path: Path, save_tiny_model: Any, where: str, dry: tuple[str, ...]
+) -> None:
+    models = {name: save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate(("base", "tuned"))}
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    command = ("safeguard", models["base"], models["tuned"], *dry)
+    check_refused(run, "output.in_model", *command, "--out", models[where] / "runs" / "x", names=where)
+    check_refused(run, "output.is_a_file", *command, "--out", tmp_path / "file" / "x")
+    check_refused(run, "output.name_too_long", *command, "--out", "x" * 300)
+    (tmp_path / "link").symlink_to(models[where], target_is_directory=True)
+    check_refused(run, "output.in_model", *command, "--out", tmp_path / "link" / "x")
+    (tmp_path / "link").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def chained(first: str, entry: str, levels: int) -> str:
+    """YAML in which each level refers nine times to the one before."""
+    names = ["a", *(f"k{level}" for level in range(levels))]
+    lines = [entry.format(new, ", ".join([f"*{old}"] * 9)) for old, new in itertools.pairwise(names)]
+    return "\n".join([f"a: &a {first}", *lines])
+
+
+HOSTILE_YAML = {
+    "aliases": chained("[x, x]", "{0}: &{0} [{1}]", 9),
+    "merge keys": chained("{x: 1}", "{0}: &{0}\n  <<: [{1}]", 12),
+    "depth": "base: " + "[" * 100_000,
+    "dashes": "- " * 100_000,
+    "itself": "base: &b [*b]",
+    "long integer": "seed: 1" + "0" * 5000,
+    "long binary integer": "seed: 0b" + "1" * 50_000,
+    "no such date": "base: 2001-99-99",
+    "no time": "base: !!timestamp x",
+    "no truth": "base: !!bool x",
+    "an object": "base: !!python/object/apply:os.getcwd []",
+    "a null byte": "base: \0",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE_YAML.values(), ids=HOSTILE_YAML.keys())
+def test_hostile_yaml_is_refused(run: Run, tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    check_refused(run, "recipe.invalid_yaml", "run", "r.yaml", names="r.yaml")
+    check_refused(run, "recipe.invalid_yaml", "mergekit", "run", "r.yaml", "--out", "out", names="r.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
 @pytest.mark.parametrize("text", ["a,b", "", " , "])

@@ -157,9 +157,15 @@ def parse_rule(text: str) -> tuple[str, Value]:
         raise UserError(f"{text!r}: {error.message}", error.hint, code=error.code) from None
 
 
+def _is_scalar(number: Any) -> bool:
+    """Whether it is a scalar of NumPy, or a tensor of one number without dimensions."""
+    return hasattr(number, "item") and getattr(number, "shape", None) == ()
+
+
 def _checked(given: Any, where: str = "") -> Value:
     """A number or a ramp, checked; a ramp of equal numbers becomes a number."""
-    numbers = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    numbers = tuple(given) if isinstance(given, (tuple, list)) or getattr(given, "ndim", 0) == 1 else (given,)
+    numbers = tuple(number.item() if _is_scalar(number) else number for number in numbers)
     prefix = f"{where}: " if where else ""
     if not numbers:
         hint = "give two, the first layer's and the last one's"

@@ -108,8 +108,9 @@ def push(folder: Path, hub_id: str, *, private: bool = False, overwrite: bool = 
 def _hub(hub_id: str) -> Any:
     """The hub's client, after checking for offline mode and a login."""
     import huggingface_hub
+    from huggingface_hub import constants  # not an attribute before it is imported, in version 2
 
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         what = f"{hub_id}: cannot be sent while HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
         raise OutputError(what, "unset it, or leave out the push", code="output.hub_offline")
     if huggingface_hub.get_token() is None:

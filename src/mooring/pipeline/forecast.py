@@ -16,6 +16,7 @@ from mooring.models.resolve import local_model
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.plan import HALVES, Plan, build
 from mooring.pipeline.preflight import check_models, check_room, check_selection, disk_bytes, downloads, unavailable
+from mooring.pipeline.run_folder import check_place
 from mooring.pipeline.steps import Generate
 from mooring.records import Half
 
@@ -42,6 +43,7 @@ class Forecast(Record):
 
 def forecast(recipe: Recipe) -> Forecast:
     """What `run` would do with a recipe; reads the data sets, and writes and downloads nothing."""
+    check_place(recipe.folder, filter(None, (recipe.base, recipe.tuned)))
     plan = build(recipe, skip_missing=True)
     base = local_model(recipe.base)
     size, config = (None, {}) if base is None else _size(base)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mooring.config import RULES, Judge
 from mooring.data import prompts_digest
-from mooring.errors import DataError, RecipeError
+from mooring.errors import DataError, ModelError, RecipeError
 from mooring.events import Event, OnEvent
 from mooring.inference.cost import Estimate, estimate
 from mooring.inference.engine import Engine
@@ -16,10 +16,12 @@ from mooring.inference.load import close_engine, load_engine
 from mooring.inference.store import complete_to_file
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
+from mooring.printable import shorten
 from mooring.records import Completion, Kind, Prompt, Score, Verdict, read_jsonl, write_jsonl
 from mooring.sampling import SamplingParams
 from mooring.scoring import judges
 from mooring.scoring.safety import safety_scores
+from mooring.thinking import CUT_OFF, NO_ANSWER
 
 Digest = Callable[[Path, Callable[[Path], str]], str]
 """Gives the digest of a folder, measured by a function or remembered."""
@@ -57,6 +59,8 @@ class Judging:
         self.sections = dict(zip(ids(sections), sections, strict=True))
         self.kinds = {name: judges.find(section.name) for name, section in self.sections.items()}
         self._open: tuple[str, Engine] | None = None
+        self._read: set[str] = set()
+        """Judges of which an answer could be read."""
         for name in self.sections:
             self.label(name)
         if thoughts and not any(judge.needs_model for judge in self.kinds.values()):
@@ -137,8 +141,26 @@ class Judging:
                     self._engine(judge), questions, settings, kept, made_by=made_by, on_event=on_event
                 )
             found = judges.verdicts(by, prompts, completions, answers, self.label(judge))
+            self._check_readable(judge, found)
         write_jsonl(out, found)
         return found
+
+    def _check_readable(self, judge: str, found: Sequence[Verdict]) -> None:
+        """Check that a judge's first answers are not all unreadable, as those of a model of another kind are.
+
+        Raises:
+            ModelError: They are (`model.judge_unreadable`).
+        """
+        asked = [verdict for verdict in found if verdict.why not in (CUT_OFF, NO_ANSWER)]
+        if judge in self._read or not asked:
+            return
+        if any(verdict.harmful is not None or verdict.refused is not None for verdict in asked):
+            self._read.add(judge)
+            return
+        what = f"{self.label(judge)}: none of its {len(asked)} answers can be read ({asked[0].why or 'no verdict'}"
+        what += f": {shorten(asked[0].raw)!r})" if asked[0].raw else ")"
+        hint = "is it a model for this judge? see docs/measuring.md; `--judges llm` takes any chat model"
+        raise ModelError(what, hint, code="model.judge_unreadable")
 
     def _judged(self, completions: Sequence[Completion], kind: Kind) -> Sequence[Completion]:
         """Completions as a judge reads them: with their thoughts before the answer, if these are judged."""

@@ -391,7 +391,16 @@ def test_names_do_nothing_in_any_form(make_run: MakeRun, tmp_path: Path) -> None
 
 def test_latex_and_spreadsheets() -> None:
     assert latex("50 % ± 3 [1, 2]\nλ") == r"50 \% $\pm$ 3 {[}1, 2{]} $\lambda$"
-    assert [csv_cell(t) for t in ("=1+1", "@x", "-x", "plain", "1")] == ["'=1+1", "'@x", "'-x", "plain", "1"]
+    assert [csv_cell(t) for t in ("=1+1", "@x", "＝1", "＋1", "－x", "＠x", "plain", "1")] == [
+        "'=1+1",
+        "'@x",
+        "'＝1",
+        "'＋1",
+        "'－x",
+        "'＠x",
+        "plain",
+        "1",
+    ]
 
 
 def test_from_the_command_line(

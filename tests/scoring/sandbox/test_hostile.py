@@ -35,6 +35,12 @@ HARM = {
         "        time.sleep(9)\ntime.sleep(9)"
     ),
     "mapped memory": "import mmap\nmmap.mmap(-1, 2**30)",
+    "shared memory of System V": (
+        "import ctypes\nassert ctypes.CDLL(None).shmget(0, ctypes.c_size_t(2**20), 0o1600) >= 0"
+    ),
+    "a message queue of System V": "import ctypes\nassert ctypes.CDLL(None).msgget(0, 0o1600) >= 0",
+    "semaphores of System V": "import ctypes\nassert ctypes.CDLL(None).semget(0, 1, 0o1600) >= 0",
+    "a message queue of POSIX": "import ctypes\nassert ctypes.CDLL(None).mq_open(b'/q', 0o102, 0o600, None) >= 0",
     "memory in a hidden file": "import os\nos.memfd_create('x')",
     "endless output": "while True:\n    print('x' * 1000)",
     "endless errors": "import os\nwhile True:\n    os.write(2, b'x' * 1000)",

@@ -120,6 +120,11 @@ _NEW_USER = 0x10000000
 _MOUNTS = tuple(range(428, 434))  # open_tree to fspick, the same on both
 _FAMILIES = (1, 2, 10)  # unix, IPv4, IPv6, which the network namespace confines; it does not confine others
 
+_IPC = {
+    "x86_64": (29, 30, 31, 67, 64, 65, 66, 220, 68, 69, 70, 71, 240),
+    "aarch64": (194, 195, 196, 197, 190, 191, 192, 193, 186, 187, 188, 189, 180),
+}
+"""Shared memory, semaphores and message queues of System V, and message queues of POSIX: no limit counts them."""
 _ARCHITECTURES = {
     "x86_64": (
         0xC000003E,
@@ -142,7 +147,8 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
     of families other than unix and IP, and calls that inspect other processes, change mounts, or allocate memory that
     no limit counts. Returns None for a machine (`platform.machine()`) with unknown call numbers.
     """
-    known = _ARCHITECTURES.get(machine or platform.machine())
+    machine = machine or platform.machine()
+    known = _ARCHITECTURES.get(machine)
     if known is None:
         return None
     architecture, calls, refused = known
@@ -150,7 +156,7 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
     code = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
     if architecture == 0xC000003E:
         code += [(_AT_LEAST, 0, 1, 0x40000000), *refuse]  # the x32 names of the same calls
-    for number in refused:
+    for number in (*refused, *_IPC[machine]):
         code += [(_EQUAL, 0, 1, number), *refuse]
     code += [(_EQUAL, 0, 1, calls["clone3"]), (_RETURN, 0, 0, _ERROR | _ENOSYS)]  # libc falls back on clone
     code += [(_EQUAL, 0, 3, calls["clone"]), (_LOAD, 0, 0, _FIRST), (_HAS, 0, 1, _NEW_USER), *refuse]
