@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.inference.fake_server import Act, FakeServer, Handler, answer, error, fake_server, raw
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_server import Act, FakeServer, Handler, answer, error, fake_server, raw
 
 from mooring.cli import main
 from mooring.errors import ModelError, UserError
@@ -149,3 +153,17 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
         with pytest.raises(ModelError) as caught:
             list(engine.complete([PROMPT], SamplingParams(max_tokens=8)))
     assert caught.value.code == "model.server_unavailable"
+
+
+def test_a_judge_that_cannot_be_read_is_an_error_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.dumps({"prompt": f"Question {n}", "response": f"Answer {n}"}) for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    files = [str(tmp_path / "rows.jsonl")] * 2
+    with fake_server(lambda number, body: answer("banana"), models=[{"id": "m"}]) as server:
+        judge = ["--judges", "llm", "--judge-model", "m", "--judge-engine", "openai", "--judge-base-url", server.url]
+        with pytest.raises(SystemExit) as ended:
+            main(["score", *files, *judge, "--json"])
+    printed = capsys.readouterr()
+    assert ended.value.code == 2, printed.err
+    assert json.loads(printed.out)["error"]["code"] == "model.judge_unreadable"
+    assert "none of its 20 answers can be read" in printed.err
