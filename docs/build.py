@@ -205,6 +205,10 @@ class JobOptions(TypedDict, total=False):
     normalize: bool | None
     rescale: Literal["inverse", "l1", "none"] | None
     seed: int | None
+    rank: Value | None
+    threshold: Lam | None
+    unaligned: str | Path | None
+    safety_adapter: str | Path | None
 
 
 class OutputOptions(TypedDict, total=False):
@@ -302,6 +306,12 @@ any dot, to its end, and the first one that matches decides; `*` matches anythin
 
 Every method except Model Stock also works on a single tuned model. The manifest `mooring.json` lists exceptions
 for single tensors (no angle, a clamped ratio, more vocabulary rows) under `decisions`.
+
+Some methods take a third model: `--unaligned`, the pre-trained model that the base was aligned from, or
+`--safety-adapter`, a model safer than the base. base − unaligned is the safety vector of their papers. In a run, λ = 0
+is the base and λ = 1 the tuned model for every method. Methods that decompose matrices hold one tensor at a time, of
+every model, in float32, and a square matrix of its shorter side in float64; the others hold a few slices. They
+decompose on all cores, so that their last bits may differ with the number of threads that torch uses.
 """
 
 
@@ -311,7 +321,7 @@ def methods() -> str:
     for name, method in METHODS.items():
         most = "" if method.most is None else f" to {method.most}"
         count = "1" if method.least == method.most else f"{method.least}{most or ' or more'}"
-        options = ", ".join(f"`{option}`" for option in sorted(method.options)) or "–"
+        options = ", ".join(f"`{option}`" for option in (*method.accepts, *sorted(method.options))) or "–"
         times = {1: "once", 2: "twice"}.get(method.passes, f"up to {method.passes} times")
         lines.append(f"| [`{name}`](#{name}) | {method.formula} | {count} | {options} | {times} |")
     parts = ["\n".join(lines) + "\n"]
@@ -321,6 +331,8 @@ def methods() -> str:
             defaults.append(f"`normalize` {'on' if method.options['normalize'] else 'off'}")
         if "rescale" in method.options:
             defaults.append(f"`rescale` `{method.options['rescale']}`")
+        numbers = (option for option in ("rank", "threshold") if option in method.options)
+        defaults += [f"`{option}` {method.options[option]}" for option in numbers]
         tail = f"\nDefaults: {', '.join(defaults)}.\n" if defaults else ""
         parts.append(f"## `{name}`\n{inspect.getdoc(FORMULAS[name])}\n{tail}")
     return "\n".join(parts)

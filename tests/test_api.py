@@ -14,6 +14,7 @@ import mooring
 from mooring import options as opt
 from mooring.cli.app import top
 from mooring.config import VERBS, Recipe, field_at, options_of, settings
+from mooring.merge_methods import ROLES
 from mooring.merging.job import Options
 
 SOURCE = Path(mooring.__file__).parent
@@ -30,7 +31,8 @@ def other(key: str) -> Any:
         "judges": ("wildguard",), "safety": ("advbench",), "over_refusal": ("xstest",), "ordinary": ("alpaca-eval",),
         "task": "task.jsonl", "system": "Other.", "lambdas": (0.3,), "unsafe_exec": True, "confidence": 0.9,
         "density": 0.5, "gamma": 0.2, "epsilon": 0.1, "bound": 0.3, "over_refusal_margin": 0.2, "top_p": 0.9,
-        "served_model": "name", "check": False, "too_long": "skip",
+        "served_model": "name", "check": False, "too_long": "skip", "threshold": 0.5, "unaligned": "m",
+        "safety_adapter": "m",
     }  # fmt: skip
     name = key.rpartition(".")[2]
     if name in known:
@@ -47,6 +49,7 @@ def test_the_typed_options_of_a_verb_are_its_fields(verb: str) -> None:
     if verb == "merge":  # the method's options, which are not numbers only as in a recipe, and the output's
         fields = {field.name for field in dataclasses.fields(Options)} - {"lam"} | {"method", "dtype", "tokenizer"}
         fields |= {
+            *ROLES,
             "max_shard_size",
             "as_adapter",
             "allow_nonfinite",

@@ -36,6 +36,7 @@ RECORDS: dict[str, Any] = {
     "Forecast": mooring.Forecast(stages=(("merge", "5 λ"),), facts={"run folder": "new"}, disk=1, memory=None),
     "Inspection": mooring.Inspection(base="b", tuned="t", kind="lora"),
     "LogitComparison": LOGITS,
+    "ExtractedLora": mooring.ExtractedLora(folder=Path("lora"), rank=8, errors={"w": 0.1}, left_out={"norm": 0.01}),
     "MergeCheck": mooring.MergeCheck(passed=True, logits=[LOGITS], tensors=20, reference="the formula"),
     "MergePoint": POINT,
     "Message": MESSAGE,
@@ -62,7 +63,7 @@ RECORDS: dict[str, Any] = {
     "Trial": TRIAL,
     "Verdict": mooring.Verdict(prompt_id="a", harmful=False, refused=True, judge="rules"),
 }
-ROWS = {"Inspection": 0, "ServedVerdict": 2, "Trial": 2, "Results": 2}
+ROWS = {"ExtractedLora": 2, "Inspection": 0, "ServedVerdict": 2, "Trial": 2, "Results": 2}
 """Types whose data frame does not have one row."""
 
 

@@ -24,7 +24,18 @@ from mooring.errors import (
 from mooring.events import Event, OnEvent
 from mooring.export import to_pandas
 from mooring.merge_point import MergePoint
-from mooring.records import Choice, Completion, LogitComparison, MergeCheck, Message, Prompt, Score, Trial, Verdict
+from mooring.records import (
+    Choice,
+    Completion,
+    ExtractedLora,
+    LogitComparison,
+    MergeCheck,
+    Message,
+    Prompt,
+    Score,
+    Trial,
+    Verdict,
+)
 from mooring.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -60,10 +71,10 @@ _LAZY = {
 """Modules that load torch or pydantic, which takes longer than `import mooring` may take (PEP 562), and their names."""
 
 __all__ = [
-    "Agreement", "Choice", "Comparison", "Completion", "DataError", "Event", "Exported", "FetchError", "Forecast",
-    "Inspection", "Judge", "LogitComparison", "MergeCheck", "MergePoint", "Message", "MismatchError",
-    "MissingExtraError", "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper", "Prompt",
-    "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "SamplingParams", "Score", "ServedMeasure",
+    "Agreement", "Choice", "Comparison", "Completion", "DataError", "Event", "Exported", "ExtractedLora",
+    "FetchError", "Forecast", "Inspection", "Judge", "LogitComparison", "MergeCheck", "MergePoint", "Message",
+    "MismatchError", "MissingExtraError", "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper",
+    "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "SamplingParams", "Score", "ServedMeasure",
     "ServedVerdict", "Trial", "UserError", "Verdict", "__version__", "api", "load_examples", "load_prompts",
     "to_pandas",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedVerdict
-    from mooring.records import Choice, Completion, Kind, MergeCheck, Prompt, Score, Split
+    from mooring.records import Choice, Completion, ExtractedLora, Kind, MergeCheck, Prompt, Score, Split
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
 
@@ -36,9 +36,10 @@ Ref = str | Path
 """A model or a data set."""
 
 __all__ = [
-    "check_merge", "compare", "generate", "inspect", "lm_eval", "load_results", "merge", "mergekit_export",
-    "mergekit_run", "open_comparison", "paper", "plan", "prefer", "push", "quickstart", "rejudge", "report", "run",
-    "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune", "verify", "verify_served",
+    "check_merge", "compare", "extract_lora", "generate", "inspect", "lm_eval", "load_results", "merge",
+    "mergekit_export", "mergekit_run", "open_comparison", "paper", "plan", "prefer", "push", "quickstart",
+    "rejudge", "report", "run", "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune",
+    "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -208,7 +209,8 @@ def merge(
             `(0.2, 0.8)`, or patterns of tensors' names to either, such as `{"layers.{0-9}.mlp.*": 0.3, "*": 0.6}`.
         lambdas: Several λ at once, reading each input once: `out` gets a folder such as `lam-0.4` for each.
         on_event: Receives the progress, in bytes written.
-        options: `method` and its options, such as `weights`, `density`, `seed` (docs/methods.md); `dtype`, the type of
+        options: `method` and its options, such as `weights`, `density`, `seed` (docs/methods.md); `unaligned` and
+            `safety_adapter`, further models that some methods need; `dtype`, the type of
             the merged weights (the base's by default); `tokenizer`, whose tokenizer and chat template to copy: the
             `base`'s, the `tuned` model's, or the `larger` (default), which is the base's unless another has more
             tokens; `max_shard_size`, such as `"5GB"` (by default as the base's files);
@@ -233,6 +235,40 @@ def merge(
     output = {name: given.pop(name) for name in opt.OutputOptions.__annotations__ if name in given}
     job = make_job(base, tuned, lambdas[0] if lambdas else lam, **given)
     return make(job, Path(out), lambdas=lambdas, on_event=on_event, **output)
+
+
+def extract_lora(
+    base: Ref,
+    tuned: Ref,
+    *,
+    out: Ref,
+    rank: int,
+    dtype: str | None = None,
+    on_event: OnEvent | None = None,
+) -> ExtractedLora:
+    """Write what tuning changed as a LoRA adapter on the base: every changed matrix, approximated at a rank.
+
+    Args:
+        base: The model that was tuned.
+        tuned: The tuned model, a whole one.
+        out: Folder for the adapter; it must be empty or absent.
+        rank: Rank of the adapter.
+        dtype: Type of the factors; defaults to the base's.
+        on_event: Receives the progress, in tensors.
+
+    Returns:
+        The error of every matrix, and what was left out: embeddings, norms, biases, fused experts.
+
+    Raises:
+        UserError: The models do not belong together, nothing that LoRA can hold differs, or the output cannot be
+            written.
+    """
+    from mooring.merging.extract import extract_lora
+    from mooring.models.resolve import hub_name, resolve_model
+
+    folders = resolve_model(str(base)), resolve_model(str(tuned))
+    name = hub_name(str(base))
+    return extract_lora(*folders, Path(out), rank=rank, dtype=dtype, base_name=name, on_event=on_event)
 
 
 def mergekit_run(
@@ -340,7 +376,15 @@ def verify(folder: Ref) -> dict[str, Any]:
     return verify(folder)
 
 
-def check_merge(folder: Ref, base: Ref, tuned: Ref | Sequence[Ref], *, on_event: OnEvent | None = None) -> MergeCheck:
+def check_merge(
+    folder: Ref,
+    base: Ref,
+    tuned: Ref | Sequence[Ref],
+    *,
+    unaligned: Ref | None = None,
+    safety_adapter: Ref | None = None,
+    on_event: OnEvent | None = None,
+) -> MergeCheck:
     """Whether a merged model computes what it should: its tensors and logits beside those of base and tuned models.
 
     transformers and PEFT load the models, in float32 on the CPU, one after the other, and read eight short prompts. The
@@ -352,6 +396,8 @@ def check_merge(folder: Ref, base: Ref, tuned: Ref | Sequence[Ref], *, on_event:
         folder: A folder that `merge` wrote, which is not changed.
         base: The base that it was merged from.
         tuned: The tuned model, or all of them in order.
+        unaligned: The pre-trained model, for the methods that require it.
+        safety_adapter: The safer model that `safe_merge` was given.
         on_event: Receives the progress, in models.
 
     Returns:
@@ -361,11 +407,15 @@ def check_merge(folder: Ref, base: Ref, tuned: Ref | Sequence[Ref], *, on_event:
         ModelError: The folder has no manifest, or a model is missing.
         MismatchError: The models do not belong together.
     """
+    from mooring.merge_methods import as_references
+    from mooring.merging.pair import resolved
     from mooring.models.resolve import resolve_model
     from mooring.pipeline.check import check_merge
 
     refs = [tuned] if isinstance(tuned, (str, Path)) else list(tuned)
-    return check_merge(Path(folder), resolve_model(str(base)), [resolve_model(str(ref)) for ref in refs], on_event)
+    further = resolved(as_references(unaligned, safety_adapter))
+    folders = [resolve_model(str(ref)) for ref in refs]
+    return check_merge(Path(folder), resolve_model(str(base)), folders, further, on_event)
 
 
 def push(

@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 from mooring.bounded import YAML, UnusableError, YAMLError, parse_yaml, read_bytes
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import RecipeError
-from mooring.merge_methods import SINGLE
+from mooring.merge_methods import ROLES, SINGLE, Role, as_references
 from mooring.metrics import TASK_METRICS, is_task_metric
 from mooring.records import Kind
 from mooring.sampling import SamplingParams
@@ -224,13 +224,22 @@ class Merge(Section):
     method: Method = "linear"
     """The merging method (docs/methods.md)."""
     density: float | None = Field(None, ge=0, le=1)
-    """Share of the change's entries that is kept (ties, dare, della, breadcrumbs); defaults to 1."""
+    """Share of the change's entries that is kept (ties, dare, della, breadcrumbs, sce); defaults to 1."""
     gamma: float | None = Field(None, ge=0, le=1)
     """Share of the largest entries that is dropped (breadcrumbs); defaults to 0.01."""
     epsilon: float | None = Field(None, gt=0, lt=0.5)
     """Half the width of the keep probability (della); defaults to 0.15."""
     rescale: Literal["inverse", "l1", "none"] | None = None
     """How dropped entries are compensated: by 1/density, by the sum of magnitudes, or not; defaults to the method's."""
+    rank: int | None = Field(None, ge=0)
+    """Singular vectors that count: of the safety vector (lox, 6), of the tuned matrix (intruders, 10); 0 for all."""
+    threshold: float | None = Field(None, ge=-1, le=1)
+    """Cosine below which a change is unlike its projection (safe_lora, safe_merge) or a singular vector unlike the
+    base's (intruders); share of entropy that is kept (lssf); most that an entry changes (nearswap)."""
+    unaligned: str | None = None
+    """The pre-trained model that the base was aligned from (chat_vector, resta, lox, lssf, safe_lora, safe_merge)."""
+    safety_adapter: str | None = None
+    """A safer model than the base: a LoRA adapter on it, or a whole model; defaults to the base (safe_merge)."""
     lambdas: tuple[Lambda, ...] = Field(GRID, min_length=1)
     """The λ to try, each the weight of the tuned model. 0 (the base) and 1 (the tuned model) are always tried."""
     check: bool = True
@@ -251,8 +260,13 @@ class Merge(Section):
         """The given options of the method, besides λ."""
         return self.model_dump(exclude_none=True, exclude={*NO_OPTION_OF_THE_METHOD})
 
+    @property
+    def references(self) -> dict[Role, str]:
+        """The further models of the method, by role."""
+        return as_references(self.unaligned, self.safety_adapter)
 
-NO_OPTION_OF_THE_METHOD = ("method", "lambdas", "check")
+
+NO_OPTION_OF_THE_METHOD = ("method", "lambdas", "check", *ROLES)
 """Fields of the section `merge` that are not options of the merging method."""
 
 

@@ -1,15 +1,20 @@
 """Every merge method: its formula, options and limits, once. `mooring.merging.methods` has the implementations."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mooring.errors import UserError
 
 Sparsify = Literal["magnitude", "outliers", "random", "magprune"]
 """How a method drops entries of a change: the smallest (TIES), the largest and smallest (Breadcrumbs), at random
 (DARE), or at random by rank (DELLA)."""
+
+Role = Literal["unaligned", "safety_adapter"]
+"""What a further model is to a merge: the pre-trained model that the base was aligned from, or a model with more of the
+base's safety, such as a LoRA adapter on the base that was tuned on refusals."""
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,6 +30,10 @@ class Method:
         keeps: Whether an entry that no tuned model changed keeps the base's value.
         sums: Whether every entry of the result is a sum of all inputs' entries there, so that NaN and Inf propagate.
         bounded: Whether it interpolates, so that λ must be in [0, 1]; the others add λ times a change.
+        anchored: Whether λ = 0 is the base.
+        requires: The further models that it cannot do without.
+        accepts: All further models that it takes.
+        matrices: Whether one tensor at a time is whole in memory, for a decomposition or a ranking.
         kind: How it sparsifies changes, if it does.
         passes: How often it reads its inputs, the writing pass included, at most.
     """
@@ -37,6 +46,10 @@ class Method:
     keeps: bool = True
     sums: bool = False
     bounded: bool = False
+    anchored: bool = True
+    requires: tuple[Role, ...] = ()
+    accepts: tuple[Role, ...] = ()
+    matrices: bool = False
     kind: Sparsify | None = None
     passes: int = 1
 
@@ -46,6 +59,8 @@ _SPARSE = {**_SUM, "density": 1.0, "rescale": "none"}
 _RANDOM = {**_SPARSE, "rescale": "inverse", "seed": 42}
 _OUTLIERS = {**_SPARSE, "gamma": 0.01}
 _ON_SPHERE: Any = {"keeps": False, "bounded": True, "passes": 2}
+_UNALIGNED: Any = {"requires": ("unaligned",), "accepts": ("unaligned",)}
+_MATRICES: Any = {"most": 1, "keeps": False, "matrices": True, "passes": 2}
 
 _ALL = (
     Method(
@@ -85,6 +100,69 @@ _ALL = (
         kind="outliers",
         passes=4,
     ),
+    Method(
+        "nuslerp",
+        "SLERP of base and tuned, or base + λ·SLERP of two δᵢ",
+        {"weights": None},
+        most=2,
+        keeps=False,
+        bounded=True,
+        passes=2,
+    ),
+    Method("multislerp", "base + λ·spherical mean of δᵢ", {**_SUM, "normalize": True}, passes=2),
+    Method("nearswap", "base + λ·sign(δ)·min(|δ|, t)", {"threshold": 0.001}, most=1),
+    Method("sce", "base + λ·mean of the agreeing δᵢ that vary most", {"density": 1.0}, matrices=True, passes=2),
+    Method("arcee_fusion", "base + λ·δ where δ is important", most=1, matrices=True, passes=2),
+    Method("chat_vector", "base + λ·Σ wᵢ·(tunedᵢ − unaligned)", _SUM, sums=True, **_UNALIGNED),
+    Method(
+        "resta",
+        "base + δ·mask/density + (1−λ)·(base − unaligned)",
+        {"density": 1.0, "rescale": "inverse", "seed": 42},
+        most=1,
+        anchored=False,
+        kind="random",
+        **_UNALIGNED,
+    ),
+    Method(
+        "lox",
+        "tuned + (1−λ)·(base − unaligned) at rank k",
+        {"rank": 6},
+        anchored=False,
+        **_UNALIGNED,
+        **_MATRICES,
+    ),
+    Method(
+        "lssf",
+        "tuned + (1−λ)·(base − unaligned) at the rank that holds most of its entropy",
+        {"threshold": 0.5},
+        anchored=False,
+        **_UNALIGNED,
+        **_MATRICES,
+    ),
+    Method(
+        "safe_lora",
+        "base + λ·δ, projected on base − unaligned where the two are not alike",
+        {"threshold": 0.5},
+        **_UNALIGNED,
+        **_MATRICES,
+    ),
+    Method(
+        "safe_merge",
+        "λ·tuned + (1−λ)·safe where δ is unlike base − unaligned, tuned elsewhere",
+        {"threshold": 0.35},
+        bounded=True,
+        anchored=False,
+        requires=("unaligned",),
+        accepts=("unaligned", "safety_adapter"),
+        **_MATRICES,
+    ),
+    Method(
+        "intruders",
+        "tuned − (1−λ)·Σ u·σ·vᵀ of singular vectors unlike the base's",
+        {"rank": 10, "threshold": 0.5},
+        anchored=False,
+        **_MATRICES,
+    ),
 )
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
 """Every method by name."""
@@ -101,3 +179,37 @@ def method_named(name: str) -> Method:
     if name not in METHODS:
         raise UserError(f"method {name!r} is unknown", f"known: {', '.join(METHODS)}", code="usage.unknown_method")
     return METHODS[name]
+
+
+def as_references(unaligned: object = None, safety_adapter: object = None) -> dict[Role, str]:
+    """Further models by role, without those that are None."""
+    given: dict[Role, object] = {"unaligned": unaligned, "safety_adapter": safety_adapter}
+    return {role: str(ref) for role, ref in given.items() if ref is not None}
+
+
+def check_references(method: str, given: Iterable[str]) -> None:
+    """Check that a method gets the further models that it requires, and no others.
+
+    Args:
+        method: Its name.
+        given: The roles of the further models.
+
+    Raises:
+        UserError: One is missing (`usage.missing_model`), or the method does not take it (`usage.unused_model`).
+    """
+    known, roles = method_named(method), tuple(given)
+    for role in known.requires:
+        if role not in roles:
+            hint = f"name {_SAID[role]} by --{role.replace('_', '-')}"
+            raise UserError(f"method {method} requires {_SAID[role]}", hint, code="usage.missing_model")
+    for other in roles:
+        if other not in known.accepts:
+            takes = ", ".join(name for name, each in METHODS.items() if other in each.accepts)
+            what = f"method {method} does not use {other}"
+            raise UserError(what, f"leave it out, or use {takes}", code="usage.unused_model")
+
+
+_SAID: Mapping[str, str] = {
+    "unaligned": "the pre-trained model that the base was aligned from",
+    "safety_adapter": "a model that is safer than the base",
+}

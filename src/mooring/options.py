@@ -27,6 +27,18 @@ Method: TypeAlias = Literal[
     "della_linear",
     "breadcrumbs",
     "breadcrumbs_ties",
+    "nuslerp",
+    "multislerp",
+    "nearswap",
+    "sce",
+    "arcee_fusion",
+    "chat_vector",
+    "resta",
+    "lox",
+    "lssf",
+    "safe_lora",
+    "safe_merge",
+    "intruders",
 ]
 MergeMethod: TypeAlias = Literal[Method, "model_stock"]
 """The methods of `merge`: one more than a recipe has, since it needs several tuned models."""
@@ -52,6 +64,10 @@ class JobOptions(TypedDict, total=False):
     normalize: bool | None
     rescale: Literal["inverse", "l1", "none"] | None
     seed: int | None
+    rank: Value | None
+    threshold: Lam | None
+    unaligned: str | Path | None
+    safety_adapter: str | Path | None
 
 
 class OutputOptions(TypedDict, total=False):
@@ -100,6 +116,10 @@ class SafeguardOptions(TypedDict, total=False):
     gamma: float | None
     epsilon: float | None
     rescale: Literal["inverse", "l1", "none"] | None
+    rank: int | None
+    threshold: float | None
+    unaligned: str | None
+    safety_adapter: str | None
     lambdas: Sequence[float]
     check: bool
     search: Literal["grid", "bisect", "modules"]
@@ -186,6 +206,10 @@ class CompareOptions(TypedDict, total=False):
     gamma: float | None
     epsilon: float | None
     rescale: Literal["inverse", "l1", "none"] | None
+    rank: int | None
+    threshold: float | None
+    unaligned: str | None
+    safety_adapter: str | None
     max_tokens: int
     temperature: float
     top_p: float
@@ -269,6 +293,10 @@ class LmEvalOptions(TaskOptions, total=False):
     gamma: float | None
     epsilon: float | None
     rescale: Literal["inverse", "l1", "none"] | None
+    rank: int | None
+    threshold: float | None
+    unaligned: str | None
+    safety_adapter: str | None
     batch_size: int | None
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     device: str

@@ -213,6 +213,42 @@ class LogitComparison(Record):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractedLora(Record):
+    """A LoRA adapter that was extracted from two whole models.
+
+    Attributes:
+        folder: Its folder.
+        rank: Its rank.
+        errors: For every tensor that it changes, ‖δ − B·A‖/‖δ‖ of its change δ, with the factors as they are written.
+        left_out: For every changed tensor that LoRA cannot hold, its share of ‖δ‖² of the whole model.
+    """
+
+    folder: Path
+    rank: int
+    errors: Mapping[str, float]
+    left_out: Mapping[str, float]
+
+    @property
+    def sentence(self) -> str:
+        """The result in a sentence or two."""
+        worst = max(self.errors, key=lambda name: self.errors[name])
+        text = (
+            f"{len(self.errors)} matrices at rank {self.rank}: the relative error of a change is "
+            f"{sorted(self.errors.values())[len(self.errors) // 2]:.1%} in the median, "
+            f"{self.errors[worst]:.1%} at most ({worst})."
+        )
+        if self.left_out:
+            share = sum(self.left_out.values())
+            text += f" {len(self.left_out)} changed tensors were left out, with {share:.1%} of the squared change."
+        return text
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row per tensor."""
+        rows: list[dict[str, Any]] = [{"tensor": name, "error": error} for name, error in self.errors.items()]
+        return rows + [{"tensor": name, "left_out": share} for name, share in self.left_out.items()]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MergeCheck(Record):
     """Whether a merged model computes what it should.
 

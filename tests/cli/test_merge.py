@@ -166,6 +166,7 @@ def test_lambdas(run: Run) -> None:
 def test_every_method(run: Run, method: str) -> None:
     tuned = ["tuned", "second"][: METHODS[method].most or 2]
     lam = [] if method == "model_stock" else ["--lam", 0.5]
+    lam += ["--unaligned", "second"] if METHODS[method].requires else []
     said = ok(run("merge", "base", *tuned, "--method", method, *lam, "--out", "out"))
     assert method in said or "out" in said
     assert record()["method"] == method

@@ -54,7 +54,9 @@ def guarded(call: Callable[[], Any]) -> Plain:
 # Merging.
 
 METHODS: dict[str, tuple[int, int | None, frozenset[str]]] = {
-    name: (method.least, method.most, frozenset(method.options)) for name, method in _METHODS.items()
+    name: (method.least, method.most, frozenset(method.options))
+    for name, method in _METHODS.items()
+    if not (method.accepts or method.matrices)  # decompositions differ in their last bits from one processor to another
 }
 """By name: the minimum and maximum number of tuned models, and the options other than λ."""
 ADAPTER_METHODS = ("linear", "task_arithmetic", "model_stock")

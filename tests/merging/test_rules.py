@@ -168,10 +168,12 @@ def test_every_method_has_its_defaults() -> None:
     assert set(METHODS) == {
         *("linear", "slerp", "task_arithmetic", "lines", "model_stock", "karcher"),
         *reference.KINDS,
+        *("nuslerp", "multislerp", "nearswap", "sce", "arcee_fusion"),
+        *("chat_vector", "resta", "lox", "lssf", "safe_lora", "safe_merge", "intruders"),
     }
     for name, method in METHODS.items():
-        assert method.options.get("normalize", False) == (name in reference.NORMALIZED or name == "linear")
-        assert (method.options.get("rescale") == "inverse") == (name in reference.RESCALED)
+        assert method.options.get("normalize", False) == (name in {*reference.NORMALIZED, "linear", "multislerp"})
+        assert (method.options.get("rescale") == "inverse") == (name in {*reference.RESCALED, "resta"})
 
 
 @pytest.mark.parametrize("name", ["magic", "", "Linear"])

@@ -95,6 +95,28 @@ def test_several_tuned_models_are_compared_one_by_one(folders: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["safe_merge", "lox"])
+def test_a_merge_with_a_third_model_passes_and_needs_it(
+    folders: Path, tmp_path: Path, save_tiny_model: Any, method: str
+) -> None:
+    options: dict[str, Any] = {"method": method, "unaligned": folders / "tuned"}
+    out = merged(folders, tmp_path / "m", "lora", check=True, **options)
+    recorded = json.loads((out / "mooring.json").read_text())
+    assert recorded["check"]["passed"]
+    assert recorded["check"]["reference"] == "the method's formula in float64"
+    assert recorded["unaligned"]["name"] == "tuned"
+    with pytest.raises(mooring.UserError) as caught:
+        checked(folders, out, "lora")
+    assert caught.value.code == "usage.missing_model"
+    if method == "safe_merge":  # its gates alone depend on the pre-trained model
+        return
+    save_tiny_model(tmp_path / "other", seed=5)
+    found = mooring.check_merge(out, folders / "base", folders / "lora", unaligned=tmp_path / "other")
+    assert not found.passed
+    assert any("the method's formula" in fault for fault in found.faults)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tied", "biased", "gpt2"])
 def test_other_bases_pass(kind: str, bases: dict[str, Path], tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"

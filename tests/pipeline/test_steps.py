@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from mooring.config import Recipe
+from mooring.merge_methods import ROLES as REFERENCES
 from mooring.merge_point import MergePoint
 from mooring.pipeline import plan as planning
 from mooring.pipeline.plan import SINGLE, TAKEN, Plan, build
@@ -85,6 +86,7 @@ def keys(plan: Plan, measured: str = "") -> dict[str, tuple[Step, str]]:
             "tuned": plan.recipe.tuned,
             "bert_score": score.bertscore_model,
             "lm_eval": score.lm_eval,
+            **plan.recipe.merge.references,
         }
         return [names[reference.role], measured]
 
@@ -255,7 +257,8 @@ UNUSED = {
     "generate.n": "refused: only the task's prompts get several responses",
     "generate.safety.n": "refused: only the task's prompts get several responses",
     "select.policy": "needs `search: grid`, and has a test of its own",
-    "merge.gamma": "no option of the method",
+    **{f"merge.{field}": "no option of the method" for field in ("gamma", "rank", "threshold")},
+    **{f"merge.{field}": "no model of the method; see the test of other weights" for field in REFERENCES},
     "score.too_long": "opens the models, which this recipe does not have",
     **dict.fromkeys(
         [f"generate.{field}" for field in ("base_url", "key_env", "concurrency", "requests_per_minute")],
@@ -294,9 +297,12 @@ def test_the_same_recipe_does_nothing_again(data: Path) -> None:
     assert changed(data, {}) == set()
 
 
-@pytest.mark.parametrize("role", ["base", "tuned", "bert_score", "lm_eval"])
+@pytest.mark.parametrize("role", ["base", "tuned", "bert_score", "lm_eval", *REFERENCES])
 def test_other_weights_do_all_again_that_depends_on_them(data: Path, role: str) -> None:
-    changes = {} if role != "tuned" else {"tune": None, "tuned": "tuned"}
+    changes: dict[str, Any] = {"tune": None, "tuned": "tuned"} if role == "tuned" else {}
+    if role in REFERENCES:
+        models = {"unaligned": "pretrained", "safety_adapter": "safe"}
+        changes = {"merge": {"method": "safe_merge", "lambdas": [0.3, 0.7], **models}}
     plan = resolved(build(recipe(data, changes)))
 
     def key(digest: str) -> dict[str, str]:
@@ -312,6 +318,7 @@ def test_other_weights_do_all_again_that_depends_on_them(data: Path, role: str) 
             "tuned": AFTER_TUNE - {"Tune tune"},
             "bert_score": SCORES,
             "lm_eval": each("LmEval", "Score", splits=("test",)) | {"Report"},
+            **dict.fromkeys(REFERENCES, MERGES),
         }[role]
     )
 

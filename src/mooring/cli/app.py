@@ -9,7 +9,7 @@ import click
 import mooring
 from mooring.cli import BAD_INPUT, OVER_BOUND, render
 from mooring.cli.compare import compare
-from mooring.cli.merge import check_merge, merge, mergekit, push, to_gguf, verify
+from mooring.cli.merge import check_merge, extract_lora, merge, mergekit, push, to_gguf, verify
 from mooring.cli.options import (
     HELP,
     Verbs,
@@ -131,6 +131,7 @@ for command in (
     mergekit,
     verify,
     check_merge,
+    extract_lora,
     to_gguf,
     push,
     generate,

@@ -81,6 +81,7 @@ def merge(lambdas: str | None, out: str, as_json: bool, **options: Any) -> None:
       mooring merge base/ tuned/ --method slerp --lam 0.2..0.8 --out merged
       mooring merge base/ tuned/ --lam 0.6 --lam-for 'layers.{0-9}.mlp.*=0.3' --out merged
       mooring merge base/ tuned/ --lambdas 0.2,0.4,0.6,0.8 --out sweep
+      mooring merge base/ tuned/ --method resta --unaligned pretrained/ --lam 0.5 --out merged
       mooring merge base/ seed1/ seed2/ seed3/ --method model_stock --out merged
       mooring merge meta-llama/Llama-3.1-8B-Instruct adapter/ --lam 0.5 --as-adapter --out adapter-0.5
       mooring merge base/ tuned/ --lam 0.6 --gguf q8_0 --out merged && ollama create mine -f merged/Modelfile
@@ -93,6 +94,28 @@ def merge(lambdas: str | None, out: str, as_json: bool, **options: Any) -> None:
     with render.bar("merge", resumes=False) as on_event:
         folder = mooring.merge(base, tuned, out=out, lambdas=several, on_event=on_event, **job, **output)
     render.merged(folder, [MergePoint(lam).folder for lam in several], as_json=as_json)
+
+
+@click.command("extract-lora", context_settings=HELP)
+@click.argument("base", help="The model that was tuned.")
+@click.argument("tuned", help="The tuned model, a whole one.")
+@click.option("--rank", type=click.IntRange(min=1), required=True, help="Rank of the adapter.")
+@click.option("--out", required=True, help="Folder for the adapter.")
+@click.option("--dtype", help="Type of the factors; defaults to BASE's.")
+@json_option
+def extract_lora(base: str, tuned: str, rank: int, out: str, dtype: str | None, as_json: bool) -> None:
+    """Write what tuning changed as a LoRA adapter on its base.
+
+    Every changed matrix is approximated at a rank; its error is reported, and what LoRA cannot hold.
+
+    \b
+    Examples:
+      mooring extract-lora base/ tuned/ --rank 16 --out adapter
+      mooring extract-lora meta-llama/Llama-3.1-8B-Instruct tuned/ --rank 64 --out adapter --json
+    """
+    with render.bar("extract", resumes=False) as on_event:
+        found = mooring.extract_lora(base, tuned, out=out, rank=rank, dtype=dtype, on_event=on_event)
+    render.result(found, f"The adapter is in {found.folder}. {found.sentence}", as_json=as_json)
 
 
 @click.group("mergekit", context_settings=HELP)
@@ -148,8 +171,10 @@ def verify(folder: str, as_json: bool) -> None:
 @click.argument("folder", help="A folder that `mooring merge` wrote.")
 @click.argument("base", help="The base that it was merged from.")
 @click.argument("tuned", nargs=-1, required=True, help="The tuned model, or all of them in order.")
+@click.option("--unaligned", help="The pre-trained model that BASE was aligned from, if the method requires it.")
+@click.option("--safety-adapter", help="The safer model, if the merge was given one.")
 @json_option
-def check_merge(folder: str, base: str, tuned: tuple[str, ...], as_json: bool) -> None:
+def check_merge(folder: str, base: str, tuned: tuple[str, ...], as_json: bool, **references: str | None) -> None:
     """Check that a merged model computes what it should.
 
     Its tensors and logits are compared with those of BASE and TUNED, which transformers and PEFT load. Exits with 2 if
@@ -161,7 +186,14 @@ def check_merge(folder: str, base: str, tuned: tuple[str, ...], as_json: bool) -
       mooring check-merge merged meta-llama/Llama-3.1-8B-Instruct adapter/ --json
     """
     with render.bar("check", resumes=False) as on_event:
-        found = mooring.check_merge(folder, base, tuned, on_event=on_event)
+        found = mooring.check_merge(
+            folder,
+            base,
+            tuned,
+            unaligned=references["unaligned"],
+            safety_adapter=references["safety_adapter"],
+            on_event=on_event,
+        )
     render.result(found, found.sentence, as_json=as_json)
     if not found.passed:
         sys.exit(BAD_INPUT)

@@ -195,6 +195,54 @@ def karcher(params: TensorParams, models: int) -> Plan:
     return functools.partial(combine, sets, params.dtype)
 
 
+def nuslerp(params: TensorParams, models: int) -> Plan:
+    """NuSLERP: SLERP of base and tuned model at λ; of two tuned models, base + λ·SLERP of their changes.
+
+    The place between the two changes is w₂/(w₁ + w₂), ½ if both weights cancel. Whole tensors are interpolated, not
+    rows. A tensor without an angle is interpolated linearly, which the manifest records.
+
+    Source: mergekit's `nuslerp` (Goddard 2024): without `base_model`, base and tuned model with the weights 1−λ and λ;
+    with it, two models, for λ = 1; `nuslerp_flatten` on.
+    """
+    gram = _total((yield Pass(gram_matrices, slices.concatenate, _not_finite)))
+    if models == 1:
+        angle, reason = sphere.angle(gram)
+        sets = [sphere_pair(lam, angle) for lam in params.lams]
+    else:
+        between = np.array([[1.0, 0.0], [-1.0, 1.0]])  # δ₁, δ₂ − δ₁
+        angle, reason = sphere.angle(between @ gram[1:, 1:] @ between.T)
+        first, second = params.weights or (1.0, 1.0)
+        total = first + second
+        pair = sphere_pair(second / total if abs(total) >= 1e-6 else 0.5, angle)
+        shares = (pair.base, *pair.tuned)
+        sets = [
+            Coefficients(1 - lam * math.fsum(shares), tuple(lam * share for share in shares)) for lam in params.lams
+        ]
+    if reason:
+        params.note(f"nuslerp: {reason}; merged as linear")
+    return functools.partial(combine, sets, params.dtype)
+
+
+def multislerp(params: TensorParams, models: int) -> Plan:
+    """Multi-SLERP: θ = base + λ·(spherical mean of the changes δᵢ), by one step in the tangent space at their mean.
+
+    With uᵢ = δᵢ/‖δᵢ‖ and m the direction of Σ wᵢ·uᵢ, the mean is exp_m(Σ wᵢ·(uᵢ − ⟨uᵢ,m⟩·m)) · Σ wᵢ‖δᵢ‖. The weights
+    are divided by their sum if `normalize`. One tuned model is task arithmetic. Where the directions cancel, or nothing
+    changed, the changes are added up, which the manifest records.
+
+    Source: Goddard 2025, Multi-SLERP. In mergekit: `multislerp` with `base_model`, `normalize` as `normalize_weights`,
+    for λ = 1.
+    """
+    gram = _total((yield Pass(gram_matrices, slices.concatenate, _not_finite)))
+    weights = params.weights or (1.0,) * models
+    total = divisor_of(weights) if params.normalize else 1.0
+    shares, reason = sphere.tangent_mean(gram[1:, 1:], [weight / total for weight in weights])
+    if reason:
+        params.note(f"multislerp: {reason}")
+    sets = [tuple(lam * share for share in shares) for lam in params.lams]
+    return functools.partial(combine, [Coefficients(1 - math.fsum(c), c) for c in sets], params.dtype)
+
+
 def gram_matrices(start: int, base: Tensor, tuned: Sequence[Tensor]) -> np.ndarray[Any, Any]:
     """Inner products of base, tuned₁ − base, tuned₂ − base … in float64: shape (cells, 1 + models, 1 + models)."""
     products = []

@@ -18,7 +18,7 @@ from mooring.merging.job import Options, Output, tensor_params
 from mooring.merging.kept import Kept
 from mooring.merging.methods import FORMULAS
 from mooring.merging.pair import ModelPair, OutputTensor
-from mooring.merging.plan import Apply, Pass, Plan
+from mooring.merging.plan import Apply, Pass, Plan, Whole
 from mooring.merging.slices import Slice, check_finite, cut, finite, hash_values, same, sweep
 from mooring.merging.sparse import grid_of
 from mooring.merging.tensor_value import TensorValue
@@ -71,9 +71,9 @@ class Engine:
         filled: Names of tensors that the outputs hold at another λ already: what does not depend on λ is left as it is.
 
     Attributes:
-        changed: Names of the tensors in which a tuned model differs from the base.
+        changed: Names of the tensors in which a tuned model, or a reference, differs from the base.
         equal: For every tuned model, whether it equals the base.
-        read: For every model, the digests of the tensors that were read.
+        read: For every model, references included, the digests of the tensors that were read.
         written: For every output, the digests of the tensors that were written.
 
     Raises:
@@ -98,7 +98,11 @@ class Engine:
         self._kept, self._filled = kept, filled
         self._pair, self._method = pair, method_named(method)
         self._dtype, self._check = output.torch_dtype, not output.allow_nonfinite
-        self._params = tensor_params(method, options, pair.tensors, len(pair.tuned), lams, note, self._dtype)
+        takes = tuple(role for role in pair.references if self._method.accepts)
+        self._used = len(pair.tuned) + len(takes)  # models after the base that the method sees
+        self._params = tensor_params(
+            method, options, pair.tensors, len(pair.tuned), lams, note, self._dtype, references=takes
+        )
         self._requantized = pair.base.quantized.keys() if output.keep_quantization else frozenset[str]()
         for name in self._params.keys() & self._requantized:
             self._params[name] = dataclasses.replace(self._params[name], dtype=torch.float32)
@@ -109,7 +113,7 @@ class Engine:
         self._seen: set[str] = set()  # names of the tensors that a first pass has checked
         self.changed: dict[str, None] = {}
         self.equal = [True] * len(pair.tuned)
-        self.read: list[Digests] = [{} for _ in pair.models]
+        self.read: list[Digests] = [{} for _ in pair.inputs]
         self.written: list[Digests] = []
 
     def dtype(self, tensor: OutputTensor) -> torch.dtype:
@@ -138,7 +142,8 @@ class Engine:
         """Fill the outputs; yield some tensors at a time, when they are written. Errors as in `run`."""
         self.written = [{} for _ in writers] if self._kept is None else []
         self._total = self.nbytes * len(writers)
-        for window in _windows(self._pair.tensors.values(), whole=self._method.passes == 1):
+        most = 1 if self._method.matrices else _TENSORS_IN_A_WINDOW
+        for window in _windows(self._pair.tensors.values(), most, whole=self._method.passes == 1):
             plans: dict[str, Plan] = {}
             formulas: dict[str, Apply] = {}
             for tensor in window:
@@ -159,7 +164,7 @@ class Engine:
     def _settle(self, window: Sequence[OutputTensor], plans: Mapping[str, Plan]) -> dict[str, Apply]:
         """Run the passes of some tensors until every plan has returned its formula."""
         settled: dict[str, Apply] = {}
-        requested: dict[str, Pass] = {}
+        requested: dict[str, Pass | Whole] = {}
         number = dict.fromkeys(plans, -1)  # of the pass that was requested last
 
         def advance(name: str, result: Any) -> None:
@@ -180,14 +185,18 @@ class Engine:
         for name in plans:
             advance(name, None)
         while requested:
-            joined: dict[str, Any] = {}
-            current = dict(requested)
+            joined: dict[str, Any] = {
+                name: self._whole(self._pair.tensors[name], request)
+                for name, request in requested.items()
+                if isinstance(request, Whole)
+            }
+            current = {name: request for name, request in requested.items() if isinstance(request, Pass)}
             requested.clear()
 
             def work(piece: Slice, current: Mapping[str, Pass] = current) -> Any:
                 tensor, base, tuned = self._read(piece)
                 request = current[piece.name]
-                result = request.work(piece.start, base, tuned)
+                result = request.work(piece.start, base, tuned[: self._used])
                 if self._check and piece.name not in self._seen and (not request.broken or request.broken(result)):
                     self._check_inputs(tensor, base, tuned)
                 return result
@@ -197,10 +206,28 @@ class Engine:
                 for piece, result in results:
                     join = current[piece.name].join
                     joined[piece.name] = join(joined[piece.name], result) if piece.name in joined else result
-            self._seen |= current.keys()
-            for name in current:
-                advance(name, joined[name])
+            self._seen |= joined.keys()
+            for name, result in joined.items():
+                advance(name, result)
         return settled
+
+    def _whole(self, tensor: OutputTensor, request: Whole) -> Any:
+        """Read all of a tensor in every model, in float32 or better, and compute what a plan asks for."""
+        first = next(self._cut(tensor))
+        wide = grid.wide_type([values for part in [self._read(first)[1:]] for values in (part[0], *part[1])])
+        inputs = [torch.empty(tensor.shared, dtype=wide) for _ in range(1 + self._used)]
+
+        def fill(piece: Slice) -> None:
+            _, base, tuned = self._read(piece)
+            if self._check and piece.name not in self._seen:
+                self._check_inputs(tensor, base, tuned)
+            for place, values in zip(inputs, (base, *tuned[: self._used]), strict=True):
+                place[piece.start : piece.stop].copy_(values)
+
+        with contextlib.closing(sweep(self._cut(tensor), fill, self._threads, batch=_BATCH)) as results:
+            for _ in results:
+                pass
+        return request.work(*inputs)
 
     def _apply(self, window: Sequence[OutputTensor], formulas: Mapping[str, Apply], writers: Sequence[Sink]) -> None:
         """Merge some tensors and write them."""
@@ -243,10 +270,10 @@ class Engine:
         if self._kept is None:
             read = tuple(
                 hash_values(piece.start, values) if isinstance(model, Checkpoint) else None
-                for model, values in zip(self._pair.models, (base, *tuned), strict=True)
+                for model, values in zip(self._pair.inputs, (base, *tuned), strict=True)
             )
         if formula is None:
-            if any(differs):
+            if any(differs[: len(self._pair.tuned)]):
                 folder = self._pair.tuned[differs.index(True)].folder
                 what = f"{folder}: {tensor.name} ({base.dtype}) differs from {self._pair.base.folder}"
                 hint = (
@@ -262,7 +289,7 @@ class Engine:
         for k, writer in enumerate(writers):
             values = base
             if formula is not None and (any(differs) or not self._keeps):
-                values = formula(piece.start, base, tuned, k)
+                values = formula(piece.start, base, tuned[: self._used], k)
             values = values.to(self.dtype(tensor))
             if self._check and not finite(values):
                 self._check_inputs(tensor, base, tuned)
@@ -304,14 +331,14 @@ class Engine:
     def _check_inputs(self, tensor: OutputTensor, base: Tensor, tuned: Sequence[Tensor]) -> None:
         """Raise for NaN and Inf, naming the model."""
         check_finite(base, self._pair.base.folder, tensor.name)
-        for model, values in zip(self._pair.tuned, tuned, strict=True):
+        for model, values in zip(self._pair.inputs[1:], tuned, strict=True):
             if values is not base:
                 check_finite(values, model.folder, tensor.name)
 
     def _record(self, tensor: OutputTensor, merged: _Merged) -> None:
         if any(merged.differs):
             self.changed[tensor.name] = None
-        for m, differs in enumerate(merged.differs):
+        for m, differs in enumerate(merged.differs[: len(self.equal)]):
             self.equal[m] = self.equal[m] and not differs
         for digests, written in zip(self.written, merged.written, strict=True):
             digests.setdefault(tensor.name, TensorDigest()).add(written)
@@ -335,7 +362,7 @@ class Engine:
         tensor = self._pair.tensors[piece.name]
         size = (piece.stop - piece.start) * 8
         if getattr(self._own, "size", 0) < size:
-            self._own.buffers = [torch.empty(size, dtype=torch.uint8) for _ in self._pair.models]
+            self._own.buffers = [torch.empty(size, dtype=torch.uint8) for _ in self._pair.inputs]
             self._own.size = size
         return tensor, *self._pair.read(tensor, piece.start, piece.stop, self._own.buffers)
 
@@ -351,14 +378,14 @@ def _overflow(where: Path, name: str, dtype: torch.dtype) -> ModelError:
     return ModelError(f"{where}: {name}, once merged, holds NaN or Inf", hint, code="model.overflow")
 
 
-def _windows(tensors: Iterable[OutputTensor], *, whole: bool) -> Iterator[list[OutputTensor]]:
-    """Groups of tensors, in order; a single group if there is no second pass."""
+def _windows(tensors: Iterable[OutputTensor], most: int, *, whole: bool) -> Iterator[list[OutputTensor]]:
+    """Groups of at most so many tensors, in order; a single group if there is no second pass."""
     group: list[OutputTensor] = []
     size = 0
     for tensor in tensors:
         group.append(tensor)
         size += tensor.numel * tensor.dtype.itemsize
-        if not whole and (size >= WINDOW or len(group) >= _TENSORS_IN_A_WINDOW):
+        if not whole and (size >= WINDOW or len(group) >= most):
             yield group
             group, size = [], 0
     if group:

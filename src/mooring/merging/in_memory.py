@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mooring.memory import available_memory
-from mooring.merge_methods import method_named
+from mooring.merge_methods import check_references, method_named
 from mooring.merging.engine import Engine, Sink, keeps_unchanged
 from mooring.merging.job import DEFAULT_OUTPUT, Output, options_of
 from mooring.merging.kept import Kept
@@ -75,7 +75,7 @@ class OpenMerge:
         settings: Fields of `job.Options` other than `lam`.
 
     Raises:
-        UserError: The method is unknown.
+        UserError: The method is unknown, or requires a further model that the pair lacks.
         ModelError: The base is quantized (`model.quantized`).
     """
 
@@ -88,7 +88,7 @@ class OpenMerge:
         threads: int | None = None,
         **settings: Any,
     ) -> None:
-        method_named(method)
+        check_references(method, pair.references)
         refuse_quantized(pair.base)
         self.pair = pair
         self._method, self._output, self._threads, self._settings = method, output, threads, settings
@@ -118,7 +118,8 @@ class OpenMerge:
         """Write the merge at λ into existing tensors, bit for bit what `merge` writes.
 
         Args:
-            lam: λ, the weight of the tuned models, as in `merge`. 0 is the base for every method.
+            lam: λ, the weight of the tuned models, as in `merge`. 0 is the base, unless the
+                method is not `anchored` (`merge_methods.Method`).
             places: As in `Memory`, by the names of the checkpoint; or another place to write to.
             as_linear: Merge by `linear`, so that λ = 1 is the tuned model itself, whatever the method would drop.
             filled: Names of tensors that hold this merge at another λ. Of these, only what λ changes is written. If
@@ -166,7 +167,8 @@ class OpenMerge:
         method, options = self._method, options_of(self._method, lam, **self._settings)
         if not keeps_unchanged(method, options):
             filled = ()
-        if as_linear or (options.lam.constant == 0 and options.base_weight is None):
+        anchored = method_named(method).anchored and options.base_weight is None
+        if as_linear or (anchored and options.lam.constant == 0):
             method, options = "linear", options_of("linear", lam)
         return Engine(
             self.pair,

@@ -37,8 +37,9 @@ class Outlook:
 
     Attributes:
         methods: Its name; several if, with one tuned model, they give the same.
-        from_base: ‖merged − base‖ / ‖δ‖ over the whole model; None if it needs a second tuned model.
-        from_tuned: ‖merged − tuned‖ / ‖δ‖; None if it needs a second tuned model.
+        from_base: ‖merged − base‖ / ‖δ‖ over the whole model; None if the method needs further models, or is not
+            estimated.
+        from_tuned: ‖merged − tuned‖ / ‖δ‖; None likewise.
         remark: A note in one line.
     """
 
@@ -67,8 +68,12 @@ def outlook(changes: Iterable[Change], lam: float) -> tuple[Outlook, ...]:
     noise, della = lam * math.sqrt(variance), lam * math.sqrt(_share(merged, total, _della_noise))
     sparse = f"at density {DENSITY:g}"
     estimates: list[tuple[tuple[str, ...], Squares, str]] = [
-        (("linear", "task_arithmetic"), lambda c: _scaled(c, lam), f"keeps {lam:.0%} of the change everywhere"),
-        (("slerp",), lambda c: _combined(c, *arc(c.angle, lam)), _slerp_remark(merged, total, lam)),
+        (
+            ("linear", "task_arithmetic", "multislerp"),
+            lambda c: _scaled(c, lam),
+            f"keeps {lam:.0%} of the change everywhere",
+        ),
+        (("slerp", "nuslerp"), lambda c: _combined(c, *arc(c.angle, lam)), _slerp_remark(merged, total, lam)),
         (("karcher",), lambda c: _karcher(c, lam), "with one tuned model: SLERP of directions, the mean of norms"),
         (
             ("lines",),
@@ -101,8 +106,16 @@ def outlook(changes: Iterable[Change], lam: float) -> tuple[Outlook, ...]:
         both = zip(*map(squares, merged), strict=True)
         near, far = (math.sqrt(max(0.0, math.fsum(values)) / total) for values in both)
         outlooks.append(Outlook(methods=methods, from_base=near, from_tuned=far, remark=remark))
-    remark = "needs two tuned models or more"
-    return (*outlooks, Outlook(methods=("model_stock",), from_base=None, from_tuned=None, remark=remark))
+    unknown = (
+        (("model_stock",), "needs two tuned models or more"),
+        (tuple(name for name, method in METHODS.items() if method.requires), "needs a further model"),
+        (tuple(name for name, each in METHODS.items() if each.matrices and not each.requires), "not estimated"),
+        (("nearswap",), "moves each entry by its threshold at most"),
+    )
+    return (
+        *outlooks,
+        *(Outlook(methods=methods, from_base=None, from_tuned=None, remark=remark) for methods, remark in unknown),
+    )
 
 
 def _share(changes: Sequence[Change], total: float, share: Callable[[Change], float]) -> float:

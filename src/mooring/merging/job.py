@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 
 from mooring.errors import UserError
-from mooring.merge_methods import Method, method_named
+from mooring.merge_methods import Method, Role, method_named
 from mooring.merging.layers import depths
 from mooring.merging.pair import OutputTensor, Tokenizer
 from mooring.merging.plan import Rescale, TensorParams
@@ -32,6 +32,9 @@ class Options:
         rescale: How dropped entries are compensated: `inverse` multiplies by 1/density, `l1` restores the sum of
             magnitudes, `none` does nothing.
         seed: Random seed (DARE, DELLA).
+        rank: How many singular vectors count; 0 for all (LoX, intruder dimensions).
+        threshold: A cosine (Safe LoRA, SafeMERGE, intruder dimensions), a share of entropy (LSSF), or the most that an
+            entry changes (NearSwap).
     """
 
     lam: TensorValue
@@ -43,6 +46,8 @@ class Options:
     normalize: bool | None = None
     rescale: Rescale | None = None
     seed: int | None = None
+    rank: TensorValue | None = None
+    threshold: TensorValue | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,7 @@ class Job:
         options: The method's options.
         dtype: Type of the output's tensors, as torch names it; defaults to the base's.
         tokenizer: Whose tokenizer and chat template the output gets (`pair.Tokenizer`).
+        references: Folders or hub ids of further models that the method needs, by role.
     """
 
     method: str
@@ -64,9 +70,12 @@ class Job:
     options: Options
     dtype: str | None = None
     tokenizer: Tokenizer = "larger"
+    references: Mapping[Role, str] = dataclasses.field(default_factory=dict)
 
 
 _PER_MODEL = ("weights", "density", "gamma", "epsilon")
+_NUMBERS = ("base_weight", "rank", "threshold")
+"""Options that are one number for every tensor."""
 
 
 def options_of(method: str, lam: Any = None, **given: Any) -> Options:
@@ -115,7 +124,7 @@ def _option(method: Method, name: str, value: Any) -> Any:
     if name in _PER_MODEL:
         several = isinstance(value, Sequence) and not isinstance(value, str)
         return tuple(TensorValue.of(v) for v in value) if several else (TensorValue.of(value),)
-    if name == "base_weight":
+    if name in _NUMBERS:
         return TensorValue.of(value)
     valid, hint = {
         "rescale": (value in get_args(Rescale), "give inverse, l1 or none"),
@@ -136,7 +145,7 @@ def options_to_json(method: str, options: Options) -> dict[str, Any]:
             value = [one.to_json() for one in value] or (None if default is None else [default])
         elif value is None:
             value = default
-        elif name == "base_weight":
+        elif name in _NUMBERS:
             value = value.to_json()
         if value is not None:
             found[name] = value
@@ -154,7 +163,7 @@ def options_from_json(method: str, lam: Any, options: Mapping[str, Any]) -> tupl
         return _ramp(given)
 
     several = {name: tuple(map(value, options[name])) for name in _PER_MODEL if options.get(name) is not None}
-    others = {name: value(given) if name == "base_weight" else given for name, given in options.items()}
+    others = {name: value(given) if name in _NUMBERS else given for name, given in options.items()}
     return value(lam), {**others, **several}
 
 
@@ -169,6 +178,8 @@ _NEUTRAL: Mapping[str, Any] = {
     "normalize": False,
     "rescale": "none",
     "seed": 0,
+    "rank": 0,
+    "threshold": 0.0,
 }
 """The parameters of a method that does not have these options."""
 
@@ -181,6 +192,7 @@ def tensor_params(
     lams: Sequence[TensorValue],
     note: Callable[[str, str], None],
     dtype: torch.dtype | None = None,
+    references: tuple[Role, ...] = (),
 ) -> dict[str, TensorParams]:
     """The parameters of every floating-point tensor.
 
@@ -192,6 +204,7 @@ def tensor_params(
         lams: λ, one per output.
         note: Called with a tensor's name and a decision about it.
         dtype: The type of the outputs; defaults to the base's.
+        references: The roles of the further models that the method reads.
 
     Raises:
         UserError: The method takes fewer or more tuned models, a number is out of range for a tensor, a pattern matches
@@ -218,6 +231,10 @@ def tensor_params(
         for field, values in per_model.items():
             found = tuple(value.at(name, depth[name]) for value in values)
             numbers[field] = found * models if len(found) == 1 else found
+        for field in ("rank", "threshold"):
+            given = getattr(options, field)
+            numbers[field] = defaults[field] if given is None else given.at(name, depth[name])
+        numbers["rank"] = int(numbers["rank"])
         params[name] = TensorParams(
             name=name,
             shape=tensors[name].shape,
@@ -227,6 +244,7 @@ def tensor_params(
             base_weight=options.base_weight.at(name, depth[name]) if options.base_weight else None,
             note=functools.partial(note, name),
             kind=known.kind,
+            references=references,
             **numbers,
             **scalars,
         )
@@ -248,8 +266,7 @@ def _check_patterns(options: Options, lams: Sequence[TensorValue], names: Sequen
     """Raise for a pattern that matches nothing, which is probably mistyped."""
     given = [("lam", lam) for lam in lams]
     given += [(field, value) for field in _PER_MODEL for value in getattr(options, field)]
-    if options.base_weight:
-        given.append(("base_weight", options.base_weight))
+    given += [(field, value) for field in _NUMBERS if (value := getattr(options, field))]
     for field, value in given:
         for pattern in value.unused(names):
             what = f"{field}: the pattern {pattern!r} matches no tensor"
@@ -288,6 +305,14 @@ def _faults(method: Method, params: TensorParams) -> Iterator[tuple[str, str]]:
             yield f"epsilon is {epsilon:g}", "give half the width of the keep probability, from 0"
         if method.kind == "magprune" and density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             yield f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1)", "give a smaller epsilon"
+    if params.rank < 0:
+        yield f"rank is {params.rank}", "give the number of singular vectors, or 0 for all"
+    if method.name == "nearswap" and params.threshold < 0:
+        yield f"threshold is {params.threshold:g}", "give the most that an entry may change, from 0"
+    if len(set(params.density)) > 1 and method.name == "sce":
+        yield "density differs by model", "give one for all"
+    if "threshold" in method.options and not -1 <= params.threshold <= 1:
+        yield f"threshold is {params.threshold:g}", "give a number up to 1"
     if method.name == "linear" and params.base_weight is None and not params.normalize:
         yield "normalize is false, but there is no base_weight", "give base_weight, or leave it out"
     total = math.fsum(params.weights or (1.0,) * len(params.density)) + (params.base_weight or 0.0)

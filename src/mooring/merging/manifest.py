@@ -75,7 +75,7 @@ class Record:
         pair: The models.
         method: The method's name.
         options: Its options.
-        changed: How many tensors a tuned model changed.
+        changed: How many tensors differ from the base in a tuned model or a reference.
         decisions: Decisions about tensors and the whole model.
         read: For every model, the digests of the tensors that the merge read.
         tokenizer: The index of the model whose tokenizer the output gets.
@@ -228,7 +228,11 @@ def manifest(
         "options": options_to_json(record.method, record.options),
         **({"allow_nonfinite": True} if record.allow_nonfinite else {}),
         "base": source_entry(pair.base, record.read[0]),
-        "tuned": [source_entry(m, read) for m, read in zip(pair.tuned, record.read[1:], strict=True)],
+        "tuned": [source_entry(m, read) for m, read in zip(pair.tuned, record.read[1:], strict=False)],
+        **{
+            role: source_entry(model, read)
+            for (role, model), read in zip(pair.references.items(), record.read[len(pair.models) :], strict=True)
+        },
         "tensors": {"all": len(tensors), "changed": record.changed},
         "decisions": dict(sorted(decisions.items())),
         "notes": notes,

@@ -11,6 +11,7 @@ import torch
 from mooring.errors import OutputError, UserError
 from mooring.events import OnEvent
 from mooring.files import PARTIAL, atomic_folder, free_for_output, need_room
+from mooring.merge_methods import Role, check_references
 from mooring.merging.compatibility import pair_warnings
 from mooring.merging.engine import Digests, Engine
 from mooring.merging.job import DEFAULT_OUTPUT, Options, Output, bytes_of, options_of, values_by_folder
@@ -43,6 +44,7 @@ def merge(
     lam: Any = None,
     method: str = "linear",
     lambdas: Sequence[float] = (),
+    references: Mapping[Role, str | Path] | None = None,
     output: Output = DEFAULT_OUTPUT,
     slice_bytes: int = SLICE,
     threads: int | None = None,
@@ -64,12 +66,13 @@ def merge(
             or a `TensorValue`.
         method: A name in `merge_methods.METHODS`.
         lambdas: Several λ at once: every input is read once, and `out` gets a folder such as `lam-0.4` for each.
+        references: Folders of further models that the method needs, by role.
         output: The form of the result.
         slice_bytes: Bytes of the base that a thread holds at a time, at least one cell of the grid.
         threads: Number of worker threads; defaults to the number of cores, up to 4.
         on_event: Receives progress in bytes written.
         settings: The other fields of `job.Options`: `weights`, `density`, `gamma`, `epsilon`, `normalize`, `rescale`,
-            `seed`, `base_weight`.
+            `seed`, `base_weight`, `rank`, `threshold`.
 
     Returns:
         The output folder.
@@ -83,8 +86,10 @@ def merge(
     """
     options = options_of(method, lambdas[0] if lambdas else lam, **settings)
     folders = [tuned] if isinstance(tuned, (str, Path)) else list(tuned)
-    check_output(Path(out), Path(base), *map(Path, folders))
-    with open_pair(base, folders) as pair:
+    further = {role: Path(folder) for role, folder in (references or {}).items()}
+    check_references(method, further)
+    check_output(Path(out), Path(base), *map(Path, folders), *further.values())
+    with open_pair(base, folders, references=further) as pair:
         return merge_pair(
             pair,
             out,
@@ -115,7 +120,7 @@ def merge_pair(
     if threads is not None and threads < 1:
         raise UserError(f"threads: {threads} is too few", "give 1 or more, or leave it out", code="usage.bad_threads")
     values = values_by_folder(method, lambdas) or {"": options.lam}
-    check_output(out, *(model.folder for model in pair.models))
+    check_output(out, *(model.folder for model in pair.inputs))
     if output.keep_quantization:
         check_kept(pair)
     decisions = Decisions(pair.decisions)

@@ -23,17 +23,32 @@ from mooring.models.classes import text_fields
 
 _SPARSE = tuple(name for name, method in METHODS.items() if method.kind)
 _MERGE_BASE_IF_LISTED = ("linear", "karcher")
+_BASE_IS_OPTIONAL = (*_MERGE_BASE_IF_LISTED, "nuslerp")
 _WHOLE_MERGE: Mapping[str, tuple[str, ...]] = {
     "linear": ("normalize",),
     "slerp": ("t",),
     "model_stock": ("filter_wise",),
     "karcher": ("max_iter", "tol"),
+    "nuslerp": ("nuslerp_flatten", "nuslerp_row_wise"),
+    "multislerp": ("normalize_weights", "eps"),
+    "nearswap": ("t",),
+    "sce": ("select_topk",),
+    "arcee_fusion": (),
     **dict.fromkeys(("task_arithmetic", *_SPARSE), ("lambda", "normalize", "rescale")),
 }
 """Supported methods, with the parameters that mergekit reads for the whole merge only."""
 _PARAMETERS = (
     *("weight", "density", "gamma", "epsilon", "lambda", "normalize", "rescale", "t", "int8_mask"),
-    *("filter_wise", "max_iter", "tol"),
+    *(
+        "filter_wise",
+        "max_iter",
+        "tol",
+        "nuslerp_flatten",
+        "nuslerp_row_wise",
+        "normalize_weights",
+        "eps",
+        "select_topk",
+    ),
 )
 _KEYS = (
     *("merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype"),
@@ -255,7 +270,7 @@ def _base_and_tuned(inputs: _Inputs, path: Path, method: str) -> tuple[str, _Sou
     As in mergekit, linear and karcher merge the base only if it is one of the models; others require it.
     """
     base = inputs.base if inputs.base is not None else inputs.sources[0].model
-    if inputs.base is None and method not in _MERGE_BASE_IF_LISTED:
+    if inputs.base is None and method not in _BASE_IS_OPTIONAL:
         raise _missing(f"{path}: base_model", f"{method} needs one")
     seen: dict[tuple[str, str | None], str] = {}
     for source in inputs.sources:
@@ -270,6 +285,8 @@ def _base_and_tuned(inputs: _Inputs, path: Path, method: str) -> tuple[str, _Sou
     if own is None and method not in _MERGE_BASE_IF_LISTED:
         raise _malformed(f"{path}: base_model", f"{base} is not one of the sources", "add it to the slice")
     fewest, most = METHODS[method].least, METHODS[method].most
+    if method == "nuslerp":  # of the base and a model, or of two models' changes
+        fewest = most = 1 if inputs.base is None else 2
     if not fewest <= len(tuned) <= (most or len(tuned)):
         hint = f"{method} merges {fewest if most else f'{fewest} or more'}, each different from the base"
         raise _malformed(str(path), f"{len(tuned)} models apart from the base", hint)
@@ -308,6 +325,28 @@ def _options(method: str, inputs: _Inputs, own: _Source | None, tuned: Sequence[
         return Options(lam=lam, base_weight=share if own else TensorValue.of(0.0), weights=(share,) * len(tuned))
     if method == "slerp":
         return Options(lam=_value("t", shared, str(path)))
+    if method == "nearswap":
+        return Options(lam=TensorValue.of(1.0), threshold=_value("t", shared, str(path)))
+    if method == "sce":
+        return Options(lam=TensorValue.of(1.0), density=(_value("select_topk", shared, str(path), 1.0),))
+    if method == "arcee_fusion":
+        return Options(lam=TensorValue.of(1.0))
+    if method == "nuslerp":
+        if _flag("nuslerp_row_wise", shared, False) or not _flag("nuslerp_flatten", shared, True):
+            raise _unsupported(f"{path}: nuslerp_flatten: false", "leave it out: whole tensors are interpolated")
+        if inputs.base is not None:
+            return Options(lam=TensorValue.of(1.0), weights=each("weight"))
+        weights = (
+            [one.constant for one in (_value("weight", (own.scope, *shared), own.where), *each("weight"))]
+            if own
+            else []
+        )
+        if len(weights) != 2 or None in weights or abs(math.fsum(w or 0.0 for w in weights)) < _TOLERANCE:
+            raise _unsupported(f"{path}: nuslerp without base_model, with weights by tensor", "write two numbers")
+        return Options(lam=TensorValue.of((weights[1] or 0.0) / math.fsum(w or 0.0 for w in weights)))
+    if method == "multislerp":
+        normalize = _flag("normalize_weights", shared, True)
+        return Options(lam=TensorValue.of(1.0), weights=each("weight"), normalize=normalize)
     if method == "model_stock":
         if _flag("filter_wise", shared, False):
             raise _unsupported(f"{path}: parameters.filter_wise", "leave it out")

@@ -46,6 +46,8 @@ def write(job: Job, names: Iterable[str], *, dtype: str | None = None) -> str:
     Raises:
         UserError: mergekit cannot do this merge (`usage.mergekit_cannot`); the message says why.
     """
+    if METHODS[job.method].accepts or job.method == "intruders":
+        raise _cannot(f"mergekit has no {job.method}", "export another method")
     common, own, tuned = _parameters(job, depths(names))
     models: list[dict[str, Any]] = [{"model": _model(job.base)}, *({"model": m} for m in _tuned_models(job))]
     for entry, parameters in zip(models, (own, *tuned), strict=True):
@@ -53,7 +55,7 @@ def write(job: Job, names: Iterable[str], *, dtype: str | None = None) -> str:
     out = job.dtype or dtype
     document = {
         "merge_method": "task_arithmetic" if job.method == "lines" else job.method,
-        "base_model": _model(job.base),
+        **({} if job.method == "nuslerp" and len(job.tuned) == 1 else {"base_model": _model(job.base)}),
         "models": models,
         **({"parameters": common} if common else {}),
         **({"dtype": "float64" if out == "float64" else "float32", "out_dtype": out} if out else {}),
@@ -80,10 +82,15 @@ def _parameters(job: Job, places: Mapping[str, float]) -> tuple[_Parameters, _Pa
         return _linear(options, count, places)
     if job.method == "slerp":
         return {"t": _value(options.lam, places)}, {}, nothing
-    if job.method == "model_stock":
+    if job.method == "nuslerp" and count == 1:
+        if options.lam.constant is None:
+            raise _cannot("mergekit's nuslerp has one place for all tensors", "export with one λ")
+        lam = options.lam.constant
+        return {}, {"weight": _rounded(1 - lam)}, [{"weight": _rounded(lam)}]
+    if job.method in ("model_stock", "nuslerp", "multislerp", "nearswap", "sce", "arcee_fusion"):
         if options.lam.constant != 1:
-            raise _cannot("mergekit's model_stock has no λ", "export with λ = 1")
-        return {}, {}, nothing
+            raise _cannot(f"mergekit's {job.method} has no λ", "export with λ = 1")
+        return _without_lambda(job, places)
     if job.method == "karcher":
         _check_equal(options, count, places)
         return {}, {}, nothing
@@ -141,6 +148,21 @@ def _task_vectors(job: Job, places: Mapping[str, float]) -> tuple[_Parameters, l
             raise _cannot(problem, "export with rescale l1 or none")
         common["rescale"] = rescale == "l1"
     return common, tuned
+
+
+def _without_lambda(job: Job, places: Mapping[str, float]) -> tuple[_Parameters, _Parameters, list[_Parameters]]:
+    """Methods that add the whole merged change."""
+    options, count, defaults = job.options, len(job.tuned), METHODS[job.method].options
+    common: _Parameters = {}
+    if job.method == "nearswap":
+        common["t"] = _value(options.threshold or TensorValue.of(defaults["threshold"]), places)
+    if job.method == "sce":
+        common["select_topk"] = _value(_each(options.density, 1, defaults["density"])[0], places)
+    if job.method == "multislerp":
+        common["normalize_weights"] = defaults["normalize"] if options.normalize is None else options.normalize
+    if job.method in ("nuslerp", "multislerp"):
+        return common, {}, [{"weight": _value(weight, places)} for weight in _each(options.weights, count, 1.0)]
+    return common, {}, [{} for _ in range(count)]
 
 
 def _check_equal(options: Options, count: int, places: Mapping[str, float]) -> None:

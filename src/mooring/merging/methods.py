@@ -7,7 +7,7 @@ writes a file.
 
 from collections.abc import Mapping
 
-from mooring.merging import dense, sparse
+from mooring.merging import dense, safety, selected, sparse
 from mooring.merging.plan import Formula
 
 FORMULAS: Mapping[str, Formula] = {
@@ -24,5 +24,17 @@ FORMULAS: Mapping[str, Formula] = {
     "della_linear": sparse.della_linear,
     "breadcrumbs": sparse.breadcrumbs,
     "breadcrumbs_ties": sparse.breadcrumbs_ties,
+    "nuslerp": dense.nuslerp,
+    "multislerp": dense.multislerp,
+    "nearswap": selected.nearswap,
+    "sce": selected.sce,
+    "arcee_fusion": selected.arcee_fusion,
+    "chat_vector": safety.chat_vector,
+    "resta": safety.resta,
+    "lox": safety.lox,
+    "lssf": safety.lssf,
+    "safe_lora": safety.safe_lora,
+    "safe_merge": safety.safe_merge,
+    "intruders": safety.intruders,
 }
 """Every method's implementation."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mooring.errors import MismatchError, ModelError, UserError
+from mooring.merge_methods import ROLES, Role
 from mooring.merging.slices import same
 from mooring.models import Adapter, Checkpoint, TensorInfo, is_adapter, open_adapter, open_checkpoint, tied
 from mooring.models.classes import text_fields
@@ -43,7 +44,7 @@ class OutputTensor:
         dtype: The base's type.
         shape: Its shape; the larger one if vocabularies differ.
         shared: How many of its entries, from the first one, exist in every model: these are merged.
-        sources: For the base and each tuned model, the name of the tensor that corresponds to this one.
+        sources: For the base, each tuned model and each reference, the name of the tensor that corresponds to this one.
         rest: The model that the entries beyond `shared` are copied from: 0 for the base, 1 for the first tuned model …
         file: The output file that holds it if the base's shards are kept.
     """
@@ -73,6 +74,7 @@ class ModelPair:
         decisions: What was decided about a tensor, by its name, for the manifest.
         config: What the merged model's configuration changes in the base's.
         largest: The model with most vocabulary rows if these differ: 0 for the base, 1 for the first tuned model …
+        references: Further models that a method needs, by role, in the order of `merge_methods.ROLES`.
     """
 
     base: Checkpoint
@@ -81,6 +83,7 @@ class ModelPair:
     decisions: Mapping[str, str]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     largest: int = 0
+    references: Mapping[Role, Checkpoint | Adapter] = dataclasses.field(default_factory=dict)
 
     @property
     def models(self) -> tuple[Checkpoint | Adapter, ...]:
@@ -88,9 +91,19 @@ class ModelPair:
         return (self.base, *self.tuned)
 
     @property
+    def inputs(self) -> tuple[Checkpoint | Adapter, ...]:
+        """All models: the base, the tuned models, and the references."""
+        return (*self.models, *self.references.values())
+
+    @property
+    def reference_folders(self) -> dict[Role, Path]:
+        """The folders of the references."""
+        return {role: model.folder for role, model in self.references.items()}
+
+    @property
     def remarks(self) -> list[str]:
         """What was decided about whole models as they were opened, such as that quantized weights are dequantized."""
-        return [remark for model in self.models for remark in model.remarks]
+        return [remark for model in self.inputs for remark in model.remarks]
 
     def tokenizer(self, choice: Tokenizer) -> int:
         """The index in `models` of the model whose tokenizer the merged model gets."""
@@ -108,7 +121,7 @@ class ModelPair:
     def read(
         self, tensor: OutputTensor, start: int, stop: int, buffers: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Entries [start, stop) of a tensor in the base and in every tuned model, all within `shared`.
+        """Entries [start, stop) of a tensor in the base, and in every tuned model and reference, all within `shared`.
 
         A checkpoint's values have its storage type. An adapter's are float32 or better, not yet rounded, or the base's
         own tensor if the adapter does not change it.
@@ -119,10 +132,10 @@ class ModelPair:
             stop: One past the last.
             buffers: One uint8 buffer per model to read into; the results are views of them.
         """
-        given: Sequence[Tensor | None] = buffers or [None] * len(self.models)
+        given: Sequence[Tensor | None] = buffers or [None] * len(self.inputs)
         base = self.base.read(tensor.sources[0], start, stop, out=given[0])
         tuned = []
-        for model, source, buffer in zip(self.tuned, tensor.sources[1:], given[1:], strict=True):
+        for model, source, buffer in zip(self.inputs[1:], tensor.sources[1:], given[1:], strict=True):
             if isinstance(model, RelaidCheckpoint) and source in model.kept:
                 tuned.append(base)
             elif isinstance(model, Checkpoint):
@@ -142,7 +155,7 @@ class ModelPair:
 
     def close(self) -> None:
         """Close all files; a later read reopens them."""
-        for model in self.models:
+        for model in self.inputs:
             model.close()
 
     def __enter__(self) -> "ModelPair":
@@ -152,12 +165,18 @@ class ModelPair:
         self.close()
 
 
-def open_pair(base: str | Path, tuned: str | Path | Sequence[str | Path]) -> ModelPair:
+def open_pair(
+    base: str | Path,
+    tuned: str | Path | Sequence[str | Path],
+    *,
+    references: Mapping[Role, Path] | None = None,
+) -> ModelPair:
     """Open a base and tuned models, check that they can be merged, and match their tensors. Reads headers only.
 
     Args:
         base: Folder of the base.
         tuned: Folder of a whole model or of an adapter on the base, or several of them.
+        references: Folders of further models that a method needs, by role; whole models, or adapters on the base.
 
     Raises:
         UserError: There is no tuned model.
@@ -174,8 +193,9 @@ def open_pair(base: str | Path, tuned: str | Path | Sequence[str | Path]) -> Mod
         raise MismatchError(what, "give the base first and the tuned model second", code="model.swapped")
     first = open_checkpoint(base)
     opened: list[Checkpoint | Adapter] = []
+    further = {role: Path(references[role]) for role in ROLES if role in references} if references else {}
     try:
-        for folder in folders:
+        for folder in (*folders, *further.values()):
             if is_adapter(folder):
                 opened.append(_open_adapter(first, folder))
                 continue
@@ -183,11 +203,20 @@ def open_pair(base: str | Path, tuned: str | Path | Sequence[str | Path]) -> Mod
             matched = match(first, tuned_model)
             _check_match(first, tuned_model, matched)
             opened[-1] = matched.checkpoint
-        return _match(first, opened)
+        return _match(first, opened[: len(folders)], dict(zip(further, opened[len(folders) :], strict=True)))
     except BaseException:
         for model in (first, *opened):
             model.close()
         raise
+
+
+def resolved(references: Mapping[Role, str]) -> dict[Role, Path]:
+    """The folders of further models.
+
+    Raises:
+        ModelError: One is not here.
+    """
+    return {role: resolve_model(ref) for role, ref in references.items()}
 
 
 def qlora_base(base: str | Path, tuned: Sequence[str | Path]) -> Path:
@@ -355,13 +384,16 @@ def _way_out(base: Checkpoint, tuned: Checkpoint, theirs: Checkpoint) -> str:
     return f"their names follow no conversion that transformers knows: save both with one version of it: {save}"
 
 
-def _match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter]) -> ModelPair:
-    """Match the tensors of a base and its tuned models by name."""
+def _match(
+    base: Checkpoint, tuned: Sequence[Checkpoint | Adapter], references: Mapping[Role, Checkpoint | Adapter]
+) -> ModelPair:
+    """Match the tensors of a base, its tuned models and the references by name."""
     decisions: dict[str, str] = {}
     config: dict[str, Any] = {}
-    renamed = [_tied_sources(base, model, decisions) for model in tuned]
+    others = (*tuned, *references.values())
+    renamed = [_tied_sources(base, model, decisions) for model in others]
     untied = _untied_heads(base, tuned, decisions, config)
-    for model, names in zip(tuned, renamed, strict=True):
+    for model, names in zip(others, renamed, strict=True):
         names.update((head, info.name) for head, info in untied.items() if not _stores(model, head))
     tensors = {}
     rows_by_model: list[int] = []  # rows of the vocabulary per model, if they differ
@@ -369,25 +401,28 @@ def _match(base: Checkpoint, tuned: Sequence[Checkpoint | Adapter]) -> ModelPair
     for name, info in (dict(base.tensors) | untied).items():
         sources = (info.name, *(names.get(name, name) for names in renamed))
         shapes = [info.shape]
-        for model, source in zip(tuned, sources[1:], strict=True):
+        for model, source in zip(others, sources[1:], strict=True):
             shapes.append(_shape(model, source, info))
             _check_type(base, model, name, source, info, decisions)
         shared, rest = math.prod(info.shape), 0
         if any(shape != info.shape for shape in shapes):
-            rows = _vocabulary_rows(base, tuned, name, shapes)
+            rows = _vocabulary_rows(base, others, name, shapes)
             rows_by_model = rows_by_model or rows
             rest = rows.index(max(rows))
+            if rest > len(tuned):
+                what = f"{others[rest - 1].folder}: {name} has {max(rows)} rows, more than base and tuned model"
+                raise MismatchError(what, "name a model with their vocabulary", code="model.shape_mismatch")
             shared = min(rows) * math.prod(info.shape[1:])
             decisions[name] = (
                 f"rows differ ({', '.join(map(str, rows))}): the first {min(rows)} were merged, "
-                f"the others taken from {(base, *tuned)[rest].folder.resolve().name}"
+                f"the others taken from {(base, *others)[rest].folder.resolve().name}"
             )
         tensors[name] = OutputTensor(name, info.dtype, shapes[rest], shared, sources, rest, files[info.file.name])
     largest = rows_by_model.index(max(rows_by_model)) if rows_by_model else 0
     if rows_by_model:
-        _check_same_rows((base, *tuned)[largest], tensors)
+        _check_same_rows((base, *others)[largest], tensors)
         config["vocab_size"] = rows_by_model[largest]
-    return ModelPair(base, tuple(tuned), tensors, decisions, config, largest)
+    return ModelPair(base, tuple(tuned), tensors, decisions, config, largest, references)
 
 
 def _tied_sources(base: Checkpoint, tuned: Checkpoint | Adapter, decisions: dict[str, str]) -> dict[str, str]:

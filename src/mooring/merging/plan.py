@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mooring.merge_methods import Sparsify
+from mooring.merge_methods import Role, Sparsify
 
 Rescale = Literal["inverse", "l1", "none"]
 """How dropped entries are compensated: by 1/density, by restoring the sum of magnitudes, or not at all."""
@@ -33,6 +34,9 @@ class TensorParams:
         seed: Random seed.
         note: Called with a sentence about a decision made for this tensor.
         kind: How the method sparsifies changes, if it does.
+        rank: How many singular vectors count; 0 for all.
+        threshold: The method's threshold, such as a cosine.
+        references: The roles of the further models, in the order in which they follow the tuned ones.
     """
 
     name: str
@@ -50,10 +54,14 @@ class TensorParams:
     rescale: Rescale = "none"
     seed: int = 0
     kind: Sparsify | None = None
+    rank: int = 0
+    threshold: float = 0.0
+    references: tuple[Role, ...] = ()
 
 
 Work: TypeAlias = Callable[[int, Tensor, Sequence[Tensor]], Any]
-"""(start, base, tuned) to the result for a slice; the slice begins at entry `start`, a multiple of the grid's cell."""
+"""(start, base, tuned and further models) to the result for a slice, which begins at entry `start`, a multiple of the
+grid's cell."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +80,17 @@ class Pass:
     broken: Callable[[Any], bool] | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Whole:
+    """A computation that needs all entries of a tensor at once, such as a decomposition.
+
+    Attributes:
+        work: Called once with every input, flat, in float32 or float64, base first. Returns an array of any shape.
+    """
+
+    work: Callable[..., np.ndarray[Any, Any]]
+
+
 class Apply(Protocol):
     """Merges a slice."""
 
@@ -83,7 +102,7 @@ class Apply(Protocol):
         ...
 
 
-Plan: TypeAlias = Generator[Pass, Any, Apply]
+Plan: TypeAlias = Generator[Pass | Whole, Any, Apply]
 """Yields the passes that a method needs over a tensor, is sent their results, and returns the formula."""
 
 Formula = Callable[[TensorParams, int], Plan | Apply]

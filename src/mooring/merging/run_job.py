@@ -9,10 +9,11 @@ import torch
 from mooring.config import Merge
 from mooring.errors import UserError
 from mooring.events import OnEvent
+from mooring.merge_methods import as_references, check_references
 from mooring.merging.adapter import merge_adapters
 from mooring.merging.job import Job, Output, dtype_named, options_of
 from mooring.merging.merge import check_output, merge_pair
-from mooring.merging.pair import QloraBase, Tokenizer, open_pair
+from mooring.merging.pair import QloraBase, Tokenizer, open_pair, resolved
 from mooring.merging.pair import qlora_base as quantized_base
 from mooring.models.resolve import resolve_model
 
@@ -25,11 +26,15 @@ def make_job(
     method: str | None = None,
     dtype: str | torch.dtype | None = None,
     tokenizer: Tokenizer = "larger",
+    unaligned: str | Path | None = None,
+    safety_adapter: str | Path | None = None,
     **options: Any,
 ) -> Job:
     """Describe a merge; arguments and errors as in `mooring.merge`."""
     method = method or Merge().method
     kind = dtype_named(dtype)
+    references = as_references(unaligned, safety_adapter)
+    check_references(method, references)
     return Job(
         method=method,
         base=str(base),
@@ -37,6 +42,7 @@ def make_job(
         options=options_of(method, lam, **options),
         dtype=None if kind is None else str(kind).removeprefix("torch."),
         tokenizer=tokenizer,
+        references=references,
     )
 
 
@@ -72,8 +78,9 @@ def run_job(
         base = quantized_base(base, tuned)
     if as_adapter:
         return merge_adapters(base, tuned, out, job, lambdas)
-    check_output(out, base, *tuned)
-    with open_pair(base, tuned) as pair:
+    references = resolved(job.references)
+    check_output(out, base, *tuned, *references.values())
+    with open_pair(base, tuned, references=references) as pair:
         return merge_pair(
             pair,
             out,

@@ -306,7 +306,7 @@ def _sums(grid: int, found: Sequence[Sparsifier], start: int, base: Tensor, tune
     sums = []
     for at in range(0, base.numel(), grid):
         cell = []
-        for keep, t in zip(found, tuned, strict=True):
+        for keep, t in zip(found, tuned[: len(found)], strict=True):
             change = change_of(base[at : at + grid], t[at : at + grid])
             before = float(change.abs().sum(dtype=torch.float64))
             cell.append((before, float(keep(start + at, change).abs_().sum(dtype=torch.float64))))

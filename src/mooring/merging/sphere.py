@@ -107,6 +107,26 @@ def karcher_coefficients(gram: Matrix, weights: Sequence[float]) -> tuple[list[f
     return [float(c) for c in scale * mean / size], None
 
 
+def tangent_mean(gram: Matrix, weights: Sequence[float]) -> tuple[list[float], str | None]:
+    """Coefficients of N changes in their mean by one step in the tangent space, and a note if it does not exist.
+
+    `gram` is their Gram matrix, N × N. A single change is its own mean.
+    """
+    if len(gram) == 1:
+        return [1.0], None
+    norms = np.sqrt(np.maximum(np.diag(gram), 0))
+    size = np.where(norms > 0, norms, 1.0)
+    cosine, share = gram / np.outer(size, size), np.asarray(weights, dtype=float)
+    length = math.sqrt(max(float(share @ cosine @ share), 0.0))
+    if not length > 1e-8:
+        return list(weights), "the directions of the changes cancel, so there is no mean; they are added up"
+    mean = share / length  # coefficients of the directions
+    tangent = share - float(share @ (cosine @ mean)) * mean
+    step = math.sqrt(max(float(tangent @ cosine @ tangent), 0.0))
+    turned = math.cos(step) * mean + (math.sin(step) / step * tangent if step > 0 else tangent)
+    return [float(c) for c in float(share @ norms) * turned / size], None
+
+
 def _arcs(cosine: Matrix, mean: Matrix) -> tuple[Matrix, Matrix]:
     """The angle from a direction to every input, and its cosine."""
     dots = np.clip(cosine @ mean, -1.0, 1.0)

@@ -32,6 +32,7 @@ from mooring.errors import ModelError, UserError
 from mooring.events import Event, OnEvent, ignore
 from mooring.files import gibibytes
 from mooring.memory import available_memory
+from mooring.merge_methods import Role, check_references
 from mooring.merge_point import lam_label
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.job import Output, options_from_json, options_of
@@ -71,24 +72,34 @@ _FORMULA = "(1−λ)·base + λ·tuned"
 _ENGINE = "the method's formula in float64"
 
 
-def check_merge(folder: Path, base: Path, tuned: Sequence[Path], on_event: OnEvent | None = None) -> MergeCheck:
+def check_merge(
+    folder: Path,
+    base: Path,
+    tuned: Sequence[Path],
+    references: Mapping[Role, Path] | None = None,
+    on_event: OnEvent | None = None,
+) -> MergeCheck:
     """Check a folder that `merge` wrote; what is wrong is in the result.
 
     Args:
         folder: The merged model or adapter, with its manifest.
         base: Folder of the base.
         tuned: Folders of the tuned models.
+        references: Folders of the further models that the method needs, by role.
         on_event: Receives the progress, in models.
 
     Raises:
+        UserError: A further model that the method requires is missing.
         ModelError: `folder` has no manifest.
         MismatchError: The models do not belong together.
     """
     if not (folder / MANIFEST).is_file():
         what = f"{folder}: has no {MANIFEST}, so it was not merged by Mooring"
         raise ModelError(what, "name a merged model's folder", code="model.no_manifest")
-    with open_pair(base, tuned) as pair, quiet("transformers", stderr=True):
-        return _Check(folder, pair, read_json(folder / MANIFEST, bounded.MANIFEST), on_event or ignore).run()
+    manifest = read_json(folder / MANIFEST, bounded.MANIFEST)
+    check_references(str(manifest.get("method")), references or {})
+    with open_pair(base, tuned, references=references) as pair, quiet("transformers", stderr=True):
+        return _Check(folder, pair, manifest, on_event or ignore).run()
 
 
 class _Check:

@@ -14,7 +14,7 @@ from mooring.inference.engine import Engine
 from mooring.inference.load import close_engine
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.merging.compatibility import check_pair
-from mooring.merging.pair import open_pair
+from mooring.merging.pair import open_pair, resolved
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.open_model import open_model
 from mooring.pipeline.plan import merge_options
@@ -167,7 +167,7 @@ def open_comparison(base: str, tuned: str, third: str | None, options: Mapping[s
         hint = "leave it out, or use the engine transformers or vllm"
         raise RecipeError(f"{third}: a server has only base, tuned and λ", hint, code="recipe.third_on_a_server")
     spec = SweepSpec(
-        pair=open_pair(resolve_model(base), resolve_model(tuned)),
+        pair=open_pair(resolve_model(base), resolve_model(tuned), references=resolved(recipe.merge.references)),
         method=recipe.merge.method,
         options=merge_options(recipe),
         runner=recipe.generate,

@@ -56,7 +56,8 @@ def forecast(recipe: Recipe) -> Forecast:
     if not plan.missing:
         check_selection(plan)
     if base is not None and not plan.paths.results.exists():
-        check_models(plan, base, local_model(recipe.tuned) if recipe.tuned else None)
+        here = {role: folder for role, ref in recipe.merge.references.items() if (folder := local_model(ref))}
+        check_models(plan, base, local_model(recipe.tuned) if recipe.tuned else None, here)
         if not plan.paths.model.exists():
             check_room(plan, base)
     if plan.skipped:

@@ -1,15 +1,16 @@
 """A merge from the models' names to a folder, with what is made of the folder afterwards."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mooring import bounded
 from mooring.errors import ModelError, UserError
 from mooring.events import OnEvent
+from mooring.merge_methods import Role
 from mooring.merging.job import Job, values_by_folder
 from mooring.merging.manifest import write_manifest
-from mooring.merging.pair import qlora_base
+from mooring.merging.pair import qlora_base, resolved
 from mooring.merging.run_job import run_job
 from mooring.models import ADAPTER_CONFIG, MANIFEST, is_adapter, read_json
 from mooring.models.resolve import resolve_model
@@ -53,17 +54,23 @@ def make(
     return folder
 
 
-def _inputs(job: Job, on: str | None) -> tuple[Path, list[Path]]:
-    """The folders of the base and of the tuned models that a merge reads."""
+def _inputs(job: Job, on: str | None) -> tuple[Path, list[Path], dict[Role, Path]]:
+    """The folders of the base, of the tuned models, and of the further models that a merge reads."""
     base, tuned = resolve_model(job.base), [resolve_model(ref) for ref in job.tuned]
-    return (qlora_base(base, tuned) if on == "dequantized" else base), tuned
+    return (qlora_base(base, tuned) if on == "dequantized" else base), tuned, resolved(job.references)
 
 
-def check_written(folder: Path, base: Path, tuned: Sequence[Path], on_event: OnEvent | None = None) -> MergeCheck:
+def check_written(
+    folder: Path,
+    base: Path,
+    tuned: Sequence[Path],
+    references: Mapping[Role, Path] | None = None,
+    on_event: OnEvent | None = None,
+) -> MergeCheck:
     """Check a merged model, and record the result in its manifest as `check`; errors as in `check_merge`."""
     from mooring.pipeline.check import check_merge
 
-    found = check_merge(folder, base, tuned, on_event)
+    found = check_merge(folder, base, tuned, references, on_event)
     write_manifest(folder, {**read_json(folder / MANIFEST, bounded.MANIFEST), "check": found.to_dict()})
     return found
 

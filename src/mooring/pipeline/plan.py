@@ -151,7 +151,8 @@ class Plan:
         if point.is_tuned:
             return MergeInputs(base=base, tuned=tuned)
         method, options = self.recipe.merge.method, self.merge_options
-        return MergeInputs(base=base, tuned=tuned, method=method, options=options, point=point)
+        references = [SourceKey(role) for role in self.recipe.merge.references]
+        return MergeInputs(base=base, tuned=tuned, method=method, options=options, references=references, point=point)
 
 
 def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
@@ -193,12 +194,13 @@ def _fitting(recipe: Recipe, sets: Sets, *, download: bool) -> tuple[Sets, dict[
 
 def merge_options(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe's merging method besides λ, checked; a random method is seeded by the run's seed."""
-    from mooring.merge_methods import METHODS
+    from mooring.merge_methods import METHODS, check_references
     from mooring.merging.job import options_of
 
     method = recipe.merge.method
     settings = recipe.merge.options | ({"seed": recipe.seed} if "seed" in METHODS[method].options else {})
     options_of(method, recipe.merge.lambdas[0], **settings)
+    check_references(method, recipe.merge.references)
     return settings
 
 

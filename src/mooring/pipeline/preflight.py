@@ -3,13 +3,14 @@
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mooring.config import RULES, Recipe, Score
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
 from mooring.files import need_room
 from mooring.inference.fit import check_fits_cpu
+from mooring.merge_methods import Role
 from mooring.merging.compatibility import check_pair
 from mooring.merging.pair import open_pair
 from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
@@ -49,7 +50,7 @@ def check_measures(plan: Plan) -> None:
         check()
 
 
-def check_models(plan: Plan, base: Path, tuned: Path | None) -> None:
+def check_models(plan: Plan, base: Path, tuned: Path | None, references: Mapping[Role, Path]) -> None:
     """Check what can be known of a run's models before any work; loads no weights.
 
     That is whether the devices exist, transformers has a class for the base, the base can be tuned and the adapter
@@ -59,6 +60,7 @@ def check_models(plan: Plan, base: Path, tuned: Path | None) -> None:
         plan: The run.
         base: Folder of the base.
         tuned: Folder of the tuned model; None if it is tuned in the run, or is not here.
+        references: Folders of the further models of the merge that are here, by role.
 
     Raises:
         UserError: One of these fails.
@@ -75,8 +77,10 @@ def check_models(plan: Plan, base: Path, tuned: Path | None) -> None:
         for section in sections:
             check_tunable(section, base)
     if tuned is not None:
-        with contextlib.closing(open_pair(base, tuned)) as pair:
+        with contextlib.closing(open_pair(base, tuned, references=references)) as pair:
             check_pair(pair)
+    elif references:  # before hours of tuning
+        open_pair(base, list(references.values())).close()
     if recipe.generate.engine != "openai" and not plan.skipped:
         refuse(too_long(recipe, plan.sets, plan.metrics, readers(recipe, base, tuned)), plan.sets)
 
@@ -113,8 +117,9 @@ def unavailable(plan: Plan) -> dict[str, str]:
 
 
 def downloads(plan: Plan) -> list[str]:
-    """What a run would download for its judges and metrics, each with what must be done before."""
-    found, judging, score = [], plan.judging, plan.recipe.score
+    """What a run would download for its merges, judges and metrics, each with what must be done before."""
+    judging, score = plan.judging, plan.recipe.score
+    found = [ref for ref in plan.recipe.merge.references.values() if _is_remote(ref)]
     for name, section in judging.sections.items():
         kind = judging.kinds[name]
         model = judges.model_of(kind, section.model)

@@ -19,9 +19,10 @@ from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.folder import open_folder
 from mooring.inference.retry import in_parallel
 from mooring.inference.store import complete_to_file, likelihood_to_file
+from mooring.merge_methods import Role
 from mooring.merge_point import BASE, MergePoint
 from mooring.merging.merge import merge
-from mooring.merging.pair import open_pair
+from mooring.merging.pair import open_pair, resolved
 from mooring.models import model_digest, open_checkpoint, refuse_quantized, text_digest
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.pipeline import plan as planning
@@ -161,7 +162,8 @@ class _Execution:
         if not self.paths.model.exists():
             check_room(self.plan, self._named_base)
         if self.run.engine is None and not self.paths.results.exists():
-            check_models(self.plan, self._named_base, self._named_tuned if self.recipe.tuned else None)
+            tuned = self._named_tuned if self.recipe.tuned else None
+            check_models(self.plan, self._named_base, tuned, self._references)
         if self.plan.skipped:
             self.folder.emit(Event(step="prompts", kind="warning", message=describe(self.plan.skipped)))
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
@@ -334,11 +336,16 @@ class _Execution:
         base = self.paths.base if self.recipe.align else self._named_base
         return base, self.paths.tuned if self.recipe.tune else self._named_tuned
 
+    @functools.cached_property
+    def _references(self) -> dict[Role, Path]:
+        """The folders of the further models of the merging method."""
+        return resolved(self.recipe.merge.references)
+
     def _open_models(self) -> Models:
         """The models of the run. The pair is opened, and checked, once."""
         if self._models is None:
             spec = SweepSpec(
-                pair=open_pair(*self._folders),
+                pair=open_pair(*self._folders, references=self._references),
                 method=self.recipe.merge.method,
                 options=self.plan.merge_options,
                 runner=self.recipe.generate,
@@ -368,7 +375,11 @@ class _Execution:
             return self.folder.digest(folder, model_digest) if folder.is_dir() and not hub_name(model) else model
         if reference.role == "lm_eval":
             return score_dependencies(self.recipe.score.lm_eval)
-        folder = self._named_base if reference.role == "base" else self._named_tuned
+        match reference.role:
+            case "unaligned" | "safety_adapter" as role:
+                folder = self._references[role]
+            case role:
+                folder = self._named_base if role == "base" else self._named_tuned
         return types.digest_of([self.folder.digest(folder, model_digest), text_digest(folder)])
 
     def _tune(self, step: Step, work: types.Tune) -> None:
@@ -551,7 +562,7 @@ class _Execution:
             )
             return
         base, tuned = self._folders
-        found = check_written(self.paths.model, base, [tuned], self._relay(step))
+        found = check_written(self.paths.model, base, [tuned], self._references, self._relay(step))
         _write(self.paths.check, found)
         require_passed(self.paths.model, found)
         self.folder.emit(Event(step=step.id, kind="info", message=found.sentence))

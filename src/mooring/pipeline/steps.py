@@ -124,12 +124,12 @@ class StepKey:
 class SourceKey:
     """Stands for the digest of a model that the recipe names.
 
-    For `base` and `tuned` it covers the weights and the files that turn text into tokens; for `bert_score` the weights
-    of the encoder; for `lm_eval` the version of lm-evaluation-harness and the rows of its tasks. The digest is measured
-    when a key is needed, not when the steps are planned.
+    For the models of a merge it covers the weights and the files that turn text into tokens; for `bert_score` the
+    weights of the encoder; for `lm_eval` the version of lm-evaluation-harness and the rows of its tasks. The digest is
+    measured when a key is needed, not when the steps are planned.
     """
 
-    role: Literal["base", "tuned", "bert_score", "lm_eval"]
+    role: Literal["base", "tuned", "unaligned", "safety_adapter", "bert_score", "lm_eval"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -163,12 +163,13 @@ class TuneInputs(Inputs):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MergeInputs(Inputs):
-    """What a merged model depends on. Base and tuned model depend on no method."""
+    """What a merged model depends on. Base and tuned model depend on no method, and on no further models."""
 
     base: ModelKey
     tuned: ModelKey | None = None
     method: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    references: Sequence[SourceKey] = ()
     point: MergePoint | None = None
     decided_by: StepKey | None = None
 

@@ -13,7 +13,8 @@ from mooring.errors import DataError, UserError
 from mooring.events import OnEvent
 from mooring.files import atomic_text
 from mooring.inference.transformers import DEFAULT_BATCH_SIZE, TransformersEngine
-from mooring.merging.pair import open_pair
+from mooring.merge_methods import Role
+from mooring.merging.pair import open_pair, resolved
 from mooring.merging.tensor_value import Given as Lam
 from mooring.models.resolve import resolve_model
 from mooring.options import TaskOptions
@@ -160,6 +161,7 @@ def evaluate(
         lam=lam,
         method=recipe.merge.method,
         options=merge_options(recipe) if tuned else recipe.merge.options,
+        references=recipe.merge.references,
         runner=recipe.generate,
         system=recipe.system,
     )
@@ -176,18 +178,20 @@ def open_engine(
     lam: "Lam | None" = None,
     method: str = "linear",
     options: Mapping[str, Any] | None = None,
+    references: Mapping[Role, str] | None = None,
     runner: Runner | None = None,
     system: str | None = DEFAULT_SYSTEM,
 ) -> TransformersEngine:
     """Load a model; or, if a tuned model is given, their merge in memory at λ.
 
-    `options` are those of the method besides λ; they and λ require `tuned`.
+    `options` are those of the method besides λ, and `references` its further models; they and λ require `tuned`.
     """
     runner = runner or Runner()
     runner = runner.model_copy(update={"batch_size": runner.batch_size or DEFAULT_BATCH_SIZE})  # lm-eval halves nothing
     if tuned is None:
-        if lam is not None or options:
-            what = f"{'λ' if lam is not None else next(iter(options or {}))} is given, but no tuned model"
+        if lam is not None or options or references:
+            given = "λ" if lam is not None else next(iter((*(options or {}), *(references or {}))))
+            what = f"{given} is given, but no tuned model"
             raise UserError(what, "name the tuned model too, or omit it", code="usage.no_tuned_model")
         engine = open_model(resolve_model(str(base)), runner.model_copy(update={"engine": "transformers"}), system)
         assert isinstance(engine, TransformersEngine)
@@ -195,7 +199,8 @@ def open_engine(
     if lam is None and method != "model_stock":
         hint = "give λ, or name it as the only model"
         raise UserError(f"{tuned}: there is no λ to merge it with", hint, code="usage.no_lam")
-    pair = open_pair(resolve_model(str(base)), resolve_model(str(tuned)))
+    folders = resolved(references or {})
+    pair = open_pair(resolve_model(str(base)), resolve_model(str(tuned)), references=folders)
     spec = SweepSpec(pair=pair, method=method, options=options or {}, runner=runner, system=system)
     with MergedModel(spec) as merged:
         return merged.at(lam)

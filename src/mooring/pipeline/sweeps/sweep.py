@@ -91,8 +91,12 @@ class SweepSpec:
         return patterns(self.tensor_names, point.overrides, point.lam) if point.by_module else point.lam
 
     def method_of(self, point: MergePoint) -> tuple[str, Mapping[str, Any]]:
-        """The method and its options at a point. The tuned model is merged by `linear`, which drops no part of it."""
-        return ("linear", {}) if point.is_tuned else (self.method, self.options)
+        """The method and its options at a point; `linear` at the ends, whatever a method would make of them."""
+        return ("linear", {}) if self.is_plain(point) else (self.method, self.options)
+
+    def is_plain(self, point: MergePoint) -> bool:
+        """Whether a point is the base or the tuned model itself."""
+        return point.is_base or point.is_tuned
 
     def write(self, point: MergePoint, out: Path) -> Path:
         """Write a merged model to a new folder."""

@@ -51,7 +51,7 @@ class TransformersSweep:
         exists = self._spec.folder_of(point) is not None
         if not exists or (point.is_base and self._merged.keeps_side_files):
             self._folders.close()
-            return self._merged.at(self._spec.lam_of(point), plain=point.is_tuned)
+            return self._merged.at(self._spec.lam_of(point), plain=self._spec.is_plain(point))
         self._merged.unload()
         return self._folders.at(point)
 
@@ -92,8 +92,8 @@ class MergedModel:
     def at(self, lam: "Lam | None", *, plain: bool = False) -> TransformersEngine:
         """Return the model at λ, as `merge` takes it; the same object for each λ: do not use it after the next call.
 
-        With `plain` the models are merged by `linear`, so that λ = 1 is the tuned model itself even if the method drops
-        a part of it.
+        With `plain` the models are merged by `linear`, so that λ = 0 is the base and λ = 1 the tuned model, whatever
+        the method makes of them.
         """
         if self._engine is None or self._loaded != (lam, plain):
             self._loaded = None  # an interruption leaves the weights half-written

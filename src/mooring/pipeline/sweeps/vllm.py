@@ -141,9 +141,16 @@ class VLLMSweep:
         if self._loaded != point:
             self._loaded = None  # an interruption leaves the weights half-written
             base, *tuned = (str(model.folder) for model in self._spec.pair.models)
-            merge = {"base": base, "tuned": tuned, "method": self._spec.method, "options": dict(self._spec.options)}
+            merge = {
+                "base": base,
+                "tuned": tuned,
+                "references": {role: str(path) for role, path in self._spec.pair.reference_folders.items()},
+                "method": self._spec.method,
+                "options": dict(self._spec.options),
+            }
+            lam, plain = self._spec.lam_of(point), self._spec.is_plain(point)
             with loading(self._spec.pair.base.folder, "vLLM"):
-                shared.call_workers(MergeWorker.mooring_load.__name__, merge, self._spec.lam_of(point), point.is_tuned)
+                shared.call_workers(MergeWorker.mooring_load.__name__, merge, lam, plain)
             self._loaded = point
         return self._engine(point, shared, None)
 

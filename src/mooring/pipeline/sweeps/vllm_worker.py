@@ -21,7 +21,7 @@ class MergeWorker(OwnedWorker):
         """Replace the weights of the model in place by a merge.
 
         Args:
-            merge: Folders of `base` and `tuned`, `method` and `options`.
+            merge: Folders of `base`, `tuned` and `references` (by role), `method` and `options`.
             lam: λ, as in `mooring.merging.merge`.
             as_linear: Merge by `linear`, whatever the method.
         """
@@ -29,7 +29,8 @@ class MergeWorker(OwnedWorker):
             self._merges = {}
         opened = self._merges.get(repr(merge))
         if opened is None:
-            pair = open_pair(Path(merge["base"]), [Path(folder) for folder in merge["tuned"]])
+            tuned = [Path(folder) for folder in merge["tuned"]]
+            pair = open_pair(Path(merge["base"]), tuned, references=merge["references"])
             opened = self._merges[repr(merge)] = OpenMerge(pair, method=merge["method"], **merge["options"])
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         runner.reload_weights(weights_iterator=opened.stream(lam, as_linear=as_linear))
