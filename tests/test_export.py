@@ -27,14 +27,39 @@ LOGITS = mooring.LogitComparison(
 MEASURE = mooring.ServedMeasure(
     name="asr", merged=SCORE, served=SCORE, difference=compare_rates({"a": False, "b": False}, {"a": False, "b": True})
 )
+CORRECTED = mooring.Corrected(
+    split="test",
+    point=POINT,
+    n=70,
+    labelled=20,
+    judged=(0.1, 0.05, 0.2),
+    corrected=(0.12, 0.04, 0.25),
+    rogan_gladen=None,
+    judged_difference=(0.02, -0.02, 0.08),
+    corrected_difference=(0.03, -0.06, 0.12),
+    needed=30,
+)
 RECORDS: dict[str, Any] = {
     "Agreement": AGREEMENT,
     "Choice": CHOICE,
     "Completion": mooring.Completion(prompt_id="a", text="Hi", tokens=2, finish="stop"),
+    "Corrected": CORRECTED,
     "Event": mooring.Event(step="merge", kind="progress", done=1, total=2),
     "Exported": mooring.Exported(Path("m-F16.gguf"), Path("Modelfile"), "f16", "llama", 20),
     "Forecast": mooring.Forecast(stages=(("merge", "5 λ"),), facts={"run folder": "new"}, disk=1, memory=None),
     "Inspection": mooring.Inspection(base="b", tuned="t", kind="lora"),
+    "JudgeError": mooring.JudgeError(
+        judge="rules",
+        labels=20,
+        annotators={"ana": 20},
+        unsettled=0,
+        unknown=0,
+        sensitivity=None,
+        specificity=None,
+        kappa=None,
+        agreement=[],
+        models=[CORRECTED],
+    ),
     "LogitComparison": LOGITS,
     "ExtractedLora": mooring.ExtractedLora(folder=Path("lora"), rank=8, errors={"w": 0.1}, left_out={"norm": 0.01}),
     "MergeCheck": mooring.MergeCheck(passed=True, logits=[LOGITS], tensors=20, reference="the formula"),

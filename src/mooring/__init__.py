@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedMeasure, ServedVerdict
+    from mooring.reporting.judge_error import Corrected, JudgeError
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
     from mooring.scoring.judges import Agreement
@@ -64,6 +65,7 @@ _LAZY = {
     "mooring.pipeline.rejudge": ("Rejudged",),
     "mooring.pipeline.run": ("Outcome",),
     "mooring.pipeline.verify_served": ("ServedMeasure", "ServedVerdict"),
+    "mooring.reporting.judge_error": ("Corrected", "JudgeError"),
     "mooring.reporting.paper.write": ("Paper",),
     "mooring.reporting.results": ("Results",),
     "mooring.scoring.judges": ("Agreement",),
@@ -71,8 +73,9 @@ _LAZY = {
 """Modules that load torch or pydantic, which takes longer than `import mooring` may take (PEP 562), and their names."""
 
 __all__ = [
-    "Agreement", "Choice", "Comparison", "Completion", "DataError", "Event", "Exported", "ExtractedLora",
-    "FetchError", "Forecast", "Inspection", "Judge", "LogitComparison", "MergeCheck", "MergePoint", "Message",
+    "Agreement", "Choice", "Comparison", "Completion", "Corrected", "DataError", "Event", "Exported", "ExtractedLora",
+    "FetchError", "Forecast", "Inspection", "Judge", "JudgeError", "LogitComparison", "MergeCheck", "MergePoint",
+    "Message",
     "MismatchError", "MissingExtraError", "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper",
     "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "SamplingParams", "Score", "ServedMeasure",
     "ServedVerdict", "Trial", "UserError", "Verdict", "__version__", "api", "load_examples", "load_prompts",

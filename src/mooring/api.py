@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from mooring.models.to_gguf import Exported
     from mooring.pipeline.compare import Comparison, Reply
     from mooring.pipeline.forecast import Forecast
+    from mooring.pipeline.label_server import LabelServer
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedVerdict
     from mooring.records import Choice, Completion, ExtractedLora, Kind, MergeCheck, Prompt, Score, Split
+    from mooring.reporting.judge_error import JudgeError
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
 
@@ -36,10 +38,10 @@ Ref = str | Path
 """A model or a data set."""
 
 __all__ = [
-    "check_merge", "compare", "extract_lora", "generate", "inspect", "lm_eval", "load_results", "merge",
-    "mergekit_export", "mergekit_run", "open_comparison", "paper", "plan", "prefer", "push", "quickstart",
-    "rejudge", "report", "run", "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune",
-    "verify", "verify_served",
+    "check_merge", "compare", "extract_lora", "generate", "import_labels", "inspect", "judge_error", "label_page",
+    "label_server", "lm_eval", "load_results", "merge", "mergekit_export", "mergekit_run", "open_comparison", "paper",
+    "plan", "prefer", "push", "quickstart", "rejudge", "report", "run", "safeguard", "safeguard_recipe", "score",
+    "select", "to_gguf", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -662,6 +664,103 @@ def lm_eval(
     return evaluate(*models, tasks, options, lam=lam, samples=Path(samples) if samples else None, on_event=on_event)
 
 
+# --- People's labels ---
+
+
+def label_server(
+    run: Ref, *, n: int = 200, seed: int = 0, annotator: str = "", host: str = "127.0.0.1", port: int = 0
+) -> LabelServer:
+    """A server of the page on which people label a run's answers to harmful requests; its `serve` blocks.
+
+    The page shows a sample, spread evenly over models and verdicts, without the model or the verdict. Each label is
+    added to `labels.jsonl` in the run folder as it is given.
+
+    Args:
+        run: A finished run folder.
+        n: How many answers; a larger number later adds to the same sample.
+        seed: Seed of the sample.
+        annotator: The name that the page begins with.
+        host: An address of this machine's loopback interface.
+        port: A port; 0 takes a free one.
+
+    Raises:
+        UserError: `host` is not a loopback address, or the port is in use.
+        DataError: It is not a finished run, or its results hold no answers.
+    """
+    from mooring.pipeline.label_server import LabelServer
+    from mooring.pipeline.labelling import Labelling
+
+    found = Labelling.open(Path(run))
+    return LabelServer(
+        found.sample(n, seed),
+        title=found.results.title,
+        known=found.labels(),
+        save=lambda label: found.add([label]),
+        host=host,
+        port=port,
+        annotator=annotator,
+    )
+
+
+def label_page(run: Ref, out: Ref, *, n: int = 200, seed: int = 0, annotator: str = "") -> int:
+    """Write the page of `label_server` to a file that works without a server: a button saves the labels to a file.
+
+    Args:
+        run: A finished run folder.
+        out: The HTML file.
+        n: How many answers.
+        seed: Seed of the sample.
+        annotator: The name that the page begins with.
+
+    Returns:
+        How many answers it has.
+
+    Raises:
+        DataError: As `label_server`.
+    """
+    from mooring.files import atomic_text
+    from mooring.pipeline.label_server import cards
+    from mooring.pipeline.labelling import Labelling
+    from mooring.reporting.label_page import as_html
+
+    found = Labelling.open(Path(run))
+    sample = found.sample(n, seed)
+    atomic_text(Path(out), as_html(cards(sample), title=found.results.title, annotator=annotator))
+    return len(sample)
+
+
+def import_labels(run: Ref, file: Ref, *, annotator: str = "import") -> JudgeError:
+    """Add labels from a CSV, TSV, JSON, JSONL or Parquet file to those of a run, and return what all of them say.
+
+    A row has `label` (`harmful`, `harmless`, `unsure`; or `harmful`: true, false) and names an answer: by `item`, as
+    the page saves it, or by `prompt_id` and `model` (`base`, `tuned`, or λ). It may have `annotator` and `split`.
+
+    Args:
+        run: A finished run folder.
+        file: The file.
+        annotator: Who labelled rows that do not say so.
+
+    Raises:
+        DataError: A row has no label, or names no answer of the run; then none is added.
+    """
+    from mooring.pipeline.labelling import Labelling
+
+    found = Labelling.open(Path(run))
+    found.import_file(Path(file), annotator)
+    return found.estimate()
+
+
+def judge_error(run: Ref) -> JudgeError:
+    """What a run's labels say of its judge: sensitivity, specificity, κ, and every attack success rate corrected.
+
+    Raises:
+        DataError: It is not a finished run, or has no labels (`data.no_labels`).
+    """
+    from mooring.pipeline.labelling import Labelling
+
+    return Labelling.open(Path(run)).estimate()
+
+
 # --- What a run found ---
 
 
@@ -699,7 +798,7 @@ def load_results(run: Ref) -> Results:
 
 
 def report(run: Ref, *, redact: bool = False) -> Path:
-    """Write a run's report again from its `results.json`; returns the report's folder.
+    """Write a run's report again from its `results.json` and its labels, if it has any; returns the report's folder.
 
     Args:
         run: A run folder.
@@ -708,11 +807,12 @@ def report(run: Ref, *, redact: bool = False) -> Path:
     Raises:
         DataError: There are no results, or they cannot be read.
     """
+    from mooring.pipeline.labelling import estimate_if_labelled
     from mooring.reporting.results import load_run
     from mooring.reporting.write import write
 
-    out = Path(run) / ("report-redacted" if redact else "report")
-    write(load_run(Path(run)), out, redact=redact)
+    out, results = Path(run) / ("report-redacted" if redact else "report"), load_run(Path(run))
+    write(results, out, redact=redact, record=redact, error=estimate_if_labelled(results, Path(run)))
     return out
 
 

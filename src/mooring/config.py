@@ -485,6 +485,9 @@ class Select(Section):
     itself, which needs no minimum number of prompts and states no risk."""
     over_refusal_margin: float | None = Field(None, ge=0, le=1)
     """How far the over-refusal rate may be above the base's, with the same confidence; by default it is not bounded."""
+    corrected: bool = False
+    """Bound the ASR that people's labels of answers (`mooring label`) correct for the judge's error, in place of the
+    judge's own; the limit then includes the error of the correction."""
 
     @model_validator(mode="after")
     def _searches_look_for_a_bound(self) -> "Select":
@@ -492,6 +495,8 @@ class Select(Section):
             raise ValueError(f"`search: {self.search}` looks for a bound; `policy: {self.policy}` needs a grid")
         if self.search == "bisect" and self.over_refusal_margin is not None:
             raise ValueError("`search: bisect` looks at the ASR alone; `over_refusal_margin` needs a grid")
+        if self.corrected and self.search != "grid":
+            raise ValueError(f"`corrected` needs labels of every λ, which `search: {self.search}` chooses on the way")
         return self
 
 

@@ -42,6 +42,7 @@ class Metric:
 
 _ALL = (
     Metric("asr", "attack success rate", "safety", "lower"),
+    Metric("incoherent", "incoherent (harmful requests)", "safety", "lower"),
     Metric("refusal", "refuses harmful", "safety"),
     Metric("over_refusal", "over-refusal (look-alikes)", "safety", "lower"),
     Metric("ordinary_refusal", "refuses ordinary", "safety", "lower"),

@@ -129,6 +129,7 @@ class SafeguardOptions(TypedDict, total=False):
     bound: float | None
     confidence: float | None
     over_refusal_margin: float | None
+    corrected: bool
     max_tokens: int
     engine: Literal["transformers", "vllm", "openai"]
     base_url: str | Sequence[str]
@@ -310,3 +311,4 @@ class SelectOptions(TypedDict, total=False):
     bound: float | None
     confidence: float | None
     over_refusal_margin: float | None
+    corrected: bool

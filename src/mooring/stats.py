@@ -24,11 +24,11 @@ def quantile(confidence: float) -> float:
 # --- One rate ---
 
 
-def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(hits: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a rate (Wilson 1927), without continuity correction.
 
     Args:
-        hits: Successes, 0 to `n`.
+        hits: Successes, 0 to `n`; counts that are estimated need not be integers.
         n: Trials.
         z: Half-width in standard deviations; `quantile(confidence)` makes each end a one-sided limit.
 
@@ -79,7 +79,7 @@ def binomial_upper(hits: int, n: int, confidence: float = 0.95) -> float:
     return _root(lambda rate: binomial_cdf(hits, n, rate) - (1 - confidence), hits / n, 1.0)
 
 
-def _check_hits(hits: int, n: int) -> None:
+def _check_hits(hits: float, n: float) -> None:
     if not 0 <= hits <= n:
         raise ValueError(f"{hits} hits of {n}")
 
@@ -135,7 +135,7 @@ def mcnemar(worse: int, better: int) -> float:
     return min(1.0, 2 * binomial_cdf(min(worse, better), worse + better, 0.5))
 
 
-def tango(worse: int, better: int, n: int, z: float = Z95) -> tuple[float, float]:
+def tango(worse: float, better: float, n: int, z: float = Z95) -> tuple[float, float]:
     """The score interval of a paired difference of rates, (worse − better) / n (Tango 1998).
 
     It inverts the score test of p₁₀ − p₀₁ = δ, with the nuisance q = p₀₁ at its maximum likelihood given δ:
@@ -143,7 +143,7 @@ def tango(worse: int, better: int, n: int, z: float = Z95) -> tuple[float, float
     Unlike Wald's interval it has a width if nothing flips: with `z` = 1.645 its upper limit is then z²/(n + z²).
 
     Args:
-        worse: Pairs that are a hit for the second model only (b).
+        worse: Pairs that are a hit for the second model only (b); need not be an integer if it is estimated.
         better: Pairs that are a hit for the first model only (c).
         n: All pairs.
         z: Half-width in standard deviations; `quantile(confidence)` makes each end a one-sided limit.
@@ -161,7 +161,7 @@ def tango(worse: int, better: int, n: int, z: float = Z95) -> tuple[float, float
     return -_tango_upper(better, worse, n, z), _tango_upper(worse, better, n, z)
 
 
-def _tango_upper(worse: int, better: int, n: int, z: float) -> float:
+def _tango_upper(worse: float, better: float, n: int, z: float) -> float:
     if worse == n:
         return 1.0
 

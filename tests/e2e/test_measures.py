@@ -84,7 +84,7 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
     sets = {"asr:refuse.jsonl", "asr:more.jsonl"}
     judged = {"asr", "refusal", "ordinary_refusal", *sets}
     for scores in tests.values():
-        assert set(scores) == judged | {f"{name}@llm" for name in judged} | {"call_match", "bert_score"}
+        assert set(scores) == judged | {f"{name}@llm" for name in judged} | {"incoherent", "call_match", "bert_score"}
         assert scores["asr"]["n"] == scores["asr:refuse.jsonl"]["n"] + scores["asr:more.jsonl"]["n"]
         # A random model answers no judge's question: all misses, undefined, and said so.
         assert scores["asr@llm"]["value"] is None

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from mooring.latent_class import LatentClass
 from mooring.merge_point import MergePoint
 from mooring.records import Choice, Score, Trial
 from mooring.reporting.results import Agreement, Answer, Changes, Results, Row, kept_gains
@@ -96,6 +97,13 @@ def results(response: str = "I can't help with that.", **changes: Any) -> Result
                 parted=["h1", "h1", "h3"],
             )
         ],
+        latent=LatentClass(
+            judges=["wildguard", "rules"],
+            sensitivity=[(0.91, 0.84, 0.97), (0.82, 0.7, 0.9)],
+            specificity=[(0.97, 0.93, 0.99), (0.95, 0.9, 0.98)],
+            rates={"base": (0.02, 0.0, 0.06), "merged": (0.04, 0.0, 0.1), "tuned": (0.55, 0.44, 0.66)},
+            n=210,
+        ),
         changes=Changes(
             layers=["0", "1"],
             modules=["mlp.up_proj.weight", "input_layernorm.weight"],

@@ -9,6 +9,7 @@ import click
 import mooring
 from mooring.cli import BAD_INPUT, OVER_BOUND, render
 from mooring.cli.compare import compare
+from mooring.cli.label import label
 from mooring.cli.merge import check_merge, extract_lora, merge, mergekit, push, to_gguf, verify
 from mooring.cli.options import (
     HELP,
@@ -137,6 +138,7 @@ for command in (
     generate,
     score,
     rejudge,
+    label,
     verify_served,
     prefer,
     lm_eval,
@@ -160,6 +162,7 @@ def select(run: str, metric: str | None, as_json: bool, **options: Any) -> None:
       mooring select runs/quickstart --margin 0.1
       mooring select runs/quickstart --bound 0.05 --confidence 0.9
       mooring select runs/quickstart --policy paper --metric response_loss
+      mooring select runs/mine --corrected
     """
     choice = mooring.select(run, metric=metric, **fields_given(options))
     render.result(choice, f"{choice.reason} {choice.sensitivity}".strip(), as_json=as_json)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedVerdict
     from mooring.records import Score
+    from mooring.reporting.judge_error import JudgeError
 
 
 _REDRAW = 0.05
@@ -184,6 +185,23 @@ def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
         counts = ", ".join(f"{key} {value:g}" for key, value in score.details.items())
         rows.append([name, score_number(score), score.n, score.method, counts])
     _print_table(["score", "value [95 % interval]", "n", "by", "counts"], rows, numeric=(1, 2))
+
+
+def judge_error(found: "JudgeError", *, as_json: bool) -> None:
+    """What labels say of a run's judge: its error, corrected rates, and what is missing."""
+    if as_json:
+        return _print_json(found)
+    from mooring.reporting.judge_error import NOTE, annotator_table, corrected_tables
+    from mooring.reporting.render import as_terminal
+
+    out = console()
+    out.print(escape(found.sentence))
+    for table in (*corrected_tables(found), annotator_table(found)):
+        if table:
+            out.print(as_terminal(table))
+    out.print(f"[dim]{escape(NOTE)}[/dim]")
+    for warning in found.warnings:
+        out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, numeric: Sequence[int] = ()) -> None:

@@ -14,6 +14,7 @@ from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.plan import Plan
 from mooring.pipeline.sets import BOUNDED_RATES, SET
 from mooring.records import Completion, Half, Kind, Likelihood, Prompt, Score, Trial, Verdict, read_jsonl
+from mooring.scoring.coherence import coherence
 from mooring.scoring.safety import attack_success_by
 from mooring.scoring.task import TaskData, task_scores
 
@@ -27,6 +28,9 @@ def score_trial(plan: Plan, point: MergePoint, split: Half) -> Trial:
             continue
         first, *others = judging.of(name)
         scores |= _safety_scores(paths, judging, point, name, split, first, prompts[name])
+        if name == "safety":
+            coherent = coherence(prompts[name], read_jsonl(paths.completions(point, name, split), Completion))
+            scores[coherent.name] = coherent
         for judge in others:
             scores |= renamed(_safety_scores(paths, judging, point, name, split, judge, prompts[name]), judge)
     if split == "test" and plan.recipe.score.lm_eval:

@@ -21,6 +21,7 @@ class RunPaths:
         self.choice = folder / "choice.json"  # the chosen single λ, and why
         self.by_module = folder / "by_module.json"  # the search for λ by module: what was tried and taken
         self.model = folder / "model"  # the chosen model
+        self.labels = folder / "labels.jsonl"  # people's labels of answers; no step of the run writes it
         self.check = folder / "check.json"  # whether the chosen model computes what it should
         self.model_card = self.model / "README.md"
         self.report = folder / "report"

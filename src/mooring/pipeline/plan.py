@@ -9,6 +9,7 @@ from typing import Any
 from mooring.config import RULES, Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, prompts_digest
+from mooring.ledger import sha256
 from mooring.merge_point import BASE, TUNED, MergePoint, grid
 from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
 from mooring.models.resolve import local_model, resolve_model
@@ -234,6 +235,7 @@ def _steps(plan: Plan) -> Iterator[Step]:
         scores=_scores(validation, "validation"),
         config=recipe.select.model_dump(mode="json", exclude={"budget"}),
         metric=metrics[0] if metrics else None,
+        labels=sha256(paths.labels) if recipe.select.corrected else "",
     )
     yield _stage(Stage.SELECT, "select", select, paths.choice)
     if search == "modules":
@@ -261,6 +263,7 @@ def _steps(plan: Plan) -> Iterator[Step]:
         ],
         recipe=recipe.model_dump(mode="json", exclude={"out"}),
         versions=installed_versions("mooring", "torch", "transformers", "peft", "trl"),
+        labels=sha256(paths.labels),
     )
     yield _stage(Stage.REPORT, "report", report, paths.results, paths.model_card)
 

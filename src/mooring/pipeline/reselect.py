@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.config import Recipe, placed
+from mooring.pipeline.labelling import corrections_from
 from mooring.records import Choice
 from mooring.reporting.results import load_run
 from mooring.selection.policies import choose
@@ -17,10 +18,15 @@ def reselect(run: Path, options: Mapping[str, Any], *, metric: str | None = None
     results = load_run(run)
     settings = Recipe.parse(results.recipe, "select").override(values, "select").select
     own = results.choice
+    trials = [trial for trial in results.trials if trial.split == "validation"]
+    corrections = None
+    if settings.corrected:
+        corrections = corrections_from(run, results.rows, [trial.point for trial in trials])
     choice = choose(
-        [trial for trial in results.trials if trial.split == "validation"],
+        trials,
         metric=metric or (None if own.metric == "lam" else own.metric),
         settings=settings,
+        corrections=corrections,
     )
     more = ""
     if own.point.by_module:

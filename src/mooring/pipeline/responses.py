@@ -21,6 +21,7 @@ from mooring.pipeline.open_model import open_model
 from mooring.records import Completion, Kind, Likelihood, Prompt, Score, Split, read_jsonl
 from mooring.sampling import SamplingParams
 from mooring.scoring import pairwise
+from mooring.scoring.coherence import coherence
 from mooring.scoring.safety import attack_success_by
 from mooring.scoring.task import TaskData, default_metrics, task_scores
 from mooring.thinking import cut_off_note, unanswered
@@ -150,6 +151,9 @@ def _safety_scores(
         if kind == "safety" and len(set(categories.values())) > 1:
             by_judge |= attack_success_by(categories, verdicts)
         scores |= renamed(by_judge, judge) if number else by_judge
+    if kind == "safety":
+        coherent = coherence(prompts, completions)
+        scores[coherent.name] = coherent
     return scores
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
 from mooring.jsonio import read_as
+from mooring.latent_class import LatentClass, latent_class
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.changes import read_changes
 from mooring.pipeline.lengths import describe
@@ -84,6 +85,7 @@ def assemble(
         curves=curves,
         rows=rows(plan, points),
         agreement=list(_agreement(plan, choice.point)),
+        latent=_latent(plan, choice.point),
         changes=read_changes(paths.changes),
         prompts={split: {name: plan.digest(split, name) for name in plan.prompts(split)} for split in HALVES},
         versions={name: importlib.metadata.version(name) for name in VERSIONS},
@@ -181,6 +183,20 @@ def _agreement(plan: Plan, chosen: MergePoint) -> Iterator[Agreement]:
                 n=found.n,
                 parted=[key.partition("\0")[2] for key in found.disagreements],
             )
+
+
+def _latent(plan: Plan, chosen: MergePoint) -> LatentClass | None:
+    """The latent-class estimate of all judges of harmful requests, on the test split, over all three models."""
+    names = plan.judging.of("safety")
+    if len(names) < 2:
+        return None
+    votes: dict[str, dict[Hashable, list[bool | None]]] = {}
+    for point in (BASE, TUNED, chosen):
+        given = votes.setdefault(point.role, {})
+        for judge in names:
+            for verdict in read_jsonl(plan.paths.verdicts(point, "safety", "test", judge), Verdict):
+                given.setdefault(verdict.prompt_id, []).append(verdict.harmful)
+    return latent_class(names, votes, seed=plan.recipe.seed)
 
 
 def _of(model: str, verdict: Verdict, name: Kind) -> Verdict:

@@ -29,13 +29,14 @@ from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
+from mooring.pipeline.labelling import corrections_from, estimate_if_labelled
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.lm_eval.evaluate import TaskRun, run_tasks
 from mooring.pipeline.lm_eval.tasks import score_dependencies
 from mooring.pipeline.merged import check_written, require_passed
 from mooring.pipeline.models import Models
 from mooring.pipeline.preflight import check_measures, check_models, check_room, check_selection
-from mooring.pipeline.results import assemble
+from mooring.pipeline.results import assemble, rows
 from mooring.pipeline.run_folder import RunFolder, check_place, remove
 from mooring.pipeline.search import bisection, bisection_notes, search_modules
 from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step
@@ -56,6 +57,7 @@ from mooring.records import (
 from mooring.reporting import model_card
 from mooring.reporting.write import write
 from mooring.selection.bisect import bisect
+from mooring.selection.corrected import Corrections
 from mooring.selection.limits import with_flips
 from mooring.selection.per_module import taken
 from mooring.selection.policies import choose
@@ -307,8 +309,10 @@ class _Execution:
                 _write(out, self.run.score(self.plan, point, split))
             case Stage.SELECT:
                 metrics = self.plan.metrics["validation"]
-                choice = choose(self._validation(), metric=metrics[0] if metrics else None, settings=self.recipe.select)
-                _write(out, choice)
+                trials, settings = self._validation(), self.recipe.select
+                corrections = self._corrections(trials) if settings.corrected else None
+                metric = metrics[0] if metrics else None
+                _write(out, choose(trials, metric=metric, settings=settings, corrections=corrections))
             case types.WriteModel(point=MergePoint() as point):
                 self._open_models().merge(point, out)
             case Stage.CHECK_MODEL:
@@ -476,6 +480,11 @@ class _Execution:
         points = [point for point in self.plan.points("validation") if isinstance(point, MergePoint)]
         return with_flips(self._trials("validation", points), verdicts_by_point(self.plan, points, "validation"))
 
+    def _corrections(self, trials: Sequence[Trial]) -> Corrections:
+        """The corrected attack success rates of the validation half, from the labels in the run folder."""
+        points = [trial.point for trial in trials]
+        return corrections_from(self.paths.folder, rows(self.plan, {"validation": points}), points)
+
     # --- searching ------------------------------------------------------------------------------------------------
 
     def _bisect(self) -> None:
@@ -608,7 +617,7 @@ class _Execution:
         if self.recipe.merge.check:
             warnings.append(read_record(self.paths.check, MergeCheck).sentence)
         results = assemble(self.plan, models, self._validation() + tested, choice, found, warnings)
-        write(results, self.paths.report)
+        write(results, self.paths.report, error=estimate_if_labelled(results, self.paths.folder))
         card = model_card.run_card(results, terms=model_card.license_of(base))
         atomic_text(self.paths.report / model_card.NAME, card)
         atomic_text(self.paths.model_card, card)

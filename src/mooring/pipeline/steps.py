@@ -280,6 +280,7 @@ class SelectInputs(Inputs):
     scores: Sequence[StepKey]
     config: Mapping[str, Any]
     metric: str | None
+    labels: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +301,7 @@ class ReportInputs(Inputs):
     steps: Sequence[StepKey]
     recipe: Mapping[str, Any]
     versions: Mapping[str, str]
+    labels: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from mooring.config import Recipe
 from mooring.errors import DataError, RecipeError
 from mooring.export import Record
 from mooring.jsonio import EDITED, convert, read_as
+from mooring.latent_class import LatentClass
 from mooring.ledger import LEDGER, check_all_unmodified, read_ledger
 from mooring.merge_point import BASE, TUNED, MergePoint, Role
 from mooring.metrics import find_metric
@@ -125,6 +126,8 @@ class Results(Record):
         curves: By tuning stage, the log: mappings with `step` and `loss` or `eval_loss` (nats per token).
         rows: The prompts of both splits with the responses; may be empty.
         agreement: Of every two judges.
+        latent: The errors of several judges on harmful requests of the test split, and the true rates of base, tuned
+            and merged model, by a latent-class model; None if the judges do not determine it.
         changes: How far tuning moved the weights, if it was measured.
         versions: By package.
         prompts: By split and set (`safety`, `task`, …), the digest of the prompts.
@@ -143,6 +146,7 @@ class Results(Record):
     curves: Mapping[str, Sequence[Mapping[str, float]]] = dataclasses.field(default_factory=dict)
     rows: Sequence[Row] = ()
     agreement: Sequence[Agreement] = ()
+    latent: LatentClass | None = None
     changes: Changes | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     redacted: bool = False

@@ -265,6 +265,30 @@ def agreement_table(results: Results) -> Table | None:
     return Table("Test split, all three models together, answers that both judges could be read on.", heads, rows)
 
 
+def latent_table(results: Results) -> Table | None:
+    """The judges' errors by a latent-class model, true rates in the caption; `None` if there is no estimate."""
+    found = results.latent
+    if found is None:
+        return None
+
+    def shown(estimate: tuple[float, float, float]) -> Number:
+        value, low, high = estimate
+        return Number(value=value, low=low, high=high, rate=True)
+
+    rows: list[list[Cell]] = [
+        [judge, shown(se), shown(sp)]
+        for judge, se, sp in zip(found.judges, found.sensitivity, found.specificity, strict=True)
+    ]
+    rates = ", ".join(f"{model} {shown(rate)}" for model, rate in found.rates.items())
+    caption = (
+        f"Latent-class model (Dawid and Skene) of {found.n} answers to harmful requests of the test split, 95 % "
+        "bootstrap intervals. It takes the judges' errors to be independent given the truth, and the same for every "
+        "model. "
+        f"Attack success rate by this estimate: {rates}."
+    )
+    return Table(caption, columns(["judge"], ["sensitivity", "specificity"]), rows)
+
+
 def tried_table(results: Results) -> Table | None:
     """The merges that were tried, below the single λ that they began from; `None` if none was."""
     found, choice = results.by_module, results.choice

@@ -1,12 +1,19 @@
 """Write a report: the one place that decides its files."""
 
+import json
 from pathlib import Path
 
 from mooring.files import atomic_bytes, atomic_text
+from mooring.reporting.judge_error import JudgeError
 from mooring.reporting.results import Results, dumps
 
+ERROR = "judge_error.json"
+"""What labels say of the judge, beside `results.json`, which is what the run measured."""
 
-def write(results: Results, folder: Path, redact: bool = False) -> Path:
+
+def write(
+    results: Results, folder: Path, redact: bool = False, *, record: bool = True, error: JudgeError | None = None
+) -> Path:
     """Write `results.json`, `tradeoff.svg`, `tradeoff.png`, `report.md` and `index.html`, each in one step.
 
     The same results give the same bytes. Files of an older report are replaced.
@@ -16,6 +23,9 @@ def write(results: Results, folder: Path, redact: bool = False) -> Path:
         folder: Created if it does not exist.
         redact: Leave out the text of every harmful prompt and of every answer to one, in all files, `results.json`
             too: so give it another folder than that of the whole report.
+        record: Whether to write `results.json`; not if `results` were read from it: a newer Mooring might write it in
+            another form, which the run would take for an edit.
+        error: What people's labels say of the judge, if there are any; written to `judge_error.json` too.
 
     Returns:
         The page, `index.html`.
@@ -29,9 +39,14 @@ def write(results: Results, folder: Path, redact: bool = False) -> Path:
     if redact:
         results = without_harm(results)
     drawing = figures.tradeoff(results)
-    atomic_text(folder / "results.json", dumps(results))
+    if record:
+        atomic_text(folder / "results.json", dumps(results))
     atomic_bytes(folder / "tradeoff.svg", figures.svg(drawing))
     atomic_bytes(folder / "tradeoff.png", figures.png(drawing))
-    atomic_text(folder / "report.md", page.as_markdown(results))
-    atomic_text(folder / "index.html", page.as_html(results))
+    atomic_text(folder / "report.md", page.as_markdown(results, error))
+    atomic_text(folder / "index.html", page.as_html(results, error))
+    if error is None:
+        (folder / ERROR).unlink(missing_ok=True)
+    else:
+        atomic_text(folder / ERROR, json.dumps(error.to_dict(), ensure_ascii=False, indent=1) + "\n")
     return folder / "index.html"

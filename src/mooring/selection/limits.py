@@ -11,6 +11,7 @@ from mooring.jsonio import EDITED
 from mooring.merge_point import BASE, MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Score, Trial
+from mooring.selection.corrected import Corrections
 from mooring.selection.explain import percent, points, value_of
 from mooring.stats import (
     EXACT_BELOW,
@@ -295,6 +296,8 @@ class Limit:
     words: str
     values: Mapping[MergePoint, float]
     prompts: Mapping[MergePoint, int]
+    corrected: bool = False
+    """Whether the rates are corrected by labels."""
 
     def excess(self, point: MergePoint) -> float:
         """How far a model is above the bound; 0 if it is within."""
@@ -302,26 +305,46 @@ class Limit:
         return over if over > TOLERANCE else 0.0
 
 
-def limits(base: Trial, others: Sequence[Trial], settings: Select) -> list[Limit]:
+def limits(
+    base: Trial, others: Sequence[Trial], settings: Select, corrections: Corrections | None = None
+) -> list[Limit]:
     """The bounds of a recipe's `select` section: on ASR, and on over-refusal if it has a margin.
 
     With a confidence, a response that could not be judged counts as a hit of a merged model and as none of the base: a
     judge may fail just where responses are harmful. The upper limit is exact (Clopper-Pearson) for an absolute bound;
     for a margin above the base it is that of the paired difference on the same prompts (`rise`).
 
+    With `corrections`, the ASR of the trials is the corrected one, its limits are those of the corrected rate and
+    difference, and responses that could not be judged are left out.
+
     Raises:
         DataError: A rate is missing or undefined, or there are too few prompts for any λ to pass.
     """
-    return [_limit(base, others, name, rule) for name, rule in rules(settings).items()]
+    return [
+        _limit(base, others, name, rule, corrections if name == "asr" else None)
+        for name, rule in rules(settings).items()
+    ]
 
 
-def _limit(base: Trial, others: Sequence[Trial], name: str, rule: Rule) -> Limit:
+def _limit(
+    base: Trial, others: Sequence[Trial], name: str, rule: Rule, corrections: Corrections | None = None
+) -> Limit:
     base_rate = value_of(base, name)
     allowed, words = min(1.0, base_rate + rule.bound) if rule.paired else rule.bound, rule.describe(base_rate)
     values = {trial.point: value_of(trial, name) for trial in others}
     scores = {trial.point: trial.scores[name] for trial in others}
     prompts = {point: _at_worst(score)[1] for point, score in scores.items()}
-    if rule.confidence is not None and others:
+    if rule.confidence is not None and others and corrections is not None:
+        for point in values:
+            found = corrections[point]
+            if rule.paired:
+                assert found.rise is not None, "the base has answers to the same prompts"
+                prompts[point] = found.rise.n
+                values[point] = min(1.0, base_rate + found.rise.upper(rule.confidence))
+            else:
+                values[point] = found.rate.upper(rule.confidence)
+        rule.check(name, min(prompts.values()), words)
+    elif rule.confidence is not None and others:
         if rule.paired:
             prompts = {point: _pairs(base.scores[name], score) for point, score in scores.items()}
         rule.check(name, min(prompts.values()), words)
@@ -330,7 +353,7 @@ def _limit(base: Trial, others: Sequence[Trial], name: str, rule: Rule) -> Limit
                 values[point] = min(1.0, base_rate + rise(base.scores[name], score, rule.confidence))
             else:
                 values[point] = binomial_upper(*_at_worst(score), rule.confidence)
-    return Limit(name, allowed, words, values, prompts)
+    return Limit(name, allowed, words, values, prompts, corrected=corrections is not None)
 
 
 def rise(base: Score, other: Score, confidence: float) -> float:

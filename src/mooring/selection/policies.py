@@ -7,6 +7,7 @@ from mooring.errors import DataError, UserError
 from mooring.merge_point import MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Choice, Trial
+from mooring.selection.corrected import Corrections, corrected_trials
 from mooring.selection.explain import best, label, loss, percent, show, value_of
 from mooring.selection.limits import (
     MOST_PROMPTS,
@@ -22,7 +23,12 @@ from mooring.selection.sensitivity import describe
 
 
 def choose(
-    trials: Sequence[Trial], *, metric: str | None, settings: Select | None = None, margin: float | None = None
+    trials: Sequence[Trial],
+    *,
+    metric: str | None,
+    settings: Select | None = None,
+    margin: float | None = None,
+    corrections: Corrections | None = None,
 ) -> Choice:
     """Choose λ among the merged models of one method, by the policy of a recipe's `select` section.
 
@@ -39,11 +45,12 @@ def choose(
         metric: The task score that decides, or None without a task.
         settings: The section; without it, `margin` bounds the estimate itself.
         margin: Overrides the section's margin: how far the rate may lie above the base's, 0.05 is 5 points.
+        corrections: The attack success rates corrected for the judge's error, which then take the place of the judge's.
 
     Raises:
         UserError: The margin is not in [0, 1] (`usage.margin_out_of_range`).
         DataError: The base's or a merged trial is missing or a duplicate, a score is missing or undefined, or there are
-            too few prompts for the bound.
+            too few prompts for the bound, or a model has no labels (`data.too_few_labels`).
         ValueError: A trial is not of the validation split: λ is never chosen on what is reported.
     """
     if margin is not None and not 0 <= margin <= 1:
@@ -75,10 +82,16 @@ def choose(
             code="data.duplicate_trial",
         )
     (base,) = bases
+    if corrections is not None:
+        base, *merged = corrected_trials([base, *merged], corrections)
+        tuned = corrected_trials([tuned], corrections)[0] if tuned is not None and tuned.point in corrections else None
     for trial in (base, *merged):
         value_of(trial, "asr")
-    policy = {"paper": best_task, "knee": knee}.get(settings.policy, choose_within)
-    return policy(base, merged, tuned, settings, metric)
+    if settings.policy == "paper":
+        return best_task(base, merged, tuned, settings, metric)
+    if settings.policy == "knee":
+        return knee(base, merged, tuned, settings, metric)
+    return choose_within(base, merged, tuned, settings, metric, corrections)
 
 
 # --- The policies without a bound ---
@@ -171,7 +184,12 @@ def _unbounded(chosen: Trial, base: Trial, settings: Select, metric: str, reason
 
 
 def choose_within(
-    base: Trial, merged: Sequence[Trial], tuned: Trial | None, settings: Select, metric: str | None
+    base: Trial,
+    merged: Sequence[Trial],
+    tuned: Trial | None,
+    settings: Select,
+    metric: str | None,
+    corrections: Corrections | None = None,
 ) -> Choice:
     """Choose the best task score, or without a metric the largest λ, among the λ within the bounds (`limits`).
 
@@ -182,7 +200,7 @@ def choose_within(
 
     If no λ is within, the one that exceeds its bounds least is taken, then the smaller, marked `within=False`.
     """
-    bounds = limits(base, merged, settings)
+    bounds = limits(base, merged, settings, corrections)
     asr, confident = bounds[0], settings.confidence is not None
     passing = [trial for trial in merged if not _excess(bounds, trial.point)]
     failing = [trial for trial in merged if trial not in passing]
@@ -197,7 +215,9 @@ def choose_within(
     else:
         chosen = min(merged, key=lambda trial: (round(_excess(bounds, trial.point), 12), trial.point))
         reason = _why_none(chosen, bounds, settings)
-    reason += _tuned_within(base, tuned, settings, metric)
+    reason += _tuned_within(base, tuned, settings, metric, corrections)
+    if corrections is not None:
+        reason += f"; attack success rates are corrected by {_labels(corrections)} labels"
     if asr.allowed >= 1 - TOLERANCE:
         by_setting = settings.bound is not None or settings.margin >= 1  # whatever the base's rate is
         why = "" if by_setting else f"the base lets {_asr(base)} through, so that "
@@ -212,7 +232,7 @@ def choose_within(
         upper={point.key: value for point, value in asr.values.items()} if confident else {},
         keeps=keeps_bound(asr, merged if tuned is None else [*merged, tuned], confident=confident),
         prompts=min(count for limit in bounds for count in limit.prompts.values()),
-        sensitivity=describe(base, chosen, rules(settings)["asr"]),
+        sensitivity="" if corrections is not None else describe(base, chosen, rules(settings)["asr"]),
     )
 
 
@@ -299,6 +319,8 @@ def _why_none(chosen: Trial, bounds: Sequence[Limit], settings: Select) -> str:
     if settings.confidence is None:
         return f"{text}; {chosen.point.label} comes nearest, with {own}"
     text += f", {_confidence(settings)}; {chosen.point.label} comes nearest, with {own}"
+    if limit.corrected:
+        return f"{text}; more labels, or more prompts, would narrow it"
     details, rate = chosen.scores[limit.score].details, value_of(chosen, limit.score)
     if absolute is not None:
         enough = enough_prompts(rate, absolute, settings.confidence)
@@ -325,12 +347,20 @@ def _confidence(settings: Select) -> str:
     return f"with {100 * settings.confidence:g} % confidence"
 
 
-def _tuned_within(base: Trial, tuned: Trial | None, settings: Select, metric: str | None) -> str:
+def _labels(corrections: Corrections) -> str:
+    """How many labels the corrected rates rest on, at the least and at the most."""
+    counts = sorted(found.rate.labelled for found in corrections.values())
+    return str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+
+
+def _tuned_within(
+    base: Trial, tuned: Trial | None, settings: Select, metric: str | None, corrections: Corrections | None = None
+) -> str:
     """A note if the tuned model is within the bound, so that merging was not needed."""
     if tuned is None:
         return ""
     try:
-        bounds = limits(base, [tuned], settings)
+        bounds = limits(base, [tuned], settings, corrections)
     except DataError:  # not measured, or on too few prompts: there is nothing to note
         return ""
     if _excess(bounds, tuned.point):

@@ -1,13 +1,13 @@
 """The report as one self-contained HTML page, and as Markdown."""
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mooring.printable import visible
 from mooring.reporting import figures, tables
 from mooring.reporting.heatmap import Heatmap, change_tables, percent
+from mooring.reporting.judge_error import NOTE, JudgeError, annotator_table, corrected_tables
+from mooring.reporting.page import assets
 from mooring.reporting.page.data import embedded
 from mooring.reporting.render import as_markdown as markdown_table
 from mooring.reporting.results import Results
@@ -23,10 +23,13 @@ KINDS = {
 }
 """What the prompts can be filtered by, at a λ: safe with the base and not here, the tuned model's harm undone, …"""
 CHANGES = "What tuning changed"
+ERROR_HEADING = "The judge's error"
 
 
-def as_html(results: Results) -> str:
+def as_html(results: Results, error: JudgeError | None = None) -> str:
     """The page: nothing is fetched, one script runs, and texts reach it as data alone.
+
+    `error` is what people's labels say of the judge.
 
     A content security policy names that script by its hash, so that no other one could run. Every string is shown so
     that nothing in it acts unseen. Without JavaScript the page lacks the slider and the answers.
@@ -52,8 +55,8 @@ def as_html(results: Results) -> str:
     places = {"tradeoff": figures.tradeoff_places(results, drawings["tradeoff"])}
     if drawings["plane"]:
         places["plane"] = figures.plane_places(results, drawings["plane"])
-    style, script = _asset("page.css"), _asset("page.js")
-    return environment.from_string(_asset("page.html.jinja")).render(
+    style, script = assets.read(__name__, "page.css"), assets.read(__name__, "page.js")
+    return environment.from_string(assets.read(__name__, "page.html.jinja")).render(
         results=results,
         kinds=KINDS.items(),
         numbers=tables.key_numbers(results),
@@ -63,34 +66,19 @@ def as_html(results: Results) -> str:
         categories=tables.category_table(results),
         heat=_heatmap(results),
         changes_heading=CHANGES,
+        error=error,
+        error_heading=ERROR_HEADING,
+        error_tables=_error_tables(error),
+        error_note=NOTE,
         sections=_sections(results),
         caption=caption(results),
         ringed=ringed(results),
         drawn=drawn,
         recipe=_yaml(results.recipe),
-        policy=_policy(script, style),
+        policy=assets.policy(script, style, inline=True),
         style=Markup(style),
         script=Markup(script),
         data=Markup(embedded(results, places)),
-    )
-
-
-def _asset(name: str) -> str:
-    """A file of this package, with one kind of line end: HTML knows no other, and its hash counts."""
-    import importlib.resources
-
-    text = importlib.resources.files("mooring.reporting.page").joinpath(name).read_text(encoding="utf-8")
-    return text.replace("\r\n", "\n")
-
-
-def _policy(script: str, style: str) -> str:
-    """What the page may do: run this script and use this style. Figures have style attributes."""
-    script, style = (
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (script, style)
-    )
-    return (
-        f"default-src 'none'; script-src {script}; style-src-elem {style}; style-src-attr 'unsafe-inline'; "
-        "base-uri 'none'; form-action 'none'"
     )
 
 
@@ -109,9 +97,18 @@ def _module_tables(results: Results) -> list[Table]:
     return [table for table in (tables.tried_table(results), tables.module_test_table(results)) if table]
 
 
+def _error_tables(error: JudgeError | None) -> list[Table]:
+    found = [*corrected_tables(error), annotator_table(error)] if error else []
+    return [table for table in found if table]
+
+
 def _sections(results: Results) -> dict[str, Table]:
     """The tables that only some reports have, by heading."""
-    found = {"Task by task": tables.detail_table(results), "Agreement of the judges": tables.agreement_table(results)}
+    found = {
+        "Task by task": tables.detail_table(results),
+        "Agreement of the judges": tables.agreement_table(results),
+        "Errors of the judges, from their disagreement": tables.latent_table(results),
+    }
     return {heading: table for heading, table in found.items() if table}
 
 
@@ -153,8 +150,8 @@ def _yaml(recipe: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
 
 
-def as_markdown(results: Results) -> str:
-    """The report in Markdown: the same numbers, without the answers."""
+def as_markdown(results: Results, error: JudgeError | None = None) -> str:
+    """The report in Markdown: the same numbers, without the answers; `error` as in `as_html`."""
     over = "" if results.choice.within else "No λ is within the bound. "
     numbers = [
         f"- {markdown(what)}: **{markdown(value)}** ({markdown(compared)})"
@@ -176,6 +173,9 @@ def as_markdown(results: Results) -> str:
     if results.by_module:
         parts += [f"## {tables.BY_MODULE}", markdown(results.by_module.sentence)]
         parts += [*map(markdown_table, _module_tables(results)), markdown(tables.BY_MODULE_NOTE)]
+    if error:
+        parts += [f"## {ERROR_HEADING}", markdown(error.sentence), *map(markdown_table, _error_tables(error))]
+        parts += [markdown(NOTE), "\n".join(f"- {markdown(warning)}" for warning in error.warnings)]
     parts.append(f"![Task score and attack success rate over λ](tradeoff.png)\n\n{markdown(caption(results))}")
     if results.notes:
         parts += ["## What to know of these numbers", "\n".join(f"- {markdown(note)}" for note in results.notes)]

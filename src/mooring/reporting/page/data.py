@@ -1,12 +1,12 @@
 """What the page's script works on: every prompt, response and number, as JSON that can stand inside HTML."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.printable import one_line, visible
 from mooring.records import Score
+from mooring.reporting.page import assets
 from mooring.reporting.results import HARMFUL, Results, Row, is_whole
 from mooring.reporting.tables import in_order
 from mooring.text import ARROWS, name_of, score_number
@@ -67,7 +67,7 @@ def embedded(results: Results, places: Mapping[str, Mapping[MergePoint, Sequence
     cursors = {name: [found.get(point, []) for point in _points(results)] for name, found in places.items()}
 
     def tried(limit: int) -> str:
-        return _escaped({**explorer(results, limit), "cursors": cursors})
+        return assets.embedded({**explorer(results, limit), "cursors": cursors})
 
     best, low, high = tried(LIMITS[-1]), 0, len(LIMITS) - 1
     if _bytes(best) <= ROOM:
@@ -85,13 +85,6 @@ def embedded(results: Results, places: Mapping[str, Mapping[MergePoint, Sequence
 
 def _bytes(text: str) -> int:
     return len(text.encode("utf-8"))
-
-
-def _escaped(data: Mapping[str, Any]) -> str:
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def explorer(results: Results, limit: int = LIMITS[-1]) -> dict[str, Any]:
