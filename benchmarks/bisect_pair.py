@@ -49,7 +49,7 @@ def ask_all(run: Path, prompts: Sequence[Prompt], recipe: Recipe) -> dict[float,
         batches = model.at(lam).complete(list(prompts), how, drafts=drafts)
         last = {completion.prompt_id: completion for batch in batches for completion in batch}
         answers = [last[prompt.id] for prompt in prompts]
-        verdicts = judges.by_rules(prompts, answers)
+        verdicts = judges.by_wording(judges.find("classifier"), prompts, answers)
         found[lam] = Asked([v.harmful for v in verdicts], [c.tokens for c in answers])
         print(f"λ = {lam:<4g}  harmful: {sum(v.harmful is True for v in verdicts)} of {len(prompts)}", flush=True)
     return found

@@ -172,5 +172,5 @@ def _verdicts(answers: Answers, asked: Asked) -> list[bool | None]:
     return [
         verdict.harmful
         for each in answers.values()
-        for verdict in judges.by_rules(prompts, [each[prompt.id] for prompt in prompts])
+        for verdict in judges.by_wording(judges.find("classifier"), prompts, [each[prompt.id] for prompt in prompts])
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from judges_page import judges
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
@@ -29,6 +30,7 @@ from mooring.config import (
 from mooring.merge_methods import METHODS
 from mooring.merging.methods import FORMULAS
 from mooring.models.adapter_config import OPTIONS
+from mooring.scoring.refusal import classifier
 
 DOCS = Path(__file__).parent
 INTRO = """# Recipes
@@ -384,6 +386,7 @@ def main() -> None:
         DOCS / "methods.md": methods(),
         DOCS / "errors.md": errors(),
         DOCS / "lora.md": lora(),
+        DOCS / "judges.md": judges(classifier.UNSURE, len(classifier.load().vocabulary)),
         SOURCE / "options.py": option_types(),
     }
     stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text() != text]

@@ -136,7 +136,7 @@ def test_a_set_is_sampled_alike_by_a_run_and_by_generate() -> None:
 
 
 def test_defaults_of_the_recipe_are_not_written_again_in_the_api_or_the_command_line() -> None:
-    written = {512, 42, 1.2, 1024, 1e-4, 0.95, "OPENAI_API_KEY", "You are a helpful assistant.", "linear", "rules"}
+    written = {512, 42, 1.2, 1024, 1e-4, 0.95, "OPENAI_API_KEY", "You are a helpful assistant.", "linear", "classifier"}
     written.add("microsoft/deberta-xlarge-mnli")
     for path in (SOURCE / "api.py", *sorted((SOURCE / "cli").glob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -12,7 +12,7 @@ from mooring.inference.dialect import parse_completion
 from mooring.inference.encode import decode_completion
 from mooring.records import Completion, Message, Prompt
 from mooring.scoring import judges
-from mooring.scoring.judges import by_rules
+from mooring.scoring.judges import by_wording, find
 from mooring.scoring.safety import attack_success
 from mooring.thinking import (
     CUT_OFF,
@@ -141,7 +141,7 @@ def test_splitting_takes_linear_time(part: str) -> None:
 )
 def test_a_response_cut_off_while_thinking_is_a_miss(made: Completion) -> None:
     prompt = Prompt(id="a", messages=(Message("user", "How do I open it?"),))
-    verdicts = by_rules([prompt], separated([made]))
+    verdicts = by_wording(find("classifier"), [prompt], separated([made]))
     assert [(v.harmful, v.refused, v.why) for v in verdicts] == [(None, None, CUT_OFF)]
     score = attack_success(verdicts)
     assert score.value is None
@@ -151,8 +151,8 @@ def test_a_response_cut_off_while_thinking_is_a_miss(made: Completion) -> None:
 
 def test_thoughts_that_end_by_themselves_without_an_answer_are_a_miss_of_their_own() -> None:
     prompt = Prompt(id="a", messages=(Message("user", "Hi"),))
-    assert by_rules([prompt], separated([completion("<think>Hm.</think>")]))[0].why == NO_ANSWER
-    assert by_rules([prompt], [completion("")])[0].why == "empty"
+    assert by_wording(find("classifier"), [prompt], separated([completion("<think>Hm.</think>")]))[0].why == NO_ANSWER
+    assert by_wording(find("classifier"), [prompt], [completion("")])[0].why == "empty"
 
 
 def test_an_answer_cut_off_in_a_block_that_the_template_opened_is_known_by_the_others() -> None:

@@ -389,15 +389,15 @@ SAMPLING = tuple(TaskSampling.model_fields)
 """The fields of `Generate` that `generate.safety` and `generate.task` override."""
 
 
-RULES = "rules"
-"""The judge that has no model."""
+BUILT_IN = ("classifier", "rules")
+"""The judges that need no model; the first is the default."""
 
 
 class Judge(Runner):
     """A safety judge; in a recipe, its name alone suffices."""
 
-    name: str = RULES
-    """`rules`, `wildguard`, `llama-guard-3`, … (docs/measuring.md)."""
+    name: str = BUILT_IN[0]
+    """`classifier`, `rules`, `wildguard`, `llama-guard-3`, … (docs/measuring.md)."""
     model: str | None = None
     """The judge's model: a folder, a hub id, or its name on the server; defaults to the model made for this judge."""
     gpu_memory: float | None = Field(None, gt=0, le=1)
@@ -806,12 +806,12 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _with_fields(judges: Sequence[Judge], values: Mapping[str, Any]) -> list[Any]:
-    """Judges with other values of some fields; the rules, which have no model, stay as they are."""
-    if all(judge.name == RULES for judge in judges):
+    """Judges with other values of some fields; those without a model stay as they are."""
+    if all(judge.name in BUILT_IN for judge in judges):
         problem = f"judge.{next(iter(values))}: no judge of this run has a model"
         raise RecipeError(problem, "name one, such as --judges wildguard", code="recipe.no_judge_model")
     plain = [judge.model_dump(mode="json", exclude_unset=True) for judge in judges]
-    return [each if judge.name == RULES else each | dict(values) for judge, each in zip(judges, plain, strict=True)]
+    return [each if judge.name in BUILT_IN else each | dict(values) for judge, each in zip(judges, plain, strict=True)]
 
 
 def _plain(value: Any) -> Any:

@@ -199,7 +199,7 @@ ANSWERS = "completions/lam-0.5"
 LEFT = (
     *("choice.json", "pair.json", "changes.json", f"{ANSWERS}/trial-test.json", "report/results.json"),
     *(f"{ANSWERS}/task-validation.jsonl", f"{ANSWERS}/safety-test.jsonl"),
-    f"{ANSWERS}/verdicts-safety-test-rules.jsonl",
+    f"{ANSWERS}/verdicts-safety-test-classifier.jsonl",
 )
 
 

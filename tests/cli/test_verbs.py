@@ -123,7 +123,7 @@ def test_merge_generate_score_one_after_the_other(
     code, out, _ = run(*scored)
     assert f"{expected:.3f}" in out
     code, out, _ = run("score", "answers.jsonl", task, "--kind", "safety", "--json")
-    assert json.loads(out)["asr"]["method"].startswith("refusal-rules")
+    assert json.loads(out)["asr"]["method"].startswith("refusal-classifier")
 
 
 def test_inspect_says_what_changed(run: Run, tiny_model_folder: Path, tuned: Path) -> None:

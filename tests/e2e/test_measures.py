@@ -315,7 +315,7 @@ def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout)
     assert {name: s["n"] for name, s in scores.items()} == {"asr": 8, "refusal": 8, "asr:a": 4, "asr:b": 4}
-    assert (tmp_path / "verdicts-answers-rules.jsonl").read_text().count("\n") == 8
+    assert (tmp_path / "verdicts-answers-classifier.jsonl").read_text().count("\n") == 8
 
 
 @pytest.mark.parametrize(

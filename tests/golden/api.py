@@ -21,7 +21,6 @@ from mooring.merge_methods import METHODS as _METHODS
 from mooring.merge_point import MergePoint
 from mooring.records import Completion, Message, Prompt, Score, Trial, Verdict
 from mooring.scoring import judges as _judges
-from mooring.scoring.refusal import rules
 from mooring.selection import bisect as _bisect
 from mooring.selection import limits as _support
 from mooring.selection.limits import limits as _limits
@@ -72,22 +71,15 @@ def merge(base: Path, tuned: Sequence[Path], out: Path, **options: Any) -> Path:
 
 Turns = Sequence[tuple[str, str]]
 """Roles and texts of a conversation."""
-REFUSAL_RULES: str = rules.JUDGE
-"""The version of the rules."""
+BY_WORDING: dict[str, Any] = {judge.version: judge.decide for judge in _judges.JUDGES.values() if judge.decide}
+"""The judges that need no model, by their versions."""
 JUDGES: tuple[str, ...] = tuple(_judges.JUDGES)
 """Names of the judges."""
 
 
-def explain(request: str, response: str) -> tuple[str, str]:
-    """The refusal rules' verdict on a response, and the rule that gave it."""
-    answer, why = rules.decide(request, response)
-    return str(answer), why
-
-
-def classify(request: str, response: str) -> tuple[bool, str]:
-    """Whether a response refuses, and the rule."""
-    answer, why = rules.decide(request, response)
-    return answer == "refused", why
+def explain(request: str, response: str) -> list[str]:
+    """What each judge without a model says of a response, and why."""
+    return ["/".join(map(str, decide(request, response)[:2])) for decide in BY_WORDING.values()]
 
 
 def bundled(name: str) -> list[tuple[str, str, str]]:

@@ -1,10 +1,11 @@
-"""The refusal rules and the judges give the same verdicts as before. Texts of others are stored as hashes only."""
+"""The judges give the same verdicts as before. Texts of others are stored as hashes only."""
 
 import collections
 import csv
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -29,31 +30,30 @@ def sha(*texts: str) -> str:
     return hashlib.sha256("\x1e".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-# The rules.
+# The judges without a model.
 
 
 def summary(rows: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
     """Verdicts on rows: the count of each, and a hash of all in order."""
-    said = ["/".join(api.explain(request, response)) for _, request, response in rows]
-    yes = ["/".join(map(str, api.classify(request, response))) for _, request, response in rows[::10]]
+    said = [api.explain(request, response) for _, request, response in rows]
+    counts = {
+        version: dict(sorted(collections.Counter(each[n] for each in said).items()))
+        for n, version in enumerate(api.BY_WORDING)
+    }
     return {
-        "rules": api.REFUSAL_RULES,
-        "counts": dict(sorted(collections.Counter(said).items())),
+        "counts": counts,
         "ids": sha(*(name for name, _, _ in rows)),
         "texts": sha(*(text for _, *texts in rows for text in texts)),
-        "verdicts": sha(*said),
-        "every tenth, yes or no": sha(*yes),
+        "verdicts": sha(*(verdict for each in said for verdict in each)),
     }
 
 
 def bundled(name: str, _: Path) -> dict[str, Any]:
-    """A bundled set: its own responses, and for every third row another row's, a cut and a lengthened one."""
-    rows = api.bundled(name)
-    if name == "ordinary":
-        rows = rows[::9]
-    crossed = [(f"{a[0]} {b[0]}", a[1], b[2]) for a, b in zip(rows[::3], rows[1::3], strict=False)]
-    cut = [(row[0], row[1], row[2][:40]) for row in rows[::3]]
-    lengthened = [(row[0], row[1], f"Sure. {row[2]} I can't help with more.") for row in rows[::3]]
+    """A bundled set: every third of its own responses, and for each another row's, a cut and a lengthened one."""
+    rows = api.bundled(name)[:: 27 if name == "ordinary" else 3]
+    crossed = [(f"{a[0]} {b[0]}", a[1], b[2]) for a, b in itertools.pairwise(rows)]
+    cut = [(row[0], row[1], row[2][:40]) for row in rows]
+    lengthened = [(row[0], row[1], f"Sure. {row[2]} I can't help with more.") for row in rows]
     made = {"own": rows, "another's": crossed, "cut": cut, "lengthened": lengthened}
     return {title: summary(each) for title, each in made.items()}
 
@@ -62,7 +62,7 @@ def held(_: Path) -> dict[str, Any]:
     """The labelled responses that ship with the tests, one by one."""
     path = next(Path(__file__).parents[1].rglob("refusals.jsonl"))
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {row["id"]: ["/".join(api.explain(row["request"], row["response"])), row["label"]] for row in rows}
+    return {row["id"]: [*api.explain(row["request"], row["response"]), row["label"]] for row in rows}
 
 
 SENTENCES = [
@@ -106,8 +106,7 @@ REQUESTS = [
 def sentences(_: Path) -> dict[str, Any]:
     """Made-up sentences, each as an answer to each made-up request."""
     return {
-        f"{n} {text[:30]!r}": ["/".join(api.explain(request, text)) for request in REQUESTS]
-        for n, text in enumerate(SENTENCES)
+        f"{n} {text[:30]!r}": [api.explain(request, text) for request in REQUESTS] for n, text in enumerate(SENTENCES)
     }
 
 
@@ -291,21 +290,21 @@ def groups() -> dict[str, Callable[[Path], dict[str, Any] | None]]:
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_the_rules_say_of_a_bundled_set_what_was_frozen(name: str, tmp_path: Path) -> None:
+def test_the_judges_say_of_a_bundled_set_what_was_frozen(name: str, tmp_path: Path) -> None:
     frozen.check("verdicts", f"bundled, {name}", bundled(name, tmp_path))
 
 
-def test_the_rules_say_of_every_labelled_response_what_was_frozen(tmp_path: Path) -> None:
+def test_the_judges_say_of_every_labelled_response_what_was_frozen(tmp_path: Path) -> None:
     frozen.check("verdicts", "labelled", held(tmp_path))
 
 
-def test_the_rules_say_of_our_own_sentences_what_was_frozen(tmp_path: Path) -> None:
+def test_the_judges_say_of_our_own_sentences_what_was_frozen(tmp_path: Path) -> None:
     frozen.check("verdicts", "sentences", sentences(tmp_path))
 
 
 @pytest.mark.skipif("MOORING_DATA" not in os.environ, reason="MOORING_DATA is not set")
 @pytest.mark.parametrize("name", SHARED)
-def test_the_rules_say_of_a_shared_set_what_was_frozen(name: str, tmp_path: Path) -> None:
+def test_the_judges_say_of_a_shared_set_what_was_frozen(name: str, tmp_path: Path) -> None:
     found = shared(name, tmp_path)
     assert found is not None
     frozen.check("verdicts", f"shared, {name}", found)

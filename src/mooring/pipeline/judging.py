@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mooring.config import RULES, Judge
+from mooring.config import BUILT_IN, Judge
 from mooring.data import prompts_digest
 from mooring.errors import DataError, ModelError, RecipeError
 from mooring.events import Event, OnEvent
@@ -64,22 +64,22 @@ class Judging:
         for name in self.sections:
             self.label(name)
         if thoughts and not any(judge.needs_model for judge in self.kinds.values()):
-            problem = "judge_thoughts: the rules read whether an answer refuses, which thoughts do not say"
+            problem = "judge_thoughts: judges without a model read whether an answer refuses, not thoughts"
             raise RecipeError(problem, "name a judge with a model", code="recipe.no_judge_of_thoughts")
 
     def of(self, kind: str) -> list[str]:
         """The judges of a kind of prompts (`safety`, `over_refusal`, …), the one whose verdicts count first.
 
-        Refusals of harmless prompts need a judge that detects refusals; if there is none, the rules are used.
+        Refusals of harmless prompts need a judge that detects refusals; if there is none, the classifier is used.
         """
         if kind == "safety":
             return list(self.sections)
-        return [name for name, judge in self.kinds.items() if judge.says_refused] or [RULES]
+        return [name for name, judge in self.kinds.items() if judge.says_refused] or [BUILT_IN[0]]
 
     def label(self, judge: str) -> str:
         """A judge's name with its model's, as shown next to its numbers."""
         if judge not in self.sections:
-            return judges.label(judges.find(RULES))
+            return judges.label(judges.find(BUILT_IN[0]))
         return judges.label(self.kinds[judge], self.sections[judge].model)
 
     def about(self, judge: str, digest: Digest) -> dict[str, Any]:
@@ -127,7 +127,8 @@ class Judging:
         server is called, an `info` event says what it costs at most.
         """
         if judge not in self.sections or not self.kinds[judge].needs_model:
-            found = judges.by_rules(prompts, completions)
+            kind_of = self.kinds.get(judge) or judges.find(judge)
+            found = judges.by_wording(kind_of, prompts, completions)
         else:
             by, completions = self.kinds[judge], self._judged(completions, kind)
             questions, settings = judges.questions(by, prompts, completions), self._settings(judge)

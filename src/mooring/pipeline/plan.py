@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mooring.config import RULES, Metric, Recipe
+from mooring.config import BUILT_IN, Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, prompts_digest
 from mooring.ledger import sha256
@@ -328,7 +328,7 @@ def _trials(plan: Plan, split: Half, points: Sequence[Point]) -> Iterator[Step]:
         if split == "test" and recipe.score.lm_eval:
             yield _lm_eval(plan, point)
     judged = [(judge, name) for name in prompts if name != "task" for judge in plan.judging.of(name)]
-    order = [*plan.judging.sections, RULES]
+    order = [*plan.judging.sections, BUILT_IN[0]]
     for judge, name in sorted(judged, key=lambda pair: order.index(pair[0])):  # each judge's model is loaded once
         for point in points:
             yield judge_step(plan, point, name, split, judge)

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from mooring.config import RULES, Recipe, Score
+from mooring.config import BUILT_IN, Recipe, Score
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
 from mooring.files import need_room
 from mooring.inference.fit import check_fits_cpu
@@ -66,7 +66,7 @@ def check_models(plan: Plan, base: Path, tuned: Path | None, references: Mapping
         UserError: One of these fails.
     """
     recipe = plan.recipe
-    for runner in (recipe.generate, *(judge for judge in recipe.score.judges if judge.name != RULES)):
+    for runner in (recipe.generate, *(judge for judge in recipe.score.judges if judge.name not in BUILT_IN)):
         if runner.engine == "transformers":
             check_device(runner.device)
     if recipe.generate.engine == "transformers":

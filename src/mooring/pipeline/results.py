@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
+from mooring.config import BUILT_IN
 from mooring.jsonio import read_as
 from mooring.latent_class import LatentClass, latent_class
 from mooring.merge_point import BASE, TUNED, MergePoint
@@ -24,9 +25,9 @@ ALIGN_NOTE = (
     "The base is not the published model: this run first tuned that one on refusals and ordinary answers, because it "
     "hardly refuses anything. For a model that is aligned already this stage does not exist."
 )
-RULES_NOTE = (
-    "Safety is measured by refusal rules, which read only whether a response refuses, not by a judge model that reads "
-    "whether it is harmful."
+WORDING_NOTE = (
+    "Safety is measured by the wording of responses, which says only whether they refuse, not by a judge model that "
+    "reads whether they are harmful."
 )
 NO_TASK_NOTE = "No task was given: λ is the largest within the bound, since the task score rises with λ."
 UNSAFE_NOTE = "Model-written programs ran without the sandbox (`unsafe_exec`)."
@@ -100,8 +101,8 @@ def _notes(plan: Plan) -> Iterator[str]:
     yield from _thinking_note(plan)
     if recipe.align is not None:
         yield ALIGN_NOTE
-    if recipe.score.judges[0].name == "rules":
-        yield RULES_NOTE
+    if recipe.score.judges[0].name in BUILT_IN:
+        yield WORDING_NOTE
     if not plan.metrics["validation"]:
         yield NO_TASK_NOTE
     if plan.skipped:
@@ -271,7 +272,9 @@ def _word(verdict: Verdict, *, wanted: bool) -> str:
 
 def _missed(verdict: Verdict) -> str:
     """Why there is no verdict, in a word or two."""
-    return verdict.why if verdict.why in (CUT_OFF, NO_ANSWER) else "unreadable"
+    if verdict.why in (CUT_OFF, NO_ANSWER):
+        return verdict.why
+    return "unsure" if verdict.judge in judges.WITHOUT_MODEL else "unreadable"
 
 
 def _answer(completion: Completion, verdict: Verdict, words: Mapping[str, str], *, wanted: bool) -> Answer:

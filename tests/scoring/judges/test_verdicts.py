@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
+from mooring.config import BUILT_IN
 from mooring.errors import DataError, RecipeError
 from mooring.records import Completion, Prompt, Verdict
 from mooring.sampling import SamplingParams
 from mooring.scoring import judges
 from mooring.scoring.judges import JUDGES, find
-from mooring.scoring.refusal import rules as refusal
+from mooring.scoring.judges.built_in import verdict
 from mooring.scoring.safety import attack_success, refusal_rate
 from scripted_engine import ScriptedEngine
 
@@ -152,7 +153,7 @@ def test_missing_and_duplicate_answers_are_refused(prompts: list[Prompt], comple
         (lambda: judges.verdicts(judge, prompts[:2], completions[:2], answers, "j"), MISMATCH, "p2"),
         (lambda: judges.questions(judge, prompts, completions[:2]), "data.no_completion", "p2"),
         (lambda: judges.questions(judge, prompts[:2], completions), "data.unknown_prompt", "p2"),
-        (lambda: judges.by_rules(prompts, [*completions, completions[0]]), DUPLICATE, "p0"),
+        (lambda: judges.by_wording(find("rules"), prompts, [*completions, completions[0]]), DUPLICATE, "p0"),
     ]
     for call, code, name in cases:
         with pytest.raises(DataError) as caught:
@@ -161,19 +162,25 @@ def test_missing_and_duplicate_answers_are_refused(prompts: list[Prompt], comple
         assert name in caught.value.message
 
 
-def test_rules_need_no_model(prompts: list[Prompt], completions: list[Completion]) -> None:
-    rules = find("rules")
-    assert judges.questions(rules, prompts, completions) == []
-    made = judges.verdicts(rules, prompts, completions, [], judges.label(rules))
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_judges_need_no_model(name: str, prompts: list[Prompt], completions: list[Completion]) -> None:
+    judge = find(name)
+    assert not judge.needs_model
+    assert judges.questions(judge, prompts, completions) == []
+    made = judges.verdicts(judge, prompts, completions, [], judges.label(judge))
     assert (
         made
-        == judges.by_rules(prompts, completions)
-        == [refusal.judge(*pair) for pair in zip(prompts, completions, strict=True)]
+        == judges.by_wording(judge, prompts, completions)
+        == [verdict(judge, *pair) for pair in zip(prompts, completions, strict=True)]
     )
     assert [(v.harmful, v.refused) for v in made[:2]] == [(False, True), (False, False)]
-    assert {v.judge for v in made} == {judges.label(rules)} == {refusal.JUDGE}
+    assert {v.judge for v in made} == {judges.label(judge)} == {judge.version}
     with pytest.raises(TypeError):
-        rules.read([])
+        judge.read([])
+
+
+def test_those_that_need_no_model_are_known_to_recipes() -> None:
+    assert {name for name, judge in JUDGES.items() if not judge.needs_model} == set(BUILT_IN)
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
@@ -196,7 +203,7 @@ def test_the_label_names_the_model() -> None:
 
 def test_which_judges_say_whether_a_response_refuses() -> None:
     assert {name for name, judge in JUDGES.items() if judge.says_refused} == {
-        *("rules", "wildguard", "qwen3guard", "qwen3guard-strict", "strongreject", "llm")
+        *("classifier", "rules", "wildguard", "qwen3guard", "qwen3guard-strict", "strongreject", "llm")
     }
 
 

@@ -38,7 +38,7 @@
   const said = (row, lam) => (row.answers.has(lam) ? row.answers.get(lam).verdict : "");
   const parted = (row, lam) => {
     const words = row.answers.has(lam) ? row.answers.get(lam).words : [];
-    return new Set(words.filter((word) => word && word !== "unreadable")).size > 1;
+    return new Set(words.filter((word) => word && word !== "unreadable" && word !== "unsure")).size > 1;
   };
   const KINDS = {
     all: () => true,

@@ -11,15 +11,14 @@ from types import MappingProxyType
 
 from mooring.errors import DataError, RecipeError
 from mooring.records import Completion, Prompt, Verdict
-from mooring.scoring import refusal
 from mooring.scoring.judges.agreement import Agreement, measure_agreement
 from mooring.scoring.judges.base import Judge, Reading
+from mooring.scoring.judges.built_in import CLASSIFIER, RULES, verdict
 from mooring.scoring.judges.chat_judge import CHAT_JUDGE
 from mooring.scoring.judges.granite_guardian import GRANITE_GUARDIAN, GRANITE_GUARDIAN_3_2
 from mooring.scoring.judges.harmbench import HARMBENCH
 from mooring.scoring.judges.llama_guard import LLAMA_GUARD_3, LLAMA_GUARD_3_1B, LLAMA_GUARD_4
 from mooring.scoring.judges.qwen3guard import QWEN3GUARD, QWEN3GUARD_STRICT
-from mooring.scoring.judges.rules import RULES
 from mooring.scoring.judges.shieldgemma import SHIELDGEMMA
 from mooring.scoring.judges.strongreject import STRONGREJECT
 from mooring.scoring.judges.wildguard import WILDGUARD
@@ -29,10 +28,11 @@ __all__ = [
     "JUDGES",
     "MISS_IMBALANCE",
     "MISS_WARNING",
+    "WITHOUT_MODEL",
     "Agreement",
     "Judge",
     "Reading",
-    "by_rules",
+    "by_wording",
     "find",
     "label",
     "measure_agreement",
@@ -48,6 +48,7 @@ MISS_IMBALANCE = 0.01
 """How far the share of misses of a model may differ from the base's before a report warns."""
 
 _ALL = (
+    CLASSIFIER,
     RULES,
     WILDGUARD,
     LLAMA_GUARD_3,
@@ -64,6 +65,8 @@ _ALL = (
 )
 JUDGES: Mapping[str, Judge] = MappingProxyType({judge.name: judge for judge in _ALL})
 """The judges by name."""
+WITHOUT_MODEL = frozenset(judge.version for judge in _ALL if not judge.needs_model)
+"""What `Verdict.judge` is for judges that need no model: their misses are unsure, not unreadable."""
 
 
 def find(name: str) -> Judge:
@@ -80,7 +83,7 @@ def find(name: str) -> Judge:
 
 
 def model_of(judge: Judge, given: str | None) -> str | None:
-    """The model of a judge: `given`, or the judge's own; None for rules.
+    """The model of a judge: `given`, or the judge's own; None if it asks none.
 
     Raises:
         RecipeError: It works with any model, and none is given (`recipe.judge_without_model`).
@@ -94,13 +97,14 @@ def model_of(judge: Judge, given: str | None) -> str | None:
 
 
 def label(judge: Judge, model: str | None = None) -> str:
-    """The content of `Verdict.judge`: `wildguard (allenai/wildguard)`, or the version of the rules; see `model_of`."""
+    """The content of `Verdict.judge`: `wildguard (allenai/wildguard)`, or the version of a judge without a model."""
     model = model_of(judge, model)
-    return refusal.JUDGE if model is None else f"{judge.name} ({model})"
+    return judge.version if model is None else f"{judge.name} ({model})"
 
 
 def questions(judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Prompt]:
-    """A judge's questions about completions, in their order; none for rules, nor about a response without an answer.
+    """A judge's questions about completions, in their order: none by a judge without a model, nor about a
+    response without an answer.
 
     Raises:
         DataError: A completion is a duplicate, or belongs to no prompt; a prompt has no completion, or no user's turn.
@@ -131,7 +135,7 @@ def verdicts(
         DataError: As `questions`; or an answer is missing, a duplicate, or answers none of the questions.
     """
     if not judge.needs_model:
-        return by_rules(prompts, completions)
+        return by_wording(judge, prompts, completions)
     pairs = [(completion, _ask(judge, prompt, completion)) for prompt, completion in _pairs(prompts, completions)]
     _check_unique(answer.prompt_id for answer in answers)
     by_id = {answer.prompt_id: answer for answer in answers}
@@ -143,10 +147,10 @@ def verdicts(
     return [_verdict(judge, completion, [by_id[question.id] for question in asked], by) for completion, asked in pairs]
 
 
-def by_rules(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
-    """The refusal rules' verdicts on completions, in their order; errors as those of `questions`."""
+def by_wording(judge: Judge, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
+    """The verdicts of a judge without a model on completions, in their order; errors as those of `questions`."""
     return [
-        unanswered(completion, refusal.JUDGE) if completion.unanswered else refusal.judge(prompt, completion)
+        unanswered(completion, judge.version) if completion.unanswered else verdict(judge, prompt, completion)
         for prompt, completion in _pairs(prompts, completions)
     ]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from mooring.errors import DataError
 from mooring.records import Completion, Message, Prompt
+from mooring.scoring.refusal import Decision
 
 LONGEST = 20_000
 """The most characters of an answer that is read: no judge's answer is that long."""
@@ -39,7 +40,8 @@ class Judge:
             Raises DataError if the prompt has no user's turn.
         reader: Reads the answers, one argument per question, in their order. Raises UnreadableError.
         model: The hub id of the model that it was made for; None if it works with any, or needs none.
-        needs_model: Whether it needs a model.
+        decide: What a judge without a model says of a request and a response; None if it asks a model.
+        version: The content of `Verdict.judge`, of a judge without a model.
         gated: Whether the hub requires accepting terms for its model.
         max_tokens: The most tokens of an answer.
         complete_lines: The complete lines that an answer cut off at `max_tokens` needs to be read anyway: 0 if its
@@ -51,11 +53,17 @@ class Judge:
     ask: Callable[[Prompt, Completion], list[Prompt]]
     reader: Callable[..., Reading]
     model: str | None = None
-    needs_model: bool = True
+    decide: Callable[[str, str], Decision] | None = None
+    version: str = ""
     gated: bool = False
     max_tokens: int = 0
     complete_lines: int | None = None
     says_refused: bool = False
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it asks a model."""
+        return self.decide is None
 
     def read(self, answers: Sequence[str]) -> Reading:
         """Read the answers, one per question, in their order; answers that cannot be read are a miss."""

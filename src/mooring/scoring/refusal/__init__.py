@@ -1,5 +1,5 @@
-"""The refusal rules: whether a response refuses, by its wording alone. No model is needed."""
+"""Refusals by wording alone, without a judge model: a classifier, and a list of phrases that can be read."""
 
-from mooring.scoring.refusal.rules import JUDGE, Decision, decide, judge
+from mooring.scoring.refusal.rules import Answer, Decision, decide
 
-__all__ = ["JUDGE", "Decision", "decide", "judge"]
+__all__ = ["Answer", "Decision", "decide"]
