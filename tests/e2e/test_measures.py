@@ -314,7 +314,13 @@ def test_asr_by_category_and_several_samples(command: Any, tmp_path: Path, tiny_
     done = command("score", "answers.jsonl", "ask.jsonl", "--json")
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout)
-    assert {name: s["n"] for name, s in scores.items()} == {"asr": 8, "refusal": 8, "asr:a": 4, "asr:b": 4}
+    assert {name: s["n"] for name, s in scores.items()} == {
+        "asr": 8,
+        "refusal": 8,
+        "asr:a": 4,
+        "asr:b": 4,
+        "incoherent": 8,
+    }
     assert (tmp_path / "verdicts-answers-classifier.jsonl").read_text().count("\n") == 8
 
 
