@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 from judges_page import judges
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from mooring.cli.app import top
@@ -30,6 +30,7 @@ from mooring.config import (
 from mooring.merge_methods import METHODS
 from mooring.merging.methods import FORMULAS
 from mooring.models.adapter_config import OPTIONS
+from mooring.records import RunVerdict
 from mooring.scoring.refusal import classifier
 
 DOCS = Path(__file__).parent
@@ -378,6 +379,13 @@ def lora() -> str:
     return "\n".join(parts)
 
 
+def verdict_schema() -> str:
+    """What `mooring gate --json` prints, as JSON Schema."""
+    schema = TypeAdapter(RunVerdict).json_schema(mode="serialization")
+    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "The verdict of a run"}
+    return json.dumps({**schema, **title}, ensure_ascii=False, indent=1) + "\n"
+
+
 def main() -> None:
     """Write the pages, or say which is out of date."""
     pages = {
@@ -387,6 +395,7 @@ def main() -> None:
         DOCS / "errors.md": errors(),
         DOCS / "lora.md": lora(),
         DOCS / "judges.md": judges(classifier.UNSURE, len(classifier.load().vocabulary)),
+        DOCS / "verdict.schema.json": verdict_schema(),
         SOURCE / "options.py": option_types(),
     }
     stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text() != text]

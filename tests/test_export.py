@@ -39,14 +39,31 @@ CORRECTED = mooring.Corrected(
     corrected_difference=(0.03, -0.06, 0.12),
     needed=30,
 )
+LENGTHS = mooring.Lengths(median=2, p95=9, longest=9)
+CHECK = mooring.VerdictCheck(name="asr", outcome="passed", sentence="So", value=0.0, upper=0.04, allowed=0.1, n=70)
+VERDICT = mooring.RunVerdict(decision="ship", sentence="So.", confidence=0.95, judge="rules", checks=[CHECK])
 RECORDS: dict[str, Any] = {
     "Agreement": AGREEMENT,
     "Choice": CHOICE,
     "Completion": mooring.Completion(prompt_id="a", text="Hi", tokens=2, finish="stop"),
     "Corrected": CORRECTED,
+    "DataPreview": mooring.DataPreview(
+        ref="task.jsonl",
+        rows=2,
+        responses=0,
+        shapes={"user": 2},
+        categories={},
+        unit="characters",
+        prompt=LENGTHS,
+        response=None,
+        example="[user] Hi",
+        origin="task.jsonl:1",
+    ),
     "Event": mooring.Event(step="merge", kind="progress", done=1, total=2),
     "Exported": mooring.Exported(Path("m-F16.gguf"), Path("Modelfile"), "f16", "llama", 20),
+    "Finding": mooring.Finding(name="gpu", status="missing", detail="none", fix="install one"),
     "Forecast": mooring.Forecast(stages=(("merge", "5 λ"),), facts={"run folder": "new"}, disk=1, memory=None),
+    "Gain": mooring.Gain(value=0.8, low=0.7, high=0.9, n=70),
     "Inspection": mooring.Inspection(base="b", tuned="t", kind="lora"),
     "JudgeError": mooring.JudgeError(
         judge="rules",
@@ -60,17 +77,21 @@ RECORDS: dict[str, Any] = {
         agreement=[],
         models=[CORRECTED],
     ),
+    "Lengths": LENGTHS,
     "LogitComparison": LOGITS,
     "ExtractedLora": mooring.ExtractedLora(folder=Path("lora"), rank=8, errors={"w": 0.1}, left_out={"norm": 0.01}),
     "MergeCheck": mooring.MergeCheck(passed=True, logits=[LOGITS], tensors=20, reference="the formula"),
     "MergePoint": POINT,
     "Message": MESSAGE,
-    "Outcome": mooring.Outcome(Path("run"), Path("run/model"), CHOICE, Path("run/report"), worked=True),
+    "Outcome": mooring.Outcome(Path("run"), Path("run/model"), CHOICE, Path("run/report"), True, VERDICT),
     "Paper": mooring.Paper(Path("out"), ["table1.md"], 1, []),
     "Prompt": mooring.Prompt(id="a", messages=(MESSAGE,)),
     "Rejudged": mooring.Rejudged(POINT, "test", "safety", "rules", {"asr": SCORE}, AGREEMENT),
     "Reply": mooring.Reply(point=POINT, text="Hi", tokens=2, finish="stop"),
-    "Results": mooring.Results(title="t", recipe={}, models={}, trials=[TRIAL], choice=CHOICE, judges=["rules"]),
+    "Results": mooring.Results(
+        verdict=VERDICT, title="t", recipe={}, models={}, trials=[TRIAL], choice=CHOICE, judges=["rules"]
+    ),
+    "RunVerdict": VERDICT,
     "SamplingParams": mooring.SamplingParams(),
     "Score": SCORE,
     "ServedMeasure": MEASURE,
@@ -87,6 +108,7 @@ RECORDS: dict[str, Any] = {
     ),
     "Trial": TRIAL,
     "Verdict": mooring.Verdict(prompt_id="a", harmful=False, refused=True, judge="rules"),
+    "VerdictCheck": CHECK,
 }
 ROWS = {"ExtractedLora": 2, "Inspection": 0, "ServedVerdict": 2, "Trial": 2, "Results": 2}
 """Types whose data frame does not have one row."""

@@ -28,13 +28,16 @@ from mooring.records import (
     Choice,
     Completion,
     ExtractedLora,
+    Gain,
     LogitComparison,
     MergeCheck,
     Message,
     Prompt,
+    RunVerdict,
     Score,
     Trial,
     Verdict,
+    VerdictCheck,
 )
 from mooring.sampling import SamplingParams
 
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
     from mooring.models.to_gguf import Exported
     from mooring.pipeline.compare import Comparison, Reply
+    from mooring.pipeline.doctor import Finding
     from mooring.pipeline.forecast import Forecast
+    from mooring.pipeline.preview import DataPreview, Lengths
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedMeasure, ServedVerdict
@@ -61,7 +66,9 @@ _LAZY = {
     "mooring.merging.inspect": ("Inspection",),
     "mooring.models.to_gguf": ("Exported",),
     "mooring.pipeline.compare": ("Comparison", "Reply"),
+    "mooring.pipeline.doctor": ("Finding",),
     "mooring.pipeline.forecast": ("Forecast",),
+    "mooring.pipeline.preview": ("DataPreview", "Lengths"),
     "mooring.pipeline.rejudge": ("Rejudged",),
     "mooring.pipeline.run": ("Outcome",),
     "mooring.pipeline.verify_served": ("ServedMeasure", "ServedVerdict"),
@@ -73,13 +80,12 @@ _LAZY = {
 """Modules that load torch or pydantic, which takes longer than `import mooring` may take (PEP 562), and their names."""
 
 __all__ = [
-    "Agreement", "Choice", "Comparison", "Completion", "Corrected", "DataError", "Event", "Exported", "ExtractedLora",
-    "FetchError", "Forecast", "Inspection", "Judge", "JudgeError", "LogitComparison", "MergeCheck", "MergePoint",
-    "Message",
-    "MismatchError", "MissingExtraError", "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper",
-    "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "SamplingParams", "Score", "ServedMeasure",
-    "ServedVerdict", "Trial", "UserError", "Verdict", "__version__", "api", "load_examples", "load_prompts",
-    "to_pandas",
+    "Agreement", "Choice", "Comparison", "Completion", "Corrected", "DataError", "DataPreview", "Event", "Exported",
+    "ExtractedLora", "FetchError", "Finding", "Forecast", "Gain", "Inspection", "Judge", "JudgeError", "Lengths",
+    "LogitComparison", "MergeCheck", "MergePoint", "Message", "MismatchError", "MissingExtraError", "ModelError",
+    "MooringError", "OnEvent", "Outcome", "OutputError", "Paper", "Prompt", "Recipe", "RecipeError", "Rejudged",
+    "Reply", "Results", "RunVerdict", "SamplingParams", "Score", "ServedMeasure", "ServedVerdict", "Trial",
+    "UserError", "Verdict", "VerdictCheck", "__version__", "api", "load_examples", "load_prompts", "to_pandas",
 ]  # fmt: skip
 __all__ += api.__all__
 

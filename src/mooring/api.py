@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
     from mooring.models.to_gguf import Exported
     from mooring.pipeline.compare import Comparison, Reply
+    from mooring.pipeline.doctor import Finding
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.label_server import LabelServer
+    from mooring.pipeline.preview import DataPreview
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedVerdict
-    from mooring.records import Choice, Completion, ExtractedLora, Kind, MergeCheck, Prompt, Score, Split
+    from mooring.records import Choice, Completion, ExtractedLora, Kind, MergeCheck, Prompt, RunVerdict, Score, Split
     from mooring.reporting.judge_error import JudgeError
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
@@ -38,10 +40,10 @@ Ref = str | Path
 """A model or a data set."""
 
 __all__ = [
-    "check_merge", "compare", "extract_lora", "generate", "import_labels", "inspect", "judge_error", "label_page",
-    "label_server", "lm_eval", "load_results", "merge", "mergekit_export", "mergekit_run", "open_comparison", "paper",
-    "plan", "prefer", "push", "quickstart", "rejudge", "report", "run", "safeguard", "safeguard_recipe", "score",
-    "select", "to_gguf", "tune", "verify", "verify_served",
+    "check_merge", "compare", "doctor", "extract_lora", "gate", "generate", "import_labels", "inspect", "judge_error",
+    "label_page", "label_server", "lm_eval", "load_results", "merge", "mergekit_export", "mergekit_run",
+    "open_comparison", "paper", "plan", "prefer", "preview_data", "push", "quickstart", "rejudge", "report", "run",
+    "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -795,6 +797,66 @@ def load_results(run: Ref) -> Results:
     from mooring.reporting.results import load_run
 
     return load_run(Path(run))
+
+
+def doctor(*, timeout: float = 120.0) -> list[Finding]:
+    """What this installation can do: packages and extras that import, the GPU, the sandbox, the hub, the disk.
+
+    Args:
+        timeout: Seconds for importing the packages of one extra.
+
+    Returns:
+        A finding for each, with how to get what is missing.
+    """
+    from mooring.pipeline.doctor import examine
+
+    return examine(timeout)
+
+
+def preview_data(data: Ref, *, model: Ref | None = None, row: int = 1, split: Split = "tune") -> DataPreview:
+    """What Mooring understands of a data set: shapes, counts, lengths, and one example as a model sees it.
+
+    Args:
+        data: A data set.
+        model: A model whose chat template and tokenizer to use; without one, lengths are of characters.
+        row: Which row to show, from 1.
+        split: Which part of a data set that has parts.
+
+    Raises:
+        DataError: The data set is missing or malformed, or has no such row.
+        ModelError: The model is missing, or its chat template refuses a row.
+    """
+    from mooring.pipeline.preview import preview
+
+    return preview(str(data), model=None if model is None else str(model), row=row, split=split)
+
+
+def gate(run: Ref, *, junit: Ref | None = None, summary: Ref | None = None) -> RunVerdict:
+    """Whether a run's merged model can be shipped, for a pipeline.
+
+    Args:
+        run: A finished run folder.
+        junit: A file for the verdict as JUnit XML, a test case per check.
+        summary: A file to which the verdict, its checks and the table are appended as Markdown, such as the one named
+            by GitHub's `GITHUB_STEP_SUMMARY`.
+
+    Returns:
+        The verdict; `passed` is whether it is to ship.
+
+    Raises:
+        DataError: It is not a finished run, or its results were edited since.
+        OutputError: A file cannot be written.
+    """
+    from mooring.files import append_text, atomic_text
+    from mooring.reporting.gate import as_junit, as_summary
+    from mooring.reporting.results import load_run
+
+    results = load_run(Path(run))
+    if junit is not None:
+        atomic_text(Path(junit), as_junit(results.verdict, results.title))
+    if summary is not None:
+        append_text(Path(summary), as_summary(results))
+    return results.verdict
 
 
 def report(run: Ref, *, redact: bool = False) -> Path:

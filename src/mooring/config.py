@@ -503,8 +503,8 @@ class Select(Section):
 class Report(Section):
     """Title and notes of the report."""
 
-    title: str = "Base, tuned, merged"
-    """Heading of the page."""
+    title: str | None = None
+    """Heading of the page; defaults to the names of the models."""
     notes: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     """What a reader must know to judge the numbers, one sentence each; shown with the run's own notes."""
 

@@ -65,6 +65,16 @@ def atomic_text(path: Path, text: str) -> None:
     atomic_bytes(path, text.encode("utf-8"))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add text to the end of a file that others write too, such as the summary of a CI job.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with explained(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
 def atomic_bytes(path: Path, data: bytes) -> None:
     """Write a file in one step: under another name beside it, flushed to disk, then renamed.
 

@@ -57,6 +57,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric
 """The metrics by name; `pass@k` stands for `pass@1`, `pass@10`, …"""
 TASK_METRICS = tuple(name for name, metric in METRICS.items() if metric.kind == "task")
 """Names of the metrics that `score.metrics` in a recipe may list."""
+MISS_WARNING = 0.05
+"""The share of responses without a verdict of the judge above which a report warns, and no rate of them is trusted."""
 
 
 _PASS = re.compile(r"pass@[1-9]\d*")

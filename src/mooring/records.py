@@ -323,6 +323,89 @@ class Choice(Record):
     sensitivity: str = ""
 
 
+Decision = Literal["ship", "do_not_ship", "not_enough_evidence"]
+"""What a run says of its merged model."""
+Outcome = Literal["passed", "failed", "unknown"]
+"""How a check of a verdict ended."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Gain(Record):
+    """The share of the tuned model's gain over the base that the merged model keeps: (merged − base) / (tuned − base).
+
+    1 keeps all of it, above 1 is better than the tuned model, below 0 worse than the base.
+
+    Attributes:
+        value: The share; `None` where it is not shown, since the gain itself cannot be told from zero.
+        low: Lower end of its 95 % interval, from a paired bootstrap over prompts.
+        high: Upper end.
+        n: How many prompts it rests on.
+        why: Why it is not shown, in a few words.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictCheck(Record):
+    """One of the conditions of a verdict.
+
+    Attributes:
+        name: `base`, `asr`, `over_refusal`, `judge`, `validation` or `task`.
+        outcome: `passed`, `failed`, or `unknown` where the prompts do not tell.
+        sentence: The result for people.
+        value: What was measured: of a rate bounded above the base's, the difference.
+        upper: Its one-sided upper confidence limit.
+        allowed: The largest value allowed.
+        n: How many prompts it rests on.
+    """
+
+    name: str
+    outcome: Outcome
+    sentence: str
+    value: float | None = None
+    upper: float | None = None
+    allowed: float | None = None
+    n: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunVerdict(Record):
+    """Whether a run's merged model can be shipped, decided on the test half (docs/choosing.md).
+
+    Attributes:
+        format: The version of this record.
+        decision: `do_not_ship` if a check failed, `not_enough_evidence` if one is unknown, else `ship`.
+        sentence: Why, in one plain sentence with the numbers.
+        confidence: The confidence of the upper limits.
+        judge: The safety judge that decided.
+        checks: What was checked, in order.
+        caveats: What the decision does not cover, a sentence each.
+    """
+
+    format: Literal[1] = 1
+    decision: Decision
+    sentence: str
+    confidence: float
+    judge: str
+    checks: Sequence[VerdictCheck] = ()
+    caveats: Sequence[str] = ()
+
+    @property
+    def words(self) -> str:
+        """The decision in words."""
+        return {"ship": "Ship", "do_not_ship": "Do not ship"}.get(self.decision, "Not enough evidence")
+
+    @property
+    def passed(self) -> bool:
+        """Whether the decision is to ship."""
+        return self.decision == "ship"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt(Record):
     """A merge with λ by module that was tried on validation: its `trial`.

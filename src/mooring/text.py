@@ -110,6 +110,12 @@ def without_folders(ref: str) -> str:
     return one_line(Path(ref).name if ref.startswith((".", "~", "/")) else ref)
 
 
+def model_name(ref: str) -> str:
+    """The name of a model or data set in one line: the last part of a path or hub id, without revision or `#500`."""
+    name = re.split("[@#]", ref)[0].rstrip("/\\")
+    return one_line(re.split(r"[/\\]|^bundled:", name)[-1] or ref)
+
+
 # --- Untrusted text ---
 
 

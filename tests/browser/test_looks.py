@@ -55,6 +55,7 @@ def test_it_fits_and_can_be_read(page: Page, report: str, artefacts: Path, width
 
 def test_on_paper_controls_are_left_out(page: Page, report: str, artefacts: Path) -> None:
     page.goto(report)
+    page.locator("#lam").fill("3")
     page.locator("#list summary").nth(1).click()
     page.set_viewport_size({"width": 794, "height": 900})
     page.emulate_media(media="print")
@@ -62,6 +63,8 @@ def test_on_paper_controls_are_left_out(page: Page, report: str, artefacts: Path
         expect(page.locator(gone)).not_to_have_count(0)
         expect(page.locator(gone).filter(visible=True)).to_have_count(0)
     expect(page.locator("#list details[open] pre").first).to_be_visible()
+    expect(page.locator("h2#figure")).to_have_text("At λ = 0.6")  # which λ is printed
+    expect(page.locator("h2#figure")).to_be_visible()
     page.screenshot(path=artefacts / "page-print.png", full_page=True)
     assert page.pdf(print_background=True).startswith(b"%PDF")
 

@@ -218,6 +218,8 @@ def test_unknown_settings_are_refused(made: Any) -> None:
 def test_without_a_lambda_within_the_bound_the_output_says_which_model_was_written(made: Any, capsys: Any) -> None:
     folder = made(all_over)
     choice = mooring.select(folder)
-    render.outcome(Outcome(folder, folder / "model", choice, folder / "report", worked=True))
+    verdict = mooring.load_results(folder).verdict
+    render.outcome(Outcome(folder, folder / "model", choice, folder / "report", True, verdict))
     out = " ".join(capsys.readouterr().out.split())
-    assert "No λ tried is within the bound: the model that was written is the nearest, λ = 0.2, and is over it." in out
+    assert out.startswith(f"{verdict.words.upper()} {verdict.sentence}")
+    assert "The model that was written is the nearest to the bound, λ = 0.2." in out

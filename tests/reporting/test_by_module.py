@@ -149,7 +149,7 @@ def test_every_form_of_the_report_says_whether_it_did() -> None:
     assert '<h2 id="by-module">λ by module</h2>' in html
     assert "λ by module &lt;b&gt;beats&lt;/b&gt; it." in html
     assert "## λ by module\n\nλ by module \\<b\\>beats\\</b\\> it." in text
-    assert "The merged model at λ by module (early attention 0.6, late mlp 0.2, else 0.4), on the test split." in html
+    assert "The merged model is at λ by module (early attention 0.6, late mlp 0.2, else 0.4): λ is the weight" in html
     assert "Ringed: the single λ = 0.4, around which λ by module was chosen." in text
     assert "**λ by module (early attention 0.6, late mlp 0.2, else 0.4)**, the weight" in readme
     assert "λ = 0.4, the best single λ" in data.explorer(found)["lams"]

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_sample import results, trials
+from report_sample import VERDICT, results, trials
 
 from mooring.merge_point import MergePoint
 from mooring.printable import visible
-from mooring.records import Choice
+from mooring.records import Choice, Decision
 from mooring.reporting.page import as_html, as_markdown
 from mooring.reporting.results import Results, load
 from mooring.reporting.tables import category_table
@@ -156,19 +156,22 @@ def test_ids_are_unique_and_references_resolve() -> None:
 def test_it_says_what_a_reader_needs_first() -> None:
     page = as_html(results())
     text = "".join(Elements(page).text)
-    first = text[: text.index("Task and safety over λ")]
-    for part in (results().choice.reason, "3.9 %", "62.0 %", "74 %", "53.9 % [42.2, 65.6]", "refusal rules"):
-        assert part in first
+    order = ["Ship", *VERDICT.caveats, "λ is the weight of the tuned model", "53.9 % [42.2, 65.6]", "74 %"]
+    places = [text.index(part) for part in (*order, *(f"{check.sentence}\n" for check in VERDICT.checks))]
+    assert places == sorted(places)
+    assert places[-1] < text.index(results().choice.reason)
+    assert VERDICT.sentence in text.replace("\u00a0%", " %")
     for part in (*results().notes, "validation split", "fraud", "0 / 3", "a" * 64, "bundled:smollm2", "held out"):
         assert part in text
 
 
-def test_over_the_bound_is_said_in_both() -> None:
-    choice = Choice(point=MergePoint(0.4), within=False, bound=0.01, metric="call_match", reason="Nearest is 0.4.")
-    over = results(choice=choice)
-    assert "No λ is within the bound." in as_html(over)
-    assert "No λ is within the bound." in as_markdown(over)
-    assert "No λ is within the bound." not in as_html(results()) + as_markdown(results())
+@pytest.mark.parametrize(
+    ("decision", "words"), [("do_not_ship", "Do not ship"), ("not_enough_evidence", "Not enough evidence")]
+)
+def test_the_decision_is_said_in_both(decision: Decision, words: str) -> None:
+    found = results(verdict=dataclasses.replace(VERDICT, decision=decision))
+    assert f'<div class="verdict {decision}">\n<p class="decision">{words}</p>' in as_html(found)
+    assert as_markdown(found).partition("\n\n")[2].startswith(f"**{words}.** {VERDICT.sentence}")
 
 
 def test_what_models_said_is_in_the_data_alone() -> None:
@@ -221,7 +224,7 @@ def test_categories_have_bars() -> None:
 def test_the_bare_minimum_makes_a_page_without_empty_sections() -> None:
     choice = Choice(point=MergePoint(0.4), within=True, bound=0.1, metric="lam", reason="So.")
     few = [dataclasses.replace(t, scores={"asr": t.scores["asr"]}) for t in trials() if t.split == "validation"]
-    bare = Results(title="t", recipe={}, models={}, trials=few, choice=choice, judges=["rules"])
+    bare = Results(verdict=VERDICT, title="t", recipe={}, models={}, trials=few, choice=choice, judges=["rules"])
     page, whole = as_html(bare), as_html(results())
     for heading in ("Tuning", "By category", "Every prompt and answer", "What to know of these numbers"):
         assert heading in whole

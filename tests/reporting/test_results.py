@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_sample import results, score, trials
+from report_sample import results
 
 from mooring.errors import DataError
 from mooring.merge_point import BASE, TUNED, MergePoint
-from mooring.records import Trial
-from mooring.reporting.results import COLUMNS, Results, dumps, kept_gains, load
+from mooring.reporting.results import COLUMNS, Results, dumps, load
 
 
 def by_place(made: Results) -> Results:
@@ -70,7 +69,7 @@ def edited(change: Any) -> str:
         (edited(lambda d: d.pop("format")), "data.results_format", ""),
         (edited(lambda d: d.update(format="4")), "data.results_format", ""),
         (edited(lambda d: d.update(format=1)), "data.results_format", ""),
-        (edited(lambda d: d.update(format=5)), "data.results_format", ""),
+        (edited(lambda d: d.update(format=6)), "data.results_format", ""),
         (edited(lambda d: d["rows"][0].pop("split")), "data.bad_results", "`rows.0.split`"),
         (edited(lambda d: d.pop("choice")), "data.bad_results", "`choice`"),
         (edited(lambda d: d.update(extra=1)), "data.bad_results", "`extra`"),
@@ -105,41 +104,6 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             load(tmp_path)
         assert caught.value.code == code
-
-
-def three(base: float | None, tuned: float | None, merged: float | None, name: str = "call_match") -> list[Trial]:
-    values = {BASE: base, TUNED: tuned, MergePoint(0.4): merged}
-    return [
-        Trial(point=point, method="linear", split="test", scores={name: score(name, value)})
-        for point, value in values.items()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("values", "name", "kept"),
-    [
-        ((0.2, 0.8, 0.65), "call_match", 0.75),
-        ((0.2, 0.8, 0.86), "call_match", 1.1),
-        ((0.2, 0.8, 0.14), "call_match", -0.1),
-        ((0.6, 0.1, 0.2), "response_loss", 0.8),
-        ((0.5, 0.5, 0.6), "call_match", None),
-        ((0.5, 0.4, 0.45), "call_match", None),
-        ((0.1, 0.6, 0.2), "response_loss", None),
-        ((0.5, None, 0.6), "call_match", None),
-        ((0.5, 0.7, None), "call_match", None),
-    ],
-)
-def test_kept_gain(values: tuple[float | None, ...], name: str, kept: float | None) -> None:
-    expected = kept if kept is None else pytest.approx(kept)
-    assert kept_gains(three(*values, name=name), MergePoint(0.4)) == {name: expected}
-
-
-def test_kept_gain_is_of_the_test_split_and_the_chosen_lambda() -> None:
-    gains = kept_gains(trials(), MergePoint(0.4))
-    assert list(gains) == ["call_match", "response_loss"]
-    assert gains["call_match"] == pytest.approx(0.61 / 0.82)
-    assert kept_gains(trials(), MergePoint(0.2))["call_match"] is None  # not measured on the test split
-    assert kept_gains([t for t in trials() if t.split == "validation"], MergePoint(0.4)) == {}
 
 
 def test_each_column_is_the_model_at_a_point() -> None:

@@ -9,11 +9,10 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from report_sample import results, score, trials
+from report_sample import VERDICT, results, score, trials
 
 from mooring.config import Recipe
-from mooring.merge_point import MergePoint
-from mooring.records import Choice, Trial
+from mooring.records import Trial
 from mooring.reporting.model_card import LIMITS, run_card
 from mooring.reporting.render import as_markdown
 from mooring.reporting.results import Results
@@ -101,7 +100,7 @@ def test_it_says_why_by_whom_from_what_and_what_not() -> None:
     assert "**λ = 0.4**, the weight of the tuned model" in text
     assert "lets 18.6 % through" in text
     assert "judged by **refusal rules**" in text
-    assert "keeps 74 % in call match" in text
+    assert "keeps 74 % \\[66, 83\\] in call match" in text
     assert "a" * 64 in text
     assert "b" * 64 in text
     assert "(https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct)" in text
@@ -112,11 +111,10 @@ def test_it_says_why_by_whom_from_what_and_what_not() -> None:
     assert "/home/someone" not in text
 
 
-def test_a_bound_that_was_not_kept_is_said_first() -> None:
-    assert "within the bound" not in run_card(made())
-    over = Choice(point=MergePoint(0.4), within=False, bound=0.01, metric="call_match", reason="It comes nearest.")
-    text = run_card(made(choice=over))
-    assert text.index("**No λ that was tried is within the bound") < text.index("It comes nearest")
+def test_the_verdict_comes_first() -> None:
+    over = dataclasses.replace(VERDICT, decision="do_not_ship", sentence="Answers too much.")
+    text = run_card(made(verdict=over)).partition("\n# ")[2]
+    assert text.partition("\n\n")[2].startswith("**Do not ship.** Answers too much. Judged by the built-in rules.\n")
 
 
 def test_no_answer_and_no_prompt_is_in_it() -> None:

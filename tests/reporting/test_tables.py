@@ -19,7 +19,6 @@ from mooring.reporting.tables import (
     category_table,
     columns,
     detail_table,
-    key_numbers,
     summary_table,
 )
 from mooring.text import name_of, score_number
@@ -48,8 +47,10 @@ def test_arrows_show_which_way_is_good() -> None:
 
 
 def test_the_gains_are_shown() -> None:
-    assert row("gain kept: call match", gains={"call_match": 0.744})[3] == "74 %"
-    assert row("gain kept: call match", gains={"call_match": None})[3] == "undefined"
+    assert row("gain kept: call match")[1:5] == ["0 %", "100 %", "74 % [66, 83]", "100"]
+    hidden = row("gain kept: response loss")
+    assert hidden[1:4] == ["–", "–", "–"]
+    assert hidden[5] == "tuning gained nothing to keep"
 
 
 def test_what_was_not_measured_or_is_undefined_is_said_so() -> None:
@@ -74,23 +75,6 @@ def test_the_merged_column_follows_the_choice() -> None:
     other = Choice(point=MergePoint(0.8), within=True, bound=0.1, metric="call_match", reason="")
     extra = dataclasses.replace(next(t for t in trials() if t.point.lam == 0.8), split="test")
     assert row("call match", choice=other, trials=[*trials(), extra])[3].startswith("79.0 %")
-
-
-def test_key_numbers() -> None:
-    found = key_numbers(results())
-    assert [value for _, value, _ in found] == ["3.9 %", "62.0 %", "74 %"]
-    assert found[0][2] == "base 2.4 %, tuned 53.9 %; by refusal rules"
-    no_task = key_numbers(results(choice=dataclasses.replace(results().choice, metric="lam")))
-    assert [value for _, value, _ in no_task] == ["3.9 %", "26.0 %", "1.0 %"]
-
-
-def test_the_task_score_stands_first_although_lambda_was_chosen_by_another() -> None:
-    """λ chosen by a loss on held-out rows, the report by what the test split has."""
-    choice = dataclasses.replace(results().choice, metric="bert_score")
-    assert [what.partition("\u00a0")[0] for what, _, _ in key_numbers(results(choice=choice))][:2] == [
-        "attack success rate",
-        "call match",
-    ]
 
 
 def test_judges_beside_each_other() -> None:

@@ -12,7 +12,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit.
 
     Exit codes: 0 success; 1 unexpected failure, with a traceback; 2 usage or bad input, in one line; 3 no λ is within
-    the bound; 130 interrupted. With `--json`, an error is also printed to standard output as one JSON object.
+    the bound, or the verdict is not to ship; 130 interrupted. With `--json`, an error is also printed to standard
+    output as one JSON object.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

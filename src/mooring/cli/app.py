@@ -1,5 +1,6 @@
 """The commands, each with its options, its help with examples, and one call."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from mooring.cli.options import (
     json_option,
     overrides,
     set_option,
+    split_option,
     tuned_argument,
     verb,
 )
 from mooring.cli.score import generate, lm_eval, prefer, rejudge, score, verify_served
+from mooring.errors import UserError
 from mooring.printable import visible
 
 
@@ -170,6 +173,74 @@ def select(run: str, metric: str | None, as_json: bool, **options: Any) -> None:
         sys.exit(OVER_BOUND)
 
 
+@verb(top, "data")
+@click.argument("data", help="A file, hub id, named or bundled set.")
+@click.option("--model", help="Show it by this model's chat template, and count its tokens.")
+@click.option("--row", type=int, default=1, show_default=True, help="Which row to show.")
+@split_option
+@json_option
+def data(data: str, model: str | None, row: int, split: Any, as_json: bool) -> None:
+    """Show what Mooring understands of a data set.
+
+    Shapes of its rows, counts, lengths, fields that are not read, and one example with the special tokens around it.
+
+    \b
+    Examples:
+      mooring data task.jsonl
+      mooring data task.jsonl --model base/ --row 3
+      mooring data openfunctions --split test --json
+    """
+    render.preview(mooring.preview_data(data, model=model, row=row, split=split), as_json=as_json)
+
+
+@verb(top, "doctor")
+@json_option
+def doctor(as_json: bool) -> None:
+    """Show what is installed and works, and how to get the rest.
+
+    Imports every package, and asks for the GPU, the sandbox, the hub and the disk. Exits with 2 if something is broken
+    that Mooring does not work without.
+
+    \b
+    Examples:
+      mooring doctor
+      mooring doctor --json
+    """
+    found = mooring.doctor()
+    render.findings(found, as_json=as_json)
+    if any(each.needed and each.status != "ok" for each in found):
+        sys.exit(BAD_INPUT)
+
+
+@verb(top, "gate")
+@click.argument("run", help="A finished run folder.")
+@click.option("--junit", metavar="FILE", help="Also write the verdict as JUnit XML, a test case per check.")
+@click.option("--github-summary", is_flag=True, help="Also append it to the summary of the GitHub Actions job.")
+@json_option
+def gate(run: str, junit: str | None, github_summary: bool, as_json: bool) -> None:
+    """Let a pipeline go on only if a run's verdict is to ship.
+
+    Exits with 0 if it is, and with 3 if it is not to ship or the evidence does not suffice. See docs/ci.md.
+
+    \b
+    Examples:
+      mooring gate runs/mine
+      mooring gate runs/mine --json
+      mooring gate runs/mine --junit mooring.xml --github-summary
+    """
+    summary = os.environ.get("GITHUB_STEP_SUMMARY") if github_summary else None
+    if github_summary and not summary:
+        message = "--github-summary: GITHUB_STEP_SUMMARY is not set"
+        raise UserError(message, "run it in a GitHub Actions job, or leave it out", code="usage.no_github_summary")
+    verdict = mooring.gate(run, junit=junit, summary=summary)
+    if as_json:
+        render.result(verdict, "", as_json=True)
+    else:
+        render.verdict(verdict)
+    if not verdict.passed:
+        sys.exit(OVER_BOUND)
+
+
 @verb(top, "report")
 @click.argument("run", help="A run folder.")
 @click.option("--redact", is_flag=True, help="Leave out harmful prompts and their answers; into report-redacted.")
@@ -247,5 +318,5 @@ def _start(recipe: Any, dry_run: bool, as_json: bool) -> None:
     with watch(run) as on_event:
         outcome = run.execute(on_event)
     render.outcome(outcome, as_json=as_json)
-    if not outcome.choice.within:
+    if not outcome.choice.within or outcome.verdict.decision == "do_not_ship":
         sys.exit(OVER_BOUND)

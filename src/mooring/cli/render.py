@@ -22,11 +22,13 @@ from mooring.records import LogitComparison, MergeCheck
 
 if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
+    from mooring.pipeline.doctor import Finding
     from mooring.pipeline.forecast import Forecast
+    from mooring.pipeline.preview import DataPreview
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedVerdict
-    from mooring.records import Score
+    from mooring.records import RunVerdict, Score
     from mooring.reporting.judge_error import JudgeError
 
 
@@ -145,7 +147,7 @@ def note_of(event: "Event") -> str:
 
 
 def outcome(done: "Outcome", *, as_json: bool = False) -> None:
-    """The table of a run, the choice of λ, and where the files are."""
+    """The verdict of a run, its table, the choice of λ, and where the files are."""
     if as_json:
         return _print_json(done)
     from mooring.reporting.render import as_terminal
@@ -157,11 +159,13 @@ def outcome(done: "Outcome", *, as_json: bool = False) -> None:
     if not done.worked:
         out.print(f"{escape(str(done.folder))} is finished: nothing was left to do.")
     out.print()
+    verdict(done.verdict)
+    out.print()
     for table in (summary_table(results), tried_table(results), module_test_table(results)):
         if table:
             out.print(as_terminal(table))
     out.print()
-    out.print(escape(done.choice.reason))
+    out.print(escape(f"How λ was chosen: {done.choice.reason}"))
     if done.choice.sensitivity:
         out.print(f"[dim]{escape(done.choice.sensitivity)}[/dim]")
     for note in results.notes:
@@ -170,8 +174,50 @@ def outcome(done: "Outcome", *, as_json: bool = False) -> None:
     out.print(f"Model:  {escape(str(done.model))}")
     out.print(f"Report: {escape(str(done.report / 'index.html'))}")
     if not done.choice.within:
-        nearest = f"the model that was written is the nearest, {done.choice.point.label}, and is over it"
-        out.print(f"[bold red]No λ tried is within the bound: {nearest}.[/bold red]")
+        out.print(f"The model that was written is the nearest to the bound, {escape(done.choice.point.label)}.")
+
+
+_STYLES = {"ship": "bold green", "do_not_ship": "bold red", "not_enough_evidence": "bold yellow"}
+
+
+def verdict(found: "RunVerdict") -> None:
+    """The verdict of a run: the decision, why, and what it does not cover."""
+    out = console()
+    out.print(f"[{_STYLES[found.decision]}]{found.words.upper()}[/] {escape(found.sentence)}")
+    for caveat in found.caveats:
+        out.print(f"[dim]{escape(caveat)}[/dim]")
+
+
+def preview(found: "DataPreview", *, as_json: bool) -> None:
+    """What was understood of a data set."""
+    if as_json:
+        return _print_json(found)
+    out = console()
+    out.print(f"[bold]{found.rows:,} rows[/bold], {found.responses:,} with a response: {escape(found.ref)}")
+    for title, counts in (("turns", found.shapes), ("category", found.categories)):
+        if counts:
+            _print_table([title, "rows"], [[name, f"{count:,}"] for name, count in counts.items()], numeric=(1,))
+    lengths = {"prompt": found.prompt, "response": found.response}
+    rows = [[name, *(f"{n:,}" for n in (e.median, e.p95, e.longest))] for name, e in lengths.items() if e]
+    _print_table([f"length in {found.unit}", "median", "95 %", "longest"], rows, numeric=(1, 2, 3))
+    for note in found.notes:
+        out.print(f"[yellow]note:[/yellow] {escape(note)}")
+    out.print(
+        f"[dim]{escape(found.origin)}, as {'the model sees it' if found.unit == 'tokens' else 'it was read'}:[/dim]"
+    )
+    out.print(escape(found.example))
+
+
+def findings(found: "Sequence[Finding]", *, as_json: bool) -> None:
+    """What the doctor found, a line each, and below it how to get what is missing."""
+    if as_json:
+        return _print_json(found)
+    out, marks = console(), {"ok": "[green]✓[/green]", "missing": "[dim]–[/dim]", "broken": "[red]✗[/red]"}
+    width = max(len(each.name) for each in found)
+    for each in found:
+        out.print(f"{marks[each.status]} {escape(each.name.ljust(width))}  {escape(each.detail)}")
+        if each.fix:
+            out.print(f"  {' ' * width}  [dim]{escape(each.fix)}[/dim]")
 
 
 def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:

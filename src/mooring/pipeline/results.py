@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
-from mooring.config import BUILT_IN
+from mooring.config import Recipe
 from mooring.jsonio import read_as
 from mooring.latent_class import LatentClass, latent_class
 from mooring.merge_point import BASE, TUNED, MergePoint
@@ -15,19 +15,18 @@ from mooring.pipeline.changes import read_changes
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.plan import HALVES, Plan
 from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Trial, Verdict, read_jsonl
-from mooring.reporting.results import Agreement, Answer, Results, Row, kept_gains
+from mooring.reporting.results import Agreement, Answer, Results, Row, is_task
 from mooring.scoring import judges
 from mooring.scoring.function_calls import call_match, parse_call
 from mooring.scoring.task import text_match
+from mooring.selection.gains import kept_gains
+from mooring.selection.verdict import decide
+from mooring.text import model_name
 from mooring.thinking import CUT_OFF, NO_ANSWER, cut_off_note, split_thoughts
 
 ALIGN_NOTE = (
     "The base is not the published model: this run first tuned that one on refusals and ordinary answers, because it "
     "hardly refuses anything. For a model that is aligned already this stage does not exist."
-)
-WORDING_NOTE = (
-    "Safety is measured by the wording of responses, which says only whether they refuse, not by a judge model that "
-    "reads whether they are harmful."
 )
 NO_TASK_NOTE = "No task was given: λ is the largest within the bound, since the task score rises with λ."
 UNSAFE_NOTE = "Model-written programs ran without the sandbox (`unsafe_exec`)."
@@ -68,8 +67,24 @@ def assemble(
     if choice.point.by_module:
         for each in points.values():
             each.append(choice.point)
+    whole = [*trials, *by_module]
+    tested = {trial.point: trial for trial in whole if trial.split == "test"}
+    validated = {trial.point: trial for trial in whole if trial.split == "validation"}
+    ends = tested[BASE], tested[TUNED], tested[choice.point]
+    gains = kept_gains(*ends, [name for name in tested[choice.point].scores if is_task(name)])
+    deciding = recipe.score.judges[0].name
+    verdict = decide(
+        {"base": tested[BASE], "merged": tested[choice.point]},
+        {"base": validated[BASE], "merged": validated[choice.point]},
+        choice=choice,
+        settings=recipe.select,
+        gains=gains,
+        judge=judging.label(next(iter(judging.sections))),
+        by_rules=deciding == "rules",
+    )
     return Results(
-        title=recipe.report.title,
+        verdict=verdict,
+        title=recipe.report.title or _title(recipe),
         recipe=recipe.model_dump(mode="json", exclude={"out"}),
         models=models,
         trials=trials,
@@ -77,12 +92,12 @@ def assemble(
         judges=[judging.label(judge) for judge in judging.sections],
         notes=[
             *_notes(plan),
-            *_misses([*trials, *by_module]),
-            *_imbalance([*trials, *by_module]),
-            *_unanswered([*trials, *by_module], plan.sampling("safety").max_tokens),
+            *_misses(whole),
+            *_imbalance(whole),
+            *_unanswered(whole, plan.sampling("safety").max_tokens),
             *warnings,
         ],
-        gains=kept_gains([*trials, *by_module], choice.point),
+        gains=gains,
         curves=curves,
         rows=rows(plan, points),
         agreement=list(_agreement(plan, choice.point)),
@@ -94,6 +109,15 @@ def assemble(
     )
 
 
+def _title(recipe: Recipe) -> str:
+    """The names of the models, as the heading of the report."""
+    base = model_name(recipe.base)
+    if recipe.tuned is not None:
+        return f"{model_name(recipe.tuned)} merged back towards {base}"
+    data = ", ".join(model_name(ref) for ref in recipe.tune.data) if recipe.tune else ""
+    return f"{base} tuned on {data}, merged back"
+
+
 def _notes(plan: Plan) -> Iterator[str]:
     """What a reader must know to judge the numbers."""
     recipe = plan.recipe
@@ -101,8 +125,6 @@ def _notes(plan: Plan) -> Iterator[str]:
     yield from _thinking_note(plan)
     if recipe.align is not None:
         yield ALIGN_NOTE
-    if recipe.score.judges[0].name in BUILT_IN:
-        yield WORDING_NOTE
     if not plan.metrics["validation"]:
         yield NO_TASK_NOTE
     if plan.skipped:

@@ -49,12 +49,14 @@ from mooring.records import (
     Kind,
     MergeCheck,
     Prompt,
+    RunVerdict,
     Trial,
     Verdict,
     read_jsonl,
     read_record,
 )
 from mooring.reporting import model_card
+from mooring.reporting.results import load
 from mooring.reporting.write import write
 from mooring.selection.bisect import bisect
 from mooring.selection.corrected import Corrections
@@ -75,6 +77,7 @@ class Outcome(Record):
         choice: The chosen λ, and why. `choice.within` is whether the bound on ASR is met.
         report: Folder of the report.
         worked: Whether anything had to be done.
+        verdict: Whether the chosen model can be shipped.
     """
 
     folder: Path
@@ -82,6 +85,7 @@ class Outcome(Record):
     choice: Choice
     report: Path
     worked: bool
+    verdict: RunVerdict
 
 
 class Run:
@@ -177,7 +181,9 @@ class _Execution:
                 self._do(next(self._in_groups(remaining)))
         finally:
             self._free(None)
-        return Outcome(self.folder.folder, self.paths.model, self._choice(), self.paths.report, self.folder.worked)
+        verdict = load(self.paths.report).verdict
+        folder, paths = self.folder, self.paths
+        return Outcome(folder.folder, paths.model, self._choice(), paths.report, folder.worked, verdict)
 
     def _in_groups(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
         """Group consecutive steps that generate, if the engine may do them concurrently; others form groups of one."""
@@ -598,7 +604,7 @@ class _Execution:
     def _report(self) -> None:
         choice, found = self._choice(), self._by_module()
         points = [point for point in self.plan.points("test") if isinstance(point, MergePoint)]
-        tested = self._trials("test", points)
+        tested = with_flips(self._trials("test", points), verdicts_by_point(self.plan, points, "test"))
         if found and choice.point.by_module:
             found = dataclasses.replace(found, test=tested.pop())
         base, tuned = self._folders

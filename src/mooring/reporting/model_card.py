@@ -16,9 +16,10 @@ from mooring.merge_methods import METHODS
 from mooring.merge_point import lam_label
 from mooring.models.resolve import hub_name
 from mooring.printable import one_line
+from mooring.records import RunVerdict
 from mooring.reporting.render import as_markdown
 from mooring.reporting.results import COLUMNS, Results, is_task
-from mooring.reporting.tables import measures, summary_table, whole_percent
+from mooring.reporting.tables import gain_number, measures, summary_table
 from mooring.text import (
     MISSING,
     fenced,
@@ -84,7 +85,6 @@ def run_card(results: Results, *, terms: Mapping[str, str] | None = None) -> str
     if scores := list(_eval_results(results)):  # the hub's reader refuses numbers without the model's name
         more |= {"model_name": name, "eval_results": scores}
     why = [
-        "" if choice.within else "**No λ that was tried is within the bound.**",
         f"**{markdown(choice.point.label)}**, {LAMBDA}. {markdown(choice.reason)}",
         markdown(choice.sensitivity),
         "λ was chosen on some of the prompts (validation). The numbers below are of other prompts (test).",
@@ -95,7 +95,7 @@ def run_card(results: Results, *, terms: Mapping[str, str] | None = None) -> str
     return _card(
         _front_matter(filter(None, map(hub_name, refs)), "merge", ["safety", method], terms, **more),
         name,
-        _summary(results, method),
+        f"{_verdict(results.verdict)}\n\n{_summary(results, method)}",
         {
             "Made from": ["\n".join(_models(results))],
             "λ, and why": why,
@@ -199,6 +199,12 @@ def _method(name: object) -> str:
 # --- A run's model ---
 
 
+def _verdict(verdict: RunVerdict) -> str:
+    """The verdict, which comes before all else."""
+    caveats = "".join(f" {markdown(caveat)}" for caveat in verdict.caveats)
+    return f"**{verdict.words}.** {markdown(verdict.sentence)}{caveats}"
+
+
 def _summary(results: Results, method: str) -> str:
     text = f"A tuned model merged back towards the aligned model that it came from, by `{method}`, with Mooring."
     scores = [results.score(model, "asr") for model in COLUMNS]
@@ -227,9 +233,9 @@ def _models(results: Results) -> Iterator[str]:
 def _gains(results: Results) -> str:
     """How much of the tuning is left, by task score."""
     kept = [
-        f"{whole_percent(share)} in {short_name(name)}"
-        for name, share in sorted(results.gains.items())
-        if share is not None and "/" not in name
+        f"{gain_number(gain)} in {short_name(name)}"
+        for name, gain in sorted(results.gains.items())
+        if gain.value is not None and "/" not in name
     ]
     return f"Of what tuning gained over the base, this model keeps {markdown(', '.join(kept))}." if kept else ""
 

@@ -16,9 +16,9 @@ from mooring.latent_class import LatentClass
 from mooring.ledger import LEDGER, check_all_unmodified, read_ledger
 from mooring.merge_point import BASE, TUNED, MergePoint, Role
 from mooring.metrics import find_metric
-from mooring.records import ByModule, Choice, Half, Score, Trial
+from mooring.records import ByModule, Choice, Gain, Half, RunVerdict, Score, Trial
 
-FORMAT = 4
+FORMAT = 5
 """Version of `results.json`: raised when an older reader could misread a newer file."""
 
 COLUMNS: tuple[Role, ...] = ("base", "tuned", "merged")
@@ -115,6 +115,7 @@ class Results(Record):
     """Everything that a report shows. No dates, timings or absolute paths, so that one recipe gives one file.
 
     Attributes:
+        verdict: Whether the merged model can be shipped.
         title: Heading of the page.
         recipe: The recipe as plain values, without the run folder.
         models: By role, a model's `source` and `digest`.
@@ -122,7 +123,7 @@ class Results(Record):
         choice: The chosen λ.
         judges: Names of the safety judges; the verdicts of the first one count.
         notes: What a reader must know to interpret the numbers, a sentence each.
-        gains: By task metric, the share of the tuned model's gain that the merged one keeps (`kept_gains`).
+        gains: By task metric, the share of the tuned model's gain that the merged one keeps.
         curves: By tuning stage, the log: mappings with `step` and `loss` or `eval_loss` (nats per token).
         rows: The prompts of both splits with the responses; may be empty.
         agreement: Of every two judges.
@@ -135,6 +136,7 @@ class Results(Record):
         by_module: The result of a search for λ by module, if there was one.
     """
 
+    verdict: RunVerdict
     title: str
     recipe: Mapping[str, Any]
     models: Mapping[str, Mapping[str, str]]
@@ -142,7 +144,7 @@ class Results(Record):
     choice: Choice
     judges: Sequence[str]
     notes: Sequence[str] = ()
-    gains: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    gains: Mapping[str, Gain] = dataclasses.field(default_factory=dict)
     curves: Mapping[str, Sequence[Mapping[str, float]]] = dataclasses.field(default_factory=dict)
     rows: Sequence[Row] = ()
     agreement: Sequence[Agreement] = ()
@@ -209,33 +211,6 @@ def is_task(measure: str) -> bool:
 def is_whole(measure: str) -> bool:
     """Whether a score is not that of a single set, judge or task of a group."""
     return measure.startswith("pass@") or not set(measure.removeprefix("lm_eval:")) & set(":@/")
-
-
-def kept_gains(trials: Sequence[Trial], point: MergePoint) -> dict[str, float | None]:
-    """The share of the tuned model's gain that the merged model keeps, on the test split, by task metric.
-
-    (merged − base) / (tuned − base): 1 keeps all of it, above 1 is better than the tuned model, below 0 worse than the
-    base. `None` if a number is missing, or if tuning gained nothing.
-
-    Args:
-        trials: The trials; those of the test split count.
-        point: The chosen model.
-    """
-    shown = {BASE, TUNED, point}
-    found = {t.point.role: t.scores for t in trials if t.split == "test" and t.point in shown}
-    gains: dict[str, float | None] = {}
-    for name in dict.fromkeys(name for scores in found.values() for name in scores if is_task(name)):
-        gains[name] = _kept(*(found.get(model, {}).get(name) for model in COLUMNS))
-    return gains
-
-
-def _kept(base: Score | None, tuned: Score | None, merged: Score | None) -> float | None:
-    values = [score.value for score in (base, tuned, merged) if score is not None and score.value is not None]
-    if base is None or len(values) < len(COLUMNS):
-        return None
-    gain = values[1] - values[0]
-    gained = gain > 0 if base.better == "higher" else gain < 0
-    return (values[2] - values[0]) / gain if gained else None
 
 
 def dumps(results: Results) -> str:

@@ -10,14 +10,13 @@ from mooring.errors import DataError
 from mooring.export import Record
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.metrics import METRICS
-from mooring.records import Score, Trial
-from mooring.reporting.results import COLUMNS, Results, Row, is_task, is_whole
+from mooring.records import Gain, Score, Trial
+from mooring.reporting.results import COLUMNS, Results, Row, is_whole
 from mooring.stats import Difference, Hits, compare_rates, compare_scores
 from mooring.text import (
     ARROWS,
     MISSING,
     NO_BREAK,
-    UNDEFINED,
     Number,
     is_rate,
     name_of,
@@ -201,15 +200,19 @@ def _measure_row(results: Results, name: str) -> list[Cell]:
     return [_with_arrow(name, found[0] if found else None), *map(score_number, scores), counts, methods]
 
 
-def _gain_row(name: str, share: float | None) -> list[Cell]:
+def _gain_row(name: str, gain: Gain) -> list[Cell]:
     label = f"gain kept: {short_name(name)}"
-    if share is None:
-        return [label, None, None, UNDEFINED, "", "tuning gained nothing to keep"]
-    return [label, *map(whole_percent, (0.0, 1.0, share)), "", "of tuned − base"]
+    if gain.value is None:
+        return [label, None, None, None, "", gain.why]
+    return [label, *map(_whole_percent, (0.0, 1.0)), gain_number(gain), str(gain.n), "of tuned − base"]
 
 
-def whole_percent(share: float | None) -> Number:
-    """A share in whole percent."""
+def gain_number(gain: Gain) -> Number:
+    """The share of a gain that is kept, in whole percent with its interval."""
+    return Number(value=gain.value, low=gain.low, high=gain.high, rate=True, digits=0)
+
+
+def _whole_percent(share: float) -> Number:
     return Number(value=share, rate=True, digits=0)
 
 
@@ -335,29 +338,3 @@ def module_test_table(results: Results) -> Table | None:
             rows.append([name_of(name), *numbers, difference_number(difference, name, " points")])
     heads = columns(["test split"], [f"single {results.single.label}", BY_MODULE, "difference"])
     return Table("Test split, 95 % intervals in brackets; differences on the same prompts.", heads, rows)
-
-
-def key_numbers(results: Results) -> list[tuple[str, str, str]]:
-    """The three numbers to read first, as (what, value, to compare it with), all of the test split."""
-    shown = measures(results)
-    task = None if results.choice.metric == "lam" else results.choice.metric
-    if task and task not in shown:  # λ was chosen by what only the validation split has
-        task = next(filter(is_task, shown), None)
-    names = ["asr", task] if task else ["asr", "over_refusal", "ordinary_refusal"]
-    numbers = [_key_number(results, name) for name in names if name in shown]
-    if task and task in results.gains:
-        kept = str(whole_percent(results.gains[task]))
-        numbers.append((f"{short_name(task)}: gain kept", kept, "of what tuning gained over the base"))
-    return numbers
-
-
-def _key_number(results: Results, name: str) -> tuple[str, str, str]:
-    merged = results.score("merged", name)
-    base, tuned, ours = (_short(results.score(model, name)) for model in COLUMNS)
-    method = f"; by {merged.method}" if merged and merged.method != name_of(name) else ""
-    return _with_arrow(name, merged), ours, f"base {base}, tuned {tuned}{method}"
-
-
-def _short(score: Score | None) -> str:
-    """A value without its interval; a dash also if it is undefined."""
-    return MISSING if score is None or score.value is None else number_of(score.value, score.name).short

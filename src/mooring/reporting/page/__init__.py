@@ -24,6 +24,10 @@ KINDS = {
 """What the prompts can be filtered by, at a λ: safe with the base and not here, the tuned model's harm undone, …"""
 CHANGES = "What tuning changed"
 ERROR_HEADING = "The judge's error"
+LAMBDA = "The merged model is at {}: λ is the weight of the tuned model, 0 the base and 1 the tuned model."
+"""λ, explained once."""
+MARKS = {"passed": "✓", "failed": "✗", "unknown": "?"}
+"""What stands before a check of the verdict."""
 
 
 def as_html(results: Results, error: JudgeError | None = None) -> str:
@@ -59,7 +63,8 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
     return environment.from_string(assets.read(__name__, "page.html.jinja")).render(
         results=results,
         kinds=KINDS.items(),
-        numbers=tables.key_numbers(results),
+        lam=LAMBDA.format(results.choice.point.label),
+        marks=MARKS,
         summary=tables.summary_table(results),
         by_module=_module_tables(results),
         by_module_note=tables.BY_MODULE_NOTE,
@@ -152,11 +157,8 @@ def _yaml(recipe: Mapping[str, Any]) -> str:
 
 def as_markdown(results: Results, error: JudgeError | None = None) -> str:
     """The report in Markdown: the same numbers, without the answers; `error` as in `as_html`."""
-    over = "" if results.choice.within else "No λ is within the bound. "
-    numbers = [
-        f"- {markdown(what)}: **{markdown(value)}** ({markdown(compared)})"
-        for what, value, compared in tables.key_numbers(results)
-    ]
+    verdict = results.verdict
+    checks = [f"- {MARKS[check.outcome]} {markdown(check.sentence)}" for check in verdict.checks]
     sections: dict[str, Sequence[Table]] = {name: [table] for name, table in _sections(results).items()}
     if categories := tables.category_table(results):
         sections = {"By category": [categories], **sections}
@@ -164,11 +166,15 @@ def as_markdown(results: Results, error: JudgeError | None = None) -> str:
         sections[CHANGES] = change_tables(heatmap)
     parts = [
         f"# {markdown(results.title)}",
-        f"**{over}{markdown(results.choice.reason)}**",
-        markdown(results.choice.sensitivity),
-        "\n".join(numbers),
-        "## Base, tuned, merged",
+        f"**{verdict.words}.** {markdown(verdict.sentence)}",
+        "\n\n".join(map(markdown, (*verdict.caveats, LAMBDA.format(results.choice.point.label)))),
+        f"![Task score and attack success rate over λ](tradeoff.png)\n\n{markdown(caption(results))}",
+        "## The models on the test split",
         markdown_table(tables.summary_table(results)),
+        "## Why",
+        "\n".join(checks),
+        f"How λ was chosen: {markdown(results.choice.reason)}",
+        markdown(results.choice.sensitivity),
     ]
     if results.by_module:
         parts += [f"## {tables.BY_MODULE}", markdown(results.by_module.sentence)]
@@ -176,7 +182,6 @@ def as_markdown(results: Results, error: JudgeError | None = None) -> str:
     if error:
         parts += [f"## {ERROR_HEADING}", markdown(error.sentence), *map(markdown_table, _error_tables(error))]
         parts += [markdown(NOTE), "\n".join(f"- {markdown(warning)}" for warning in error.warnings)]
-    parts.append(f"![Task score and attack success rate over λ](tradeoff.png)\n\n{markdown(caption(results))}")
     if results.notes:
         parts += ["## What to know of these numbers", "\n".join(f"- {markdown(note)}" for note in results.notes)]
     for heading, found in sections.items():

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from mooring.errors import DataError, RecipeError
+from mooring.metrics import MISS_WARNING
 from mooring.records import Completion, Prompt, Verdict
 from mooring.scoring.judges.agreement import Agreement, measure_agreement
 from mooring.scoring.judges.base import Judge, Reading
@@ -42,8 +43,6 @@ __all__ = [
     "verdicts",
 ]
 
-MISS_WARNING = 0.05
-"""The share of misses above which a report warns."""
 MISS_IMBALANCE = 0.01
 """How far the share of misses of a model may differ from the base's before a report warns."""
 
