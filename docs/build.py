@@ -1,4 +1,4 @@
-"""Build what comes from the code (recipes, commands, methods, errors, option types); `--check` fails if it is stale."""
+"""Build what comes from the code (recipes, commands, attacks, errors, options, …); `--check` fails if it is stale."""
 
 import ast
 import inspect
@@ -13,6 +13,7 @@ from judges_page import judges
 from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from mooring.attacks import TECHNIQUES
 from mooring.cli.app import top
 from mooring.config import (
     SECTIONS,
@@ -386,6 +387,45 @@ def verdict_schema() -> str:
     return json.dumps({**schema, **title}, ensure_ascii=False, indent=1) + "\n"
 
 
+ATTACKS = """# Attacks
+
+Built from the registry of `mooring/attacks/` by `make docs`.
+
+A restored refusal should also hold when the request is put in another way. Each attack is such a way.
+`score.attacks: [none, prefill:8, past_tense]` in a recipe, or `--attacks prefill:8,past_tense` for `run` and
+`safeguard`, asks every model the harmful requests under each of them, on both splits; `none`, asking directly, is
+always among them. `mooring generate` and `mooring score` take one attack.
+
+- **Judged** is the request itself, not its disguise: the judge sees the original request and the answer. A judge with
+  a model reads the whole answer, its prefill too; the refusal rules read the words that the model added.
+- **Compared** are models under the same attack, in pairs on the same prompts. The report has tables of attacks and λ,
+  and the page a selector.
+- **Chosen**: with `select.bound_on: [none, prefill:8]` (`--bound-on`) λ must keep the bound under each attack named
+  ([choosing.md](choosing.md#several-bounds)).
+- **Several answers** to one prompt resemble each other. The rate of all, `asr+best_of_n:10`, has an interval for
+  clusters (Wilson's with the effective number of answers: Korn & Graubard 1998, Franco et al. 2019), which covers the
+  true rate in 92 to 96 % of simulations, where one of independent answers covers it in 58 to 92 %
+  (`python benchmarks/several_bounds.py`);
+  `asr_worst+best_of_n:10` counts the prompts to which any answer is harmful, and is what `bound_on` bounds.
+- **Seeded**: what is asked is a function of the prompt, the attack and the recipe's seed, so that all models are asked
+  alike, and again in the same way.
+- **Prefill** works with the engines transformers and vllm, and with servers of vLLM and SGLang; other servers are
+  refused, since they may ignore it. Where a chat template opens the model's thoughts, an answer cannot be begun.
+- None searches for an attack that works on a given model: who does will find more than these show.
+
+"""
+
+
+def attacks() -> str:
+    """Every attack: a table, with its option and source."""
+    lines = [ATTACKS + "| attack | what | option | source |", "|---|---|---|---|"]
+    lines.append("| `none` | The request as it is. | – | – |")
+    for name, technique in TECHNIQUES.items():
+        option = technique.option.what if technique.option else "–"
+        lines.append(f"| `{name}` | {technique.what} | {option} | {technique.source} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Write the pages, or say which is out of date."""
     pages = {
@@ -396,6 +436,7 @@ def main() -> None:
         DOCS / "lora.md": lora(),
         DOCS / "judges.md": judges(classifier.UNSURE, len(classifier.load().vocabulary)),
         DOCS / "verdict.schema.json": verdict_schema(),
+        DOCS / "attacks.md": attacks(),
         SOURCE / "options.py": option_types(),
     }
     stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text() != text]

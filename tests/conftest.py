@@ -14,7 +14,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB for vLLM's cache of keys and values
 
+import hypothesis
 import pytest
+
+# A deadline per example fails on a loaded machine, where nothing is wrong with the code.
+hypothesis.settings.register_profile("mooring", deadline=None)
+hypothesis.settings.load_profile("mooring")
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 

@@ -11,6 +11,7 @@ import mooring
 
 SOURCE = Path(mooring.__file__).parent
 GROUND = {
+    "attacks",
     "bounded",
     "errors",
     "jsonio",

@@ -31,7 +31,9 @@ def test_trials_carry_their_flips_and_the_base_none() -> None:
     base, half, other = with_flips(trials, {"asr": {MergePoint(0.0): BASE, MergePoint(0.5): OTHER}})
     assert base == trials[0]
     assert other == trials[2]
-    assert half.scores["asr"].details == {"pairs": 4, "worse": 1, "better": 1}
+    # An answer that could not be judged counts as harmless of the base and as harmful of the other model.
+    judged = {"judged_pairs": 4, "judged_worse": 1, "judged_better": 1}
+    assert half.scores["asr"].details == {"pairs": 6, "worse": 3, "better": 1, **judged}
     assert half.scores["loss"] == trials[1].scores["loss"]
 
 

@@ -16,6 +16,7 @@ from mooring.stats import (
     binomial_upper,
     bootstrap_difference,
     bootstrap_ratio,
+    clustered,
     cohen_kappa,
     mcnemar,
     newcombe,
@@ -355,3 +356,45 @@ def test_a_model_at_the_margin_itself_passes_tangos_limit_about_once_in_twenty(n
         for b, c in passing
     )
     assert 0.03 < chance < 0.07
+
+
+# Answers in clusters
+
+
+def test_one_answer_to_each_prompt_is_wilsons_interval() -> None:
+    assert clustered([1, 0, 0, 1, 0], [1] * 5) == wilson(2, 5)
+    assert clustered([], []) == (0.0, 1.0)
+
+
+def test_answers_that_are_all_alike_count_as_one_for_each_prompt() -> None:
+    hits = [10] * 12 + [0] * 28
+    low, high = clustered(hits, [10] * 40)
+    alone = wilson(12, 40)
+    assert low <= alone[0] + 0.01
+    assert high >= alone[1] - 0.01
+    assert (low, high) == pytest.approx(alone, abs=0.02)
+    assert clustered([0] * 20, [10] * 20) == wilson(0, 20)
+
+
+def test_answers_that_do_not_resemble_each_other_count_nearly_all() -> None:
+    hits = [3, 4, 2, 3, 3, 4, 2, 3] * 10
+    low, high = clustered(hits, [10] * 80)
+    all_low, all_high = wilson(sum(hits), 800)
+    assert (low, high) == pytest.approx((all_low, all_high), abs=0.002)
+
+
+@pytest.mark.slow
+def test_the_interval_covers_where_that_of_independent_answers_does_not() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(5)
+    covered = naive = 0
+    for _ in range(1500):
+        rates = rng.beta(0.3, 0.7, 80)  # the answers to one prompt correlate by 0.5
+        hits = rng.binomial(10, rates).tolist()
+        low, high = clustered(hits, [10] * 80)
+        covered += low <= 0.3 <= high
+        low, high = wilson(sum(hits), 800)
+        naive += low <= 0.3 <= high
+    assert 0.93 <= covered / 1500 <= 0.97
+    assert naive / 1500 < 0.75

@@ -481,7 +481,7 @@ def generate(
         likelihood: Also write the log-likelihood of the references to this file.
         on_event: Receives the progress, in responses.
         options: Fields of a recipe's `generate` section; `system` (system prompt for prompts without one); `seed` (of
-            sampling and of drawn rows).
+            sampling and of drawn rows); `attacks` (one, such as `prefill:8`: docs/attacks.md).
 
     Raises:
         UserError: Bad input.
@@ -518,8 +518,8 @@ def score(
             if `kind` is not what the data set is for.
         options: Fields of a recipe's `score` section: `judges` (the scores of all but the first carry their names),
             `judge_thoughts`, `metrics` (default: those that suit the references), `bertscore_model`,
-            `bertscore_layer`, `unsafe_exec`;
-            `seed` as given to `generate`. Verdicts, and a model judge's answers, are written beside the completions.
+            `bertscore_layer`, `unsafe_exec`; `seed` and `attacks` as given to `generate`. Verdicts, and a model judge's
+            answers, are written beside the completions.
 
     Returns:
         Name to score.

@@ -148,10 +148,33 @@ def tokenize(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, system: str | None, thinking: Thinking | None = None) -> list[int]:
-    """Tokens of a prompt, up to the beginning of the answer."""
+    """Tokens of a prompt, up to the beginning of the answer or to the end of its prefill.
+
+    Raises:
+        ModelError: The template opens the model's thoughts, where an answer cannot be begun, or it renders no prompt.
+    """
     if prompt.rendered is not None:
-        return tokenize(tokenizer, prompt.rendered)
-    return tokenize(tokenizer, render(tokenizer, with_system(prompt, system), thinking=thinking))
+        text = prompt.rendered
+    else:
+        text = render(tokenizer, with_system(prompt, system), thinking=thinking)
+    if prompt.prefill and is_open(text):
+        problem = f"{prompt.place}: the answer cannot be begun, since the chat template opens the model's thoughts"
+        raise ModelError(problem, "turn thinking off, or leave out `prefill`", code="model.prefill_in_thoughts")
+    return tokenize(tokenizer, text) + prefill_tokens(tokenizer, prompt)
+
+
+def prefill_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """The tokens of a prompt's prefill, at most `prompt.prefill_tokens`; they end the tokens of the prompt."""
+    if not prompt.prefill:
+        return []
+    ids: list[int] = tokenizer(prompt.prefill, add_special_tokens=False)["input_ids"]
+    return ids[: prompt.prefill_tokens]
+
+
+def prefill_text(tokenizer: Any, prompt: Prompt) -> str:
+    """The text of a prompt's prefill, as far as it is used."""
+    ids = prefill_tokens(tokenizer, prompt)
+    return str(tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
 
 
 def encode_example(

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from mooring import attacks
 from mooring.bounded import YAML, UnusableError, YAMLError, parse_yaml, read_bytes
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import RecipeError
@@ -159,7 +160,20 @@ def _several(value: object) -> object:
 
 Metric = Annotated[str, AfterValidator(_metric)]
 """One of `metrics.TASK_METRICS`; `pass@k` with its k, such as `pass@10`."""
+
+
+def _attack(value: str) -> str:
+    return value if value == attacks.NONE else attacks.parse(value).text
+
+
+def _with_none(value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((attacks.NONE, *value)))
+
+
 Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_several)]
+AttackName = Annotated[str, AfterValidator(_attack)]
+"""`none`, or an attack with its option, such as `prefill:8`."""
+Attacks = Annotated[tuple[AttackName, ...], BeforeValidator(_several)]
 Refs = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy, torch and transformers all accept as a seed."""
@@ -426,6 +440,9 @@ class Score(Section):
     """Harmless requests that sound harmful."""
     ordinary: Refs | None = ("bundled:ordinary",)
     """Ordinary requests."""
+    attacks: Annotated[Attacks, AfterValidator(_with_none)] = (attacks.NONE,)
+    """How the requests of `safety` are asked: `none` (directly, always done), `prefill:8`, … (docs/attacks.md). Each
+    attack is another set of prompts of every model."""
     task: str | None = None
     """Prompts of the task, with references."""
     task_system: str | None = None
@@ -483,6 +500,9 @@ class Select(Section):
     confidence: float | None = Field(0.95, gt=0.5, lt=1)
     """Confidence of the bound: the one-sided upper confidence limit must be within it. `null` compares the estimate
     itself, which needs no minimum number of prompts and states no risk."""
+    bound_on: Attacks = Field((attacks.NONE,), min_length=1)
+    """The attacks under which the ASR must be within the bound, all of them: of `score.attacks`. A margin is above the
+    base's ASR under the same attack."""
     over_refusal_margin: float | None = Field(None, ge=0, le=1)
     """How far the over-refusal rate may be above the base's, with the same confidence; by default it is not bounded."""
     corrected: bool = False
@@ -497,6 +517,8 @@ class Select(Section):
             raise ValueError("`search: bisect` looks at the ASR alone; `over_refusal_margin` needs a grid")
         if self.corrected and self.search != "grid":
             raise ValueError(f"`corrected` needs labels of every λ, which `search: {self.search}` chooses on the way")
+        if self.search == "bisect" and self.bound_on != (attacks.NONE,):
+            raise ValueError("`search: bisect` looks at direct requests alone; `bound_on` needs a grid")
         return self
 
 
@@ -570,6 +592,13 @@ class Recipe(Section):
     def _is_consistent(self) -> "Recipe":
         if self.generate.sampling("safety", self.seed).n > 1:
             raise ValueError("only the task's prompts get several responses each; set `generate.task.n`")
+        if unmeasured := [each for each in self.select.bound_on if each not in self.score.attacks]:
+            raise ValueError(
+                f"`select.bound_on` has {unmeasured[0]}, which `score.attacks` does not have: add it there"
+            )
+        keys = [attacks.parse(each).name for each in self.score.attacks if each != attacks.NONE]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"`score.attacks` has {twice[0]} twice, which would have the same name in the report")
         if self.select.search == "modules" and self.merge.method == "lines":
             raise ValueError("`search: modules` sets λ by module, and so does `method: lines`; use one of the two")
         if (self.tune is None) == (self.tuned is None):
@@ -686,17 +715,24 @@ ENGINE = _fields("generate", *Runner.model_fields, "served_model")
 VERBS: Mapping[str, tuple[str, ...]] = {
     "safeguard": (
         *("system", "seed"),
-        *_fields("score", "task", "safety", "over_refusal", "ordinary", "judges", "judge_thoughts", "metrics"),
+        *_fields(
+            "score", "task", "safety", "attacks", "over_refusal", "ordinary", "judges", "judge_thoughts", "metrics"
+        ),
         *_fields("score", "limit", "too_long"),
         *_fields("merge"),
         *_fields("select"),
         *_fields("generate", "max_tokens"),
         *ENGINE,
     ),
-    "run": ("out", *_fields("select"), *ENGINE),
+    "run": ("out", "score.attacks", *_fields("select"), *ENGINE),
     "merge": (*_fields("merge", but=["lambdas", "check"]), "seed"),
     "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed"))),
-    "generate": ("system", "seed", *_fields("generate", but=("safety", "task", "drafts", "served_model"))),
+    "generate": (
+        "system",
+        "seed",
+        "score.attacks",
+        *_fields("generate", but=("safety", "task", "drafts", "served_model")),
+    ),
     "compare": (
         "system",
         "seed",
@@ -706,7 +742,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     ),
     "score": (
         "seed",
-        *_fields("score", "judges", "judge_thoughts", "metrics"),
+        *_fields("score", "attacks", "judges", "judge_thoughts", "metrics"),
         *_fields("score", "bertscore_model", "bertscore_layer", "unsafe_exec"),
     ),
     "rejudge": _fields("score", "judges", "judge_thoughts"),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
+from mooring.attacks.names import without_attack
 from mooring.records import Better
 
 
@@ -42,6 +43,7 @@ class Metric:
 
 _ALL = (
     Metric("asr", "attack success rate", "safety", "lower"),
+    Metric("asr_worst", "attack success rate (worst answer to each prompt)", "safety", "lower"),
     Metric("incoherent", "incoherent (harmful requests)", "safety", "lower"),
     Metric("refusal", "refuses harmful", "safety"),
     Metric("over_refusal", "over-refusal (look-alikes)", "safety", "lower"),
@@ -65,12 +67,12 @@ _PASS = re.compile(r"pass@[1-9]\d*")
 
 
 def find_metric(measure: str) -> Metric | None:
-    """The metric of a score: `asr` for `asr`, `asr:hex-phi` and `asr@wildguard`, `pass@k` for `pass@10`.
+    """The metric of a score: `asr` for `asr:hex-phi`, `asr@wildguard` and `asr+prefill:8`, `pass@k` for `pass@10`.
 
     Returns:
         None if it is none of `METRICS`, such as a score of lm-eval.
     """
-    return METRICS.get("pass@k" if _PASS.fullmatch(measure) else re.split("[:@]", measure)[0])
+    return METRICS.get("pass@k" if _PASS.fullmatch(measure) else re.split("[:@]", without_attack(measure))[0])
 
 
 def is_task_metric(name: str) -> bool:

@@ -104,6 +104,7 @@ class SafeguardOptions(TypedDict, total=False):
     seed: int
     task: str | Path | None
     safety: str | Path | Sequence[str | Path]
+    attacks: str | Sequence[str]
     over_refusal: str | Path | Sequence[str | Path] | None
     ordinary: str | Path | Sequence[str | Path] | None
     judges: JudgeLike | Sequence[JudgeLike]
@@ -128,6 +129,7 @@ class SafeguardOptions(TypedDict, total=False):
     margin: float
     bound: float | None
     confidence: float | None
+    bound_on: str | Sequence[str]
     over_refusal_margin: float | None
     corrected: bool
     max_tokens: int
@@ -175,6 +177,7 @@ class GenerateOptions(TypedDict, total=False):
 
     system: str | None
     seed: int
+    attacks: str | Sequence[str]
     engine: Literal["transformers", "vllm", "openai"]
     base_url: str | Sequence[str]
     key_env: str
@@ -236,6 +239,7 @@ class ScoreOptions(TypedDict, total=False):
     """Options of `mooring.score`."""
 
     seed: int
+    attacks: str | Sequence[str]
     judges: JudgeLike | Sequence[JudgeLike]
     judge_thoughts: bool
     metrics: str | Sequence[str]
@@ -310,5 +314,6 @@ class SelectOptions(TypedDict, total=False):
     margin: float
     bound: float | None
     confidence: float | None
+    bound_on: str | Sequence[str]
     over_refusal_margin: float | None
     corrected: bool

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from mooring import jsonio
 from mooring.bounded import LINE
@@ -17,6 +17,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 Kind = Literal["safety", "over_refusal", "ordinary", "task", "quality"]
 """What a set of prompts is for: requests to refuse, harmless ones that sound harmful, ordinary ones, a task with
 references, and requests whose answers are compared in pairs (scored as `ordinary` where refusals are counted)."""
+SetName: TypeAlias = str
+"""The name of a set of prompts: a `Kind`, or one under an attack (`mooring.attacks.names`)."""
 Split = Literal["tune", "validation", "test"]
 Half = Literal["validation", "test"]
 """The splits on which models are scored: λ is chosen on one and reported on the other."""
@@ -44,6 +46,10 @@ class Prompt(Record):
         rendered: The whole text that a model sees, where it is fixed byte for byte (a judge's template): it takes the
             place of the chat template's rendering of `messages`, and no system prompt is added.
         extra: What a task's metric needs besides, such as a program's tests; plain strings.
+        prefill: How the answer begins: the model continues it. It may not be able to on a server, or in thoughts.
+        prefill_tokens: The most tokens of `prefill` that are used; None for all.
+        variant_of: The id of the prompt that this is one of several variants of, under an attack.
+        follow_ups: What the user says next, after each answer; the last answer counts.
     """
 
     id: str
@@ -53,6 +59,10 @@ class Prompt(Record):
     origin: str = ""
     rendered: str | None = None
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prefill: str | None = None
+    prefill_tokens: int | None = None
+    variant_of: str | None = None
+    follow_ups: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -72,6 +82,7 @@ class Completion(Record):
         made_by: Model digest, engine, versions and settings.
         sample: Which of several answers to the same prompt, from 0.
         thoughts: What the model thought before it answered, without its marks; None if it did not think.
+        prefill: What the answer began with before the model wrote `text`; empty if it was asked for the whole answer.
     """
 
     prompt_id: str
@@ -81,6 +92,12 @@ class Completion(Record):
     made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sample: int = 0
     thoughts: str | None = None
+    prefill: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The whole answer: `text` after what it began with."""
+        return self.prefill + self.text
 
     @property
     def unanswered(self) -> bool:
@@ -296,7 +313,8 @@ class Choice(Record):
     Attributes:
         point: The chosen λ; if nothing is within the bound, the nearest to it.
         within: Whether it keeps the bound; true where the policy has none.
-        bound: The largest attack success rate (ASR) allowed. For a policy without a bound, what it would have been.
+        bound: The largest attack success rate (ASR) allowed; with several bounds, the first. For a policy without a
+            bound, what it would have been.
         metric: The task score that decided, or `lam` where there is no task.
         reason: One sentence.
         policy: How it was chosen: `bound`, `paper` or `knee`.
@@ -308,6 +326,7 @@ class Choice(Record):
         prompts: How many prompts these rest on, at the least.
         sensitivity: How large an error of the judge would overturn the verdict, and what responses that could not be
             judged change, a sentence each; empty where the policy has no bound.
+        bounds: The largest rate allowed, by score, for a policy with bounds: `asr`, `asr+prefill:8`, `over_refusal`.
     """
 
     point: MergePoint
@@ -321,6 +340,7 @@ class Choice(Record):
     keeps: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     prompts: int = 0
     sensitivity: str = ""
+    bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 Decision = Literal["ship", "do_not_ship", "not_enough_evidence"]

@@ -41,12 +41,53 @@ def wilson(hits: float, n: float, z: float = Z95) -> tuple[float, float]:
     _check_hits(hits, n)
     if n == 0:
         return 0.0, 1.0
-    rate = hits / n
+    return _wilson(hits / n, n, z)
+
+
+def _wilson(rate: float, n: float, z: float) -> tuple[float, float]:
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    low = 0.0 if hits == 0 else max(0.0, centre - half)
-    high = 1.0 if hits == n else min(1.0, centre + half)
+    low = 0.0 if rate == 0 else max(0.0, centre - half)
+    high = 1.0 if rate == 1 else min(1.0, centre + half)
     return low, high
+
+
+def clustered(hits: Sequence[int], sizes: Sequence[int], z: float = Z95) -> tuple[float, float]:
+    """The interval of a rate over trials in clusters, such as several answers to each prompt.
+
+    Wilson's interval with the effective number of trials n* = p(1−p) / v, where v is the linearized variance of
+    Σ hits / Σ sizes over clusters, m/(m−1)·Σ (hitsᵢ − p·sizesᵢ)² / (Σ sizes)², multiplied by
+    (z / t of m−1 degrees of freedom)² (Korn & Graubard 1998; with Wilson's interval: Franco et al. 2019). n* is at most
+    the number of trials. If all trials have the same result, it is the number of clusters: they say nothing of how much
+    trials of a cluster resemble each other. With one trial in each cluster it is `wilson`.
+
+    Args:
+        hits: Successes of each cluster.
+        sizes: Trials of each cluster, at least 1.
+        z: Half-width in standard deviations.
+
+    Returns:
+        Low and high, both in [0, 1]; (0, 1) without clusters.
+
+    Raises:
+        ValueError: The lengths differ, or a count of hits is not in 0 to its trials.
+    """
+    for count, size in zip(hits, sizes, strict=True):
+        _check_hits(count, size)
+    m, n, total = len(sizes), sum(sizes), sum(hits)
+    if n == m:
+        return wilson(total, n, z)
+    rate = total / n
+    if m < 2 or total in (0, n):
+        effective = float(m)
+    else:
+        from scipy.special import stdtrit
+
+        spread = math.fsum((count - rate * size) ** 2 for count, size in zip(hits, sizes, strict=True))
+        variance = m / (m - 1) * spread / n**2
+        ratio = (z / float(stdtrit(m - 1, NormalDist().cdf(z)))) ** 2
+        effective = float(n) if variance == 0 else min(n, ratio * rate * (1 - rate) / variance)
+    return _wilson(rate, effective, z)
 
 
 def binomial_cdf(hits: int, n: int, rate: float) -> float:

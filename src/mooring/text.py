@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+from mooring.attacks.names import NONE, attack_of, without_attack
 from mooring.metrics import METRICS, find_metric
 from mooring.printable import one_line, visible
 from mooring.records import Score
@@ -91,13 +92,15 @@ def score_number(score: Score | None) -> Number | None:
 
 
 def name_of(measure: str) -> str:
-    """A score's name for people, in one line: `asr@rules` is `attack success rate, by rules`."""
+    """A score's name for people, in one line: `asr+base64@rules` is `attack success rate, base64, by rules`."""
     if measure.startswith(("pass@", "lm_eval:")):
         return one_line(measure.removeprefix("lm_eval:"))
-    whole, _, judge = measure.partition("@")
+    attack = attack_of(measure)
+    whole, _, judge = without_attack(measure).partition("@")
     name, _, part = whole.partition(":")
     words = METRICS[name].label if name in METRICS else name.replace("_", " ")
-    return one_line(", ".join([words, *([part] if part else []), *([f"by {judge}"] if judge else [])]))
+    under = [] if attack == NONE else [attack]
+    return one_line(", ".join([words, *([part] if part else []), *under, *([f"by {judge}"] if judge else [])]))
 
 
 def short_name(measure: str) -> str:

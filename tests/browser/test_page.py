@@ -240,3 +240,26 @@ def test_without_javascript_the_numbers_stay(page: Page, report: str, sample: Re
     expect(body).not_to_contain_text("Every prompt and answer", use_inner_text=True)
     expect(page.locator("#lam")).to_be_hidden()
     expect(page.locator("#lam")).to_have_count(1)
+
+
+def test_the_attack_selector_changes_prompts_numbers_and_figure(page: Page, show: Callable[[Results], None]) -> None:
+    made, name = results(rows=swept()), "asr+prefill:8"
+    trials = []
+    for trial in made.trials:
+        score = dataclasses.replace(trial.scores["asr"], name=name, value=0.625, low=0.5, high=0.75)
+        other = dataclasses.replace(score, name="asr+base64")
+        trials.append(dataclasses.replace(trial, scores={**trial.scores, name: score, other.name: other}))
+    begun = [dataclasses.replace(row, measure=name, id=f"begun-{row.id}") for row in swept(3)]
+    show(dataclasses.replace(made, trials=trials, rows=[*swept(), *begun]))
+    figures = page.locator("figure[data-attack]")
+    expect(figures).to_have_count(2)
+    expect(figures.nth(0)).to_be_visible()
+    expect(figures.nth(1)).to_be_visible()
+    page.locator("#attack").select_option(label="prefill:8")
+    expect(figures.nth(0)).to_be_visible()
+    expect(figures.nth(1)).to_be_hidden()
+    lists(page, ["begun-v0", "begun-v1", "begun-v2"])
+    expect(tile(page, "attack success rate, prefill:8")).to_have_text("62.5 %")
+    expect(page.locator("#count")).to_contain_text("3 of 3 prompts")
+    page.locator("#attack").select_option(label="none")
+    expect(page.locator("#count")).to_contain_text("12 of 12 prompts")

@@ -66,6 +66,18 @@ def scores(seed: int, count: int) -> dict[str, float]:
 WEIGHTS = {f"p{n}": float(1 + n % 4) for n in range(40)}
 EVERY = [
     ("wilson", [*COUNTS, (3, 2), (-1, 4)], [{}, {"z": 1.0}]),
+    (
+        "clustered",
+        [
+            ([], []),
+            ([1, 0, 0, 1], [1, 1, 1, 1]),
+            ([10] * 12 + [0] * 28, [10] * 40),
+            ([3, 4, 2, 0, 1], [10, 10, 9, 4, 10]),
+            ([0] * 5, [3] * 5),
+            ([4], [3]),
+        ],
+        [{}, {"z": 1.0}],
+    ),
     ("wilson_upper", [*COUNTS, (3, 2)], [{"confidence": c} for c in CONFIDENCES]),
     ("binomial_upper", [*COUNTS, (3, 2)], [{"confidence": c} for c in CONFIDENCES]),
     ("binomial_cdf", [(k, n, p) for k, n in [*COUNTS, (-1, 5)] for p in (0.0, 0.01, 0.3, 0.97, 1.0)], [{}]),

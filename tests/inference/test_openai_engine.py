@@ -604,7 +604,7 @@ def test_a_server_without_tls_is_not_retried_over_https() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [(None, None), ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("soon", None), ("nan", 0.0)]
+    ("value", "seconds"), [(None, None), ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("soon", None), ("nan", None)]
 )
 def test_retry_after_in_seconds(value: str | None, seconds: float | None) -> None:
     assert retry_after(value) == seconds
@@ -643,3 +643,30 @@ def test_the_cost_is_an_upper_bound_at_four_characters_per_token() -> None:
     cost = estimate(what, settings, 2.0, 10.0, system="z" * 3)
     assert (cost.requests, cost.tokens_in, cost.tokens_out_most) == (10, (101 + 10) * 5, 1000)
     assert cost.dollars == pytest.approx(555 * 2e-6 + 1000 * 1e-5)
+
+
+# Answers that the prompt begins
+
+
+@pytest.mark.parametrize("owner", ["vllm", "sglang"])
+def test_a_server_that_can_continues_as_many_tokens_as_the_prompt_says(owner: str, tiny_model_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    begun = [Prompt(id="p", messages=(Message("user", "Hi"),), prefill="Sure, here is all of it.", prefill_tokens=3)]
+    with fake_server(lambda n, body: answer(" it goes on"), models=[{"id": "m", "owned_by": owner}]) as server:
+        made = answers(engine(server, tokenizer=tokenizer), begun)["p"]
+        cut = tokenizer.decode(tokenizer("Sure, here is all of it.", add_special_tokens=False)["input_ids"][:3])
+        assert bodies(server)[0]["messages"][-1] == {"role": "assistant", "content": cut}
+        assert made.answer == f"{cut} it goes on"
+        with fails(ModelError, "model.prefill_without_tokenizer"):
+            answers(engine(server), begun)
+
+
+def test_a_server_that_may_ignore_a_prefill_is_refused() -> None:
+    begun = [Prompt(id="p", messages=(Message("user", "Hi"),), prefill="Sure")]
+    with (
+        fake_server(lambda n, body: answer("Hello"), models=[{"id": "m", "owned_by": "llamacpp"}]) as server,
+        fails(ModelError, "model.prefill_unsupported", "llamacpp"),
+    ):
+        answers(engine(server), begun)

@@ -217,6 +217,10 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
         ["DATA/other-requests.jsonl"],
         each("Generate safety", *(j for j in JUDGED if " safety " in j), "Score") | END,
     ),
+    "score.attacks": (
+        ["base64"],
+        each("Generate safety+base64", *(f"Judge safety+base64 {judge}" for judge in JUDGES), "Score") | END,
+    ),
     "score.over_refusal": (
         ["DATA/requests.jsonl"],
         each("Generate over_refusal", *(j for j in JUDGED if "over_refusal" in j), "Score") | END,
@@ -259,6 +263,8 @@ UNUSED = {
     "select.policy": "needs `search: grid`, and has a test of its own",
     **{f"merge.{field}": "no option of the method" for field in ("gamma", "rank", "threshold")},
     **{f"merge.{field}": "no model of the method; see the test of other weights" for field in REFERENCES},
+    "select.corrected": "needs labels and `search: grid`, and has a test of its own",
+    "select.bound_on": "needs `score.attacks`, and has a test of its own",
     "score.too_long": "opens the models, which this recipe does not have",
     **dict.fromkeys(
         [f"generate.{field}" for field in ("base_url", "key_env", "concurrency", "requests_per_minute")],
@@ -277,6 +283,10 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
         else:
             yield from fields(section, f"{prefix}{name}.")
+
+
+def test_bounds_under_an_attack_choose_again(data: Path) -> None:
+    assert changed(data, {"select.bound_on": ["none", "base64"]}, {"score.attacks": ["base64"]}) == END
 
 
 def test_every_field_of_a_recipe_is_in_the_table() -> None:

@@ -294,13 +294,13 @@ def alike(prompt: Prompt) -> str:
     return json.dumps([[role, " ".join(text.split())] for role, text in folded])
 
 
+LATER = ("rendered", "extra", "prefill", "prefill_tokens", "variant_of", "follow_ups")
+"""Fields of a prompt that were added later: digests contain them only if they are not empty."""
+
+
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """Return the SHA-256 of a data set: of ids, messages, references, categories and extras, but not of origins."""
-    values = [
-        # Fields that were added later count only if they are not empty.
-        {k: v for k, v in p.to_dict().items() if k != "origin" and (v or k not in ("rendered", "extra"))}
-        for p in prompts
-    ]
+    values = [{k: v for k, v in p.to_dict().items() if k != "origin" and (v or k not in LATER)} for p in prompts]
     text = json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

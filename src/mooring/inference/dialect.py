@@ -13,6 +13,8 @@ from mooring.records import Completion, Prompt, sample_key
 from mooring.sampling import SamplingParams
 from mooring.thinking import Thinking, message_parts
 
+PREFILLING = ("vllm", "sglang")
+"""Servers, by the owner of their models, that continue an answer (`continue_final_message`); others ignore it."""
 BOS = re.compile(r"^(<\|begin_of_text\|>|<s>|<bos>)+")
 """Beginning-of-sequence tokens. Servers prepend theirs to the text of a completion, so a rendered prompt has none."""
 CONTEXT = re.compile(
@@ -61,17 +63,23 @@ def request_body(
     dialect: Dialect,
     thinking: Thinking | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """The path under the server's base and the JSON body for one response: a chat, or a completion of rendered text."""
+    """The path under the server's base and the JSON body for one response: a chat, or a completion of rendered text.
+
+    A prompt's whole `prefill` is the beginning of the answer, by the fields of vLLM and SGLang.
+    """
     body: dict[str, Any] = {"model": model}
     if prompt.rendered is not None:
         path, limit = "completions", "max_tokens"
-        body["prompt"] = BOS.sub("", prompt.rendered)
+        body["prompt"] = BOS.sub("", prompt.rendered) + (prompt.prefill or "")
     else:
         path, limit = "chat/completions", dialect.limit
         messages = list(with_system(prompt, system))
         if messages[0].role == "system" and not dialect.system:
             messages = fold_system(messages)
         body["messages"] = [{"role": m.role, "content": m.content} for m in messages]
+        if prompt.prefill:
+            body["messages"].append({"role": "assistant", "content": prompt.prefill})
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
         if "chat_template_kwargs" not in dialect.omitted:
             body["chat_template_kwargs"] = pinned(thinking)
     body |= {limit: params.max_tokens, "temperature": params.temperature}

@@ -62,6 +62,7 @@ def decode_completion(
     prompt_id: str,
     sample: int = 0,
     prompt: Sequence[int] = (),
+    prefill: int = 0,
 ) -> Completion:
     """A completion from the tokens of a response; it is finished by `stop` if the last one is a stop token.
 
@@ -72,12 +73,27 @@ def decode_completion(
         prompt_id: The prompt's id.
         sample: Which of several answers to the same prompt.
         prompt: The tokens of the prompt, which may open a block of thoughts at its end.
+        prefill: How many tokens at the end of the prompt are the beginning of the answer.
     """
     stopped = bool(tokens) and tokens[-1] in stops
-    thoughts, text = decode_parts(tokenizer, tokens[:-1] if stopped else tokens, prompt)
+    body = tokens[:-1] if stopped else tokens
+    thoughts, text = decode_parts(tokenizer, body, prompt)
+    begun = ""
+    if prefill:
+        first = list(prompt[-prefill:])
+        begun = tokenizer.decode(first, skip_special_tokens=True)
+        whole = tokenizer.decode([*first, *body], skip_special_tokens=True)
+        if thoughts is None and whole.startswith(begun):  # decoded alone, the text may lose a blank at its beginning
+            text = whole[len(begun) :]
     finish: Any = "stop" if stopped else "length"
     return Completion(
-        prompt_id=prompt_id, text=text, tokens=len(tokens), finish=finish, sample=sample, thoughts=thoughts
+        prompt_id=prompt_id,
+        text=text,
+        tokens=len(tokens),
+        finish=finish,
+        sample=sample,
+        thoughts=thoughts,
+        prefill=begun,
     )
 
 

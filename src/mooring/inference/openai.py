@@ -1,15 +1,25 @@
 """The engine on a server that speaks OpenAI's API: vLLM, SGLang, llama.cpp, `transformers serve`, or a paid one."""
 
 import contextlib
+import dataclasses
 import functools
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from mooring.chat import DEFAULT_SYSTEM
+from mooring.chat import DEFAULT_SYSTEM, prefill_text
 from mooring.errors import DataError, ModelError, UserError
 from mooring.inference.cost import text_length
-from mooring.inference.dialect import CONTEXT, NEUTRAL, Dialect, adapt, parse_completion, rejected_fields, request_body
+from mooring.inference.dialect import (
+    CONTEXT,
+    NEUTRAL,
+    PREFILLING,
+    Dialect,
+    adapt,
+    parse_completion,
+    rejected_fields,
+    request_body,
+)
 from mooring.inference.encode import name_of
 from mooring.inference.engine import check_prompts, sample_indices
 from mooring.inference.retry import Clock, RequestLimits, in_parallel
@@ -67,6 +77,7 @@ class OpenAIEngine:
         clock: Replaced in tests.
         served: Selects the model in place of its name, such as an adapter.
         thinking: Whether the chat template asks the model to think; sent as `chat_template_kwargs`.
+        tokenizer: The model's tokenizer, which counts the tokens of a prefill.
 
     Raises:
         RecipeError: `base_url` is not an address, or contains credentials.
@@ -84,12 +95,13 @@ class OpenAIEngine:
         clock: Clock | None = None,
         served: ServedModel | None = None,
         thinking: Thinking | None = None,
+        tokenizer: Any = None,
     ) -> None:
         if not isinstance(base_url, Servers):
             urls = [base_url] if isinstance(base_url, str) else base_url
             base_url = Servers(urls, key_env, limits or RequestLimits(), clock)
         self.servers = base_url
-        self.system, self.thinking = system, thinking
+        self.system, self.thinking, self._tokenizer = system, thinking, tokenizer
         self.extra_body = dict(extra_body or {})
         self._requested_model, self._served = model, served
         self._lookup = threading.Lock()
@@ -161,9 +173,11 @@ class OpenAIEngine:
 
         Raises:
             DataError: A prompt does not fit the model's context, or the server rejects it.
-            ModelError: The server is unreachable, was down for too long, or does not know the model or a setting.
+            ModelError: The server is unreachable, was down for too long, does not know the model or a setting, or
+                cannot continue an answer that a prompt begins.
         """
         check_prompts(prompts)
+        prompts = [self._cut(prompt) for prompt in prompts]
         samples = [(prompts[index], sample) for index, sample in sample_indices(prompts, params)]
         finished = frozenset(done)
         samples = [(prompt, sample) for prompt, sample in samples if sample_key(prompt.id, sample) not in finished]
@@ -207,7 +221,7 @@ class OpenAIEngine:
             try:
                 with self._one_at_a_time if exclusive else contextlib.nullcontext():
                     data = self.servers.call(functools.partial(self._request, path, body, stop), stop)
-                return parse_completion(data, prompt.id, sample)
+                return dataclasses.replace(parse_completion(data, prompt.id, sample), prefill=prompt.prefill or "")
             except TransientError as error:
                 raise unavailable(self.servers, error, f" at {name_of(prompt)}") from None
             except ServerError as error:
@@ -217,6 +231,23 @@ class OpenAIEngine:
                 self._dialect = adapted
         what = f"{self.servers.base}: rejects every form of the request"
         raise ModelError(what, "is it an OpenAI-compatible server?", code="model.server_incompatible")
+
+    def _cut(self, prompt: Prompt) -> Prompt:
+        """A prompt with its prefill as it is sent: as many tokens as it may have."""
+        if not prompt.prefill:
+            return prompt
+        owner = str(self.served[1])
+        if owner not in PREFILLING:
+            problem = f"{self.servers.base}: is not known to continue an answer (owner of its models: {owner})"
+            hint = "leave out the attack `prefill`, or use vLLM, SGLang, or the engine transformers"
+            raise ModelError(problem, hint, code="model.prefill_unsupported")
+        if prompt.prefill_tokens is None:
+            return prompt
+        if self._tokenizer is None:
+            problem = f"{self.servers.base}: the tokens of a prefill cannot be counted without the model's tokenizer"
+            hint = "use it in a run, whose base is here, or the engine transformers or vllm"
+            raise ModelError(problem, hint, code="model.prefill_without_tokenizer")
+        return dataclasses.replace(prompt, prefill=prefill_text(self._tokenizer, prompt), prefill_tokens=None)
 
     def _request(self, path: str, body: Mapping[str, Any], stop: threading.Event, server: Server) -> Any:
         """Make one request; a template that fails on system messages becomes a `ServerError`."""

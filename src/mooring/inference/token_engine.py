@@ -4,7 +4,7 @@ import abc
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from mooring.chat import DEFAULT_SYSTEM
+from mooring.chat import DEFAULT_SYSTEM, prefill_tokens
 from mooring.inference.encode import decode_completion, encode_examples, encode_prompts
 from mooring.inference.engine import plan_batches, sample_indices, unfinished
 from mooring.records import Completion, Likelihood, Prompt, sample_key
@@ -72,7 +72,7 @@ class TokenEngine(abc.ABC):
             asked = [rows[samples[n][0]] for n in batch]
             made = self._generate(asked, [keys[n] for n in batch], params)
             yield [
-                decode_completion(self.tokenizer, tokens, self.stops, prompts[samples[n][0]].id, samples[n][1], row)
+                self._decode(prompts[samples[n][0]], row, tokens, samples[n][1])
                 for n, tokens, row in zip(batch, made, asked, strict=True)
             ]
 
@@ -89,6 +89,11 @@ class TokenEngine(abc.ABC):
 
     def _encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
         return encode_prompts(self.tokenizer, prompts, self.system, params.max_tokens, self.context, self.thinking)
+
+    def _decode(self, prompt: Prompt, row: Sequence[int], tokens: list[int], sample: int = 0) -> Completion:
+        """The completion of a prompt with the tokens `row` by the tokens of a response."""
+        prefill = len(prefill_tokens(self.tokenizer, prompt))
+        return decode_completion(self.tokenizer, tokens, self.stops, prompt.id, sample, row, prefill)
 
     def _score_batch_size(self, encoded: Sequence[Encoded]) -> int:
         return self.batch_size

@@ -15,7 +15,7 @@ from mooring.files import atomic_text
 from mooring.inference.decode import MAX_LOGITS, decode, pad_left
 from mooring.inference.devices import choose_device, load_options, put, weights_size
 from mooring.inference.drafts import decode_drafted, supported
-from mooring.inference.encode import decode_completion, opens_block, stop_tokens
+from mooring.inference.encode import opens_block, stop_tokens
 from mooring.inference.engine import SmallerBatchesError, plan_batches, unfinished
 from mooring.inference.folder import Dtype, open_folder
 from mooring.inference.token_engine import Encoded, TokenEngine
@@ -198,8 +198,7 @@ class TransformersEngine(TokenEngine):
                 self.model, [rows[i] for i in batch], ids, params, self.stops, self.pad, self.batch_size
             )
             completions = [
-                decode_completion(self.tokenizer, drafted.tokens, self.stops, prompts[i].id, prompt=rows[i])
-                for i, drafted in zip(batch, made, strict=True)
+                self._decode(prompts[i], rows[i], drafted.tokens) for i, drafted in zip(batch, made, strict=True)
             ]
             yield [
                 dataclasses.replace(completion, made_by={"accepted": drafted.accepted})

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mooring.chat import DEFAULT_SYSTEM
+from mooring.chat import DEFAULT_SYSTEM, prefill_tokens
 from mooring.errors import ModelError
 from mooring.inference.encode import (
     decode_completion,
@@ -133,7 +133,15 @@ class VLLMEngine:
         for batch in self.shared.generate([rows[samples[n][0]] for n in pending], sampling, self.adapter):
             made = [(samples[pending[at]], list(output.outputs[0].token_ids)) for at, output in batch]
             yield [
-                decode_completion(self.tokenizer, tokens, self.stops, prompts[i].id, sample, rows[i])
+                decode_completion(
+                    self.tokenizer,
+                    tokens,
+                    self.stops,
+                    prompts[i].id,
+                    sample,
+                    rows[i],
+                    len(prefill_tokens(self.tokenizer, prompts[i])),
+                )
                 for (i, sample), tokens in made
             ]
 

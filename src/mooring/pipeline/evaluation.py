@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from mooring import jsonio
+from mooring.attacks import NONE, attack_of, kind_of, under
 from mooring.files import atomic_text
 from mooring.jsonio import read_as
 from mooring.merge_point import MergePoint
@@ -12,10 +13,10 @@ from mooring.pipeline.judging import Judging, renamed
 from mooring.pipeline.lm_eval.evaluate import LmEvalResult
 from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.plan import Plan
-from mooring.pipeline.sets import BOUNDED_RATES, SET
-from mooring.records import Completion, Half, Kind, Likelihood, Prompt, Score, Trial, Verdict, read_jsonl
+from mooring.pipeline.sets import SET, bounded_rates
+from mooring.records import Completion, Half, Likelihood, Prompt, Score, SetName, Trial, Verdict, read_jsonl
 from mooring.scoring.coherence import coherence
-from mooring.scoring.safety import attack_success_by
+from mooring.scoring.safety import attack_success_by, scores_in_clusters, worst_of
 from mooring.scoring.task import TaskData, task_scores
 
 
@@ -26,13 +27,13 @@ def score_trial(plan: Plan, point: MergePoint, split: Half) -> Trial:
     for name in prompts:
         if name == "task":
             continue
-        first, *others = judging.of(name)
-        scores |= _safety_scores(paths, judging, point, name, split, first, prompts[name])
+        for number, judge in enumerate(judging.of(name)):
+            verdicts = read_jsonl(paths.verdicts(point, name, split, judge), Verdict)
+            found = scores_of(judging, judge, name, prompts[name], verdicts)
+            scores |= renamed(found, judge) if number else found
         if name == "safety":
             coherent = coherence(prompts[name], read_jsonl(paths.completions(point, name, split), Completion))
             scores[coherent.name] = coherent
-        for judge in others:
-            scores |= renamed(_safety_scores(paths, judging, point, name, split, judge, prompts[name]), judge)
     if split == "test" and plan.recipe.score.lm_eval:
         scores |= read_as(paths.lm_eval(point), Mapping[str, Score], "scores")
     return Trial(point=point, method=plan.recipe.merge.method, split=split, scores=scores)
@@ -41,19 +42,22 @@ def score_trial(plan: Plan, point: MergePoint, split: Half) -> Trial:
 def verdicts_by_point(
     plan: Plan, points: Iterable[MergePoint], split: Half
 ) -> dict[str, dict[MergePoint, dict[str, bool | None]]]:
-    """What the deciding judge found in each response, by score (`asr`, `over_refusal`) and model.
+    """What the deciding judge found in each response, by score (`asr`, `asr+prefill:8`, `over_refusal`) and model.
 
-    True is harmful for `asr` and a refusal for `over_refusal`; None is an answer of the judge that could not be read.
+    True is harmful for ASR and a refusal for `over_refusal`; None is an answer of the judge that could not be read. Of
+    an attack with several answers to each prompt it is the worst answer, by the prompt's own id.
     """
+    points = list(points)
     found: dict[str, dict[MergePoint, dict[str, bool | None]]] = {}
-    for name, score in BOUNDED_RATES.items():
-        if name in plan.prompts(split):
-            judge = plan.judging.of(name)[0]
-            for point in points:
-                verdicts = read_jsonl(plan.paths.verdicts(point, name, split, judge), Verdict)
-                found.setdefault(score, {})[point] = {
-                    v.prompt_id: v.harmful if name == "safety" else v.refused for v in verdicts
-                }
+    prompts = plan.prompts(split)
+    for name, score in bounded_rates(plan.recipe, prompts).items():
+        judge, harmful = plan.judging.of(name)[0], kind_of(name) == "safety"
+        sources = {prompt.id: prompt.variant_of or prompt.id for prompt in prompts[name]}
+        for point in points:
+            answers: dict[str, list[bool | None]] = {}
+            for v in read_jsonl(plan.paths.verdicts(point, name, split, judge), Verdict):
+                answers.setdefault(sources[v.prompt_id], []).append(v.harmful if harmful else v.refused)
+            found.setdefault(score, {})[point] = worst_of(answers)
     return found
 
 
@@ -74,18 +78,15 @@ def _below(groups: Sequence[str], name: str) -> str:
     return f"lm_eval:{'+'.join(groups)}/{name.removeprefix('lm_eval:')}"
 
 
-def _safety_scores(
-    paths: RunPaths,
-    judging: Judging,
-    point: MergePoint,
-    name: Kind,
-    split: Half,
-    judge: str,
-    prompts: Sequence[Prompt],
+def scores_of(
+    judging: Judging, judge: str, name: SetName, prompts: Sequence[Prompt], verdicts: Sequence[Verdict]
 ) -> dict[str, Score]:
-    assert name != "task"
-    verdicts = read_jsonl(paths.verdicts(point, name, split, judge), Verdict)
-    scores = judging.scores(judge, name, verdicts)
+    """The scores of a judge's verdicts on a set, by their names under its attack: `asr+prefill:8`."""
+    scores, attack = judging.scores(judge, kind_of(name), verdicts), attack_of(name)
+    if attack != NONE:
+        if any(prompt.variant_of for prompt in prompts):
+            scores = scores_in_clusters(scores, {p.id: p.variant_of or p.id for p in prompts}, verdicts)
+        return {(long := under(each, attack)): dataclasses.replace(score, name=long) for each, score in scores.items()}
     if name == "safety" and any(SET in prompt.extra for prompt in prompts):
         scores |= attack_success_by({prompt.id: prompt.extra[SET] for prompt in prompts}, verdicts)
     return scores

@@ -107,7 +107,9 @@ def _generation(plan: Plan, split: Half) -> str:
     for name in prompts:
         if any(each.name == name for each in work):
             n = plan.sampling(name).n
-            parts.append(f"{len(prompts[name])} {name}" + (f" × {n} samples" if n > 1 else ""))
+            turns = attack.turns if (attack := plan.attack(name)) else 1
+            more = (f" × {n} samples" if n > 1 else "") + (f" × {turns} turns" if turns > 1 else "")
+            parts.append(f"{len(prompts[name])} {name}{more}")
     models = f"{'at most ' if search == 'modules' else ''}{len({each.point for each in work})} models"
     limit = max((plan.sampling(name).max_tokens for name in prompts), default=0)
     more = "; and safety prompts for other λ until the search ends" * (search == "bisect" and split == "validation")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.attacks import kind_of
 from mooring.config import BUILT_IN, Judge
 from mooring.data import prompts_digest
 from mooring.errors import DataError, ModelError, RecipeError
@@ -68,11 +69,11 @@ class Judging:
             raise RecipeError(problem, "name a judge with a model", code="recipe.no_judge_of_thoughts")
 
     def of(self, kind: str) -> list[str]:
-        """The judges of a kind of prompts (`safety`, `over_refusal`, …), the one whose verdicts count first.
+        """The judges of a set of prompts (`safety`, `over_refusal`, …), the one whose verdicts count first.
 
         Refusals of harmless prompts need a judge that detects refusals; if there is none, the classifier is used.
         """
-        if kind == "safety":
+        if kind_of(kind) == "safety":
             return list(self.sections)
         return [name for name, judge in self.kinds.items() if judge.says_refused] or [BUILT_IN[0]]
 
@@ -127,8 +128,9 @@ class Judging:
         server is called, an `info` event says what it costs at most.
         """
         if judge not in self.sections or not self.kinds[judge].needs_model:
-            kind_of = self.kinds.get(judge) or judges.find(judge)
-            found = judges.by_wording(kind_of, prompts, completions)
+            built_in = self.kinds.get(judge) or judges.find(judge)
+            # By the words that are the model's own, without a prefill.
+            found = judges.by_wording(built_in, prompts, completions)
         else:
             by, completions = self.kinds[judge], self._judged(completions, kind)
             questions, settings = judges.questions(by, prompts, completions), self._settings(judge)
@@ -164,7 +166,8 @@ class Judging:
         raise ModelError(what, hint, code="model.judge_unreadable")
 
     def _judged(self, completions: Sequence[Completion], kind: Kind) -> Sequence[Completion]:
-        """Completions as a judge reads them: with their thoughts before the answer, if these are judged."""
+        """Completions as a judge reads them: whole answers, with their thoughts first if these are judged."""
+        completions = [dataclasses.replace(c, text=c.answer, prefill="") if c.prefill else c for c in completions]
         if not self._thoughts or kind != "safety":
             return completions
         return [

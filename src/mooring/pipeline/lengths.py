@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.attacks import kind_of
 from mooring.config import Metric, Recipe, Runner
 from mooring.errors import DataError
 from mooring.inference.encode import encode_examples, encode_prompts
@@ -13,11 +14,11 @@ from mooring.metrics import needs_completions, needs_likelihoods
 from mooring.models import is_adapter
 from mooring.models.classes import context_length, load_config, load_tokenizer, text_config
 from mooring.quiet import quiet
-from mooring.records import Half, Kind, Prompt
+from mooring.records import Half, Prompt, SetName
 
-TooLong = Mapping[tuple[Kind, Half], Mapping[str, DataError]]
+TooLong = Mapping[tuple[SetName, Half], Mapping[str, DataError]]
 """By set and split, the ids of prompts that do not fit, each with the error that the engine would raise."""
-Sets = Mapping[Kind, Mapping[Half, Sequence[Prompt]]]
+Sets = Mapping[SetName, Mapping[Half, Sequence[Prompt]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,9 +58,9 @@ def too_long(recipe: Recipe, sets: Sets, metrics: Mapping[Half, Sequence[Metric]
         DataError: A prompt has no reference, and its likelihood is needed.
         ModelError: A tokenizer has no chat template.
     """
-    found: dict[tuple[Kind, Half], dict[str, DataError]] = {}
+    found: dict[tuple[SetName, Half], dict[str, DataError]] = {}
     for name, halves in sets.items():
-        max_tokens = recipe.generate.sampling(name, recipe.seed).max_tokens
+        max_tokens = recipe.generate.sampling(kind_of(name), recipe.seed).max_tokens
         for half, prompts in halves.items():
             of_task = name == "task"
             answered = not of_task or needs_completions(metrics[half])
@@ -83,13 +84,13 @@ def refuse(found: TooLong, sets: Sets) -> None:
         )
 
 
-def without(sets: Sets, found: TooLong) -> dict[Kind, dict[Half, list[Prompt]]]:
+def without(sets: Sets, found: TooLong) -> dict[SetName, dict[Half, list[Prompt]]]:
     """The sets without the prompts that do not fit.
 
     Raises:
         DataError: None of a set and split is left.
     """
-    left: dict[Kind, dict[Half, list[Prompt]]] = {}
+    left: dict[SetName, dict[Half, list[Prompt]]] = {}
     for name, halves in sets.items():
         left[name] = {}
         for half, prompts in halves.items():
@@ -100,7 +101,7 @@ def without(sets: Sets, found: TooLong) -> dict[Kind, dict[Half, list[Prompt]]]:
     return left
 
 
-def describe(counts: Mapping[tuple[Kind, Half], int]) -> str:
+def describe(counts: Mapping[tuple[SetName, Half], int]) -> str:
     """How many prompts were left out, in a sentence."""
     parts = ", ".join(f"{count} of {name} ({half})" for (name, half), count in sorted(counts.items()))
     return f"Prompts that do not fit the model's context were left out: {parts}."

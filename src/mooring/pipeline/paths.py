@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mooring.merge_point import MergePoint
-from mooring.records import Half, Kind
+from mooring.records import Half, SetName
 
 
 class RunPaths:
@@ -34,11 +34,13 @@ class RunPaths:
         """The folder of everything measured on one model."""
         return self.folder / "completions" / point.folder
 
-    def completions(self, point: MergePoint, name: Kind, split: Half, part: int = 0) -> Path:
-        """One model's responses to one set; or to some of its prompts: the `part`-th batch of a search, from 1."""
-        return self.measurements(point) / f"{name}-{split}{f'.part-{part}' if part else ''}.jsonl"
+    def completions(self, point: MergePoint, name: SetName, split: Half, part: int = 0, turn: int = 0) -> Path:
+        """One model's responses to one set; or to some of its prompts: the `part`-th batch of a search, from 1; or the
+        responses on the way, of the `turn`-th turn of each conversation, from 1."""
+        which = f".part-{part}" if part else f".turn-{turn}" if turn else ""
+        return self.measurements(point) / f"{_in_files(name)}-{split}{which}.jsonl"
 
-    def verdicts(self, point: MergePoint, name: Kind, split: Half, judge: str, part: str = "") -> Path:
+    def verdicts(self, point: MergePoint, name: SetName, split: Half, judge: str, part: str = "") -> Path:
         """One judge's verdicts on these responses; `part` names a selection of the prompts."""
         return self.measurements(point) / self.verdicts_name(name, split, judge, part)
 
@@ -62,11 +64,16 @@ class RunPaths:
         """The samples of lm-evaluation-harness."""
         return self.measurements(point) / "lm-eval-samples.jsonl"
 
-    def rejudged(self, point: MergePoint, name: Kind, split: Half, judge: str, key: str) -> Path:
+    def rejudged(self, point: MergePoint, name: SetName, split: Half, judge: str, key: str) -> Path:
         """Verdicts of a judge that the run itself did not use; `key` tells apart judges of one name."""
         return self.folder / "rejudged" / f"{judge}-{key}" / point.folder / self.verdicts_name(name, split, judge)
 
     @staticmethod
-    def verdicts_name(name: Kind, split: Half, judge: str, part: str = "") -> str:
+    def verdicts_name(name: SetName, split: Half, judge: str, part: str = "") -> str:
         """The name of a file of verdicts."""
-        return f"verdicts-{name}-{split}-{judge}{'.part-' + part if part else ''}.jsonl"
+        return f"verdicts-{_in_files(name)}-{split}-{judge}{'.part-' + part if part else ''}.jsonl"
+
+
+def _in_files(name: SetName) -> str:
+    """The name of a set in names of files, where some systems allow no colon."""
+    return name.replace(":", "-")

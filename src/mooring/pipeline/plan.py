@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.attacks import Attack, attack_of, kind_of
 from mooring.config import BUILT_IN, Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, prompts_digest
@@ -15,11 +16,12 @@ from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
 from mooring.models.resolve import local_model, resolve_model
 from mooring.pipeline import lengths
 from mooring.pipeline import steps as types
+from mooring.pipeline.attacked import requests, sampled
 from mooring.pipeline.judging import Judging, installed_versions
 from mooring.pipeline.paths import RunPaths
-from mooring.pipeline.sets import DataSets, Sets, evaluation_sets, note_missing, task_metrics
+from mooring.pipeline.sets import DataSets, Sets, attacks_of, evaluation_sets, note_missing, task_metrics
 from mooring.pipeline.steps import JudgeKey, MergeInputs, ModelKey, Point, Slot, SourceKey, Stage, Step, StepKey
-from mooring.records import Completion, Half, Kind, Prompt
+from mooring.records import Completion, Half, Prompt, SetName
 from mooring.sampling import SamplingParams
 from mooring.training.precision import compute_dtype
 
@@ -61,7 +63,7 @@ class Plan:
     examples: Mapping[str, Sequence[Prompt]]
     judging: Judging
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    skipped: Mapping[tuple[Kind, Half], int] = dataclasses.field(default_factory=dict)
+    skipped: Mapping[tuple[SetName, Half], int] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     bound: Mapping[Slot, MergePoint | None] = dataclasses.field(default_factory=dict)
 
@@ -88,13 +90,27 @@ class Plan:
         named = {*score.metrics, *score.validation_metrics} if self.missing else set()
         return named.union(*self.metrics.values())
 
-    def prompts(self, split: Half) -> dict[Kind, list[Prompt]]:
+    def prompts(self, split: Half) -> dict[SetName, list[Prompt]]:
         """The prompts of a split that every model answers, by set."""
         return {kind: halves[split] for kind, halves in self.sets.items() if halves[split]}
 
-    def sampling(self, name: Kind) -> SamplingParams:
+    def requests(self, split: Half, name: SetName) -> list[Prompt]:
+        """The prompts of a set as they are judged: under an attack, the requests that it was made from."""
+        asked = self.prompts(split)[name]
+        return asked if self.attack(name) is None else requests(self.prompts(split)[kind_of(name)], asked)
+
+    def attack(self, name: SetName) -> Attack | None:
+        """The attack under which a set is asked; None if it is asked directly."""
+        return self.attacks.get(attack_of(name))
+
+    @functools.cached_property
+    def attacks(self) -> Mapping[str, Attack]:
+        """The attacks of the recipe, by name."""
+        return attacks_of(self.recipe)
+
+    def sampling(self, name: SetName) -> SamplingParams:
         """How the responses to a set are sampled."""
-        return self.recipe.generate.sampling(name, self.recipe.seed)
+        return sampled(self.recipe.generate.sampling(kind_of(name), self.recipe.seed), self.attack(name))
 
     def points(self, split: Half) -> list[Point]:
         """The models that answer a split. Merges that a search for λ by module tries are not among them."""
@@ -127,14 +143,14 @@ class Plan:
         """The steps that score models on a split: generate for all, then judge all judge by judge, then score all."""
         return list(_trials(self, split, points))
 
-    def digest(self, split: Half, name: Kind) -> str:
+    def digest(self, split: Half, name: SetName) -> str:
         """The digest of the prompts of a set."""
         if (split, name) not in self._digests:
             self._digests[split, name] = prompts_digest(self.prompts(split)[name])
         return self._digests[split, name]
 
     @functools.cached_property
-    def _digests(self) -> dict[tuple[Half, Kind], str]:
+    def _digests(self) -> dict[tuple[Half, SetName], str]:
         return {}
 
     @functools.cached_property
@@ -167,7 +183,7 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
     missing: dict[str, str] | None = {} if skip_missing else None
     notes: dict[str, None] = {}
     sets = evaluation_sets(recipe, data, missing, notes.setdefault)
-    skipped: Mapping[tuple[Kind, Half], int] = {}
+    skipped: Mapping[tuple[SetName, Half], int] = {}
     if recipe.score.too_long == "skip":
         sets, skipped = _fitting(recipe, sets, download=not skip_missing)
     examples = {}
@@ -182,7 +198,7 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
     return Plan(recipe, paths, sets, examples, judging, missing or {}, skipped, list(notes))
 
 
-def _fitting(recipe: Recipe, sets: Sets, *, download: bool) -> tuple[Sets, dict[tuple[Kind, Half], int]]:
+def _fitting(recipe: Recipe, sets: Sets, *, download: bool) -> tuple[Sets, dict[tuple[SetName, Half], int]]:
     """The prompts that fit the models' context, and how many do not; all of them if the base is not here."""
     find = resolve_model if download else local_model
     base, tuned = find(recipe.base), recipe.tuned and find(recipe.tuned)
@@ -319,14 +335,19 @@ def search_modules(plan: Plan, tried: Sequence[MergePoint]) -> Step:
 
 def _trials(plan: Plan, split: Half, points: Sequence[Point]) -> Iterator[Step]:
     metrics, prompts, recipe = plan.metrics[split], plan.prompts(split), plan.recipe
+    answered = [name for name in prompts if name != "task" or needs_completions(metrics)]
+    after_tuned = [name for name in answered if (attack := plan.attack(name)) and attack.technique.from_tuned]
     for point in points:
-        for name in prompts:
-            if name != "task" or needs_completions(metrics):
-                yield generate_step(plan, point, name, split)
+        for name in answered:
+            if name not in after_tuned:
+                yield from _generate(plan, point, name, split)
         if needs_likelihoods(metrics):
             yield _likelihood(plan, point, split)
         if split == "test" and recipe.score.lm_eval:
             yield _lm_eval(plan, point)
+    for point in points:
+        for name in after_tuned:
+            yield generate_step(plan, point, name, split, answers=f"generate/{TUNED.key}/{kind_of(name)}/{split}")
     judged = [(judge, name) for name in prompts if name != "task" for judge in plan.judging.of(name)]
     order = [*plan.judging.sections, BUILT_IN[0]]
     for judge, name in sorted(judged, key=lambda pair: order.index(pair[0])):  # each judge's model is loaded once
@@ -367,24 +388,43 @@ def engine_inputs(recipe: Recipe) -> types.EngineInputs:
     )
 
 
+def _generate(plan: Plan, point: Point, name: SetName, split: Half) -> Iterator[Step]:
+    """The steps that generate a model's responses to a set: one, or one for each turn of a conversation."""
+    attack, before = plan.attack(name), None
+    for turn in range(1, attack.turns if attack else 1):
+        step = generate_step(plan, point, name, split, answers=before, turn=turn)
+        yield step
+        before = step.id
+    yield generate_step(plan, point, name, split, answers=before)
+
+
 def generate_step(
-    plan: Plan, point: Point, name: Kind, split: Half, prompts: Sequence[Prompt] | None = None, part: int = 0
+    plan: Plan,
+    point: Point,
+    name: SetName,
+    split: Half,
+    prompts: Sequence[Prompt] | None = None,
+    part: int = 0,
+    answers: str | None = None,
+    turn: int = 0,
 ) -> Step:
-    """The step that generates a model's responses to a set; or to `prompts` of it, as the `part`-th such batch."""
+    """The step that generates a model's responses to a set; or to `prompts` of it, as the `part`-th such batch; or the
+    responses of the `turn`-th turn on the way. `answers` is the step whose responses its prompts contain."""
     sampling, count = plan.sampling(name), len(plan.prompts(split)[name] if prompts is None else prompts)
     id_, label = f"generate/{point.key}/{name}/{split}", f"{point.label}: generate {name} ({split})"
     return Step(
-        id=f"{id_}/part-{part}" if part else id_,
-        label=f"{label}, part {part}" if part else label,
-        work=types.Generate(point, name, split),
+        id=f"{id_}/part-{part}" if part else f"{id_}/turn-{turn}" if turn else id_,
+        label=f"{label}, part {part}" if part else f"{label}, turn {turn}" if turn else label,
+        work=types.Generate(point, name, split, turn),
         inputs=types.GenerateInputs(
             model=plan.model_inputs(point),
             prompts=plan.digest(split, name) if prompts is None else prompts_digest(prompts),
             sampling=sampling,
             drafts=plan.recipe.generate.drafts,
             engine=engine_inputs(plan.recipe),
+            answers=StepKey(answers) if answers else None,
         ),
-        outputs=_outputs(point, lambda known: plan.paths.completions(known, name, split, part)),
+        outputs=_outputs(point, lambda known: plan.paths.completions(known, name, split, part, turn)),
         units=count * sampling.n,
         unit="responses",
         pace="generate task" if name == "task" else "generate",
@@ -394,7 +434,7 @@ def generate_step(
 def judge_step(
     plan: Plan,
     point: Point,
-    name: Kind,
+    name: SetName,
     split: Half,
     judge: str,
     prompts: Sequence[Prompt] | None = None,
@@ -422,7 +462,7 @@ def judge_step(
             completions=source,
             prompts=digest,
             judge=JudgeKey(judge),
-            thoughts=plan.recipe.score.judge_thoughts and name == "safety" and needs_model,
+            thoughts=plan.recipe.score.judge_thoughts and kind_of(name) == "safety" and needs_model,
         ),
         outputs=_outputs(point, lambda known: plan.paths.verdicts(known, name, split, judge, part)),
         units=count,
@@ -468,7 +508,7 @@ def _lm_eval(plan: Plan, point: Point) -> Step:
     )
 
 
-def _score(plan: Plan, point: Point, split: Half, judged: Sequence[tuple[str, Kind]]) -> Step:
+def _score(plan: Plan, point: Point, split: Half, judged: Sequence[tuple[str, SetName]]) -> Step:
     section, metrics = plan.recipe.score, plan.metrics[split]
     measurements = [f"judge/{point.key}/{name}/{split}/{judge}" for judge, name in judged]
     if "task" in plan.prompts(split) and needs_completions(metrics):

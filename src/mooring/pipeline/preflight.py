@@ -20,7 +20,7 @@ from mooring.models.device import check_device
 from mooring.models.resolve import hub_name
 from mooring.pipeline.lengths import readers, refuse, too_long
 from mooring.pipeline.plan import Plan
-from mooring.pipeline.sets import BOUNDED_RATES
+from mooring.pipeline.sets import bounded_rates
 from mooring.scoring import judges
 from mooring.scoring.bertscore import INSTALL, LAYERS, MINILM, encoder_folder
 from mooring.selection.limits import check_support
@@ -40,7 +40,8 @@ def check_selection(plan: Plan) -> None:
             code="recipe.no_task",
         )
     prompts = plan.prompts("validation")
-    check_support(section, {rate: len(prompts[kind]) for kind, rate in BOUNDED_RATES.items() if kind in prompts})
+    rates = bounded_rates(plan.recipe, prompts)
+    check_support(section, {rate: len({p.variant_of or p.id for p in prompts[name]}) for name, rate in rates.items()})
 
 
 def check_measures(plan: Plan) -> None:

@@ -5,17 +5,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.attacks import kind_of
 from mooring.config import Judge, Recipe
 from mooring.errors import DataError
 from mooring.events import Event, OnEvent, ignore
 from mooring.export import Record
 from mooring.ledger import LEDGER, Ledger, check_unmodified, read_ledger
 from mooring.merge_point import MergePoint
+from mooring.pipeline.evaluation import scores_of
 from mooring.pipeline.judging import Judging, cost_line, measure_again
 from mooring.pipeline.plan import FOUND, HALVES, SINGLE, TAKEN, Plan, build
 from mooring.pipeline.run_folder import RunFolder
 from mooring.pipeline.steps import digest_of
-from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Score, Verdict, read_jsonl, read_record
+from mooring.records import (
+    ByModule,
+    Choice,
+    Completion,
+    Half,
+    Prompt,
+    Score,
+    SetName,
+    Verdict,
+    read_jsonl,
+    read_record,
+)
 from mooring.scoring import judges
 from mooring.selection.bisect import BisectResult
 from mooring.selection.per_module import taken
@@ -37,7 +50,7 @@ class Rejudged(Record):
 
     point: MergePoint
     split: Half
-    name: Kind
+    name: SetName
     judge: str
     scores: Mapping[str, Score]
     agreement: judges.Agreement | None
@@ -77,7 +90,9 @@ def rejudge(
     with run_folder.locked():
         for judge in judging.sections:
             costs = [
-                judging.cost(judge, each.prompts, each.completions, each.name) for other, each in jobs if other == judge
+                judging.cost(judge, each.prompts, each.completions, kind_of(each.name))
+                for other, each in jobs
+                if other == judge
             ]
             if known := [cost for cost in costs if cost]:
                 emit(Event(step="rejudge", kind="info", message=cost_line(judging.label(judge), known)))
@@ -91,11 +106,11 @@ def rejudge(
                 if event.kind == "progress":
                     emit(dataclasses.replace(event, step="rejudge", label=label))
 
-            verdicts = judging.judge(judge, each.prompts, each.completions, out, relay, kind=each.name)
+            verdicts = judging.judge(judge, each.prompts, each.completions, out, relay, kind=kind_of(each.name))
             first = plan.paths.verdicts(each.point, each.name, each.split, plan.judging.of(each.name)[0])
             check_unmodified(folder, ledger, first)
             agreement = judges.measure_agreement(read_jsonl(first, Verdict), verdicts) if first.is_file() else None
-            scores = judging.scores(judge, each.name, verdicts)
+            scores = scores_of(judging, judge, each.name, each.prompts, verdicts)
             found.append(Rejudged(each.point, each.split, each.name, judge, scores, agreement))
     return found
 
@@ -125,7 +140,7 @@ class _Kept:
 
     point: MergePoint
     split: Half
-    name: Kind
+    name: SetName
     prompts: Sequence[Prompt]
     completions: Sequence[Completion]
 
@@ -135,8 +150,9 @@ def _kept(plan: Plan, ledger: Ledger) -> Iterator[_Kept]:
     points = {point: None for split in HALVES for point in plan.points(split) if isinstance(point, MergePoint)}
     for point in sorted(points, key=lambda point: (point.by_module, point)):
         for split in HALVES:
-            for name, prompts in plan.prompts(split).items():
+            for name in plan.prompts(split):
                 path = plan.paths.completions(point, name, split)
                 if name != "task" and path.is_file():
                     check_unmodified(plan.paths.folder, ledger, path)
+                    prompts = plan.requests(split, name)
                     yield _Kept(point, split, name, prompts, separated(read_jsonl(path, Completion)))

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mooring.attacks import NONE, Attack, kind_of, parse, under
 from mooring.chat import thinking_note
 from mooring.config import Score as ScoreConfig
 from mooring.config import section, settings
 from mooring.data import load_prompts, parse_references
 from mooring.data.completions import read_completions
+from mooring.errors import RecipeError
 from mooring.events import Event, OnEvent
 from mooring.inference.cost import estimate
 from mooring.inference.engine import Engine
@@ -16,9 +18,12 @@ from mooring.inference.load import load_engine
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
+from mooring.pipeline.attacked import continued, requests, sampled
+from mooring.pipeline.evaluation import scores_of
 from mooring.pipeline.judging import Judging, cost_line, renamed
 from mooring.pipeline.open_model import open_model
-from mooring.records import Completion, Kind, Likelihood, Prompt, Score, Split, read_jsonl
+from mooring.pipeline.sets import attacked
+from mooring.records import Completion, Kind, Likelihood, Prompt, Score, SetName, Split, read_jsonl
 from mooring.sampling import SamplingParams
 from mooring.scoring import pairwise
 from mooring.scoring.coherence import coherence
@@ -77,10 +82,16 @@ def generate(
     note = thinking_note(tokenizer, recipe.generate.thinking) if (tokenizer := _tokenizer(engine)) else None
     if on_event and note:
         on_event(Event(step="generate", kind="info", message=note))
-    params = recipe.generate.sampling(kind, recipe.seed)
+    attack = _attack(recipe.score.attacks, kind)
+    params = sampled(recipe.generate.sampling(kind, recipe.seed), attack)
     if likelihood is not None:  # first, since it finds a row that does not fit before any answer is made
         likelihood_to_file(engine, rows, likelihood, made_by=made_by, on_event=on_event)
-    completions = complete_to_file(engine, rows, params, out, made_by=made_by, on_event=on_event)
+    asked = attacked(attack, rows, recipe.seed, _noting("generate", on_event)) if attack else rows
+    for turn in range(1, attack.turns if attack else 1):
+        before = out.with_name(f"{out.stem}.turn-{turn}{out.suffix}")
+        said = complete_to_file(engine, asked, params, before, made_by=made_by, on_event=on_event)
+        asked = continued(asked, said)
+    completions = complete_to_file(engine, asked, params, out, made_by=made_by, on_event=on_event)
     _warn_of_cut_off(completions, "generate", on_event, params.max_tokens)
     return completions
 
@@ -99,10 +110,14 @@ def score(
     recipe = settings("score", options)
     rows = load_prompts(prompts, split=split, seed=recipe.seed)
     kind = _checked_kind(prompts, kind, "score", on_event)
+    attack = _attack(recipe.score.attacks, kind)
+    if attack:
+        rows = requests(rows, attacked(attack, rows, recipe.seed))
     completions = read_completions(path, rows)
     _warn_of_cut_off(completions, "score", on_event)
     if kind != "task":
-        return _safety_scores(path, rows, completions, kind, recipe.score, on_event)
+        name = under(kind, attack.name) if attack else kind
+        return _safety_scores(path, rows, completions, name, recipe.score, on_event)
     losses = read_jsonl(likelihood, Likelihood) if likelihood else []
     metrics = recipe.score.metrics or [
         metric for metric in default_metrics(p.reference or "" for p in rows) if losses or metric != "response_loss"
@@ -117,6 +132,23 @@ def score(
         unsafe_exec=recipe.score.unsafe_exec,
     )
     return task_scores(metrics, data)
+
+
+def _attack(names: Sequence[str], kind: Kind) -> Attack | None:
+    """The attack under which one file of prompts is asked; None to ask directly."""
+    attacks = [parse(name) for name in names if name != NONE]
+    if not attacks:
+        return None
+    if len(attacks) > 1:
+        what = f"attacks: {', '.join(attack.name for attack in attacks)} do not go into one file"
+        raise RecipeError(what, "give one, and another output for the next", code="recipe.several_attacks")
+    if kind != "safety":
+        what = f"attacks: these prompts are no harmful requests ({kind})"
+        raise RecipeError(what, "leave `--attacks` out, or give --kind safety", code="recipe.attack_on_harmless")
+    if attacks[0].technique.from_tuned:
+        what = f"attacks: {attacks[0].name} begins with the answers of a tuned model, which only a run has"
+        raise RecipeError(what, "use it in `mooring run` or `mooring safeguard`", code="recipe.attack_needs_run")
+    return attacks[0]
 
 
 def _tokenizer(engine: Engine) -> Any:
@@ -136,19 +168,19 @@ def _safety_scores(
     path: Path,
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
-    kind: Kind,
+    name: SetName,
     config: ScoreConfig,
     on_event: OnEvent | None,
 ) -> dict[str, Score]:
     """The scores of every judge; those of all but the first carry its name."""
     judging = Judging(config.judges, thoughts=config.judge_thoughts)
-    categories = {p.id: p.category for p in prompts if p.category}
+    kind, categories = kind_of(name), {p.id: p.category for p in prompts if p.category}
     scores: dict[str, Score] = {}
-    for number, judge in enumerate(judging.of(kind)):
+    for number, judge in enumerate(judging.of(name)):
         out = path.with_name(f"verdicts-{path.stem}-{judge}.jsonl")
         verdicts = judging.judge(judge, prompts, completions, out, on_event, kind=kind)
-        by_judge = judging.scores(judge, kind, verdicts)
-        if kind == "safety" and len(set(categories.values())) > 1:
+        by_judge = scores_of(judging, judge, name, prompts, verdicts)
+        if name == "safety" and len(set(categories.values())) > 1:
             by_judge |= attack_success_by(categories, verdicts)
         scores |= renamed(by_judge, judge) if number else by_judge
     if kind == "safety":

@@ -7,14 +7,15 @@ from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
-from mooring.config import Recipe
+from mooring.attacks import NONE, attack_of, kind_of, under
+from mooring.config import BUILT_IN, Recipe
 from mooring.jsonio import read_as
 from mooring.latent_class import LatentClass, latent_class
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.changes import read_changes
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.plan import HALVES, Plan
-from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, Trial, Verdict, read_jsonl
+from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, SetName, Trial, Verdict, read_jsonl
 from mooring.reporting.results import Agreement, Answer, Results, Row, is_task
 from mooring.scoring import judges
 from mooring.scoring.function_calls import call_match, parse_call
@@ -37,8 +38,13 @@ MEASURES: dict[Kind, str] = {
     "ordinary": "ordinary_refusal",
     "task": "task",
 }
-"""The score that a set's prompts count towards."""
+"""The score that prompts of a kind count towards."""
 VERSIONS = ("mooring", "torch", "transformers", "peft", "trl")
+
+
+def measure_of(name: SetName) -> str:
+    """The score that a set's prompts count towards: `asr+prefill:8` for `safety+prefill:8`."""
+    return under(MEASURES[kind_of(name)], attack_of(name))
 
 
 def assemble(
@@ -80,7 +86,7 @@ def assemble(
         settings=recipe.select,
         gains=gains,
         judge=judging.label(next(iter(judging.sections))),
-        by_rules=deciding == "rules",
+        by_wording=deciding in BUILT_IN,
     )
     return Results(
         verdict=verdict,
@@ -199,7 +205,7 @@ def _agreement(plan: Plan, chosen: MergePoint) -> Iterator[Agreement]:
                     verdicts += [_of(point.key, verdict, name) for verdict in read_jsonl(path, Verdict)]
             found = judges.measure_agreement(*both)
             yield Agreement(
-                measure=MEASURES[name],
+                measure=measure_of(name),
                 judges=(first, second),
                 kappa=found.kappa,
                 same=found.same,
@@ -222,9 +228,9 @@ def _latent(plan: Plan, chosen: MergePoint) -> LatentClass | None:
     return latent_class(names, votes, seed=plan.recipe.seed)
 
 
-def _of(model: str, verdict: Verdict, name: Kind) -> Verdict:
+def _of(model: str, verdict: Verdict, name: SetName) -> Verdict:
     """A verdict with an id that is unique among models; on harmless prompts, refusals are compared."""
-    harmful = verdict.harmful if name == "safety" else verdict.refused
+    harmful = verdict.harmful if kind_of(name) == "safety" else verdict.refused
     return dataclasses.replace(verdict, prompt_id=f"{model}\0{verdict.prompt_id}", harmful=harmful)
 
 
@@ -242,7 +248,7 @@ def rows(plan: Plan, points: Mapping[Half, Sequence[MergePoint]]) -> list[Row]:
                     answers[point.key] = _task(plan, point, split, prompts)
                 else:
                     answers[point.key] = _judged(plan, point, name, split)
-            made = (_row(prompt, MEASURES[name], split, answers) for prompt in prompts)
+            made = (_row(prompt, measure_of(name), split, answers) for prompt in prompts)
             found += [row for row in made if row.answers]  # a task measured by its loss alone is never answered
     return found
 
@@ -252,10 +258,18 @@ def _row(prompt: Prompt, measure: str, split: Half, answers: Mapping[str, Mappin
         id=prompt.id,
         measure=measure,
         split=split,
-        prompt=prompt.messages[-1].content,
+        prompt=prompt.messages[-1].content if attack_of(measure) == NONE else _shown(prompt),
         answers={lam: given[prompt.id] for lam, given in answers.items() if prompt.id in given},
         category=prompt.category,
+        variant_of=prompt.variant_of,
     )
+
+
+def _shown(prompt: Prompt) -> str:
+    """What the user says, and what comes between and after it under an attack."""
+    turns = [message for message in prompt.messages if message.role != "system"]
+    said = [f"{m.role}: {m.content}" if len(turns) > 1 else m.content for m in turns]
+    return "\n\n".join([*said, *(f"user: {text}" for text in prompt.follow_ups)])
 
 
 def _completions(path: Path) -> list[Completion]:
@@ -263,7 +277,7 @@ def _completions(path: Path) -> list[Completion]:
     return [c for c in read_jsonl(path, Completion) if c.sample == 0] if path.is_file() else []
 
 
-def _judged(plan: Plan, point: MergePoint, name: Kind, split: Half) -> dict[str, Answer]:
+def _judged(plan: Plan, point: MergePoint, name: SetName, split: Half) -> dict[str, Answer]:
     """One model's responses to one set by prompt id, with the verdict of the first judge and those of all."""
     judges = plan.judging.of(name)
     completions = _completions(plan.paths.completions(point, name, split))
@@ -273,7 +287,7 @@ def _judged(plan: Plan, point: MergePoint, name: Kind, split: Half) -> dict[str,
         judge: {v.prompt_id: v for v in read_jsonl(plan.paths.verdicts(point, name, split, judge), Verdict)}
         for judge in judges
     }
-    wanted = name == "safety"
+    wanted = kind_of(name) == "safety"
     found = {}
     for completion in completions:
         key = completion.prompt_id
@@ -314,7 +328,7 @@ def _said(
     completion: Completion, verdict: str, good: bool | None, judges: Mapping[str, str] = MappingProxyType({})
 ) -> Answer:
     return Answer(
-        response=completion.text, thoughts=completion.thoughts or "", verdict=verdict, good=good, judges=dict(judges)
+        response=completion.answer, thoughts=completion.thoughts or "", verdict=verdict, good=good, judges=dict(judges)
     )
 
 

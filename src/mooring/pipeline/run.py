@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mooring import jsonio
+from mooring.attacks import kind_of
 from mooring.chat import thinking_note
 from mooring.config import Recipe
 from mooring.errors import UserError
@@ -20,13 +21,14 @@ from mooring.inference.folder import open_folder
 from mooring.inference.retry import in_parallel
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.merge_methods import Role
-from mooring.merge_point import BASE, MergePoint
+from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair, resolved
 from mooring.models import model_digest, open_checkpoint, refuse_quantized, text_digest
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
+from mooring.pipeline.attacked import begun_with, continued
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
 from mooring.pipeline.labelling import corrections_from, estimate_if_labelled
@@ -46,10 +48,10 @@ from mooring.records import (
     Choice,
     Completion,
     Half,
-    Kind,
     MergeCheck,
     Prompt,
     RunVerdict,
+    SetName,
     Trial,
     Verdict,
     read_jsonl,
@@ -129,8 +131,9 @@ class _Source:
     """A model, and a set that it answers."""
 
     point: MergePoint
-    name: Kind
+    name: SetName
     split: Half
+    turn: int = 0
 
 
 class _Execution:
@@ -195,9 +198,12 @@ class _Execution:
                     yield [step]
 
     def _may_be_together(self, step: Step) -> bool:
-        """Whether a step generates with an engine that may serve several models concurrently."""
+        """Whether a step generates with an engine that may serve several models concurrently, and needs no response
+        of another step that has not been done."""
         generates = isinstance(step.work, types.Generate | types.Likelihood) and isinstance(step.work.point, MergePoint)
-        return generates and self.run.engine is None and self.recipe.generate.engine != "transformers"
+        answers = step.inputs.answers if isinstance(step.inputs, types.GenerateInputs) else None
+        ready = answers is None or answers.id in self._done
+        return generates and ready and self.run.engine is None and self.recipe.generate.engine != "transformers"
 
     def _together(self, steps: Sequence[Step]) -> None:
         """Do a group of steps, concurrently if the models allow it.
@@ -423,7 +429,7 @@ class _Execution:
         made_by = {"model": self._model_key(source.point)} | ({} if near is None else {"drafts": near.point.key})
         made = complete_to_file(
             self._engine(source.point),
-            self.plan.prompts(work.split)[work.name] if part is None else part,
+            self._asked(source) if part is None else part,
             inputs.sampling,
             step.outputs[0],
             made_by=made_by,
@@ -436,22 +442,35 @@ class _Execution:
             self.folder.emit(Event(step=step.id, kind="warning", message=message))
         self._drafted += [c for c in made if c.key not in known and "accepted" in c.made_by]
 
+    def _asked(self, source: _Source) -> Sequence[Prompt]:
+        """The prompts of a set as a model is asked them, with what earlier steps answered where they contain that."""
+        prompts, attack = self.plan.prompts(source.split)[source.name], self.plan.attack(source.name)
+        if attack is None:
+            return prompts
+        if attack.technique.from_tuned:
+            own = self.paths.completions(TUNED, kind_of(source.name), source.split)
+            return begun_with(prompts, read_jsonl(own, Completion))
+        for turn in range(1, source.turn or attack.turns):
+            said = self.paths.completions(source.point, source.name, source.split, turn=turn)
+            prompts = continued(prompts, read_jsonl(said, Completion))
+        return prompts
+
     def _nearest(self, source: _Source) -> _Source | None:
         """Of the models that have answered the same set in this run, the one with the nearest λ.
 
         Which have answered depends on the recipe alone, not on where a run was stopped; so do the drafts.
         """
-        lam, same = source.point.lam, (source.name, source.split)
+        lam, same = source.point.lam, (source.name, source.split, source.turn)
         others = [
             each
             for each in {**self._whole, **self._parts}
-            if (each.name, each.split) == same and each.point != source.point
+            if (each.name, each.split, each.turn) == same and each.point != source.point
         ]
         return min(others, key=lambda o: (abs(o.point.lam - lam), o.point.lam, o.point.folder), default=None)
 
     def _known(self, source: _Source) -> dict[str, Completion]:
         """The responses of a model to a set so far, by key."""
-        whole = self.paths.completions(source.point, source.name, source.split)
+        whole = self.paths.completions(source.point, source.name, source.split, turn=source.turn)
         files = [whole] if source in self._whole else self._parts.get(source, [])
         return {completion.key: completion for path in files for completion in read_jsonl(path, Completion)}
 
@@ -470,12 +489,13 @@ class _Execution:
         source, out = _source(work), step.outputs[0]
         prompts = self._prompts.get(step.id)
         if prompts is None:
-            prompts = self.plan.prompts(work.split)[work.name]
+            prompts = self.plan.requests(work.split, work.name)
             completions = read_jsonl(self.paths.completions(source.point, work.name, work.split), Completion)
         else:
             known = self._known(source)
             completions = [known[prompt.id] for prompt in prompts]
-        self.judging.judge(work.judge, prompts, completions, out, self._relay(step), self.folder.digest, kind=work.name)
+        kind = kind_of(work.name)
+        self.judging.judge(work.judge, prompts, completions, out, self._relay(step), self.folder.digest, kind=kind)
 
     def _trials(self, split: Half, points: Sequence[MergePoint]) -> list[Trial]:
         """The trials of models that were scored."""
@@ -635,7 +655,7 @@ class _StoppedError(Exception):
 
 def _source(work: types.Generate | types.Judge) -> _Source:
     assert isinstance(work.point, MergePoint)
-    return _Source(work.point, work.name, work.split)
+    return _Source(work.point, work.name, work.split, work.turn if isinstance(work, types.Generate) else 0)
 
 
 def _write(path: Path, record: Record) -> None:

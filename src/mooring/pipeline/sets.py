@@ -2,25 +2,26 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from mooring.attacks import NONE, Attack, attack_of, kind_of, parse, under
 from mooring.config import Metric, Recipe
 from mooring.data import Reference, load_examples, load_splits, parse_reference, parse_references
 from mooring.data.rows import alike
 from mooring.data.splits import draw
 from mooring.errors import DataError, FetchError, RecipeError
-from mooring.records import Half, Kind, Message, Prompt
+from mooring.records import Half, Kind, Message, Prompt, SetName
 from mooring.scoring.task import default_metrics
 
-Sets = dict[Kind, dict[Half, list[Prompt]]]
-"""Prompts by kind (a field of the recipe's `score` section) and split. The validation split is empty for a set that λ
-is not selected by, and the task's test split if lm-eval takes its place."""
+Sets = dict[SetName, dict[Half, list[Prompt]]]
+"""Prompts by set (a field of the recipe's `score` section, or `safety` under an attack) and split. The validation split
+is empty for a set that λ is not selected by, and the task's test split if lm-eval takes its place."""
 
 SET = "set"
 """The key of `Prompt.extra` for the set that a prompt is from, if there are several."""
 
-BOUNDED_RATES: Mapping[Kind, str] = {"safety": "asr", "over_refusal": "over_refusal"}
-"""The sets whose rates `select` may bound, and the scores of these rates."""
+BOUNDED_RATES: Mapping[SetName, str] = {"safety": "asr", "over_refusal": "over_refusal"}
+"""The sets whose rates `select` may bound, and the scores of these rates; more under attacks (`bounded_rates`)."""
 
 _FIELDS: Mapping[Kind, str] = {"quality": "ordinary"}
 """The field of `score` for a kind of prompts, if its name is not the kind's."""
@@ -80,7 +81,47 @@ def evaluation_sets(
     for field, halves in sets.items():
         if field not in selecting:
             halves["validation"] = []
+    for attack in attacks_of(recipe).values():
+        sets[under("safety", attack.name)] = {
+            half: attacked(attack, prompts, recipe.seed, on_note) for half, prompts in sets["safety"].items()
+        }
     return sets
+
+
+def attacked(
+    attack: Attack, prompts: Sequence[Prompt], seed: int, on_note: Callable[[str], object] | None = None
+) -> list[Prompt]:
+    """The prompts of an attack; a note says how many requests it has no text for.
+
+    Raises:
+        DataError: It has none for any of them (`data.no_attack_text`).
+    """
+    made = attack.apply(prompts, seed)
+    left_out = len(prompts) - len({each.variant_of or each.id for each in made})
+    if prompts and not made:
+        what = f"attacks: {attack.name} has a text for none of the {len(prompts)} requests"
+        hint = "name the set of requests that the file was made for"
+        raise DataError(what, hint, code="data.no_attack_text")
+    if left_out and on_note:
+        on_note(f"{attack.name} has no text for {left_out} of {len(prompts)} requests, which are not asked")
+    return made
+
+
+def attacks_of(recipe: Recipe) -> dict[str, Attack]:
+    """The attacks of a recipe, by name."""
+    found = [parse(text) for text in recipe.score.attacks if text != NONE]
+    return {attack.name: attack for attack in found}
+
+
+def bounded_rates(recipe: Recipe, sets: Iterable[SetName]) -> dict[SetName, str]:
+    """The scores of the rates that `select` may bound, by set; of an attack with several answers to a prompt, the
+    worst counts."""
+    attacks = attacks_of(recipe)
+    return {
+        name: attacks[attack_of(name)].rate if attack_of(name) != NONE else BOUNDED_RATES[name]
+        for name in sets
+        if kind_of(name) in BOUNDED_RATES
+    }
 
 
 def task_metrics(recipe: Recipe, sets: Sets, split: Half) -> tuple[Metric, ...]:

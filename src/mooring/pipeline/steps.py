@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mooring.merge_point import MergePoint
-from mooring.records import Half, Kind
+from mooring.records import Half, SetName
 from mooring.sampling import SamplingParams
 
 
@@ -61,11 +61,12 @@ class Tune:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Generate:
-    """Generate one model's responses to one set."""
+    """Generate one model's responses to one set; or those of the `turn`-th turn, from 1, on the way to the last one."""
 
     point: Point
-    name: Kind
+    name: SetName
     split: Half
+    turn: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Judge:
     """Judge one model's responses to one set."""
 
     point: Point
-    name: Kind
+    name: SetName
     split: Half
     judge: str
 
@@ -210,13 +211,14 @@ class EngineInputs(Inputs):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateInputs(Inputs):
-    """What responses depend on."""
+    """What responses depend on; with `answers`, also on responses of an earlier step, which the prompts contain."""
 
     model: MergeInputs
     prompts: str
     sampling: SamplingParams
     drafts: bool
     engine: EngineInputs
+    answers: StepKey | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

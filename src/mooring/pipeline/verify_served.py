@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring import jsonio
+from mooring.attacks import NONE, attack_of, kind_of
 from mooring.config import Runner
 from mooring.errors import DataError, ModelError
 from mooring.events import Event, OnEvent, ignore
@@ -27,7 +28,7 @@ from mooring.pipeline.plan import Plan
 from mooring.pipeline.rejudge import open_plan
 from mooring.pipeline.run_folder import RunFolder
 from mooring.pipeline.sets import BOUNDED_RATES
-from mooring.records import Completion, Kind, Prompt, Score, Trial, read_jsonl, read_record, sample_key
+from mooring.records import Completion, Prompt, Score, SetName, Trial, read_jsonl, read_record, sample_key
 from mooring.selection.explain import percent, points
 from mooring.selection.limits import Rule, rules
 from mooring.stats import Difference, Hits, compare_rates, compare_scores, flips, worst_flips
@@ -131,7 +132,8 @@ def verify_served(
     if not isinstance(point, MergePoint) or not plan.paths.trial(point, "test").is_file():
         hint = "finish it with `mooring run` first"
         raise DataError(f"{folder}: has not measured its chosen model yet", hint, code="data.run_unfinished")
-    bounds = rules(plan.recipe.override(changes).select)
+    section = plan.recipe.override(changes).select
+    bounds = rules(section.model_copy(update={"bound_on": (NONE,)}))
     for rate, rule in bounds.items():
         if prompts := _prompts_of(plan, rate):
             rule.check(rate, len(prompts))
@@ -145,6 +147,8 @@ def verify_served(
     asked = _askable(dataclasses.replace(plan, paths=paths))
     notes = _check_server(engine, asked, allow_ignored)
     missing = [metric for metric in plan.metrics["test"] if metric not in asked.metrics["test"]]
+    if plan.attacks:
+        notes.append(f"the served model is asked directly, not under {', '.join(plan.attacks)}")
     notes += [f"{metric} is not compared: a server gives no likelihoods" for metric in missing]
     notes += [f"lm-eval's {task} is not compared: it needs likelihoods" for task in plan.recipe.score.lm_eval]
     with RunFolder(folder).locked():
@@ -193,9 +197,10 @@ def _inputs(plan: Plan, point: MergePoint) -> list[Path]:
 
 
 def _askable(plan: Plan) -> Plan:
-    """The plan without the measures that a server cannot give."""
-    score = plan.recipe.score.model_copy(update={"lm_eval": ()})
-    reduced = dataclasses.replace(plan, recipe=plan.recipe.model_copy(update={"score": score}))
+    """The plan without attacks, and without the measures that a server cannot give."""
+    score = plan.recipe.score.model_copy(update={"lm_eval": (), "attacks": (NONE,)})
+    direct = {name: halves for name, halves in plan.sets.items() if attack_of(name) == NONE}
+    reduced = dataclasses.replace(plan, recipe=plan.recipe.model_copy(update={"score": score}), sets=direct)
     test = tuple(metric for metric in plan.metrics["test"] if not needs_likelihoods([metric]))
     reduced.__dict__["metrics"] = {**plan.metrics, "test": test}
     return reduced
@@ -211,7 +216,7 @@ def _check_server(engine: OpenAIEngine, plan: Plan, allow_ignored: bool) -> list
     return [f"the server ignores {each}: its responses are not sampled as the run's" for each in found]
 
 
-def _asked(plan: Plan) -> dict[Kind, list[Prompt]]:
+def _asked(plan: Plan) -> dict[SetName, list[Prompt]]:
     """The test prompts that the served model answers, by set."""
     prompts = plan.prompts("test")
     return {n: each for n, each in prompts.items() if n != "task" or needs_completions(plan.metrics["test"])}
@@ -230,7 +235,7 @@ def _measure(plan: Plan, point: MergePoint, engine: OpenAIEngine, served: str, e
         for judge in plan.judging.of(name) if name != "task" else ():
             verdicts = plan.paths.verdicts(point, name, "test", judge)
             relay = _labelled(emit, f"judge {name} by {judge}")
-            plan.judging.judge(judge, prompts, completions, verdicts, relay, kind=name)
+            plan.judging.judge(judge, prompts, completions, verdicts, relay, kind=kind_of(name))
     plan.judging.close()
     return score_trial(plan, point, "test")
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mooring.attacks import NONE
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.printable import one_line
 from mooring.records import Score
-from mooring.reporting.results import Results
+from mooring.reporting.results import Results, is_harmful
+from mooring.reporting.tables import bounded_rate
 from mooring.text import ARROWS, is_rate, name_of
 
 INK = "#1b1f24"
@@ -77,8 +79,8 @@ def _unit(name: str) -> str:
     return " (%)" if is_rate(name) else ""
 
 
-def tradeoff(results: Results) -> Any:
-    """The figure of the report, a `matplotlib.figure.Figure`.
+def tradeoff(results: Results, attack: str = NONE) -> Any:
+    """The figure of the report, a `matplotlib.figure.Figure`; with the attack success rate under one attack.
 
     The upper panel shows the deciding task score, the lower one the attack success rate, over λ from the base (0) to
     the tuned model (1): in colour on the split that λ was chosen on, hollow if λ is not shown to keep the bound; as
@@ -88,7 +90,7 @@ def tradeoff(results: Results) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    names = _panels(results)
+    names = _panels(results, attack)
     with style():
         figure = Figure(figsize=(WIDTH, 0.9 + 2.25 * len(names)), layout="constrained")
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
@@ -101,14 +103,14 @@ def tradeoff(results: Results) -> Any:
     return figure
 
 
-def _panels(results: Results) -> list[str]:
+def _panels(results: Results, attack: str) -> list[str]:
     """The scores of `tradeoff`, a panel each."""
-    names = (results.choice.metric, "asr")
+    names = (results.choice.metric, bounded_rate(results, attack))
     return [name for name in names if _dots(results, name, "validation") or _dots(results, name, "test")]
 
 
 def _panel(axes: Any, results: Results, name: str) -> None:
-    colour, marker = (VERMILION, "o") if name == "asr" else (BLUE, "s")
+    colour, marker = (VERMILION, "o") if is_harmful(name) else (BLUE, "s")
     chosen_on, reported, single = _dots(results, name, "validation"), _dots(results, name, "test"), results.single
     if chosen_on:
         look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5}
@@ -128,8 +130,8 @@ def _panel(axes: Any, results: Results, name: str) -> None:
     for dot in chosen_on or reported:
         if dot.point == single:
             axes.plot([single.lam], [dot.value], "o", label=f"{results.single_is} {single.label}", **RING)
-    if name == "asr":
-        bound = 100 * results.choice.bound
+    if (allowed := results.choice.bounds.get(name, results.choice.bound if name == "asr" else None)) is not None:
+        bound = 100 * allowed
         axes.axhline(bound, color=INK, linestyle=(0, (5, 3)), linewidth=1, label=f"bound {bound:.1f} %")
     axes.set_ylabel(f"{name_of(name).replace(' (', chr(10) + '(')}{_unit(name)}\n{_is_better(results, name)}")
     axes.margins(y=0.12)
@@ -231,10 +233,10 @@ Places = dict[MergePoint, list[tuple[float, float]]]
 """Where the points of each single λ are on a drawing: in points from the left and from the top, as in its SVG."""
 
 
-def tradeoff_places(results: Results, drawing: Any) -> Places:
+def tradeoff_places(results: Results, drawing: Any, attack: str = NONE) -> Places:
     """Where the scores of each λ are on a `tradeoff` that was saved: of validation, or of test if there is none."""
     found: Places = {}
-    for axes, name in zip(drawing.axes, _panels(results), strict=True):
+    for axes, name in zip(drawing.axes, _panels(results, attack), strict=True):
         for dot in _dots(results, name, "validation") or _dots(results, name, "test"):
             found.setdefault(dot.point, []).append(_place(drawing, axes, dot.point.lam, dot.value))
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mooring import jsonio
+from mooring.attacks.names import without_attack
 from mooring.config import Recipe
 from mooring.errors import DataError, RecipeError
 from mooring.export import Record
@@ -56,6 +57,7 @@ class Row:
         prompt: The user's text.
         answers: By the model's `MergePoint.key`.
         category: A group to report by.
+        variant_of: The id of the prompt that it is one of several variants of, under an attack.
     """
 
     id: str
@@ -64,6 +66,7 @@ class Row:
     prompt: str
     answers: Mapping[str, Answer]
     category: str | None = None
+    variant_of: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,8 +212,8 @@ def is_task(measure: str) -> bool:
 
 
 def is_whole(measure: str) -> bool:
-    """Whether a score is not that of a single set, judge or task of a group."""
-    return measure.startswith("pass@") or not set(measure.removeprefix("lm_eval:")) & set(":@/")
+    """Whether a score is not that of a single set, judge or task of a group; it may be of one attack."""
+    return measure.startswith("pass@") or not set(without_attack(measure).removeprefix("lm_eval:")) & set(":@/")
 
 
 def dumps(results: Results) -> str:
@@ -321,8 +324,13 @@ def _within(low: float, value: float, high: float) -> bool:
 # --- Redaction: the texts of harmful prompts and of the responses to them ---
 
 
-HARMFUL = ("asr", "refusal")
-"""Measures of responses to harmful requests."""
+HARMFUL = ("asr", "asr_worst", "refusal")
+"""Measures of responses to harmful requests, under any attack."""
+
+
+def is_harmful(measure: str) -> bool:
+    """Whether a score is of responses to harmful requests."""
+    return without_attack(measure) in HARMFUL
 
 
 def redact(results: Results) -> Results:
@@ -330,9 +338,9 @@ def redact(results: Results) -> Results:
 
     Their ids, which may be words of the user, become digests; categories stay, since numbers are given by category.
     """
-    rows = [_bare(row) if row.measure in HARMFUL else row for row in results.rows]
+    rows = [_bare(row) if is_harmful(row.measure) else row for row in results.rows]
     agreement = [
-        dataclasses.replace(each, parted=[_unnamed(key) for key in each.parted]) if each.measure in HARMFUL else each
+        dataclasses.replace(each, parted=[_unnamed(key) for key in each.parted]) if is_harmful(each.measure) else each
         for each in results.agreement
     ]
     return dataclasses.replace(results, rows=rows, agreement=agreement, redacted=True)
@@ -340,7 +348,8 @@ def redact(results: Results) -> Results:
 
 def _bare(row: Row) -> Row:
     answers = {key: dataclasses.replace(answer, response="", thoughts="") for key, answer in row.answers.items()}
-    return dataclasses.replace(row, id=_unnamed(row.id), prompt="", answers=answers)
+    source = None if row.variant_of is None else _unnamed(row.variant_of)
+    return dataclasses.replace(row, id=_unnamed(row.id), prompt="", answers=answers, variant_of=source)
 
 
 def _unnamed(key: str) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from mooring.attacks import NONE, attack_of, parse, under, without_attack
 from mooring.errors import DataError
 from mooring.export import Record
 from mooring.merge_point import BASE, TUNED, MergePoint
@@ -114,12 +115,18 @@ class Table(Record):
 # --- Two models on the same prompts of the test split ---
 
 
-def harmful(results: Results, point: MergePoint) -> Hits:
-    """Whether a model's answer to each harmful prompt of the test split is harmful, by the prompt's id."""
-    key = point.key
-    rows = (row for row in results.rows if row.measure == "asr" and row.split == "test" and key in row.answers)
-    marks = {row.id: row.answers[key].good for row in rows}
-    return {name: None if good is None else not good for name, good in marks.items()}
+def harmful(results: Results, point: MergePoint, attack: str = NONE, split: str = "test") -> Hits:
+    """Whether a model's answer to each harmful prompt of a split is harmful, by the prompt's id.
+
+    Of an attack with several answers to each prompt it is whether any is; None if none is, and one has no verdict.
+    """
+    key, measure = point.key, under("asr", attack)
+    marks: dict[str, list[bool | None]] = {}
+    for row in results.rows:
+        if row.measure == measure and row.split == split and key in row.answers:
+            good = row.answers[key].good
+            marks.setdefault(row.variant_of or row.id, []).append(None if good is None else not good)
+    return {name: True if True in hits else None if None in hits else False for name, hits in marks.items()}
 
 
 def difference_of_rates(first: Hits, second: Hits) -> Difference | None:
@@ -172,9 +179,9 @@ def summary_table(results: Results) -> Table:
 
 
 def measures(results: Results) -> list[str]:
-    """The names of the scores on the test split."""
+    """The names of the scores on the test split, without those under attacks (`attack_rates`)."""
     names = {name for trial in results.trials if trial.split == "test" for name in trial.scores}
-    return in_order(name for name in names if "/" not in name)
+    return in_order(name for name in names if "/" not in name and attack_of(name) == NONE)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -182,7 +189,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     known = list(METRICS)
 
     def place(name: str) -> tuple[int, str]:
-        first = re.split("[:@]", name)[0]
+        first = re.split("[:@]", without_attack(name))[0]
         return (known.index(first) if first in known else len(known), name)
 
     return sorted(names, key=place)
@@ -220,7 +227,7 @@ def category_table(results: Results) -> Table | None:
     """The same measures by the prompts' category, counted from the answers; `None` if there are no categories."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
-        if row.category and row.split == "test":
+        if row.category and row.split == "test" and attack_of(row.measure) == NONE:
             groups.setdefault((row.measure, row.category), []).append(row)
     if not groups:
         return None
@@ -290,6 +297,83 @@ def latent_table(results: Results) -> Table | None:
         f"Attack success rate by this estimate: {rates}."
     )
     return Table(caption, columns(["judge"], ["sensitivity", "specificity"]), rows)
+
+
+def attacks_in(results: Results) -> list[str]:
+    """The attacks under which the models were asked, in the recipe's order; `none` first."""
+    found = {attack_of(name) for trial in results.trials for name in trial.scores} - {NONE}
+    texts = results.recipe.get("score", {}).get("attacks", ())
+    named = [parse(text).name for text in texts if text != NONE]
+    return [NONE, *(name for name in named if name in found), *sorted(found - set(named))]
+
+
+def attack_rates(results: Results) -> list[str]:
+    """The attack success rates under each attack, directly first; also of the worst answers where there are several."""
+    known = {name for trial in results.trials for name in trial.scores}
+    names = [under(rate, attack) for attack in attacks_in(results) for rate in ("asr", "asr_worst")]
+    return [name for name in names if name in known]
+
+
+def bounded_rate(results: Results, attack: str) -> str:
+    """The score that says whether an attack succeeds: that of the worst answer, if each prompt has several."""
+    worst = under("asr_worst", attack)
+    return worst if any(worst in trial.scores for trial in results.trials) else under("asr", attack)
+
+
+def attack_difference(results: Results, rate: str, first: MergePoint, second: MergePoint, split: str) -> Number | None:
+    """By how much a second model's attack success rate is above a first one's under the same attack, in pairs."""
+    attack = attack_of(rate)
+    if rate == bounded_rate(results, attack):
+        found = difference_of_rates(*(harmful(results, point, attack, split) for point in (first, second)))
+    else:  # of all answers: the bootstrap resamples prompts, with all of their answers
+        trials = [results.trial_at(point, split) for point in (first, second)]
+        found = difference_of_scores(*(trial.scores.get(rate) if trial else None for trial in trials))
+    return difference_number(found, rate, " points")
+
+
+def attack_tables(results: Results) -> list[Table]:
+    """Attacks down and λ across; the differences to the base under the same attack; and the test split. Empty if no
+    attack was made."""
+    rates = attack_rates(results)
+    if attacks_in(results) == [NONE]:
+        return []
+    points = sorted({trial.point for trial in results.trials if trial.split == "validation"})
+    trials = [results.trial_at(point, "validation") for point in points]
+    others = [point for point in points if not point.is_base]
+    heads = columns(["attack"], (point.long_label for point in points))
+    over: list[list[Cell]] = [
+        [_attack_label(rate), *(score_number(trial.scores.get(rate)) if trial else None for trial in trials)]
+        for rate in rates
+    ]
+    above: list[list[Cell]] = [
+        [
+            _attack_label(rate),
+            *(attack_difference(results, rate, BASE, point, "validation") for point in others),
+        ]
+        for rate in rates
+    ]
+    tested: list[list[Cell]] = []
+    for rate in rates:
+        cells: list[Cell] = [score_number(results.score(model, rate)) for model in COLUMNS]
+        ours = results.point("merged")
+        cells += [attack_difference(results, rate, other, ours, "test") for other in (BASE, TUNED)]
+        tested.append([_attack_label(rate), *cells])
+    test_heads = [*columns(["attack"], COLUMNS), *columns([], ["merged − base", "merged − tuned"])]
+    paired = "Differences on the same prompts under the same attack, in points."
+    return [
+        Table("Attack success rate over λ on validation, 95 % intervals in brackets.", heads, over),
+        Table(
+            f"The same, above the base's. {paired}", columns(["attack"], (point.long_label for point in others)), above
+        ),
+        Table(f"Attack success rate on the test split. {paired}", test_heads, tested),
+    ]
+
+
+def _attack_label(rate: str) -> str:
+    attack = attack_of(rate)
+    if rate.startswith("asr_worst"):
+        return f"{attack}, worst answer to each prompt"
+    return "none (asked directly)" if attack == NONE else attack
 
 
 def tried_table(results: Results) -> Table | None:

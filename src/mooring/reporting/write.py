@@ -14,7 +14,8 @@ ERROR = "judge_error.json"
 def write(
     results: Results, folder: Path, redact: bool = False, *, record: bool = True, error: JudgeError | None = None
 ) -> Path:
-    """Write `results.json`, `tradeoff.svg`, `tradeoff.png`, `report.md` and `index.html`, each in one step.
+    """Write `results.json`, `tradeoff.svg`, `tradeoff.png`, `report.md` and `index.html`, each in one step; and the
+    figures under each attack, such as `tradeoff-prefill-8.png`.
 
     The same results give the same bytes. Files of an older report are replaced.
 
@@ -35,14 +36,16 @@ def write(
     """
     from mooring.reporting import figures, page
     from mooring.reporting.results import redact as without_harm
+    from mooring.reporting.tables import attacks_in
 
     if redact:
         results = without_harm(results)
-    drawing = figures.tradeoff(results)
     if record:
         atomic_text(folder / "results.json", dumps(results))
-    atomic_bytes(folder / "tradeoff.svg", figures.svg(drawing))
-    atomic_bytes(folder / "tradeoff.png", figures.png(drawing))
+    for attack in attacks_in(results):
+        drawing, name = figures.tradeoff(results, attack), page.figure_name(attack)
+        atomic_bytes(folder / f"{name}.svg", figures.svg(drawing))
+        atomic_bytes(folder / f"{name}.png", figures.png(drawing))
     atomic_text(folder / "report.md", page.as_markdown(results, error))
     atomic_text(folder / "index.html", page.as_html(results, error))
     if error is None:

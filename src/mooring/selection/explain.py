@@ -2,6 +2,7 @@
 
 import math
 
+from mooring.attacks.names import NONE, attack_of, without_attack
 from mooring.errors import DataError
 from mooring.metrics import METRICS
 from mooring.records import Trial
@@ -42,8 +43,10 @@ def best(trial: Trial, metric: str) -> str:
 
 
 def label(metric: str) -> str:
-    """A task score's name for people."""
-    return METRICS[metric].short if metric in METRICS else metric.replace("_", " ")
+    """A score's name for people."""
+    name, attack = without_attack(metric), attack_of(metric)
+    words = METRICS[name].short if name in METRICS else name.replace("_", " ")
+    return words if attack == NONE else f"{words} under {attack}"
 
 
 def show(trial: Trial, metric: str) -> str:

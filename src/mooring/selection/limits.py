@@ -5,14 +5,14 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
+from mooring.attacks import NONE, parse
 from mooring.config import Select
 from mooring.errors import DataError
 from mooring.jsonio import EDITED
 from mooring.merge_point import BASE, MergePoint
-from mooring.metrics import METRICS
 from mooring.records import Score, Trial
 from mooring.selection.corrected import Corrections
-from mooring.selection.explain import percent, points, value_of
+from mooring.selection.explain import label, percent, points, value_of
 from mooring.stats import (
     EXACT_BELOW,
     Hits,
@@ -91,7 +91,7 @@ class Rule:
             return
         message = (
             f"select: {prompts} validation prompt{'s' * (prompts != 1)} cannot show with {100 * self.confidence:g} % "
-            f"confidence an {METRICS[score].short} of at most {words or self.describe()}"
+            f"confidence an {label(score)} of at most {words or self.describe()}"
         )
         off = "`select.confidence: null` (--confidence none)"
         if needed is None:
@@ -103,9 +103,11 @@ class Rule:
 
 
 def rules(settings: Select) -> dict[str, Rule]:
-    """The rules of a recipe's `select` section, by rate: for `asr`, and for `over_refusal` if it has a margin."""
+    """The rules of a recipe's `select` section, by rate: for the ASR under each attack of `bound_on`, and for
+    `over_refusal` if it has a margin. Each is at the whole confidence (see `policies.choose_within`)."""
     allowed = settings.margin if settings.bound is None else settings.bound
-    found = {"asr": Rule(allowed, settings.confidence, paired=settings.bound is None)}
+    rule = Rule(allowed, settings.confidence, paired=settings.bound is None)
+    found = {"asr" if text == NONE else parse(text).rate: rule for text in settings.bound_on}
     if settings.over_refusal_margin is not None:
         found["over_refusal"] = Rule(settings.over_refusal_margin, settings.confidence, paired=True)
     return found
@@ -284,7 +286,7 @@ class Limit:
     """A bound on one rate, with what is compared with it.
 
     Attributes:
-        score: The rate: `asr` or `over_refusal`.
+        score: The rate: `asr`, `asr+prefill:8`, `over_refusal`, ….
         allowed: The largest rate allowed.
         words: The same in words: `the base's 4.0 % plus 10 points`.
         values: The estimates, or their upper confidence limits, by model.
@@ -308,7 +310,7 @@ class Limit:
 def limits(
     base: Trial, others: Sequence[Trial], settings: Select, corrections: Corrections | None = None
 ) -> list[Limit]:
-    """The bounds of a recipe's `select` section: on ASR, and on over-refusal if it has a margin.
+    """The bounds of a recipe's `select` section: on ASR under each attack, and on over-refusal if it has a margin.
 
     With a confidence, a response that could not be judged counts as a hit of a merged model and as none of the base: a
     judge may fail just where responses are harmful. The upper limit is exact (Clopper-Pearson) for an absolute bound;

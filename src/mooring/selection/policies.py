@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from mooring.attacks.names import attack_of
 from mooring.config import Select
 from mooring.errors import DataError, UserError
 from mooring.merge_point import MergePoint
-from mooring.metrics import METRICS
 from mooring.records import Choice, Trial
 from mooring.selection.corrected import Corrections, corrected_trials
 from mooring.selection.explain import best, label, loss, percent, show, value_of
@@ -196,7 +196,9 @@ def choose_within(
     With a confidence c, λ are tested from the smallest up, and testing ends with the first that does not pass. So the
     probability that any λ passes with a true rate above its bound is at most 1 − c in total, however many λ there are
     (fixed-sequence testing, Maurer, Hothorn & Lehmacher 1995; for risks, Angelopoulos et al. 2021, "Learn then Test").
-    Without one, estimates are compared with the bound, and all λ within it are candidates.
+    A λ passes if it is within every bound. Each bound is tested at the whole 1 − c: where a λ breaks any of them, that
+    one's own test passes with a probability of at most 1 − c, and so do all together (intersection-union test, Berger
+    1982). Without a confidence, estimates are compared with the bounds, and all λ within them are candidates.
 
     If no λ is within, the one that exceeds its bounds least is taken, then the smaller, marked `within=False`.
     """
@@ -218,10 +220,13 @@ def choose_within(
     reason += _tuned_within(base, tuned, settings, metric, corrections)
     if corrections is not None:
         reason += f"; attack success rates are corrected by {_labels(corrections)} labels"
-    if asr.allowed >= 1 - TOLERANCE:
-        by_setting = settings.bound is not None or settings.margin >= 1  # whatever the base's rate is
-        why = "" if by_setting else f"the base lets {_asr(base)} through, so that "
-        reason += f"; {why}the bound on the attack success rate excludes nothing"
+    on_asr = [limit for limit in bounds if limit.score != "over_refusal"]
+    direct = rules(settings).get("asr")
+    for limit in on_asr:
+        if limit.allowed >= 1 - TOLERANCE:
+            by_setting = settings.bound is not None or settings.margin >= 1  # whatever the base's rate is
+            why = "" if by_setting else f"the base lets {percent(value_of(base, limit.score))} through, so that "
+            reason += f"; {why}the bound on the {label(limit.score)} excludes nothing"
     return Choice(
         point=chosen.point,
         within=bool(allowed),
@@ -230,10 +235,19 @@ def choose_within(
         reason=reason + ".",
         confidence=settings.confidence,
         upper={point.key: value for point, value in asr.values.items()} if confident else {},
-        keeps=keeps_bound(asr, merged if tuned is None else [*merged, tuned], confident=confident),
+        keeps=keeps_bounds(on_asr, merged if tuned is None else [*merged, tuned], confident=confident),
+        bounds={limit.score: limit.allowed for limit in bounds},
         prompts=min(count for limit in bounds for count in limit.prompts.values()),
-        sensitivity="" if corrections is not None else describe(base, chosen, rules(settings)["asr"]),
+        sensitivity=describe(base, chosen, direct) if direct is not None and corrections is None else "",
     )
+
+
+def keeps_bounds(bounds: Sequence[Limit], trials: Sequence[Trial], *, confident: bool) -> dict[str, bool]:
+    """Which models are shown to keep all of several bounds on ASR, and which are not; see `keeps_bound`."""
+    found = [keeps_bound(limit, trials, confident=confident) for limit in bounds]
+    keys = [trial.point.key for trial in trials]
+    failed = {key for key in keys if any(each.get(key) is False for each in found)}
+    return {key: key not in failed for key in keys if key in failed or all(key in each for each in found)}
 
 
 def keeps_bound(asr: Limit, trials: Sequence[Trial], *, confident: bool) -> dict[str, bool]:
@@ -281,18 +295,18 @@ def _why(chosen: Trial, failing: Sequence[Trial], bounds: Sequence[Limit], setti
     """Why this λ, and what the next better one would have cost."""
     asr, *others = bounds
     confident = settings.confidence is not None
-    words = asr.words + "".join(f" and whose {METRICS[each.score].short} is at most {each.words}" for each in others)
+    words = asr.words + "".join(f" and whose {label(each.score)} is at most {each.words}" for each in others)
     words += f", {_confidence(settings)}" if confident else ""
     own = _value(chosen, asr, settings)
     if settings.search == "bisect":  # no other λ was measured on all prompts
-        text = f"{chosen.point.label} (found by bisection) has an attack success rate on validation ({own}) of at most "
+        text = f"{chosen.point.label} (found by bisection) has an {label(asr.score)} on validation ({own}) of at most "
         text += words if metric is None else f"{words}; its {label(metric)} is {show(chosen, metric)}"
     elif metric is None:
-        text = f"{chosen.point.label} is the largest whose attack success rate on validation ({own}) is at most {words}"
+        text = f"{chosen.point.label} is the largest whose {label(asr.score)} on validation ({own}) is at most {words}"
     else:
         text = (
             f"{chosen.point.label} has the {best(chosen, metric)} {label(metric)} on validation "
-            f"({show(chosen, metric)}) of the λ whose attack success rate is at most {words} (its own: {own})"
+            f"({show(chosen, metric)}) of the λ whose {label(asr.score)} is at most {words} (its own: {own})"
         )
     rivals = [trial for trial in failing if _rank(trial, metric)[0] < _rank(chosen, metric)[0]]
     if not rivals:
@@ -301,18 +315,19 @@ def _why(chosen: Trial, failing: Sequence[Trial], bounds: Sequence[Limit], setti
     score = "" if metric is None else f" scores {show(rival, metric)} but"
     limit = next(limit for limit in bounds if limit.excess(rival.point))
     rate = percent(limit.values[rival.point])
-    if limit.score != "asr":
+    if limit.score == "over_refusal":
         how = f"may refuse up to {rate} of harmless requests" if confident else f"refuses {rate} of harmless requests"
     else:
         how = f"may let up to {rate} through" if confident else f"lets {rate} through"
+        how += "" if limit.score == "asr" else f" under {attack_of(limit.score)}"
     return f"{text}; {rival.point.label}{score} {how}"
 
 
 def _why_none(chosen: Trial, bounds: Sequence[Limit], settings: Select) -> str:
     """That none keeps the bound, which comes nearest, and how many prompts would show that it does."""
     limit = max(bounds, key=lambda limit: limit.excess(chosen.point))
-    absolute = settings.bound if limit.score == "asr" else None
-    text = f"No λ tried has an {METRICS[limit.score].short} on validation of at most {limit.words}"
+    absolute = settings.bound if limit.score != "over_refusal" else None
+    text = f"No λ tried has an {label(limit.score)} on validation of at most {limit.words}"
     if absolute is None:
         text += f" ({percent(limit.allowed)})"
     own = _value(chosen, limit, settings)
@@ -325,7 +340,7 @@ def _why_none(chosen: Trial, bounds: Sequence[Limit], settings: Select) -> str:
     if absolute is not None:
         enough = enough_prompts(rate, absolute, settings.confidence)
     elif "pairs" in details:
-        margin = settings.margin if limit.score == "asr" else settings.over_refusal_margin or 0.0
+        margin = settings.margin if limit.score != "over_refusal" else settings.over_refusal_margin or 0.0
         worse, better = details["worse"] / details["pairs"], details["better"] / details["pairs"]
         enough = enough_pairs(worse, better, margin, settings.confidence)
     else:

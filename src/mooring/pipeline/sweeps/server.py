@@ -1,5 +1,6 @@
 """A sweep on servers that load adapters: every λ is an adapter on the base that they serve."""
 
+import functools
 import hashlib
 import threading
 from pathlib import Path
@@ -66,7 +67,12 @@ class ServerSweep:
         except TransientError as error:
             raise unavailable(self._servers, error) from None
         system, thinking = self._spec.system, self._spec.runner.thinking
-        return OpenAIEngine(self._servers, name, system=system, served=self._select(point, kind), thinking=thinking)
+        served, tokenizer = self._select(point, kind), self._base_tokenizer
+        return OpenAIEngine(self._servers, name, system=system, served=served, thinking=thinking, tokenizer=tokenizer)
+
+    @functools.cached_property
+    def _base_tokenizer(self) -> Any:
+        return _tokenizer(self._spec.pair.base.folder)
 
     def close(self) -> None:
         """See `Sweep.close`. The servers unload what they loaded."""
@@ -87,8 +93,7 @@ class ServerSweep:
         base = self._spec.pair.base
         check_same_model(here.base, str(card.get("root") or card["id"]), base)
         engine = OpenAIEngine(alone, str(card["id"]), system=self._spec.system)
-        tokenizer = _tokenizer(base.folder)
-        if tokenizer is not None:
+        if (tokenizer := self._base_tokenizer) is not None:
             check_tokenizer(engine, lambda text: len(tokenizer(text)["input_ids"]))
         if isinstance(self._spec.runner, Generate):
             check_settings(engine, [self._spec.runner.sampling(kind, 0) for kind in ("safety", "task")])

@@ -1,8 +1,10 @@
 """The report as one self-contained HTML page, and as Markdown."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mooring.attacks import NONE
 from mooring.printable import visible
 from mooring.reporting import figures, tables
 from mooring.reporting.heatmap import Heatmap, change_tables, percent
@@ -28,6 +30,12 @@ LAMBDA = "The merged model is at {}: λ is the weight of the tuned model, 0 the 
 """λ, explained once."""
 MARKS = {"passed": "✓", "failed": "✗", "unknown": "?"}
 """What stands before a check of the verdict."""
+UNDER_ATTACK = "Under attack"
+ATTACK_NOTE = (
+    "Each attack is another way of asking for the same harmful requests (docs/attacks.md); the judge reads the request "
+    "itself. Where a prompt has several answers, intervals are for answers that resemble each other, and an attack "
+    "succeeds on a prompt if any answer is harmful. What resists these attacks may not resist others."
+)
 
 
 def as_html(results: Results, error: JudgeError | None = None) -> str:
@@ -49,14 +57,19 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
         finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
     )
     environment.filters |= {"text": cell_text, "share": _share, "change": percent}
+    attacks = tables.attacks_in(results)
+    over_lam = {figure_name(attack): figures.tradeoff(results, attack) for attack in attacks}
     drawings = {
-        "tradeoff": figures.tradeoff(results),
+        **over_lam,
         "plane": figures.plane(results),
         "loss": figures.loss_curve(results.curves),
     }
     # Ours, made of numbers and labels: with the script and the style the only markup that is not escaped.
     drawn = {name: Markup(figures.inline(drawing, name)) if drawing else None for name, drawing in drawings.items()}
-    places = {"tradeoff": figures.tradeoff_places(results, drawings["tradeoff"])}
+    places = {
+        name: figures.tradeoff_places(results, drawing, attack)
+        for attack, (name, drawing) in zip(attacks, over_lam.items(), strict=True)
+    }
     if drawings["plane"]:
         places["plane"] = figures.plane_places(results, drawings["plane"])
     style, script = assets.read(__name__, "page.css"), assets.read(__name__, "page.js")
@@ -68,6 +81,10 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
         summary=tables.summary_table(results),
         by_module=_module_tables(results),
         by_module_note=tables.BY_MODULE_NOTE,
+        caption=caption(results),
+        attacks=[(attack, figure_name(attack), caption(results, attack)) for attack in attacks],
+        attack_tables=tables.attack_tables(results),
+        attack_note=ATTACK_NOTE,
         categories=tables.category_table(results),
         heat=_heatmap(results),
         changes_heading=CHANGES,
@@ -76,7 +93,6 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
         error_tables=_error_tables(error),
         error_note=NOTE,
         sections=_sections(results),
-        caption=caption(results),
         ringed=ringed(results),
         drawn=drawn,
         recipe=_yaml(results.recipe),
@@ -85,6 +101,11 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
         script=Markup(script),
         data=Markup(embedded(results, places)),
     )
+
+
+def figure_name(attack: str) -> str:
+    """The name of the figure over λ under an attack, in files and in the page: `tradeoff-prefill-8`."""
+    return "tradeoff" if attack == NONE else f"tradeoff-{re.sub('[^A-Za-z0-9_-]', '-', attack)}"
 
 
 def _share(cell: Cell) -> float | None:
@@ -117,17 +138,20 @@ def _sections(results: Results) -> dict[str, Table]:
     return {heading: table for heading, table in found.items() if table}
 
 
-def caption(results: Results) -> str:
-    """What the figure shows, with the split and the method of measuring."""
-    score = next((t.scores["asr"] for t in results.trials if "asr" in t.scores), None)
+def caption(results: Results, attack: str = NONE) -> str:
+    """What the figure under an attack shows, with the split and the method of measuring."""
+    rate = tables.bounded_rate(results, attack)
+    score = next((t.scores[rate] for t in results.trials if rate in t.scores), None)
     method = f", measured by {score.method}" if score else ""
     metric = results.choice.metric
     task = "" if metric == "lam" else f"{short_name(metric)} and "
+    under = "" if attack == NONE else f" under {attack}"
+    bound = results.choice.bounds.get(rate, results.choice.bound if rate == "asr" else None)
+    dashed = "" if bound is None else f" Dashed: the bound on validation, {100 * bound:.1f} %."
     text = (
-        f"{task}attack success rate{method}, over λ, the weight of the tuned model. In colour: the validation split, "
-        f"on which λ was chosen{_hollow(results)}. Diamonds, moved a little to the right: the test split. Bars: 95 % "
-        f"intervals. Dashed: the bound on validation, {100 * results.choice.bound:.1f} %. Ringed: the "
-        f"{ringed(results)}."
+        f"{task}attack success rate{under}{method}, over λ, the weight of the tuned model. In colour: the validation "
+        f"split, on which λ was chosen{_hollow(results)}. Diamonds, moved a little to the right: the test split. Bars: "
+        f"95 % intervals.{dashed} Ringed: the {ringed(results)}."
     )
     if results.choice.point.by_module:
         text += " Star: λ by module, which was taken, on the test split."
@@ -182,6 +206,12 @@ def as_markdown(results: Results, error: JudgeError | None = None) -> str:
     if error:
         parts += [f"## {ERROR_HEADING}", markdown(error.sentence), *map(markdown_table, _error_tables(error))]
         parts += [markdown(NOTE), "\n".join(f"- {markdown(warning)}" for warning in error.warnings)]
+    if under := tables.attack_tables(results):
+        parts += [f"## {UNDER_ATTACK}", *map(markdown_table, under), markdown(ATTACK_NOTE)]
+        parts += [
+            f"![{markdown(attack)}]({figure_name(attack)}.png)\n\n{markdown(caption(results, attack))}"
+            for attack in tables.attacks_in(results)[1:]
+        ]
     if results.notes:
         parts += ["## What to know of these numbers", "\n".join(f"- {markdown(note)}" for note in results.notes)]
     for heading, found in sections.items():

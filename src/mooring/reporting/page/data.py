@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mooring.attacks import attack_of, without_attack
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.printable import one_line, visible
 from mooring.records import Score
 from mooring.reporting.page import assets
-from mooring.reporting.results import HARMFUL, Results, Row, is_whole
-from mooring.reporting.tables import in_order
+from mooring.reporting.results import Results, Row, is_harmful, is_whole
+from mooring.reporting.tables import attacks_in, bounded_rate, in_order
 from mooring.text import ARROWS, name_of, score_number
 
 ROOM = 4_000_000
@@ -97,16 +98,26 @@ def explorer(results: Results, limit: int = LIMITS[-1]) -> dict[str, Any]:
     points = _points(results)
     chosen = results.choice.point
     keys = [point.key for point in points] + ([chosen.key] if chosen.by_module else [])
-    texts = Texts(limit)
+    texts, attacks = Texts(limit), attacks_in(results)
     measures = in_order({row.measure for row in results.rows})
     judges = sorted({judge for row in results.rows for answer in row.answers.values() for judge in answer.judges})
     return {
         "lams": [_slider_label(results, point) for point in points],
         "chosen": points.index(results.single),
         "taken": one_line(chosen.label) if chosen.by_module else None,
-        "measures": [{"name": name_of(name), "harmful": name in HARMFUL, "kind": _kind(name)} for name in measures],
+        "attacks": len(attacks),
+        "measures": [
+            {
+                "name": name_of(name),
+                "set": name_of(without_attack(name)),
+                "attack": attacks.index(attack_of(name)),
+                "harmful": is_harmful(name),
+                "kind": _kind(name),
+            }
+            for name in measures
+        ],
         "judges": [one_line(judge) for judge in judges],
-        "scores": list(_scores(results, points)),
+        "scores": list(_scores(results, points, attacks)),
         "rows": [_row(row, measures, judges, keys, texts) for row in results.rows],
         "texts": texts.kept,
         "redacted": results.redacted,
@@ -125,12 +136,12 @@ def _slider_label(results: Results, point: MergePoint) -> str:
 
 def _kind(measure: str) -> str:
     """What a good answer to a prompt is."""
-    if measure in HARMFUL:
+    if is_harmful(measure):
         return "refuse"
     return "answer" if measure in ("over_refusal", "ordinary_refusal") else "task"
 
 
-def _scores(results: Results, points: Sequence[MergePoint]) -> Iterator[dict[str, Any]]:
+def _scores(results: Results, points: Sequence[MergePoint], attacks: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The whole scores (of no single set or judge), each with its values on both splits over λ."""
     found: dict[str, dict[str, dict[MergePoint, Score]]] = {}
     for trial in results.trials:
@@ -142,7 +153,8 @@ def _scores(results: Results, points: Sequence[MergePoint]) -> Iterator[dict[str
         yield {
             "name": name_of(name),
             "arrow": ARROWS[better],
-            "main": name in ("asr", results.choice.metric),
+            "main": name == results.choice.metric or name == bounded_rate(results, attack_of(name)),
+            "attack": attacks.index(attack_of(name)) if is_harmful(name) else None,
             **{
                 split: [_shown(values.get(point)) for point in points]
                 for split, values in sorted(found[name].items(), reverse=True)

@@ -22,7 +22,7 @@
     measure: data.measures[measure],
     answers: new Map(answers.map(([lam, said, verdict, good, words = [], thought = null]) => [lam, { said, verdict, good, words, thought }])),
   }));
-  const state = { at: data.chosen, kind: "all", split: "0", set: "", words: "", most: PAGE, open: new Set() };
+  const state = { at: data.chosen, attack: 0, kind: "all", split: "0", set: "", words: "", most: PAGE, open: new Set() };
 
   // A text is whole, or [number of an earlier text, how much of it, what follows].
   const known = new Map();
@@ -65,13 +65,15 @@
   };
   const inScope = (row) =>
     (state.split === "" || row.split === Number(state.split)) &&
-    (state.set === "" || row.set === Number(state.set)) &&
+    (state.set === "" || row.measure.set === state.set) &&
+    row.measure.attack === state.attack &&
     (state.words === "" || hay(row).includes(state.words));
 
   // --- numbers, figures, bars ---------------------------------------------------------------------------------------
 
   const tiles = () => {
-    fill(byId("tiles"), ...data.scores.map((score) => {
+    const shownHere = data.scores.filter((score) => score.attack === null || score.attack === state.attack);
+    fill(byId("tiles"), ...shownHere.map((score) => {
       const tile = make("div", score.main ? "main" : "");
       const splits = ["validation", "test"].filter((split) => score[split]);
       const at = splits.filter((split) => score[split][state.at]);
@@ -229,11 +231,15 @@
     }
     const found = scope.filter((row) => KINDS[state.kind](row, state.at));
     fill(byId("list"), ...found.slice(0, state.most).map(line));
-    byId("count").textContent = `${found.length} of ${rows.length} prompts, at ${data.lams[state.at]}`;
+    const all = rows.filter((row) => row.measure.attack === state.attack).length;
+    byId("count").textContent = `${found.length} of ${all} prompts, at ${data.lams[state.at]}`;
     byId("more").hidden = found.length <= state.most;
   };
 
   const show = () => {
+    document.querySelectorAll("figure[data-attack]").forEach((figure) => {
+      figure.hidden = state.attack > 0 && Number(figure.dataset.attack) !== state.attack;
+    });
     byId("lam").setAttribute("aria-valuetext", data.lams[state.at]);
     document.querySelectorAll(".at-lam").forEach((place) => { place.textContent = data.lams[state.at]; });
     tiles();
@@ -261,7 +267,7 @@
   if (rows.length > 0) {
     if (!rows.some((row) => row.split === 0)) state.split = "";
     byId("split").value = state.split;
-    byId("set").append(...data.measures.map((measure, place) => option(place, measure.name)));
+    byId("set").append(...[...new Set(data.measures.map((measure) => measure.set))].map((name) => option(name, name)));
     for (const key of ["split", "set"]) {
       byId(key).addEventListener("change", (event) => set({ [key]: event.target.value }));
     }
@@ -270,6 +276,9 @@
     for (const button of document.querySelectorAll("[data-kind]")) {
       button.addEventListener("click", () => set({ kind: button.dataset.kind }));
     }
+  }
+  if (data.attacks > 1) {
+    byId("attack").addEventListener("change", (event) => set({ attack: Number(event.target.value) }));
   }
   document.querySelectorAll("[data-script]").forEach((part) => { part.hidden = false; });
   show();
