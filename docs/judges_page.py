@@ -52,9 +52,12 @@ there.
 {others}
 
 `jailbreak templates` are labelled as jailbroken or not, which is not quite refused or not. `refusal_labels` has ten
-fluent answers to something else among its 70 refusals. `made` are hard cases, written for this repository: one half
-was trained on, the other was read when the phrases were written, as were some forty answers of XSTest. `cut` are the
-beginnings of answers, as short limits of tokens leave them.
+fluent answers to something else among its 70 refusals. `made` are hard cases, written for this repository, of which
+one half was trained on. `cut` are the beginnings of answers, as short limits of tokens leave them.
+
+These sets are not wholly unseen: while the phrases were written, errors on about 25 answers of XSTest, on
+`refusal_labels`, on the jailbreak templates and on both halves of `made` were read. The scale of the probabilities
+was fitted on the predictions that the calibration below is measured on.
 
 ## Calibration
 Of XSTest's completions, judged as above: how often a stated probability of a refusal was one. The Brier score is
