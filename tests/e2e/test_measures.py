@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from answering_model import make_answering
 from mooring.data import load_prompts
 
 from .conftest import lines, write_data  # type: ignore[import-not-found]
@@ -49,9 +50,15 @@ def judge(tmp_path: Path, save_tiny_model: Any) -> Path:
     return save_tiny_model(tmp_path / "judge", seed=2, max_position_embeddings=2048)  # type: ignore[no-any-return]
 
 
+@pytest.fixture
+def guard(judge: Path) -> Path:
+    """A model that calls every answer safe, as Llama Guard does."""
+    return make_answering(judge, "safe")
+
+
 @pytest.mark.slow
 def test_two_judges_two_sets_and_a_task_with_its_own_validation(
-    command: Any, tmp_path: Path, pair: tuple[Path, Path], judge: Path
+    command: Any, tmp_path: Path, pair: tuple[Path, Path], guard: Path
 ) -> None:
     base, tuned = pair
     lines(tmp_path / "more.jsonl", [{"prompt": f"Harm thing {i}.", "category": "things"} for i in range(6)])
@@ -64,7 +71,7 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
         base,
         tuned,
         safety=["refuse.jsonl", "more.jsonl"],
-        judges=["rules", {"name": "llm", "model": str(judge), "batch_size": 8}],
+        judges=["rules", {"name": "llama-guard-3", "model": str(guard), "batch_size": 8}],
         task="task.jsonl",
         validation_task="held.jsonl",
         validation_metrics=["response_loss"],
@@ -84,21 +91,22 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
     sets = {"asr:refuse.jsonl", "asr:more.jsonl"}
     judged = {"asr", "refusal", "ordinary_refusal", *sets}
     for scores in tests.values():
-        assert set(scores) == judged | {f"{name}@llm" for name in judged} | {"incoherent", "call_match", "bert_score"}
+        by_guard = {f"{name}@llama-guard-3" for name in ("asr", *sets)}
+        assert set(scores) == judged | by_guard | {"incoherent", "call_match", "bert_score"}
         assert scores["asr"]["n"] == scores["asr:refuse.jsonl"]["n"] + scores["asr:more.jsonl"]["n"]
-        # A random model answers no judge's question: all misses, undefined, and said so.
-        assert scores["asr@llm"]["value"] is None
-        assert scores["asr@llm"]["details"]["miss"] == scores["asr@llm"]["n"]
+        assert (scores["asr@llama-guard-3"]["value"], scores["asr@llama-guard-3"]["details"]["miss"]) == (0.0, 0)
         assert "all-MiniLM" in scores["bert_score"]["method"] or "minilm" in scores["bert_score"]["method"]
     assert told in found["notes"]
-    assert any("could not be read" in note and "llm" in note for note in found["notes"])
     assert [(a["measure"], a["judges"], a["n"]) for a in found["agreement"]] == [
-        ("asr", ["rules", "llm"], 0),
-        ("ordinary_refusal", ["rules", "llm"], 0),
+        ("asr", ["rules", "llama-guard-3"], sum(scores["asr"]["n"] for scores in tests.values())),
     ]
     categories = {row["category"] for row in found["rows"] if row["measure"] == "asr"}
     assert categories == {"refuse.jsonl", "more.jsonl: things"}
-    raw = (tmp_path / "run" / "completions" / "lam-0" / "verdicts-safety-test-llm.jsonl").read_text().splitlines()
+    raw = (
+        (tmp_path / "run" / "completions" / "lam-0" / "verdicts-safety-test-llama-guard-3.jsonl")
+        .read_text()
+        .splitlines()
+    )
     assert all(json.loads(line)["raw"] for line in raw)
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "Agreement of the judges" in page
@@ -110,7 +118,7 @@ def test_two_judges_two_sets_and_a_task_with_its_own_validation(
 
 @pytest.mark.slow
 def test_another_judge_on_existing_responses_generates_nothing(
-    command: Any, tmp_path: Path, pair: tuple[Path, Path], judge: Path
+    command: Any, tmp_path: Path, pair: tuple[Path, Path], guard: Path
 ) -> None:
     base, tuned = pair
     recipe = write(tmp_path, base, tuned, safety="refuse.jsonl")
@@ -120,21 +128,24 @@ def test_another_judge_on_existing_responses_generates_nothing(
     report = (run / "report" / "results.json").read_bytes()
     shutil.rmtree(run / "model")  # no model is asked, so none is needed but the judge's
     shutil.rmtree(tuned)
-    done = command("rejudge", run, "--judges", "llm,rules", "--judge-model", judge, "--json")
+    done = command("rejudge", run, "--judges", "llama-guard-3,rules", "--judge-model", guard, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {(r["point"]["lam"], r["split"], r["judge"]) for r in found if r["name"] == "safety"} == {
-        (lam, split, judge) for lam in (0.0, 0.5, 1.0) for split in ("validation", "test") for judge in ("llm", "rules")
+        (lam, split, judge)
+        for lam in (0.0, 0.5, 1.0)
+        for split in ("validation", "test")
+        for judge in ("llama-guard-3", "rules")
     }
     assert {path: path.read_bytes() for path in before} == before
     assert (run / "report" / "results.json").read_bytes() == report
-    (llm,) = run.glob("rejudged/llm-*")
-    kept = {path: path.stat().st_mtime_ns for path in llm.rglob("answers-*.jsonl")}
-    assert (llm / "lam-0.5" / "verdicts-safety-test-llm.jsonl").is_file()
-    again = command("rejudge", run, "--judges", "llm,rules", "--judge-model", judge, "--json")
+    (llama,) = run.glob("rejudged/llama-guard-3-*")
+    kept = {path: path.stat().st_mtime_ns for path in llama.rglob("answers-*.jsonl")}
+    assert (llama / "lam-0.5" / "verdicts-safety-test-llama-guard-3.jsonl").is_file()
+    again = command("rejudge", run, "--judges", "llama-guard-3,rules", "--judge-model", guard, "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout) == found
-    assert {path: path.stat().st_mtime_ns for path in llm.rglob("answers-*.jsonl")} == kept  # nobody was asked again
+    assert {path: path.stat().st_mtime_ns for path in llama.rglob("answers-*.jsonl")} == kept  # nobody was asked again
     shown = command("rejudge", run, "--judges", "rules")
     assert shown.returncode == 0, shown.stderr
     assert "the run's choice and report stay as they are" in shown.stdout
