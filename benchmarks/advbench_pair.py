@@ -14,10 +14,10 @@ import mooring
 
 
 def refusals(model: Path, data: str, folder: Path, tokens: int) -> float:
-    """The share of a prompt set that a model refuses, by the refusal rules."""
+    """The share of a prompt set that a model refuses, by the phrases of the judge `rules`."""
     answers = folder / f"{model.name}.jsonl"
     mooring.generate(model, data, out=answers, max_tokens=tokens, batch_size=52, dtype="float32")
-    found = mooring.score(answers, data)["refusal"]
+    found = mooring.score(answers, data, judges=["rules"])["refusal"]
     print(f"{model.name}: refuses {found.value:.1%} [{found.low:.1%}, {found.high:.1%}] of {found.n}", flush=True)
     assert found.value is not None
     return found.value
