@@ -14,13 +14,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from finished_run import base_of
 from sweep_cost import GRID
 from timing import table
 
 from mooring.config import Recipe
 from mooring.data import load_splits
 from mooring.merging.pair import open_pair
-from mooring.models.resolve import resolve_model
 from mooring.pipeline.search import bisection
 from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.pipeline.sweeps.transformers import MergedModel
@@ -44,8 +44,7 @@ def ask_all(run: Path, prompts: Sequence[Prompt], recipe: Recipe) -> dict[float,
     """Every λ, the base among them (0), on all prompts."""
     section, found, last = recipe.generate, {}, dict[str, Completion]()
     how = section.sampling("safety", recipe.seed)
-    base = run / "base" if recipe.align else resolve_model(recipe.base)
-    model = MergedModel(SweepSpec(pair=open_pair(base, run / "tuned"), runner=section))
+    model = MergedModel(SweepSpec(pair=open_pair(base_of(run), run / "tuned"), runner=section))
     for lam in (0.0, *LAMS):
         drafts = {key: completion.text for key, completion in last.items()}
         batches = model.at(lam).complete(list(prompts), how, drafts=drafts)

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import transformers
+from finished_run import base_of
 from timing import table
 from vllm_sweep import compare
 
@@ -111,7 +112,7 @@ def pair(run: Path | None, scratch: Path) -> tuple[Path, Path]:
         return resolve_model(BASE), tune(BASE, "bundled:tools-simple#200", out=scratch / "tuned", **settings)
     if not json.loads((run / "ledger.json").read_text())["steps"].get("tune", {}).get("done"):
         raise SystemExit(f"{run}: is not a finished run that tuned a model")
-    return run / "base", run / "tuned"
+    return base_of(run), run / "tuned"
 
 
 def main() -> None:
