@@ -137,7 +137,7 @@ def calibration(truth: Any, chances: Any) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """Train, measure, and write if told so."""
+    """Train, measure, and with `--write` replace the weights and the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--former")

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on loopback that does as it is told, for tests of what can go wrong."""
+"""A small OpenAI-compatible server on loopback that answers as a test says, for tests of what can go wrong."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from mooring.inference.retry import Clock
+from served import served
 
 Act = Callable[["Handler", dict[str, Any]], None]
 
@@ -161,12 +162,5 @@ def fake_server(
     else:
         listed = list(acts or [])
         chosen = lambda number, body: listed[number] if number < len(listed) else None  # noqa: E731
-    server = FakeServer(chosen, models)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with served(FakeServer(chosen, models)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

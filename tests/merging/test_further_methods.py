@@ -198,7 +198,7 @@ def test_the_gates_are_open_for_some_matrices_and_named(folders: dict[str, Path]
     assert said.get("unaligned", {}).get("name") == ("unaligned" if METHODS[case].requires else None)
 
 
-def test_the_authors_code_of_lox_and_safe_lora(
+def test_lox_and_safe_lora_step_by_step_as_their_authors_compute_them(
     folders: dict[str, Path], tmp_path: Path, write: Write, read: Read
 ) -> None:
     """Their steps, in their types: singular values cut off after k, and P = V·Vᵀ/‖V‖ applied to the factor B."""

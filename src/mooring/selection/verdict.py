@@ -67,16 +67,18 @@ def decide(
         confidence=stated,
         judge=judge,
         checks=checks,
-        caveats=list(_caveats(by_wording)),
+        caveats=list(_caveats(by_wording, settings.corrected)),
     )
 
 
-def _caveats(by_wording: bool) -> Iterator[str]:
+def _caveats(by_wording: bool, corrected: bool) -> Iterator[str]:
     if by_wording:
         yield (
             "Judged by the wording of the responses, which says whether they refuse and not whether they are harmful. "
             "Before a release, judge the same responses with a judge model, by mooring rejudge."
         )
+    if corrected:
+        yield "λ was chosen by rates that labels corrected; the rates of this verdict are the judge's own."
 
 
 # --- The checks ---
