@@ -185,8 +185,6 @@ if TYPE_CHECKING:
     from mooring.config import Judge
 
 METHODS
-MergeMethod: TypeAlias = Literal[Method, "model_stock"]
-"""The methods of `merge`: one more than a recipe has, since it needs several tuned models."""
 JudgeLike: TypeAlias = "str | Mapping[str, Any] | Judge"
 """A judge by its name, or with its fields."""
 Value: TypeAlias = float | tuple[float, ...]
@@ -198,7 +196,7 @@ Lam: TypeAlias = Value | Mapping[str, Value]
 class JobOptions(TypedDict, total=False):
     """A merge: the method and its options (docs/methods.md), which are one value, or one per tuned model."""
 
-    method: MergeMethod
+    method: Method
     dtype: str | torch.dtype | None
     tokenizer: Literal["base", "larger"]
     weights: Lam | Sequence[Lam] | None
@@ -308,6 +306,11 @@ patterns of names to either (`--lam-for 'layers.{0-9}.mlp.*=0.3'`). A pattern ma
 any dot, to its end, and the first one that matches decides; `*` matches anything, `{0-9}` the integers from 0 to 9, and
 `{q,k,v}` one of these. A pattern that matches no tensor is an error, since it is probably mistyped.
 
+Methods that drop entries of a change keep half of them unless `density` says otherwise (Breadcrumbs: 0.9, as in
+mergekit's documentation): Yu et al. 2023 (arXiv:2311.03099) find that fine-tuned models hardly change at drop rates up
+to 0.9, and the rate of Farn et al. is not published. mergekit's own default is 1, which drops nothing; a density of 1
+is refused where the result would be that of task arithmetic.
+
 Every method except Model Stock also works on a single tuned model. The manifest `mooring.json` lists exceptions
 for single tensors (no angle, a clamped ratio, more vocabulary rows) under `decisions`.
 
@@ -330,7 +333,8 @@ def methods() -> str:
         lines.append(f"| [`{name}`](#{name}) | {method.formula} | {count} | {options} | {times} |")
     parts = ["\n".join(lines) + "\n"]
     for name, method in METHODS.items():
-        defaults = []
+        shares = [option for option in ("density", "gamma", "epsilon") if option in method.options]
+        defaults = [f"`{option}` {method.options[option]:g}" for option in shares]
         if "normalize" in method.options:
             defaults.append(f"`normalize` {'on' if method.options['normalize'] else 'off'}")
         if "rescale" in method.options:

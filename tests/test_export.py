@@ -79,6 +79,9 @@ RECORDS: dict[str, Any] = {
     ),
     "Lengths": LENGTHS,
     "LogitComparison": LOGITS,
+    "MethodComparison": mooring.MethodComparison(
+        title="t", recipe={}, base={"source": "b", "digest": "0"}, base_trials=[TRIAL], tuned=[], series=[], judges=[]
+    ),
     "ExtractedLora": mooring.ExtractedLora(folder=Path("lora"), rank=8, errors={"w": 0.1}, left_out={"norm": 0.01}),
     "MergeCheck": mooring.MergeCheck(passed=True, logits=[LOGITS], tensors=20, reference="the formula"),
     "MergePoint": POINT,
@@ -110,7 +113,7 @@ RECORDS: dict[str, Any] = {
     "Verdict": mooring.Verdict(prompt_id="a", harmful=False, refused=True, judge="rules"),
     "VerdictCheck": CHECK,
 }
-ROWS = {"ExtractedLora": 2, "Inspection": 0, "ServedVerdict": 2, "Trial": 2, "Results": 2}
+ROWS = {"ExtractedLora": 2, "Inspection": 0, "ServedVerdict": 2, "Trial": 2, "Results": 2, "MethodComparison": 2}
 """Types whose data frame does not have one row."""
 
 

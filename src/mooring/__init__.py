@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedMeasure, ServedVerdict
+    from mooring.reporting.comparison.records import MethodComparison
     from mooring.reporting.judge_error import Corrected, JudgeError
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
@@ -72,6 +73,7 @@ _LAZY = {
     "mooring.pipeline.rejudge": ("Rejudged",),
     "mooring.pipeline.run": ("Outcome",),
     "mooring.pipeline.verify_served": ("ServedMeasure", "ServedVerdict"),
+    "mooring.reporting.comparison.records": ("MethodComparison",),
     "mooring.reporting.judge_error": ("Corrected", "JudgeError"),
     "mooring.reporting.paper.write": ("Paper",),
     "mooring.reporting.results": ("Results",),
@@ -82,9 +84,9 @@ _LAZY = {
 __all__ = [
     "Agreement", "Choice", "Comparison", "Completion", "Corrected", "DataError", "DataPreview", "Event", "Exported",
     "ExtractedLora", "FetchError", "Finding", "Forecast", "Gain", "Inspection", "Judge", "JudgeError", "Lengths",
-    "LogitComparison", "MergeCheck", "MergePoint", "Message", "MismatchError", "MissingExtraError", "ModelError",
-    "MooringError", "OnEvent", "Outcome", "OutputError", "Paper", "Prompt", "Recipe", "RecipeError", "Rejudged",
-    "Reply", "Results", "RunVerdict", "SamplingParams", "Score", "ServedMeasure", "ServedVerdict", "Trial",
+    "LogitComparison", "MergeCheck", "MergePoint", "Message", "MethodComparison", "MismatchError", "MissingExtraError",
+    "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper", "Prompt", "Recipe", "RecipeError",
+    "Rejudged", "Reply", "Results", "RunVerdict", "SamplingParams", "Score", "ServedMeasure", "ServedVerdict", "Trial",
     "UserError", "Verdict", "VerdictCheck", "__version__", "api", "load_examples", "load_prompts", "to_pandas",
 ]  # fmt: skip
 __all__ += api.__all__

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedVerdict
     from mooring.records import Choice, Completion, ExtractedLora, Kind, MergeCheck, Prompt, RunVerdict, Score, Split
+    from mooring.reporting.comparison.records import MethodComparison
     from mooring.reporting.judge_error import JudgeError
     from mooring.reporting.paper.write import Paper
     from mooring.reporting.results import Results
@@ -41,9 +42,9 @@ Ref = str | Path
 
 __all__ = [
     "check_merge", "compare", "doctor", "extract_lora", "gate", "generate", "import_labels", "inspect", "judge_error",
-    "label_page", "label_server", "lm_eval", "load_results", "merge", "mergekit_export", "mergekit_run",
-    "open_comparison", "paper", "plan", "prefer", "preview_data", "push", "quickstart", "rejudge", "report", "run",
-    "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune", "verify", "verify_served",
+    "label_page", "label_server", "lm_eval", "load_comparison", "load_results", "merge", "mergekit_export",
+    "mergekit_run", "open_comparison", "paper", "plan", "prefer", "preview_data", "push", "quickstart", "rejudge",
+    "report", "run", "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def run(
 
 def safeguard(
     base: Ref,
-    tuned: Ref,
+    tuned: Ref | Sequence[Ref],
     *,
     out: Ref,
     overrides: Mapping[str, Any] | None = None,
@@ -79,9 +80,11 @@ def safeguard(
 ) -> Outcome:
     """Find the λ that makes a tuned model as safe as its base, write the merged model, and report.
 
+    With several tuned models, or several `methods`, it compares them in one report, and writes no model.
+
     Args:
         base: The aligned model.
-        tuned: The model tuned from it: a checkpoint or a LoRA adapter.
+        tuned: The model tuned from it: a checkpoint or a LoRA adapter; several of them are compared.
         out: Run folder; a stopped run continues in it.
         overrides: Any other field of a recipe by its name, such as `{"generate.safety.max_tokens": 64}`.
         on_event: Receives every step and its progress.
@@ -95,7 +98,7 @@ def safeguard(
 
 def safeguard_recipe(
     base: Ref,
-    tuned: Ref,
+    tuned: Ref | Sequence[Ref],
     *,
     out: Ref,
     overrides: Mapping[str, Any] | None = None,
@@ -108,8 +111,9 @@ def safeguard_recipe(
     """
     from mooring.config import Recipe, placed
 
-    recipe = Recipe(name="safeguard", base=str(base), tuned=str(tuned), out=str(out))
-    return recipe.override(placed("safeguard", options) | dict(overrides or {}))
+    refs = [str(tuned)] if isinstance(tuned, (str, Path)) else [str(ref) for ref in tuned]
+    fields = {"name": "safeguard", "base": str(base), "tuned": refs, "out": str(out)}
+    return Recipe.parse(fields, "safeguard").override(placed("safeguard", options) | dict(overrides or {}))
 
 
 def quickstart(
@@ -799,6 +803,17 @@ def load_results(run: Ref) -> Results:
     return load_run(Path(run))
 
 
+def load_comparison(run: Ref) -> MethodComparison:
+    """The results of a finished run that compares methods or tuned models.
+
+    Raises:
+        DataError: It is not such a run, or its results were edited since.
+    """
+    from mooring.reporting.comparison.records import load_comparison
+
+    return load_comparison(Path(run))
+
+
 def doctor(*, timeout: float = 120.0) -> list[Finding]:
     """What this installation can do: packages and extras that import, the GPU, the sandbox, the hub, the disk.
 
@@ -860,7 +875,9 @@ def gate(run: Ref, *, junit: Ref | None = None, summary: Ref | None = None) -> R
 
 
 def report(run: Ref, *, redact: bool = False) -> Path:
-    """Write a run's report again from its `results.json` and its labels, if it has any; returns the report's folder.
+    """Write a run's report again from its `results.json`, or that of a comparison; returns the report's folder.
+
+    Labels of the run's answers are included, if there are any.
 
     Args:
         run: A run folder.
@@ -870,11 +887,19 @@ def report(run: Ref, *, redact: bool = False) -> Path:
         DataError: There are no results, or they cannot be read.
     """
     from mooring.pipeline.labelling import estimate_if_labelled
+    from mooring.reporting.comparison import records
+    from mooring.reporting.comparison import write as comparison
     from mooring.reporting.results import load_run
     from mooring.reporting.write import write
 
-    out, results = Path(run) / ("report-redacted" if redact else "report"), load_run(Path(run))
-    write(results, out, redact=redact, record=redact, error=estimate_if_labelled(results, Path(run)))
+    own = Path(run) / "report"
+    out = Path(run) / "report-redacted" if redact else own
+    if records.is_comparison(own):
+        found = records.load_comparison(Path(run))
+        comparison.write_comparison(found, out, comparison.read_costs(own), redact=redact)
+    else:
+        results = load_run(Path(run))
+        write(results, out, redact=redact, record=redact, error=estimate_if_labelled(results, Path(run)))
     return out
 
 

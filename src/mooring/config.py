@@ -4,6 +4,7 @@ A run is a function of its recipe and of the files and models that it names. Unk
 """
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
@@ -25,8 +26,9 @@ from pydantic.fields import FieldInfo
 from mooring import attacks
 from mooring.bounded import YAML, UnusableError, YAMLError, parse_yaml, read_bytes
 from mooring.chat import DEFAULT_SYSTEM
-from mooring.errors import RecipeError
-from mooring.merge_methods import ROLES, SINGLE, Role, as_references
+from mooring.errors import RecipeError, UserError
+from mooring.merge_methods import METHODS, ROLES, Role, as_references
+from mooring.merge_point import Series
 from mooring.metrics import TASK_METRICS, is_task_metric
 from mooring.records import Kind
 from mooring.sampling import SamplingParams
@@ -145,7 +147,7 @@ Lambda = Annotated[float, Field(ge=0, le=1)]
 if TYPE_CHECKING:
     Method: TypeAlias = str
 else:
-    Method = Literal[SINGLE]  # type checkers see its values in mooring/options.py
+    Method = Literal[tuple(METHODS)]  # type checkers see its values in mooring/options.py
 
 
 def _metric(value: str) -> str:
@@ -156,6 +158,15 @@ def _metric(value: str) -> str:
 
 def _several(value: object) -> object:
     return (value,) if isinstance(value, str) else value
+
+
+def _several_numbers(value: object) -> object:
+    return (value,) if isinstance(value, int) else value
+
+
+def _one_or_several(value: object) -> object:
+    """A list of one is that one, so that both are the same recipe."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
 
 
 Metric = Annotated[str, AfterValidator(_metric)]
@@ -237,8 +248,13 @@ class Merge(Section):
 
     method: Method = "linear"
     """The merging method (docs/methods.md)."""
+    methods: Annotated[tuple[Method, ...], BeforeValidator(_several)] = ()
+    """Several merging methods, to be compared in one run (docs/comparing.md); replaces `method`."""
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_several_numbers)] = ()
+    """Seeds of the random mask (dare, della), one merged model each; defaults to the recipe's seed."""
     density: float | None = Field(None, ge=0, le=1)
-    """Share of the change's entries that is kept (ties, dare, della, breadcrumbs, sce); defaults to 1."""
+    """Share of the change's entries that is kept; defaults to 0.5 (ties, dare, della), 0.9 (breadcrumbs) or 1 (sce,
+    resta)."""
     gamma: float | None = Field(None, ge=0, le=1)
     """Share of the largest entries that is dropped (breadcrumbs); defaults to 0.01."""
     epsilon: float | None = Field(None, gt=0, lt=0.5)
@@ -269,6 +285,40 @@ class Merge(Section):
             raise ValueError("two λ are the same in six digits")
         return between
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method_is_no_comparison(cls, data: Any) -> Any:
+        methods = _several(data.get("methods")) if isinstance(data, Mapping) else None
+        if isinstance(methods, list | tuple) and len(methods) == 1:
+            return {**data, "method": methods[0], "methods": ()}
+        return data
+
+    @field_validator("methods", "seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("give each once")
+        return value
+
+    @model_validator(mode="after")
+    def _methods_draw_and_drop(self) -> "Merge":
+        known = [METHODS[name] for name in self.compared]
+        if self.seeds and not any(method.random for method in known):
+            drawing = ", ".join(name for name, method in METHODS.items() if method.random)
+            raise ValueError(f"`seeds`: no method here draws a random mask, as {drawing} do")
+        if self.density is not None:
+            for method in known:
+                try:
+                    method.refuse_dropping_nothing([self.density], 1)
+                except UserError as error:
+                    raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The methods: `methods`, or the only one."""
+        return self.methods or (self.method,)
+
     @property
     def options(self) -> dict[str, Any]:
         """The given options of the method, besides λ."""
@@ -280,7 +330,7 @@ class Merge(Section):
         return as_references(self.unaligned, self.safety_adapter)
 
 
-NO_OPTION_OF_THE_METHOD = ("method", "lambdas", "check", *ROLES)
+NO_OPTION_OF_THE_METHOD = ("method", "methods", "seeds", "lambdas", "check", *ROLES)
 """Fields of the section `merge` that are not options of the merging method."""
 
 
@@ -542,8 +592,9 @@ class Recipe(Section):
     """Random seed."""
     base: str
     """The aligned model: a folder, a GGUF file, a hub id, or a bundled model."""
-    tuned: str | None = None
-    """The tuned model: a folder (checkpoint or LoRA adapter) or a hub id."""
+    tuned: Annotated[str | tuple[str, ...] | None, BeforeValidator(_one_or_several)] = None
+    """The tuned model: a folder (checkpoint or LoRA adapter) or a hub id; several of them, such as one for each seed,
+    are compared in one run (docs/comparing.md)."""
     system: str | None = DEFAULT_SYSTEM
     """System prompt of tuning and inference, for prompts and examples that have none."""
     align: Tune | None = None
@@ -581,7 +632,7 @@ class Recipe(Section):
         if self.generate.engine != "openai":
             return self
         other = "use the engine transformers or vllm"
-        if self.merge.method not in SERVED_METHODS:
+        if not {*self.merge.compared} <= {*SERVED_METHODS}:
             known = " or ".join(SERVED_METHODS)
             raise ValueError(f"a server changes λ by an adapter: `merge.method` must be {known}, or {other}")
         if self.align is not None:
@@ -604,6 +655,43 @@ class Recipe(Section):
         if (self.tune is None) == (self.tuned is None):
             raise ValueError("give either `tune` (how to make the tuned model) or `tuned` (where it is), not both")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_compared(self) -> "Recipe":
+        if isinstance(self.tuned, tuple) and len({*self.tuned}) != max(1, len(self.tuned)):
+            raise ValueError("`tuned`: name each tuned model once")
+        several = max(1, len(self.tuned_models))
+        for method in self.merge.compared:
+            if METHODS[method].least > several:
+                least = METHODS[method].least
+                raise ValueError(f"`{method}` merges at least {least} tuned models: give several in `tuned`")
+        if self.series and self.select.search != "grid":
+            raise ValueError(
+                f"a comparison of methods or of tuned models needs `search: grid`, not {self.select.search}"
+            )
+        if self.series and self.select.corrected:
+            raise ValueError(
+                "`select.corrected` needs labels, which the answers of a comparison cannot get: run one method alone"
+            )
+        return self
+
+    @property
+    def tuned_models(self) -> Mapping[str, str]:
+        """The tuned models of the recipe by their names in the run, which are short; empty if it tunes one."""
+        refs = (self.tuned,) if isinstance(self.tuned, str) else self.tuned or ()
+        return dict(zip(_short_names(refs), refs, strict=True))
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """What a run compares: each method, for each tuned model and each seed of its mask; empty if it is only one."""
+        names = tuple(self.tuned_models) if len(self.tuned_models) > 1 else ("",)
+        found = []
+        for method in (METHODS[name] for name in self.merge.compared):
+            seeds: Sequence[int | None] = self.merge.seeds if method.random and len(self.merge.seeds) > 1 else (None,)
+            for name in names if method.has_lam else ("",):
+                found += [Series(method.name, name, seed, method.has_lam) for seed in seeds]
+        alone = len(found) == 1 and found[0].has_lam
+        return () if alone else tuple(found)
 
     @property
     def folder(self) -> Path:
@@ -686,6 +774,13 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _short_names(refs: Sequence[str]) -> list[str]:
+    """A name for each tuned model that can be part of a file's name: the last part of its path, numbered if need be."""
+    names = [re.sub(r"[^A-Za-z0-9._]+", "-", ref.rstrip("/").rpartition("/")[2]).strip("-.") for ref in refs]
+    plain = [name or f"tuned-{at}" for at, name in enumerate(names, 1)]
+    return [name if plain.count(name) == 1 else f"{name}-{at}" for at, name in enumerate(plain, 1)]
+
+
 def bundled_recipe(name: str) -> Path:
     """The path of a recipe that ships with Mooring, such as `quickstart`."""
     package = Path(__file__).parent
@@ -709,6 +804,8 @@ def _fields(section: str, *names: str, but: Collection[str] = ()) -> tuple[str, 
     return tuple(f"{section}.{name}" for name in names or SECTIONS[section].model_fields if name not in but)
 
 
+NOT_OF_ONE_MERGE = ("lambdas", "check", "methods", "seeds")
+"""Fields of the section `merge` that are those of a run."""
 _HERE = _fields("generate", "batch_size", "dtype", "device")
 ENGINE = _fields("generate", *Runner.model_fields, "served_model")
 """The fields of a recipe that say how its models are run."""
@@ -725,7 +822,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *ENGINE,
     ),
     "run": ("out", "score.attacks", *_fields("select"), *ENGINE),
-    "merge": (*_fields("merge", but=["lambdas", "check"]), "seed"),
+    "merge": (*_fields("merge", but=NOT_OF_ONE_MERGE), "seed"),
     "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed"))),
     "generate": (
         "system",
@@ -736,7 +833,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "compare": (
         "system",
         "seed",
-        *_fields("merge", but=["lambdas", "check"]),
+        *_fields("merge", but=NOT_OF_ONE_MERGE),
         *_fields("generate", *SAMPLING, but=["n"]),
         *(key for key in ENGINE if key != "generate.batch_size"),
     ),
@@ -751,7 +848,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_fields("select", "margin", "bound", "confidence"),
     ),
     "prefer": ("seed", *_fields("judge", but=("name", "model"))),
-    "lm_eval": ("system", "seed", *_fields("merge", but=["lambdas", "check"]), *_HERE),
+    "lm_eval": ("system", "seed", *_fields("merge", but=NOT_OF_ONE_MERGE), *_HERE),
     "select": _fields("select", but=("search", "budget")),
 }
 """The fields of a recipe that each verb takes as options, in Python and on the command line, by the last part of their

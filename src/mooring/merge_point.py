@@ -1,4 +1,4 @@
-"""λ as a value: one point between the base and the tuned model."""
+"""λ as a value: one point between the base and the tuned model, in a run of one method or of several."""
 
 import dataclasses
 import hashlib
@@ -130,6 +130,85 @@ class MergePoint(Record):
 
 
 BASE, TUNED = MergePoint(0.0), MergePoint(1.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Series(Record):
+    """What λ is a λ of, in a run that compares several: a method, a tuned model, and the seed of a random mask.
+
+    Attributes:
+        method: A name in `merge_methods.METHODS`; empty for a tuned model by itself.
+        tuned: The tuned model's name in the run; empty if all are merged, or if there is only one.
+        seed: The seed of the mask; None if it is the run's, or if the method draws none.
+        has_lam: Whether λ is chosen; if not, the series is a single point (Model Stock).
+    """
+
+    method: str = ""
+    tuned: str = ""
+    seed: int | None = None
+    has_lam: bool = True
+
+    @property
+    def key(self) -> str:
+        """A short text that is equal for equal series, for ids and the names of files: `dare_linear-seed1-mask43`."""
+        mask = "" if self.seed is None else f"mask{self.seed}"
+        return "-".join(filter(None, (self.method, self.tuned, mask)))
+
+    @property
+    def label(self) -> str:
+        """What people read: `dare_linear, seed1, mask 43`."""
+        mask = "" if self.seed is None else f"mask {self.seed}"
+        return ", ".join(filter(None, (self.method, self.tuned, mask)))
+
+    def at(self, point: MergePoint) -> MergePoint:
+        """A point of this series. The base is none of it: all series share it."""
+        return BASE if point.is_base else SeriesPoint(point.lam, point.overrides, self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SeriesPoint(MergePoint):
+    """A model of a run that compares several series: a λ, and what it is a λ of."""
+
+    series: Series = Series()
+
+    def __hash__(self) -> int:
+        return hash((self.lam, frozenset(self.overrides.items()), self.series))
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether this is a tuned model itself. A method without λ merges them, whatever `lam` is."""
+        return self.lam == 1 and not self.by_module and self.series.has_lam
+
+    @property
+    def key(self) -> str:
+        """As that of `MergePoint`, after that of the series: `slerp-seed1:0.4`."""
+        return f"{self.series.key}:{self.plain.key}"
+
+    @property
+    def folder(self) -> str:
+        """The name of a folder for this model's files: `slerp-seed1-lam-0.4`."""
+        return f"{self.series.key}-{self.plain.folder}" if self.series.has_lam else self.series.key
+
+    @property
+    def label(self) -> str:
+        """What people read: `tuned (seed1)`, `λ = 0.4 (slerp, seed1)`, `merged (model_stock)`."""
+        where = self.plain.label if self.series.has_lam else "merged"
+        return f"{where} ({self.series.label})"
+
+    @property
+    def plain(self) -> MergePoint:
+        """The point without its series."""
+        return MergePoint(self.lam, self.overrides)
+
+    @property
+    def single(self) -> MergePoint:
+        """The same λ for all modules."""
+        return SeriesPoint(self.lam, {}, self.series)
+
+
+def plain(point: MergePoint) -> MergePoint:
+    """A point without its series."""
+    return point.plain if isinstance(point, SeriesPoint) else point
 
 
 def lam_label(*values: float) -> str:

@@ -19,6 +19,7 @@ Method: TypeAlias = Literal[
     "task_arithmetic",
     "lines",
     "slerp",
+    "model_stock",
     "karcher",
     "ties",
     "dare_linear",
@@ -40,8 +41,6 @@ Method: TypeAlias = Literal[
     "safe_merge",
     "intruders",
 ]
-MergeMethod: TypeAlias = Literal[Method, "model_stock"]
-"""The methods of `merge`: one more than a recipe has, since it needs several tuned models."""
 JudgeLike: TypeAlias = "str | Mapping[str, Any] | Judge"
 """A judge by its name, or with its fields."""
 Value: TypeAlias = float | tuple[float, ...]
@@ -53,7 +52,7 @@ Lam: TypeAlias = Value | Mapping[str, Value]
 class JobOptions(TypedDict, total=False):
     """A merge: the method and its options (docs/methods.md), which are one value, or one per tuned model."""
 
-    method: MergeMethod
+    method: Method
     dtype: str | torch.dtype | None
     tokenizer: Literal["base", "larger"]
     weights: Lam | Sequence[Lam] | None
@@ -113,6 +112,8 @@ class SafeguardOptions(TypedDict, total=False):
     limit: int | None
     too_long: Literal["refuse", "skip"]
     method: Method
+    methods: Method | Sequence[Method]
+    seeds: int | Sequence[int]
     density: float | None
     gamma: float | None
     epsilon: float | None

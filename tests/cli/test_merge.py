@@ -185,7 +185,7 @@ def test_weights(run: Run) -> None:
 @pytest.mark.parametrize(
     ("method", "option", "value", "key", "kept"),
     [
-        ("ties", "--density", "0.5", "density", [0.5]),
+        ("ties", "--density", "0.4", "density", [0.4]),
         ("ties", "--density", "0.5,0.25", "density", [0.5, 0.25]),
         ("dare_linear", "--density", "0.3..0.6", "density", [[0.3, 0.6]]),
         ("breadcrumbs", "--gamma", "0.2", "gamma", [0.2]),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mooring.errors import RecipeError, UserError
+from mooring.merge_methods import METHODS
 from mooring.merging.job import Job, Options
 from mooring.merging.layers import depths
 from mooring.merging.mergekit_read import read
@@ -70,12 +71,20 @@ def numbers(job: Job, name: str) -> dict[str, list[float]]:
         return {"coefficients": [g / total for g in given_]}
     found = {"lambda": [o.lam.at(name, depth)], "weight": weights}
     if job.method in SPARSE:
-        found["density"] = each(o.density, 1.0)
+        found["density"] = each(o.density, METHODS[job.method].options["density"])
     if "breadcrumbs" in job.method:
         found["gamma"] = each(o.gamma, 0.01)
     if "della" in job.method:
         found["epsilon"] = each(o.epsilon, 0.15)
     return found
+
+
+@pytest.mark.parametrize("method", SPARSE)
+def test_a_configuration_without_a_density_drops_nothing_as_in_mergekit(parse: Parse, method: str) -> None:
+    job = parse(
+        f"{{merge_method: {method}, base_model: b, dtype: bfloat16, models: [{{model: t, parameters: {{weight: 1}}}}]}}"
+    )
+    assert [density.constant for density in job.options.density] == [1.0]
 
 
 def test_linear_with_weights_that_sum_to_one_is_a_lambda(parse: Parse) -> None:
@@ -593,7 +602,8 @@ def test_what_mergekit_cannot_do_is_refused(job: Job) -> None:
 
 
 def test_dare_at_full_density_needs_no_rescaling() -> None:
-    assert yaml.safe_load(write(job_of("dare_linear"), NAMES))["parameters"]["rescale"] is False
+    job = job_of("dare_linear", density=(TensorValue.of(1.0),))
+    assert yaml.safe_load(write(job, NAMES))["parameters"]["rescale"] is False
 
 
 def test_adapters_are_written_on_their_base(tmp_path: Path) -> None:

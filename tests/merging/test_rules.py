@@ -18,6 +18,7 @@ from mooring.merging.job import Options, options_of, options_to_json, tensor_par
 from mooring.merging.methods import FORMULAS
 from mooring.merging.pair import OutputTensor
 from mooring.merging.plan import TensorParams
+from mooring.merging.run_job import make_job
 from mooring.merging.sparse import add_up, elect
 from mooring.merging.tensor_value import TensorValue
 
@@ -44,7 +45,8 @@ def made_sites(
 def applied(method: str, base: Tensor, tuned: list[Tensor], lam: float, **options: Any) -> Tensor:
     """A method without passes, on a whole tensor."""
     target = {"w": OutputTensor("w", base.dtype, tuple(base.shape), base.numel(), ("w",) * 2, 0, "f")}
-    given = options_of(method, lam, **options)
+    whole = {"density": 1.0} if METHODS[method].kind else {}
+    given = options_of(method, lam, **(whole | options))
     site = tensor_params(method, given, target, len(tuned), [given.lam], lambda name, sentence: None)["w"]
     plan = FORMULAS[method](site, len(tuned))
     if isinstance(plan, Generator):
@@ -210,6 +212,38 @@ def test_invalid_options(method: str, options: dict[str, Any], code: str) -> Non
     with pytest.raises(UserError) as caught:
         options_of(method, 0.5, **options)
     assert caught.value.code == code
+
+
+def test_a_method_that_drops_drops_something_by_default() -> None:
+    for name, method in METHODS.items():
+        if method.kind and name != "resta":  # whose paper adds the safety vector with and without DARE
+            assert 0 < method.options["density"] < 1, name
+            assert options_to_json(name, options_of(name, 0.5))["density"] == [method.options["density"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "models", "density", "refused"),
+    [
+        ("dare_linear", 1, 1.0, True),
+        ("dare_linear", 3, [1, 1.0, 1.0], True),
+        ("dare_linear", 2, [1.0, 0.9], False),
+        ("ties", 1, 1.0, True),
+        ("ties", 2, 1.0, False),  # it elects signs
+        ("dare_ties", 2, 1.0, False),
+        ("breadcrumbs", 2, 1.0, True),
+        ("della_linear", 1, (0.5, 1.0), False),
+        ("dare_linear", 1, None, False),
+    ],
+)
+def test_a_density_that_drops_nothing_is_refused(method: str, models: int, density: Any, refused: bool) -> None:
+    tuned = [f"t{number}" for number in range(models)]
+    if not refused:
+        make_job("b", tuned, 0.5, method=method, density=density)
+        return
+    with pytest.raises(UserError) as caught:
+        make_job("b", tuned, 0.5, method=method, density=density)
+    assert caught.value.code == "usage.drops_nothing"
+    assert "task_arithmetic" in caught.value.hint
 
 
 OUT, LAMBDA, UNMATCHED = "usage.option_out_of_range", "usage.lambda_out_of_range", "usage.pattern_matches_nothing"

@@ -184,6 +184,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "tune.data": (["DATA/other-task.jsonl"], AFTER_TUNE),
     **{f"tune.{field}": (value, AFTER_TUNE) for field, value in TUNING.items()},
     "merge.method": ("della_linear", MERGES | each("Score")),
+    "merge.methods": (["della_linear"], MERGES | each("Score")),
+    "merge.seeds": ([7], MERGES),
     "merge.density": (0.4, MERGES),
     "merge.epsilon": (0.2, MERGES),
     "merge.rescale": ("none", MERGES),

@@ -78,10 +78,10 @@ def test_the_merged_column_follows_the_choice() -> None:
 
 
 def test_judges_beside_each_other() -> None:
-    table = agreement_table(results())
+    table = agreement_table(results().agreement)
     assert table is not None
     assert table.text_rows == [["attack success rate", "wildguard and rules", "0.81", "190 / 210", "2"]]
-    assert agreement_table(results(agreement=())) is None
+    assert agreement_table(()) is None
 
 
 def test_names_of_sets_judges_and_tasks() -> None:

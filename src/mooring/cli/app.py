@@ -48,19 +48,21 @@ def top() -> None:
 
 @verb(top, "safeguard", fields="safeguard", judge=True)
 @base_argument
-@tuned_argument
+@click.argument("tuned", nargs=-1, required=True, help="The model tuned from it; several are compared.")
 @click.option("--out", required=True, help="Run folder; a stopped run continues in it.")
 @set_option
 @dry_run_option
 @json_option
-def safeguard(base: str, tuned: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+def safeguard(base: str, tuned: tuple[str, ...], out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Find the λ that makes TUNED as safe as BASE, and merge.
 
     Merges TUNED back towards BASE at several λ, measures each, chooses λ, and writes the merged model and a report.
+    With several TUNED, or several --methods, it compares them, and writes a report alone.
 
     \b
     Examples:
       mooring safeguard base/ tuned/ --task task.jsonl --out runs/mine
+      mooring safeguard base/ seed1/ seed2/ --methods linear,slerp,dare_linear,model_stock --out runs/methods
       mooring safeguard meta-llama/Llama-3.1-8B-Instruct adapter/ --safety advbench --out runs/mine
       mooring safeguard base/ tuned/ --lambdas 0.3,0.5,0.7 --set generate.safety.max_tokens=64 --out runs/mine
       mooring safeguard base/ adapter/ --engine vllm --judges wildguard --judge-engine vllm --out runs/mine
@@ -318,5 +320,5 @@ def _start(recipe: Any, dry_run: bool, as_json: bool) -> None:
     with watch(run) as on_event:
         outcome = run.execute(on_event)
     render.outcome(outcome, as_json=as_json)
-    if not outcome.choice.within or outcome.verdict.decision == "do_not_ship":
+    if not outcome.acceptable:
         sys.exit(OVER_BOUND)

@@ -150,6 +150,8 @@ def outcome(done: "Outcome", *, as_json: bool = False) -> None:
     """The verdict of a run, its table, the choice of λ, and where the files are."""
     if as_json:
         return _print_json(done)
+    if done.choice is None:
+        return _compared(done)
     from mooring.reporting.render import as_terminal
     from mooring.reporting.results import load
     from mooring.reporting.tables import module_test_table, summary_table, tried_table
@@ -159,7 +161,7 @@ def outcome(done: "Outcome", *, as_json: bool = False) -> None:
     if not done.worked:
         out.print(f"{escape(str(done.folder))} is finished: nothing was left to do.")
     out.print()
-    verdict(done.verdict)
+    verdict(results.verdict)
     out.print()
     for table in (summary_table(results), tried_table(results), module_test_table(results)):
         if table:
@@ -218,6 +220,31 @@ def findings(found: "Sequence[Finding]", *, as_json: bool) -> None:
         out.print(f"{marks[each.status]} {escape(each.name.ljust(width))}  {escape(each.detail)}")
         if each.fix:
             out.print(f"  {' ' * width}  [dim]{escape(each.fix)}[/dim]")
+
+
+def _compared(done: "Outcome") -> None:
+    """The tables of a comparison, and where its files are."""
+    from mooring.reporting.comparison.records import load
+    from mooring.reporting.comparison.tables import groups_of, method_table, series_table, summary
+    from mooring.reporting.render import as_terminal
+
+    out = console()
+    found = load(done.report)
+    if not done.worked:
+        out.print(f"{escape(str(done.folder))} is finished: nothing was left to do.")
+    out.print()
+    for table in (method_table(found, groups_of(found)).to_table({}), series_table(found)):
+        out.print(as_terminal(table))
+    out.print()
+    out.print(escape(summary(found)))
+    for note in found.notes:
+        out.print(f"[dim]{escape(note)}[/dim]")
+    out.print()
+    out.print(f"Report: {escape(str(done.report / 'index.html'))}")
+    for caveat in dict.fromkeys(caveat for each in done.verdicts.values() for caveat in each.caveats):
+        out.print(f"[dim]{escape(caveat)}[/dim]")
+    if not done.acceptable:
+        out.print("[bold red]No method has a λ within the bound that can be shipped.[/bold red]")
 
 
 def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:

@@ -182,7 +182,7 @@ def watch(run: "Run") -> Iterator[OnEvent]:
 def task_of(label: str) -> str:
     """What a step does, without the model that it does it with: `generate safety (test)`."""
     model, _, task = label.rpartition(": ")
-    return task if model in ("base", "tuned") or model.startswith(("λ", "try ")) else label
+    return task if model == "base" or model.startswith(("tuned", "merged", "λ", "try ")) else label
 
 
 def _amount(task: _Task) -> tuple[RenderableType, RenderableType]:

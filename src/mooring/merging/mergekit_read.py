@@ -22,6 +22,8 @@ from mooring.models import read_config
 from mooring.models.classes import text_fields
 
 _SPARSE = tuple(name for name, method in METHODS.items() if method.kind)
+_DEFAULTS = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15}
+"""mergekit's defaults of what a method drops: all is kept unless a configuration says otherwise."""
 _MERGE_BASE_IF_LISTED = ("linear", "karcher")
 _BASE_IS_OPTIONAL = (*_MERGE_BASE_IF_LISTED, "nuslerp")
 _WHOLE_MERGE: Mapping[str, tuple[str, ...]] = {
@@ -351,9 +353,9 @@ def _options(method: str, inputs: _Inputs, own: _Source | None, tuned: Sequence[
         if _flag("filter_wise", shared, False):
             raise _unsupported(f"{path}: parameters.filter_wise", "leave it out")
         return Options(lam=TensorValue.of(1.0))
-    defaults = METHODS[method].options
+    defaults = {**METHODS[method].options, **_DEFAULTS}
     rescale = _flag("rescale", shared, defaults.get("rescale") == "inverse")
-    per_model: dict[str, Any] = {n: each(n, defaults[n]) for n in ("density", "gamma", "epsilon") if n in defaults}
+    per_model: dict[str, Any] = {n: each(n, defaults[n]) for n in _DEFAULTS if n in METHODS[method].options}
     return Options(
         lam=_value("lambda", shared, str(path), 1.0),
         weights=each("weight"),

@@ -9,7 +9,7 @@ import torch
 from mooring.config import Merge
 from mooring.errors import UserError
 from mooring.events import OnEvent
-from mooring.merge_methods import as_references, check_references
+from mooring.merge_methods import as_references, check_references, method_named
 from mooring.merging.adapter import merge_adapters
 from mooring.merging.job import Job, Output, dtype_named, options_of
 from mooring.merging.merge import check_output, merge_pair
@@ -35,11 +35,14 @@ def make_job(
     kind = dtype_named(dtype)
     references = as_references(unaligned, safety_adapter)
     check_references(method, references)
+    models = (str(tuned),) if isinstance(tuned, (str, Path)) else tuple(map(str, tuned))
+    found = options_of(method, lam, **options)
+    method_named(method).refuse_dropping_nothing([density.constant for density in found.density], len(models))
     return Job(
         method=method,
         base=str(base),
-        tuned=(str(tuned),) if isinstance(tuned, (str, Path)) else tuple(map(str, tuned)),
-        options=options_of(method, lam, **options),
+        tuned=models,
+        options=found,
         dtype=None if kind is None else str(kind).removeprefix("torch."),
         tokenizer=tokenizer,
         references=references,

@@ -17,9 +17,10 @@ from mooring.merging.pair import ModelPair
 from mooring.reporting.results import Changes
 
 
-def write_warnings(pair: ModelPair, out: Path) -> None:
-    """Check that two models belong together, and write warnings about them."""
-    atomic_text(out, jsonio.dumps({"warnings": check_pair(pair)}, indent=1) + "\n")
+def write_warnings(pairs: Sequence[ModelPair], out: Path) -> None:
+    """Check that each base and tuned model belong together, and write warnings about them, each once."""
+    warnings = list(dict.fromkeys(warning for pair in pairs for warning in check_pair(pair)))
+    atomic_text(out, jsonio.dumps({"warnings": warnings}, indent=1) + "\n")
 
 
 def read_warnings(path: Path) -> list[str]:

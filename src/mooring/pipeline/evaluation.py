@@ -7,7 +7,7 @@ from mooring import jsonio
 from mooring.attacks import NONE, attack_of, kind_of, under
 from mooring.files import atomic_text
 from mooring.jsonio import read_as
-from mooring.merge_point import MergePoint
+from mooring.merge_point import MergePoint, SeriesPoint
 from mooring.metrics import needs_completions, needs_likelihoods
 from mooring.pipeline.judging import Judging, renamed
 from mooring.pipeline.lm_eval.evaluate import LmEvalResult
@@ -36,7 +36,8 @@ def score_trial(plan: Plan, point: MergePoint, split: Half) -> Trial:
             scores[coherent.name] = coherent
     if split == "test" and plan.recipe.score.lm_eval:
         scores |= read_as(paths.lm_eval(point), Mapping[str, Score], "scores")
-    return Trial(point=point, method=plan.recipe.merge.method, split=split, scores=scores)
+    method = point.series.method if isinstance(point, SeriesPoint) else ""
+    return Trial(point=point, method=method or plan.recipe.merge.method, split=split, scores=scores)
 
 
 def verdicts_by_point(

@@ -10,6 +10,7 @@ from mooring.config import Recipe, Select
 from mooring.config import Tune as TuneConfig
 from mooring.export import Record
 from mooring.ledger import LEDGER, read_ledger
+from mooring.merge_methods import METHODS
 from mooring.models import open_checkpoint, refuse_quantized
 from mooring.models.classes import text_fields
 from mooring.models.resolve import local_model
@@ -43,7 +44,7 @@ class Forecast(Record):
 
 def forecast(recipe: Recipe) -> Forecast:
     """What `run` would do with a recipe; reads the data sets, and writes and downloads nothing."""
-    check_place(recipe.folder, filter(None, (recipe.base, recipe.tuned)))
+    check_place(recipe.folder, (recipe.base, *recipe.tuned_models.values()))
     plan = build(recipe, skip_missing=True)
     base = local_model(recipe.base)
     size, config = (None, {}) if base is None else _size(base)
@@ -56,9 +57,10 @@ def forecast(recipe: Recipe) -> Forecast:
     if not plan.missing:
         check_selection(plan)
     if base is not None and not plan.paths.results.exists():
-        here = {role: folder for role, ref in recipe.merge.references.items() if (folder := local_model(ref))}
-        check_models(plan, base, local_model(recipe.tuned) if recipe.tuned else None, here)
-        if not plan.paths.model.exists():
+        here = {name: local_model(ref) for name, ref in recipe.tuned_models.items()}
+        further = {role: folder for role, ref in recipe.merge.references.items() if (folder := local_model(ref))}
+        check_models(plan, base, {name: folder for name, folder in here.items() if folder}, further)
+        if not plan.series and not plan.paths.model.exists():
             check_room(plan, base)
     if plan.skipped:
         facts["left out"] = describe(plan.skipped)
@@ -84,8 +86,10 @@ def _stages(plan: Plan) -> list[tuple[str, str]]:
     if recipe.align:
         stages.append(("align", _tuning(plan, "align", recipe.align)))
     stages += [
-        ("tune", _tuning(plan, "tune", recipe.tune)) if recipe.tune else ("tuned", str(recipe.tuned)),
-        ("merge", f"{recipe.merge.method} at {lams}"),
+        ("tune", _tuning(plan, "tune", recipe.tune))
+        if recipe.tune
+        else ("tuned", ", ".join(recipe.tuned_models.values())),
+        ("merge", _merging(plan, lams)),
         *(("generate", _generation(plan, split)) for split in HALVES),
         ("judge", ", ".join(plan.judging.label(judge) for judge in plan.judging.sections)),
     ]
@@ -93,6 +97,16 @@ def _stages(plan: Plan) -> list[tuple[str, str]]:
         if metrics := [*plan.metrics[split], *(recipe.score.lm_eval if split == "test" else ())]:
             stages.append(("score", f"{split}: {', '.join(metrics)}"))
     return [*stages, ("select", _selection(recipe.select)), ("report", str(plan.paths.report / "index.html"))]
+
+
+def _merging(plan: Plan, lams: str) -> str:
+    """The methods and what they are tried at, in a phrase."""
+    methods = [METHODS[name] for name in plan.recipe.merge.compared]
+    parts = [f"{', '.join(method.name for method in methods if method.has_lam)} at {lams}".removeprefix(" at ")]
+    if not any(method.has_lam for method in methods):
+        parts = []
+    parts += [f"{method.name} of all tuned models" for method in methods if not method.has_lam]
+    return "; ".join(parts) + (f" ({len(plan.series)} series, each asked once)" if plan.series else "")
 
 
 def _generation(plan: Plan, split: Half) -> str:

@@ -40,14 +40,15 @@ class Reader:
             return cls(load_tokenizer(folder), _context(folder, runner))
 
 
-def readers(recipe: Recipe, base: Path, tuned: Path | None) -> list[Reader]:
-    """How base and tuned model read prompts; a tuned model only if it has a tokenizer of its own."""
+def readers(recipe: Recipe, base: Path, tuned: Sequence[Path]) -> list[Reader]:
+    """How base and tuned models read prompts; a tuned model only if it has a tokenizer of its own."""
     found = [Reader.of(base, recipe.generate)]
-    if tuned is not None and (tuned / "tokenizer_config.json").is_file():
-        if is_adapter(tuned):
-            found.append(dataclasses.replace(found[0], tokenizer=load_tokenizer(tuned)))
-        else:
-            found.append(Reader.of(tuned, recipe.generate))
+    for folder in tuned:
+        if (folder / "tokenizer_config.json").is_file():
+            if is_adapter(folder):
+                found.append(dataclasses.replace(found[0], tokenizer=load_tokenizer(folder)))
+            else:
+                found.append(Reader.of(folder, recipe.generate))
     return found
 
 

@@ -53,6 +53,6 @@ class Models:
             self._sweep = None
 
     def release(self) -> None:
-        """Free every model and close the pair."""
+        """Free every model and close their files."""
         self.unload()
-        self.spec.pair.close()
+        self.spec.close()

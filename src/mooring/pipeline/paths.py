@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mooring.merge_point import MergePoint
+from mooring.merge_point import MergePoint, Series
 from mooring.records import Half, SetName
 
 
@@ -29,6 +29,10 @@ class RunPaths:
         self.scratch = folder / "scratch"  # merged models that are written temporarily
         self.batch_size = folder / "batch_size.json"  # only if one was found by halving
         self.logs = folder / "logs"  # what the engines print: `models.log`, and a file for each judge
+
+    def choice_of(self, series: Series) -> Path:
+        """The chosen λ of one series of a comparison, and why."""
+        return self.folder / "choices" / f"{series.key}.json"
 
     def measurements(self, point: MergePoint) -> Path:
         """The folder of everything measured on one model."""

@@ -10,8 +10,10 @@ from mooring.attacks import Attack, attack_of, kind_of
 from mooring.config import BUILT_IN, Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, prompts_digest
+from mooring.errors import RecipeError
 from mooring.ledger import sha256
-from mooring.merge_point import BASE, TUNED, MergePoint, grid
+from mooring.merge_methods import METHODS, Role, check_references
+from mooring.merge_point import BASE, TUNED, MergePoint, Series, SeriesPoint, grid
 from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
 from mooring.models.resolve import local_model, resolve_model
 from mooring.pipeline import lengths
@@ -34,6 +36,11 @@ SINGLE = Slot("λ = chosen", after="select")
 """The chosen single λ."""
 TAKEN = Slot("λ by module", after="search_modules")
 """What a search for λ by module decided on: a merge by module, or the single λ."""
+
+
+def chosen_of(series: Series) -> Slot:
+    """The chosen λ of one series of a comparison."""
+    return Slot(f"λ = chosen ({series.label})", after=f"select/{series.key}")
 
 
 def attempt(number: int) -> Slot:
@@ -113,7 +120,18 @@ class Plan:
         return sampled(self.recipe.generate.sampling(kind_of(name), self.recipe.seed), self.attack(name))
 
     def points(self, split: Half) -> list[Point]:
-        """The models that answer a split. Merges that a search for λ by module tries are not among them."""
+        """The models that answer a split. Merges that a search for λ by module tries are not among them.
+
+        In a comparison, those of one tuned model follow each other, so that each is opened once.
+        """
+        if self.series:
+            ends = {point.series.tuned if isinstance(point, SeriesPoint) else "": point for point in self.tuned_points}
+            by_tuned = {name: [each for each in self.series if each.tuned == name] for name in (*ends, "")}
+            found: list[Point] = [BASE]
+            for name, series in by_tuned.items():
+                found += [point for each in series for point in self.points_of(each, split)]
+                found += [ends[name]] if name in ends else []
+            return found
         if split == "validation":
             between: Sequence[Point] = grid(self.recipe.merge.lambdas)
             if self.recipe.select.search == "bisect":
@@ -122,6 +140,35 @@ class Plan:
         single = self.at(SINGLE)
         taken = [self.at(TAKEN)] if self.recipe.select.search == "modules" else []
         return [BASE, single, TUNED, *(point for point in taken if point != single)]
+
+    @property
+    def series(self) -> Sequence[Series]:
+        """What is compared; empty for a run of one method, one tuned model and one seed."""
+        return self.recipe.series
+
+    @property
+    def tuned_points(self) -> list[MergePoint]:
+        """The tuned models."""
+        names = self.recipe.tuned_models
+        return [Series(tuned=name).at(TUNED) for name in names] if len(names) > 1 else [TUNED]
+
+    @property
+    def attacker(self) -> MergePoint:
+        """The tuned model whose answers an attack begins every model's with: the first, so that all are asked alike."""
+        return self.tuned_points[0]
+
+    def points_of(self, series: Series, split: Half) -> list[Point]:
+        """The merges of one series that answer a split."""
+        if not series.has_lam:
+            return [series.at(TUNED)]
+        if split == "validation":
+            return [series.at(point) for point in grid(self.recipe.merge.lambdas)]
+        return [self.at(chosen_of(series))]
+
+    def ends_of(self, series: Series) -> list[MergePoint]:
+        """The tuned models of a series."""
+        several = len(self.tuned_points) > 1
+        return [Series(tuned=series.tuned).at(TUNED)] if series.tuned and several else self.tuned_points
 
     @property
     def chosen(self) -> Point:
@@ -153,23 +200,43 @@ class Plan:
     def _digests(self) -> dict[tuple[Half, SetName], str]:
         return {}
 
-    @functools.cached_property
-    def merge_options(self) -> Mapping[str, Any]:
+    def merge_options(self, series: Series | None = None) -> Mapping[str, Any]:
         """The settings of the merging method besides λ."""
-        return merge_options(self.recipe)
+        return merge_options(self.recipe, series)
+
+    def references(self, series: Series | None = None) -> Mapping[Role, str]:
+        """The further models of the merging method, by role."""
+        return references_of(self.recipe, series)
 
     def model_inputs(self, point: Point) -> MergeInputs:
         """What the model at a point depends on."""
+        if isinstance(point, SeriesPoint):
+            return self._inputs_in_series(point)
         base, tuned = _model_keys(self.recipe)
         if isinstance(point, Slot):
-            return MergeInputs(base=base, tuned=tuned, decided_by=StepKey(point.after))
+            models = _tuned_keys(self.recipe) if self.series else tuned
+            return MergeInputs(base=base, tuned=models, decided_by=StepKey(point.after))
         if point.is_base:
             return MergeInputs(base=base)
         if point.is_tuned:
             return MergeInputs(base=base, tuned=tuned)
-        method, options = self.recipe.merge.method, self.merge_options
-        references = [SourceKey(role) for role in self.recipe.merge.references]
+        method, options = self.recipe.merge.method, self.merge_options()
+        references = [SourceKey(role) for role in self.references()]
         return MergeInputs(base=base, tuned=tuned, method=method, options=options, references=references, point=point)
+
+    def _inputs_in_series(self, point: SeriesPoint) -> MergeInputs:
+        base, series = _model_keys(self.recipe)[0], point.series
+        tuned = _tuned_keys(self.recipe, series)
+        if point.is_tuned:
+            return MergeInputs(base=base, tuned=tuned)
+        return MergeInputs(
+            base=base,
+            tuned=tuned,
+            method=series.method,
+            options=self.merge_options(series),
+            references=[SourceKey(role) for role in self.references(series)],
+            point=point,
+        )
 
 
 def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
@@ -178,7 +245,7 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
 
     With `skip_missing`, data sets that cannot be fetched are left out and listed in the plan.
     """
-    merge_options(recipe)
+    _check_options(recipe)
     data = DataSets.of(recipe)
     missing: dict[str, str] | None = {} if skip_missing else None
     notes: dict[str, None] = {}
@@ -201,24 +268,55 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
 def _fitting(recipe: Recipe, sets: Sets, *, download: bool) -> tuple[Sets, dict[tuple[SetName, Half], int]]:
     """The prompts that fit the models' context, and how many do not; all of them if the base is not here."""
     find = resolve_model if download else local_model
-    base, tuned = find(recipe.base), recipe.tuned and find(recipe.tuned)
+    base, tuned = find(recipe.base), [find(ref) for ref in recipe.tuned_models.values()]
     if base is None or recipe.generate.engine == "openai":
         return sets, {}
     metrics = {half: task_metrics(recipe, sets, half) for half in HALVES}
-    found = lengths.too_long(recipe, sets, metrics, lengths.readers(recipe, base, tuned or None))
+    found = lengths.too_long(
+        recipe, sets, metrics, lengths.readers(recipe, base, [folder for folder in tuned if folder])
+    )
     return lengths.without(sets, found), {place: len(errors) for place, errors in found.items()}
 
 
-def merge_options(recipe: Recipe) -> dict[str, Any]:
-    """The settings of a recipe's merging method besides λ, checked; a random method is seeded by the run's seed."""
-    from mooring.merge_methods import METHODS, check_references
+def merge_options(recipe: Recipe, series: Series | None = None) -> dict[str, Any]:
+    """The settings of a recipe's merging method besides λ, checked; a random method is seeded by the run's seed.
+
+    Args:
+        recipe: The recipe.
+        series: Which of those that it compares; None for its only one. An option of other methods is left out.
+    """
     from mooring.merging.job import options_of
 
-    method = recipe.merge.method
-    settings = recipe.merge.options | ({"seed": recipe.seed} if "seed" in METHODS[method].options else {})
-    options_of(method, recipe.merge.lambdas[0], **settings)
-    check_references(method, recipe.merge.references)
+    method = METHODS[series.method if series else recipe.merge.method]
+    settings = recipe.merge.options
+    if series and len(recipe.merge.compared) > 1:
+        settings = {name: value for name, value in settings.items() if name in method.options}
+    if method.random:
+        seeds = (series.seed if series else None, *recipe.merge.seeds, recipe.seed)
+        settings["seed"] = next(seed for seed in seeds if seed is not None)
+    options_of(method.name, recipe.merge.lambdas[0], **settings)
+    check_references(method.name, references_of(recipe, series))
     return settings
+
+
+def references_of(recipe: Recipe, series: Series | None = None) -> dict[Role, str]:
+    """The further models of a recipe's merging method, by role; of several methods, those that this series' takes."""
+    given = recipe.merge.references
+    if series is None or len(recipe.merge.compared) == 1:
+        return given
+    taken = METHODS[series.method].accepts if series.method else ()
+    return {role: ref for role, ref in given.items() if role in taken}
+
+
+def _check_options(recipe: Recipe) -> None:
+    """Check the options of every method, and that each option and each further model is of one of them."""
+    for series in recipe.series or (None,):
+        merge_options(recipe, series)
+    methods = recipe.merge.compared
+    known = {name for each in methods for name in (*METHODS[each].options, *METHODS[each].accepts)}
+    if unused := [name for name in (*recipe.merge.options, *recipe.merge.references) if name not in known]:
+        what = f"merge.{unused[0]}: none of {', '.join(methods)} takes it"
+        raise RecipeError(what, "leave it out", code="recipe.unused_option")
 
 
 def _seed(recipe: Recipe, section: TuneConfig) -> int:
@@ -230,9 +328,18 @@ def _model_keys(recipe: Recipe) -> tuple[ModelKey, ModelKey]:
     return base, StepKey("tune") if recipe.tune else SourceKey("tuned")
 
 
+def _tuned_keys(recipe: Recipe, series: Series | None = None) -> ModelKey | Sequence[ModelKey]:
+    """The tuned models of a series, or of all."""
+    if recipe.tune or len(recipe.tuned_models) == 1:
+        return _model_keys(recipe)[1]
+    if series and series.tuned:
+        return SourceKey("tuned", series.tuned)
+    return [SourceKey("tuned", name) for name in recipe.tuned_models]
+
+
 def _steps(plan: Plan) -> Iterator[Step]:
     recipe, paths, search = plan.recipe, plan.paths, plan.recipe.select.search
-    base, tuned = _model_keys(recipe)
+    base, tuned = _model_keys(recipe)[0], _tuned_keys(recipe)
     if recipe.align:
         yield _tune(plan, "align", recipe.align, SourceKey("base"))
         inputs = MergeInputs(base=SourceKey("base"), tuned=StepKey("align"), method="linear", point=TUNED)
@@ -241,19 +348,15 @@ def _steps(plan: Plan) -> Iterator[Step]:
         yield _tune(plan, "tune", recipe.tune, base)
     pair = types.PairInputs(base=base, tuned=tuned)
     yield _stage(Stage.CHECK_PAIR, "check the pair", pair, paths.pair)
+    if plan.series:
+        yield from _compare_series(plan)
+        return
     yield _stage(Stage.MEASURE_CHANGE, "measure the change", pair, paths.changes)
     if search == "bisect":
         yield _bisect(plan, pair)
     validation, test = plan.points("validation"), plan.points("test")
     yield from _trials(plan, "validation", validation)
-    metrics = plan.metrics["validation"]
-    select = types.SelectInputs(
-        scores=_scores(validation, "validation"),
-        config=recipe.select.model_dump(mode="json", exclude={"budget"}),
-        metric=metrics[0] if metrics else None,
-        labels=sha256(paths.labels) if recipe.select.corrected else "",
-    )
-    yield _stage(Stage.SELECT, "select", select, paths.choice)
+    yield _stage(Stage.SELECT, "select", _select_inputs(plan, validation), paths.choice)
     if search == "modules":
         yield from _trials(plan, "validation", plan.attempts())
         yield search_modules(plan, [point for point in plan.attempts() if isinstance(point, MergePoint)])
@@ -282,6 +385,42 @@ def _steps(plan: Plan) -> Iterator[Step]:
         labels=sha256(paths.labels),
     )
     yield _stage(Stage.REPORT, "report", report, paths.results, paths.model_card)
+
+
+def _compare_series(plan: Plan) -> Iterator[Step]:
+    """The steps of a comparison: every point of every series once, base and tuned models shared, λ chosen for each."""
+    paths = plan.paths
+    yield from _trials(plan, "validation", plan.points("validation"))
+    for series in plan.series:
+        models = [BASE, *plan.points_of(series, "validation"), *plan.ends_of(series)]
+        yield Step(
+            id=f"select/{series.key}",
+            label=f"select ({series.label})",
+            work=types.SelectSeries(series),
+            inputs=_select_inputs(plan, models),
+            outputs=[paths.choice_of(series)],
+        )
+    yield from _trials(plan, "test", plan.points("test"))
+    report = types.ReportInputs(
+        steps=[
+            *(StepKey(f"select/{series.key}") for series in plan.series),
+            StepKey("check_pair"),
+            *(key for half in HALVES for key in _scores(plan.points(half), half)),
+        ],
+        recipe=plan.recipe.model_dump(mode="json", exclude={"out"}),
+        versions=installed_versions("mooring", "torch", "transformers", "peft", "trl"),
+    )
+    yield _stage(Stage.REPORT, "report", report, paths.results)
+
+
+def _select_inputs(plan: Plan, models: Sequence[Point]) -> types.SelectInputs:
+    metrics = plan.metrics["validation"]
+    return types.SelectInputs(
+        scores=_scores(models, "validation"),
+        config=plan.recipe.select.model_dump(mode="json", exclude={"budget"}),
+        metric=metrics[0] if metrics else None,
+        labels=sha256(plan.paths.labels) if plan.recipe.select.corrected else "",
+    )
 
 
 def _stage(stage: Stage, label: str, inputs: types.Inputs, *outputs: Path) -> Step:
@@ -347,7 +486,8 @@ def _trials(plan: Plan, split: Half, points: Sequence[Point]) -> Iterator[Step]:
             yield _lm_eval(plan, point)
     for point in points:
         for name in after_tuned:
-            yield generate_step(plan, point, name, split, answers=f"generate/{TUNED.key}/{kind_of(name)}/{split}")
+            answers = f"generate/{plan.attacker.key}/{kind_of(name)}/{split}"
+            yield generate_step(plan, point, name, split, answers=answers)
     judged = [(judge, name) for name in prompts if name != "task" for judge in plan.judging.of(name)]
     order = [*plan.judging.sections, BUILT_IN[0]]
     for judge, name in sorted(judged, key=lambda pair: order.index(pair[0])):  # each judge's model is loaded once
@@ -518,7 +658,8 @@ def _score(plan: Plan, point: Point, split: Half, judged: Sequence[tuple[str, Se
     if split == "test" and section.lm_eval:
         measurements.append(f"lm_eval/{point.key}")
     bert_score = "bert_score" in metrics
-    options: dict[str, Any] = {"method": plan.recipe.merge.method}
+    method = point.series.method if isinstance(point, SeriesPoint) else plan.recipe.merge.method
+    options: dict[str, Any] = {"method": method}
     if bert_score:
         options["bertscore_layer"] = section.bertscore_layer
     if pass_ks(metrics):

@@ -51,7 +51,7 @@ def check_measures(plan: Plan) -> None:
         check()
 
 
-def check_models(plan: Plan, base: Path, tuned: Path | None, references: Mapping[Role, Path]) -> None:
+def check_models(plan: Plan, base: Path, tuned: Mapping[str, Path], references: Mapping[Role, Path]) -> None:
     """Check what can be known of a run's models before any work; loads no weights.
 
     That is whether the devices exist, transformers has a class for the base, the base can be tuned and the adapter
@@ -60,7 +60,7 @@ def check_models(plan: Plan, base: Path, tuned: Path | None, references: Mapping
     Args:
         plan: The run.
         base: Folder of the base.
-        tuned: Folder of the tuned model; None if it is tuned in the run, or is not here.
+        tuned: Folders of the tuned models by their names in the run; empty if they are tuned in the run, or not here.
         references: Folders of the further models of the merge that are here, by role.
 
     Raises:
@@ -77,13 +77,13 @@ def check_models(plan: Plan, base: Path, tuned: Path | None, references: Mapping
 
         for section in sections:
             check_tunable(section, base)
-    if tuned is not None:
-        with contextlib.closing(open_pair(base, tuned, references=references)) as pair:
+    for folder in tuned.values():
+        with contextlib.closing(open_pair(base, folder, references=references)) as pair:
             check_pair(pair)
-    elif references:  # before hours of tuning
+    if not tuned and references:  # before hours of tuning
         open_pair(base, list(references.values())).close()
     if recipe.generate.engine != "openai" and not plan.skipped:
-        refuse(too_long(recipe, plan.sets, plan.metrics, readers(recipe, base, tuned)), plan.sets)
+        refuse(too_long(recipe, plan.sets, plan.metrics, readers(recipe, base, [*tuned.values()])), plan.sets)
 
 
 def check_room(plan: Plan, base: Path) -> None:
@@ -102,7 +102,7 @@ def check_room(plan: Plan, base: Path) -> None:
 
 def disk_bytes(recipe: Recipe, size: int) -> int:
     """The most bytes that a run has on the disk, given those of one model's weights."""
-    return (1 + (recipe.align is not None)) * size  # the chosen model, and an aligned base
+    return ((not recipe.series) + (recipe.align is not None)) * size  # the chosen model, and an aligned base
 
 
 def unavailable(plan: Plan) -> dict[str, str]:
@@ -170,10 +170,11 @@ def _check_servable(plan: Plan) -> None:
         what = "generate.engine: a server gives no likelihoods, which `response_loss` needs"
         hint = "use the engine transformers or vllm, or other `score.metrics`"
         raise RecipeError(what, hint, code="recipe.server_likelihood")
-    if (tuned := plan.recipe.tuned) and Path(tuned).expanduser().is_dir():
-        from mooring.pipeline.sweeps.server import check_tuned
+    for tuned in plan.recipe.tuned_models.values():
+        if Path(tuned).expanduser().is_dir():
+            from mooring.pipeline.sweeps.server import check_tuned
 
-        check_tuned(Path(tuned).expanduser())
+            check_tuned(Path(tuned).expanduser())
 
 
 def _requirements(plan: Plan, *, download: bool) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -14,7 +14,7 @@ from mooring.ledger import LEDGER, Ledger, check_unmodified, read_ledger
 from mooring.merge_point import MergePoint
 from mooring.pipeline.evaluation import scores_of
 from mooring.pipeline.judging import Judging, cost_line, measure_again
-from mooring.pipeline.plan import FOUND, HALVES, SINGLE, TAKEN, Plan, build
+from mooring.pipeline.plan import FOUND, HALVES, SINGLE, TAKEN, Plan, build, chosen_of
 from mooring.pipeline.run_folder import RunFolder
 from mooring.pipeline.steps import digest_of
 from mooring.records import (
@@ -123,6 +123,10 @@ def open_plan(folder: Path) -> Plan:
     if recipe.select.search == "bisect" and paths.search.is_file():
         found = read_record(paths.search, BisectResult)
         plan = plan.bind({FOUND: MergePoint(found.chosen)})
+    for series in (each for each in plan.series if each.has_lam and paths.choice_of(each).is_file()):
+        check_unmodified(folder, ledger, paths.choice_of(series))
+        point = read_record(paths.choice_of(series), Choice).point
+        plan = plan.bind({chosen_of(series): series.at(point)})
     if not paths.choice.is_file():
         return plan
     check_unmodified(folder, ledger, paths.choice)

@@ -15,7 +15,20 @@ from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.changes import read_changes
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.plan import HALVES, Plan
-from mooring.records import ByModule, Choice, Completion, Half, Kind, Prompt, SetName, Trial, Verdict, read_jsonl
+from mooring.records import (
+    ByModule,
+    Choice,
+    Completion,
+    Gain,
+    Half,
+    Kind,
+    Prompt,
+    RunVerdict,
+    SetName,
+    Trial,
+    Verdict,
+    read_jsonl,
+)
 from mooring.reporting.results import Agreement, Answer, Results, Row, is_task
 from mooring.scoring import judges
 from mooring.scoring.function_calls import call_match, parse_call
@@ -74,54 +87,73 @@ def assemble(
         for each in points.values():
             each.append(choice.point)
     whole = [*trials, *by_module]
-    tested = {trial.point: trial for trial in whole if trial.split == "test"}
-    validated = {trial.point: trial for trial in whole if trial.split == "validation"}
-    ends = tested[BASE], tested[TUNED], tested[choice.point]
-    gains = kept_gains(*ends, [name for name in tested[choice.point].scores if is_task(name)])
-    deciding = recipe.score.judges[0].name
-    verdict = decide(
-        {"base": tested[BASE], "merged": tested[choice.point]},
-        {"base": validated[BASE], "merged": validated[choice.point]},
-        choice=choice,
-        settings=recipe.select,
-        gains=gains,
-        judge=judging.label(next(iter(judging.sections))),
-        by_wording=deciding in BUILT_IN,
-    )
+    gains = gains_of(whole, TUNED, choice.point)
     return Results(
-        verdict=verdict,
-        title=recipe.report.title or _title(recipe),
+        verdict=verdict_of(plan, whole, choice.point, choice, gains),
+        title=title_of(recipe),
         recipe=recipe.model_dump(mode="json", exclude={"out"}),
         models=models,
         trials=trials,
         choice=choice,
         judges=[judging.label(judge) for judge in judging.sections],
-        notes=[
-            *_notes(plan),
-            *_misses(whole),
-            *_imbalance(whole),
-            *_unanswered(whole, plan.sampling("safety").max_tokens),
-            *warnings,
-        ],
+        notes=[*notes_of(plan, whole), *warnings],
         gains=gains,
         curves=curves,
         rows=rows(plan, points),
-        agreement=list(_agreement(plan, choice.point)),
+        agreement=list(agreements(plan, [BASE, TUNED, choice.point])),
         latent=_latent(plan, choice.point),
         changes=read_changes(paths.changes),
         prompts={split: {name: plan.digest(split, name) for name in plan.prompts(split)} for split in HALVES},
-        versions={name: importlib.metadata.version(name) for name in VERSIONS},
+        versions=versions(),
         by_module=found,
     )
 
 
-def _title(recipe: Recipe) -> str:
-    """The names of the models, as the heading of the report."""
+def gains_of(trials: Sequence[Trial], tuned: MergePoint, merged: MergePoint) -> dict[str, Gain]:
+    """By task metric of the test half, the share of a tuned model's gain that a merged model keeps."""
+    tested = {trial.point: trial for trial in trials if trial.split == "test"}
+    metrics = [name for name in tested[merged].scores if is_task(name)]
+    return kept_gains(tested[BASE], tested[tuned], tested[merged], metrics)
+
+
+def verdict_of(
+    plan: Plan, trials: Sequence[Trial], merged: MergePoint, choice: Choice, gains: Mapping[str, Gain]
+) -> RunVerdict:
+    """Whether a merged model can be shipped, from the trials of both halves, with flips against the base."""
+    judging, found = plan.judging, {(trial.split, trial.point): trial for trial in trials}
+    return decide(
+        {"base": found["test", BASE], "merged": found["test", merged]},
+        {"base": found["validation", BASE], "merged": found["validation", merged]},
+        choice=choice,
+        settings=plan.recipe.select,
+        gains=gains,
+        judge=judging.label(next(iter(judging.sections))),
+        by_wording=plan.recipe.score.judges[0].name in BUILT_IN,
+    )
+
+
+def title_of(recipe: Recipe) -> str:
+    """The heading of the report: that of the recipe, or the names of the models, and of the methods if there are
+    several."""
+    if recipe.report.title:
+        return recipe.report.title
     base = model_name(recipe.base)
+    by = f", by {', '.join(recipe.merge.methods)}" if recipe.merge.methods else ""
     if recipe.tuned is not None:
-        return f"{model_name(recipe.tuned)} merged back towards {base}"
+        return f"{', '.join(map(model_name, recipe.tuned_models.values()))} merged back towards {base}{by}"
     data = ", ".join(model_name(ref) for ref in recipe.tune.data) if recipe.tune else ""
-    return f"{base} tuned on {data}, merged back"
+    return f"{base} tuned on {data}, merged back{by}"
+
+
+def versions() -> dict[str, str]:
+    """The versions that a report names."""
+    return {name: importlib.metadata.version(name) for name in VERSIONS}
+
+
+def notes_of(plan: Plan, trials: Sequence[Trial]) -> list[str]:
+    """What a reader must know to judge the numbers of these trials, a sentence each."""
+    limit = plan.sampling("safety").max_tokens
+    return [*_notes(plan), *_misses(trials), *_imbalance(trials), *_unanswered(trials, limit)]
 
 
 def _notes(plan: Plan) -> Iterator[str]:
@@ -192,14 +224,14 @@ def _thinking_note(plan: Plan) -> Iterator[str]:
         yield f"Thinking mode: {mode} (`generate.thinking`). The verdict holds for that mode."
 
 
-def _agreement(plan: Plan, chosen: MergePoint) -> Iterator[Agreement]:
-    """How far every two judges agree on the test split, over all three models, set by set."""
+def agreements(plan: Plan, points: Sequence[MergePoint]) -> Iterator[Agreement]:
+    """How far every two judges agree on the test split, over these models, set by set."""
     for first, second in combinations(plan.judging.sections, 2):
         for name in plan.sets:
             if name == "task" or not {first, second} <= set(plan.judging.of(name)):
                 continue
             both: list[list[Verdict]] = [[], []]
-            for point in (BASE, TUNED, chosen):
+            for point in points:
                 for verdicts, judge in zip(both, (first, second), strict=True):
                     path = plan.paths.verdicts(point, name, "test", judge)
                     verdicts += [_of(point.key, verdict, name) for verdict in read_jsonl(path, Verdict)]

@@ -21,9 +21,9 @@ from mooring.inference.folder import open_folder
 from mooring.inference.retry import in_parallel
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.merge_methods import Role
-from mooring.merge_point import BASE, TUNED, MergePoint
+from mooring.merge_point import BASE, MergePoint, Series, SeriesPoint, plain
 from mooring.merging.merge import merge
-from mooring.merging.pair import open_pair, resolved
+from mooring.merging.pair import ModelPair, open_pair, resolved
 from mooring.models import model_digest, open_checkpoint, refuse_quantized, text_digest
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.pipeline import plan as planning
@@ -36,13 +36,14 @@ from mooring.pipeline.lengths import describe
 from mooring.pipeline.lm_eval.evaluate import TaskRun, run_tasks
 from mooring.pipeline.lm_eval.tasks import score_dependencies
 from mooring.pipeline.merged import check_written, require_passed
+from mooring.pipeline.method_comparison import assemble_comparison, measure_cost, without_series
 from mooring.pipeline.models import Models
 from mooring.pipeline.preflight import check_measures, check_models, check_room, check_selection
 from mooring.pipeline.results import assemble, rows
 from mooring.pipeline.run_folder import RunFolder, check_place, remove
 from mooring.pipeline.search import bisection, bisection_notes, search_modules
 from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step
-from mooring.pipeline.sweeps.sweep import SweepSpec
+from mooring.pipeline.sweeps.sweep import SeriesSpec, SweepSpec
 from mooring.records import (
     ByModule,
     Choice,
@@ -58,6 +59,8 @@ from mooring.records import (
     read_record,
 )
 from mooring.reporting import model_card
+from mooring.reporting.comparison import records as comparison
+from mooring.reporting.comparison.write import write_comparison
 from mooring.reporting.results import load
 from mooring.reporting.write import write
 from mooring.selection.bisect import bisect
@@ -75,19 +78,32 @@ class Outcome(Record):
 
     Attributes:
         folder: The run folder.
-        model: Folder of the chosen model.
-        choice: The chosen λ, and why. `choice.within` is whether the bound on ASR is met.
+        model: Folder of the chosen model; None if the run compares several methods or tuned models.
+        choice: The chosen λ, and why. `choice.within` is whether the bound on ASR is met. None for a comparison.
         report: Folder of the report.
         worked: Whether anything had to be done.
-        verdict: Whether the chosen model can be shipped.
+        verdict: Whether the chosen model can be shipped. None for a comparison.
+        choices: Of a comparison, the chosen λ of each series, by its name, such as `slerp, seed1`.
+        verdicts: Of a comparison, whether the model at the chosen λ of each series can be shipped, by its name.
     """
 
     folder: Path
-    model: Path
-    choice: Choice
+    model: Path | None
+    choice: Choice | None
     report: Path
     worked: bool
-    verdict: RunVerdict
+    verdict: RunVerdict | None
+    choices: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
+    verdicts: Mapping[str, RunVerdict] = dataclasses.field(default_factory=dict)
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether the chosen λ keeps the bound and the verdict is not against it; of a comparison, those of any
+        series."""
+        found = [(choice, self.verdicts[name]) for name, choice in self.choices.items()]
+        if self.choice is not None and self.verdict is not None:
+            found.append((self.choice, self.verdict))
+        return any(choice.within and verdict.decision != "do_not_ship" for choice, verdict in found)
 
 
 class Run:
@@ -109,7 +125,7 @@ class Run:
 
     def execute(self, on_event: OnEvent | None = None) -> Outcome:
         """Do all steps that are not done yet. Stopped at any point and called again, it resumes."""
-        check_place(self.recipe.folder, filter(None, (self.recipe.base, self.recipe.tuned)))
+        check_place(self.recipe.folder, (self.recipe.base, *self.recipe.tuned_models.values()))
         fresh = not self.recipe.folder.exists()
         folder = RunFolder(self.recipe.folder, on_event)
         try:
@@ -168,11 +184,10 @@ class _Execution:
         check_measures(self.plan)
         with open_checkpoint(self._named_base) as base:
             refuse_quantized(base)
-        if not self.paths.model.exists():
+        if not self.plan.series and not self.paths.model.exists():
             check_room(self.plan, self._named_base)
         if self.run.engine is None and not self.paths.results.exists():
-            tuned = self._named_tuned if self.recipe.tuned else None
-            check_models(self.plan, self._named_base, tuned, self._references)
+            check_models(self.plan, self._named_base, self._named_tuned, self._references)
         if self.plan.skipped:
             self.folder.emit(Event(step="prompts", kind="warning", message=describe(self.plan.skipped)))
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
@@ -184,8 +199,20 @@ class _Execution:
                 self._do(next(self._in_groups(remaining)))
         finally:
             self._free(None)
-        verdict = load(self.paths.report).verdict
         folder, paths = self.folder, self.paths
+        if self.plan.series:
+            found = comparison.load(paths.report).series
+            return Outcome(
+                folder=folder.folder,
+                model=None,
+                choice=None,
+                report=paths.report,
+                worked=folder.worked,
+                verdict=None,
+                choices={each.series.label: each.choice for each in found},
+                verdicts={each.series.label: each.verdict for each in found},
+            )
+        verdict = load(paths.report).verdict
         return Outcome(folder.folder, paths.model, self._choice(), paths.report, folder.worked, verdict)
 
     def _in_groups(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
@@ -266,6 +293,9 @@ class _Execution:
             self._together(steps)
         if step.work is Stage.SELECT:
             self.run.plan = self.plan.bind({planning.SINGLE: read_record(self.paths.choice, Choice).point})
+        if isinstance(step.work, types.SelectSeries) and (series := step.work.series).has_lam:
+            point = read_record(self.paths.choice_of(series), Choice).point
+            self.run.plan = self.plan.bind({planning.chosen_of(series): series.at(point)})
 
     def _once(self, step: Step) -> None:
         self.folder.once(step, self.keys.of(step), lambda: self._make(step))
@@ -304,7 +334,7 @@ class _Execution:
             case Stage.MERGE_ALIGNED:
                 merge(self._named_base, paths.align, out, lam=1.0)
             case Stage.CHECK_PAIR:
-                write_warnings(self._open_models().spec.pair, out)
+                write_warnings(self._open_models().spec.pairs, out)
             case Stage.MEASURE_CHANGE:
                 write_changes(self._open_models().spec.pair, out)
             case types.Generate() as work:
@@ -318,13 +348,15 @@ class _Execution:
             case types.Judge() as work:
                 self._judge(step, work)
             case types.Score(point=MergePoint() as point, split=split):
-                _write(out, self.run.score(self.plan, point, split))
+                trial = self.run.score(self.plan, point, split)
+                _write(out, dataclasses.replace(trial, point=plain(trial.point)))
             case Stage.SELECT:
-                metrics = self.plan.metrics["validation"]
-                trials, settings = self._validation(), self.recipe.select
-                corrections = self._corrections(trials) if settings.corrected else None
-                metric = metrics[0] if metrics else None
-                _write(out, choose(trials, metric=metric, settings=settings, corrections=corrections))
+                _write(out, self._choose(self._validation()))
+            case types.SelectSeries(series=series):
+                points = [BASE, *self.plan.points_of(series, "validation"), *self.plan.ends_of(series)]
+                if not series.has_lam:
+                    points = points[:2]
+                _write(out, without_series(self._choose(self._validation(points))))
             case types.WriteModel(point=MergePoint() as point):
                 self._open_models().merge(point, out)
             case Stage.CHECK_MODEL:
@@ -342,15 +374,19 @@ class _Execution:
         return resolve_model(self.recipe.base)
 
     @functools.cached_property
-    def _named_tuned(self) -> Path:
-        """The folder of the tuned model that the recipe names."""
-        return resolve_model(str(self.recipe.tuned))
+    def _named_tuned(self) -> Mapping[str, Path]:
+        """The folders of the tuned models that the recipe names, by their names in the run."""
+        return {name: resolve_model(ref) for name, ref in self.recipe.tuned_models.items()}
 
     @property
-    def _folders(self) -> tuple[Path, Path]:
-        """The folders of base and tuned model; a run that aligns or tunes has them once these steps are done."""
-        base = self.paths.base if self.recipe.align else self._named_base
-        return base, self.paths.tuned if self.recipe.tune else self._named_tuned
+    def _base_folder(self) -> Path:
+        """The folder of the base; a run that aligns it has it once that step is done."""
+        return self.paths.base if self.recipe.align else self._named_base
+
+    @property
+    def _tuned_folders(self) -> Mapping[str, Path]:
+        """The folders of the tuned models; a run that tunes one has it once that step is done."""
+        return {"": self.paths.tuned} if self.recipe.tune else self._named_tuned
 
     @functools.cached_property
     def _references(self) -> dict[Role, Path]:
@@ -358,12 +394,14 @@ class _Execution:
         return resolved(self.recipe.merge.references)
 
     def _open_models(self) -> Models:
-        """The models of the run. The pair is opened, and checked, once."""
+        """The models of the run. They are opened, and checked, once."""
         if self._models is None:
+            first, series = self._open_series()
             spec = SweepSpec(
-                pair=open_pair(*self._folders, references=self._references),
-                method=self.recipe.merge.method,
-                options=self.plan.merge_options,
+                pair=first.pair,
+                method=first.method,
+                options=first.options,
+                series=series,
                 runner=self.recipe.generate,
                 system=self.recipe.system,
                 log=self.paths.logs / "models.log",
@@ -374,6 +412,26 @@ class _Execution:
         if self.paths.model.exists() and "write_model" in self._done and isinstance(self.plan.chosen, MergePoint):
             self._models.spec.written[self.plan.chosen] = self.paths.model
         return self._models
+
+    def _open_series(self) -> tuple[SeriesSpec, Mapping[Series, SeriesSpec]]:
+        """The models of a run of one method; or the first of a comparison, and all, the tuned models included."""
+        base, folders = self._base_folder, self._tuned_folders
+        if not self.plan.series:
+            (tuned,) = folders.values()
+            pair = open_pair(base, tuned, references=self._references)
+            return SeriesSpec(pair=pair, method=self.recipe.merge.method, options=self.plan.merge_options()), {}
+        tuned_points = (point for point in self.plan.tuned_points if isinstance(point, SeriesPoint))
+        pairs: dict[tuple[str | None, frozenset[Role]], ModelPair] = {}
+        found: dict[Series, SeriesSpec] = {}
+        for series in (*self.plan.series, *(point.series for point in tuned_points)):
+            which = series.tuned if series.has_lam else None
+            further = {role: self._references[role] for role in self.plan.references(series)} if series.method else {}
+            if (key := (which, frozenset(further))) not in pairs:
+                several = [folders[which]] if which else [*folders.values()]
+                pairs[key] = open_pair(base, several, references=further)
+            rule = (series.method, self.plan.merge_options(series)) if series.method else ("linear", {})
+            found[series] = SeriesSpec(pair=pairs[key], method=rule[0], options=rule[1])
+        return next(iter(found.values())), found
 
     def _engine(self, point: MergePoint) -> Engine:
         return self.run.engine(point) if self.run.engine else self._open_models().at(point)
@@ -394,8 +452,10 @@ class _Execution:
         match reference.role:
             case "unaligned" | "safety_adapter" as role:
                 folder = self._references[role]
-            case role:
-                folder = self._named_base if role == "base" else self._named_tuned
+            case "base":
+                folder = self._named_base
+            case _:
+                folder = self._named_tuned[reference.name or next(iter(self._named_tuned))]
         return types.digest_of([self.folder.digest(folder, model_digest), text_digest(folder)])
 
     def _tune(self, step: Step, work: types.Tune) -> None:
@@ -448,7 +508,7 @@ class _Execution:
         if attack is None:
             return prompts
         if attack.technique.from_tuned:
-            own = self.paths.completions(TUNED, kind_of(source.name), source.split)
+            own = self.paths.completions(self.plan.attacker, kind_of(source.name), source.split)
             return begun_with(prompts, read_jsonl(own, Completion))
         for turn in range(1, source.turn or attack.turns):
             said = self.paths.completions(source.point, source.name, source.split, turn=turn)
@@ -499,11 +559,20 @@ class _Execution:
 
     def _trials(self, split: Half, points: Sequence[MergePoint]) -> list[Trial]:
         """The trials of models that were scored."""
-        return [read_record(self.paths.trial(point, split), Trial) for point in points]
+        return [
+            dataclasses.replace(read_record(self.paths.trial(point, split), Trial), point=point) for point in points
+        ]
 
-    def _validation(self) -> list[Trial]:
-        """The validation trials of the grid, with flips against the base."""
-        points = [point for point in self.plan.points("validation") if isinstance(point, MergePoint)]
+    def _choose(self, trials: Sequence[Trial]) -> Choice:
+        """Choose λ by the recipe's rule."""
+        metrics, settings = self.plan.metrics["validation"], self.recipe.select
+        corrections = self._corrections(trials) if settings.corrected else None
+        return choose(trials, metric=metrics[0] if metrics else None, settings=settings, corrections=corrections)
+
+    def _validation(self, among: Sequence[types.Point] | None = None) -> list[Trial]:
+        """The validation trials of the grid, or of some models, with flips against the base."""
+        models = self.plan.points("validation") if among is None else among
+        points = [point for point in models if isinstance(point, MergePoint)]
         return with_flips(self._trials("validation", points), verdicts_by_point(self.plan, points, "validation"))
 
     def _corrections(self, trials: Sequence[Trial]) -> Corrections:
@@ -596,8 +665,8 @@ class _Execution:
                 self.paths.check, MergeCheck(passed=True, notes=["the model, since the run's engines are not its own"])
             )
             return
-        base, tuned = self._folders
-        found = check_written(self.paths.model, base, [tuned], self._references, self._relay(step))
+        tuned = [*self._tuned_folders.values()]
+        found = check_written(self.paths.model, self._base_folder, tuned, self._references, self._relay(step))
         _write(self.paths.check, found)
         require_passed(self.paths.model, found)
         self.folder.emit(Event(step=step.id, kind="info", message=found.sentence))
@@ -615,24 +684,26 @@ class _Execution:
     def _template_notes(self) -> list[str]:
         """What to know of the thinking mode of the base's chat template."""
         try:
-            tokenizer = open_folder(self._folders[0]).load_tokenizer()
+            tokenizer = open_folder(self._base_folder).load_tokenizer()
         except (UserError, OSError, ValueError):  # a server's model, of which only the weights are here
             return []
         note = thinking_note(tokenizer, self.recipe.generate.thinking)
         return [f"{note[0].upper()}{note[1:]}."] if note else []
 
     def _report(self) -> None:
+        if self.plan.series:
+            self._report_comparison()
+            return
         choice, found = self._choice(), self._by_module()
         points = [point for point in self.plan.points("test") if isinstance(point, MergePoint)]
         tested = with_flips(self._trials("test", points), verdicts_by_point(self.plan, points, "test"))
         if found and choice.point.by_module:
             found = dataclasses.replace(found, test=tested.pop())
-        base, tuned = self._folders
-        base_name = f"{self.recipe.base}, aligned by this run" if self.recipe.align else self.recipe.base
-        tuned_name = f"LoRA on {', '.join(self.recipe.tune.data)}" if self.recipe.tune else str(self.recipe.tuned)
+        (tuned,) = self._named_models.values()
+        base = self._base_folder
         named = {
-            "base": (base_name, base),
-            "tuned": (tuned_name, tuned),
+            "base": (self._base_name, base),
+            "tuned": tuned,
             "merged": (f"{self.recipe.merge.method}, {choice.point.label}", self.paths.model),
         }
         models = {
@@ -647,6 +718,33 @@ class _Execution:
         card = model_card.run_card(results, terms=model_card.license_of(base))
         atomic_text(self.paths.report / model_card.NAME, card)
         atomic_text(self.paths.model_card, card)
+
+    @property
+    def _base_name(self) -> str:
+        return f"{self.recipe.base}, aligned by this run" if self.recipe.align else self.recipe.base
+
+    @property
+    def _named_models(self) -> Mapping[str, tuple[str, Path]]:
+        """What the tuned models are, and their folders, by their names in the run."""
+        refs: Mapping[str, str] = self.recipe.tuned_models
+        if self.recipe.tune:
+            refs = {"": f"LoRA on {', '.join(self.recipe.tune.data)}"}
+        return {name: (refs[name], folder) for name, folder in self._tuned_folders.items()}
+
+    def _about(self, source: str, folder: Path) -> dict[str, str]:
+        return {"source": source, "digest": self.folder.digest(folder, model_digest)}
+
+    def _report_comparison(self) -> None:
+        models = {name: self._about(*each) for name, each in self._named_models.items()}
+        points = {half: [p for p in self.plan.points(half) if isinstance(p, MergePoint)] for half in planning.HALVES}
+        tested = with_flips(self._trials("test", points["test"]), verdicts_by_point(self.plan, points["test"], "test"))
+        trials = [*self._validation(points["validation"]), *tested]
+        choices = {series: read_record(self.paths.choice_of(series), Choice) for series in self.plan.series}
+        warnings = [*read_warnings(self.paths.pair), *self._template_notes()]
+        base = self._about(self._base_name, self._base_folder)
+        found = assemble_comparison(self.plan, base, models, trials, choices, warnings)
+        costs = [measure_cost(self.plan, point, self.folder.seconds) for point in points["test"]]
+        write_comparison(found, self.paths.report, costs)
 
 
 class _StoppedError(Exception):

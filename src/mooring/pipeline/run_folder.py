@@ -171,6 +171,11 @@ class RunFolder:
             self._save()
         return found
 
+    def seconds(self, step: str) -> float | None:
+        """How long a step took; None if it is not done."""
+        record = self._steps.get(step)
+        return record.seconds if record and record.done else None
+
     @property
     def is_untouched(self) -> bool:
         """Whether no step has ever been done in it."""

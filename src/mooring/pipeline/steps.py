@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from mooring.merge_point import MergePoint
+from mooring.merge_point import MergePoint, Series, plain
 from mooring.records import Half, SetName
 from mooring.sampling import SamplingParams
 
@@ -103,13 +103,20 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SelectSeries:
+    """Choose λ of one series of a comparison."""
+
+    series: Series
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class WriteModel:
     """Write the chosen model."""
 
     point: Point
 
 
-Work: TypeAlias = Stage | Tune | Generate | Likelihood | LmEval | Judge | Score | WriteModel
+Work: TypeAlias = Stage | Tune | Generate | Likelihood | LmEval | Judge | Score | SelectSeries | WriteModel
 
 # --- What a step depends on ---------------------------------------------------------------------------------------
 
@@ -125,12 +132,14 @@ class StepKey:
 class SourceKey:
     """Stands for the digest of a model that the recipe names.
 
-    For the models of a merge it covers the weights and the files that turn text into tokens; for `bert_score` the
-    weights of the encoder; for `lm_eval` the version of lm-evaluation-harness and the rows of its tasks. The digest is
-    measured when a key is needed, not when the steps are planned.
+    `name` is the tuned model's, if there are several. For the models of a merge it covers the weights and the files
+    that turn text into tokens; for `bert_score` the weights of the encoder; for `lm_eval` the version of
+    lm-evaluation-harness and the rows of its tasks. The digest is measured when a key is needed, not when the steps are
+    planned.
     """
 
     role: Literal["base", "tuned", "unaligned", "safety_adapter", "bert_score", "lm_eval"]
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,7 +176,7 @@ class MergeInputs(Inputs):
     """What a merged model depends on. Base and tuned model depend on no method, and on no further models."""
 
     base: ModelKey
-    tuned: ModelKey | None = None
+    tuned: ModelKey | Sequence[ModelKey] | None = None
     method: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     references: Sequence[SourceKey] = ()
@@ -180,7 +189,7 @@ class PairInputs(Inputs):
     """What statements about a pair of models depend on."""
 
     base: ModelKey
-    tuned: ModelKey
+    tuned: ModelKey | Sequence[ModelKey]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,7 +380,7 @@ class Keys:
                 self._measured[value] = self._measure(value)
             return self._measured[value]
         if isinstance(value, MergePoint):
-            return value.key
+            return plain(value).key  # what it is a point of is among the other inputs: the method and the models
         if dataclasses.is_dataclass(value):
             return {field.name: self._plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, Mapping):

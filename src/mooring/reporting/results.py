@@ -21,6 +21,8 @@ from mooring.records import ByModule, Choice, Gain, Half, RunVerdict, Score, Tri
 
 FORMAT = 5
 """Version of `results.json`: raised when an older reader could misread a newer file."""
+COMPARISON = "comparison"
+"""The key whose value is the version in the results of a run that compares methods or tuned models."""
 
 COLUMNS: tuple[Role, ...] = ("base", "tuned", "merged")
 """The models of a report, in the order of its columns."""
@@ -164,7 +166,9 @@ class Results(Record):
         trials = sorted(self.trials, key=lambda t: (t.split, t.method, t.point))
         typed = convert(Results, dataclasses.asdict(dataclasses.replace(self, trials=trials)))
         data = dataclasses.asdict(typed)
-        return {"format": FORMAT} | {key: value if key == "recipe" else _sorted(value) for key, value in data.items()}
+        return {"format": FORMAT} | {
+            key: value if key == "recipe" else sorted_keys(value) for key, value in data.items()
+        }
 
     def to_rows(self) -> list[dict[str, Any]]:
         """A row per model, split and score."""
@@ -221,21 +225,24 @@ def dumps(results: Results) -> str:
     return jsonio.dumps(results.to_dict(), allow_nan=False, indent=1) + "\n"
 
 
-def _sorted(value: Any) -> Any:
+def sorted_keys(value: Any) -> Any:
     """Mappings with their keys in order."""
     if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    return [_sorted(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: sorted_keys(value[key]) for key in sorted(value)}
+    return [sorted_keys(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load(path: Path) -> Results:
     """Read `results.json`, or the one in a folder.
 
     Raises:
-        DataError: It is missing, not JSON, of another version, or holds something else.
+        DataError: It is missing, not JSON, of another version, compares methods, or holds something else.
     """
     path = path / "results.json" if path.is_dir() else path
     data = read_as(path, Any, "results")
+    if isinstance(data, dict) and COMPARISON in data:
+        what = f"{path}: compares methods or tuned models, and has no single choice"
+        raise DataError(what, "read it by mooring.load_comparison, or see report/index.html", code="data.comparison")
     found = data.pop("format", None) if isinstance(data, dict) else None
     if found != FORMAT:
         what = f"{path}: not results of format {FORMAT}"
@@ -334,16 +341,22 @@ def is_harmful(measure: str) -> bool:
 
 
 def redact(results: Results) -> Results:
-    """The same results without the text of any harmful prompt, or of any answer to one; verdicts and numbers stay.
+    """The same results without the text of any harmful prompt, or of any answer to one; verdicts and numbers stay."""
+    rows, agreement = without_texts(results.rows, results.agreement)
+    return dataclasses.replace(results, rows=rows, agreement=agreement, redacted=True)
+
+
+def without_texts(rows: Sequence[Row], agreement: Sequence[Agreement]) -> tuple[list[Row], list[Agreement]]:
+    """Rows and agreement without the text of any harmful prompt, or of any answer to one.
 
     Their ids, which may be words of the user, become digests; categories stay, since numbers are given by category.
     """
-    rows = [_bare(row) if is_harmful(row.measure) else row for row in results.rows]
-    agreement = [
+    bare = [_bare(row) if is_harmful(row.measure) else row for row in rows]
+    unnamed = [
         dataclasses.replace(each, parted=[_unnamed(key) for key in each.parted]) if is_harmful(each.measure) else each
-        for each in results.agreement
+        for each in agreement
     ]
-    return dataclasses.replace(results, rows=rows, agreement=agreement, redacted=True)
+    return bare, unnamed
 
 
 def _bare(row: Row) -> Row:

@@ -12,7 +12,7 @@ from mooring.export import Record
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.metrics import METRICS
 from mooring.records import Gain, Score, Trial
-from mooring.reporting.results import COLUMNS, Results, Row, is_whole
+from mooring.reporting.results import COLUMNS, Agreement, Results, Row, is_whole
 from mooring.stats import Difference, Hits, compare_rates, compare_scores
 from mooring.text import (
     ARROWS,
@@ -235,13 +235,13 @@ def category_table(results: Results) -> Table | None:
     order = in_order({measure for measure, _ in groups})
     keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
     rows = [
-        [name_of(measure), category, *(_count(groups[measure, category], measure, key) for key in keys_of)]
+        [name_of(measure), category, *(count_of(groups[measure, category], measure, key) for key in keys_of)]
         for measure, category in keys
     ]
     return Table("Test split, by category: how many of how many.", columns(["measure", "category"], COLUMNS), rows)
 
 
-def _count(rows: Sequence[Row], measure: str, key: str) -> Count | None:
+def count_of(rows: Sequence[Row], measure: str, key: str) -> Count | None:
     """How many answers count towards a measure, of those with a verdict."""
     marks = [row.answers[key].good for row in rows if key in row.answers]
     read = [mark for mark in marks if mark is not None]
@@ -257,9 +257,9 @@ def detail_table(results: Results) -> Table | None:
     return Table("Test split, each task of a group.", columns(["task"], COLUMNS), rows)
 
 
-def agreement_table(results: Results) -> Table | None:
-    """How far the judges agree; `None` if there is only one."""
-    if not results.agreement:
+def agreement_table(found: Sequence[Agreement], models: str = "all three models") -> Table | None:
+    """How far the judges agree over some models; `None` if there is only one judge."""
+    if not found:
         return None
     rows: list[list[Cell]] = [
         [
@@ -269,10 +269,10 @@ def agreement_table(results: Results) -> Table | None:
             Count(each.same, each.n),
             len(set(each.parted)),
         ]
-        for each in results.agreement
+        for each in found
     ]
     heads = columns(["measure", "judges"], ["Cohen's κ", "same verdict", "prompts on which they disagree"])
-    return Table("Test split, all three models together, answers that both judges could be read on.", heads, rows)
+    return Table(f"Test split, {models} together, answers that both judges could be read on.", heads, rows)
 
 
 def latent_table(results: Results) -> Table | None:

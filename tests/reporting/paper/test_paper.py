@@ -45,7 +45,7 @@ def test_table_1_holds_base_tuned_and_merged_of_every_task(make_run: MakeRun, tm
     folder, notes = paper(tmp_path)
     assert notes == []
     rows = table(folder, "table1.csv")
-    assert [(r["task"], r["model"], r["lambda"]) for r in rows[::2]] == [
+    assert [(r["task"], r["model"], r["lambda"]) for r in rows[::4]] == [
         (task, model, lam)
         for task in ("bundled:tools", "medical.jsonl")
         for model, lam in (("base", "0"), ("tuned", "1"), ("linear", "0.4"))
@@ -56,7 +56,8 @@ def test_table_1_holds_base_tuned_and_merged_of_every_task(make_run: MakeRun, tm
     asr = one(rows, task="bundled:tools", model="tuned", measure="asr:bundled:harmful")
     assert float(asr["value"]) == pytest.approx(100 * (CURVES["asr"][1.0] + 0.01))
     shown = cells_of((folder / "table1.md").read_text())
-    assert shown[0] == ["task", "model", "λ", "task measure", "task score", "ASR, bundled:harmful", "seeds"]
+    rates = ["ASR, bundled:harmful", "over-refusal (look-alikes)", "refuses ordinary"]
+    assert shown[0] == ["task", "model", "λ", "task measure", "task score", *rates, "seeds"]
     assert shown[7][:4] == ["medical.jsonl", "merged (linear)", "0.4", "call match"]
     assert shown[7][4].startswith("64.0 % ")
     # One method and one base: no other tables, and no empty files for them.
@@ -90,7 +91,7 @@ def test_tables_2_and_3_hold_methods_and_other_models(make_run: MakeRun, tmp_pat
     folder, notes = paper(tmp_path)
     assert notes == []
     methods = table(folder, "table2.csv")
-    assert [row["model"] for row in methods[::2]] == ["linear", "dare_linear (density 0.5)", "slerp"]
+    assert [row["model"] for row in methods[::4]] == ["linear", "dare_linear (density 0.5)", "slerp"]
     assert {row["base"] for row in methods} == {"meta-llama/Llama-3.1-8B-Instruct"}
     assert {row["base"] for row in table(folder, "table3.csv")} == {"google/gemma-2b-it"}
     assert cells_of((folder / "table3.md").read_text())[2][0] == "google/gemma-2b-it"
@@ -248,6 +249,18 @@ def test_the_same_tuned_model_counts_once(make_run: MakeRun, tmp_path: Path) -> 
     assert notes == ["a-again: left out, since a measured the same tuned model by the same rule"]
 
 
+def test_masks_of_one_tuned_model_are_measurements_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("linear")
+    for mask, by in ((1, 0.0), (2, 0.1)):
+        make_run(f"mask{mask}", method="dare_linear", merge={"seeds": [mask]}, by=by)
+    make_run("again", method="dare_linear", merge={"seeds": [2]}, by=0.1)
+    folder, notes = paper(tmp_path)
+    assert notes == ["mask2: left out, since again measured the same tuned model by the same rule"]
+    row = one(table(folder, "table2.csv"), model="dare_linear", measure="call_match")
+    assert row["seeds"] == "masks 1, 2"
+    assert float(row["sd"]) > 0
+
+
 def test_what_cannot_be_read_is_named_in_a_line_and_the_rest_goes_on(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("good")
     half = tmp_path / "runs" / "half"
@@ -380,13 +393,13 @@ def test_names_do_nothing_in_any_form(make_run: MakeRun, tmp_path: Path) -> None
     assert r"\input" not in tex
     assert r"\textbackslash{}input\{/etc/passwd\}\%|" in tex
     row = next(line for line in tex.splitlines() if "passwd" in line and "& base &" in line)
-    assert len(re.findall(r"(?<!\\)&", row)) == 6
+    assert len(re.findall(r"(?<!\\)&", row)) == 8
     assert "<script>" not in md
     for text in (tex, md, (folder / "table1.csv").read_text(), (folder / "figure2.svg").read_text()):
         assert "\u202e" not in text
         assert "\x1b" not in text
     assert "<script>" not in (folder / "figure2.svg").read_text()
-    assert all(len(row) == 7 for row in cells_of((folder / "table1.md").read_text().replace(r"\|", "")))
+    assert all(len(row) == 9 for row in cells_of((folder / "table1.md").read_text().replace(r"\|", "")))
 
 
 def test_latex_and_spreadsheets() -> None:

@@ -40,7 +40,8 @@ class ServerSweep:
     stays_loaded = True
 
     def __init__(self, spec: SweepSpec, scratch: Path) -> None:
-        check_tuned(spec.pair.tuned[0].folder)
+        for each in spec.all:
+            check_tuned(each.pair.tuned[0].folder)
         self._spec, self._scratch = spec, scratch
         self._servers = servers_of(spec.runner)
         named = spec.runner.served_model if isinstance(spec.runner, Generate) else None
@@ -103,7 +104,7 @@ class ServerSweep:
             if point.by_module:
                 what = f"{self._servers.base}: llama.cpp has one scale for a whole adapter, and no λ by module"
                 raise RecipeError(what, f"use vLLM or SGLang, or {WAY_OUT}", code="recipe.server_lam_by_module")
-            return ScaledAdapter(point.lam, self._spec.pair.tuned[0].folder.name, self._adapters)
+            return ScaledAdapter(point.lam, self._spec.at(point).pair.tuned[0].folder.name, self._adapters)
         if point.is_base and kind != "vllm":  # which may mix it up with an adapter: see `sweeps/vllm.py`
             return ServedBase(self._adapters)
         with self._lock:

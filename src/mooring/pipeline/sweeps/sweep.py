@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from mooring.chat import DEFAULT_SYSTEM
 from mooring.config import Runner
 from mooring.events import OnEvent, ignore
 from mooring.inference.engine import Engine
-from mooring.merge_point import MergePoint
+from mooring.merge_point import TUNED, MergePoint, Series, SeriesPoint
 from mooring.merging.adapter import merge_adapters
 from mooring.merging.job import Job, options_of
 from mooring.merging.merge import merge_pair
@@ -49,6 +49,15 @@ class Sweep(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SeriesSpec:
+    """The tuned models of one series of a comparison, open beside the base, and how they are merged."""
+
+    pair: ModelPair
+    method: str = "linear"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepSpec:
     """A base and a tuned model, how they are merged, and how the merge is run.
 
@@ -60,6 +69,7 @@ class SweepSpec:
         system: System prompt for prompts that have none.
         written: Merges that are on the disk permanently, and their folders.
         log: File for the engine's own logs; None for a temporary one.
+        series: In a comparison, the models, method and options of each series.
         batch_size_file: Where an engine that finds its batch size records it, for the engines after it.
         on_event: Receives a line if the engine has to do something in a slower way.
     """
@@ -69,10 +79,34 @@ class SweepSpec:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     runner: Runner = dataclasses.field(default_factory=Runner)
     system: str | None = DEFAULT_SYSTEM
+    series: Mapping[Series, "SeriesSpec"] = dataclasses.field(default_factory=dict)
     written: dict[MergePoint, Path] = dataclasses.field(default_factory=dict)
     log: Path | None = None
     batch_size_file: Path | None = None
     on_event: OnEvent = ignore
+
+    def at(self, point: MergePoint) -> "SweepSpec":
+        """The specification with the models, method and options of a point's own series, if it has one."""
+        if not isinstance(point, SeriesPoint):
+            return self
+        own = self.series[point.series]
+        return dataclasses.replace(self, pair=own.pair, method=own.method, options=own.options)
+
+    @property
+    def all(self) -> "Sequence[SweepSpec]":
+        """The specification of each series; of a run of one, its own."""
+        return [self.at(series.at(TUNED)) for series in self.series] or [self]
+
+    @property
+    def pairs(self) -> Sequence[ModelPair]:
+        """The base with the tuned models of each series, each combination once."""
+        pairs = [self.pair, *(own.pair for own in self.series.values())]
+        return list({id(pair): pair for pair in pairs}.values())
+
+    def close(self) -> None:
+        """Close the files of all models."""
+        for pair in self.pairs:
+            pair.close()
 
     @functools.cached_property
     def tensor_names(self) -> list[str]:
@@ -83,7 +117,7 @@ class SweepSpec:
         """The folder of a full checkpoint that exists already; None if the model has to be merged."""
         if point.is_base:
             return self.pair.base.folder
-        tuned = self.pair.tuned[0]
+        tuned = self.at(point).pair.tuned[0]
         return tuned.folder if point.is_tuned and not isinstance(tuned, Adapter) else None
 
     def lam_of(self, point: MergePoint) -> float | dict[str, float]:
@@ -92,21 +126,24 @@ class SweepSpec:
 
     def method_of(self, point: MergePoint) -> tuple[str, Mapping[str, Any]]:
         """The method and its options at a point; `linear` at the ends, whatever a method would make of them."""
-        return ("linear", {}) if self.is_plain(point) else (self.method, self.options)
+        own = self.at(point)
+        return ("linear", {}) if self.is_plain(point) else (own.method, own.options)
 
     def is_plain(self, point: MergePoint) -> bool:
-        """Whether a point is the base or the tuned model itself."""
+        """Whether a point is the base or a tuned model itself."""
         return point.is_base or point.is_tuned
 
     def write(self, point: MergePoint, out: Path) -> Path:
         """Write a merged model to a new folder."""
         method, options = self.method_of(point)
-        return merge_pair(self.pair, out, method=method, options=options_of(method, self.lam_of(point), **options))
+        return merge_pair(
+            self.at(point).pair, out, method=method, options=options_of(method, self.lam_of(point), **options)
+        )
 
     def write_adapter(self, point: MergePoint, out: Path) -> Path:
         """Write the merged adapter of a model to a new folder; errors as in `merge_adapters`."""
         method, options = self.method_of(point)
-        base, *tuned = (model.folder for model in self.pair.models)
+        base, *tuned = (model.folder for model in self.at(point).pair.models)
         job = Job(
             method=method,
             base=str(base),

@@ -48,10 +48,13 @@ class TransformersSweep:
         return engine
 
     def _engine(self, point: MergePoint) -> Engine:
-        exists = self._spec.folder_of(point) is not None
+        own = self._spec.at(point)
+        exists = own.folder_of(point) is not None
         if not exists or (point.is_base and self._merged.keeps_side_files):
             self._folders.close()
-            return self._merged.at(self._spec.lam_of(point), plain=self._spec.is_plain(point))
+            if not point.is_base:  # which every series has
+                self._merged.change(own)
+            return self._merged.at(own.lam_of(point), plain=own.is_plain(point))
         self._merged.unload()
         return self._folders.at(point)
 
@@ -74,6 +77,8 @@ class MergedModel:
         options_of(spec.method, 0.5, **spec.options)  # checks them
         self._spec = spec
         self._merge = OpenMerge(spec.pair, method=spec.method, **spec.options)
+        self._filled_by: OpenMerge | None = None
+        """The merge that the weights of the loaded model are of."""
         self._engine: TransformersEngine | None = None
         self._placement: Placement | None = None
         self._said = False
@@ -89,6 +94,18 @@ class MergedModel:
         """Whether configuration and tokenizer are the base's, so that the model at λ = 0 equals the base."""
         return self._merge.keeps_side_files
 
+    def change(self, spec: SweepSpec) -> None:
+        """Merge other tuned models into the same base from now on, or by another method; does not load the model again
+        unless its configuration or its tokenizer changes."""
+        same_rule = (spec.method, spec.options) == (self._spec.method, self._spec.options)
+        if spec.pair is self._spec.pair and same_rule:
+            return
+        self._merge.free()
+        changed = OpenMerge(spec.pair, method=spec.method, **spec.options)
+        if not (self._merge.keeps_side_files and changed.keeps_side_files):
+            self.unload()
+        self._spec, self._merge, self._loaded = spec, changed, None
+
     def at(self, lam: "Lam | None", *, plain: bool = False) -> TransformersEngine:
         """Return the model at λ, as `merge` takes it; the same object for each λ: do not use it after the next call.
 
@@ -99,18 +116,20 @@ class MergedModel:
             self._loaded = None  # an interruption leaves the weights half-written
             if self._engine is not None and self._placement is not None:
                 self._placement.reset()
-                filled = self._placement.filled(self._merge.changed)
+                same = self._filled_by is self._merge
+                filled = self._placement.filled(self._merge.changed) if same else ()
+                self._filled_by = None
                 self._merge.fill(lam, self._placement, as_linear=plain, filled=filled)
             else:
                 self.unload()
                 self._load(lam, plain)
-            self._loaded = (lam, plain)
+            self._loaded, self._filled_by = (lam, plain), self._merge
         assert self._engine is not None
         return self._engine
 
     def unload(self) -> None:
         """Free the model; the next `at` loads it again."""
-        self._engine, self._placement, self._loaded = None, None, None
+        self._engine, self._placement, self._loaded, self._filled_by = None, None, None, None
         self._merge.free()
 
     def close(self) -> None:

@@ -1,6 +1,5 @@
 """A sweep with one running vLLM engine for all points of the merge."""
 
-import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,14 @@ class VLLMSweep:
         self._spec, self._scratch = spec, scratch
         self._options = VLLMOptions.of(spec.runner)
         self._folders = FolderSweep(spec, scratch / "models")
-        self._adapters = spec.method in METHODS and all(isinstance(model, Adapter) for model in spec.pair.tuned)
+        self._adapters = all(
+            each.method in METHODS and all(isinstance(model, Adapter) for model in each.pair.tuned) for each in spec.all
+        )
         self.started = 0
         """How often vLLM was started."""
         self._shared: SharedLLM | None = None
         self._opened: dict[MergePoint, VLLMEngine] = {}
-        self._tokenizers: dict[Path | None, tuple[Any, frozenset[int]]] = {}
+        self._tokenizers: dict[tuple[Path, ...], tuple[Any, frozenset[int]]] = {}
         self._lora_options: LoraOptions | None = None
         self._noted: set[str] = set()
         self._loaded: MergePoint | None = None
@@ -127,11 +128,16 @@ class VLLMSweep:
     def _lora(self) -> LoraOptions:
         """What the engine must be started with to apply the merges."""
         if self._lora_options is None:
-            try:
-                with open_adapter(self._adapter(TUNED)) as adapter:
-                    self._lora_options = dataclasses.replace(lora_options(adapter), count=MAX_LORAS)
-            except ModelError as error:
-                raise _AdapterRefusedError from error
+            found = []
+            for tuned in [series.at(TUNED) for series in self._spec.series] or [TUNED]:
+                try:
+                    with open_adapter(self._adapter(tuned)) as adapter:
+                        found.append(lora_options(adapter))
+                except ModelError as error:
+                    raise _AdapterRefusedError from error
+            modules = dict.fromkeys(name for options in found for name in options.modules)
+            rank = max(options.rank for options in found)
+            self._lora_options = LoraOptions(rank=rank, modules=tuple(modules), count=MAX_LORAS)
         return self._lora_options
 
     # --- merges in place ------------------------------------------------------------------------------------------
@@ -140,15 +146,16 @@ class VLLMSweep:
         shared = self._start(None)
         if self._loaded != point:
             self._loaded = None  # an interruption leaves the weights half-written
-            base, *tuned = (str(model.folder) for model in self._spec.pair.models)
+            own = self._spec.at(point)
+            base, *tuned = (str(model.folder) for model in own.pair.models)
             merge = {
                 "base": base,
                 "tuned": tuned,
-                "references": {role: str(path) for role, path in self._spec.pair.reference_folders.items()},
-                "method": self._spec.method,
-                "options": dict(self._spec.options),
+                "references": {role: str(path) for role, path in own.pair.reference_folders.items()},
+                "method": own.method,
+                "options": dict(own.options),
             }
-            lam, plain = self._spec.lam_of(point), self._spec.is_plain(point)
+            lam, plain = own.lam_of(point), own.is_plain(point)
             with loading(self._spec.pair.base.folder, "vLLM"):
                 shared.call_workers(MergeWorker.mooring_load.__name__, merge, lam, plain)
             self._loaded = point
@@ -181,21 +188,22 @@ class VLLMSweep:
 
     def _tokenizer(self, point: MergePoint) -> tuple[Any, frozenset[int]]:
         """The tokenizer and stop tokens of a model: its own, or those that its merge would be written with."""
-        folder = self._spec.folder_of(point)
-        if folder not in self._tokenizers:
+        folder, pair = self._spec.folder_of(point), self._spec.at(point).pair
+        models = tuple(model.folder for model in pair.models) if folder is None else (folder,)
+        if models not in self._tokenizers:
             with tempfile.TemporaryDirectory() as temporary:
                 if folder is None:
-                    write_side_files(Path(temporary), self._spec.pair, self._spec.pair.tokenizer("larger"), None)
+                    write_side_files(Path(temporary), pair, pair.tokenizer("larger"), None)
                 source = folder or Path(temporary)
                 with loading(source, "vLLM"):
-                    self._tokenizers[folder] = open_tokenizer(open_folder(source))
-        return self._tokenizers[folder]
+                    self._tokenizers[models] = open_tokenizer(open_folder(source))
+        return self._tokenizers[models]
 
     def _needs_own_engine(self, point: MergePoint) -> bool:
         """Whether a model differs from the base in more than its weights."""
         folder = self._spec.folder_of(point)
         if folder is None:
-            return bool(self._spec.pair.config)
+            return bool(self._spec.at(point).pair.config)
         return _architecture(folder) != _architecture(self._spec.pair.base.folder)
 
 

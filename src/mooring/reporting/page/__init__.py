@@ -132,7 +132,7 @@ def _sections(results: Results) -> dict[str, Table]:
     """The tables that only some reports have, by heading."""
     found = {
         "Task by task": tables.detail_table(results),
-        "Agreement of the judges": tables.agreement_table(results),
+        "Agreement of the judges": tables.agreement_table(results.agreement),
         "Errors of the judges, from their disagreement": tables.latent_table(results),
     }
     return {heading: table for heading, table in found.items() if table}

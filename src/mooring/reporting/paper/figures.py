@@ -30,7 +30,8 @@ SIDE_BY_SIDE = 2
 class Curve:
     """One method on one task over λ, and the λ that its seeds chose.
 
-    A dot is the mean over seeds; its bar is one standard deviation to each side, or the 95 % interval of one seed.
+    A dot is the mean over seeds; its bar is one standard deviation to each side, or the 95 % interval of one seed. A
+    method without λ has one dot.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Curve:
     better: str
     dots: Sequence[Dot]
     chosen: Sequence[float]
+    has_lam: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class PaperFigure:
             names = (self.number, curve.task, curve.method, curve.measure)
             for dot in curve.dots:
                 chosen = "yes" if dot.point.lam in curve.chosen else "no"
-                rows.append([*names, dot.point.lam, dot.value, dot.low, dot.high, chosen])
+                rows.append([*names, dot.point.lam if curve.has_lam else None, dot.value, dot.low, dot.high, chosen])
         return Table("", list(map(Column, heads)), rows)
 
 
@@ -66,10 +68,11 @@ def all_figures(groups: Sequence[Group], main: str) -> list[PaperFigure]:
     own = [group for group in groups if group.first.base == main]
     by_module = any(run.results.choice.point.by_module for group in own for run in group.runs)
     around = ", or the single λ around which λ by module was chosen" if by_module else ""
+    flat = " A method without λ is a level line." if any(not group.first.has_lam for group in own) else ""
     how = (
         f"over λ, the weight of the tuned model (0 is the base, 1 the tuned model), by merging method, on the "
         f"validation split ({main}). Bars: 95 % intervals over prompts, or one standard deviation where there are "
-        f"several seeds. Ringed: the chosen λ{around}."
+        f"several seeds. Ringed: the chosen λ{around}.{flat}"
     )
     task = [curve for group in own if group.first.results.choice.metric != "lam" for curve in _curve(group, None)]
     asr = [curve for group in own for curve in _curve(group, "asr")]
@@ -87,14 +90,16 @@ def _curve(group: Group, measure: str | None) -> list[Curve]:
     by_point: dict[MergePoint, list[Score]] = {}
     for run in group.runs:
         for trial in run.results.trials:
-            if trial.split == "validation" and name in trial.scores:
+            shown = group.first.has_lam or trial.point.is_tuned
+            if shown and trial.split == "validation" and name in trial.scores:
                 by_point.setdefault(trial.point, []).append(trial.scores[name])
     dots = [dot for point, scores in sorted(by_point.items()) if (dot := _dot(point, scores))]
     if not dots:
         return []
     better = next(iter(by_point.values()))[0].better
-    chosen = sorted({run.results.single.lam for run in group.runs})
-    return [Curve(group.first.task, group.first.method, name, better, dots, chosen)]
+    has_lam = group.first.has_lam
+    chosen = sorted({run.results.single.lam for run in group.runs}) if has_lam else []
+    return [Curve(group.first.task, group.first.method, name, better, dots, chosen, has_lam)]
 
 
 def _dot(point: MergePoint, scores: Sequence[Score]) -> Dot | None:
@@ -143,6 +148,9 @@ def _panel(axes: Any, task: str, curves: Sequence[Curve], methods: Sequence[str]
         place = methods.index(curve.method)
         shift = 0.012 * (place - (len(methods) - 1) / 2)
         colour, marker, line = LOOKS[place % len(LOOKS)]
+        if not curve.has_lam:  # one level, whatever λ is
+            axes.axhline(curve.dots[0].value, color=colour, linestyle=line, label=one_line(curve.method))
+            continue
         xs, ys = [dot.point.lam + shift for dot in curve.dots], [dot.value for dot in curve.dots]
         look = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5, "linewidth": 1.5}
         axes.errorbar(xs, ys, yerr=bars(curve.dots), capsize=2, elinewidth=0.8, label=one_line(curve.method), **look)

@@ -30,13 +30,14 @@ CAPTION = (
 class Pair:
     """Two models on the same prompts: `base`, `tuned`, or a method at its λ.
 
+    `seed` is the tuned model's; of a comparison, its name and mask.
     `rate` and `score` are by how much the second's attack success rate and task score are higher; `score` is `None` if
     it was not kept by prompt.
     """
 
     base: str
     task: str
-    seed: int
+    seed: int | str
     first: str
     second: str
     rate: Difference
@@ -55,7 +56,8 @@ def pairs(groups: Sequence[Group]) -> list[Pair]:
     for group in sorted(groups, key=lambda g: (g.first.base, g.first.task, g.first.method != LINEAR, g.first.method)):
         measure = task_score(group)
         for run in group.runs:
-            found += _pair((run, "tuned"), (run, "merged"), measure)
+            if run.has_lam:
+                found += _pair((run, "tuned"), (run, "merged"), measure)
             found += _pair((run, "base"), (run, "merged"), measure)
         first = firsts.setdefault((group.first.base, group.first.task), group)
         if first is not group:
@@ -81,17 +83,19 @@ def _pair(first: tuple[Run, Role], second: tuple[Run, Role], measure: str | None
         return
     scores = [run.results.score(model, measure) if measure else None for run, model in (first, second)]
     run, score = second[0], difference_of_scores(*scores)
-    yield Pair(run.base, run.task, run.seed, _label(*first), _label(*second), rate, measure, score)
+    yield Pair(run.base, run.task, run.label or run.seed, _label(*first), _label(*second), rate, measure, score)
 
 
 def _label(run: Run, model: Role) -> str:
-    return f"{run.method}, {run.results.choice.point.label}" if model == "merged" else model
+    if model != "merged":
+        return model
+    return f"{run.method}, {run.results.choice.point.label}" if run.has_lam else run.method
 
 
-def to_table(found: Sequence[Pair]) -> Table:
-    """The pairs as people read them: rates in points, losses in nats per token."""
+def to_table(found: Sequence[Pair], seed: str = "seed") -> Table:
+    """The pairs as people read them: rates in points, losses in nats per token; `seed` is that column's heading."""
     heads = [
-        *(Column("base", group=True), Column("task", group=True), Column("seed", numeric=True)),
+        *(Column("base", group=True), Column("task", group=True), Column(seed, numeric=seed == "seed")),
         *(Column("from"), Column("to"), Column("ASR, points", numeric=True)),
         *(Column("became unsafe / safe", numeric=True), Column("p", numeric=True)),
         *(Column("task measure"), Column("task", numeric=True)),

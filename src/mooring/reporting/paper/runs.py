@@ -10,11 +10,13 @@ from mooring.config import NO_OPTION_OF_THE_METHOD
 from mooring.errors import DataError
 from mooring.jsonio import EDITED
 from mooring.ledger import LEDGER, read_ledger
+from mooring.merge_methods import METHODS
 from mooring.merge_point import Role
 from mooring.printable import one_line
 from mooring.records import Score
+from mooring.reporting.comparison.records import MethodComparison, is_comparison, load_comparison
 from mooring.reporting.results import Results, load_run
-from mooring.text import without_folders
+from mooring.text import MISSING, without_folders
 
 DEPTH = 3
 """How deep below the folder of runs a run may lie."""
@@ -37,8 +39,9 @@ _SAFETY_SET = "safety"
 class Run:
     """A finished run, with its path below the folder of runs.
 
-    `seed` is the tuned model's, `draw` the seed by which its prompts were drawn and halved. `settings` are how it
-    measures, by place in the recipe: runs compare if these are equal.
+    `seed` is the tuned model's, `draw` the seed by which its prompts were drawn and halved, `mask` that of the method's
+    random mask, if it draws one. `settings` are how it measures, by place in the recipe: runs compare if these are
+    equal. `has_lam` is whether λ is chosen for its method, and `label` what tells it from others in a comparison.
     """
 
     name: str
@@ -49,6 +52,14 @@ class Run:
     seed: int
     draw: int
     settings: Mapping[str, Any]
+    mask: int | None = None
+    has_lam: bool = True
+    label: str = ""
+
+    @property
+    def merged(self) -> tuple[str, int | None]:
+        """What tells the merged models at one λ from others of the same method: the tuned model, and the mask."""
+        return self.tuned, self.mask
 
     @property
     def tuned(self) -> str:
@@ -71,7 +82,7 @@ def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
     for path in _run_folders(folder, DEPTH):
         name = one_line("." if path == folder else str(path.relative_to(folder)))
         try:
-            runs.append(_read(path, name))
+            runs += _read(path, name)
         except DataError as error:
             what = error.message.removeprefix(f"{path}: ").removeprefix(f"{path}/").replace(str(path), name)
             hint = error.hint.replace(str(path), f"{folder.resolve().name}/{name}")
@@ -93,15 +104,29 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _run_folders(child, depth - 1)
 
 
-def _read(folder: Path, name: str) -> Run:
-    results = load_run(folder)
+def _read(folder: Path, name: str) -> list[Run]:
+    """The run in a folder, or each series of a comparison."""
+    comparison = load_comparison(folder) if is_comparison(folder / "report") else None
+    results = None if comparison else load_run(folder)
     if (folder / LEDGER).is_file() and not read_ledger(folder).finished:
         raise DataError("it was begun again since its report was written", "let it finish", code="data.unfinished_run")
-    return as_run(name, results)
+    return runs_of(comparison, name) if comparison else [as_run(name, results)] if results else []
 
 
-def as_run(name: str, results: Results) -> Run:
-    """What a run's results are results of.
+def runs_of(found: MethodComparison, name: str = "") -> list[Run]:
+    """Each series of a comparison, as a run of its own."""
+    start = f"{name}: " if name else ""
+    runs = []
+    for each in found.series:
+        tuned = each.tuned or " + ".join(filter(None, (model.name for model in found.tuned)))
+        mask = "" if each.seed is None else f"mask {each.seed}"
+        label = ", ".join(filter(None, (tuned, mask)))
+        runs.append(as_run(f"{start}{each.series.label}", found.results_of(each), label))
+    return runs
+
+
+def as_run(name: str, results: Results, label: str = "") -> Run:
+    """What a run's results are results of; `label` is what tells it from others in a comparison.
 
     Raises:
         DataError: Their recipe is not one.
@@ -120,6 +145,9 @@ def as_run(name: str, results: Results) -> Run:
             seed=int(recipe["seed"] if seed is None else seed),
             draw=int(recipe["seed"]),
             settings=dict(_settings(recipe, results)),
+            mask=_mask(recipe),
+            has_lam=METHODS[str(merge["method"])].has_lam,
+            label=label,
         )
     except (KeyError, TypeError, AttributeError, ValueError):
         raise DataError("results.json: its recipe is not one", EDITED, code="data.edited_results") from None
@@ -136,6 +164,14 @@ def _method(merge: dict[str, Any]) -> str:
     given = {key: value for key, value in merge.items() if key not in NO_OPTION_OF_THE_METHOD and value is not None}
     options = ", ".join(f"{key} {value}" for key, value in given.items())
     return one_line(str(merge["method"]) + (f" ({options})" if options else ""))
+
+
+def _mask(recipe: Mapping[str, Any]) -> int | None:
+    """The seed of the random mask; None if the method draws none."""
+    merge = recipe["merge"]
+    if not METHODS[str(merge["method"])].random:
+        return None
+    return int((merge.get("seeds") or [recipe["seed"]])[0])
 
 
 def _settings(recipe: Mapping[str, Any], results: Results) -> Iterator[tuple[str, Any]]:
@@ -241,13 +277,23 @@ class Group:
 
     @property
     def seeds(self) -> str:
-        """The seeds, or how many models have the same one (several tuned models that were made elsewhere)."""
+        """The seeds, or how many models have the same one (several tuned models that were made elsewhere).
+
+        Of a comparison, the names of the tuned models and the masks.
+        """
+        if all(run.label for run in self.runs):
+            return ", ".join(run.label for run in self.runs)
         found = sorted({run.seed for run in self.runs})
+        masks = [run.mask for run in self.runs]
+        if len({run.tuned for run in self.runs}) == 1 < len(set(masks)):
+            return f"masks {', '.join(map(str, masks))}"
         return ", ".join(map(str, found)) if len(found) == len(self.runs) else f"{len(self.runs)} models"
 
     @property
     def lam(self) -> str:
-        """The λ that were chosen, in the order of the seeds; one if all are equal."""
+        """The λ that were chosen, in the order of the seeds; one if all are equal; none if the method has no λ."""
+        if not self.first.has_lam:
+            return MISSING
         points = [run.results.choice.point for run in self.runs]
         return ", ".join(dict.fromkeys(f"{p.single.key}{' by module' if p.by_module else ''}" for p in points))
 
@@ -260,7 +306,9 @@ class Group:
 def why_not_comparable(group: Group, beside: Group, *, safety_only: bool = False) -> str:
     """Why a row of a table does not compare with another, in one line; empty if it does. `safety_only`: of ASR."""
     found = differences(group.first, beside.first, safety_only=safety_only)
-    if not safety_only and group.seeds != beside.seeds:
+    of_all = not (group.first.has_lam and beside.first.has_lam)  # such as Model Stock, which merges all tuned models
+    same_models = of_all or {run.tuned for run in group.runs} == {run.tuned for run in beside.runs}
+    if not safety_only and not same_models and group.seeds != beside.seeds:
         found.append(f"seeds {group.seeds}, not {beside.seeds}")
     return f"does not compare with {beside.first.name}: {_first_three(found)}" if found else ""
 
@@ -269,12 +317,12 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Sort runs into groups by base, task and method; also returns notes.
 
     Of each group, the runs that were measured in the same way are kept, the larger part if there are two; each of the
-    others gets a note. So does a run of a tuned model that another run has measured already, and seeds that drew their
-    prompts separately, which are kept.
+    others gets a note. So does a run of a tuned model, and of a mask if the method draws one, that another run has
+    measured already, and seeds that drew their prompts separately, which are kept.
     """
     notes: list[str] = []
     members: dict[tuple[str, str, str], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.base, run.task, run.method, run.seed, run.name)):
+    for run in sorted(runs, key=lambda run: (run.base, run.task, run.method, run.seed, run.mask or 0, run.name)):
         members.setdefault((run.base, run.task, run.method), []).append(run)
     groups = []
     for found in members.values():
@@ -283,9 +331,9 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             if run not in alike:
                 reasons = _first_three(differences(run, alike[0], drawn=True))
                 notes.append(f"{run.name}: left out, since it does not compare with {alike[0].name}: {reasons}")
-        known: dict[str, Run] = {}
+        known: dict[tuple[str, int | None], Run] = {}
         for run in alike:
-            if (same := known.setdefault(run.tuned, run)) is not run:
+            if (same := known.setdefault(run.merged, run)) is not run:
                 what = f"{same.name} measured the same tuned model by the same rule"
                 notes.append(f"{run.name}: left out, since {what}")
         group = Group(list(known.values()))

@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from string import ascii_lowercase
 
+from mooring.attacks.names import NONE, attack_of, without_attack
 from mooring.merge_point import Role
 from mooring.printable import one_line
 from mooring.records import Score
 from mooring.reporting.paper.runs import Group, why_not_comparable
 from mooring.reporting.results import COLUMNS, is_task
-from mooring.reporting.tables import Cell, Column, Table
+from mooring.reporting.tables import Cell, Column, Table, in_order
 from mooring.text import Number, is_rate, name_of, score_number, without_folders
 
 READ = (
@@ -20,6 +21,9 @@ READ = (
 )
 """How a table is read."""
 TASK_SCORE = "task score"
+_FURTHER = ("over_refusal", "ordinary_refusal")
+"""Rates of the tables besides the attack success rate."""
+_UNDER_ATTACK = ("asr", "asr_worst")
 LINEAR = "linear"
 """The method that stands for `merged` if a table has room for one."""
 
@@ -209,9 +213,9 @@ def all_tables(groups: Sequence[Group], main: str) -> list[PaperTable]:
     methods = [group for group in own if sum(other.first.task == group.first.task for other in own) > 1]
     others = _one_method([group for group in groups if group.first.base != main])
     found = [
-        PaperTable(1, f"Base, tuned and merged ({main})", _columns(merged), list(_three_models(merged, []))),
-        PaperTable(2, f"Merging methods ({main})", _columns(methods), list(_by_method(methods))),
-        PaperTable(3, "Other models", _columns(others), list(_three_models(others, merged))),
+        PaperTable(1, f"Base, tuned and merged ({main})", table_columns(merged), list(_three_models(merged, []))),
+        PaperTable(2, f"Merging methods ({main})", table_columns(methods), list(_by_method(methods))),
+        PaperTable(3, "Other models", table_columns(others), list(_three_models(others, merged))),
     ]
     return [table for table in found if table.lines]
 
@@ -230,8 +234,18 @@ def _one_method(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if group in found.values()]
 
 
-def _columns(groups: Sequence[Group]) -> list[str]:
-    return [TASK_SCORE, *map(_asr, dict.fromkeys(name for group in groups for name in safety_sets(group)))]
+def table_columns(groups: Sequence[Group]) -> list[str]:
+    """The columns with numbers: the task score, ASR on each safety set, and the other rates that were measured."""
+    sets = map(_asr, dict.fromkeys(name for group in groups for name in safety_sets(group)))
+    return [TASK_SCORE, *sets, *dict.fromkeys(name_of(name) for group in groups for name in further(group))]
+
+
+def further(group: Group) -> list[str]:
+    """The other rates that were measured: over-refusal, refusals of ordinary prompts, ASR under attacks, by judges."""
+    names = {name for run in group.runs if (trial := run.results.trial("merged")) for name in trial.scores}
+    rates = {*_FURTHER, *(name for name in names if attack_of(name) != NONE and without_attack(name) in _UNDER_ATTACK)}
+    by_judge = {name for name in names if name.startswith("asr@") and ":" not in name}
+    return in_order((names & rates) | by_judge)
 
 
 def _asr(name: str) -> str:
@@ -240,26 +254,29 @@ def _asr(name: str) -> str:
 
 def _three_models(groups: Sequence[Group], beside: Sequence[Group]) -> Iterator[Line]:
     """Base, tuned and merged of each; the notes compare with a group of the same task, or else with the first row."""
-    for group in groups:
+    for group in (each for each in groups if each.first.has_lam):
         same = next((other for other in beside if other.first.task == group.first.task), None)
         first = same or (beside[0] if beside else groups[0])
         note = why_not_comparable(group, first, safety_only=same is None)
         for model in COLUMNS:
-            yield _line(group, model, note if model == "base" else "")
+            yield line_of(group, model, note if model == "base" else "")
 
 
 def _by_method(groups: Sequence[Group]) -> Iterator[Line]:
     firsts: dict[str, Group] = {}
     for group in sorted(groups, key=lambda each: (each.first.task, each.first.method != LINEAR, each.first.method)):
-        yield _line(group, "merged", why_not_comparable(group, firsts.setdefault(group.first.task, group)))
+        yield line_of(group, "merged", why_not_comparable(group, firsts.setdefault(group.first.task, group)))
 
 
-def _line(group: Group, model: Role, note: str) -> Line:
+def line_of(group: Group, model: Role, note: str = "") -> Line:
+    """The numbers of one model of a group: base, tuned or merged."""
     entries = {}
     if metric := task_score(group):
         entries[TASK_SCORE] = Entry(metric, group.scores(model, metric))
     for name, score in safety_sets(group).items():
         entries[_asr(name)] = Entry(f"asr:{name}", group.scores(model, score))
+    for name in further(group):
+        entries[name_of(name)] = Entry(name, group.scores(model, name))
     return Line(
         base=group.first.base,
         task=group.first.task,

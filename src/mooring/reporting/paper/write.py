@@ -8,7 +8,7 @@ from mooring.errors import DataError, OutputError
 from mooring.export import Record
 from mooring.files import atomic_bytes, atomic_text
 from mooring.reporting.figures import png, svg
-from mooring.reporting.paper import figures, paired, published
+from mooring.reporting.paper import details, figures, paired, published
 from mooring.reporting.paper.runs import find_runs, grouped
 from mooring.reporting.paper.tables import all_tables, main_base
 from mooring.reporting.render import as_csv, as_latex, as_markdown
@@ -16,6 +16,12 @@ from mooring.reporting.tables import Table
 from mooring.text import markdown
 
 PAGE = "paper.md"
+HEADINGS = {
+    paired.NAME: "In pairs",
+    details.CATEGORIES: "By category",
+    details.AGREEMENT: "Agreement of the judges",
+}
+"""Headings of the tables that have no number."""
 TEMPLATE = "published-template.csv"
 
 
@@ -74,6 +80,8 @@ def write_paper(runs: Path, out: Path, *, known: Path | None = None, main: str |
     shown = {f"table{t.number}": (t.to_table(numbers), f"mooring-{t.number}", t.to_numbers(numbers)) for t in tables}
     if pairs:
         shown[paired.NAME] = paired.to_table(pairs), f"mooring-{paired.NAME}", paired.to_numbers(pairs)
+    for name, table in details.tables_of(groups).items():
+        shown[name] = table, f"mooring-{name}", table
     texts: dict[str, str] = {}
     for name, (table, label, values) in shown.items():
         texts |= {f"{name}.md": as_markdown(table) + "\n", f"{name}.tex": as_latex(table, label)}
@@ -96,14 +104,16 @@ def write_paper(runs: Path, out: Path, *, known: Path | None = None, main: str |
 
 
 def _all_files() -> set[str]:
-    tables = {f"{name}.{kind}" for name in ("table1", "table2", "table3", paired.NAME) for kind in ("md", "tex", "csv")}
+    names = ("table1", "table2", "table3", paired.NAME, details.CATEGORIES, details.AGREEMENT)
+    tables = {f"{name}.{kind}" for name in names for kind in ("md", "tex", "csv")}
     return tables | {f"figure{number}.{kind}" for number in (2, 3) for kind in ("png", "svg", "csv")}
 
 
 def _page(tables: Mapping[str, Table], drawn: Sequence[figures.PaperFigure], notes: Sequence[str]) -> str:
     parts = ["# Tables and figures"]
     for name, table in tables.items():
-        parts += ["## In pairs", as_markdown(table)] if name == paired.NAME else [as_markdown(table)]
+        parts += [f"## {HEADINGS[name]}"] if name in HEADINGS else []
+        parts.append(as_markdown(table))
     parts += [f"![Figure {each.number}](figure{each.number}.png)\n\n{markdown(each.caption)}" for each in drawn]
     if notes:
         parts += ["## To note", "\n".join(f"- {markdown(note)}" for note in notes)]
