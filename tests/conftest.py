@@ -21,6 +21,8 @@ import pytest
 hypothesis.settings.register_profile("mooring", deadline=None)
 hypothesis.settings.load_profile("mooring")
 
+os.fsync = lambda file: None  # what survives a power failure is not tested, and thousands of waits for a disk add up
+
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 
 

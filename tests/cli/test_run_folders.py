@@ -125,6 +125,7 @@ def check_refused(run: Run, command: tuple[object, ...], *words: str) -> None:
     assert state(Path()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", READERS)
 def test_a_whole_one_is_taken(run: Run, made: Path, verb: str) -> None:
     for digests in (False, True):

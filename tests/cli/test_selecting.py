@@ -142,6 +142,7 @@ def test_bisect_needs_the_policy_bound(run: Run, tmp_path: Path) -> None:
     check_refused(run, "recipe.conflict", "run", "r.yaml", "--search", "bisect", "--policy", "knee")
 
 
+@pytest.mark.slow
 def test_the_plan_says_how_it_will_be_chosen(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
     task = write_task(tmp_path)
     select = {"bound": 0.4, "over_refusal_margin": None}

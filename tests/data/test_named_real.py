@@ -65,6 +65,7 @@ def test_parts_of_task_data(name, sizes):
     assert len({p.id for part in parts for p in part}) == sum(sizes)
 
 
+@pytest.mark.slow
 def test_chains_of_thought():
     drawn = load_examples("flan-cot#2000")
     assert len(drawn) == 2000

@@ -151,6 +151,7 @@ def test_another_judge_on_existing_responses_generates_nothing(
     assert "the run's choice and report stay as they are" in shown.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: apt install bubblewrap")
 def test_programs_are_run_and_counted(command: Any, tmp_path: Path, pair: tuple[Path, Path]) -> None:
     base, tuned = pair

@@ -91,6 +91,7 @@ def test_the_chosen_model_loads_in_transformers(finished: Path) -> None:
     assert model.config.vocab_size == len(tokenizer)
 
 
+@pytest.mark.slow
 def test_no_lambda_within_the_bound_exits_with_3(command: Any, finished: Path, tmp_path: Path) -> None:
     results = json.loads((finished / "report" / "results.json").read_text())
     for trial in results["trials"]:  # as if the base refused everything and no merged model did

@@ -63,6 +63,7 @@ def check_same_rates(models: tuple[Path, Path], folder: Path, count: int, **opti
     return rates
 
 
+@pytest.mark.slow
 def test_with_options(models: tuple[Path, Path], tmp_path: Path) -> None:
     base, _, tuned = check_same_rates(models, tmp_path, 16, max_tokens=8, system=SYSTEM, dtype="bfloat16")
     assert 0 < base < 1

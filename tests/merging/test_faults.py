@@ -271,6 +271,7 @@ def test_ctrl_c(pair: tuple[Path, Path], tmp_path: Path, place: str) -> None:
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_command_of_its_own(pair: tuple[Path, Path], tmp_path: Path, sent: signal.Signals) -> None:

@@ -144,6 +144,7 @@ def merged(tmp_path: Path, save_tiny_model: Any) -> Path:
     return api.merge(base, tuned, lam=0.5, out=tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_a_merge_is_pushed_whole_with_its_card(hub: Hub, merged: Path) -> None:
     done = command(hub, "push", merged, "me/merged")
     assert done.returncode == 0, done.stderr
@@ -159,6 +160,7 @@ def test_a_merge_is_pushed_whole_with_its_card(hub: Hub, merged: Path) -> None:
     assert "me/merged: holds other weights on the hub (model.safetensors)" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_out_of_reach_is_named_in_one_line(hub: Hub, merged: Path) -> None:
     hub.shutdown()
     hub.server_close()

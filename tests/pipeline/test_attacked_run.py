@@ -196,6 +196,7 @@ def test_the_report_compares_under_the_same_attack(finished: Any) -> None:
     assert len({row.variant_of for row in bare.rows if row.variant_of}) == 2 * COUNT
 
 
+@pytest.mark.slow
 def test_a_run_again_does_nothing_and_another_attack_asks_only_that(
     finished: Any, pair: Path, tiny_model_folder: Path
 ) -> None:

@@ -146,6 +146,7 @@ def test_a_series_has_the_verdict_of_a_run_of_its_own(
     assert all(each.verdict.words.lower() in table for each in comparison.series)
 
 
+@pytest.mark.slow
 def test_an_attack_begins_all_answers_with_those_of_the_first_tuned_model(
     data: Path, models: Path, tmp_path: Path
 ) -> None:
@@ -247,6 +248,7 @@ def test_the_command_line_shows_the_tables(
     assert str(done[0] / "report" / "index.html") in shown.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_another_method_asks_only_its_own_points(data: Path, models: Path, tmp_path: Path) -> None:
     first, more = Asked(), Asked()
     plain = recipe(data, models, tmp_path / "run", methods=["linear", "slerp"])
@@ -257,6 +259,7 @@ def test_another_method_asks_only_its_own_points(data: Path, models: Path, tmp_p
     assert len(more.engines) == 6
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on(data: Path, models: Path, tmp_path: Path, done: tuple[Path, Asked]) -> None:
     class StoppedError(Exception):
         pass

@@ -21,6 +21,7 @@ def package(folder: Path, name: str, code: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "status", "detail"),
     [

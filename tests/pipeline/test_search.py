@@ -79,6 +79,7 @@ def test_finds_lambda_and_the_whole_run_reuses_its_responses(tmp_path: Path, mod
     assert any("the largest λ found within the bound is 0.55" in event.message for event in pair.events)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_generates_nothing_twice(tmp_path: Path, models: tuple[Path, Path]) -> None:
     first, resumed, whole = (Pair(models, tmp_path) for _ in range(3))
 

@@ -184,6 +184,7 @@ def test_a_merge_is_paired_with_the_base_by_its_own_verdicts(
     assert {name: details[name] for name in ("pairs", "worse", "better")} == {"pairs": 4, "worse": 2, "better": 1}
 
 
+@pytest.mark.slow
 def test_the_single_lambda_is_kept_if_no_merge_beats_it_and_the_run_is_resumed(
     tiny_model_folder: Path, tuned: Path, tmp_path: Path
 ) -> None:

@@ -140,6 +140,7 @@ def test_llama_cpp_is_given_lambda_as_the_scale(tiny_model_folder: Path, adapter
     assert done.choice.point == MergePoint(0.5)
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_died_resumes_on_another_and_asks_nothing_twice(
     tiny_model_folder: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +305,7 @@ def test_hub_ids_are_compared(tiny_model_folder: Path, tmp_path: Path) -> None:
             check_same_model("http://s", "org/name-AWQ", base)
 
 
+@pytest.mark.slow
 def test_judges_share_several_servers_too(tiny_model_folder: Path, adapter: Path, tmp_path: Path) -> None:
     """A judge's request is held until the other server has one as well: neither can do all of it alone."""
     together = threading.Barrier(2, timeout=20)

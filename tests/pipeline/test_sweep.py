@@ -342,6 +342,7 @@ def tokens(data: bytes) -> list[tuple[str, str, int]]:
     return [(c["prompt_id"], c["text"], c["tokens"]) for c in map(json.loads, data.splitlines())]
 
 
+@pytest.mark.slow
 def test_drafts_change_nothing_and_more_lambdas_add_only_themselves(tiny_model_folder: Path, tmp_path: Path) -> None:
     adapter = tune(tiny_model_folder, tmp_path / "adapter", target_modules=["q_proj"])
     said: list[str] = []
@@ -379,6 +380,7 @@ def test_drafts_change_nothing_and_more_lambdas_add_only_themselves(tiny_model_f
     assert not asked
 
 
+@pytest.mark.slow
 def test_another_template_or_version_generates_again(
     tiny_model_folder: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

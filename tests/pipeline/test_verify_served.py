@@ -198,6 +198,7 @@ def test_a_stopped_check_resumes_and_asks_nothing_twice(run: Path) -> None:
     assert len(artifact.requests) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["max_tokens", "temperature", "repetition_penalty"])
 def test_a_server_that_ignores_a_setting_is_found_out_before_any_prompt(run: Path, setting: str) -> None:
     artifact = Artifact(lambda n: REFUSAL, ignores=setting)

@@ -127,6 +127,7 @@ def test_agrees_with_the_package(minilm: Encoder, minilm_folder: Path) -> None:
     assert_same(score_pairs(minilm, pairs, batch_size=3), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("MOORING_DATA" not in os.environ, reason="MOORING_DATA is not set")
 def test_agrees_with_the_package_on_real_text(minilm: Encoder, minilm_folder: Path) -> None:
     outputs = []

@@ -185,6 +185,7 @@ def test_equal_programs_are_run_once() -> None:
     assert set(outcomes) == {answer.key for answer in answers}
 
 
+@pytest.mark.slow
 @needs_bwrap
 def test_the_solutions_of_humaneval_all_pass(problems: list[Prompt]) -> None:
     assert len(problems) == 164
@@ -193,6 +194,7 @@ def test_the_solutions_of_humaneval_all_pass(problems: list[Prompt]) -> None:
     assert score.details["passed"] == 164
 
 
+@pytest.mark.slow
 @needs_bwrap
 @pytest.mark.parametrize("body", ["    return None\n", "    raise ValueError('no')\n"])
 def test_broken_solutions_all_fail(body: str, problems: list[Prompt]) -> None:

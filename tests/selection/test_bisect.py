@@ -232,6 +232,7 @@ def edge(
     return middle, ask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True], ids=["step", "flat"])
 @pytest.mark.parametrize("alike", [0.0, 0.8])
 def test_the_risk_on_the_hardest_curves_is_at_most_the_stated_one(alike: float, flat: bool) -> None:

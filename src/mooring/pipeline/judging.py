@@ -1,6 +1,7 @@
 """The judges of a run: their models, verdicts and scores."""
 
 import dataclasses
+import functools
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,12 +36,13 @@ def measure_again(folder: Path, measure: Callable[[Path], str]) -> str:
 
 def installed_versions(*packages: str) -> dict[str, str]:
     """The installed versions of packages; those that are not installed are left out."""
-    found = {}
-    for name in packages:
-        distribution = next(iter(importlib.metadata.Distribution.discover(name=name)), None)
-        if distribution is not None:
-            found[name] = distribution.version
-    return found
+    return {name: version for name in packages if (version := _installed_version(name))}
+
+
+@functools.cache  # every step of a plan asks, and each answer is a search of the path
+def _installed_version(package: str) -> str | None:
+    distribution = next(iter(importlib.metadata.Distribution.discover(name=package)), None)
+    return None if distribution is None else distribution.version
 
 
 class Judging:

@@ -47,6 +47,7 @@ def test_scripted_answers(scripted: Any, data: Path, right: bool, expected: floa
     )
 
 
+@pytest.mark.slow
 def test_samples_and_limit(scripted: Any, data: Path, tmp_path: Path) -> None:
     result = run_tasks(
         scripted(lambda row: "So the answer is Yes."), TaskRun(names=[NAVIGATE], data=data, limit=2, num_fewshot=1)
@@ -76,6 +77,7 @@ def test_prompts_are_lm_eval_s_own(scripted: Any, data: Path) -> None:
     assert all(prompt.endswith("Q: Question 0?\nA: Let's think step by step.\n") for prompt in prompts)
 
 
+@pytest.mark.slow
 def test_on_a_model_and_on_a_merge(save_tiny_model: Any, data: Path, tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", max_position_embeddings=1100)
     tuned = save_tiny_model(tmp_path / "tuned", seed=1, max_position_embeddings=1100)
@@ -91,6 +93,7 @@ def test_on_a_model_and_on_a_merge(save_tiny_model: Any, data: Path, tmp_path: P
     assert answers("half.jsonl", tuned=tuned, lam=0.5) != plain
 
 
+@pytest.mark.slow
 def test_the_record_of_truncation_and_system_prompt(save_tiny_model: Any, data: Path, tmp_path: Path) -> None:
     """The tiny context holds no three examples; a template without a system role shows no default text, but others."""
     from mooring.inference.transformers import TransformersEngine
@@ -231,6 +234,7 @@ def test_all_of_big_bench_hard_from_local_files(bbh: Path, scripted: Any, monkey
     assert {score.value for score in scores.values()} == {1.0}
 
 
+@pytest.mark.slow
 def test_big_bench_hard_end_to_end(bbh: Path, save_tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """Two tasks, two questions each, from prompt to score, offline, on a real (tiny) model."""
     base = save_tiny_model(tmp_path / "base", max_position_embeddings=1200)

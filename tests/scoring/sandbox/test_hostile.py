@@ -169,6 +169,7 @@ def left_over(of: int | None = None) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_sandbox_ends_although_its_checker_was_stopped_and_its_maker_killed() -> None:
     code = HARM["stopping the checker"] + "\nwhile True:\n    time.sleep(1)\n" + SQUARE
     call = (
