@@ -20,7 +20,7 @@ from mooring.merging import pair as pair_module
 from mooring.merging.compatibility import check_pair
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.inspect import inspect
-from mooring.merging.job import Output
+from mooring.merging.job import Output, bytes_of
 from mooring.merging.merge import merge
 from mooring.merging.pair import open_pair
 from mooring.merging.verify import verify
@@ -456,6 +456,11 @@ def test_too_few_threads_are_a_usage_error(tmp_path: Path, write: Write) -> None
     with pytest.raises(UserError) as caught:
         merge(*pair, tmp_path / "out", lam=0.5, threads=0)
     assert caught.value.code == "usage.bad_threads"
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 1), ("1", 1), ("1.5 KB", 1500), ("2MiB", 2 << 20), (10**12, 10**12)])
+def test_the_smallest_and_largest_sizes(size: int | str, count: int) -> None:
+    assert bytes_of(size) == count
 
 
 @pytest.mark.parametrize("size", [200, "200", "0.2KB", "200B"])

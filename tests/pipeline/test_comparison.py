@@ -358,3 +358,10 @@ def test_real_models_answer_as_their_merges_on_disk(data: Path, models: Path, tm
         found = [json.loads(line) for line in kept]
         assert found
         assert all(texts[row["prompt_id"]] == row["text"] for row in found)
+
+
+def test_each_of_two_tuned_models_is_a_point(data: Path, models: Path, tmp_path: Path) -> None:
+    two = recipe(data, models, tmp_path / "out") | {"tuned": [str(models / name) for name in SEEDS[:2]]}
+    points = build(Recipe.parse(two)).tuned_points
+    assert [str(point.series.tuned) for point in points] == list(SEEDS[:2])
+    assert all(point.is_tuned for point in points)

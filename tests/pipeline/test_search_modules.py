@@ -247,6 +247,7 @@ def test_a_search_without_a_task_or_with_too_few_prompts_is_refused_before_anyth
         with pytest.raises(RecipeError) as caught:
             refuse(bare)
         assert caught.value.code == "recipe.no_task"
+        assert "`search: modules`" in caught.value.message
     assert not bare.folder.exists()
     few = recipe(tiny_model_folder, tuned, tmp_path / "e", select={"confidence": 0.95})
     with pytest.raises(DataError, match=r"99\.8333 % confidence .* use at least 11"):

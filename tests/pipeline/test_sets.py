@@ -63,3 +63,7 @@ def test_a_prompt_of_two_sets_is_in_one_half_only(tmp_path: Path) -> None:
     assert all(sides)
     assert not sides[0] & sides[1]
     assert sides[0] | sides[1] == set(texts)
+    ids = {prompt.id for half in found.values() for prompt in half}
+    assert all(id.startswith(tuple(f"{ref}:" for ref in refs)) for id in ids)
+    alone = load(Recipe.parse({"base": "b", "tuned": "t", "score": {"safety": refs[0]}}))["safety"]
+    assert not any(prompt.id.startswith(refs[0]) for half in alone.values() for prompt in half)

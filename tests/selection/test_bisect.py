@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from mooring.config import Select
 from mooring.errors import DataError, UserError
 from mooring.pipeline.search import bisection
-from mooring.selection.bisect import BisectResult, BisectSettings, Stratum, beta_binomial, bisect, pass_probability
+from mooring.selection.bisect import (
+    BisectResult,
+    BisectSettings,
+    Stratum,
+    _allowed,
+    beta_binomial,
+    bisect,
+    pass_probability,
+)
 from mooring.selection.limits import Rule, as_tested
 from mooring.stats import Flips
 
@@ -143,6 +151,21 @@ def test_too_few_prompts_are_refused_before_the_first_request(rule: Rule, prompt
     assert caught.value.code == "data.too_few_prompts"
     assert f"at least {needed}" in caught.value.hint
     assert not model.requests
+
+
+@pytest.mark.parametrize("rule", [RATE, RISE, Rule(0.1, None), Rule(0.05, None, paired=True)])
+def test_the_largest_count_that_keeps_the_rule_is_found(rule: Rule) -> None:
+    for total in range(90):
+        for better in range(0, total + 1, 7):
+            kept = [worse for worse in range(total - better + 1) if rule.holds(total, worse, better)]
+            assert _allowed(rule, total, better) == (max(kept) if kept else -1)
+
+
+def test_a_batch_may_be_one_prompt_and_the_resolution_a_half() -> None:
+    assert run(Rule(0.1, None), [2.0] * 3, batch=1)[0].lam == 0.95
+    assert run(Rule(0.1, None), [2.0] * 3, resolution=0.5)[0].lam == 0.5
+    with pytest.raises(UserError):
+        run(Rule(0.1, None), [2.0] * 3, resolution=1.0)
 
 
 def test_one_prompt_suffices_for_an_estimate() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mooring.config import Select
 from mooring.errors import DataError, UserError
 from mooring.merge_point import MergePoint
 from mooring.records import Score, Trial
@@ -195,3 +196,11 @@ def test_the_order_of_the_trials_does_not_matter(merged: list[tuple[float, float
     trials += [trial(lam, asr=a, call_match=m) for lam, (a, m) in zip(GRID, merged, strict=False)]
     shuffled = data.draw(st.permutations(trials))
     assert choose(shuffled, margin=0.05, metric="call_match") == choose(trials, margin=0.05, metric="call_match")
+
+
+def test_the_knee_is_measured_from_the_base_and_not_from_zero() -> None:
+    """At λ = 0.6 half of the gain costs a tenth of the rise in ASR; counted from zero, 0.4 would be the knee."""
+    asr, match = [0.30, 0.30, 0.32, 0.34, 0.6, 0.7], [0.0, 0.1, 0.2, 0.5, 0.6, 0.7]
+    choice = choose(sweep(asr, "call_match", match), settings=Select(policy="knee"), metric="call_match")
+    above = [m / 0.7 - (a - 0.3) / 0.4 for a, m in zip(asr, match, strict=True)]
+    assert choice.point.lam == [0.0, *GRID, 1.0][above.index(max(above))] == 0.6

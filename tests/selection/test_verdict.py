@@ -11,7 +11,7 @@ from mooring.records import Choice, RunVerdict, Score, Trial
 from mooring.scoring.scores import share_score
 from mooring.selection.gains import clear_difference, kept_gain, kept_gains
 from mooring.selection.limits import with_flips
-from mooring.selection.verdict import decide
+from mooring.selection.verdict import _missed, _task, decide
 
 POINT = MergePoint(0.4)
 CHOICE = Choice(point=POINT, within=True, bound=0.13, metric="call_match", reason="So.", prompts=100)
@@ -236,3 +236,17 @@ def test_gains_are_of_metrics_that_all_three_have() -> None:
         for point, rights in ((BASE, 0), (TUNED, 60), (POINT, 48))
     }
     assert kept_gains(*made.values(), ["call_match", "exact_match"]).keys() == {"call_match"}
+
+
+def test_the_task_is_the_choices_or_the_first_of_the_test_half_that_is_no_share_of_another() -> None:
+    names = ("asr", "call_match/days", "bleu", "call_match")
+    shares = {name: dataclasses.replace(task(40), name=name) for name in names}
+    merged = dataclasses.replace(trials({BASE: 3, POINT: 5})["merged"], scores=shares)
+    assert _task(dataclasses.replace(CHOICE, metric="call_match"), merged) == "call_match"
+    assert _task(dataclasses.replace(CHOICE, metric="response_loss"), merged) == "bleu"
+    assert _task(CHOICE, dataclasses.replace(merged, scores={"asr": shares["asr"]})) is None
+
+
+def test_a_score_without_a_count_of_misses_has_none() -> None:
+    score = dataclasses.replace(task(3), details={"yes": 3, "total": 80})
+    assert _missed(score) == 0

@@ -1,0 +1,174 @@
+"""Change one operator, comparison or constant of the code at a time, and count how many changes the tests detect.
+
+    python benchmarks/mutants.py [--mutants 200] [--seed 1] [FILE:TESTS …]
+
+Each argument is a source file and, after the colon, the tests that cover it (several separated by commas); without
+one, the files of `TARGETS` are changed. The heavy libraries are imported once, and each mutant runs in a fork of this
+process. The last line is the share detected.
+"""
+
+import argparse
+import ast
+import importlib.machinery
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SELECTION = ",".join(
+    [f"tests/selection/test_{name}.py" for name in ("modules", "choose", "limits", "bisect", "sensitivity")]
+    + ["tests/selection/test_several_bounds.py", "tests/selection/test_verdict.py", "tests/golden/test_statistics.py"]
+)
+TARGETS = {
+    **{
+        f"src/mooring/selection/{name}.py": SELECTION
+        for name in ("limits", "per_module", "policies", "explain", "gains", "sensitivity", "verdict", "corrected")
+    },
+    "src/mooring/selection/bisect.py": "tests/selection/test_bisect.py",
+    "src/mooring/stats.py": "tests/test_stats.py,tests/test_paired.py,tests/golden/test_statistics.py",
+    "src/mooring/pipeline/plan.py": "tests/pipeline/test_checks.py,tests/test_recipe.py,tests/pipeline/test_steps.py",
+    "src/mooring/pipeline/preflight.py": "tests/pipeline/test_checks.py,tests/pipeline/test_preflight.py",
+    "src/mooring/pipeline/sets.py": "tests/pipeline/test_sets.py,tests/pipeline/test_checks.py",
+    "src/mooring/merging/tensor_value.py": "tests/merging/test_tensor_value.py,tests/merging/test_rules.py",
+    "src/mooring/merging/job.py": "tests/merging/test_rules.py,tests/merging/test_inputs.py",
+}
+"""Statistics, selection, runs and the settings of merges, each with its tests."""
+LONG = "not hardest_curves and not risk_is_what and not risk_of and not bootstrap_against and not covers_the and not simul"
+"""Leaves out simulations that take longer than all other tests."""
+
+COMPARISONS = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Div,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+def mutations(node: ast.AST) -> Iterator[str]:
+    """Apply each mutation that fits the node in place, yield its description, and undo it."""
+    if isinstance(node, ast.Compare):
+        for index, old in enumerate(node.ops):
+            if type(old) in COMPARISONS:
+                node.ops[index] = COMPARISONS[type(old)]()
+                yield f"{type(old).__name__} -> {type(node.ops[index]).__name__}"
+                node.ops[index] = old
+    elif isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OPERATORS:
+        old_op = node.op
+        node.op = OPERATORS[type(old_op)]()
+        yield f"{type(old_op).__name__} -> {type(node.op).__name__}"
+        node.op = old_op
+    elif isinstance(node, ast.If | ast.IfExp | ast.While):
+        test = node.test
+        node.test = ast.UnaryOp(ast.Not(), test)
+        yield "condition negated"
+        node.test = test
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
+        value = node.value
+        node.value = not value if isinstance(value, bool) else value + 1
+        yield f"{value!r} -> {node.value!r}"
+        node.value = value
+
+
+def mutants(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the description and the source of every mutant of a file. Annotations and docstrings are left alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(child)
+        for node in ast.walk(tree)
+        for name in ("annotation", "returns")
+        if getattr(node, name, None) is not None
+        for child in ast.walk(getattr(node, name))
+    }
+    for node in ast.walk(tree):
+        if id(node) not in skipped:
+            for change in mutations(node):
+                yield f"{path}:{getattr(node, 'lineno', 0)} {change}", ast.unparse(ast.fix_missing_locations(tree))
+
+
+def survives(path: Path, source: str, tests: list[str], seconds: int) -> bool:
+    """Return whether the tests pass with this source in place of the file. A timeout counts as detected."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        loader = importlib.machinery.SourceFileLoader
+        original = loader.get_code
+
+        def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> object:
+            if Path(self.path).resolve() == path:
+                return compile(source, self.path, "exec")
+            return original(self, name)
+
+        loader.get_code = get_code  # type: ignore[method-assign,assignment]
+        import pytest
+
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def main() -> None:
+    """Sample mutants over all files in proportion to how many each has, and print each that survives."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="FILE:TESTS", default=[":".join(each) for each in TARGETS.items()])
+    parser.add_argument("--mutants", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("-k", default=LONG, help="pytest's expression that selects tests")
+    parser.add_argument("--seconds", type=int, default=180, help="time limit per mutant")
+    options = parser.parse_args()
+    import numpy
+    import pydantic
+    import pytest
+    import torch
+    import transformers
+
+    del numpy, pydantic, pytest, torch, transformers
+    population = []
+    for target in options.targets:
+        name, tests = target.rsplit(":", 1)
+        path = Path(name).resolve()
+        population += [(path, ["-k", options.k, *tests.split(",")], *each) for each in mutants(path)]
+    sample = random.Random(options.seed).sample(population, min(options.mutants, len(population)))
+    for path, tests in {(path, tuple(tests)) for path, tests, *_ in sample}:
+        if not survives(path, path.read_text(encoding="utf-8"), list(tests), options.seconds):
+            sys.exit(f"{path}: its tests fail, or take more than {options.seconds} s, without a mutation")
+    detected = 0
+    for number, (path, tests, change, source) in enumerate(sample, 1):
+        if survives(path, source, tests, options.seconds):
+            print(f"survived: {change}", flush=True)
+        else:
+            detected += 1
+        if number % 20 == 0:
+            print(f"{number}/{len(sample)} done, {detected} detected", flush=True)
+    print(f"{len(population)} possible mutants; detected {detected}/{len(sample)} = {detected / len(sample):.3f}")
+
+
+if __name__ == "__main__":
+    main()
