@@ -36,7 +36,9 @@ TARGETS = {
     "src/mooring/merging/job.py": "tests/merging/test_rules.py,tests/merging/test_inputs.py",
 }
 """Statistics, selection, runs and the settings of merges, each with its tests."""
-LONG = "not hardest_curves and not risk_is_what and not risk_of and not bootstrap_against and not covers_the and not simul"
+LONG = " and ".join(
+    f"not {part}" for part in ("hardest_curves", "risk_is_what", "risk_of", "bootstrap_against", "covers_the", "simul")
+)
 """Leaves out simulations that take longer than all other tests."""
 
 COMPARISONS = {
@@ -137,7 +139,8 @@ def survives(path: Path, source: str, tests: list[str], seconds: int) -> bool:
 def main() -> None:
     """Sample mutants over all files in proportion to how many each has, and print each that survives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="FILE:TESTS", default=[":".join(each) for each in TARGETS.items()])
+    known = [":".join(each) for each in TARGETS.items()]
+    parser.add_argument("targets", nargs="*", metavar="FILE:TESTS", default=known)
     parser.add_argument("--mutants", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-k", default=LONG, help="pytest's expression that selects tests")
