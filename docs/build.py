@@ -87,8 +87,14 @@ def _section(title: str, model: type[Section]) -> str:
     lines = [f"## {title}", (model.__doc__ or "").strip(), "", "| key | default | what |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else _default(field.get_default())
-        lines.append(f"| `{name}` | {default} | {' '.join((field.description or '').split())} |")
+        what = " ".join((field.description or "").split())
+        lines.append(f"| `{name}` | {_cell(default)} | {_cell(what)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A text as the cell of a table, which a bar would end."""
+    return text.replace("|", r"\|")
 
 
 def _default(value: object) -> str:
@@ -330,7 +336,7 @@ def methods() -> str:
         count = "1" if method.least == method.most else f"{method.least}{most or ' or more'}"
         options = ", ".join(f"`{option}`" for option in (*method.accepts, *sorted(method.options))) or "–"
         times = {1: "once", 2: "twice"}.get(method.passes, f"up to {method.passes} times")
-        lines.append(f"| [`{name}`](#{name}) | {method.formula} | {count} | {options} | {times} |")
+        lines.append(f"| [`{name}`](#{name}) | {_cell(method.formula)} | {count} | {options} | {times} |")
     parts = ["\n".join(lines) + "\n"]
     for name, method in METHODS.items():
         shares = [option for option in ("density", "gamma", "epsilon") if option in method.options]
@@ -426,7 +432,7 @@ def attacks() -> str:
     lines.append("| `none` | The request as it is. | – | – |")
     for name, technique in TECHNIQUES.items():
         option = technique.option.what if technique.option else "–"
-        lines.append(f"| `{name}` | {technique.what} | {option} | {technique.source} |")
+        lines.append(f"| `{name}` | {_cell(technique.what)} | {option} | {technique.source} |")
     return "\n".join(lines) + "\n"
 
 
