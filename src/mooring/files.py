@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ _FAULTS = {
         "output.file_too_large",
     ),
     errno.EISDIR: ("is a folder, not a file", "move it away", "output.is_a_folder"),
+    errno.ENOTDIR: ("a folder above it is a file", "choose another folder", "output.parent_is_a_file"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one", "output.name_too_long"),
     errno.ELOOP: ("is a link that leads back to itself", "name another folder", "output.link_loop"),
 }
@@ -95,6 +97,27 @@ def atomic_bytes(path: Path, data: bytes) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
             raise
+
+
+@contextlib.contextmanager
+def open_lock(path: Path) -> Iterator[int]:
+    """A descriptor of a file to lock, created if there is none; its content stays.
+
+    Raises:
+        OutputError: It is a link, a folder, a pipe or a device (`output.bad_lock`), or may not be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    refused = OutputError(f"{path}: is not an ordinary file", "remove it", code="output.bad_lock")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise refused
+    with explained(path):
+        handle = os.open(path, flags, 0o644)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise refused
+        yield handle
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Literal
 
 from mooring.correction import Answers, allocate, strata
 from mooring.export import Record
+from mooring.files import open_lock
 from mooring.records import Half, read_jsonl, write_jsonl
 from mooring.stats import cohen_kappa
 
@@ -75,7 +76,7 @@ def add_labels(path: Path, labels: Iterable[Label]) -> list[Label]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    with open_lock(path.with_name(f".{path.name}.lock")) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

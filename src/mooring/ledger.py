@@ -1,11 +1,11 @@
 """The ledger of a run folder: which steps are done, with which key, and the digests of what they wrote."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mooring import files
 from mooring.errors import DataError
 from mooring.jsonio import read_as
 
@@ -113,4 +113,7 @@ def modified_record(folder: Path, step: StepRecord) -> str | None:
 
 def sha256(path: Path) -> str:
     """The digest of a file; an empty text if there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    try:
+        return files.sha256(path) if path.is_file() else ""
+    except OSError:  # the name is too long, or the file may not be read
+        return ""

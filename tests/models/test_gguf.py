@@ -148,7 +148,7 @@ def test_quiet_and_leaves_the_package_alone(
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ModelError) as caught:
         gguf.convert(file, tmp_path / "out")
-    assert caught.value.code == "model.unsupported_gguf"
+    assert caught.value.code == "model.corrupt"
     assert "cut.gguf" in str(caught.value)
     assert (package.GGUFReader, package.get_tensor_name_map) == before
     assert not (tmp_path / "out").exists()
@@ -158,7 +158,7 @@ def test_quiet_and_leaves_the_package_alone(
 def test_not_a_gguf(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text("hello")
     (tmp_path / "y.gguf").write_bytes(b"GGUF" + bytes(40))
-    for name, code in {"x": "model.not_gguf", "none": "model.not_gguf", "y": "model.unsupported_gguf"}.items():
+    for name, code in {"x": "model.not_gguf", "none": "model.not_gguf", "y": "model.corrupt"}.items():
         with pytest.raises(ModelError) as caught:
             gguf.convert(tmp_path / f"{name}.gguf", tmp_path / "out")
         assert caught.value.code == code

@@ -1,8 +1,13 @@
 """The command line: thin commands over `mooring.api`."""
 
+import errno
 import os
 import sys
 import textwrap
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from mooring.errors import UserError
 
 INTERRUPTED = 130
 FAILED, BAD_INPUT, OVER_BOUND = 1, 2, 3
@@ -18,11 +23,12 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from mooring.errors import UserError
-    from mooring.printable import visible
+    from mooring.printable import shorten
 
     argv = sys.argv[1:] if argv is None else argv
     as_json = "--json" in argv
     try:
+        _check_arguments(argv)
         import click
 
         from mooring.cli.app import top
@@ -39,19 +45,42 @@ def main(argv: list[str] | None = None) -> None:
         except click.Abort:
             sys.exit(INTERRUPTED)
     except UserError as error:
-        if as_json:
-            _print_error(error.code, error.message, error.hint)
-        sys.stdout.flush()
-        print("mooring: " + " ".join(str(error).split()), file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):  # what an engine has printed
-            print(textwrap.indent(visible(note), "  "), file=sys.stderr)
-        sys.exit(error.exit_code)
+        _refuse(error, as_json)
     except KeyboardInterrupt:  # before the verb's own handler is installed
         sys.exit(INTERRUPTED)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # on the command line, or in a file
+            name = shorten(str(error.filename or ""))
+            _refuse(UserError(f"{name}: the name is too long", "name another", code="usage.name_too_long"), as_json)
         if as_json:
             _print_error("internal.error", f"{type(error).__name__}: {error}", "this is a bug: please report it")
         raise
+
+
+def _check_arguments(argv: list[str]) -> None:
+    """Raise UserError for an argument that no file can be named by: with a null character, or a lone surrogate."""
+    from mooring.errors import UserError
+
+    for argument in argv:
+        try:
+            usable = b"\0" not in os.fsencode(argument)
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise UserError(f"{argument!a}: is not text", "write it again", code="usage.not_text")
+
+
+def _refuse(error: "UserError", as_json: bool) -> NoReturn:
+    """Print an error in one line, with what an engine has printed below it, and exit."""
+    from mooring.printable import visible
+
+    if as_json:
+        _print_error(error.code, error.message, error.hint)
+    sys.stdout.flush()
+    print("mooring: " + " ".join(str(error).split()), file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(textwrap.indent(visible(note), "  "), file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def _print_error(code: str, message: str, hint: str) -> None:

@@ -304,7 +304,7 @@ def inspect(base: str, tuned: str, lam: float, quick: bool, heatmap: str | None,
         inspection = mooring.inspect(base, tuned, lam=lam, quick=quick, heatmap=heatmap, on_event=on_event)
     render.inspection(inspection, as_json=as_json)
     if heatmap and not as_json and inspection.whole().relative:
-        click.echo(f"The heat map is in {heatmap}.")
+        click.echo(f"The heat map is in {visible(heatmap)}.")
     if inspection.problems:
         sys.exit(BAD_INPUT)
 

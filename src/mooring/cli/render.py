@@ -115,7 +115,7 @@ def bar(label: str, *, resumes: bool = True) -> Iterator[OnEvent]:
                 tick(event.done // scale, event.total // scale, note, event.tokens)
             elif event.message:
                 kind = "warning: " * (event.kind == "warning")
-                progress.console.print(f"mooring: {kind}{event.message}", markup=False, highlight=False, soft_wrap=True)
+                progress.console.print(f"mooring: {kind}{escape(event.message)}", highlight=False, soft_wrap=True)
 
         yield on_event
 

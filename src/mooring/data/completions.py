@@ -6,7 +6,6 @@ LLaMA-Factory, EvalPlus and others write them.
 """
 
 import dataclasses
-import json
 import re
 import zipfile
 from collections import Counter
@@ -14,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mooring.bounded import DATA, UnusableError, check_size, parse_json
+from mooring.bounded import DATA, LINE, UnusableError, check_size, parse_json
 from mooring.data.rows import RESPONSES, Row, is_data_file, read_rows, read_text
 from mooring.errors import DataError
+from mooring.jsonio import read_lines
 from mooring.records import Completion, Prompt, read_jsonl
 from mooring.thinking import message_parts, separated
 
@@ -78,10 +78,9 @@ def _is_own(path: Path) -> bool:
     if path.suffix == ".eval" or not path.is_file():
         return path.suffix != ".eval"
     try:
-        with path.open(encoding="utf-8") as file:
-            line = next((line for line in file if line.strip()), "")
-        first = json.loads(line)
-    except (ValueError, OSError, RecursionError):
+        line = next((line for line in read_lines(path) if line.strip()), "")
+        first = parse_json(line, LINE)
+    except (ValueError, DataError):
         return not is_data_file(path.name)
     return not line.strip() or (isinstance(first, dict) and first.keys() >= OWN)
 

@@ -31,7 +31,7 @@ from mooring.models import (
 )
 from mooring.models.classes import places_of, text_fields
 from mooring.models.relaid import RelaidCheckpoint
-from mooring.models.vocabulary import TEMPLATE, adds_tokens, chat_template
+from mooring.models.vocabulary import SETTINGS, TEMPLATE, adds_tokens, chat_template
 from mooring.printable import as_json
 
 _VOCABULARY = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken")
@@ -136,7 +136,8 @@ def write_side_files(
             for path in _tokenizer_files(source.folder):
                 (folder / path).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source.folder / path, folder / path)
-            template = chat_template(pair.base.folder)
+            away = {name.name for name in side_files(pair.base.folder, links_away=True)}
+            template = None if away & {TEMPLATE, SETTINGS} else chat_template(pair.base.folder)
             extends = chat_template(source.folder) is None and adds_tokens(pair.base.folder, source.folder, None)
             if isinstance(template, str) and extends:  # otherwise it may use tokens that do not exist
                 (folder / TEMPLATE).write_text(template, encoding="utf-8")

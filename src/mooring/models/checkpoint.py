@@ -34,6 +34,8 @@ MANIFEST = "mooring.json"
 
 _LARGEST_SIDE_FILE = 256 * 2**20
 """Bytes (Gemma's tokenizer.json takes 33 MiB)."""
+_MOST_SIDE_FILES = 512 * 2**20
+"""Bytes of all side files of a model together; a sparse file takes none on the disk before it is copied."""
 _NO_SIDE_FILE = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz"}
 _LEFT_OUT = (
     "readme",
@@ -491,18 +493,28 @@ def side_files(folder: Path, *, links_away: bool = False) -> Iterator[Path]:
     model card (it describes another model), training state, adapters, or hidden files.
 
     Links to files outside the folder and the hub's cache are left out; with `links_away` only those are listed.
+
+    Raises:
+        ModelError: Together they are far larger than those of any model (`model.large_side_files`).
     """
+    size = 0
     for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja")]):
         name = path.name.lower()
         if name.startswith((".", *_LEFT_OUT)) or name == MANIFEST or name.endswith(".index.json"):
             continue
         if path.suffix.lower() in _NO_SIDE_FILE or not path.is_file() or path.stat().st_size > _LARGEST_SIDE_FILE:
             continue
-        if _belongs(path, folder) is not links_away:
+        inside = belongs(path, folder)
+        size += path.stat().st_size if inside else 0
+        if size > _MOST_SIDE_FILES:
+            what = f"{folder}: its files besides the weights take more than {_MOST_SIDE_FILES // 2**20} MiB"
+            hint = f"move those away that are not part of the model, such as {path.name}"
+            raise ModelError(what, hint, code="model.large_side_files")
+        if inside is not links_away:
             yield path.relative_to(folder)
 
 
-def _belongs(path: Path, folder: Path) -> bool:
+def belongs(path: Path, folder: Path) -> bool:
     """Whether a file lies in a model's folder, or in the hub's cache that the folder is part of, after following links.
 
     A link to another place could put any file of this machine into a model that is then published.

@@ -8,19 +8,11 @@ from mooring.errors import ModelError
 from mooring.files import atomic_folder, free_for_output, need_room
 from mooring.models.checkpoint import Writer
 from mooring.models.classes import context_length
+from mooring.models.gguf_header import check_header
 from mooring.quiet import quiet
 
 _PARAMETERS_PER_BYTE = 4
 """The most in a quantized file (2 bits per weight)."""
-
-
-def _is_gguf(file: Path) -> bool:
-    """Whether a file begins as a GGUF does."""
-    try:
-        with file.open("rb") as stream:
-            return stream.read(4) == b"GGUF"
-    except OSError:
-        return False
 
 
 def convert(file: str | Path, out: str | Path, dtype: str = "bfloat16") -> Path:
@@ -37,17 +29,17 @@ def convert(file: str | Path, out: str | Path, dtype: str = "bfloat16") -> Path:
         The folder.
 
     Raises:
-        ModelError: The file is missing, not a GGUF, or of a model that transformers cannot read from one.
+        ModelError: The file is missing, not a GGUF, damaged, or of a model that transformers cannot read from one.
         OutputError: The folder is not empty, or the disk has no room.
     """
     import torch
 
     file, out = Path(file), Path(out)
-    if not _is_gguf(file):
-        reason = "is not a GGUF file" if file.is_file() else "there is no such file"
-        raise ModelError(f"{file}: {reason}", "name a .gguf file", code="model.not_gguf")
+    if not file.exists():
+        raise ModelError(f"{file}: there is no such file", "name a .gguf file", code="model.not_gguf")
     kind = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
     free_for_output(out)
+    check_header(file)
     need_room(out, file.stat().st_size * _PARAMETERS_PER_BYTE)
     with quiet("transformers", stderr=True):
         model, tokenizer = _load(file)
@@ -76,7 +68,7 @@ def _load(file: Path) -> tuple[Any, Any]:
             # Otherwise a machine with the right kernels keeps the blocks; transformers 5.16 always dequantizes.
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(where, **options)
-    except (ValueError, KeyError, OSError, IndexError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # a damaged file makes it raise nearly anything
         reason = (str(error).splitlines() or ["unknown reason"])[0][:200]
         what = f"{file}: transformers cannot read it ({reason})"
         raise ModelError(what, "name another model", code="model.unsupported_gguf") from None

@@ -7,6 +7,7 @@ from typing import Any
 from mooring.errors import OutputError
 from mooring.files import sha256
 from mooring.hub import LOGIN, download_errors
+from mooring.models.checkpoint import belongs
 from mooring.models.resolve import MODEL_FILES
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth")
@@ -86,6 +87,9 @@ def push(folder: Path, hub_id: str, *, private: bool = False, overwrite: bool = 
     check_hub_id(hub_id)
     if not any(folder.glob("*.safetensors")):
         raise OutputError(f"{folder}: has no safetensors to send", "name a model folder", code="output.hub_no_weights")
+    if away := next((path for path in sorted(folder.rglob("*")) if not belongs(path, folder)), None):
+        what = f"{away}: links to a file outside the model's folder and the hub's cache"
+        raise OutputError(what, "put the file itself there, or remove the link", code="output.hub_link_away")
     api = _hub(hub_id)
     found = _look(api, hub_id, private)
     failures: tuple[type[Exception], ...] = (*download_errors(), RuntimeError)  # hf_xet, which sends, raises the last

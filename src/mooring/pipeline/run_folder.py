@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mooring.errors import DataError, OutputError
 from mooring.events import Event, OnEvent, ignore
-from mooring.files import PARTIAL, atomic_text, explained
+from mooring.files import PARTIAL, atomic_text, explained, open_lock
 from mooring.ledger import (
     LEDGER,
     MODIFIED,
@@ -92,7 +92,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Lock the folder for this process, and remove what a killed process left half-written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
+        with open_lock(self.folder / ".lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -53,7 +53,7 @@ def as_csv(table: Table) -> str:
     """A table's headings and cells as CSV; a cell without a value is empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([column.heading for column in table.columns])
+    writer.writerow([csv_cell(column.heading) for column in table.columns])
     writer.writerows([_csv(cell) for cell in row] for row in table.rows)
     return out.getvalue()
 

@@ -32,7 +32,7 @@ class AnswerCache:
             try:
                 row = json.loads(line)
                 self._answers[row["key"]] = row["answer"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 return
             self._size += len(line) + 1
 
