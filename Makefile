@@ -10,7 +10,7 @@ PIP_VLLM := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --n
 VLLM_TESTS ?= tests/inference tests/training tests/test_chat.py tests/test_thinking.py tests/pipeline/test_sweep.py \
 	tests/models/test_classes.py tests/models/test_layout.py tests/models/test_lora.py tests/merging/test_layouts.py
 
-.PHONY: quickstart quickstart-full test test-slow test-vllm test-vllm-slow fuzz matrix check docs format clean
+.PHONY: quickstart quickstart-full test test-slow test-vllm test-vllm-slow fuzz matrix check docs site format clean
 
 quickstart: $(VENV)/.ready  ## the main job, on the bundled model
 	$(BIN)/mooring run recipes/quickstart.yaml
@@ -48,6 +48,10 @@ check: $(VENV)/.ready-dev  ## style, types, and docs built from the code
 docs: $(VENV)/.ready-dev  ## rebuild the docs that come from the code
 	$(BIN)/python docs/build.py
 
+site: $(VENV)/.ready-dev  ## the docs as a site, in site/, with the quickstart's report if there is one
+	if [ -f runs/quickstart/report/results.json ]; then $(BIN)/mooring report runs/quickstart --redact; fi
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -70,4 +74,4 @@ $(VENV_VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis site

@@ -1,6 +1,5 @@
 """Build what comes from the code (recipes, commands, attacks, errors, options, …); `--check` fails if it is stale."""
 
-import ast
 import inspect
 import json
 import sys
@@ -9,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from errors_page import SOURCE, errors
 from judges_page import judges
 from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from pydantic.fields import FieldInfo
 
+import mooring
 from mooring.attacks import TECHNIQUES
 from mooring.cli.app import top
 from mooring.config import (
@@ -100,8 +101,10 @@ def _cell(text: str) -> str:
 def _default(value: object) -> str:
     if isinstance(value, BaseModel):
         return "see below"
+    if value is None:
+        return "–"
     if isinstance(value, tuple):
-        value = list(value)
+        value = [each.name if isinstance(each, Judge) else each for each in value]
     return f"`{value}`"
 
 
@@ -135,40 +138,6 @@ EXIT_CODES = """## Exit codes
 With `--json` a verb prints one JSON document on standard output, and for codes 1 and 2 it is
 `{"error": {"code": …, "message": …, "hint": …}}` ([errors.md](errors.md) lists the codes). Progress and warnings go to
 standard error.
-"""
-
-
-# --- Error codes, from the raise sites ---
-
-SOURCE = DOCS.parent / "src" / "mooring"
-DOMAINS = {"model", "data", "recipe", "output", "extra", "usage"}
-
-
-def error_codes() -> dict[str, set[str]]:
-    """Every literal `code="…"` of a call in the package, with the files that it occurs in."""
-    codes: dict[str, set[str]] = {}
-    for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.value] if isinstance(node, ast.keyword) and node.arg == "code" else []
-            for value in (value for name in names for value in ast.walk(name) if isinstance(value, ast.Constant)):
-                if isinstance(value.value, str) and value.value.partition(".")[0] in DOMAINS:
-                    codes.setdefault(value.value, set()).add(path.relative_to(SOURCE).as_posix())
-    return codes
-
-
-def errors() -> str:
-    """The table of error codes."""
-    lines = [ERRORS_INTRO, "| code | raised in |", "|---|---|"]
-    for code, files in sorted(error_codes().items()):
-        lines.append(f"| `{code}` | {', '.join(f'`{name}`' for name in sorted(files))} |")
-    return "\n".join(lines) + "\n"
-
-
-ERRORS_INTRO = """# Error codes
-
-Built from the raise sites by `make docs`. Every error that a user can fix has a stable code, `<domain>.<reason>`:
-`error.code` in Python, `error.code` of the JSON that a command prints with `--json`. Messages may change, codes do not.
-The exit code is 2.
 """
 
 
@@ -436,6 +405,26 @@ def attacks() -> str:
     return "\n".join(lines) + "\n"
 
 
+API_TYPES = """# Python: types and options
+
+The public types of `mooring`, from their docstrings: what the [functions](api.md) return and raise, and the options
+that they share with recipes. Every result has `to_dict()` and `to_pandas()`.
+"""
+
+
+def api_types() -> str:
+    """The public types, each as a directive of mkdocstrings."""
+    functions = {*mooring.api.__all__, "api"}
+    public = [name for name in mooring.__all__ if name not in functions and not name.startswith("_")]
+    errors = [name for name in public if name.endswith("Error")]
+    parts = [API_TYPES, "## Results and settings\n"]
+    parts += [f"::: mooring.{name}\n    options: {{heading_level: 3}}\n" for name in public if name not in errors]
+    parts += ["## Errors\n"]
+    parts += [f"::: mooring.{name}\n    options: {{heading_level: 3}}\n" for name in errors]
+    parts += ["## Options\n", "::: mooring.options\n    options: {heading_level: 3, show_if_no_docstring: true}\n"]
+    return "\n".join(parts)
+
+
 def main() -> None:
     """Write the pages, or say which is out of date."""
     pages = {
@@ -447,6 +436,7 @@ def main() -> None:
         DOCS / "judges.md": judges(classifier.UNSURE, len(classifier.load().vocabulary)),
         DOCS / "verdict.schema.json": verdict_schema(),
         DOCS / "attacks.md": attacks(),
+        DOCS / "api-types.md": api_types(),
         SOURCE / "options.py": option_types(),
     }
     stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text() != text]
