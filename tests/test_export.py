@@ -42,11 +42,25 @@ CORRECTED = mooring.Corrected(
 LENGTHS = mooring.Lengths(median=2, p95=9, longest=9)
 CHECK = mooring.VerdictCheck(name="asr", outcome="passed", sentence="So", value=0.0, upper=0.04, allowed=0.1, n=70)
 VERDICT = mooring.RunVerdict(decision="ship", sentence="So.", confidence=0.95, judge="rules", checks=[CHECK])
+EVALS = mooring.EvalDifference(
+    metric="match",
+    first=0.5,
+    second=0.75,
+    difference=0.25,
+    low=-0.1,
+    high=0.5,
+    p=0.25,
+    method="mcnemar",
+    n=12,
+    answers=(12, 12),
+    only_second=3,
+)
 RECORDS: dict[str, Any] = {
     "Agreement": AGREEMENT,
     "Choice": CHOICE,
     "Completion": mooring.Completion(prompt_id="a", text="Hi", tokens=2, finish="stop"),
     "Corrected": CORRECTED,
+    "EvalDifference": EVALS,
     "DataPreview": mooring.DataPreview(
         ref="task.jsonl",
         rows=2,

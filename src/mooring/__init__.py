@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
     from mooring.models.to_gguf import Exported
     from mooring.pipeline.compare import Comparison, Reply
+    from mooring.pipeline.compare_evals import EvalDifference
     from mooring.pipeline.doctor import Finding
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.preview import DataPreview, Lengths
@@ -67,6 +68,7 @@ _LAZY = {
     "mooring.merging.inspect": ("Inspection",),
     "mooring.models.to_gguf": ("Exported",),
     "mooring.pipeline.compare": ("Comparison", "Reply"),
+    "mooring.pipeline.compare_evals": ("EvalDifference",),
     "mooring.pipeline.doctor": ("Finding",),
     "mooring.pipeline.forecast": ("Forecast",),
     "mooring.pipeline.preview": ("DataPreview", "Lengths"),
@@ -82,12 +84,13 @@ _LAZY = {
 """Modules that load torch or pydantic, which takes longer than `import mooring` may take (PEP 562), and their names."""
 
 __all__ = [
-    "Agreement", "Choice", "Comparison", "Completion", "Corrected", "DataError", "DataPreview", "Event", "Exported",
-    "ExtractedLora", "FetchError", "Finding", "Forecast", "Gain", "Inspection", "Judge", "JudgeError", "Lengths",
-    "LogitComparison", "MergeCheck", "MergePoint", "Message", "MethodComparison", "MismatchError", "MissingExtraError",
-    "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper", "Prompt", "Recipe", "RecipeError",
-    "Rejudged", "Reply", "Results", "RunVerdict", "SamplingParams", "Score", "ServedMeasure", "ServedVerdict", "Trial",
-    "UserError", "Verdict", "VerdictCheck", "__version__", "api", "load_examples", "load_prompts", "to_pandas",
+    "Agreement", "Choice", "Comparison", "Completion", "Corrected", "DataError", "DataPreview", "EvalDifference",
+    "Event", "Exported", "ExtractedLora", "FetchError", "Finding", "Forecast", "Gain", "Inspection", "Judge",
+    "JudgeError", "Lengths", "LogitComparison", "MergeCheck", "MergePoint", "Message", "MethodComparison",
+    "MismatchError", "MissingExtraError", "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper",
+    "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "RunVerdict", "SamplingParams", "Score",
+    "ServedMeasure", "ServedVerdict", "Trial", "UserError", "Verdict", "VerdictCheck", "__version__", "api",
+    "load_examples", "load_prompts", "to_pandas",
 ]  # fmt: skip
 __all__ += api.__all__
 

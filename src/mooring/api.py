@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
     from mooring.models.to_gguf import Exported
     from mooring.pipeline.compare import Comparison, Reply
+    from mooring.pipeline.compare_evals import EvalDifference
     from mooring.pipeline.doctor import Finding
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.label_server import LabelServer
@@ -41,10 +42,11 @@ Ref = str | Path
 """A model or a data set."""
 
 __all__ = [
-    "check_merge", "compare", "doctor", "extract_lora", "gate", "generate", "import_labels", "inspect", "judge_error",
-    "label_page", "label_server", "lm_eval", "load_comparison", "load_results", "merge", "mergekit_export",
-    "mergekit_run", "open_comparison", "paper", "plan", "prefer", "preview_data", "push", "quickstart", "rejudge",
-    "report", "run", "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune", "verify", "verify_served",
+    "check_merge", "compare", "compare_evals", "doctor", "extract_lora", "gate", "generate", "import_labels",
+    "inspect", "judge_error", "label_page", "label_server", "lm_eval", "load_comparison", "load_results", "merge",
+    "mergekit_export", "mergekit_run", "open_comparison", "paper", "plan", "prefer", "preview_data", "push",
+    "quickstart", "rejudge", "report", "run", "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune",
+    "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -634,6 +636,29 @@ def prefer(
 
     files = Path(completions), Path(against)
     return prefer(*files, prompts, options, judge=str(judge), split=split, on_event=on_event)
+
+
+def compare_evals(
+    first: Ref, second: Ref, *, metrics: Sequence[str] = (), common: bool = False, seed: int = 0
+) -> list[EvalDifference]:
+    """Compare two evaluations of other tools in pairs, sample by sample: one difference per metric.
+
+    Answers of several epochs are averaged, and intervals and tests are over samples.
+
+    Args:
+        first: A file with scores: a log of Inspect, lm-eval's samples, HarmBench's results, … (docs/formats.md).
+        second: Another one, of the same samples.
+        metrics: Which scores; defaults to those that both have.
+        common: Compare the samples that both have, instead of raising an error if some are missing.
+        seed: Seed of the bootstrap and of the permutations.
+
+    Raises:
+        DataError: A file cannot be read or has no scores, or the two are not of the same samples (`data.unpaired`).
+        MissingExtraError: It takes a package to read a file (`extra.inspect`).
+    """
+    from mooring.pipeline.compare_evals import compare_evals
+
+    return compare_evals(Path(first), Path(second), metrics=metrics, common=common, seed=seed)
 
 
 def lm_eval(

@@ -542,6 +542,47 @@ def compare_scores(
     return Difference(value, *interval, len(keys))
 
 
+def paired_permutation(first: Sequence[float], second: Sequence[float], *, seed: int = 0, draws: int = 10_000) -> float:
+    """The two-sided p-value of a permutation test that two scores of the same units have one distribution.
+
+    The scores of each unit are exchanged or not (Fisher 1935): of all 2ⁿ ways if those are at most `draws`, which is
+    exact, else of `draws` ways and the one observed (Phipson & Smyth 2010).
+
+    Args:
+        first: A score of each unit, such as a prompt's mean over several answers.
+        second: The other score, in the same order.
+        seed: Seed of the drawn ways.
+        draws: How many are drawn.
+
+    Raises:
+        ValueError: The lengths differ.
+    """
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    moved = differences[differences != 0]  # a unit without a difference has the same sum in all ways
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} scores and {len(second)}")
+    if len(moved) < 2:
+        return 1.0  # with one difference, both ways are equally extreme
+
+    def total(values: Any, axis: int = -1) -> Any:
+        return np.sum(values, axis=axis)
+
+    generator = np.random.default_rng(seed)
+    found = permutation_test(
+        (moved,),
+        total,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=draws,
+        random_state=generator,
+        batch=1000,
+    )
+    return float(min(1.0, found.pvalue))
+
+
 def _check_paired(first: Mapping[str, object], second: Mapping[str, object]) -> None:
     if different := len(first.keys() ^ second.keys()):
         message = f"compare: {different} prompts have scores of only one of the two models"

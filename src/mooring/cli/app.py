@@ -25,7 +25,7 @@ from mooring.cli.options import (
     tuned_argument,
     verb,
 )
-from mooring.cli.score import generate, lm_eval, prefer, rejudge, score, verify_served
+from mooring.cli.score import compare_evals, generate, lm_eval, prefer, rejudge, score, verify_served
 from mooring.errors import UserError
 from mooring.printable import visible
 
@@ -148,6 +148,7 @@ for command in (
     prefer,
     lm_eval,
     compare,
+    compare_evals,
 ):
     top.add_command(command)
 

@@ -22,6 +22,7 @@ from mooring.records import LogitComparison, MergeCheck
 
 if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
+    from mooring.pipeline.compare_evals import EvalDifference
     from mooring.pipeline.doctor import Finding
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.preview import DataPreview
@@ -258,6 +259,27 @@ def scores(found: Mapping[str, "Score"], *, as_json: bool) -> None:
         counts = ", ".join(f"{key} {value:g}" for key, value in score.details.items())
         rows.append([name, score_number(score), score.n, score.method, counts])
     _print_table(["score", "value [95 % interval]", "n", "by", "counts"], rows, numeric=(1, 2))
+
+
+def eval_differences(found: Sequence["EvalDifference"], *, as_json: bool) -> None:
+    """Two evaluations beside each other, a score per row."""
+    if as_json:
+        return _print_json(found)
+    from mooring.text import Number
+
+    rows: list[list[Any]] = []
+    for each in found:
+        rate = all(0 <= value <= 1 for value in (each.first, each.second))
+        first, second = Number(value=each.first, rate=rate), Number(value=each.second, rate=rate)
+        change = Number(value=each.difference, low=each.low, high=each.high, rate=rate, signed=True)
+        rows.append([each.metric, first, second, change, f"{each.p:.3g}", each.method, each.n])
+    heads = ["score", "first", "second", "second − first [95 % interval]", "p", "test", "samples"]
+    _print_table(heads, rows, numeric=(1, 2, 3, 4, 6))
+    out = console()
+    if left_out := max(each.left_out for each in found):
+        out.print(f"[yellow]note:[/yellow] up to {left_out} samples without a score in both files are left out")
+    if len(found) > 1:
+        out.print(f"[dim]The p-values are not corrected for there being {len(found)} scores.[/dim]")
 
 
 def judge_error(found: "JudgeError", *, as_json: bool) -> None:

@@ -135,6 +135,31 @@ def prefer(completions: str, against: str, prompts: str, as_json: bool, **option
     render.scores({score.name: score}, as_json=as_json)
 
 
+@click.command("compare-evals", context_settings=HELP)
+@click.argument("first", help="A log of Inspect, lm-eval's samples, or another file with scores.")
+@click.argument("second", help="Another one, of the same samples.")
+@click.option(
+    "--metric", "metrics", multiple=True, help="A score; several may be given. Defaults to all that both have."
+)
+@click.option("--common", is_flag=True, help="Compare the samples that both have, if others are missing.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap and of the permutations.")
+@json_option
+def compare_evals(first: str, second: str, metrics: tuple[str, ...], common: bool, seed: int, as_json: bool) -> None:
+    """Compare two evaluations of other tools, sample by sample.
+
+    Prints SECOND minus FIRST for each score, with a 95 % interval and the p-value of a paired test. Answers of several
+    epochs are averaged. docs/formats.md lists the files that are read.
+
+    \b
+    Examples:
+      mooring compare-evals base.eval merged.eval
+      mooring compare-evals base/samples_gsm8k.jsonl merged/samples_gsm8k.jsonl --metric exact_match,strict-match
+      mooring compare-evals harmbench-base.json harmbench-merged.json --json
+    """
+    found = mooring.compare_evals(first, second, metrics=metrics, common=common, seed=seed)
+    render.eval_differences(found, as_json=as_json)
+
+
 @click.command("lm-eval", cls=Verb, context_settings=HELP, fields="lm_eval")
 @click.argument("model", help="A model; the base of the merge if TUNED is given.")
 @click.argument("tuned", required=False, help="Merge MODEL with this one, in memory.")

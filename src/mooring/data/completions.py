@@ -15,7 +15,7 @@ from typing import Any
 
 from mooring.bounded import DATA, LINE, UnusableError, check_size, parse_json
 from mooring.data.rows import RESPONSES, Row, is_data_file, read_rows, read_text
-from mooring.errors import DataError
+from mooring.errors import DataError, MissingExtraError
 from mooring.jsonio import read_lines
 from mooring.records import Completion, Prompt, read_jsonl
 from mooring.thinking import message_parts, separated
@@ -29,7 +29,10 @@ TEXTS = (
     *("model_output", "model_response", "model_answer", "output_text", "responses", "outputs", "completions"),
 )
 """Names of what a model answered, the best first."""
-ASKED = ("prompt", "instruction", "question", "goal", "test_case", "request", "query", "behavior", "input")
+ASKED = (
+    *("forbidden_prompt", "prompt", "instruction", "question", "goal", "test_case", "request", "query", "behavior"),
+    "input",
+)
 """Names of what it was asked."""
 WANTED = 'write a line such as {"prompt_id": "…", "text": "…"} for each answer: jq -c \'{prompt_id: .ID, text: .TEXT}\''
 _MESSAGES = ("messages", "conversations", "conversation")
@@ -90,32 +93,42 @@ def _is_own(path: Path) -> bool:
 
 def _answers(path: Path) -> Iterator[_Found]:
     """The answers in a file of another tool."""
-    if path.suffix == ".eval":
-        yield from map(_inspect, _eval_samples(path))
+    if (samples := inspect_samples(path)) is not None:
+        yield from map(_inspect, samples)
         return
-    if path.suffix == ".json" and isinstance(whole := _whole(path), dict):
-        if isinstance(whole.get("samples"), list) and "eval" in whole:
-            samples = enumerate(whole["samples"], 1)
-            yield from (
-                _inspect(Row(f"{path}:sample {n}", sample)) for n, sample in samples if isinstance(sample, dict)
-            )
-            return
-        lists = {key: value for key, value in whole.items() if isinstance(value, list)}
-        if len(lists) == len(whole) != 1 or all(_is_harmbench(value) for value in lists.values()):
-            for key, value in lists.items():
-                yield from (_row(Row(f"{path}:{key}", {"id": key, **each}), path) for each in value)
-            return
+    if (answers := harmbench_rows(path)) is not None:
+        yield from (_row(answer, path) for answer in answers)
+        return
     filters: set[str] = set()
     for row in read_rows(path):
-        if "filter" in row.values and "doc_id" in row.values:  # lm-eval writes a row for each filter of the answers
-            filters.add(str(row.values["filter"]))
+        if (name := lm_eval_filter(row.values)) is not None:  # lm-eval writes a row for each filter of the answers
+            filters.add(name)
             if len(filters) > 1:
                 return
         yield _row(row, path)
 
 
-def _is_harmbench(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, dict) and "generation" in each for each in value)
+def lm_eval_filter(values: Mapping[str, Any]) -> str | None:
+    """The filter of a sample of lm-evaluation-harness; None if a row is no such sample."""
+    return str(values["filter"]) if "filter" in values and "doc_id" in values else None
+
+
+def harmbench_rows(path: Path) -> list[Row] | None:
+    """HarmBench's completions or results, lists by behavior, as rows with the behavior's `id`; None for other files.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    whole = _whole(path) if path.suffix == ".json" else None
+    if not isinstance(whole, dict) or not all(map(_is_rows, whole.values())):
+        return None
+    if len(whole) == 1 and not all("generation" in each for answers in whole.values() for each in answers):
+        return None  # an object that contains the one list of rows
+    return [Row(f"{path}:{key}", {"id": key, **each}) for key, answers in whole.items() for each in answers]
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def _whole(path: Path) -> Any:
@@ -127,18 +140,58 @@ def _whole(path: Path) -> Any:
         return None  # JSON Lines under the name .json
 
 
-def _eval_samples(path: Path) -> Iterator[Row]:
-    """The samples of Inspect's log, which is a ZIP archive with a JSON file for each."""
+def inspect_samples(path: Path) -> list[Row] | None:
+    """The samples of a log of Inspect; None for other files.
+
+    An `.eval` file is a ZIP archive with a JSON file for each sample. Recent versions of Inspect compress it with
+    Zstandard, which Python's `zipfile` reads from 3.14 on: `inspect_ai` reads it where it is installed.
+
+    Raises:
+        DataError: The file cannot be read (`data.unreadable`).
+        MissingExtraError: It takes `inspect_ai` to read it (`extra.inspect`).
+    """
+    if path.suffix == ".eval":
+        return _eval_samples(path)
+    whole = _whole(path) if path.suffix == ".json" else None
+    if not isinstance(whole, dict) or "eval" not in whole or not isinstance(whole.get("samples"), list):
+        return None
+    samples = enumerate(whole["samples"], 1)
+    return [Row(f"{path}:sample {number}", sample) for number, sample in samples if isinstance(sample, dict)]
+
+
+def _eval_samples(path: Path) -> list[Row]:
     hint = f"convert it: inspect log convert {path.name} --to json --output-dir ."
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                if name.startswith("samples/") and name.endswith(".json"):
-                    check_size(archive.getinfo(name).file_size, DATA)
-                    yield Row(f"{path}:{name}", parse_json(archive.read(name).decode("utf-8"), DATA))
+            files = [each for each in archive.infolist() if each.filename.startswith("samples/") and not each.is_dir()]
+            for each in files:
+                check_size(each.file_size, DATA)
+            if any(each.compress_type == _ZSTANDARD for each in files):
+                return _read_by_inspect(path)
+            return [
+                Row(f"{path}:{each.filename}", parse_json(archive.read(each).decode("utf-8"), DATA))
+                for each in sorted(files, key=lambda each: each.filename)
+            ]
     except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError, ValueError) as error:
         message = f"{path}: is not a readable log of Inspect ({error})"
         raise DataError(message, hint, code="data.unreadable") from None
+
+
+_ZSTANDARD = 93
+"""The method of compression in a ZIP archive (APPNOTE 6.3.8)."""
+
+
+def _read_by_inspect(path: Path) -> list[Row]:
+    """The samples of an `.eval` file, by Inspect's own reader."""
+    try:
+        from inspect_ai.log import read_eval_log
+    except ImportError:
+        raise MissingExtraError("inspect-ai", "pip install 'mooring[inspect]'", code="extra.inspect") from None
+    log = read_eval_log(str(path), resolve_attachments="core")
+    return [
+        Row(f"{path}:sample {sample.id}", sample.model_dump(mode="json", exclude={"events"}))
+        for sample in log.samples or ()
+    ]
 
 
 def _inspect(row: Row) -> _Found:
@@ -147,7 +200,7 @@ def _inspect(row: Row) -> _Found:
     if values.get("error") and not (values.get("output") or {}).get("choices"):
         raise _failed(row, f"sample {values.get('id')!r}")
     found = _choices(row, values.get("output"))
-    return dataclasses.replace(found, ids=_ids(values), asked=_request(values.get("input")))
+    return dataclasses.replace(found, ids=_ids(values), asked=request_text(values.get("input")))
 
 
 def _row(row: Row, path: Path) -> _Found:
@@ -166,7 +219,7 @@ def _row(row: Row, path: Path) -> _Found:
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
             last = turns[-1]
             if last.get("role", last.get("from")) in ("assistant", "gpt"):
-                return _Found(row.origin, [_said(last)], ids, _request(turns[:-1]))
+                return _Found(row.origin, [_said(last)], ids, request_text(turns[:-1]))
     # An answer's field is not one that holds the request: `output` beside `instruction`, `completion` beside `prompt`.
     for name in (*TEXTS, *RESPONSES["input"]):
         value = values.get(name)
@@ -252,14 +305,14 @@ def _asked(values: Mapping[str, Any]) -> str | None:
     if "arguments" in values and (text := _first_text(values["arguments"])) is not None:
         return text
     names = (name for name in ASKED if values.get(name) not in (None, "", []))
-    text = next((found for name in names if (found := _request(values[name])) is not None), None)
+    text = next((found for name in names if (found := request_text(values[name])) is not None), None)
     extra = values.get("input")
     return (
         f"{text}\n\n{extra}" if text and "instruction" in values and isinstance(extra, str) and extra.strip() else text
     )
 
 
-def _request(value: Any) -> str | None:
+def request_text(value: Any) -> str | None:
     """The last turn that is not the assistant's, of a text or of messages."""
     if isinstance(value, str):
         return value
