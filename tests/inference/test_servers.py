@@ -54,12 +54,15 @@ def test_servers_share_the_work() -> None:
 
 def test_the_concurrency_is_that_of_each_server() -> None:
     now, most = Counter[int](), Counter[int]()
-    lock = threading.Lock()
+    lock, both = threading.Lock(), {1: threading.Event(), 2: threading.Event()}
 
     def count(handler: object, body: object, at: int) -> None:
         with lock:
             now[at] += 1
             most[at] = max(most[at], now[at])
+            if now[at] == 2:
+                both[at].set()
+        both[at].wait(10)  # until a second request is in flight, which a loaded machine may send late
         threading.Event().wait(0.02)
         with lock:
             now[at] -= 1

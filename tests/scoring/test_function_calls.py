@@ -142,9 +142,9 @@ def test_different_values(text: str, reference: str) -> None:
     ],
 )
 def test_hostile_text_is_refused_quickly(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     call = parse_call(text)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 5  # a quadratic search takes minutes
     assert call is None or len(text) < 20_000
 
 
