@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mooring.errors import RecipeError, UserError
@@ -299,6 +301,8 @@ UNSUPPORTED, MALFORMED, MISSING = (f"recipe.mergekit_{reason}" for reason in ("u
         (f"{OK}, tokenizer_source: union", "tokenizer_source: union", UNSUPPORTED),
         (f"{OK}, tokenizer: {{}}", "tokenizer.source: union", UNSUPPORTED),
         (f"{OK}, tokenizer_source: b", "tokenizer_source: b", UNSUPPORTED),
+        (f"{OK}, tokenizer_source: c", "tokenizer_source: c", UNSUPPORTED),
+        ("merge_method: resta, base_model: a, models: [{model: b}]", "merge_method: resta", UNSUPPORTED),
         (f"{OK}, tokenizer: {{source: base, pad_to_multiple_of: 8}}", "tokenizer.pad_to_multiple_of", UNSUPPORTED),
         (f"{OK}, tokenizer: {{source: base}}, tokenizer_source: base", "tokenizer:", MALFORMED),
         (f"{OK}, modules: {{default: {{models: []}}}}", "modules", UNSUPPORTED),
@@ -733,3 +737,126 @@ def test_a_configuration_reads_as_mergekit_plans_it(
             assert job.options.normalize == theirs["flags"][0]
         if job.options.rescale is not None:
             assert (job.options.rescale == "l1") == theirs["flags"][1]
+
+
+WEIGHTED = [
+    {"model": name, "parameters": {"weight": weight}} for name, weight in zip("bcd", (1.0, 0.3, 0.5), strict=True)
+]
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "arcee_fusion.yml": {"merge_method": "arcee_fusion", "base_model": "a", "models": [{"model": "a"}, {"model": "b"}]},
+    "bio-merge.yml": {
+        "merge_method": "ties",
+        "base_model": "a",
+        "models": [{"model": name, "parameters": {"density": 0.5, "weight": 0.5}} for name in "bc"],
+        "parameters": {"normalize": False, "int8_mask": True},
+        "dtype": "float16",
+    },
+    "gradient-slerp.yml": {
+        "merge_method": "slerp",
+        "base_model": "a",
+        "slices": [{"sources": [{"model": name, "layer_range": [0, 2]} for name in "ab"]}],
+        "parameters": {
+            "t": [
+                {"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]},
+                {"filter": "mlp", "value": [1, 0.5, 0.7, 0.3, 0]},
+                {"value": 0.5},
+            ]
+        },
+        "dtype": "float16",
+    },
+    "linear.yml": {"merge_method": "linear", "models": WEIGHTED, "dtype": "float16"},
+    "ties.yml": {
+        "merge_method": "ties",
+        "base_model": "a",
+        "models": [
+            {"model": "b", "parameters": {"density": [1, 0.7, 0.1], "weight": 1.0}},
+            {"model": "c", "parameters": {"density": 0.5, "weight": [0, 0.3, 0.7, 1]}},
+            {
+                "model": "d",
+                "parameters": {"density": 0.33, "weight": [{"filter": "mlp", "value": 0.5}, {"value": 0}]},
+            },
+        ],
+        "parameters": {"normalize": True, "int8_mask": True},
+        "dtype": "float16",
+    },
+    # Not in examples/: the methods of docs/merge_methods.md and the tokenizer of the README, in the same form.
+    "nuslerp": {"merge_method": "nuslerp", "models": WEIGHTED[:2]},
+    "nuslerp, of changes": {"merge_method": "nuslerp", "base_model": "a", "models": WEIGHTED[:2]},
+    "multislerp": {"merge_method": "multislerp", "base_model": "a", "models": WEIGHTED},
+    "sce": {
+        "merge_method": "sce",
+        "base_model": "a",
+        "models": [{"model": name} for name in "bcd"],
+        "parameters": {"select_topk": 0.5},
+    },
+    "nearswap": {"merge_method": "nearswap", "base_model": "a", "models": [{"model": "b"}], "parameters": {"t": 0.001}},
+    "karcher": {"merge_method": "karcher", "models": [{"model": name} for name in "bcd"]},
+    "model_stock": {"merge_method": "model_stock", "base_model": "a", "models": [{"model": name} for name in "bcd"]},
+    "task_arithmetic": {"merge_method": "task_arithmetic", "base_model": "a", "models": WEIGHTED},
+    "tokenizer_source: union": {"merge_method": "linear", "models": WEIGHTED, "tokenizer_source": "union"},
+    "tokenizer: source: union": {"merge_method": "linear", "models": WEIGHTED, "tokenizer": {"source": "union"}},
+    "tokenizer_source: a model": {"merge_method": "linear", "models": WEIGHTED, "tokenizer_source": "c"},
+}
+"""The structure of mergekit's examples/ (without the one that stacks layers), and of methods that have none there."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any) -> Path:
+    """A folder of four small models of the same tokenizer."""
+    folder = tmp_path_factory.mktemp("small")
+    for seed, name in enumerate("abcd"):
+        save_tiny_model(folder / name, seed=seed)
+    return folder
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_configurations_as_in_mergekits_examples_are_merged(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str
+) -> None:
+    import mooring
+
+    configuration = EXAMPLES[example]
+    file = tmp_path / "config.yml"
+    file.write_text(yaml.safe_dump(configuration))
+    monkeypatch.chdir(small)
+    out = mooring.mergekit_run(file, out=tmp_path / "merged")
+    manifest = json.loads((out / "mooring.json").read_text())
+    assert manifest["method"] == configuration["merge_method"]
+    with (
+        safe_open(out / "model.safetensors", "pt") as merged,
+        safe_open(small / "a" / "model.safetensors", "pt") as base,
+    ):
+        assert set(merged.keys()) == set(base.keys())
+        name = "model.layers.1.mlp.down_proj.weight"
+        assert not torch.equal(merged.get_tensor(name).float(), base.get_tensor(name).float())
+        if "dtype" in configuration:
+            assert merged.get_tensor(name).dtype == torch.float16
+
+
+def test_a_union_of_other_vocabularies_is_refused(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small)
+    other = tmp_path / "b"
+    shutil.copytree(small / "b", other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 9999, "content": "<new>"})
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    file = tmp_path / "config.yml"
+    text = f"{{merge_method: linear, models: [{{model: a}}, {{model: {other}}}], parameters: {{weight: 1}}, KEYS}}"
+    file.write_text(text.replace("KEYS", "tokenizer_source: union"))
+    with pytest.raises(RecipeError, match="has another vocabulary than a is not supported; write base") as caught:
+        read(file)
+    assert caught.value.code == UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("{merge_method: passthrough, slices: []}", "mergekit-yaml"),
+        ("merge_method: linear\n---\nmerge_method: slerp\n", "a file of its own"),
+    ],
+)
+def test_what_mergekit_does_otherwise_is_named(parse: Parse, text: str, names: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse(text)
+    assert caught.value.code == UNSUPPORTED
+    assert names in caught.value.hint

@@ -11,17 +11,19 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mooring.bounded import YAML, UnusableError, YAMLError, parse_yaml, read_bytes
 from mooring.errors import RecipeError
 from mooring.merge_methods import METHODS
 from mooring.merging.job import Job, Options
+from mooring.merging.pair import Tokenizer
 from mooring.merging.tensor_value import TensorValue, Value
 from mooring.models import read_config
 from mooring.models.classes import text_fields
+from mooring.models.vocabulary import TOKENIZER, ids_by_token, vocabulary
 
-_SPARSE = tuple(name for name, method in METHODS.items() if method.kind)
+_SPARSE = tuple(name for name, method in METHODS.items() if method.kind and not method.accepts)
 _DEFAULTS = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15}
 """mergekit's defaults of what a method drops: all is kept unless a configuration says otherwise."""
 _MERGE_BASE_IF_LISTED = ("linear", "karcher")
@@ -39,6 +41,13 @@ _WHOLE_MERGE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("task_arithmetic", *_SPARSE), ("lambda", "normalize", "rescale")),
 }
 """Supported methods, with the parameters that mergekit reads for the whole merge only."""
+_INSTEAD: Mapping[str, str] = {
+    "passthrough": "it stacks layers into another architecture: do that with mergekit-yaml, and merge what it writes",
+    "rectify_embed": "merge with `tokenizer_source: base`",
+    "ram": "use ties or sce",
+    "ramplus_tl": "use ties or sce",
+}
+"""What to do in place of mergekit's other methods."""
 _PARAMETERS = (
     *("weight", "density", "gamma", "epsilon", "lambda", "normalize", "rescale", "t", "int8_mask"),
     *(
@@ -105,7 +114,8 @@ def read(path: str | Path) -> Job:
     _check_keys(document, _KEYS, str(path))
     method = document.get("merge_method")
     if not isinstance(method, str) or method not in _WHOLE_MERGE:
-        raise _unsupported(f"{path}: merge_method: {method}", f"known: {', '.join(sorted(_WHOLE_MERGE))}")
+        known = f"known: {', '.join(sorted(_WHOLE_MERGE))}"
+        raise _unsupported(f"{path}: merge_method: {method}", _INSTEAD.get(str(method), known))
     inputs = _read_inputs(document, path)
     for scope in inputs.scopes:
         _check_keys(scope.parameters, _PARAMETERS, scope.where)
@@ -123,7 +133,7 @@ def read(path: str | Path) -> Job:
         tuned=tuple(source.adapter or source.model for source in tuned),
         options=_options(method, inputs, own, tuned, path),
         dtype=_dtype(document, path),
-        tokenizer=_tokenizer(document, base, path),
+        tokenizer=_tokenizer(document, base, [source.model for source in tuned], path),
     )
 
 
@@ -147,6 +157,9 @@ def _load(path: Path) -> Any:
         hint = "name a mergekit configuration, a YAML file"
         raise RecipeError(f"{path}: {reason}", hint, code="recipe.unreadable") from None
     except YAMLError as error:
+        if "another document" in str(error):
+            what = "write each merge in a file of its own, and name the folder of one as a model of the next"
+            raise _unsupported(f"{path}: more than one document (mergekit-multi)", what) from None
         where = f"{path}:{error.line}" if error.line else str(path)
         raise RecipeError(f"{where}: {error}", "fix the YAML syntax there", code="recipe.invalid_yaml") from None
 
@@ -493,8 +506,11 @@ def _dtype(document: Mapping[str, Any], path: Path) -> str | None:
     return found
 
 
-def _tokenizer(document: Mapping[str, Any], base: str, path: Path) -> Literal["base", "larger"]:
-    """Whose tokenizer the output gets. mergekit copies the base's by default, and vocabularies must agree."""
+def _tokenizer(document: Mapping[str, Any], base: str, tuned: Sequence[str], path: Path) -> Tokenizer:
+    """Whose tokenizer the output gets. mergekit copies the base's by default, and vocabularies must agree.
+
+    Where all models have the same vocabulary, the union is that vocabulary, and no row of the embedding moves.
+    """
     source, where = document.get("tokenizer_source"), f"{path}: tokenizer_source"
     if document.get("chat_template"):
         raise _unsupported(f"{path}: chat_template", "set it in the output's tokenizer files")
@@ -509,6 +525,20 @@ def _tokenizer(document: Mapping[str, Any], base: str, path: Path) -> Literal["b
         source, where = tokenizer.get("source", "union"), f"{where}.source"
     if source is None:
         return "larger"
-    if source != "base" and _reference(source, where) != (base, None):
-        raise _unsupported(f"{where}: {source}", "write base")
-    return "base"
+    if source == "base" or (source != "union" and _reference(source, where) == (base, None)):
+        return "base"
+    if source != "union" and _reference(source, where) != (tuned[0], None):
+        raise _unsupported(f"{where}: {source}", f"write base, or {tuned[0]}")
+    if other := _other_vocabulary(base, tuned):
+        raise _unsupported(f"{where}: {source}, where {other}", "write base, or leave it out")
+    return "base" if source == "union" else "tuned"
+
+
+def _other_vocabulary(base: str, tuned: Sequence[str]) -> str | None:
+    """Why the vocabularies of the models are not, or not known to be, that of the base: in words; None if they are."""
+    for model in (base, *tuned):
+        if not (Path(model) / TOKENIZER).is_file():
+            return f"the vocabulary of {model} is not in a {TOKENIZER} on this machine"
+    ours = ids_by_token(vocabulary(Path(base)))
+    others = (model for model in tuned if ids_by_token(vocabulary(Path(model))) != ours)
+    return next((f"{model} has another vocabulary than {base}" for model in others), None)
