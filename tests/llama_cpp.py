@@ -30,6 +30,11 @@ class LlamaCpp:
     def __exit__(self, *_: object) -> None:
         self._server = None
 
+    @property
+    def address(self) -> str:
+        """Where it serves HTTP."""
+        return str(self._server.listening_address)
+
     def logprobs(self, ids: list[int], vocabulary: int) -> torch.Tensor:
         """The log-probabilities of every next token after a prompt; those that it does not give are NaN."""
         (letter,) = self.tokenize("a", special=False)  # to be sampled, since a part of a character gives no answer
@@ -53,8 +58,6 @@ class LlamaCpp:
 
     def _post(self, path: str, query: Any) -> Any:
         data = json.dumps(query).encode()
-        request = urllib.request.Request(
-            self._server.listening_address + path, data, {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)

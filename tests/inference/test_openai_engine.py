@@ -271,7 +271,7 @@ def test_transformers_serve_gets_a_generation_config() -> None:
 def test_llama_cpp_gets_repeat_penalty() -> None:
     with fake_server(models=[{"id": "m", "owned_by": "llamacpp"}]) as server:
         answers(engine(server), prompts(1), SamplingParams(repetition_penalty=1.2))
-    assert (bodies(server)[0]["repeat_penalty"], bodies(server)[0]["repeat_last_n"]) == (1.2, -1)
+    assert (bodies(server)[0]["repeat_penalty"], bodies(server)[0]["repeat_last_n"]) == (1.2, 131072)
     assert "repetition_penalty" not in bodies(server)[0]
 
 

@@ -23,10 +23,12 @@ CONTEXT = re.compile(
     re.IGNORECASE,
 )
 """Messages of servers about a prompt that does not fit."""
+LONGEST = 1 << 17
+"""llama.cpp penalizes the last 64 tokens by default. Its newer versions refuse −1, which meant all of them, and all
+allocate as many entries as they are asked for."""
 NEUTRAL: Mapping[str, Any] = {
     "repetition_penalty": 1.0,
     "repeat_penalty": 1.0,
-    "repeat_last_n": -1,
     "top_k": -1,
     "min_p": 0.0,
     "chat_template_kwargs": pinned(),
@@ -95,8 +97,8 @@ def _sampling_fields(params: SamplingParams, dialect: Dialect) -> dict[str, Any]
         config |= {"top_k": params.top_k, "min_p": 0.0} if params.temperature else {}
         return {"generation_config": json.dumps(config)}
     fields: dict[str, Any] = {dialect.penalty: params.repetition_penalty}
-    if dialect.penalty == "repeat_penalty":
-        fields["repeat_last_n"] = -1
+    if dialect.penalty == "repeat_penalty" and params.repetition_penalty != 1:
+        fields["repeat_last_n"] = LONGEST
     if params.temperature:
         fields |= {"top_k": params.top_k or -1, "min_p": 0.0}
     return {name: value for name, value in fields.items() if name not in dialect.omitted}
