@@ -147,18 +147,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Pat
 
 
 @contextlib.contextmanager
-def replaced(path: Path, data: bytes) -> Iterator[None]:
-    """Other bytes in a file, during which nothing else is written and an error is one line."""
+def replaced(folder: Path, name: str, data: bytes) -> Iterator[None]:
+    """Other bytes in a file of a folder, in which nothing else is written meanwhile, and an error is one line."""
+    path = folder / name
     original = path.read_bytes()
     path.write_bytes(data)
-    before = listing(path.parents[1])
+    before = listing(folder)
     try:
         with limited():
             yield
     except UserError as error:
         one_line(error)
     finally:
-        after = listing(path.parents[1])
+        after = listing(folder)
         path.write_bytes(original)
     assert after == before
 
@@ -178,9 +179,8 @@ JSON_FILES = ("run/report/results.json", "tokenizer/tokenizer.json", "tokenizer/
 @fuzzed
 @given(data=st.data())
 def test_results(folder: Path, inputs: Any, data: Any) -> None:
-    file = folder / JSON_FILES[0]
-    with replaced(file, data.draw(inputs[JSON_FILES[0]])):
-        load(file)
+    with replaced(folder, JSON_FILES[0], data.draw(inputs[JSON_FILES[0]])):
+        load(folder / JSON_FILES[0])
         mooring.select(folder / "run")
 
 
@@ -188,7 +188,7 @@ def test_results(folder: Path, inputs: Any, data: Any) -> None:
 @fuzzed
 @given(data=st.data(), name=st.sampled_from(JSON_FILES[1:]))
 def test_tokenizers(folder: Path, inputs: Any, data: Any, name: str) -> None:
-    with replaced(folder / name, data.draw(inputs[name])):
+    with replaced(folder, name, data.draw(inputs[name])):
         one = folder / "tokenizer"
         for value in (special_tokens(one), chat_template(one), ids_by_token(vocabulary(one))):
             as_json(value)
@@ -201,7 +201,7 @@ def test_tokenizers(folder: Path, inputs: Any, data: Any, name: str) -> None:
 @given(data=st.data())
 def test_headers_of_safetensors(folder: Path, inputs: Any, data: Any) -> None:
     file = folder / "model.safetensors"
-    with replaced(file, data.draw(inputs[file.name])):
+    with replaced(folder, file.name, data.draw(inputs[file.name])):
         for info in read_header(file):
             assert 0 < info.offset <= info.offset + info.nbytes <= file.stat().st_size
 
@@ -214,7 +214,7 @@ def test_headers_of_gguf(folder: Path, inputs: Any, data: Any) -> None:
     import gguf
 
     file = folder / "model.gguf"
-    with replaced(file, data.draw(inputs[file.name])):
+    with replaced(folder, file.name, data.draw(inputs[file.name])):
         check_header(file)
         for tensor in gguf.GGUFReader(file).tensors:
             assert tensor.data_offset + tensor.n_bytes <= file.stat().st_size

@@ -65,6 +65,7 @@ def test_samples_and_limit(scripted: Any, data: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_prompts_are_lm_eval_s_own(scripted: Any, data: Path) -> None:
     """The examples of the task's own file are there, whether as turns or as one text."""
     prompts = []
