@@ -1,10 +1,13 @@
-"""Tables in every format: Markdown, LaTeX (booktabs), CSV, terminal. For HTML see the macro `table` of the page."""
+"""Tables in every format: Markdown, LaTeX (booktabs), CSV, terminal; and a recipe as YAML.
+
+For HTML see the macro `table` of the page.
+"""
 
 import csv
 import io
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mooring.printable import visible
 from mooring.reporting.tables import Cell, Table, cell_text
@@ -114,3 +117,10 @@ def _first(table: Table, row: Sequence[Cell]) -> "Text":
     if found:
         text.append("\n  " + visible(", ".join(found)), style="dim")
     return text
+
+
+def as_yaml(recipe: Mapping[str, Any]) -> str:
+    """Format a recipe as YAML, with its fields in their order."""
+    import yaml
+
+    return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))

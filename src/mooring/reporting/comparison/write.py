@@ -1,21 +1,17 @@
 """Write the report of a comparison: the one place that decides its files."""
 
-import base64
-import hashlib
-import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mooring.files import atomic_bytes, atomic_text
 from mooring.jsonio import read_as
-from mooring.printable import visible
 from mooring.reporting.comparison.records import Cost, MethodComparison, dumps
 from mooring.reporting.comparison.tables import HEADINGS, all_tables, groups_of, sentences, summary
 from mooring.reporting.figures import inline, png, svg
+from mooring.reporting.page import assets
 from mooring.reporting.paper import figures
-from mooring.reporting.render import as_csv, as_latex, as_markdown
+from mooring.reporting.render import as_csv, as_latex, as_markdown, as_yaml
 from mooring.reporting.tables import Column, Table, cell_text
 from mooring.text import fenced, markdown
 
@@ -93,32 +89,20 @@ def _markdown(found: MethodComparison, tables: Mapping[str, Table], drawn: Seque
     if found.notes:
         parts += ["## What to know of these numbers", "\n".join(f"- {markdown(note)}" for note in found.notes)]
     lines = [f"- {markdown(name)}: {markdown(value)}" for name, value in _provenance(found)]
-    parts += ["## Recipe and provenance", "\n".join(lines), fenced(_yaml(found.recipe), "yaml")]
+    parts += ["## Recipe and provenance", "\n".join(lines), fenced(as_yaml(found.recipe), "yaml")]
     return "\n\n".join(parts) + "\n"
 
 
 def _page(found: MethodComparison, tables: Mapping[str, Table], drawn: Sequence[tuple[str, str]]) -> str:
     """One self-contained page, without a script."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
-    )
+    environment = assets.environment()
     environment.filters["text"] = cell_text
-    style = _asset("mooring.reporting.page", "page.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src-elem 'sha256-{digest}'; style-src-attr 'unsafe-inline'; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    return environment.from_string(_asset("mooring.reporting.comparison", "page.html.jinja")).render(
+    style = assets.read("mooring.reporting.page", "page.css")
+    return environment.from_string(assets.read("mooring.reporting.comparison", "page.html.jinja")).render(
         found=found,
-        policy=policy,
+        policy=assets.policy(None, style, inline=True),
         style=Markup(style),
         summary=summary(found),
         within=any(each.choice.within for each in found.series),
@@ -127,7 +111,7 @@ def _page(found: MethodComparison, tables: Mapping[str, Table], drawn: Sequence[
         sentences=sentences(found),
         figures=[(Markup(drawing), caption) for drawing, caption in drawn],
         provenance=_provenance(found),
-        recipe=_yaml(found.recipe),
+        recipe=as_yaml(found.recipe),
     )
 
 
@@ -136,14 +120,3 @@ def _provenance(found: MethodComparison) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))
     base = f"{found.base['source']}, {found.base['digest']}"
     return [("base", base), *models, ("judged by", ", ".join(found.judges)), ("versions", versions)]
-
-
-def _yaml(recipe: Mapping[str, Any]) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
-
-
-def _asset(package: str, name: str) -> str:
-    text = importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8")
-    return text.replace("\r\n", "\n")

@@ -39,10 +39,8 @@ def as_html(
         annotator: The name that the page begins with.
         known: By annotator, the labels that exist already, by answer.
     """
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     style, script = assets.read(__name__, "label.css"), assets.read(__name__, "label.js")
     data = {
         "token": token,
@@ -51,8 +49,9 @@ def as_html(
         # Untrusted, and shown so that nothing in it acts unseen.
         "cards": [[c.item, c.split, c.prompt_id, visible(c.prompt), visible(c.response)] for c in cards],
     }
-    return environment.from_string(assets.read(__name__, "label.html.jinja")).render(
-        title=visible(title),
+    template = assets.environment().from_string(assets.read(__name__, "label.html.jinja"))
+    return template.render(
+        title=title,
         policy=assets.policy(script, style, connect=bool(token)),
         style=Markup(style),
         script=Markup(script),

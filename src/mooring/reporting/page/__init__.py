@@ -1,17 +1,16 @@
 """The report as one self-contained HTML page, and as Markdown."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from mooring.attacks import NONE
-from mooring.printable import visible
 from mooring.reporting import figures, tables
 from mooring.reporting.heatmap import Heatmap, change_tables, percent
 from mooring.reporting.judge_error import NOTE, JudgeError, annotator_table, corrected_tables
 from mooring.reporting.page import assets
 from mooring.reporting.page.data import embedded
 from mooring.reporting.render import as_markdown as markdown_table
+from mooring.reporting.render import as_yaml
 from mooring.reporting.results import Results
 from mooring.reporting.tables import Cell, Count, Table, cell_text
 from mooring.text import fenced, markdown, short_name
@@ -46,16 +45,9 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
     A content security policy names that script by its hash, so that no other one could run. Every string is shown so
     that nothing in it acts unseen. Without JavaScript the page lacks the slider and the answers.
     """
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
-    )
+    environment = assets.environment()
     environment.filters |= {"text": cell_text, "share": _share, "change": percent}
     attacks = tables.attacks_in(results)
     over_lam = {figure_name(attack): figures.tradeoff(results, attack) for attack in attacks}
@@ -95,7 +87,7 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
         sections=_sections(results),
         ringed=ringed(results),
         drawn=drawn,
-        recipe=_yaml(results.recipe),
+        recipe=as_yaml(results.recipe),
         policy=assets.policy(script, style, inline=True),
         style=Markup(style),
         script=Markup(script),
@@ -173,12 +165,6 @@ def _hollow(results: Results) -> str:
     return f", hollow where a λ is not shown to keep the bound{confidence}"
 
 
-def _yaml(recipe: Mapping[str, Any]) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
-
-
 def as_markdown(results: Results, error: JudgeError | None = None) -> str:
     """The report in Markdown: the same numbers, without the answers; `error` as in `as_html`."""
     verdict = results.verdict
@@ -216,7 +202,7 @@ def as_markdown(results: Results, error: JudgeError | None = None) -> str:
         parts += ["## What to know of these numbers", "\n".join(f"- {markdown(note)}" for note in results.notes)]
     for heading, found in sections.items():
         parts += [f"## {heading}", *map(markdown_table, found)]
-    parts += ["## Recipe and provenance", "\n".join(_provenance(results)), fenced(_yaml(results.recipe), "yaml")]
+    parts += ["## Recipe and provenance", "\n".join(_provenance(results)), fenced(as_yaml(results.recipe), "yaml")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
