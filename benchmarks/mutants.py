@@ -4,19 +4,25 @@
 
 Each argument is a source file and, after the colon, the tests that cover it (several separated by commas); without
 one, the files of `TARGETS` are changed. The heavy libraries are imported once, and each mutant runs in a fork of this
-process. The last line is the share detected.
+process, where only the tests that call the changed function run; all of them do for code outside of functions. A
+mutant that survives these counts as not detected. The last line is the share detected.
 """
 
 import argparse
 import ast
 import importlib.machinery
+import json
 import os
 import random
 import signal
 import sys
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 SELECTION = ",".join(
     [f"tests/selection/test_{name}.py" for name in ("modules", "choose", "limits", "bisect", "sensitivity")]
@@ -89,8 +95,28 @@ def mutations(node: ast.AST) -> Iterator[str]:
         node.value = value
 
 
-def mutants(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the description and the source of every mutant of a file. Annotations and docstrings are left alone."""
+def places(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+    """Yield each node with the qualified name of the function whose body it is in, "" outside of functions."""
+
+    def walk(node: ast.AST, scope: str, function: str) -> Iterator[tuple[str, ast.AST]]:
+        yield function, node
+        if isinstance(node, ast.ClassDef):
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, f"{scope}{node.name}.", function)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            name = scope + node.name
+            for child in ast.iter_child_nodes(node):
+                within = any(child is each for each in node.body)
+                yield from walk(child, f"{name}.<locals>." if within else scope, name if within else function)
+        else:
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, scope, function)
+
+    return walk(tree, "", "")
+
+
+def mutants(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield description, function and source of every mutant of a file. Annotations and docstrings are left alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
         id(child)
@@ -99,14 +125,44 @@ def mutants(path: Path) -> Iterator[tuple[str, str]]:
         if getattr(node, name, None) is not None
         for child in ast.walk(getattr(node, name))
     }
-    for node in ast.walk(tree):
+    for function, node in places(tree):
         if id(node) not in skipped:
             for change in mutations(node):
-                yield f"{path}:{getattr(node, 'lineno', 0)} {change}", ast.unparse(ast.fix_missing_locations(tree))
+                source = ast.unparse(ast.fix_missing_locations(tree))
+                yield f"{path}:{getattr(node, 'lineno', 0)} {change}", function, source
 
 
-def survives(path: Path, source: str, tests: list[str], seconds: int) -> bool:
-    """Return whether the tests pass with this source in place of the file. A timeout counts as detected."""
+class Callers:
+    """A pytest plugin that records which tests call each function of a file.
+
+    What is called while a test is set up counts for all tests of its file, because fixtures are shared.
+    """
+
+    def __init__(self, path: Path, out: Path) -> None:
+        self.path, self.out, self.current = str(path), out, ""
+        self.tests: dict[str, set[str]] = defaultdict(set)
+        sys.setprofile(self.record)
+
+    def record(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and self.current and frame.f_code.co_filename == self.path:
+            self.tests[frame.f_code.co_qualname].add(self.current)
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        self.current = item.nodeid.partition("::")[0]
+
+    def pytest_runtest_call(self, item: Any) -> None:
+        self.current = item.nodeid
+
+    def pytest_sessionfinish(self) -> None:
+        sys.setprofile(None)
+        self.out.write_text(json.dumps({name: sorted(tests) for name, tests in self.tests.items()}))
+
+
+def passes(path: Path, source: str, arguments: list[str], seconds: int, out: Path | None = None) -> bool:
+    """Return whether pytest passes with this source in place of the file. A timeout counts as a failure.
+
+    If `out` is given, the tests that call each function are written to it.
+    """
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -118,13 +174,14 @@ def survives(path: Path, source: str, tests: list[str], seconds: int) -> bool:
 
         def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> object:
             if Path(self.path).resolve() == path:
-                return compile(source, self.path, "exec")
+                return compile(source, str(path), "exec")
             return original(self, name)
 
         loader.get_code = get_code  # type: ignore[method-assign,assignment]
         import pytest
 
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
+        plugins = [Callers(path, out)] if out else []
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments], plugins)))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -136,6 +193,15 @@ def survives(path: Path, source: str, tests: list[str], seconds: int) -> bool:
     return False
 
 
+def callers(path: Path, tests: list[str], expression: str, seconds: int) -> dict[str, list[str]]:
+    """Return the tests that call each function of a file, "" standing for code outside of functions."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "callers.json"
+        if not passes(path, path.read_text(encoding="utf-8"), ["-k", expression, *tests], 10 * seconds, out):
+            sys.exit(f"{path}: its tests fail, or take more than {10 * seconds} s, without a mutation")
+        return {"": tests, **json.loads(out.read_text())}
+
+
 def main() -> None:
     """Sample mutants over all files in proportion to how many each has, and print each that survives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,7 +210,12 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-k", default=LONG, help="pytest's expression that selects tests")
-    parser.add_argument("--seconds", type=int, default=180, help="time limit per mutant")
+    parser.add_argument(
+        "--seconds",
+        type=int,
+        default=180,
+        help="time limit per mutant",
+    )
     options = parser.parse_args()
     import numpy
     import pydantic
@@ -157,14 +228,18 @@ def main() -> None:
     for target in options.targets:
         name, tests = target.rsplit(":", 1)
         path = Path(name).resolve()
-        population += [(path, ["-k", options.k, *tests.split(",")], *each) for each in mutants(path)]
+        population += [(path, tests, *each) for each in mutants(path)]
     sample = random.Random(options.seed).sample(population, min(options.mutants, len(population)))
-    for path, tests in {(path, tuple(tests)) for path, tests, *_ in sample}:
-        if not survives(path, path.read_text(encoding="utf-8"), list(tests), options.seconds):
-            sys.exit(f"{path}: its tests fail, or take more than {options.seconds} s, without a mutation")
+    chosen = {
+        (path, tests): callers(path, tests.split(","), options.k, options.seconds)
+        for path, tests in sorted({(path, tests) for path, tests, *_ in sample})
+    }
     detected = 0
-    for number, (path, tests, change, source) in enumerate(sample, 1):
-        if survives(path, source, tests, options.seconds):
+    for number, (path, tests, change, function, source) in enumerate(sample, 1):
+        called_by = chosen[path, tests].get(function, [])
+        if not called_by:
+            print(f"not called: {change}", flush=True)
+        elif passes(path, source, ["-k", options.k, *called_by], options.seconds):
             print(f"survived: {change}", flush=True)
         else:
             detected += 1

@@ -398,6 +398,33 @@ def test_push(run: Run, hub: FakeHub) -> None:
 
 
 @pytest.mark.usefixtures("models")
+def test_merge_with_push(run: Run, hub: FakeHub) -> None:
+    said = ok(run("merge", "base", "tuned", "--lam", "0.5", "--out", "out", "--push", "me/merged", "--private"))
+    assert said.endswith("It is on the hub: https://huggingface.co/me/merged\n")
+    assert hub.private is True
+    assert hub.files.keys() == {path.name for path in Path("out").iterdir()}
+    found = json.loads(ok(run("merge", "base", "tuned", "--lam", "0.4", "--out", "b", "--push", "me/b", "--json")))
+    assert found["url"] == "https://huggingface.co/me/b"
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("--lam", "0.5", "--push", "no-owner"), "output.hub_bad_id"),
+        (("--lambdas", "0.4,0.6", "--push", "me/x"), "usage.push_and_lambdas"),
+        (("--lam", "0.5", "--private"), "usage.private_alone"),
+    ],
+)
+def test_a_push_that_cannot_begin_is_refused_before_the_merge(
+    run: Run, hub: FakeHub, args: tuple[str, ...], code: str
+) -> None:
+    refused(run, code, "merge", "base", "tuned", "--out", "out", *args)
+    assert hub.calls == []
+    assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("models")
 def test_push_of_an_adapter(run: Run, hub: FakeHub) -> None:
     ok(run("merge", "base", "lora", "--lam", "0.5", "--as-adapter", "--out", "out"))
     ok(run("push", "out", "me/adapter"))

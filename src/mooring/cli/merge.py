@@ -69,8 +69,14 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 @click.command("merge", cls=Verb, context_settings=HELP, fields="merge", types=_TYPES)
-@_options(*_JOB, click.option("--lambdas", help="Several λ in one pass, a folder each: 0.2,0.4,0.6,0.8."), *_OUTPUT)
-def merge(lambdas: str | None, out: str, as_json: bool, **options: Any) -> None:
+@_options(
+    *_JOB,
+    click.option("--lambdas", help="Several λ in one pass, a folder each: 0.2,0.4,0.6,0.8."),
+    click.option("--push", "hub_id", metavar="OWNER/NAME", help="Upload it with its card, as `mooring push` does."),
+    click.option("--private", is_flag=True, help="Make the hub repository of --push private."),
+    *_OUTPUT,
+)
+def merge(lambdas: str | None, hub_id: str | None, private: bool, out: str, as_json: bool, **options: Any) -> None:
     """Merge tuned models into their base.
 
     The default method gives (1−λ)·BASE + λ·TUNED.
@@ -85,15 +91,26 @@ def merge(lambdas: str | None, out: str, as_json: bool, **options: Any) -> None:
       mooring merge base/ seed1/ seed2/ seed3/ --method model_stock --out merged
       mooring merge meta-llama/Llama-3.1-8B-Instruct adapter/ --lam 0.5 --as-adapter --out adapter-0.5
       mooring merge base/ tuned/ --lam 0.6 --gguf q8_0 --out merged && ollama create mine -f merged/Modelfile
+      mooring merge base/ tuned/ --lam 0.6 --out merged --push OWNER/NAME --private
     """
     several = floats(lambdas, "--lambdas") if lambdas is not None else []
     if several and (options["lam"] is not None or options["lam_for"]):
         raise UserError("--lambdas: replaces --lam and --lam-for", "give one of them", code="usage.lam_and_lambdas")
+    if several and hub_id:
+        problem = "--push: uploads one model, and --lambdas writes several"
+        raise UserError(problem, "choose one λ, or use `mooring push` afterwards", code="usage.push_and_lambdas")
+    if private and not hub_id:
+        raise UserError("--private: concerns --push", "name the repository by --push", code="usage.private_alone")
+    if hub_id:
+        from mooring.models.upload import check_push
+
+        check_push(hub_id, private=private)
     base, tuned, job = _job(options)
     output = {name: options[name] for name in OutputOptions.__annotations__}
     with render.bar("merge", resumes=False) as on_event:
         folder = mooring.merge(base, tuned, out=out, lambdas=several, on_event=on_event, **job, **output)
-    render.merged(folder, [MergePoint(lam).folder for lam in several], as_json=as_json)
+    url = mooring.push(folder, hub_id, base=base, tuned=tuned, private=private) if hub_id else None
+    render.merged(folder, [MergePoint(lam).folder for lam in several], url=url, as_json=as_json)
 
 
 @click.command("extract-lora", context_settings=HELP)

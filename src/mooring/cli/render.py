@@ -428,7 +428,7 @@ def forecast(found: "Forecast", *, as_json: bool = False) -> None:
     console().print(table)
 
 
-def merged(folder: Path, names: Sequence[str], *, as_json: bool) -> None:
+def merged(folder: Path, names: Sequence[str], *, url: str | None = None, as_json: bool) -> None:
     """Where the merged model is, and what was decided about single tensors."""
     from mooring import bounded
     from mooring.models import MANIFEST, read_json
@@ -436,7 +436,7 @@ def merged(folder: Path, names: Sequence[str], *, as_json: bool) -> None:
     folders = [folder / name for name in names] or [folder]
     if as_json:
         manifests = [read_json(each / MANIFEST, bounded.MANIFEST) for each in folders]
-        return _print_json({"folder": str(folder), "models": manifests})
+        return _print_json({"folder": str(folder), "models": manifests} | ({"url": url} if url else {}))
     out = console()
     record = read_json(folders[0] / MANIFEST, bounded.MANIFEST)
     for note in record["notes"]:
@@ -454,5 +454,7 @@ def merged(folder: Path, names: Sequence[str], *, as_json: bool) -> None:
         if check := read_json(each / MANIFEST, bounded.MANIFEST).get("check"):
             logits = [LogitComparison(**compared) for compared in check.pop("logits")]
             out.print(escape(MergeCheck(**check, logits=logits).sentence))
+    if url:
+        out.print(f"It is on the hub: {escape(url)}")
         if (modelfile := each / "Modelfile").is_file():
             out.print(f"Beside it as GGUF; Ollama takes it by: ollama create NAME -f {escape(str(modelfile))}")
