@@ -60,7 +60,9 @@ A data set is a file (JSONL, JSON, CSV, TSV or Parquet; text forms may be gzippe
 `bundled:lookalikes`, `bundled:ordinary`, `bundled:tools`). `FILE#500` takes 500 rows, drawn by seed, and
 `FILE#max500` all where there are no more; `FILE#500/lang` draws them evenly over a field. Rows are `messages`,
 `prompt`/`completion`, or Alpaca's `instruction`/`input`/`output`; `context`, `system` and `history` beside them are
-read too. One line names the fields that are not read.
+read too, and so are `tools` and an assistant's `tool_calls` where the model's chat template has a place for them.
+Other names of fields are given by `data.prompt_field`, `data.completion_field` and `data.messages_field`
+(`--prompt-field query`); `mooring data FILE` shows what is understood. One line names the fields that are not read.
 
 ## The paper's tasks
 `task: reasoning`, `medical`, `code` or `tool` fills in the paper's data, prompts, metrics and judge (Farn et al.)

@@ -32,7 +32,8 @@ def other(key: str) -> Any:
         "task": "task.jsonl", "system": "Other.", "lambdas": (0.3,), "unsafe_exec": True, "confidence": 0.9,
         "density": 0.5, "gamma": 0.2, "epsilon": 0.1, "bound": 0.3, "over_refusal_margin": 0.2, "top_p": 0.9,
         "served_model": "name", "check": False, "too_long": "skip", "threshold": 0.5, "unaligned": "m",
-        "safety_adapter": "m", "attacks": ("none", "base64"),
+        "safety_adapter": "m", "attacks": ("none", "base64"), "prompt_field": "a", "completion_field": "b",
+        "messages_field": "c",
         "bound_on": ("none", "base64"), "methods": ("linear", "slerp"), "seeds": (1, 2),
     }  # fmt: skip
     name = key.rpartition(".")[2]
@@ -88,7 +89,7 @@ def test_an_unknown_option_is_refused(verb: str) -> None:
         "prefer": {"judge": "j"}, "lm_eval": {"tasks": ["bbh"]}, "verify_served": {"base_url": "http://localhost:1"},
     }  # fmt: skip
     positional = functions.get(
-        verb, ("a",) if verb in ("rejudge", "select", "lm_eval", "verify_served") else ("a", "b")
+        verb, ("a",) if verb in ("rejudge", "select", "lm_eval", "verify_served", "preview_data") else ("a", "b")
     )
     with pytest.raises(mooring.RecipeError) as caught:
         getattr(mooring, verb)(*positional, **keywords.get(verb, {}), no_such_option=1)

@@ -13,6 +13,7 @@ SOURCE = Path(mooring.__file__).parent
 GROUND = {
     "attacks",
     "bounded",
+    "calls",
     "errors",
     "jsonio",
     "records",

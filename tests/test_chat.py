@@ -1,13 +1,17 @@
 """Rendering and tokens: one BOS, the system text where the template has a place for it, and where it has none."""
 
+import dataclasses
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chat_templates import ANSWER, BOS, EOS, GEMMA, LLAMA_3_1, QUESTION, RESPONSES, SPECIAL, STARTS, SYSTEM, TEMPLATES
+from mooring.calls import as_text
 from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt, example_texts, render, tokenize, with_system
 from mooring.errors import ModelError
-from mooring.records import Message, Prompt
+from mooring.records import Message, Prompt, ToolCall
 
 PROMPT = Prompt(id="a", messages=(Message("user", "Why?"),), reference="Because.")
 
@@ -268,3 +272,54 @@ def test_templates_that_take_texts_and_lists_of_parts_get_texts(tiny_tokenizer: 
         "{% endfor %}{% endif %}{% endfor %}"
     )
     assert render(copy_of(tiny_tokenizer, template), [Message("user", "Hello")]) == "[Hello]"
+
+
+CITY = {"name": "get_weather", "description": "The weather.", "parameters": {"type": "object", "properties": {}}}
+CALL = Message("assistant", "", (ToolCall("get_weather", '{"city": "Oslo"}', "callabcd1"),))
+CALLING = Prompt(
+    id="a",
+    messages=(Message("user", "Rain?"),),
+    reference=as_text(CALL),
+    reference_turn=CALL,
+    tools=({"type": "function", "function": CITY},),
+)
+RESULT = dataclasses.replace(
+    CALLING,
+    messages=(*CALLING.messages, CALL, Message("tool", "It rains.", (), "callabcd1", "get_weather")),
+    reference="Yes.",
+    reference_turn=None,
+)
+
+
+def of_a_family(tokenizer: Any, name: str) -> Any:
+    """A tokenizer with the chat template of a family, of those that TRL ships."""
+    folder = Path(str(importlib.util.find_spec("trl").origin)).parent  # type: ignore[union-attr]
+    return copy_of(tokenizer, (folder / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("family", "call"),
+    [
+        ("qwen2_5", '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>'),
+        ("qwen3", '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>'),
+        ("llama3_1", '{"name": "get_weather", "parameters": {"city": "Oslo"}}<|eot_id|>'),
+        ("lfm2_2_5", "<|tool_call_start|>[get_weather(city='Oslo')]<|tool_call_end|><|im_end|>"),
+    ],
+)
+def test_functions_and_calls_are_in_the_form_of_the_family(tiny_tokenizer: Any, family: str, call: str) -> None:
+    tokenizer = of_a_family(tiny_tokenizer, family)
+    start, response = example_texts(tokenizer, CALLING, None)
+    assert "The weather." in start
+    assert response.startswith(call)
+    begun, answered = example_texts(tokenizer, RESULT, None)
+    assert call.removesuffix("<|im_end|>") in begun
+    assert "It rains." in begun
+    assert answered.startswith("Yes.")
+
+
+def test_a_template_that_leaves_out_functions_or_calls_is_refused(tiny_tokenizer: Any) -> None:
+    without_tools = dataclasses.replace(RESULT, tools=())
+    for prompt, what in ((CALLING, "functions"), (without_tools, "calls")):
+        with pytest.raises(ModelError, match=what) as caught:
+            example_texts(tiny_tokenizer, prompt, None)
+        assert caught.value.code == "model.calls_not_rendered"

@@ -186,7 +186,7 @@ def tune(
         if on_event:
             on_event(Event(step="tune", kind="info", message=message))
 
-    examples = load_examples(refs, split="tune", seed=recipe.seed, on_note=note)
+    examples = load_examples(refs, split="tune", seed=recipe.seed, on_note=note, fields=recipe.data)
     return tune(
         recipe.tune,
         resolve_model(str(base)),
@@ -853,7 +853,14 @@ def doctor(*, timeout: float = 120.0) -> list[Finding]:
     return examine(timeout)
 
 
-def preview_data(data: Ref, *, model: Ref | None = None, row: int = 1, split: Split = "tune") -> DataPreview:
+def preview_data(
+    data: Ref,
+    *,
+    model: Ref | None = None,
+    row: int = 1,
+    split: Split = "tune",
+    **options: Unpack[opt.PreviewDataOptions],
+) -> DataPreview:
     """What Mooring understands of a data set: shapes, counts, lengths, and one example as a model sees it.
 
     Args:
@@ -861,14 +868,17 @@ def preview_data(data: Ref, *, model: Ref | None = None, row: int = 1, split: Sp
         model: A model whose chat template and tokenizer to use; without one, lengths are of characters.
         row: Which row to show, from 1.
         split: Which part of a data set that has parts.
+        options: `prompt_field`, `completion_field`, `messages_field`: which fields of a file hold them.
 
     Raises:
         DataError: The data set is missing or malformed, or has no such row.
         ModelError: The model is missing, or its chat template refuses a row.
     """
+    from mooring.config import settings
     from mooring.pipeline.preview import preview
 
-    return preview(str(data), model=None if model is None else str(model), row=row, split=split)
+    fields = settings("preview_data", options).data
+    return preview(str(data), model=None if model is None else str(model), row=row, split=split, fields=fields)
 
 
 def gate(run: Ref, *, junit: Ref | None = None, summary: Ref | None = None) -> RunVerdict:

@@ -3,8 +3,9 @@
 import datetime
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+from mooring.calls import as_turn, called
 from mooring.errors import ModelError
 from mooring.records import Message, Prompt
 from mooring.thinking import (
@@ -29,6 +30,10 @@ TODAY = (
     + " }}{% endmacro %}{{ '' }}"
 )
 """Hides the function by which templates ask for today's date; transformers passes a template no function."""
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+"""The functions that a model may call (`Prompt.tools`)."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""The names of an assistant's thoughts in templates."""
 PROBE = "\u2042mooring\u2042"
 """A text that occurs in no template."""
 
@@ -46,7 +51,12 @@ def pinned(thinking: Thinking | None = None) -> dict[str, Any]:
 
 
 def render(
-    tokenizer: Any, messages: Sequence[Message], *, answer: bool = True, thinking: Thinking | None = None
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    answer: bool = True,
+    thinking: Thinking | None = None,
+    tools: Tools = (),
 ) -> str:
     """Render by the model's own chat template.
 
@@ -58,19 +68,22 @@ def render(
         messages: The conversation.
         answer: Whether to begin the assistant's turn at the end.
         thinking: Whether the template asks the model to think.
+        tools: The functions that the model may call.
 
     Raises:
-        ModelError: The tokenizer has no chat template, or the template refuses the conversation.
+        ModelError: The tokenizer has no chat template, or the template refuses the conversation, or leaves out the
+            functions or the calls in it.
     """
-    return _render(tokenizer, messages, (), answer, thinking)
+    return _render(tokenizer, messages, (), answer, thinking, tools)
 
 
 def _render(
     tokenizer: Any,
     messages: Sequence[Message],
-    last: Sequence[Mapping[str, str]],
+    last: Sequence[Mapping[str, Any]],
     answer: bool,
     thinking: Thinking | None,
+    tools: Tools = (),
 ) -> str:
     """Render messages and `last`, turns with fields of their own, as `render` does."""
     name = tokenizer.name_or_path
@@ -79,18 +92,43 @@ def _render(
         raise ModelError(f"{name}: the tokenizer has no chat template", hint, code="model.no_chat_template")
     if messages[0].role == "system" and not has_system_role(tokenizer):
         messages = fold_system(messages)
+    turns = [*map(as_turn, messages), *last]
     try:
-        return _apply(tokenizer, [*map(_turn, messages), *last], answer, thinking)
+        text = _apply(tokenizer, turns, answer, thinking, tools)
+        if tools or any("tool_calls" in turn for turn in turns):
+            _check_calls(tokenizer, turns, text, answer, thinking, tools)
+        return text
     except _refusals() as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         problem = f"{name}: the chat template refuses the conversation ({reason})"
         raise ModelError(problem, "check the order of its roles", code="model.conversation_refused") from None
 
 
+def _check_calls(
+    tokenizer: Any,
+    turns: Sequence[Mapping[str, Any]],
+    text: str,
+    answer: bool,
+    thinking: Thinking | None,
+    tools: Tools,
+) -> None:
+    """Raise ModelError if the template leaves out the functions, or calls of them: it then renders the same without."""
+    plain = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in turns]
+    missing = []
+    if tools and _apply(tokenizer, turns, answer, thinking) == text:
+        missing.append("functions (`tools`)")
+    if plain != turns and _apply(tokenizer, plain, answer, thinking, tools) == text:
+        missing.append("calls (`tool_calls`)")
+    if missing:
+        problem = f"{tokenizer.name_or_path}: the chat template leaves out {' and '.join(missing)}"
+        hint = "use a model whose template has them, or put what it should read into `prompt` and leave the fields out"
+        raise ModelError(problem, hint, code="model.calls_not_rendered")
+
+
 def has_system_role(tokenizer: Any) -> bool:
     """Whether the chat template renders a system message; found by trial."""
     try:
-        turns = [_turn(Message("system", PROBE)), _turn(Message("user", "a"))]
+        turns = [as_turn(Message("system", PROBE)), as_turn(Message("user", "a"))]
         return PROBE in _apply(tokenizer, turns, True, None)
     except _refusals():
         return False
@@ -98,7 +136,7 @@ def has_system_role(tokenizer: Any) -> bool:
 
 def has_thinking_mode(tokenizer: Any) -> bool:
     """Whether the chat template has a thinking mode, or several; found by trial."""
-    turns = [_turn(Message("user", "a"))]
+    turns = [as_turn(Message("user", "a"))]
     try:
         return bool(tokenizer.chat_template) and reads_mode(
             lambda arguments: str(
@@ -156,7 +194,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, system: str | None, thinking: 
     if prompt.rendered is not None:
         text = prompt.rendered
     else:
-        text = render(tokenizer, with_system(prompt, system), thinking=thinking)
+        text = render(tokenizer, with_system(prompt, system), thinking=thinking, tools=prompt.tools)
     if prompt.prefill and is_open(text):
         problem = f"{prompt.place}: the answer cannot be begun, since the chat template opens the model's thoughts"
         raise ModelError(problem, "turn thinking off, or leave out `prefill`", code="model.prefill_in_thoughts")
@@ -199,17 +237,21 @@ def example_texts(
     assert prompt.reference is not None
     parts, tail = split_thoughts(prompt.reference), turn_tail(tokenizer)
     messages = with_system(prompt, system)
+    mode: Thinking | None = "off" if thinking == "off" else None
+    if parts.thoughts is not None:
+        mode = "on" if thinking in (None, "off") else thinking
+    if prompt.reference_turn is not None:
+        return _calling_example(tokenizer, messages, prompt.reference_turn, prompt.tools, tail, mode)
     if parts.thoughts is None:
-        return _plain_example(tokenizer, messages, parts.answer, tail, "off" if thinking == "off" else None)
-    mode = "on" if thinking in (None, "off") else thinking
-    start = render(tokenizer, messages, thinking=mode)
+        return _plain_example(tokenizer, messages, parts.answer, tail, mode, prompt.tools)
+    start = render(tokenizer, messages, thinking=mode, tools=prompt.tools)
     marks = marks_of(str(tokenizer.chat_template), list(tokenizer.get_added_vocab()))
     # Templates read thoughts from a field of their own, named in one of these ways, or find them in the content.
-    fields = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), parts.thoughts)
+    fields = dict.fromkeys(THOUGHTS, parts.thoughts)
     written = joined(parts.thoughts, parts.answer, marks)
     for turn in ({"content": parts.answer, **fields}, {"content": written}):
         try:
-            full = _render(tokenizer, messages, [{"role": "assistant", **turn}], False, mode)
+            full = _render(tokenizer, messages, [{"role": "assistant", **turn}], False, mode, prompt.tools)
         except ModelError:
             continue
         body = full[len(start) :].removesuffix(tail or "")
@@ -219,12 +261,45 @@ def example_texts(
     return start, written.removeprefix(marks.open if is_open(start) else "") + end_of_turn(tokenizer, tail or "")
 
 
+def _calling_example(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    response: Message,
+    tools: Tools,
+    tail: str | None,
+    mode: Thinking | None,
+) -> tuple[str, str]:
+    """The texts of an example whose response calls functions, in the template's own form."""
+    parts = split_thoughts(response.content)
+    fields = {} if parts.thoughts is None else dict.fromkeys(THOUGHTS, parts.thoughts)
+    start = render(tokenizer, messages, thinking=mode, tools=tools)
+    turn = {**as_turn(response), "content": parts.answer, **fields}
+    full = _render(tokenizer, messages, [turn], False, mode, tools)
+    place = len(start) if full.startswith(start) else open_at(start)
+    if place is None or not full.startswith(start[:place]):
+        problem = f"{tokenizer.name_or_path}: the chat template writes calls of {', '.join(called([response]))} into "
+        problem += "another text than the prompt"
+        hint = "put the text of the calls that the model should write into `completion`"
+        raise ModelError(problem, hint, code="model.calls_not_rendered")
+    body = full[place:]
+    if tail and body.endswith(tail):
+        return start[:place], body.removesuffix(tail) + end_of_turn(tokenizer, tail)
+    ends = tuple(str(token) for token in tokenizer.all_special_tokens)
+    body = body.rstrip()
+    return start[:place], body if body.endswith(ends) else body + str(tokenizer.eos_token or "")
+
+
 def _plain_example(
-    tokenizer: Any, messages: Sequence[Message], answer: str, tail: str | None, mode: Thinking | None
+    tokenizer: Any,
+    messages: Sequence[Message],
+    answer: str,
+    tail: str | None,
+    mode: Thinking | None,
+    tools: Tools,
 ) -> tuple[str, str]:
     """The texts of an example without thoughts."""
-    start = render(tokenizer, messages, thinking=mode)
-    full = _render(tokenizer, messages, [_turn(Message("assistant", answer))], False, mode)
+    start = render(tokenizer, messages, thinking=mode, tools=tools)
+    full = _render(tokenizer, messages, [as_turn(Message("assistant", answer))], False, mode, tools)
     if tail is not None and full.endswith(tail):
         if full.startswith(start):
             return start, full[len(start) : len(full) - len(tail)] + end_of_turn(tokenizer, tail)
@@ -258,21 +333,19 @@ def end_of_turn(tokenizer: Any, tail: str) -> str:
     return tail.rstrip() + str(tokenizer.eos_token or "")
 
 
-def _turn(message: Message) -> dict[str, str]:
-    return {"role": message.role, "content": message.content}
-
-
-def _apply(tokenizer: Any, turns: Sequence[Mapping[str, str]], answer: bool, thinking: Thinking | None) -> str:
+def _apply(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], answer: bool, thinking: Thinking | None, tools: Tools = ()
+) -> str:
     if takes_parts(tokenizer):
-        return _text(tokenizer, [_in_parts(turn) for turn in turns], answer, thinking)
-    return _text(tokenizer, turns, answer, thinking)
+        return _text(tokenizer, [_in_parts(turn) for turn in turns], answer, thinking, tools)
+    return _text(tokenizer, turns, answer, thinking, tools)
 
 
 def takes_parts(tokenizer: Any) -> bool:
     """Whether the chat template renders only contents that are lists of parts, as LLaVA's and SmolVLM's; by trial."""
     if not isinstance(tokenizer.chat_template, str) or not _READS_PARTS.search(tokenizer.chat_template):
         return False
-    turn = _turn(Message("user", PROBE))
+    turn = as_turn(Message("user", PROBE))
 
     def renders(turn: Mapping[str, Any]) -> bool:
         try:
@@ -287,15 +360,22 @@ _READS_PARTS = re.compile(r"""['"]type['"]|\.type\b""")
 """What a chat template that reads the parts of a content contains: their type, `text` or `image`."""
 
 
-def _in_parts(turn: Mapping[str, str]) -> dict[str, Any]:
+def _in_parts(turn: Mapping[str, Any]) -> dict[str, Any]:
     return {**turn, "content": [{"type": "text", "text": turn["content"]}]}
 
 
-def _text(tokenizer: Any, turns: Sequence[Mapping[str, Any]], answer: bool, thinking: Thinking | None) -> str:
+def _text(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], answer: bool, thinking: Thinking | None, tools: Tools = ()
+) -> str:
     template = tokenizer.chat_template
     dated = {"chat_template": TODAY + template} if isinstance(template, str) and "strftime_now" in template else {}
     text = tokenizer.apply_chat_template(
-        list(turns), tokenize=False, add_generation_prompt=answer, **dated, **pinned(thinking)
+        list(turns),
+        tools=list(tools) or None,
+        tokenize=False,
+        add_generation_prompt=answer,
+        **dated,
+        **pinned(thinking),
     )
     return str(text)
 

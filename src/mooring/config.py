@@ -572,6 +572,34 @@ class Select(Section):
         return self
 
 
+class DataFields(Section):
+    """Which fields of a user's rows are read, in files and in data sets on the hub whose names are not the usual ones.
+
+    Rows without a named field are read by the usual names. Named and bundled sets are not affected.
+    """
+
+    prompt_field: str | None = Field(None, min_length=1)
+    """The field that holds the prompt: a text, or a list of turns."""
+    completion_field: str | None = Field(None, min_length=1)
+    """The field that holds the response."""
+    messages_field: str | None = Field(None, min_length=1)
+    """The field that holds a conversation: a list of turns."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The given names, in lower case."""
+        given = (self.prompt_field, self.completion_field, self.messages_field)
+        return tuple(name.casefold() for name in given if name)
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "DataFields":
+        if self.prompt_field and self.messages_field:
+            raise ValueError("`prompt_field` and `messages_field` both hold the prompt: give one of them")
+        if len({*self.names}) < len(self.names):
+            raise ValueError("name different fields for the prompt and the response")
+        return self
+
+
 class Report(Section):
     """Title and notes of the report."""
 
@@ -603,6 +631,7 @@ class Recipe(Section):
     """One of the paper's tasks: its data, prompts, metrics and judge become the defaults."""
     tune: Tune | None = None
     """Tune the base on a task."""
+    data: DataFields = DataFields()
     merge: Merge = Merge()
     generate: Generate = Generate()
     score: Score = Score()
@@ -797,6 +826,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "score": Score,
     "judge": Judge,  # an item of `score.judges`
     "select": Select,
+    "data": DataFields,
 }
 
 
@@ -806,6 +836,7 @@ def _fields(section: str, *names: str, but: Collection[str] = ()) -> tuple[str, 
 
 NOT_OF_ONE_MERGE = ("lambdas", "check", "methods", "seeds")
 """Fields of the section `merge` that are those of a run."""
+_DATA = _fields("data")
 _HERE = _fields("generate", "batch_size", "dtype", "device")
 ENGINE = _fields("generate", *Runner.model_fields, "served_model")
 """The fields of a recipe that say how its models are run."""
@@ -818,17 +849,19 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_fields("score", "limit", "too_long"),
         *_fields("merge"),
         *_fields("select"),
+        *_DATA,
         *_fields("generate", "max_tokens"),
         *ENGINE,
     ),
-    "run": ("out", "score.attacks", *_fields("select"), *ENGINE),
+    "run": ("out", "score.attacks", *_fields("select"), *_DATA, *ENGINE),
     "merge": (*_fields("merge", but=NOT_OF_ONE_MERGE), "seed"),
-    "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed"))),
+    "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed")), *_DATA),
     "generate": (
         "system",
         "seed",
         "score.attacks",
         *_fields("generate", but=("safety", "task", "drafts", "served_model")),
+        *_DATA,
     ),
     "compare": (
         "system",
@@ -841,13 +874,15 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         "seed",
         *_fields("score", "attacks", "judges", "judge_thoughts", "metrics"),
         *_fields("score", "bertscore_model", "bertscore_layer", "unsafe_exec"),
+        *_DATA,
     ),
     "rejudge": _fields("score", "judges", "judge_thoughts"),
     "verify_served": (
         *_fields("generate", "key_env", "concurrency", "requests_per_minute"),
         *_fields("select", "margin", "bound", "confidence"),
     ),
-    "prefer": ("seed", *_fields("judge", but=("name", "model"))),
+    "prefer": ("seed", *_fields("judge", but=("name", "model")), *_DATA),
+    "preview_data": _DATA,
     "lm_eval": ("system", "seed", *_fields("merge", but=NOT_OF_ONE_MERGE), *_HERE),
     "select": _fields("select", but=("search", "budget")),
 }

@@ -133,6 +133,9 @@ class SafeguardOptions(TypedDict, total=False):
     bound_on: str | Sequence[str]
     over_refusal_margin: float | None
     corrected: bool
+    prompt_field: str | None
+    completion_field: str | None
+    messages_field: str | None
     max_tokens: int
     engine: Literal["transformers", "vllm", "openai"]
     base_url: str | Sequence[str]
@@ -171,6 +174,9 @@ class TuneOptions(TypedDict, total=False):
     val_set_size: float
     save_steps: int
     checkpoint_step: int | None
+    prompt_field: str | None
+    completion_field: str | None
+    messages_field: str | None
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -199,6 +205,9 @@ class GenerateOptions(TypedDict, total=False):
     top_k: int
     n: int
     repetition_penalty: float
+    prompt_field: str | None
+    completion_field: str | None
+    messages_field: str | None
 
 
 class CompareOptions(TypedDict, total=False):
@@ -247,6 +256,9 @@ class ScoreOptions(TypedDict, total=False):
     bertscore_model: str
     bertscore_layer: int | None
     unsafe_exec: bool
+    prompt_field: str | None
+    completion_field: str | None
+    messages_field: str | None
 
 
 class RejudgeOptions(TypedDict, total=False):
@@ -287,6 +299,17 @@ class PreferOptions(TypedDict, total=False):
     thinking_tokens: int
     price_in: float
     price_out: float
+    prompt_field: str | None
+    completion_field: str | None
+    messages_field: str | None
+
+
+class PreviewDataOptions(TypedDict, total=False):
+    """Options of `mooring.preview_data`."""
+
+    prompt_field: str | None
+    completion_field: str | None
+    messages_field: str | None
 
 
 class LmEvalOptions(TaskOptions, total=False):

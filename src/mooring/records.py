@@ -26,11 +26,37 @@ Better = Literal["higher", "lower"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ToolCall(Record):
+    """A call of a function, in a turn of the assistant.
+
+    Attributes:
+        name: The function's name.
+        arguments: Its arguments, as the text of a JSON object.
+        id: What the turn with the result names it by, if anything.
+    """
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Message(Record):
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: Who says it.
+        content: What is said.
+        tool_calls: The functions that it calls.
+        tool_call_id: Of the role `tool`: the id of the call that this is the result of.
+        name: Of the role `tool`: the function's name.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +76,8 @@ class Prompt(Record):
         prefill_tokens: The most tokens of `prefill` that are used; None for all.
         variant_of: The id of the prompt that this is one of several variants of, under an attack.
         follow_ups: What the user says next, after each answer; the last answer counts.
+        tools: The functions that the model may call, as OpenAI's API and chat templates have them.
+        reference_turn: The response as a turn, if it calls functions; `reference` is then its text (`calls.as_text`).
     """
 
     id: str
@@ -63,6 +91,8 @@ class Prompt(Record):
     prefill_tokens: int | None = None
     variant_of: str | None = None
     follow_ups: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    reference_turn: Message | None = None
 
     @property
     def place(self) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from mooring.config import DataFields
 from mooring.data import load_prompts
 from mooring.errors import DataError
-from mooring.records import Prompt
+from mooring.records import Message, Prompt, ToolCall
 
 
 @pytest.fixture
@@ -58,29 +59,92 @@ def test_a_system_prompt_beside_messages(load: Any, name: str) -> None:
         load(row | {name: "Be brief."})
 
 
+WEATHER = {"name": "get_weather", "description": "The weather.", "parameters": {"type": "object"}}
+OSLO = ToolCall("get_weather", '{"city": "Oslo"}')
+
+
 @pytest.mark.parametrize(
-    "row",
+    "tools",
     [
-        {"prompt": "Hi", "tools": [{"type": "function"}]},
-        {"prompt": "Hi", "tools": '[{"name": "f"}]'},
-        {
-            "messages": [
-                {"role": "user", "content": "Hi"},
-                {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
-            ]
-        },
-        {
-            "messages": [
-                {"role": "user", "content": "Hi"},
-                {"role": "assistant", "content": "", "function_call": {"a": 1}},
-            ]
-        },
+        [{"type": "function", "function": WEATHER}],
+        [WEATHER],
+        json.dumps([WEATHER]),
     ],
 )
-def test_calls_and_tools_are_refused(load: Any, row: dict[str, Any]) -> None:
-    with pytest.raises(DataError) as caught:
+def test_functions_that_may_be_called_are_read(load: Any, tools: Any) -> None:
+    (prompt,), notes = load({"prompt": "Hi", "tools": tools})
+    assert prompt.tools == ({"type": "function", "function": WEATHER},)
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "tool_calls": [{"function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}]},
+        {"role": "assistant", "content": None, "function_call": {"name": "get_weather", "arguments": {"city": "Oslo"}}},
+        {"from": "function_call", "value": '{"name": "get_weather", "arguments": {"city": "Oslo"}}'},
+    ],
+)
+def test_calls_are_read_in_the_forms_of_openai_and_sharegpt(load: Any, turn: dict[str, Any]) -> None:
+    asked, result = {"role": "user", "content": "Hi"}, {"role": "tool", "content": "Rain", "tool_call_id": "1"}
+    (prompt,), notes = load({"messages": [asked, turn]})
+    assert prompt.reference == '{"name": "get_weather", "arguments": {"city": "Oslo"}}'
+    assert prompt.reference_turn == Message("assistant", "", (OSLO,))
+    assert notes == []
+    (prompt,), _ = load({"messages": [asked, turn, result, {"role": "assistant", "content": "Rain."}]})
+    assert prompt.messages[1:] == (Message("assistant", "", (OSLO,)), Message("tool", "Rain", (), "1"))
+    assert (prompt.reference, prompt.reference_turn) == ("Rain.", None)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "Hi", "tools": [{"type": "function"}]}, "`tools`: a function without a name"),
+        ({"prompt": "Hi", "tools": "f(x)"}, "`tools`: not JSON"),
+        ({"prompt": "Hi", "functions": 3}, "`functions`: not a list of functions"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "a call without the name"),
+        ({"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "[1]"}}]}, "not an object"),
+        ({"messages": [{"role": "user", "content": "", "tool_calls": [{"name": "f"}]}]}, "only the assistant does"),
+    ],
+)
+def test_malformed_functions_and_calls_are_refused(load: Any, row: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
         load(row)
-    assert caught.value.code == "data.unsupported_calls"
+    assert caught.value.code == "data.bad_field"
+
+
+ROW = {"query": "Q", "reply": "R", "prompt": "other", "answer": "wrong", "turns": [{"role": "user", "content": "T"}]}
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"prompt_field": "query", "completion_field": "Reply"}, ("Q", "R")),
+        ({"prompt_field": "query"}, ("Q", "wrong")),
+        ({"completion_field": "reply"}, ("other", "R")),
+        ({"messages_field": "turns"}, ("T", None)),
+        ({"messages_field": "turns", "completion_field": "reply"}, ("T", "R")),
+    ],
+)
+def test_named_fields_take_the_place_of_the_usual_ones(
+    load: Any, tmp_path: Path, named: dict[str, str], expected: tuple[str, str | None]
+) -> None:
+    load(ROW)
+    notes = list[str]()
+    (prompt,) = load_prompts(str(tmp_path / "rows.jsonl"), fields=DataFields(**named), on_note=notes.append)
+    assert (prompt.messages[-1].content, prompt.reference) == expected
+    unread = {name for note in notes for name in ROW if f"`{name}`" in note}
+    assert not unread & {name.casefold() for name in named.values()}
+
+
+def test_a_field_that_no_row_has_is_noted(load: Any, tmp_path: Path) -> None:
+    load({"prompt": "P", "completion": "C"})
+    notes = list[str]()
+    (prompt,) = load_prompts(
+        str(tmp_path / "rows.jsonl"), fields=DataFields(prompt_field="promt"), on_note=notes.append
+    )
+    assert prompt.reference == "C"
+    assert notes == [f"{tmp_path / 'rows.jsonl'}: no row has the field `promt`, so that the usual names count"]
 
 
 def test_empty_tools_and_calls_say_nothing(load: Any) -> None:

@@ -269,6 +269,10 @@ UNUSED = {
     "select.bound_on": "needs `score.attacks`, and has a test of its own",
     "score.too_long": "opens the models, which this recipe does not have",
     **dict.fromkeys(
+        ["data.prompt_field", "data.completion_field", "data.messages_field"],
+        "names fields that these rows do not have; other fields are other prompts",
+    ),
+    **dict.fromkeys(
         [f"generate.{field}" for field in ("base_url", "key_env", "concurrency", "requests_per_minute")],
         "for servers, which a run does not ask",
     ),

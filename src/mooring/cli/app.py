@@ -176,13 +176,13 @@ def select(run: str, metric: str | None, as_json: bool, **options: Any) -> None:
         sys.exit(OVER_BOUND)
 
 
-@verb(top, "data")
+@verb(top, "data", fields="preview_data")
 @click.argument("data", help="A file, hub id, named or bundled set.")
 @click.option("--model", help="Show it by this model's chat template, and count its tokens.")
 @click.option("--row", type=int, default=1, show_default=True, help="Which row to show.")
 @split_option
 @json_option
-def data(data: str, model: str | None, row: int, split: Any, as_json: bool) -> None:
+def data(data: str, model: str | None, row: int, split: Any, as_json: bool, **options: Any) -> None:
     """Show what Mooring understands of a data set.
 
     Shapes of its rows, counts, lengths, fields that are not read, and one example with the special tokens around it.
@@ -191,9 +191,11 @@ def data(data: str, model: str | None, row: int, split: Any, as_json: bool) -> N
     Examples:
       mooring data task.jsonl
       mooring data task.jsonl --model base/ --row 3
+      mooring data answers.csv --prompt-field query --completion-field reply
       mooring data openfunctions --split test --json
     """
-    render.preview(mooring.preview_data(data, model=model, row=row, split=split), as_json=as_json)
+    found = mooring.preview_data(data, model=model, row=row, split=split, **fields_given(options))
+    render.preview(found, as_json=as_json)
 
 
 @verb(top, "doctor")

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from mooring import calls
 from mooring.bounded import DATA, LINE, Limit, UnusableError, check_size, parse_json, read_bytes
+from mooring.config import DataFields
 from mooring.errors import DataError
-from mooring.records import Message, Prompt, Role
+from mooring.records import Message, Prompt, Role, ToolCall
 from mooring.thinking import joined, split_thoughts
 
 ACCEPTED = (
@@ -32,8 +34,20 @@ CALLS = ("tool_calls", "function_call")
 """The names of calls in an assistant's turn."""
 TOOLS = ("tools", "functions")
 """The names of the functions that a model may call."""
-SHAREGPT: Mapping[str, Role] = {"human": "user", "gpt": "assistant", "bot": "assistant", "observation": "tool"}
-"""ShareGPT's names of roles."""
+SHAREGPT: Mapping[str, Role] = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "observation": "tool",
+    "function": "tool",
+}
+"""ShareGPT's names of roles, and the older name of OpenAI's API for a function's result."""
+CALLING = ("function_call", "tool_call")
+"""ShareGPT's roles whose text is a call, as JSON."""
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""The names of a conversation's field."""
 SHOWN = 8
 """Names of fields in a note about those that are not read."""
 RESPONSES: Mapping[str, tuple[str, ...]] = {
@@ -62,13 +76,21 @@ class Row:
 
 
 class Fields(Mapping[str, Any]):
-    """The fields of a row that are not null, by their names in lower case; which of them were read is remembered."""
+    """The fields of a row that are not null, by their names in lower case; which of them were read is remembered.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = {
-            key.casefold(): value for key, value in values.items() if isinstance(key, str) and value is not None
-        }
-        self.unread = dict.fromkeys(self._values)
+    Args:
+        values: The row.
+        named: Which fields hold the prompt, the response and the conversation; each then has its usual name, and the
+            other fields that could be taken for it are not read.
+    """
+
+    def __init__(self, values: Mapping[str, Any], named: DataFields | None = None) -> None:
+        own = {key.casefold(): value for key, value in values.items() if isinstance(key, str) and value is not None}
+        self._values = own
+        self.unread = dict.fromkeys(own)
+        if named is not None and any(name in own for name in named.names):
+            self._values = _as_named(own, named)
+            self.unread = dict.fromkeys(name for name in own if name not in named.names)
 
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
@@ -83,6 +105,29 @@ class Fields(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def _as_named(own: Mapping[str, Any], named: DataFields) -> dict[str, Any]:
+    """Fields under their usual names, where a user has named them."""
+    prompt, completion, messages = (
+        name.casefold() if name else None for name in (named.prompt_field, named.completion_field, named.messages_field)
+    )
+    replaced: dict[str, Any] = {}
+    dropped: set[str] = set()
+    if messages in own:  # beside a response of its own, it is the prompt
+        replaced["prompt" if completion in own else "messages"] = own[str(messages)]
+        dropped |= {*CONVERSATIONS, *RESPONSES}
+    elif prompt in own:
+        replaced["prompt"] = own[str(prompt)]
+        dropped |= {*CONVERSATIONS, *RESPONSES}
+    if completion in own:
+        replaced["completion"] = own[str(completion)]
+        dropped |= {*CONVERSATIONS, *(name for names in RESPONSES.values() for name in names)}
+        if "prompt" not in replaced and (usual := next((name for name in RESPONSES if name in own), None)):
+            names = RESPONSES[usual]
+            replaced[names[0] if names else "completion"] = replaced.pop("completion")
+    others = {name: value for name, value in own.items() if name not in dropped and name not in named.names}
+    return others | replaced
 
 
 def is_data_file(name: str) -> bool:
@@ -255,10 +300,14 @@ _TEXT_READERS: dict[str, Callable[[Path, str], list[Row]]] = {
 }
 
 
-def to_prompts(rows: Sequence[Row], on_note: Callable[[str], object] | None = None) -> list[Prompt]:
+def to_prompts(
+    rows: Sequence[Row], on_note: Callable[[str], object] | None = None, named: DataFields | None = None
+) -> list[Prompt]:
     """Convert rows to records. Names of fields are case-insensitive; a field that is null counts as absent.
 
-    `on_note` receives one line about all fields that are not read, and in how many rows they are.
+    `on_note` receives one line about all fields that are not read, and in how many rows they are. `named` says which
+    fields hold the prompt, the response and the conversation; rows of which none has these are read as usual, with a
+    note.
 
     Ids are the rows' own (`id`) if every row has one and they are unique; else digests of the content, which do not
     change when rows move.
@@ -270,19 +319,23 @@ def to_prompts(rows: Sequence[Row], on_note: Callable[[str], object] | None = No
     unread: Counter[str] = Counter()
     parsed = []
     for row in rows:
-        fields = Fields(row.values)
+        fields = Fields(row.values, named)
         parsed.append(_prompt(row, fields))
         unread.update(fields.unread.keys())
     if on_note and unread:
         on_note(_unread_note(rows, unread))
+    if on_note and named and named.names:
+        present = {key.casefold() for row in rows for key in row.values if isinstance(key, str)}
+        for name in (name for name in named.names if name not in present):
+            on_note(f"{_file(rows)}: no row has the field `{name}`, so that the usual names count")
     own = [_own_id(row) for row in rows]
     ids = own if all(own) and len(set(own)) == len(own) else _content_ids(parsed)
     return [dataclasses.replace(prompt, id=id_) for prompt, id_ in zip(parsed, ids, strict=True)]
 
 
 def content(prompt: Prompt) -> str:
-    """Return the messages as canonical JSON: equal for two prompts exactly if a model sees the same."""
-    return json.dumps([[m.role, m.content] for m in prompt.messages], ensure_ascii=False)
+    """Return the messages as canonical JSON: equal for two prompts, with the same tools, if a model sees the same."""
+    return json.dumps([[m.role, calls.as_text(m)] for m in prompt.messages], ensure_ascii=False)
 
 
 def alike(prompt: Prompt) -> str:
@@ -290,45 +343,52 @@ def alike(prompt: Prompt) -> str:
 
     Prompts with the same key count as one prompt, which must not be in two splits.
     """
-    folded = [(m.role, unicodedata.normalize("NFKC", m.content).casefold()) for m in prompt.messages]
+    folded = [(m.role, unicodedata.normalize("NFKC", calls.as_text(m)).casefold()) for m in prompt.messages]
     return json.dumps([[role, " ".join(text.split())] for role, text in folded])
 
 
-LATER = ("rendered", "extra", "prefill", "prefill_tokens", "variant_of", "follow_ups")
+LATER = ("rendered", "extra", "prefill", "prefill_tokens", "variant_of", "follow_ups", "tools", "reference_turn")
 """Fields of a prompt that were added later: digests contain them only if they are not empty."""
+LATER_OF_TURNS = ("tool_calls", "tool_call_id", "name")
+"""Fields of a turn that were added later."""
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """Return the SHA-256 of a data set: of ids, messages, references, categories and extras, but not of origins."""
     values = [{k: v for k, v in p.to_dict().items() if k != "origin" and (v or k not in LATER)} for p in prompts]
+    for value in values:
+        value["messages"] = [
+            {k: v for k, v in turn.items() if v or k not in LATER_OF_TURNS} for turn in value["messages"]
+        ]
     text = json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unread_note(rows: Sequence[Row], unread: Counter[str]) -> str:
     """A line about the fields that were not read."""
-    place = re.sub(r":(?:row )?\d+$", "", rows[0].origin)
     names = [f"`{name}` ({count} of {len(rows)} rows)" for name, count in unread.most_common(SHOWN)]
     more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
-    return f"{place}: fields that are not read: {', '.join(names)}{more}"
+    return f"{_file(rows)}: fields that are not read: {', '.join(names)}{more}"
+
+
+def _file(rows: Sequence[Row]) -> str:
+    """The file that rows are from."""
+    return re.sub(r":(?:row )?\d+$", "", rows[0].origin)
 
 
 def _prompt(row: Row, values: Fields) -> Prompt:
-    for name in TOOLS:
-        if not _is_blank(values.get(name)):
-            raise _calls(f"{row.origin}: `{name}` lists functions to call")
-    named = next((name for name in ("messages", "conversations", "conversation") if name in values), None)
+    named = next((name for name in CONVERSATIONS if name in values), None)
     if named is not None:
         turns = _turns(values[named], named, row.origin, values)
-        messages, reference = _conversation(turns, row.origin)
+        messages, response = _conversation(turns, row.origin)
     elif "prompt" in values and isinstance(values["prompt"], list):
         messages = _turns(values["prompt"], "prompt", row.origin, values)
-        reference = _response("prompt", values, row.origin)
+        response = _response("prompt", values, row.origin)
         if messages[-1].role == "assistant":
             hint = "put that turn into `completion`"
             raise _bad_field(f"{row.origin}: the prompt ends with a turn of the assistant", hint)
     else:
-        messages, reference = _plain(values, row.origin)
+        messages, response = _plain(values, row.origin)
     messages = (*_before(values, messages, row.origin), *messages)
     groups = [
         _text(value, key, row.origin) for key in ("category", "type") if isinstance(value := values.get(key), str)
@@ -341,11 +401,25 @@ def _prompt(row: Row, values: Fields) -> Prompt:
     return Prompt(
         id="",
         messages=messages,
-        reference=reference,
+        reference=calls.as_text(response) if response else None,
         category=category,
         origin=row.origin,
         extra={name: _text(value, f"extra.{name}", row.origin) for name, value in extra.items()},
+        tools=_tools(values, row.origin),
+        reference_turn=response if response and response.tool_calls else None,
     )
+
+
+def _tools(values: Fields, origin: str) -> tuple[Mapping[str, Any], ...]:
+    """The functions that a model may call."""
+    name = next((name for name in TOOLS if not _is_blank(values.get(name))), None)
+    if name is None:
+        return ()
+    try:
+        return calls.parse_tools(values[name])
+    except ValueError as error:
+        hint = 'write [{"type": "function", "function": {"name": …, "description": …, "parameters": …}}]'
+        raise _bad_field(f"{origin}: `{name}`: {error}", hint) from None
 
 
 def _before(values: Fields, messages: Sequence[Message], origin: str) -> list[Message]:
@@ -389,12 +463,7 @@ def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, list | tuple | dict) and not value)
 
 
-def _calls(what: str) -> DataError:
-    hint = "put the text that your model's chat template makes of them into `prompt`, or leave the field out"
-    return DataError(f"{what}, which prompts do not have", hint, code="data.unsupported_calls")
-
-
-def _plain(values: Fields, origin: str) -> tuple[tuple[Message, ...], str | None]:
+def _plain(values: Fields, origin: str) -> tuple[tuple[Message, ...], Message | None]:
     """Return a prompt that is a single string, and its response."""
     name = next((name for name in RESPONSES if name in values), None)
     if name is None:
@@ -413,24 +482,25 @@ def _plain(values: Fields, origin: str) -> tuple[tuple[Message, ...], str | None
     return (Message("user", text),), _response(name, values, origin)
 
 
-def _response(prompt: str, values: Fields, origin: str) -> str | None:
+def _response(prompt: str, values: Fields, origin: str) -> Message | None:
     """Return the response to the prompt in the field `prompt`, with its thoughts; an empty one counts as absent."""
-    responses = {}
+    responses: dict[str, Message] = {}
     for name in RESPONSES[prompt]:
         value = values.get(name)
         if isinstance(value, list) and name == "completion":
             turns = _turns(value, name, origin, values)
             if len(turns) != 1 or turns[0].role != "assistant":
                 raise _bad_field(f"{origin}: `{name}` is not a single turn of the assistant", "keep one")
-            value = turns[0].content
-        if value is not None and (text := _text(value, name, origin)).strip():
-            responses[name] = text
+            responses |= {name: turns[0]} if calls.as_text(turns[0]).strip() else {}
+        elif value is not None and (text := _text(value, name, origin)).strip():
+            responses[name] = Message("assistant", text)
     if len(responses) > 1:
         names = ", ".join(f"`{name}`" for name in responses)
         raise _bad_field(f"{origin}: more than one response: {names}", "keep one of them")
     response = next(iter(responses.values()), None)
     if response is not None and "reasoning_content" in values and isinstance(values["reasoning_content"], str):
-        return _with_thoughts(_text(values["reasoning_content"], "reasoning_content", origin), response)
+        thoughts = _text(values["reasoning_content"], "reasoning_content", origin)
+        return dataclasses.replace(response, content=_with_thoughts(thoughts, response.content))
     return response
 
 
@@ -439,14 +509,14 @@ def _with_thoughts(thoughts: str, answer: str) -> str:
     return joined(thoughts.strip(), answer) if thoughts.strip() and split_thoughts(answer).thoughts is None else answer
 
 
-def _conversation(turns: tuple[Message, ...], origin: str) -> tuple[tuple[Message, ...], str | None]:
+def _conversation(turns: tuple[Message, ...], origin: str) -> tuple[tuple[Message, ...], Message | None]:
     """Split a conversation into the prompt and, if its last turn is the assistant's, the response."""
-    reference = None
+    response = None
     if turns[-1].role == "assistant":
-        turns, reference = turns[:-1], turns[-1].content
+        turns, response = turns[:-1], turns[-1]
     if not turns or turns[-1].role not in ("user", "tool"):
         raise _bad_field(f"{origin}: no turn of the user before the last answer", "fix `messages`")
-    return turns, reference if reference and reference.strip() else None
+    return turns, response if response and calls.as_text(response).strip() else None
 
 
 def _turns(value: Any, name: str, origin: str, row: Fields | None = None) -> tuple[Message, ...]:
@@ -459,27 +529,43 @@ def _turns(value: Any, name: str, origin: str, row: Fields | None = None) -> tup
         if not isinstance(turn, dict):
             raise _bad_field(f"{origin}: {place} lacks `role` or `content`", "add it")
         fields = Fields(turn)
-        for call in CALLS:
-            if not _is_blank(fields.get(call)):
-                raise _calls(f"{origin}: {place} has `{call}`")
         sharegpt = "role" not in fields and "from" in fields
         role: Any
         role, content = (fields.get(key) for key in (("from", "value") if sharegpt else ("role", "content")))
-        if role is None or content is None:
+        named = next((key for key in CALLS if not _is_blank(fields.get(key))), None)
+        made = () if named is None else _made(fields[named], f"{origin}: {place}: `{named}`")
+        if sharegpt and role in CALLING:
+            made, content = _made(content, f"{origin}: {place}"), ""
+        if role is None or (content is None and not made):
             raise _bad_field(f"{origin}: {place} lacks `role` or `content`", "add it")
-        if sharegpt and isinstance(role, str):
+        content = "" if content is None else content
+        if isinstance(role, str) and (sharegpt or role == "function"):
             role = SHAREGPT.get(role, role)
         if role not in get_args(Role):
             message = f"{origin}: {place} has the role {role!r}"
             raise _bad_field(message, f"known are {', '.join(get_args(Role))}")
+        if made and role != "assistant":
+            raise _bad_field(f"{origin}: {place} calls functions, which only the assistant does", "fix its role")
         text = _text(_joined_parts(content), f"content` of turn {number} of `{name}", origin)
         if role == "assistant" and number == len(value):  # templates leave out the thoughts of earlier turns
             thoughts = next((each for key in THOUGHTS if isinstance(each := fields.get(key), str) and each.strip()), "")
             text = _with_thoughts(_text(thoughts, THOUGHTS[0], origin), text)
+        result = {}
+        if role == "tool":
+            result = {key: _text(fields[key], key, origin) for key in ("tool_call_id", "name") if key in fields}
         if row is not None:
             row.unread.update(dict.fromkeys(f"{name}[].{key}" for key in fields.unread))
-        turns.append(Message(role, text))
+        turns.append(Message(role, text, made, **result))
     return tuple(turns)
+
+
+def _made(value: Any, place: str) -> tuple[ToolCall, ...]:
+    """The calls of a turn."""
+    try:
+        return calls.parse_calls(value)
+    except ValueError as error:
+        hint = 'write [{"type": "function", "function": {"name": …, "arguments": {…}}}]'
+        raise _bad_field(f"{place} has {error}", hint) from None
 
 
 def _joined_parts(content: Any) -> Any:

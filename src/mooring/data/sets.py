@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mooring.config import DataFields
 from mooring.data.bundled import load_bundled
 from mooring.data.catalogue import NAMED
 from mooring.data.hub import load_hub_rows
@@ -20,7 +21,12 @@ OnNote = Callable[[str], object]
 
 
 def load_prompts(
-    refs: References, *, split: Split = "test", seed: int = 42, on_note: OnNote | None = None
+    refs: References,
+    *,
+    split: Split = "test",
+    seed: int = 42,
+    on_note: OnNote | None = None,
+    fields: DataFields | None = None,
 ) -> list[Prompt]:
     """Load prompts, with or without reference responses.
 
@@ -32,11 +38,12 @@ def load_prompts(
         split: Which split of a set that has its own, unless the reference names one. Other sets are loaded whole.
         seed: Seed of the draw. `bundled:tools#500` is generated, not drawn, and does not depend on it.
         on_note: Receives a line about the fields of a file or a set on the hub that are not read.
+        fields: Which fields of a file or a set on the hub hold prompt, response and conversation.
 
     Raises:
         DataError: A set is missing, empty, malformed, or has fewer rows than requested (`data.too_few_rows`).
     """
-    loaded = [_load(ref, split, seed, on_note) for ref in parse_references(refs)]
+    loaded = [_load(ref, split, seed, on_note, fields) for ref in parse_references(refs)]
     joined = [prompt for prompts in loaded for prompt in prompts]
     if max(Counter(p.id for p in joined).values(), default=0) < 2:
         return joined
@@ -48,14 +55,19 @@ def load_prompts(
 
 
 def load_examples(
-    refs: References, *, split: Split = "tune", seed: int = 42, on_note: OnNote | None = None
+    refs: References,
+    *,
+    split: Split = "tune",
+    seed: int = 42,
+    on_note: OnNote | None = None,
+    fields: DataFields | None = None,
 ) -> list[Prompt]:
     """Load prompts that all have a reference response; arguments as in `load_prompts`.
 
     Raises:
         DataError: As `load_prompts`, or one has no response (`data.no_reference`).
     """
-    return _with_references(load_prompts(refs, split=split, seed=seed, on_note=on_note))
+    return _with_references(load_prompts(refs, split=split, seed=seed, on_note=on_note, fields=fields))
 
 
 def load_splits(
@@ -66,6 +78,7 @@ def load_splits(
     *,
     references: bool = False,
     on_note: OnNote | None = None,
+    fields: DataFields | None = None,
 ) -> dict[Half, list[Prompt]]:
     """Load a set as two splits that share no prompt: λ is chosen on `validation` and reported on `test`.
 
@@ -77,6 +90,7 @@ def load_splits(
         limit: At most this many prompts in each split, drawn by seed.
         references: Whether each prompt must have a reference response.
         on_note: As in `load_prompts`.
+        fields: As in `load_prompts`.
 
     Raises:
         DataError: As `load_prompts`, or a prompt has no response (`data.no_reference`), or there are not two different
@@ -86,7 +100,7 @@ def load_splits(
     if ref.has_splits:
         splits = (load_prompts(ref, split="validation", seed=seed), load_prompts(ref, split="test", seed=seed))
     else:
-        splits = split_prompts(load_prompts(ref, seed=seed, on_note=on_note), validation_share, seed)
+        splits = split_prompts(load_prompts(ref, seed=seed, on_note=on_note, fields=fields), validation_share, seed)
     if references:
         splits = (_with_references(splits[0]), _with_references(splits[1]))
     if limit is not None:
@@ -102,13 +116,13 @@ def _with_references(prompts: list[Prompt]) -> list[Prompt]:
     return prompts
 
 
-def _load(ref: Reference, split: Split, seed: int, on_note: OnNote | None) -> list[Prompt]:
+def _load(ref: Reference, split: Split, seed: int, on_note: OnNote | None, fields: DataFields | None) -> list[Prompt]:
     if ref.source == "bundled" and ref.name.startswith("tools"):
         if ref.stratify or ref.at_most:
             hint = f"leave out `{f'/{ref.stratify}' if ref.stratify else 'max'}`"
             raise DataError(f"{ref.text}: is generated, not drawn", hint, code="data.not_drawable")
         return load_bundled(ref.name, split, ref.count)
-    prompts, rows = _load_all(ref, split, on_note)
+    prompts, rows = _load_all(ref, split, on_note, fields)
     if ref.count is None:
         return prompts
     if ref.count > len(prompts) and not ref.at_most:
@@ -119,7 +133,9 @@ def _load(ref: Reference, split: Split, seed: int, on_note: OnNote | None) -> li
     return draw_evenly(prompts, _groups(ref, ref.stratify, prompts, rows), ref.count, seed)
 
 
-def _load_all(ref: Reference, split: Split, on_note: OnNote | None) -> tuple[list[Prompt], list[Row] | None]:
+def _load_all(
+    ref: Reference, split: Split, on_note: OnNote | None, fields: DataFields | None
+) -> tuple[list[Prompt], list[Row] | None]:
     """Return all prompts of a set and, for files and the hub, their rows."""
     if ref.source == "named":
         return load_named(ref.name, ref.part or split), None
@@ -129,7 +145,7 @@ def _load_all(ref: Reference, split: Split, on_note: OnNote | None) -> tuple[lis
         rows = read_rows(Path(ref.name).expanduser())
     else:
         rows = load_hub_rows(ref.name, ref.config, ref.hub_split)
-    return to_prompts(rows, on_note), rows
+    return to_prompts(rows, on_note, fields), rows
 
 
 def _groups(ref: Reference, field: str, prompts: Sequence[Prompt], rows: Sequence[Row] | None) -> list[str]:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mooring.calls import as_text, as_turn, parse_calls
 from mooring.chat import fold_system, pinned, with_system
 from mooring.inference.encode import response_seed
 from mooring.inference.server import TransientError
-from mooring.records import Completion, Prompt, sample_key
+from mooring.records import Completion, Message, Prompt, sample_key
 from mooring.sampling import SamplingParams
 from mooring.thinking import Thinking, message_parts
 
@@ -78,7 +79,8 @@ def request_body(
         messages = list(with_system(prompt, system))
         if messages[0].role == "system" and not dialect.system:
             messages = fold_system(messages)
-        body["messages"] = [{"role": m.role, "content": m.content} for m in messages]
+        body["messages"] = [as_turn(message, arguments_as_text=True) for message in messages]
+        body |= {"tools": list(prompt.tools)} if prompt.tools else {}
         if prompt.prefill:
             body["messages"].append({"role": "assistant", "content": prompt.prefill})
             body |= {"add_generation_prompt": False, "continue_final_message": True}
@@ -136,11 +138,13 @@ def parse_completion(data: Any, prompt_id: str = "", sample: int = 0) -> Complet
         message = choice.get("message", choice)
         text, thoughts = (choice["text"], None) if message is choice else message_parts(message)
         text = text or message.get("refusal") or ""  # OpenAI's models put a refusal into a field of its own
+        if isinstance(text, str) and (made := message.get("tool_calls")):
+            text = as_text(Message("assistant", text, parse_calls(made)))
         tokens = (data.get("usage") or {}).get("completion_tokens") or 0
         if not isinstance(text, str) or type(tokens) is not int or not 0 <= tokens < 2**31:
             raise TypeError
         finish: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
-    except (LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError, ValueError):
         raise TransientError("does not respond in the format of OpenAI's API") from None
     return Completion(
         prompt_id=prompt_id,

@@ -258,7 +258,11 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
         if section:
             with note_missing(data.examples[stage], missing):
                 examples[stage] = load_examples(
-                    data.examples[stage], split="tune", seed=_seed(recipe, section), on_note=notes.setdefault
+                    data.examples[stage],
+                    split="tune",
+                    seed=_seed(recipe, section),
+                    on_note=notes.setdefault,
+                    fields=recipe.data,
                 )
     paths = RunPaths(recipe.folder)
     judging = Judging(recipe.score.judges, paths.logs, thoughts=recipe.score.judge_thoughts)

@@ -1,12 +1,15 @@
 """What Mooring understands of a data set: shapes, counts, lengths, and one example as a model sees it."""
 
 import dataclasses
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from mooring.calls import as_text
 from mooring.chat import DEFAULT_SYSTEM, encode_example, encode_prompt, example_texts, render, with_system
+from mooring.config import DataFields
 from mooring.data import load_prompts
 from mooring.errors import DataError
 from mooring.export import Record
@@ -55,10 +58,18 @@ class DataPreview(Record):
     notes: Sequence[str] = ()
 
 
-def preview(ref: str, *, model: str | None, system: str | None = DEFAULT_SYSTEM, row: int, split: Split) -> DataPreview:
+def preview(
+    ref: str,
+    *,
+    model: str | None,
+    system: str | None = DEFAULT_SYSTEM,
+    row: int,
+    split: Split,
+    fields: DataFields | None = None,
+) -> DataPreview:
     """Look at a data set; arguments and errors as in `mooring.preview_data`."""
     notes: list[str] = []
-    prompts = load_prompts(ref, split=split, on_note=notes.append)
+    prompts = load_prompts(ref, split=split, on_note=notes.append, fields=fields)
     if not 1 <= row <= len(prompts):
         raise DataError(f"{ref}: has no row {row}", f"name one from 1 to {len(prompts)}", code="data.no_row")
     tokenizer = None if model is None else open_folder(resolve_model(model)).load_tokenizer()
@@ -96,7 +107,7 @@ def _shape(prompt: Prompt) -> str:
 def _size(prompt: Prompt, tokenizer: Any, system: str | None) -> tuple[int, int | None]:
     """The lengths of a prompt and of its response."""
     if tokenizer is None:
-        given = sum(len(message.content) for message in prompt.messages)
+        given = sum(len(as_text(message)) for message in prompt.messages)
         return given, None if prompt.reference is None else len(prompt.reference)
     if prompt.reference is None:
         return len(encode_prompt(tokenizer, prompt, system)), None
@@ -112,9 +123,10 @@ def _lengths(sizes: Sequence[int]) -> Lengths:
 
 def _example(prompt: Prompt, tokenizer: Any, system: str | None) -> str:
     if tokenizer is None:
-        turns = [(message.role, message.content) for message in prompt.messages]
+        turns = [("tools", json.dumps(tool["function"], ensure_ascii=False)) for tool in prompt.tools]
+        turns += [(message.role, as_text(message)) for message in prompt.messages]
         turns += [] if prompt.reference is None else [("assistant", prompt.reference)]
         return "\n".join(f"[{role}] {text}" for role, text in turns)
     if prompt.reference is None:
-        return prompt.rendered or render(tokenizer, with_system(prompt, system))
+        return prompt.rendered or render(tokenizer, with_system(prompt, system), tools=prompt.tools)
     return "".join(example_texts(tokenizer, prompt, system))

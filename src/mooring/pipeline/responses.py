@@ -6,8 +6,8 @@ from typing import Any
 
 from mooring.attacks import NONE, Attack, kind_of, parse, under
 from mooring.chat import thinking_note
+from mooring.config import DataFields, section, settings
 from mooring.config import Score as ScoreConfig
-from mooring.config import section, settings
 from mooring.data import load_prompts, parse_references
 from mooring.data.completions import read_completions
 from mooring.errors import RecipeError
@@ -73,7 +73,9 @@ def generate(
     settings("generate", options)  # a bad option is an error before the prompts are looked for
     kind = _checked_kind(prompts, kind, "generate", on_event)
     recipe = settings("generate", options, kind)
-    rows = load_prompts(prompts, split=split, seed=recipe.seed, on_note=_noting("generate", on_event))
+    rows = load_prompts(
+        prompts, split=split, seed=recipe.seed, on_note=_noting("generate", on_event), fields=recipe.data
+    )
     if recipe.generate.engine == "openai":
         engine, made_by = load_engine(model, recipe.generate, recipe.system), {"model": model}
     else:
@@ -108,7 +110,7 @@ def score(
 ) -> dict[str, Score]:
     """Score a file of completions; arguments and errors as in `mooring.score`."""
     recipe = settings("score", options)
-    rows = load_prompts(prompts, split=split, seed=recipe.seed)
+    rows = load_prompts(prompts, split=split, seed=recipe.seed, on_note=_noting("score", on_event), fields=recipe.data)
     kind = _checked_kind(prompts, kind, "score", on_event)
     attack = _attack(recipe.score.attacks, kind)
     if attack:
@@ -201,10 +203,12 @@ def prefer(
 ) -> Score:
     """The win rate of one file of completions against another; arguments and errors as in `mooring.prefer`."""
     how = dict(options)
-    seed = settings("prefer", {name: how.pop(name) for name in ("seed",) if name in how}).seed
+    own = ("seed", *DataFields.model_fields)
+    recipe = settings("prefer", {name: how.pop(name) for name in own if name in how})
+    seed = recipe.seed
     settings("prefer", how)  # checks the names of the options
     runner = section("judge", {"name": "llm", "model": judge, **how})
-    rows = load_prompts(prompts, split=split, seed=seed)
+    rows = load_prompts(prompts, split=split, seed=seed, fields=recipe.data)
     questions = pairwise.questions(rows, read_completions(completions, rows), read_completions(against, rows))
     model, made_by = judge, judge
     if runner.engine != "openai":

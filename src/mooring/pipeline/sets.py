@@ -165,7 +165,9 @@ def _join(
     joined: dict[Half, list[Prompt]] = {"validation": [], "test": []}
     for ref in refs:
         with note_missing([ref], missing):
-            halves = load_splits(ref, section.validation, recipe.seed, section.limit, on_note=on_note)
+            halves = load_splits(
+                ref, section.validation, recipe.seed, section.limit, on_note=on_note, fields=recipe.data
+            )
             for half, prompts in halves.items():
                 joined[half] += [_marked(prompt, ref.text) for prompt in prompts] if len(refs) > 1 else prompts
     in_validation = {alike(prompt) for prompt in joined["validation"]}
@@ -203,13 +205,21 @@ def _task(
     if data.validation_task is None:
         assert data.task is not None
         with note_missing([data.task], missing):
-            halves = load_splits(data.task, section.validation, seed, section.limit, references=True, on_note=on_note)
+            halves = load_splits(
+                data.task,
+                section.validation,
+                seed,
+                section.limit,
+                references=True,
+                on_note=on_note,
+                fields=recipe.data,
+            )
         return halves
     refs: dict[Half, Reference | None] = {"validation": data.validation_task, "test": data.task}
     for half, ref in refs.items():
         if ref is not None:
             with note_missing([ref], missing):
-                halves[half] = load_examples(ref, split=half, seed=seed, on_note=on_note)
+                halves[half] = load_examples(ref, split=half, seed=seed, on_note=on_note, fields=recipe.data)
     if shared := {alike(p) for p in halves["validation"]} & {alike(p) for p in halves["test"]}:
         what = f"score.validation_task: {len(shared)} of its prompts are in score.task too"
         hint = "λ must not be selected on what is reported: name rows that are not in it"

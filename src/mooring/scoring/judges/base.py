@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from mooring.calls import as_text
 from mooring.errors import DataError
 from mooring.records import Completion, Message, Prompt
 from mooring.scoring.refusal import Decision
@@ -128,7 +129,7 @@ def conversation(prompt: Prompt, completion: Completion) -> list[Message]:
     """The user's and the assistant's turns, the completion last. System messages are not judged."""
     request(prompt)
     turns = [message for message in prompt.messages if message.role in ("user", "assistant")]
-    return [*turns, Message("assistant", completion.text)]
+    return [*(Message(turn.role, as_text(turn)) for turn in turns), Message("assistant", completion.text)]
 
 
 # --- Readers; all raise UnreadableError ------------------------------------------------------------------------------
