@@ -96,3 +96,12 @@ def test_no_other_file_formats_lambda_or_tells_its_ends_apart() -> None:
     files = [path for path in SOURCE.rglob("*.py") if path.name != "merge_point.py" and "merging" not in path.parts]
     lines = [(path.name, line.strip()) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
     assert not [f"{name}: {line}" for name, line in lines if OPENED.search(line)]
+
+
+def test_many_groups_are_counted_and_not_named() -> None:
+    point = MergePoint(0.4, {f"layer {i} mlp": i / 100 for i in range(1, 31)})
+    other = MergePoint(0.4, {**point.overrides, "layer 1 mlp": 0.9})
+    assert point.label == "λ by module (30 groups 0.01 … 0.3, else 0.4)"
+    assert len(point.key) < 40
+    assert (point.key == other.key, point.folder == other.folder) == (False, False)
+    assert point.key == MergePoint(0.4, dict(reversed(point.overrides.items()))).key

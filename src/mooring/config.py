@@ -534,12 +534,24 @@ class Score(Section):
 class Select(Section):
     """How λ is chosen on the validation half (docs/choosing.md)."""
 
-    search: Literal["grid", "bisect", "modules"] = "grid"
+    search: Literal["grid", "bisect", "modules", "gradient"] = "grid"
     """`grid` scores every λ of `merge.lambdas`. `bisect` bisects for the largest λ within the bound, and leaves each λ
     as soon as the evidence suffices. `modules` first does what `grid` does, then tries λ by depth and kind of module
-    that beat the single λ in both task score and ASR."""
+    that beat the single λ in both task score and ASR. `gradient` first does what `grid` does, then minimizes the task's
+    loss over the λ of many groups of weights at once, and tests the one result."""
     budget: int = Field(12, ge=1)
     """Maximum number of merges that `search: modules` tries besides the grid."""
+    groups: Literal["modules", "layers", "tensors"] = "layers"
+    """What has a λ of its own with `search: gradient`: kinds of modules in each third of the depth (`modules`), or in
+    each layer (`layers`), or each tensor (`tensors`)."""
+    search_safety: Refs = Field(("bundled:harmful",), min_length=1)
+    """Harmful requests for `search: gradient`, at which the merge stays as near to the base as the single λ; of bundled
+    sets, the part for tuning. None may be among those that are measured."""
+    search_ordinary: Refs | None = ("bundled:ordinary",)
+    """Ordinary requests for the same."""
+    search_prompts: int = Field(48, ge=1)
+    """Maximum number of prompts of each kind for `search: gradient`, drawn by seed: of `search_safety`, of
+    `search_ordinary`, and of the task's validation half."""
     policy: Literal["bound", "paper", "knee"] = "bound"
     """`bound`: the best task score within a bound on the attack success rate (ASR). `paper`: the best task score,
     whatever the ASR. `knee`: where the task score has gained most for the ASR that it costs."""
@@ -558,6 +570,16 @@ class Select(Section):
     corrected: bool = False
     """Bound the ASR that people's labels of answers (`mooring label`) correct for the judge's error, in place of the
     judge's own; the limit then includes the error of the correction."""
+
+    @property
+    def by_module(self) -> bool:
+        """Whether λ that differ by group of weights are tried after the grid."""
+        return self.search in ("modules", "gradient")
+
+    @property
+    def tries(self) -> int:
+        """Maximum number of merges that are tried after the grid."""
+        return {"modules": self.budget, "gradient": 1}.get(self.search, 0)
 
     @model_validator(mode="after")
     def _searches_look_for_a_bound(self) -> "Select":
@@ -681,6 +703,13 @@ class Recipe(Section):
             raise ValueError(f"`score.attacks` has {twice[0]} twice, which would have the same name in the report")
         if self.select.search == "modules" and self.merge.method == "lines":
             raise ValueError("`search: modules` sets λ by module, and so does `method: lines`; use one of the two")
+        if self.select.search == "gradient" and self.merge.method != "linear":
+            raise ValueError(f"`search: gradient` needs `merge.method: linear`, not {self.merge.method}")
+        if self.select.search == "gradient" and self.generate.engine != "transformers":
+            raise ValueError(
+                f"`search: gradient` needs derivatives, which {self.generate.engine} does not compute: "
+                "use `generate.engine: transformers`"
+            )
         if (self.tune is None) == (self.tuned is None):
             raise ValueError("give either `tune` (how to make the tuned model) or `tuned` (where it is), not both")
         return self
@@ -837,6 +866,10 @@ def _fields(section: str, *names: str, but: Collection[str] = ()) -> tuple[str, 
 NOT_OF_ONE_MERGE = ("lambdas", "check", "methods", "seeds")
 """Fields of the section `merge` that are those of a run."""
 _DATA = _fields("data")
+OF_A_GRADIENT = ("groups", "search_safety", "search_ordinary", "search_prompts")
+"""Fields of the section `select` that only `search: gradient` uses."""
+OF_A_SEARCH = ("search", "budget", *OF_A_GRADIENT)
+"""Fields of the section `select` that say which models a run measures."""
 _HERE = _fields("generate", "batch_size", "dtype", "device")
 ENGINE = _fields("generate", *Runner.model_fields, "served_model")
 """The fields of a recipe that say how its models are run."""
@@ -884,7 +917,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "prefer": ("seed", *_fields("judge", but=("name", "model")), *_DATA),
     "preview_data": _DATA,
     "lm_eval": ("system", "seed", *_fields("merge", but=NOT_OF_ONE_MERGE), *_HERE),
-    "select": _fields("select", but=("search", "budget")),
+    "select": _fields("select", but=OF_A_SEARCH),
 }
 """The fields of a recipe that each verb takes as options, in Python and on the command line, by the last part of their
 keys. The types in `mooring.options` are written from this table."""

@@ -11,6 +11,8 @@ from mooring.errors import RecipeError
 from mooring.export import Record
 
 Role = Literal["base", "tuned", "merged"]
+NAMED_GROUPS = 15
+"""Maximum number of groups of modules that the label of a point names one by one: all of a mixture of experts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,8 +92,11 @@ class MergePoint(Record):
 
     @property
     def key(self) -> str:
-        """A short text that is equal for equal points, for JSON keys: `0.4`, or `0.4;early attention=0.2`."""
-        changed = (f"{name}={value:g}" for name, value in sorted(self.overrides.items()))
+        """A short text that is equal for equal points, for JSON keys: `0.4`, or `0.4;early attention=0.2`; a digest if
+        λ differs for many groups."""
+        changed = [f"{name}={value:g}" for name, value in sorted(self.overrides.items())]
+        if len(changed) > NAMED_GROUPS:
+            changed = [f"{len(changed)} groups {_digest(changed)}"]
         return ";".join([f"{self.lam:g}", *changed])
 
     @property
@@ -99,7 +104,7 @@ class MergePoint(Record):
         """The name of a folder for this model's files: `lam-0.4`; a digest if λ differs by module."""
         if not self.by_module:
             return f"lam-{self.lam:g}"
-        return f"modules-{hashlib.sha256(json.dumps(self.key).encode()).hexdigest()[:12]}"
+        return f"modules-{_digest(self.key)}"
 
     @property
     def label(self) -> str:
@@ -115,8 +120,12 @@ class MergePoint(Record):
 
     @property
     def groups_label(self) -> str:
-        """The groups whose λ differs, then the λ of all else: `early attention 0.2, else 0.4`."""
+        """The groups whose λ differs, then the λ of all else: `early attention 0.2, else 0.4`; of many groups their
+        number and range: `60 groups 0.1 … 0.9, else 0.4`."""
         changed = [f"{name} {value:g}" for name, value in self.overrides.items()]
+        if len(changed) > NAMED_GROUPS:
+            values = self.overrides.values()
+            changed = [f"{len(changed)} groups {min(values):g} … {max(values):g}"]
         return ", ".join([*changed, f"else {self.lam:g}"])
 
     @property
@@ -130,6 +139,11 @@ class MergePoint(Record):
 
 
 BASE, TUNED = MergePoint(0.0), MergePoint(1.0)
+
+
+def _digest(value: object) -> str:
+    """Twelve hexadecimal digits that are equal for equal JSON values."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -124,8 +124,12 @@ class SafeguardOptions(TypedDict, total=False):
     safety_adapter: str | None
     lambdas: Sequence[float]
     check: bool
-    search: Literal["grid", "bisect", "modules"]
+    search: Literal["grid", "bisect", "modules", "gradient"]
     budget: int
+    groups: Literal["modules", "layers", "tensors"]
+    search_safety: str | Sequence[str]
+    search_ordinary: str | Sequence[str] | None
+    search_prompts: int
     policy: Literal["bound", "paper", "knee"]
     margin: float
     bound: float | None

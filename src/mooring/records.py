@@ -464,13 +464,56 @@ class Attempt(Record):
         upper: The ASR's upper confidence limit, or its estimate where no confidence is asked for, to be held against
             the bound; `None` where too few answers could be judged.
         within: Whether it keeps every bound.
-        beats: Whether it betters the single λ on both axes. It is taken only where it is within, too.
+        beats: Whether it betters the single λ: on both axes, or, if it was found by gradient, in the task score. It is
+            taken only where it is within, too.
     """
 
     trial: Trial
     upper: float | None
     within: bool
     beats: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SearchLosses(Record):
+    """What a search by gradient looks at, in nats per token.
+
+    Attributes:
+        task: The mean of −log p of the task's references.
+        harmful: KL(base ‖ merged) at the first tokens of the base's own answers to harmful requests.
+        ordinary: The same for ordinary requests; `None` if none were given.
+    """
+
+    task: float
+    harmful: float
+    ordinary: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSearch(Record):
+    """How a search for λ by gradient ended.
+
+    Attributes:
+        point: What it found; the single λ if nothing was better.
+        groups: The groups of weights with a λ of their own.
+        lams: λ of each of them.
+        single: The losses at the single λ. Those of requests are the limits of the search.
+        found: The losses at what it found.
+        evaluations: How often the losses and their derivatives were computed.
+        sentence: What it found, for people.
+    """
+
+    point: MergePoint
+    groups: Sequence[str]
+    lams: Sequence[float]
+    single: SearchLosses | None
+    found: SearchLosses | None
+    evaluations: int
+    sentence: str
+
+    def __post_init__(self) -> None:
+        if len(self.lams) != len(self.groups):
+            raise ValueError("`lams` has not one λ for each of `groups`")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -486,6 +529,7 @@ class ByModule(Record):
         chosen: Which of them is taken; `None` for the single λ.
         sentence: Whether it beat the single λ, for people.
         test: The test trial of the one that is taken.
+        gradient: The search by gradient, if that is what found the one that was tried.
     """
 
     single: Trial
@@ -496,6 +540,7 @@ class ByModule(Record):
     chosen: int | None
     sentence: str
     test: Trial | None = None
+    gradient: GradientSearch | None = None
 
     def __post_init__(self) -> None:
         if self.chosen is not None and not 0 <= self.chosen < len(self.tried):

@@ -249,6 +249,10 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "score.limit": (3, TRIALS - each("LmEval")),
     "select.search": ("grid", {"Select", "Report"} | WRITE),
     "select.budget": (1, {"SearchModules", "Report"}),
+    "select.groups": ("tensors", {"Report"}),
+    "select.search_safety": ("DATA/other-requests.jsonl", {"Report"}),
+    "select.search_ordinary": ("DATA/requests.jsonl", {"Report"}),
+    "select.search_prompts": (3, {"Report"}),
     "select.margin": (0.2, END),
     "select.bound": (0.2, END),
     "select.confidence": (0.9, END),
@@ -307,6 +311,31 @@ def test_a_changed_field_does_exactly_these_steps_again(data: Path, field: str) 
 
 def test_another_policy_chooses_again(data: Path) -> None:
     assert changed(data, {"select.policy": "paper"}, {"select.search": "grid"}) == {"Select", "Report"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "searches"),
+    [
+        ("select.groups", "tensors", True),
+        ("select.search_safety", "DATA/more-requests.jsonl", True),
+        ("select.search_prompts", 3, True),
+        ("select.budget", 1, False),
+    ],
+)
+def test_a_search_by_gradient_is_done_again_if_what_it_looks_at_changes(
+    data: Path, field: str, value: Any, searches: bool
+) -> None:
+    for name in ("search", "more"):
+        rows = [{"prompt": f"{name}: spoil thing number {i}."} for i in range(8)]
+        (data / f"{name}-requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = {
+        "select.search": "gradient",
+        "select.search_safety": ["DATA/search-requests.jsonl"],
+        "select.search_ordinary": None,
+        "merge": {"method": "linear", "lambdas": [0.3, 0.7]},
+    }
+    again = {"SearchGradient", "SearchModules", "Report"} if searches else {"SearchModules", "Report"}
+    assert changed(data, {field: value}, mine) == again
 
 
 def test_the_same_recipe_does_nothing_again(data: Path) -> None:

@@ -11,7 +11,7 @@ from report_sample import results, score
 
 from mooring.errors import DataError
 from mooring.merge_point import MergePoint
-from mooring.records import Attempt, ByModule, Trial
+from mooring.records import Attempt, ByModule, GradientSearch, SearchLosses, Trial
 from mooring.reporting import figures, model_card, page, tables
 from mooring.reporting.page import data
 from mooring.reporting.render import as_terminal
@@ -173,6 +173,41 @@ def test_the_figures_show_what_was_taken_as_a_star_and_call_no_single_lambda_rep
     plain = searched(None)
     assert "Star" not in page.as_html(plain)
     assert not [line for line in figures.plane(plain).axes[0].lines if line.get_marker() == "*"]
+
+
+def by_gradient() -> Results:
+    """A report of a search by gradient that was taken."""
+    made = searched()
+    assert made.by_module is not None
+    lams = {f"layer {i} mlp": i / 100 for i in range(1, 31)}
+    gradient = GradientSearch(
+        point=MergePoint(0.4, lams),
+        groups=list(lams),
+        lams=list(lams.values()),
+        single=SearchLosses(task=1.25, harmful=0.5),
+        found=SearchLosses(task=1.0, harmful=0.25),
+        evaluations=7,
+        sentence="So.",
+    )
+    return dataclasses.replace(made, by_module=dataclasses.replace(made.by_module, gradient=gradient))
+
+
+def test_a_search_by_gradient_shows_its_losses_and_the_lambda_of_each_group() -> None:
+    found = by_gradient()
+    losses, groups = tables.gradient_table(found), tables.group_table(found)
+    assert losses is not None
+    assert groups is not None
+    assert [row[1:] for row in losses.text_rows] == [["1.25", "1"], ["0.5", "0.25"]]  # no ordinary requests
+    assert groups.text_rows[0] == ["layer 1 mlp", "0.01"]
+    assert len(groups.text_rows) == 30
+    tried = tables.tried_table(found)
+    assert tried is not None
+    assert tried.columns[-1].heading == "better task score"
+    text = page.as_markdown(found)
+    assert "| layer 30 mlp | 0.3 |" in text
+    assert "that a lead there is no evidence" in text
+    assert "layer 30 mlp" in page.as_html(found)
+    assert (tables.gradient_table(searched()), tables.group_table(searched())) == (None, None)
 
 
 def test_in_a_terminal_of_80_columns_a_merge_takes_two_lines_at_most() -> None:

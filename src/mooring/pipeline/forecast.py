@@ -124,7 +124,7 @@ def _generation(plan: Plan, split: Half) -> str:
             turns = attack.turns if (attack := plan.attack(name)) else 1
             more = (f" × {n} samples" if n > 1 else "") + (f" × {turns} turns" if turns > 1 else "")
             parts.append(f"{len(prompts[name])} {name}{more}")
-    models = f"{'at most ' if search == 'modules' else ''}{len({each.point for each in work})} models"
+    models = f"{'at most ' if plan.recipe.select.by_module else ''}{len({each.point for each in work})} models"
     limit = max((plan.sampling(name).max_tokens for name in prompts), default=0)
     more = "; and safety prompts for other λ until the search ends" * (search == "bisect" and split == "validation")
     total = sum(work.values())
@@ -138,7 +138,11 @@ def _selection(section: Select) -> str:
     most = f"the base's + {section.margin:g}" if section.bound is None else f"{section.bound:g}"
     sure = "" if section.confidence is None else f", with {100 * section.confidence:g} % confidence"
     merges = f"{section.budget} merge{'s' * (section.budget != 1)}"
-    searches = {"bisect": ", by bisection", "modules": f"; then λ by module, at most {merges}"}
+    searches = {
+        "bisect": ", by bisection",
+        "modules": f"; then λ by module, at most {merges}",
+        "gradient": f"; then λ by gradient ({section.groups}), and a test of the result",
+    }
     search = searches.get(section.search, "")
     return f"best task score with an attack success rate of at most {most}{sure}{search}"
 

@@ -3,11 +3,15 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 from mooring.merging.layers import depths, layer_labels, module
 from mooring.models import Checkpoint
 from mooring.reporting.results import Changes
 
+Level: TypeAlias = Literal["modules", "layers", "tensors"]
+"""What has a λ of its own: a kind of modules in a third of the depth, or in a layer; or a tensor."""
+LEVELS: tuple[Level, ...] = ("modules", "layers", "tensors")
 DEPTHS = ("early", "middle", "late")
 KINDS = ("attention", "router", "shared experts", "experts", "mlp")
 """Attention; a mixture's router, shared experts and routed experts; all else of a layer, norms included."""
@@ -56,6 +60,22 @@ def group_of(names: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
+def grouped(names: Iterable[str], level: Level) -> dict[str, str | None]:
+    """The group of every tensor at a level: as `group_of`; `layer 3 attention`; or its own name. None outside the
+    layers, except for `tensors`."""
+    names = list(names)
+    if level == "modules":
+        return group_of(names)
+    if level == "tensors":
+        return {name: name for name in names}
+    mixture, labels = _is_mixture(names), layer_labels(names)
+    places = {name: module(name) for name in names}
+    return {
+        name: f"layer {labels[name]} {kind(place[2], mixture=mixture)}" if place else None
+        for name, place in places.items()
+    }
+
+
 def changed(names: Sequence[str], changes: Changes) -> list[str]:
     """The groups in which tuning changed something, the one with the largest mean relative change first.
 
@@ -83,8 +103,11 @@ def changed(names: Sequence[str], changes: Changes) -> list[str]:
 def patterns(names: Sequence[str], modules: Mapping[str, float], lam: float) -> dict[str, float]:
     """λ by group as `merge` takes it: patterns of tensor names, of which the first match applies.
 
-    `lam` applies to all else: other groups, and tensors outside the layers.
+    `modules` has groups of one level, as `grouped` names them. `lam` applies to all else: other groups, and tensors
+    outside the layers.
     """
+    if not {*modules} <= {*group_of(names).values()}:
+        return _by_name(names, modules, lam)
     layers: dict[str, dict[str, set[int]]] = {}
     heads: dict[tuple[str, str], dict[str, str]] = {}  # what names begin with, and its kind
     mixture = _is_mixture(names)
@@ -105,6 +128,14 @@ def patterns(names: Sequence[str], modules: Mapping[str, float], lam: float) -> 
                 found[f"{where}.{begins}.*"] = modules.get(f"{depth} {what}", lam)
             found[f"{where}.*"] = modules.get(f"{depth} {KINDS[-1]}", lam)
     return found | {"*": lam}
+
+
+def _by_name(names: Sequence[str], modules: Mapping[str, float], lam: float) -> dict[str, float]:
+    """λ by the name of each tensor in a group of `layers` or `tensors`; a name that ends with another one is first."""
+    level = next(level for level in LEVELS if {*modules} <= {*grouped(names, level).values()})
+    groups = {name: group for name, group in grouped(names, level).items() if group is not None}
+    found = {name: modules[group] for name, group in groups.items() if group in modules}
+    return {name: found[name] for name in sorted(found, key=lambda name: (-len(name), name))} | {"*": lam}
 
 
 def _is_mixture(names: Iterable[str]) -> bool:

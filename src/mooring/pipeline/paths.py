@@ -20,6 +20,7 @@ class RunPaths:
         self.search = folder / "search.json"  # the trace of the bisection
         self.choice = folder / "choice.json"  # the chosen single λ, and why
         self.by_module = folder / "by_module.json"  # the search for λ by module: what was tried and taken
+        self.gradient = folder / "gradient.json"  # the search for λ by gradient: losses and λ
         self.model = folder / "model"  # the chosen model
         self.labels = folder / "labels.jsonl"  # people's labels of answers; no step of the run writes it
         self.check = folder / "check.json"  # whether the chosen model computes what it should

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.attacks import Attack, attack_of, kind_of
-from mooring.config import BUILT_IN, Metric, Recipe
+from mooring.config import BUILT_IN, OF_A_GRADIENT, Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, prompts_digest
 from mooring.errors import RecipeError
@@ -19,6 +19,7 @@ from mooring.models.resolve import local_model, resolve_model
 from mooring.pipeline import lengths
 from mooring.pipeline import steps as types
 from mooring.pipeline.attacked import requests, sampled
+from mooring.pipeline.gradient import SearchSets, search_sets
 from mooring.pipeline.judging import Judging, installed_versions
 from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.sets import DataSets, Sets, attacks_of, evaluation_sets, note_missing, task_metrics
@@ -62,6 +63,7 @@ class Plan:
         skipped: How many prompts of each set and split were left out since they do not fit the model's context.
         notes: What a reader must know of the data, a line each.
         bound: The models that a run has learned of, by the slots that stood for them; None for an unused slot.
+        search_sets: The prompts of a search by gradient.
     """
 
     recipe: Recipe
@@ -73,6 +75,7 @@ class Plan:
     skipped: Mapping[tuple[SetName, Half], int] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     bound: Mapping[Slot, MergePoint | None] = dataclasses.field(default_factory=dict)
+    search_sets: SearchSets = dataclasses.field(default_factory=dict)
 
     def bind(self, points: Mapping[Slot, MergePoint | None]) -> "Plan":
         """The plan with slots replaced by the models that they turned out to be."""
@@ -138,7 +141,7 @@ class Plan:
                 between = [self.at(FOUND)]
             return [BASE, *between, TUNED]
         single = self.at(SINGLE)
-        taken = [self.at(TAKEN)] if self.recipe.select.search == "modules" else []
+        taken = [self.at(TAKEN)] if self.recipe.select.by_module else []
         return [BASE, single, TUNED, *(point for point in taken if point != single)]
 
     @property
@@ -173,13 +176,11 @@ class Plan:
     @property
     def chosen(self) -> Point:
         """The model that the run ends with."""
-        return self.at(TAKEN if self.recipe.select.search == "modules" else SINGLE)
+        return self.at(TAKEN if self.recipe.select.by_module else SINGLE)
 
     def attempts(self) -> list[Point]:
         """The merges that a search for λ by module tries: known ones, and slots for those that may come."""
-        if self.recipe.select.search != "modules":
-            return []
-        slots = [attempt(number) for number in range(1, self.recipe.select.budget + 1)]
+        slots = [attempt(number) for number in range(1, self.recipe.select.tries + 1)]
         return [self.at(slot) for slot in slots if self.bound.get(slot, slot) is not None]
 
     def at(self, slot: Slot) -> Point:
@@ -266,7 +267,10 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
                 )
     paths = RunPaths(recipe.folder)
     judging = Judging(recipe.score.judges, paths.logs, thoughts=recipe.score.judge_thoughts)
-    return Plan(recipe, paths, sets, examples, judging, missing or {}, skipped, list(notes))
+    found: SearchSets = {}
+    with note_missing([], missing):
+        found = search_sets(recipe, sets)
+    return Plan(recipe, paths, sets, examples, judging, missing or {}, skipped, list(notes), search_sets=found)
 
 
 def _fitting(recipe: Recipe, sets: Sets, *, download: bool) -> tuple[Sets, dict[tuple[SetName, Half], int]]:
@@ -361,7 +365,9 @@ def _steps(plan: Plan) -> Iterator[Step]:
     validation, test = plan.points("validation"), plan.points("test")
     yield from _trials(plan, "validation", validation)
     yield _stage(Stage.SELECT, "select", _select_inputs(plan, validation), paths.choice)
-    if search == "modules":
+    if search == "gradient":
+        yield _search_gradient(plan, pair)
+    if recipe.select.by_module:
         yield from _trials(plan, "validation", plan.attempts())
         yield search_modules(plan, [point for point in plan.attempts() if isinstance(point, MergePoint)])
     yield Step(
@@ -377,7 +383,7 @@ def _steps(plan: Plan) -> Iterator[Step]:
         step = _stage(Stage.CHECK_MODEL, "check the model", checked, paths.check)
         yield dataclasses.replace(step, units=CHECKED_MODELS, unit="models", pace="check")
     yield from _trials(plan, "test", test)
-    last = ["select", *(["search_modules"] if search == "modules" else []), "check_pair", "measure_change"]
+    last = ["select", *(["search_modules"] if recipe.select.by_module else []), "check_pair", "measure_change"]
     report = types.ReportInputs(
         steps=[
             *(StepKey(id) for id in (*last, "write_model", *(["check_model"] if recipe.merge.check else []))),
@@ -421,7 +427,7 @@ def _select_inputs(plan: Plan, models: Sequence[Point]) -> types.SelectInputs:
     metrics = plan.metrics["validation"]
     return types.SelectInputs(
         scores=_scores(models, "validation"),
-        config=plan.recipe.select.model_dump(mode="json", exclude={"budget"}),
+        config=plan.recipe.select.model_dump(mode="json", exclude={"budget", *OF_A_GRADIENT}),
         metric=metrics[0] if metrics else None,
         labels=sha256(plan.paths.labels) if plan.recipe.select.corrected else "",
     )
@@ -452,7 +458,7 @@ def _tune(plan: Plan, stage: types.TuneStage, section: TuneConfig, base: ModelKe
 def _bisect(plan: Plan, pair: types.PairInputs) -> Step:
     inputs = types.BisectInputs(
         models=pair,
-        config=plan.recipe.select.model_dump(mode="json", exclude={"budget", "policy"}),
+        config=plan.recipe.select.model_dump(mode="json", exclude={"budget", "policy", *OF_A_GRADIENT}),
         prompts=plan.digest("validation", "safety"),
         judge=JudgeKey(plan.judging.of("safety")[0]),
         seed=plan.recipe.seed,
@@ -461,14 +467,27 @@ def _bisect(plan: Plan, pair: types.PairInputs) -> Step:
     return dataclasses.replace(step, units=None, pace="bisect")
 
 
+def _search_gradient(plan: Plan, pair: types.PairInputs) -> Step:
+    inputs = types.SearchGradientInputs(
+        choice=StepKey("select"),
+        models=pair,
+        prompts={kind: prompts_digest(prompts) for kind, prompts in plan.search_sets.items()},
+        groups=plan.recipe.select.groups,
+        engine=engine_inputs(plan.recipe),
+    )
+    step = _stage(Stage.SEARCH_GRADIENT, "search λ by gradient", inputs, plan.paths.gradient)
+    return dataclasses.replace(step, units=None, pace="gradient")
+
+
 def search_modules(plan: Plan, tried: Sequence[MergePoint]) -> Step:
     """The step that ends a search for λ by module, given the merges that were tried."""
     inputs = types.SearchModulesInputs(
         choice=StepKey("select"),
         changes=StepKey("measure_change"),
         lambdas=plan.recipe.merge.lambdas,
-        config=plan.recipe.select.model_dump(mode="json"),
+        config=plan.recipe.select.model_dump(mode="json", exclude={*OF_A_GRADIENT}),
         tried=_scores(tried, "validation"),
+        gradient=StepKey("search_gradient") if plan.recipe.select.search == "gradient" else None,
     )
     return _stage(Stage.SEARCH_MODULES, "search λ by module", inputs, plan.paths.by_module)
 

@@ -29,8 +29,8 @@ from mooring.selection.limits import check_support
 def check_selection(plan: Plan) -> None:
     """Check that λ can be selected as the recipe says: there is a task score if one is needed, and enough prompts."""
     section = plan.recipe.select
-    if section.search == "modules":
-        setting = "search: modules"
+    if section.by_module:
+        setting = f"search: {section.search}"
     else:
         setting = "" if section.policy == "bound" else f"policy: {section.policy}"
     if setting and not plan.metrics["validation"]:

@@ -132,7 +132,7 @@ def open_plan(folder: Path) -> Plan:
     check_unmodified(folder, ledger, paths.choice)
     choice = read_record(paths.choice, Choice)
     plan = plan.bind({SINGLE: choice.point.single})
-    if recipe.select.search == "modules" and paths.by_module.is_file():
+    if recipe.select.by_module and paths.by_module.is_file():
         check_unmodified(folder, ledger, paths.by_module)
         plan = plan.bind({TAKEN: taken(choice, read_record(paths.by_module, ByModule)).point})
     return plan

@@ -31,6 +31,7 @@ from mooring.pipeline import steps as types
 from mooring.pipeline.attacked import begun_with, continued
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
+from mooring.pipeline.gradient import not_searched, search_gradient
 from mooring.pipeline.labelling import corrections_from, estimate_if_labelled
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.lm_eval.evaluate import TaskRun, run_tasks
@@ -41,13 +42,14 @@ from mooring.pipeline.models import Models
 from mooring.pipeline.preflight import check_measures, check_models, check_room, check_selection
 from mooring.pipeline.results import assemble, rows
 from mooring.pipeline.run_folder import RunFolder, check_place, remove
-from mooring.pipeline.search import bisection, bisection_notes, search_modules
+from mooring.pipeline.search import bisection, bisection_notes, search_modules, try_gradient
 from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step
 from mooring.pipeline.sweeps.sweep import SeriesSpec, SweepSpec
 from mooring.records import (
     ByModule,
     Choice,
     Completion,
+    GradientSearch,
     Half,
     MergeCheck,
     Prompt,
@@ -323,7 +325,7 @@ class _Execution:
         """Whether a step loads a model of its own, for which there may be no room beside the models of the run."""
         if isinstance(step.work, types.Judge):
             return self.judging.needs_room(step.work.judge)
-        return isinstance(step.work, types.Tune)
+        return isinstance(step.work, types.Tune) or step.work is Stage.SEARCH_GRADIENT
 
     def _make(self, step: Step) -> None:
         """Write the outputs of a step."""
@@ -352,6 +354,8 @@ class _Execution:
                 _write(out, dataclasses.replace(trial, point=plain(trial.point)))
             case Stage.SELECT:
                 _write(out, self._choose(self._validation()))
+            case Stage.SEARCH_GRADIENT:
+                _write(out, self._gradient(step))
             case types.SelectSeries(series=series):
                 points = [BASE, *self.plan.points_of(series, "validation"), *self.plan.ends_of(series)]
                 if not series.has_lam:
@@ -647,16 +651,27 @@ class _Execution:
             hits = verdicts_by_point(self.plan, [BASE, *points], "validation")
             return with_flips(self._trials("validation", points), hits)
 
-        choice = read_record(self.paths.choice, Choice)
-        names = self._open_models().tensor_names
-        changes = read_changes(self.paths.changes)
-        found = search_modules(self.plan, self._validation(), choice, names, changes, measure)
+        choice, trials = read_record(self.paths.choice, Choice), self._validation()
+        if self.recipe.select.search == "gradient":
+            gradient = read_record(self.paths.gradient, GradientSearch)
+            found = try_gradient(self.plan, trials, choice, gradient, measure)
+        else:
+            names, changes = self._open_models().tensor_names, read_changes(self.paths.changes)
+            found = search_modules(self.plan, trials, choice, names, changes, measure)
         unused = [slot for slot in self.plan.attempts() if isinstance(slot, types.Slot)]
         bound: Mapping[types.Slot, MergePoint | None] = dict.fromkeys(unused)
         self.run.plan = self.plan.bind({**bound, planning.TAKEN: taken(choice, found).point})
         step = planning.search_modules(self.plan, tried)
         self.folder.once(step, self.keys.of(step), lambda: _write(self.paths.by_module, found))
         self._done.add(step.id)
+
+    def _gradient(self, step: Step) -> GradientSearch:
+        """Search λ by gradient around the chosen λ."""
+        choice = read_record(self.paths.choice, Choice)
+        if not choice.within:
+            return not_searched(choice.point, "no single λ is within the bound")
+        spec, groups = self._open_models().spec, self.recipe.select.groups
+        return search_gradient(spec, choice.point, self.plan.search_sets, groups, self._relay(step))
 
     def _check_model(self, step: Step) -> None:
         """Check that the chosen model computes what it should, and record it beside the model and in its manifest."""
@@ -674,7 +689,7 @@ class _Execution:
     # --- the end --------------------------------------------------------------------------------------------------
 
     def _by_module(self) -> ByModule | None:
-        return read_record(self.paths.by_module, ByModule) if self.recipe.select.search == "modules" else None
+        return read_record(self.paths.by_module, ByModule) if self.recipe.select.by_module else None
 
     def _choice(self) -> Choice:
         """The choice of the run: of a single λ, or of the λ by module that was taken."""

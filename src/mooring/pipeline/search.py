@@ -1,4 +1,4 @@
-"""Searches over the models of a run: bisection for the largest λ, and λ by module around a single λ.
+"""Searches over the models of a run: bisection for the largest λ, and λ by module or by gradient around a single λ.
 
 The rules are those of `mooring.selection`; here models generate, and judges judge, for them.
 """
@@ -9,9 +9,10 @@ from mooring.config import Select
 from mooring.merge_point import MergePoint
 from mooring.pipeline.module_groups import changed
 from mooring.pipeline.plan import Plan
-from mooring.records import ByModule, Choice, Trial
+from mooring.records import ByModule, Choice, GradientSearch, Trial
 from mooring.reporting.results import Changes
 from mooring.selection.bisect import BisectResult, BisectSettings
+from mooring.selection.by_gradient import measure_found
 from mooring.selection.limits import rules
 from mooring.selection.per_module import by_module
 
@@ -64,3 +65,16 @@ def search_modules(
         )
     levels = plan.recipe.merge.lambdas
     return by_module(base, single, groups, levels, settings, choice.metric, settings.budget, measure)
+
+
+def try_gradient(
+    plan: Plan,
+    trials: Sequence[Trial],
+    choice: Choice,
+    found: GradientSearch,
+    measure: Callable[[Sequence[MergePoint]], Sequence[Trial]],
+) -> ByModule:
+    """Test what a search by gradient found around the chosen single λ; arguments as in `search_modules`."""
+    base = next(trial for trial in trials if trial.point.is_base)
+    single = next(trial for trial in trials if trial.point == choice.point)
+    return measure_found(base, single, found, plan.recipe.select, choice.metric, measure)

@@ -47,6 +47,7 @@ class Stage(enum.Enum):
     MEASURE_CHANGE = "measure_change"
     BISECT = "bisect"
     SELECT = "select"
+    SEARCH_GRADIENT = "search_gradient"
     SEARCH_MODULES = "search_modules"
     CHECK_MODEL = "check_model"
     REPORT = "report"
@@ -295,6 +296,17 @@ class SelectInputs(Inputs):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SearchGradientInputs(Inputs):
+    """What a search for λ by gradient depends on."""
+
+    choice: StepKey
+    models: PairInputs
+    prompts: Mapping[str, str]
+    groups: str
+    engine: EngineInputs
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SearchModulesInputs(Inputs):
     """What a search for λ by module depends on."""
 
@@ -303,6 +315,7 @@ class SearchModulesInputs(Inputs):
     lambdas: Sequence[float]
     config: Mapping[str, Any]
     tried: Sequence[StepKey] = ()
+    gradient: StepKey | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

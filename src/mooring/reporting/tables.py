@@ -166,6 +166,11 @@ BY_MODULE_NOTE = (
     "too), in the first, second or last third of the depth. Curves and slider are those of a single λ. The best of "
     "several tries may owe its lead on validation to chance: the test split says whether it held."
 )
+GRADIENT_NOTE = (
+    "λ differs between groups of weights and was found by gradient. Curves and slider are those of a single λ. The "
+    "task's validation half is what the search minimized its loss on, so that a lead there is no evidence: the test "
+    "split says whether it held. λ by gradient and the single λ are tested at the stated confidence each, not together."
+)
 
 
 def summary_table(results: Results) -> Table:
@@ -376,6 +381,12 @@ def _attack_label(rate: str) -> str:
     return "none (asked directly)" if attack == NONE else attack
 
 
+def by_module_note(results: Results) -> str:
+    """What to know of λ that differ between groups, and of how they were found."""
+    found = results.by_module
+    return GRADIENT_NOTE if found and found.gradient else BY_MODULE_NOTE
+
+
 def tried_table(results: Results) -> Table | None:
     """The merges that were tried, below the single λ that they began from; `None` if none was."""
     found, choice = results.by_module, results.choice
@@ -400,7 +411,38 @@ def tried_table(results: Results) -> Table | None:
     if found.confidence is not None and choice.confidence is not None:
         caption += f" The single λ's limit is of {100 * choice.confidence:.5g} % confidence."
     heads = columns(["merge"], [name_of(choice.metric), name_of("asr"), *sure])
-    return Table(caption, [*heads, Column("within the bound"), Column("better on both")], rows)
+    better = "better on both" if found.gradient is None else "better task score"
+    return Table(caption, [*heads, Column("within the bound"), Column(better)], rows)
+
+
+def gradient_table(results: Results) -> Table | None:
+    """What a search by gradient looked at, at the single λ and at what it found; `None` if there was none."""
+    found = results.by_module and results.by_module.gradient
+    if not found or found.single is None or found.found is None:
+        return None
+    rows: list[list[Cell]] = []
+    for name, before, after in (
+        ("task loss", found.single.task, found.found.task),
+        ("divergence at harmful requests, at most that of the single λ", found.single.harmful, found.found.harmful),
+        ("divergence at ordinary requests, at most that of the single λ", found.single.ordinary, found.found.ordinary),
+    ):
+        if before is not None and after is not None:
+            rows.append([name, f"{before:.4g}", f"{after:.4g}"])
+    caption = (
+        f"On the prompts of the search, in nats per token; {found.evaluations} evaluations. "
+        "Divergence: KL(base ‖ merged) at the first tokens of the base's own answers."
+    )
+    return Table(caption, columns(["loss"], [f"single {results.single.label}", "λ by gradient"]), rows)
+
+
+def group_table(results: Results) -> Table | None:
+    """λ of each group of weights that a search by gradient found; `None` if it found none."""
+    found = results.by_module and results.by_module.gradient
+    if not found or not found.point.by_module:
+        return None
+    rows: list[list[Cell]] = [[name, f"{lam:g}"] for name, lam in zip(found.groups, found.lams, strict=True)]
+    caption = f"Weights in none of the groups are at the single {found.point.single.label}."
+    return Table(caption, columns(["group of weights"], ["λ"]), rows)
 
 
 def module_test_table(results: Results) -> Table | None:

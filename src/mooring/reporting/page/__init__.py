@@ -72,7 +72,7 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
         marks=MARKS,
         summary=tables.summary_table(results),
         by_module=_module_tables(results),
-        by_module_note=tables.BY_MODULE_NOTE,
+        by_module_note=tables.by_module_note(results),
         caption=caption(results),
         attacks=[(attack, figure_name(attack), caption(results, attack)) for attack in attacks],
         attack_tables=tables.attack_tables(results),
@@ -112,7 +112,8 @@ def _heatmap(results: Results) -> Heatmap | None:
 
 
 def _module_tables(results: Results) -> list[Table]:
-    return [table for table in (tables.tried_table(results), tables.module_test_table(results)) if table]
+    found = (tables.tried_table, tables.module_test_table, tables.gradient_table, tables.group_table)
+    return [table for make in found if (table := make(results))]
 
 
 def _error_tables(error: JudgeError | None) -> list[Table]:
@@ -188,7 +189,7 @@ def as_markdown(results: Results, error: JudgeError | None = None) -> str:
     ]
     if results.by_module:
         parts += [f"## {tables.BY_MODULE}", markdown(results.by_module.sentence)]
-        parts += [*map(markdown_table, _module_tables(results)), markdown(tables.BY_MODULE_NOTE)]
+        parts += [*map(markdown_table, _module_tables(results)), markdown(tables.by_module_note(results))]
     if error:
         parts += [f"## {ERROR_HEADING}", markdown(error.sentence), *map(markdown_table, _error_tables(error))]
         parts += [markdown(NOTE), "\n".join(f"- {markdown(warning)}" for warning in error.warnings)]
