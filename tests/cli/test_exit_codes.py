@@ -93,7 +93,7 @@ def test_set_overrides_any_field_and_the_last_one_counts(run: Run, tmp_path: Pat
     assert (seen[-1].merge.lambdas, seen[-1].generate.safety.max_tokens) == ((0.5,), 3)
 
 
-class StopError(Exception):
+class StopError(BaseException):
     """Ends a command once its recipe is known."""
 
 

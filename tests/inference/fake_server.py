@@ -21,7 +21,9 @@ class Handler(BaseHTTPRequestHandler):
     server: "FakeServer"
 
     def do_GET(self) -> None:
-        """The list of models, or of llama.cpp's adapters."""
+        """The list of models, or of llama.cpp's adapters; or what a test says."""
+        if self.server.answer_get:
+            return self.server.answer_get(self)
         if self.path == "/lora-adapters" and self.server.adapters is not None:
             self.reply(200, self.server.adapters)
         elif self.server.models is None or self.path != "/v1/models":
@@ -63,6 +65,7 @@ class FakeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.models = script, models
         self.adapters: list[dict[str, Any]] | None = None
+        self.answer_get: Callable[[Handler], None] | None = None
         self.seen: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.lock = threading.Lock()

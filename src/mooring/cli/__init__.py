@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import textwrap
+import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -22,10 +23,16 @@ def main(argv: list[str] | None = None) -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from mooring.cli.terminal import safe_output
+
+    with safe_output():
+        _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: list[str]) -> NoReturn:
     from mooring.errors import UserError
     from mooring.printable import shorten
 
-    argv = sys.argv[1:] if argv is None else argv
     as_json = "--json" in argv
     try:
         _check_arguments(argv)
@@ -54,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
             _refuse(UserError(f"{name}: the name is too long", "name another", code="usage.name_too_long"), as_json)
         if as_json:
             _print_error("internal.error", f"{type(error).__name__}: {error}", "this is a bug: please report it")
-        raise
+        traceback.print_exc()
+        sys.exit(FAILED)
 
 
 def _check_arguments(argv: list[str]) -> None:
@@ -72,14 +80,12 @@ def _check_arguments(argv: list[str]) -> None:
 
 def _refuse(error: "UserError", as_json: bool) -> NoReturn:
     """Print an error in one line, with what an engine has printed below it, and exit."""
-    from mooring.printable import visible
-
     if as_json:
         _print_error(error.code, error.message, error.hint)
     sys.stdout.flush()
     print("mooring: " + " ".join(str(error).split()), file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
-        print(textwrap.indent(visible(note), "  "), file=sys.stderr)
+        print(textwrap.indent(note, "  "), file=sys.stderr)
     sys.exit(error.exit_code)
 
 

@@ -27,7 +27,6 @@ from mooring.cli.options import (
 )
 from mooring.cli.score import compare_evals, generate, lm_eval, prefer, rejudge, score, verify_served
 from mooring.errors import UserError
-from mooring.printable import visible
 
 
 @click.group(cls=Verbs, context_settings=HELP)
@@ -278,7 +277,7 @@ def paper(runs: str, out: str, published: str | None, main: str | None, as_json:
     """
     tables = mooring.paper(runs, out, published=published, main=main)
     for note in tables.notes:
-        click.echo(f"mooring: {visible(note)}", err=True)
+        click.echo(f"mooring: {note}", err=True)
     page, count = Path(tables.folder) / "paper.md", tables.runs
     facts = {"paper": str(page), "runs": count, "notes": list(tables.notes)}
     text = f"{count} run{'' if count == 1 else 's'}: the tables and figures are in {page}."
@@ -307,7 +306,7 @@ def inspect(base: str, tuned: str, lam: float, quick: bool, heatmap: str | None,
         inspection = mooring.inspect(base, tuned, lam=lam, quick=quick, heatmap=heatmap, on_event=on_event)
     render.inspection(inspection, as_json=as_json)
     if heatmap and not as_json and inspection.whole().relative:
-        click.echo(f"The heat map is in {visible(heatmap)}.")
+        click.echo(f"The heat map is in {heatmap}.")
     if inspection.problems:
         sys.exit(BAD_INPUT)
 

@@ -25,8 +25,10 @@ from mooring.cli.options import (
     split_option,
     tuned_argument,
 )
+from mooring.cli.terminal import Screen
 from mooring.errors import UserError
 from mooring.merge_point import MergePoint
+from mooring.printable import visible
 from mooring.records import Split
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def compare(base: str, tuned: str, merged: str | None, as_json: bool, **options:
             return
         out = console()
         for warning in comparison.warnings:
-            out.print(Text(f"note: {_visible(warning)}", style="dim"))
+            out.print(Text(f"note: {warning}", style="dim"))
         for each, replies in zip(prompts, answers, strict=True):
             out.print(answered(each, replies, out.width))
         if sys.stdin.isatty() and out.is_terminal:
@@ -124,15 +126,9 @@ def _prompts(text: str | None, refs: str | None, split: Split, given: Mapping[st
     return load_prompts(refs, split=split, seed=settings("compare", given).seed)
 
 
-def console() -> Console:
-    """Standard output, without markup, emoji codes or highlighting in a model's text."""
-    return Console(highlight=False, markup=False, emoji=False)
-
-
-def _visible(text: str) -> str:
-    from mooring.printable import visible
-
-    return visible(text)
+def console() -> Screen:
+    """Standard output, without markup or emoji codes in a model's text."""
+    return Screen(markup=False, emoji=False)
 
 
 def _plain(prompt: "Prompt", replies: "Sequence[Reply]") -> dict[str, object]:
@@ -141,7 +137,7 @@ def _plain(prompt: "Prompt", replies: "Sequence[Reply]") -> dict[str, object]:
 
 def answered(prompt: "Prompt", replies: "Sequence[Reply]", width: int) -> RenderableType:
     """A prompt with its answers: side by side if the width allows it, else one below the other."""
-    asked = Text(f"\n{_visible(prompt.messages[-1].content)}\n", style="bold")
+    asked = Text(f"\n{visible(prompt.messages[-1].content)}\n", style="bold")
     columns = [(heading(reply), Text(body(reply))) for reply in replies]
     if width // len(columns) < NARROWEST:
         parts: list[RenderableType] = [asked]
@@ -161,8 +157,8 @@ def heading(reply: "Reply") -> str:
 
 
 def body(reply: "Reply") -> str:
-    """A model's text without control characters, marked if it was cut at the limit."""
-    text = _visible(reply.text).strip() or "(nothing)"
+    """A model's text, marked if it was cut at the limit; controls are written out before it is broken into lines."""
+    text = visible(reply.text).strip() or "(nothing)"
     return f"{text} … (cut at {reply.tokens} tokens)" if reply.finish == "length" else text
 
 
@@ -192,6 +188,6 @@ def interact(comparison: "Comparison", prompt: "Prompt", point: MergePoint, out:
             with out.status(point.label):
                 replies = [comparison.ask(prompt, model) for model in comparison.models_at([point.lam])]
         except mooring.UserError as error:  # such as a prompt that is too long
-            out.print(Text(f"mooring: {_visible(' '.join(str(error).split()))}"))
+            out.print(Text(f"mooring: {' '.join(str(error).split())}"))
             continue
         out.print(answered(prompt, replies, out.width))

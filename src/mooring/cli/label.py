@@ -10,7 +10,6 @@ import mooring
 from mooring.cli import render
 from mooring.cli.options import HELP, Verb, json_option
 from mooring.errors import UserError
-from mooring.printable import visible
 
 
 @click.command("label", cls=Verb, context_settings=HELP)
@@ -73,7 +72,7 @@ def _serve(run: str, n: int, seed: int, annotator: str | None, host: str, port: 
         with contextlib.suppress(Exception):  # a container may have no user's name
             annotator = getpass.getuser()
     server = mooring.label_server(run, n=n, seed=seed, annotator=annotator or "", host=host, port=port)
-    click.echo(f"mooring: label the answers at {visible(server.url)}", err=True)
+    click.echo(f"mooring: label the answers at {server.url}", err=True)
     click.echo("mooring: each label is saved as it is given; Done on the page, or Ctrl-C, ends this", err=True)
     if browser:
         with contextlib.suppress(webbrowser.Error):

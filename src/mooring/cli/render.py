@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import markup
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mooring.cli import INTERRUPTED
+from mooring.cli.terminal import Screen
 from mooring.events import Event, OnEvent
 from mooring.files import gibibytes
 from mooring.inference.logs import own_stderr
 from mooring.merge_point import MergePoint
-from mooring.printable import as_json, visible
+from mooring.printable import as_json, one_line
 from mooring.records import LogitComparison, MergeCheck
 
 if TYPE_CHECKING:
@@ -41,14 +42,9 @@ Tick = Callable[..., None]
 """Called with (done, total, note, tokens generated)."""
 
 
-def console() -> Console:
-    """Standard output, without highlighting or line breaks of its own."""
-    return Console(highlight=False, soft_wrap=True)
-
-
-def escape(text: str) -> str:
-    """Untrusted text for rich: without markup, and nothing in it acts on the terminal."""
-    return markup.escape(visible(text))
+def console() -> Screen:
+    """Standard output, without line breaks of its own."""
+    return Screen(soft_wrap=True)
 
 
 def _print_json(value: Any) -> None:
@@ -69,7 +65,7 @@ def result(value: Any, text: str, *, as_json: bool) -> None:
     if as_json:
         _print_json(value)
     else:
-        print(visible(text))
+        print(text)
 
 
 # --- Progress ---
@@ -106,7 +102,7 @@ def bar(label: str, *, resumes: bool = True) -> Iterator[OnEvent]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(resumable() if resumes else contextlib.nullcontext())
         stderr = stack.enter_context(own_stderr())
-        progress = stack.enter_context(progress_bars(Console(file=stderr)))
+        progress = stack.enter_context(progress_bars(Screen(stderr)))
         tick = ticking(progress, label)
 
         def on_event(event: Event) -> None:
@@ -116,7 +112,7 @@ def bar(label: str, *, resumes: bool = True) -> Iterator[OnEvent]:
                 tick(event.done // scale, event.total // scale, note, event.tokens)
             elif event.message:
                 kind = "warning: " * (event.kind == "warning")
-                progress.console.print(f"mooring: {kind}{escape(event.message)}", highlight=False, soft_wrap=True)
+                progress.console.print(f"mooring: {kind}{escape(one_line(event.message))}", soft_wrap=True)
 
         yield on_event
 

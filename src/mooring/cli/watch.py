@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mooring.cli.render import escape, note_of, resumable
+from mooring.cli.render import note_of, resumable
+from mooring.cli.terminal import Screen
 from mooring.events import Event, OnEvent
 from mooring.inference.logs import own_stderr
 from mooring.pipeline.progress import Progress, duration, summary
-from mooring.printable import visible
+from mooring.printable import one_line
 
 if TYPE_CHECKING:
     from mooring.pipeline.run import Run
@@ -95,7 +97,7 @@ class Watch:
             elif event.kind == "progress":
                 self._progress(event, now)
             elif event.kind in ("info", "warning"):
-                self._out.print(f"[yellow]note:[/yellow] {escape(event.message)}")
+                self._out.print(f"[yellow]note:[/yellow] {escape(one_line(event.message))}")
             elif event.kind == "finished":
                 self._finished(event)
 
@@ -117,7 +119,7 @@ class Watch:
         facts = [summary(overall), *([f"next: {coming}"] if (coming := self._next()) else [])]
         if len(running) > _ROWS:
             facts.insert(0, f"{len(running) - _ROWS} more at work")
-        line = Text("  " + visible(" · ".join(filter(None, facts))), style="dim", no_wrap=True, overflow="ellipsis")
+        line = Text("  " + " · ".join(filter(None, facts)), style="dim", no_wrap=True, overflow="ellipsis")
         return Group(rows, line)
 
     def _say_cached(self) -> None:
@@ -170,7 +172,7 @@ class Watch:
 def watch(run: "Run") -> Iterator[OnEvent]:
     """Show the progress of a run on standard error, which an engine that starts meanwhile does not disturb."""
     with resumable(), own_stderr() as stderr:
-        out = Console(file=stderr, highlight=False, soft_wrap=True)
+        out = Screen(stderr, soft_wrap=True)
         watched = Watch(run, out)
         if not out.is_terminal:
             yield watched.on_event

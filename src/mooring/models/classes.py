@@ -214,6 +214,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     with loading(folder, "transformers", "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("a")  # a field of the wrong type shows only now
     processor = Path(folder) / _CHAT_TEMPLATE
     if not tokenizer.chat_template and processor.is_file():
         template = read_json(processor).get("chat_template")
