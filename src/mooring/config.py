@@ -490,6 +490,9 @@ class Score(Section):
     """Harmless requests that sound harmful."""
     ordinary: Refs | None = ("bundled:ordinary",)
     """Ordinary requests."""
+    forgetting: Refs | None = None
+    """Ordinary requests on which it is measured, at every λ, how far the answers have moved from the base's
+    (docs/measuring.md), such as `bundled:ordinary`; needs `generate.engine: transformers`."""
     attacks: Annotated[Attacks, AfterValidator(_with_none)] = (attacks.NONE,)
     """How the requests of `safety` are asked: `none` (directly, always done), `prefill:8`, … (docs/attacks.md). Each
     attack is another set of prompts of every model."""
@@ -710,6 +713,11 @@ class Recipe(Section):
                 f"`search: gradient` needs derivatives, which {self.generate.engine} does not compute: "
                 "use `generate.engine: transformers`"
             )
+        if self.score.forgetting and self.generate.engine != "transformers":
+            raise ValueError(
+                f"`score.forgetting` needs whole distributions, which {self.generate.engine} does not give: "
+                "use `generate.engine: transformers`, or leave it out"
+            )
         if (self.tune is None) == (self.tuned is None):
             raise ValueError("give either `tune` (how to make the tuned model) or `tuned` (where it is), not both")
         return self
@@ -726,6 +734,10 @@ class Recipe(Section):
         if self.series and self.select.search != "grid":
             raise ValueError(
                 f"a comparison of methods or of tuned models needs `search: grid`, not {self.select.search}"
+            )
+        if self.series and self.score.forgetting:
+            raise ValueError(
+                "`score.forgetting` is of one method and one tuned model, not of a comparison: leave it out"
             )
         if self.series and self.select.corrected:
             raise ValueError(
@@ -879,7 +891,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_fields(
             "score", "task", "safety", "attacks", "over_refusal", "ordinary", "judges", "judge_thoughts", "metrics"
         ),
-        *_fields("score", "limit", "too_long"),
+        *_fields("score", "limit", "too_long", "forgetting"),
         *_fields("merge"),
         *_fields("select"),
         *_DATA,

@@ -111,6 +111,7 @@ class SafeguardOptions(TypedDict, total=False):
     metrics: str | Sequence[str]
     limit: int | None
     too_long: Literal["refuse", "skip"]
+    forgetting: str | Sequence[str] | None
     method: Method
     methods: Method | Sequence[Method]
     seeds: int | Sequence[int]

@@ -239,6 +239,38 @@ class Trial(Record):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence(Record):
+    """How far a model has moved from the base: KL(base ‖ model) in nats per token, on the base's own answers.
+
+    Attributes:
+        point: The model.
+        first: At the first tokens of each answer.
+        whole: Over the whole answers.
+    """
+
+    point: MergePoint
+    first: Score
+    whole: Score
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Forgetting(Record):
+    """How far the tuned model and its merges have moved from the base on ordinary requests.
+
+    Attributes:
+        points: Every model that was measured.
+        first_tokens: How many tokens `first` is of.
+        tokens: The number of tokens in all answers.
+        sentence: What tuning forgot, and how much of it the merge brought back.
+    """
+
+    points: Sequence[Divergence]
+    first_tokens: int
+    tokens: int
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LogitComparison(Record):
     """The logits of one model beside those that it should have, on the same tokens.
 

@@ -10,7 +10,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from mooring.inference.decode import pad_left
-from mooring.inference.lambda_gradient import ROWS, GroupedMerge, Spans, base_spans, reference_spans
+from mooring.inference.lambda_gradient import GroupedMerge
+from mooring.inference.spans import ROWS, Spans, base_spans, reference_spans
 from mooring.inference.transformers import TransformersEngine, response_nll
 from mooring.records import Message, Prompt
 
@@ -72,7 +73,7 @@ def test_the_derivative_is_that_of_finite_differences(bases: dict[str, Path], ki
     group_of = {name: next((i for i, kind in enumerate(kinds) if kind in name), None) for name in changes}
     rows = [torch.randint(50, (4 + i % 5,), generator=draw).tolist() for i in range(ROWS + 2)]
     log_probs = [torch.randn(2, 50, generator=draw).log_softmax(-1) for _ in rows] if kind == "divergence" else []
-    spans = Spans(rows, [len(row) - 2 for row in rows], log_probs)
+    spans = Spans([str(i) for i in range(len(rows))], rows, [len(row) - 2 for row in rows], log_probs)
     merge = GroupedMerge(model, base, changes, group_of, other=0.3, groups=3, pad=0)
     lams = [0.4, 0.7, 0.1]
     loss, gradient = merge.loss_and_gradient(lams, spans)

@@ -219,6 +219,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
         ["DATA/other-requests.jsonl"],
         each("Generate safety", *(j for j in JUDGED if " safety " in j), "Score") | END,
     ),
+    "score.forgetting": (["DATA/requests.jsonl"], {"Forgetting", "Report"}),
     "score.attacks": (
         ["base64"],
         each("Generate safety+base64", *(f"Judge safety+base64 {judge}" for judge in JUDGES), "Score") | END,

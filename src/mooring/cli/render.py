@@ -167,6 +167,8 @@ def outcome(done: "Outcome", *, as_json: bool = False) -> None:
     out.print(escape(f"How λ was chosen: {done.choice.reason}"))
     if done.choice.sensitivity:
         out.print(f"[dim]{escape(done.choice.sensitivity)}[/dim]")
+    if results.forgetting:
+        out.print(escape(results.forgetting.sentence))
     for note in results.notes:
         out.print(f"[dim]{escape(note)}[/dim]")
     out.print()

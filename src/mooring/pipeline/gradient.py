@@ -1,60 +1,23 @@
-"""The search for λ by gradient in a run: its prompts, and its losses on the run's own models."""
+"""The search for λ by gradient in a run: its losses on the run's own models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mooring.config import Recipe
-from mooring.data import load_prompts, parse_references
-from mooring.data.rows import alike
-from mooring.data.splits import draw
-from mooring.errors import DataError, ModelError
+from mooring.errors import ModelError
 from mooring.events import Event, OnEvent
-from mooring.inference.lambda_gradient import GroupedMerge, base_spans, reference_spans
+from mooring.inference.lambda_gradient import GroupedMerge
+from mooring.inference.spans import base_spans, reference_spans
 from mooring.merge_point import BASE, TUNED, MergePoint
+from mooring.pipeline.further_sets import SearchSets
 from mooring.pipeline.module_groups import Level, grouped
-from mooring.pipeline.sets import Sets
 from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.pipeline.sweeps.transformers import MergedModel
-from mooring.records import GradientSearch, Prompt, SearchLosses
+from mooring.records import GradientSearch, SearchLosses
 from mooring.selection.by_gradient import Measured, minimize
 
 ANSWER_TOKENS = 8
 """How many tokens of the base's answers are compared. Whether a model refuses shows in the first ones (Qi et al. 2024,
 "Safety alignment should be made more than just a few tokens deep")."""
-
-SearchSets = Mapping[str, Sequence[Prompt]]
-"""The prompts of a search by gradient: `harmful`, `ordinary` and `task`, in this order; `ordinary` may be missing."""
-
-
-def search_sets(recipe: Recipe, sets: Sets) -> SearchSets:
-    """The prompts of a recipe's search by gradient, at most `select.search_prompts` of each kind; empty without one.
-
-    Those of the task are of the validation half. Requests are of sets of their own, so that those on which the result
-    is tested had no part in it.
-
-    Raises:
-        DataError: One of the requests is among those that are measured (`data.shared_prompts`), or a prompt of the task
-            has no reference (`data.no_reference`).
-    """
-    section, seed = recipe.select, recipe.seed
-    if section.search != "gradient" or "task" not in sets:
-        return {}
-    found: dict[str, Sequence[Prompt]] = {}
-    for kind, field in (("harmful", "search_safety"), ("ordinary", "search_ordinary")):
-        if refs := getattr(section, field):
-            prompts = load_prompts(parse_references(refs), split="tune", seed=seed)
-            measured = {alike(p) for name in sets if name != "task" for half in sets[name].values() for p in half}
-            if shared := sum(alike(prompt) in measured for prompt in prompts):
-                what = f"select.{field}: {shared} of its prompts are among those that are measured"
-                hint = "name requests of another set: λ must not be searched on what it is tested on"
-                raise DataError(what, hint, code="data.shared_prompts")
-            found[kind] = draw(prompts, section.search_prompts, seed)
-    found["task"] = draw(sets["task"]["validation"], section.search_prompts, seed)
-    for prompt in found["task"]:
-        if prompt.reference is None:
-            what = f"{prompt.origin or prompt.id}: has no reference"
-            raise DataError(what, "`search: gradient` needs one for each prompt", code="data.no_reference")
-    return found
 
 
 def search_gradient(

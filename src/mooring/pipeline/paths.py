@@ -21,6 +21,7 @@ class RunPaths:
         self.choice = folder / "choice.json"  # the chosen single λ, and why
         self.by_module = folder / "by_module.json"  # the search for λ by module: what was tried and taken
         self.gradient = folder / "gradient.json"  # the search for λ by gradient: losses and λ
+        self.forgetting = folder / "forgetting.json"  # how far each model has moved on ordinary requests
         self.model = folder / "model"  # the chosen model
         self.labels = folder / "labels.jsonl"  # people's labels of answers; no step of the run writes it
         self.check = folder / "check.json"  # whether the chosen model computes what it should

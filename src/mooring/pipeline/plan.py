@@ -9,7 +9,7 @@ from typing import Any
 from mooring.attacks import Attack, attack_of, kind_of
 from mooring.config import BUILT_IN, OF_A_GRADIENT, Metric, Recipe
 from mooring.config import Tune as TuneConfig
-from mooring.data import load_examples, prompts_digest
+from mooring.data import load_examples, parse_references, prompts_digest
 from mooring.errors import RecipeError
 from mooring.ledger import sha256
 from mooring.merge_methods import METHODS, Role, check_references
@@ -19,7 +19,7 @@ from mooring.models.resolve import local_model, resolve_model
 from mooring.pipeline import lengths
 from mooring.pipeline import steps as types
 from mooring.pipeline.attacked import requests, sampled
-from mooring.pipeline.gradient import SearchSets, search_sets
+from mooring.pipeline.further_sets import SearchSets, forgetting_prompts, search_sets
 from mooring.pipeline.judging import Judging, installed_versions
 from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.sets import DataSets, Sets, attacks_of, evaluation_sets, note_missing, task_metrics
@@ -64,6 +64,7 @@ class Plan:
         notes: What a reader must know of the data, a line each.
         bound: The models that a run has learned of, by the slots that stood for them; None for an unused slot.
         search_sets: The prompts of a search by gradient.
+        forgetting: The requests on which forgetting is measured.
     """
 
     recipe: Recipe
@@ -76,6 +77,7 @@ class Plan:
     notes: Sequence[str] = ()
     bound: Mapping[Slot, MergePoint | None] = dataclasses.field(default_factory=dict)
     search_sets: SearchSets = dataclasses.field(default_factory=dict)
+    forgetting: Sequence[Prompt] = ()
 
     def bind(self, points: Mapping[Slot, MergePoint | None]) -> "Plan":
         """The plan with slots replaced by the models that they turned out to be."""
@@ -178,6 +180,12 @@ class Plan:
         """The model that the run ends with."""
         return self.at(TAKEN if self.recipe.select.by_module else SINGLE)
 
+    @property
+    def forgetting_points(self) -> list[Point]:
+        """The models on which forgetting is measured: the grid, the tuned model and the chosen one."""
+        found = [point for point in self.points("validation") if point != BASE]
+        return found if self.chosen in found else [*found, self.chosen]
+
     def attempts(self) -> list[Point]:
         """The merges that a search for λ by module tries: known ones, and slots for those that may come."""
         slots = [attempt(number) for number in range(1, self.recipe.select.tries + 1)]
@@ -267,10 +275,24 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
                 )
     paths = RunPaths(recipe.folder)
     judging = Judging(recipe.score.judges, paths.logs, thoughts=recipe.score.judge_thoughts)
-    found: SearchSets = {}
-    with note_missing([], missing):
-        found = search_sets(recipe, sets)
-    return Plan(recipe, paths, sets, examples, judging, missing or {}, skipped, list(notes), search_sets=found)
+    searched: SearchSets = {}
+    ordinary: Sequence[Prompt] = ()
+    with note_missing(parse_references(recipe.select.search_safety), missing):
+        searched = search_sets(recipe, sets)
+    with note_missing(parse_references(recipe.score.forgetting or ()), missing):
+        ordinary = forgetting_prompts(recipe)
+    return Plan(
+        recipe=recipe,
+        paths=paths,
+        sets=sets,
+        examples=examples,
+        judging=judging,
+        missing=missing or {},
+        skipped=skipped,
+        notes=list(notes),
+        search_sets=searched,
+        forgetting=ordinary,
+    )
 
 
 def _fitting(recipe: Recipe, sets: Sets, *, download: bool) -> tuple[Sets, dict[tuple[SetName, Half], int]]:
@@ -382,11 +404,14 @@ def _steps(plan: Plan) -> Iterator[Step]:
         checked = types.CheckInputs(models=pair, written=StepKey("write_model"), versions=versions)
         step = _stage(Stage.CHECK_MODEL, "check the model", checked, paths.check)
         yield dataclasses.replace(step, units=CHECKED_MODELS, unit="models", pace="check")
+    if plan.forgetting:
+        yield _forgetting(plan)
     yield from _trials(plan, "test", test)
     last = ["select", *(["search_modules"] if recipe.select.by_module else []), "check_pair", "measure_change"]
     report = types.ReportInputs(
         steps=[
             *(StepKey(id) for id in (*last, "write_model", *(["check_model"] if recipe.merge.check else []))),
+            *([StepKey("forgetting")] if plan.forgetting else []),
             *_scores(validation, "validation"),
             *_scores(test, "test"),
         ],
@@ -465,6 +490,18 @@ def _bisect(plan: Plan, pair: types.PairInputs) -> Step:
     )
     step = _stage(Stage.BISECT, "search by bisection", inputs, plan.paths.search)
     return dataclasses.replace(step, units=None, pace="bisect")
+
+
+def _forgetting(plan: Plan) -> Step:
+    points = plan.forgetting_points
+    inputs = types.ForgettingInputs(
+        models=[plan.model_inputs(point) for point in points],
+        prompts=prompts_digest(plan.forgetting),
+        engine=engine_inputs(plan.recipe),
+        seed=plan.recipe.seed,
+    )
+    step = _stage(Stage.FORGETTING, "measure forgetting", inputs, plan.paths.forgetting)
+    return dataclasses.replace(step, units=len(points), unit="models", pace="forgetting")
 
 
 def _search_gradient(plan: Plan, pair: types.PairInputs) -> Step:

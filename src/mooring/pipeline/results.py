@@ -19,6 +19,7 @@ from mooring.records import (
     ByModule,
     Choice,
     Completion,
+    Forgetting,
     Gain,
     Half,
     Kind,
@@ -67,6 +68,7 @@ def assemble(
     choice: Choice,
     found: ByModule | None,
     warnings: Sequence[str],
+    forgetting: Forgetting | None = None,
 ) -> Results:
     """Everything that the report shows, read from the run folder; no dates, timings or paths of this machine.
 
@@ -106,6 +108,7 @@ def assemble(
         prompts={split: {name: plan.digest(split, name) for name in plan.prompts(split)} for split in HALVES},
         versions=versions(),
         by_module=found,
+        forgetting=forgetting,
     )
 
 

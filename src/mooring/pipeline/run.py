@@ -20,6 +20,7 @@ from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.folder import open_folder
 from mooring.inference.retry import in_parallel
 from mooring.inference.store import complete_to_file, likelihood_to_file
+from mooring.inference.transformers import TransformersEngine
 from mooring.merge_methods import Role
 from mooring.merge_point import BASE, MergePoint, Series, SeriesPoint, plain
 from mooring.merging.merge import merge
@@ -31,6 +32,7 @@ from mooring.pipeline import steps as types
 from mooring.pipeline.attacked import begun_with, continued
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
+from mooring.pipeline.forgetting import measure_forgetting
 from mooring.pipeline.gradient import not_searched, search_gradient
 from mooring.pipeline.labelling import corrections_from, estimate_if_labelled
 from mooring.pipeline.lengths import describe
@@ -49,6 +51,7 @@ from mooring.records import (
     ByModule,
     Choice,
     Completion,
+    Forgetting,
     GradientSearch,
     Half,
     MergeCheck,
@@ -325,7 +328,7 @@ class _Execution:
         """Whether a step loads a model of its own, for which there may be no room beside the models of the run."""
         if isinstance(step.work, types.Judge):
             return self.judging.needs_room(step.work.judge)
-        return isinstance(step.work, types.Tune) or step.work is Stage.SEARCH_GRADIENT
+        return isinstance(step.work, types.Tune) or step.work in (Stage.SEARCH_GRADIENT, Stage.FORGETTING)
 
     def _make(self, step: Step) -> None:
         """Write the outputs of a step."""
@@ -365,6 +368,8 @@ class _Execution:
                 self._open_models().merge(point, out)
             case Stage.CHECK_MODEL:
                 self._check_model(step)
+            case Stage.FORGETTING:
+                _write(out, self._forgetting())
             case Stage.REPORT:
                 self._report()
             case _:
@@ -665,6 +670,18 @@ class _Execution:
         self.folder.once(step, self.keys.of(step), lambda: _write(self.paths.by_module, found))
         self._done.add(step.id)
 
+    def _forgetting(self) -> Forgetting:
+        """Measure how far every model has moved from the base on ordinary requests."""
+
+        def engine(point: MergePoint) -> TransformersEngine:
+            found = self._open_models().at(point)
+            assert isinstance(found, TransformersEngine)
+            return found
+
+        points = [point for point in self.plan.forgetting_points if isinstance(point, MergePoint)]
+        chosen = self._choice().point
+        return measure_forgetting(points, chosen, self.plan.forgetting, engine, self.recipe.seed)
+
     def _gradient(self, step: Step) -> GradientSearch:
         """Search λ by gradient around the chosen λ."""
         choice = read_record(self.paths.choice, Choice)
@@ -728,7 +745,8 @@ class _Execution:
         warnings = [*read_warnings(self.paths.pair), *self._template_notes()]
         if self.recipe.merge.check:
             warnings.append(read_record(self.paths.check, MergeCheck).sentence)
-        results = assemble(self.plan, models, self._validation() + tested, choice, found, warnings)
+        forgetting = read_record(self.paths.forgetting, Forgetting) if self.plan.forgetting else None
+        results = assemble(self.plan, models, self._validation() + tested, choice, found, warnings, forgetting)
         write(results, self.paths.report, error=estimate_if_labelled(results, self.paths.folder))
         card = model_card.run_card(results, terms=model_card.license_of(base))
         atomic_text(self.paths.report / model_card.NAME, card)

@@ -50,6 +50,7 @@ class Stage(enum.Enum):
     SEARCH_GRADIENT = "search_gradient"
     SEARCH_MODULES = "search_modules"
     CHECK_MODEL = "check_model"
+    FORGETTING = "forgetting"
     REPORT = "report"
 
 
@@ -316,6 +317,16 @@ class SearchModulesInputs(Inputs):
     config: Mapping[str, Any]
     tried: Sequence[StepKey] = ()
     gradient: StepKey | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ForgettingInputs(Inputs):
+    """What the measurement of forgetting depends on."""
+
+    models: Sequence[MergeInputs]
+    prompts: str
+    engine: EngineInputs
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from mooring.errors import DataError
 from mooring.export import Record
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.metrics import METRICS
-from mooring.records import Gain, Score, Trial
+from mooring.records import Divergence, Gain, Score, Trial
 from mooring.reporting.results import COLUMNS, Agreement, Results, Row, is_whole
 from mooring.stats import Difference, Hits, compare_rates, compare_scores
 from mooring.text import (
@@ -413,6 +413,30 @@ def tried_table(results: Results) -> Table | None:
     heads = columns(["merge"], [name_of(choice.metric), name_of("asr"), *sure])
     better = "better on both" if found.gradient is None else "better task score"
     return Table(caption, [*heads, Column("within the bound"), Column(better)], rows)
+
+
+def forgetting_table(results: Results) -> Table | None:
+    """How far each model has moved from the base on ordinary requests, over λ; `None` if it was not measured."""
+    found = results.forgetting
+    if found is None:
+        return None
+
+    def nats(score: Score) -> Number:
+        return Number(value=score.value, low=score.low, high=score.high, digits=3)
+
+    rows: list[list[Cell]] = [
+        [each.point.long_label, nats(each.first), nats(each.whole)] for each in _over_lam(found.points)
+    ]
+    caption = (
+        f"KL(base ‖ model) in nats per token on the base's own answers to {found.points[0].whole.n} ordinary requests "
+        f"({found.tokens} tokens), 95 % intervals in brackets. The base itself is 0."
+    )
+    heads = columns(["model"], [f"first {found.first_tokens} tokens", "whole answers"])
+    return Table(caption, heads, rows)
+
+
+def _over_lam(points: Iterable[Divergence]) -> list[Divergence]:
+    return sorted(points, key=lambda each: (each.point.by_module, each.point))
 
 
 def gradient_table(results: Results) -> Table | None:

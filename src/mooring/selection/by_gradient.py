@@ -19,6 +19,9 @@ STEPS = 12
 """Maximum number of steps. Each solves a quadratic model of the losses and moves all λ at once."""
 EVALUATIONS = 2 * STEPS
 """Maximum number of evaluations: a step that does not improve is shortened and evaluated again."""
+STRIDE = 0.15
+"""How far a first step moves λ (root mean square over the groups): the first loss is scaled to that, since its own
+slope may be a hundredth of it."""
 SLACK = 0.005
 """How far a bounded loss may be above its limit, as a share of it: steps meet bounds up to curvature."""
 
@@ -80,6 +83,8 @@ def minimize(
     first = at(start)
     limits = [max(limit, 1e-12) for limit in first.losses[1:]]
 
+    scale = STRIDE * len(start) ** 0.5 / max(_free_slope(first.gradients), 1e-12)
+
     def room(number: int, lams: Sequence[float]) -> float:
         return 1 - at(lams).losses[number + 1] / limits[number]
 
@@ -92,9 +97,9 @@ def minimize(
     ]
     with contextlib.suppress(_SpentError):
         scipy_minimize(
-            lambda lams: at(lams).losses[0],
+            lambda lams: scale * at(lams).losses[0],
             np.array(start, dtype=float),
-            jac=lambda lams: np.array(at(lams).gradients[0]),
+            jac=lambda lams: scale * np.array(at(lams).gradients[0]),
             bounds=[(0.0, 1.0)] * len(start),
             constraints=constraints,
             method="SLSQP",
@@ -107,6 +112,16 @@ def minimize(
     }
     best = min(within, key=lambda key: within[key][0])
     return Minimum(lams=best, start=first.losses, end=within[best], evaluations=len(seen))
+
+
+def _free_slope(gradients: Sequence[Sequence[float]]) -> float:
+    """The length of the first gradient's part along which no other loss changes."""
+    import numpy as np
+
+    slope, others = np.array(gradients[0]), np.array(gradients[1:]).T
+    if others.size:
+        slope = slope - others @ np.linalg.lstsq(others, slope, rcond=None)[0]
+    return float(np.linalg.norm(slope))
 
 
 def measure_found(

@@ -25,6 +25,7 @@ KINDS = {
 """What the prompts can be filtered by, at a λ: safe with the base and not here, the tuned model's harm undone, …"""
 CHANGES = "What tuning changed"
 ERROR_HEADING = "The judge's error"
+FORGETTING = "What tuning forgot"
 LAMBDA = "The merged model is at {}: λ is the weight of the tuned model, 0 the base and 1 the tuned model."
 """λ, explained once."""
 MARKS = {"passed": "✓", "failed": "✗", "unknown": "?"}
@@ -72,6 +73,8 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
         marks=MARKS,
         summary=tables.summary_table(results),
         by_module=_module_tables(results),
+        forgetting=tables.forgetting_table(results),
+        forgetting_heading=FORGETTING,
         by_module_note=tables.by_module_note(results),
         caption=caption(results),
         attacks=[(attack, figure_name(attack), caption(results, attack)) for attack in attacks],
@@ -190,6 +193,8 @@ def as_markdown(results: Results, error: JudgeError | None = None) -> str:
     if results.by_module:
         parts += [f"## {tables.BY_MODULE}", markdown(results.by_module.sentence)]
         parts += [*map(markdown_table, _module_tables(results)), markdown(tables.by_module_note(results))]
+    if results.forgetting and (forgetting := tables.forgetting_table(results)):
+        parts += [f"## {FORGETTING}", markdown(results.forgetting.sentence), markdown_table(forgetting)]
     if error:
         parts += [f"## {ERROR_HEADING}", markdown(error.sentence), *map(markdown_table, _error_tables(error))]
         parts += [markdown(NOTE), "\n".join(f"- {markdown(warning)}" for warning in error.warnings)]
