@@ -20,7 +20,7 @@ from mooring.config import (
     SECTIONS,
     VERBS,
     Judge,
-    Method,
+    OneOf,
     Recipe,
     Report,
     SafetySampling,
@@ -29,6 +29,7 @@ from mooring.config import (
     field_at,
     options_of,
 )
+from mooring.engines import ENGINES
 from mooring.merge_methods import METHODS
 from mooring.merging.methods import FORMULAS
 from mooring.models.adapter_config import OPTIONS
@@ -173,6 +174,7 @@ Lam: TypeAlias = Value | Mapping[str, Value]
 class JobOptions(TypedDict, total=False):
     """A merge: the method and its options (docs/methods.md), which are one value, or one per tuned model."""
 
+    plugins: str | Sequence[str]
     method: Method
     dtype: str | torch.dtype | None
     tokenizer: Literal["base", "larger"]
@@ -217,13 +219,20 @@ class TaskOptions(TypedDict, total=False):
     fewshot_as_multiturn: bool
 '''
 PARENTS = {"lm_eval": "TaskOptions"}
+_ONE_OF = {id(METHODS): "Method", id(ENGINES): "Engine"}
+"""The types of fields that are one of a registry."""
 _SETS = ("task", "safety", "over_refusal", "ordinary")
 
 
 def option_types() -> str:
     """The source of `mooring/options.py`."""
-    choices = "".join(f"    {json.dumps(name)},\n" for name in get_args(Method))
-    parts = [OPTIONS_INTRO.replace("METHODS\n", f"Method: TypeAlias = Literal[\n{choices}]\n")]
+    methods = "".join(f"    {json.dumps(name)},\n" for name in METHODS.built_in)
+    types = (
+        f'Method: TypeAlias = Literal[\n{methods}] | str\n"""A merge method; any other name is that of a plug-in."""\n'
+    )
+    types += f"Engine: TypeAlias = Literal[{', '.join(map(json.dumps, ENGINES.built_in))}] | str\n"
+    types += '"""An engine; any other name is that of a plug-in."""\n'
+    parts = [OPTIONS_INTRO.replace("METHODS\n", types)]
     for verb in VERBS:
         if verb in ("run", "merge"):
             continue  # `run` takes a recipe, and a merge's options have values per model and by depth
@@ -240,6 +249,7 @@ def option_types() -> str:
 
 def _typed(name: str, field: FieldInfo) -> str:
     text = _annotation(field.annotation, "str | Path" if name in _SETS else "str")
+    text = _ONE_OF.get(next((id(each.registry) for each in field.metadata if isinstance(each, OneOf)), 0), text)
     several = any(isinstance(each, BeforeValidator) for each in _metadata(field))
     return text.replace("Sequence[", f"{text[9 : text.index(']')]} | Sequence[", 1) if several else text
 
@@ -252,14 +262,15 @@ def _metadata(field: FieldInfo) -> list[object]:
 
 def _annotation(kind: Any, text: str) -> str:
     if hasattr(kind, "__metadata__"):
-        return _annotation(kind.__origin__, text)
+        registry = next((id(each.registry) for each in kind.__metadata__ if isinstance(each, OneOf)), 0)
+        return _ONE_OF.get(registry) or _annotation(kind.__origin__, text)
     if kind is str:
         return text
     if kind is type(None):
         return "None"
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
-        return "Method" if kind == Method else f"Literal[{', '.join(map(json.dumps, arguments))}]"
+        return f"Literal[{', '.join(map(json.dumps, arguments))}]"
     if get_origin(kind) is tuple:
         return f"Sequence[{_annotation(arguments[0], text)}]"
     if arguments:

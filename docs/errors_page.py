@@ -57,6 +57,7 @@ IN_WORDS = {
     ),
     "model.bad_quantization": ("the tensors of a quantized weight do not fit together", ""),
     "model.download_failed": ("the hub did not provide the model", ""),
+    "recipe.plugin_failed": ("", "correct or install the plug-in, or correct its reference"),
     "model.server_unavailable": ("the server does not answer", ""),
     "model.trainer_folder": ("", "name the folder in it that holds the model"),
     "output.port": ("the page cannot be served on this port", ""),

@@ -21,6 +21,9 @@ SOURCE = Path(mooring.__file__).parent
 TYPED = {verb: getattr(opt, f"{verb.title().replace('_', '')}Options") for verb in VERBS if verb != "run"}
 
 
+PLUGIN = Path(__file__).parent.parent / "examples" / "plugin" / "src" / "mooring_example" / "__init__.py"
+
+
 def other(key: str) -> Any:
     """A valid value of a field that differs from its default."""
     known = {
@@ -33,6 +36,7 @@ def other(key: str) -> Any:
         "density": 0.5, "gamma": 0.2, "epsilon": 0.1, "bound": 0.3, "over_refusal_margin": 0.2, "top_p": 0.9,
         "served_model": "name", "check": False, "too_long": "skip", "threshold": 0.5, "unaligned": "m",
         "safety_adapter": "m", "attacks": ("none", "base64"), "prompt_field": "a", "completion_field": "b",
+        "plugins": (f"{PLUGIN}:ENGINE",),
         "messages_field": "c",
         "forgetting": ("alpaca-eval",), "groups": "tensors",
         "search_safety": ("advbench",), "search_ordinary": ("alpaca-eval",),
@@ -54,6 +58,7 @@ def test_the_typed_options_of_a_verb_are_its_fields(verb: str) -> None:
         fields = {field.name for field in dataclasses.fields(Options)} - {"lam"} | {"method", "dtype", "tokenizer"}
         fields |= {
             *ROLES,
+            "plugins",
             "max_shard_size",
             "as_adapter",
             "allow_nonfinite",
@@ -118,6 +123,7 @@ def test_every_verb_is_a_function_of_the_package() -> None:
         "mergekit": ["mergekit_run", "mergekit_export"],
         "label": ["label_page", "label_server", "import_labels", "judge_error"],
         "data": ["preview_data"],
+        "plugins": ["list_plugins"],
     }
     for verb in top.commands:
         for name in several.get(verb, [verb.replace("-", "_")]):

@@ -76,6 +76,7 @@ RECORDS: dict[str, Any] = {
     "Event": mooring.Event(step="merge", kind="progress", done=1, total=2),
     "Exported": mooring.Exported(Path("m-F16.gguf"), Path("Modelfile"), "f16", "llama", 20),
     "Finding": mooring.Finding(name="gpu", status="missing", detail="none", fix="install one"),
+    "PluginInfo": mooring.PluginInfo(group="judges", name="mine", source="mine 1.0"),
     "Forecast": mooring.Forecast(stages=(("merge", "5 λ"),), facts={"run folder": "new"}, disk=1, memory=None),
     "Gain": mooring.Gain(value=0.8, low=0.7, high=0.9, n=70),
     "Inspection": mooring.Inspection(base="b", tuned="t", kind="lora"),

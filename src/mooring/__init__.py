@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.compare import Comparison, Reply
     from mooring.pipeline.compare_evals import EvalDifference
     from mooring.pipeline.doctor import Finding
+    from mooring.pipeline.extensions import PluginInfo
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.preview import DataPreview, Lengths
     from mooring.pipeline.rejudge import Rejudged
@@ -70,6 +71,7 @@ _LAZY = {
     "mooring.pipeline.compare": ("Comparison", "Reply"),
     "mooring.pipeline.compare_evals": ("EvalDifference",),
     "mooring.pipeline.doctor": ("Finding",),
+    "mooring.pipeline.extensions": ("PluginInfo",),
     "mooring.pipeline.forecast": ("Forecast",),
     "mooring.pipeline.preview": ("DataPreview", "Lengths"),
     "mooring.pipeline.rejudge": ("Rejudged",),
@@ -88,8 +90,8 @@ __all__ = [
     "Event", "Exported", "ExtractedLora", "FetchError", "Finding", "Forecast", "Gain", "Inspection", "Judge",
     "JudgeError", "Lengths", "LogitComparison", "MergeCheck", "MergePoint", "Message", "MethodComparison",
     "MismatchError", "MissingExtraError", "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper",
-    "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "RunVerdict", "SamplingParams", "Score",
-    "ServedMeasure", "ServedVerdict", "Trial", "UserError", "Verdict", "VerdictCheck", "__version__", "api",
+    "PluginInfo", "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "RunVerdict", "SamplingParams",
+    "Score", "ServedMeasure", "ServedVerdict", "Trial", "UserError", "Verdict", "VerdictCheck", "__version__", "api",
     "load_examples", "load_prompts", "to_pandas",
 ]  # fmt: skip
 __all__ += api.__all__

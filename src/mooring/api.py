@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.compare import Comparison, Reply
     from mooring.pipeline.compare_evals import EvalDifference
     from mooring.pipeline.doctor import Finding
+    from mooring.pipeline.extensions import PluginInfo
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.label_server import LabelServer
     from mooring.pipeline.preview import DataPreview
@@ -43,10 +44,10 @@ Ref = str | Path
 
 __all__ = [
     "check_merge", "compare", "compare_evals", "doctor", "extract_lora", "gate", "generate", "import_labels",
-    "inspect", "judge_error", "label_page", "label_server", "lm_eval", "load_comparison", "load_results", "merge",
-    "mergekit_export", "mergekit_run", "open_comparison", "paper", "plan", "prefer", "preview_data", "push",
-    "quickstart", "rejudge", "report", "run", "safeguard", "safeguard_recipe", "score", "select", "to_gguf", "tune",
-    "verify", "verify_served",
+    "inspect", "judge_error", "label_page", "label_server", "list_plugins", "lm_eval", "load_comparison",
+    "load_results", "merge", "mergekit_export", "mergekit_run", "open_comparison", "paper", "plan", "prefer",
+    "preview_data", "push", "quickstart", "rejudge", "report", "run", "safeguard", "safeguard_recipe", "score",
+    "select", "to_gguf", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -242,9 +243,19 @@ def merge(
     from mooring.pipeline.merged import make
 
     given: dict[str, Any] = dict(options)
+    _load_plugins(given)
     output = {name: given.pop(name) for name in opt.OutputOptions.__annotations__ if name in given}
     job = make_job(base, tuned, lambdas[0] if lambdas else lam, **given)
     return make(job, Path(out), lambdas=lambdas, on_event=on_event, **output)
+
+
+def _load_plugins(options: dict[str, Any]) -> None:
+    """Load the plug-ins among options, and take them out."""
+    from mooring.plugins import load
+
+    refs = options.pop("plugins", ())
+    for reference in [refs] if isinstance(refs, str) else refs:
+        load(reference)
 
 
 def extract_lora(
@@ -308,7 +319,9 @@ def mergekit_export(
     from mooring.models import open_checkpoint
     from mooring.models.resolve import resolve_model
 
-    job = make_job(base, tuned, lam, **options)
+    given: dict[str, Any] = dict(options)
+    _load_plugins(given)
+    job = make_job(base, tuned, lam, **given)
     with open_checkpoint(resolve_model(job.base)) as checkpoint:
         return write(job, list(checkpoint.tensors))
 
@@ -851,6 +864,16 @@ def doctor(*, timeout: float = 120.0) -> list[Finding]:
     from mooring.pipeline.doctor import examine
 
     return examine(timeout)
+
+
+def list_plugins() -> list[PluginInfo]:
+    """What is built in and what plug-ins add: judges, merge methods, metrics, prompt sets, attacks and engines.
+
+    Every entry point is loaded; one that cannot be is listed with its error.
+    """
+    from mooring.pipeline.extensions import list_plugins
+
+    return list_plugins()
 
 
 def preview_data(

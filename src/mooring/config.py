@@ -3,11 +3,12 @@
 A run is a function of its recipe and of the files and models that it names. Unknown keys are refused.
 """
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -16,20 +17,24 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
-from mooring import attacks
+from mooring import attacks, plugins
 from mooring.bounded import YAML, UnusableError, YAMLError, parse_yaml, read_bytes
 from mooring.chat import DEFAULT_SYSTEM
+from mooring.engines import ENGINES
 from mooring.errors import RecipeError, UserError
 from mooring.merge_methods import METHODS, ROLES, Role, as_references
 from mooring.merge_point import Series
 from mooring.metrics import TASK_METRICS, is_task_metric
+from mooring.plugins import Registry
 from mooring.records import Kind
 from mooring.sampling import SamplingParams
 from mooring.thinking import Thinking
@@ -144,10 +149,24 @@ def _say(value: Any) -> str:
 # --- The sections of a recipe, with their defaults: the paper's, where it states them ---
 
 Lambda = Annotated[float, Field(ge=0, le=1)]
-if TYPE_CHECKING:
-    Method: TypeAlias = str
-else:
-    Method = Literal[tuple(METHODS)]  # type checkers see its values in mooring/options.py
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OneOf:
+    """What a field is one of: the items of a registry, plug-ins included."""
+
+    registry: Registry[Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, name: str) -> str:
+        if name not in self.registry:
+            raise ValueError(f"it is none of {', '.join(self.registry)}")
+        return name
+
+
+Method = Annotated[str, OneOf(METHODS)]
 
 
 def _metric(value: str) -> str:
@@ -193,6 +212,15 @@ SERVED_METHODS = ("linear", "task_arithmetic")
 """Merging methods of one tuned model that give a LoRA adapter, as a server needs it."""
 GRID = (0.2, 0.4, 0.6, 0.8)
 """The paper's grid of λ."""
+
+
+def _plugin(reference: str) -> str:
+    plugins.load(reference)
+    return reference
+
+
+Plugins = Annotated[tuple[Annotated[str, AfterValidator(_plugin)], ...], BeforeValidator(_several)]
+"""References to plug-ins, which are loaded when they are validated."""
 
 
 class Section(BaseModel):
@@ -346,7 +374,7 @@ GPU_MEMORY = 0.9
 class Runner(Section):
     """The engine that runs a model, and its options."""
 
-    engine: Literal["transformers", "vllm", "openai"] = "transformers"
+    engine: Annotated[str, OneOf(ENGINES)] = "transformers"
     """`transformers` or `vllm` in this process, or any OpenAI-compatible server (`openai`)."""
     base_url: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     """Address of the server, such as `http://localhost:8000/v1`; several of one model share the work (openai)."""
@@ -637,6 +665,8 @@ class Report(Section):
 class Recipe(Section):
     """One run. Either `tune` says how the tuned model is made, or `tuned` names it."""
 
+    plugins: Plugins = ()  # first, since other fields may name them
+    """Plug-ins to load, as `module:object` or `path/to/file.py:object` (docs/plugins.md)."""
     name: str = "run"
     """A short name, used in the report."""
     out: str | None = None
@@ -887,7 +917,7 @@ ENGINE = _fields("generate", *Runner.model_fields, "served_model")
 """The fields of a recipe that say how its models are run."""
 VERBS: Mapping[str, tuple[str, ...]] = {
     "safeguard": (
-        *("system", "seed"),
+        *("plugins", "system", "seed"),
         *_fields(
             "score", "task", "safety", "attacks", "over_refusal", "ordinary", "judges", "judge_thoughts", "metrics"
         ),
@@ -898,10 +928,11 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_fields("generate", "max_tokens"),
         *ENGINE,
     ),
-    "run": ("out", "score.attacks", *_fields("select"), *_DATA, *ENGINE),
-    "merge": (*_fields("merge", but=NOT_OF_ONE_MERGE), "seed"),
+    "run": ("plugins", "out", "score.attacks", *_fields("select"), *_DATA, *ENGINE),
+    "merge": ("plugins", *_fields("merge", but=NOT_OF_ONE_MERGE), "seed"),
     "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed")), *_DATA),
     "generate": (
+        "plugins",
         "system",
         "seed",
         "score.attacks",
@@ -909,6 +940,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_DATA,
     ),
     "compare": (
+        "plugins",
         "system",
         "seed",
         *_fields("merge", but=NOT_OF_ONE_MERGE),
@@ -916,19 +948,20 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *(key for key in ENGINE if key != "generate.batch_size"),
     ),
     "score": (
+        "plugins",
         "seed",
         *_fields("score", "attacks", "judges", "judge_thoughts", "metrics"),
         *_fields("score", "bertscore_model", "bertscore_layer", "unsafe_exec"),
         *_DATA,
     ),
-    "rejudge": _fields("score", "judges", "judge_thoughts"),
+    "rejudge": ("plugins", *_fields("score", "judges", "judge_thoughts")),
     "verify_served": (
         *_fields("generate", "key_env", "concurrency", "requests_per_minute"),
         *_fields("select", "margin", "bound", "confidence"),
     ),
     "prefer": ("seed", *_fields("judge", but=("name", "model")), *_DATA),
     "preview_data": _DATA,
-    "lm_eval": ("system", "seed", *_fields("merge", but=NOT_OF_ONE_MERGE), *_HERE),
+    "lm_eval": ("plugins", "system", "seed", *_fields("merge", but=NOT_OF_ONE_MERGE), *_HERE),
     "select": _fields("select", but=OF_A_SEARCH),
 }
 """The fields of a recipe that each verb takes as options, in Python and on the command line, by the last part of their
@@ -980,7 +1013,7 @@ def settings(
         if name != key and name in SAMPLING:
             key = f"generate.{'task' if kind == 'task' else 'safety'}.{name}"
         _put(values, key, _plain(value))
-    top = {name: _value(verb, name, values.pop(name)) for name in ("system", "seed") if name in values}
+    top = {name: _value(verb, name, values.pop(name)) for name in ("plugins", "system", "seed") if name in values}
     sections = {part: section(part, given) for part, given in values.items()}
     return Recipe.model_construct(**top, **sections)
 

@@ -1,11 +1,11 @@
 """Every merge method: its formula, options and limits, once. `mooring.merging.methods` has the implementations."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from mooring.errors import UserError
+from mooring.plugins import Registry
 
 Sparsify = Literal["magnitude", "outliers", "random", "magprune"]
 """How a method drops entries of a change: the smallest (TIES), the largest and smallest (Breadcrumbs), at random
@@ -37,6 +37,8 @@ class Method:
         kind: How it sparsifies changes, if it does.
         passes: How often it reads its inputs, the writing pass included, at most.
         has_lam: Whether λ is chosen for it. Model Stock determines its ratio from the angles between tuned models.
+        implementation: Of a plug-in: from (`merging.plan.TensorParams`, number of tuned models) to the plan that merges
+            a tensor, as the functions in `merging/dense.py`. None for those in `merging.methods.FORMULAS`.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Method:
     kind: Sparsify | None = None
     passes: int = 1
     has_lam: bool = True
+    implementation: Callable[..., Any] | None = None
 
     @property
     def random(self) -> bool:
@@ -199,7 +202,7 @@ _ALL = (
         **_MATRICES,
     ),
 )
-METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
+METHODS: Registry[Method] = Registry("merge_methods", _ALL)
 """Every method by name."""
 
 

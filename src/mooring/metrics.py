@@ -5,11 +5,11 @@ The functions that compute task metrics are in `mooring.scoring.task`, those of 
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 from mooring.attacks.names import without_attack
+from mooring.plugins import Registry
 from mooring.records import Better
 
 
@@ -26,6 +26,7 @@ class Metric:
         unit: `rate`: from 0 to 1, shown in percent. `nats`: shown as it is.
         needs: What a task metric is computed from: completions (of several samples per prompt the first; all for
             `samples`), or likelihoods of the references.
+        compute: Of a plug-in: from `scoring.task.TaskData` to a `Score`. None for those that are built in.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Metric:
     better: Better = "higher"
     unit: Literal["rate", "nats"] = "rate"
     needs: Literal["completions", "samples", "likelihoods"] = "completions"
+    compute: Callable[[Any], Any] | None = None
 
     @property
     def short(self) -> str:
@@ -55,10 +57,10 @@ _ALL = (
     Metric("pass@k", "pass@k", "task", needs="samples"),
     Metric("win_rate", "win rate", "preference"),
 )
-METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
+METRICS: Registry[Metric] = Registry("metrics", _ALL)
 """The metrics by name; `pass@k` stands for `pass@1`, `pass@10`, …"""
-TASK_METRICS = tuple(name for name, metric in METRICS.items() if metric.kind == "task")
-"""Names of the metrics that `score.metrics` in a recipe may list."""
+TASK_METRICS = tuple(metric.name for metric in _ALL if metric.kind == "task")
+"""Names of the built-in metrics that `score.metrics` in a recipe may list."""
 MISS_WARNING = 0.05
 """The share of responses without a verdict of the judge above which a report warns, and no rate of them is trusted."""
 
@@ -77,7 +79,8 @@ def find_metric(measure: str) -> Metric | None:
 
 def is_task_metric(name: str) -> bool:
     """Whether a name is that of a task metric, with its k for `pass@k`."""
-    return bool(_PASS.fullmatch(name)) or (name in TASK_METRICS and name != "pass@k")
+    metric = METRICS.get(name)
+    return bool(_PASS.fullmatch(name)) or (metric is not None and metric.kind == "task" and name != "pass@k")
 
 
 def needs_completions(metrics: Iterable[str]) -> bool:

@@ -14,33 +14,39 @@ if TYPE_CHECKING:
 
     from mooring.config import Judge
 
-Method: TypeAlias = Literal[
-    "linear",
-    "task_arithmetic",
-    "lines",
-    "slerp",
-    "model_stock",
-    "karcher",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "nuslerp",
-    "multislerp",
-    "nearswap",
-    "sce",
-    "arcee_fusion",
-    "chat_vector",
-    "resta",
-    "lox",
-    "lssf",
-    "safe_lora",
-    "safe_merge",
-    "intruders",
-]
+Method: TypeAlias = (
+    Literal[
+        "linear",
+        "task_arithmetic",
+        "lines",
+        "slerp",
+        "model_stock",
+        "karcher",
+        "ties",
+        "dare_linear",
+        "dare_ties",
+        "della",
+        "della_linear",
+        "breadcrumbs",
+        "breadcrumbs_ties",
+        "nuslerp",
+        "multislerp",
+        "nearswap",
+        "sce",
+        "arcee_fusion",
+        "chat_vector",
+        "resta",
+        "lox",
+        "lssf",
+        "safe_lora",
+        "safe_merge",
+        "intruders",
+    ]
+    | str
+)
+"""A merge method; any other name is that of a plug-in."""
+Engine: TypeAlias = Literal["transformers", "vllm", "openai"] | str
+"""An engine; any other name is that of a plug-in."""
 JudgeLike: TypeAlias = "str | Mapping[str, Any] | Judge"
 """A judge by its name, or with its fields."""
 Value: TypeAlias = float | tuple[float, ...]
@@ -52,6 +58,7 @@ Lam: TypeAlias = Value | Mapping[str, Value]
 class JobOptions(TypedDict, total=False):
     """A merge: the method and its options (docs/methods.md), which are one value, or one per tuned model."""
 
+    plugins: str | Sequence[str]
     method: Method
     dtype: str | torch.dtype | None
     tokenizer: Literal["base", "larger"]
@@ -99,6 +106,7 @@ class TaskOptions(TypedDict, total=False):
 class SafeguardOptions(TypedDict, total=False):
     """Options of `mooring.safeguard`."""
 
+    plugins: str | Sequence[str]
     system: str | None
     seed: int
     task: str | Path | None
@@ -142,7 +150,7 @@ class SafeguardOptions(TypedDict, total=False):
     completion_field: str | None
     messages_field: str | None
     max_tokens: int
-    engine: Literal["transformers", "vllm", "openai"]
+    engine: Engine
     base_url: str | Sequence[str]
     key_env: str
     concurrency: int
@@ -187,10 +195,11 @@ class TuneOptions(TypedDict, total=False):
 class GenerateOptions(TypedDict, total=False):
     """Options of `mooring.generate`."""
 
+    plugins: str | Sequence[str]
     system: str | None
     seed: int
     attacks: str | Sequence[str]
-    engine: Literal["transformers", "vllm", "openai"]
+    engine: Engine
     base_url: str | Sequence[str]
     key_env: str
     concurrency: int
@@ -218,6 +227,7 @@ class GenerateOptions(TypedDict, total=False):
 class CompareOptions(TypedDict, total=False):
     """Options of `mooring.compare`."""
 
+    plugins: str | Sequence[str]
     system: str | None
     seed: int
     method: Method
@@ -234,7 +244,7 @@ class CompareOptions(TypedDict, total=False):
     top_p: float
     top_k: int
     repetition_penalty: float
-    engine: Literal["transformers", "vllm", "openai"]
+    engine: Engine
     base_url: str | Sequence[str]
     key_env: str
     concurrency: int
@@ -253,6 +263,7 @@ class CompareOptions(TypedDict, total=False):
 class ScoreOptions(TypedDict, total=False):
     """Options of `mooring.score`."""
 
+    plugins: str | Sequence[str]
     seed: int
     attacks: str | Sequence[str]
     judges: JudgeLike | Sequence[JudgeLike]
@@ -269,6 +280,7 @@ class ScoreOptions(TypedDict, total=False):
 class RejudgeOptions(TypedDict, total=False):
     """Options of `mooring.rejudge`."""
 
+    plugins: str | Sequence[str]
     judges: JudgeLike | Sequence[JudgeLike]
     judge_thoughts: bool
 
@@ -288,7 +300,7 @@ class PreferOptions(TypedDict, total=False):
     """Options of `mooring.prefer`."""
 
     seed: int
-    engine: Literal["transformers", "vllm", "openai"]
+    engine: Engine
     base_url: str | Sequence[str]
     key_env: str
     concurrency: int
@@ -320,6 +332,7 @@ class PreviewDataOptions(TypedDict, total=False):
 class LmEvalOptions(TaskOptions, total=False):
     """Options of `mooring.lm_eval`."""
 
+    plugins: str | Sequence[str]
     system: str | None
     seed: int
     method: Method

@@ -481,7 +481,7 @@ PAIR = ("base", "tuned")
         ((*PAIR, "--lambdas", "0.1,1.1", *OUT), "usage.lambda_out_of_range"),
         ((*PAIR, "--lambdas", "0.1", "--lam", "0.5", *OUT), "usage.lam_and_lambdas"),
         ((*PAIR, "--lambdas", "0.1", "--lam-for", "*=1", *OUT), "usage.lam_and_lambdas"),
-        ((*PAIR, "--lam", "0.5", "--method", "magic", *OUT), "usage.invalid"),
+        ((*PAIR, "--lam", "0.5", "--method", "magic", *OUT), "usage.unknown_method"),
         ((*PAIR, "second", "--lam", "0.5", "--method", "slerp", *OUT), "usage.too_many_models"),
         ((*PAIR, "--method", "model_stock", *OUT), "usage.too_few_models"),
         ((*PAIR, "--lam", "0.5", "--weights", "a", *OUT), "usage.bad_number"),

@@ -263,6 +263,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
 }
 """For each field of a recipe another value, and the kinds of steps that are done again."""
 UNUSED = {
+    "plugins": "has tests of its own in tests/test_plugins.py",
     "tuned": "given instead of `tune`; see the test of other weights",
     "task": "fills in other fields",
     "generate.n": "refused: only the task's prompts get several responses",

@@ -4,8 +4,6 @@ Each technique is in a file of its own, and `TECHNIQUES` lists them. None search
 """
 
 import difflib
-from collections.abc import Mapping
-from types import MappingProxyType
 
 from mooring.attacks.artifacts import ARTIFACTS
 from mooring.attacks.attack import Attack, Option, Technique
@@ -19,6 +17,7 @@ from mooring.attacks.past_tense import PAST_TENSE
 from mooring.attacks.prefill import PREFILL, PREFILL_TUNED
 from mooring.attacks.role_play import ROLE_PLAY
 from mooring.attacks.translation import TRANSLATION
+from mooring.plugins import Registry
 
 __all__ = [
     "NONE",
@@ -47,7 +46,7 @@ _ALL = (
     SAMPLES,
     BEST_OF_N,
 )
-TECHNIQUES: Mapping[str, Technique] = MappingProxyType({technique.name: technique for technique in _ALL})
+TECHNIQUES: Registry[Technique] = Registry("attacks", _ALL)
 """The techniques by name, in the order of the documentation."""
 
 

@@ -216,6 +216,30 @@ def doctor(as_json: bool) -> None:
         sys.exit(BAD_INPUT)
 
 
+@verb(top, "plugins")
+@click.option("--plugin", "references", multiple=True, help="Load this one too: module:object or file.py:object.")
+@json_option
+def plugins(references: tuple[str, ...], as_json: bool) -> None:
+    """List judges, merge methods, metrics, prompt sets, attacks and engines.
+
+    Those that are built in, and those of plug-ins: of installed packages, and of --plugin. Exits with 2 if one cannot
+    be loaded.
+
+    \b
+    Examples:
+      mooring plugins
+      mooring plugins --plugin my_judge.py:JUDGE --json
+    """
+    from mooring.plugins import load
+
+    for reference in references:
+        load(reference)
+    found = mooring.list_plugins()
+    render.plugins(found, as_json=as_json)
+    if any(each.error for each in found):
+        sys.exit(BAD_INPUT)
+
+
 @verb(top, "gate")
 @click.argument("run", help="A finished run folder.")
 @click.option("--junit", metavar="FILE", help="Also write the verdict as JUnit XML, a test case per check.")

@@ -11,13 +11,11 @@ import mooring
 from mooring.cli import BAD_INPUT, render
 from mooring.cli.options import HELP, Verb, fields_given, floats, json_option, verb
 from mooring.errors import UserError
-from mooring.merge_methods import METHODS
 from mooring.merge_point import MergePoint
 from mooring.options import OutputOptions
 
 _PER_MODEL = ("density", "gamma", "epsilon")
 _TYPES: dict[str, click.ParamType[Any]] = {
-    "method": click.Choice(list(METHODS)),
     "rescale": click.Choice(["inverse", "l1", "none"]),
     "seed": click.INT,
     **dict.fromkeys(_PER_MODEL, click.STRING),

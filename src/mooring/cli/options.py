@@ -16,7 +16,7 @@ _ORDER = "mooring.order"
 _KEYS = "mooring.keys"
 """Where a context keeps each option's key in a recipe, such as `select.margin`."""
 _SET = "set"
-_ALIASES: Mapping[str, str] = {"max_tokens": "max_new_tokens", "metrics": "metric"}
+_ALIASES: Mapping[str, str] = {"max_tokens": "max_new_tokens", "metrics": "metric", "plugins": "plugin"}
 """Other names of options: transformers' name, and the singular."""
 ENGINE, JUDGE_MODELS = "Engine", "Judge models"
 """Headings in the help."""
@@ -177,6 +177,7 @@ def _heading(key: str) -> str:
 
 def _option(names: Sequence[str], field: "FieldInfo", default: str, own: click.ParamType[Any] | None) -> Field:
     kind, several, nullable = _parts(field.annotation)
+    kind = next((each for each in field.metadata if hasattr(each, "registry")), kind)
     flags = [name.replace("_", "-") for name in names]
     return Field(
         [*(f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}" for flag in flags), names[0]],
@@ -206,7 +207,8 @@ def _shown(value: Any) -> str:
 def _parts(annotation: Any) -> tuple[Any, bool, bool]:
     """A field's own type, whether it takes several values, and whether it may be null."""
     if hasattr(annotation, "__metadata__"):
-        return _parts(annotation.__origin__)
+        registry = next((each for each in annotation.__metadata__ if hasattr(each, "registry")), None)
+        return (registry, False, False) if registry else _parts(annotation.__origin__)
     if get_origin(annotation) is tuple:
         return _parts(get_args(annotation)[0])[0], True, False
     if annotation is None or not (arguments := get_args(annotation)) or get_origin(annotation) is Literal:
@@ -227,6 +229,8 @@ class _Value(click.ParamType[Any]):
     def __init__(self, kind: Any, several: bool, nullable: bool, default: Any) -> None:
         self.several, self.nullable, self.default = several, nullable, default
         self.choices = [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
+        if registry := getattr(kind, "registry", None):  # `config.OneOf`
+            self.choices = list(registry.built_in)
         self.name = self.names.get(kind, "text")
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mooring.merging.inspect import Inspection
     from mooring.pipeline.compare_evals import EvalDifference
     from mooring.pipeline.doctor import Finding
+    from mooring.pipeline.extensions import PluginInfo
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.preview import DataPreview
     from mooring.pipeline.rejudge import Rejudged
@@ -219,6 +220,23 @@ def findings(found: "Sequence[Finding]", *, as_json: bool) -> None:
         out.print(f"{marks[each.status]} {escape(each.name.ljust(width))}  {escape(each.detail)}")
         if each.fix:
             out.print(f"  {' ' * width}  [dim]{escape(each.fix)}[/dim]")
+
+
+def plugins(found: "Sequence[PluginInfo]", *, as_json: bool) -> None:
+    """The items of every registry: those that are built in in a line, plug-ins with where they are from."""
+    if as_json:
+        return _print_json(found)
+    out = console()
+    for group in dict.fromkeys(each.group for each in found):
+        items = [each for each in found if each.group == group]
+        built_in = [each.name for each in items if each.source == "built-in"]
+        out.print(f"[bold]{group.replace('_', ' ')}[/bold]: {escape(', '.join(built_in))}")
+        for each in items:
+            if each.source != "built-in":
+                mark = "[red]✗[/red]" if each.error else "[green]✓[/green]"
+                out.print(f"  {mark} {escape(each.name)}  [dim]{escape(each.source)}[/dim]")
+                if each.error:
+                    out.print(f"    {escape(each.error)}")
 
 
 def _compared(done: "Outcome") -> None:
@@ -452,7 +470,7 @@ def merged(folder: Path, names: Sequence[str], *, url: str | None = None, as_jso
         if check := read_json(each / MANIFEST, bounded.MANIFEST).get("check"):
             logits = [LogitComparison(**compared) for compared in check.pop("logits")]
             out.print(escape(MergeCheck(**check, logits=logits).sentence))
-    if url:
-        out.print(f"It is on the hub: {escape(url)}")
         if (modelfile := each / "Modelfile").is_file():
             out.print(f"Beside it as GGUF; Ollama takes it by: ollama create NAME -f {escape(str(modelfile))}")
+    if url:
+        out.print(f"It is on the hub: {escape(url)}")

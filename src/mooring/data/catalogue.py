@@ -8,7 +8,7 @@ import dataclasses
 import io
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,8 @@ from typing import Any, Literal
 from mooring.data.rows import Row, content, read_rows, read_text
 from mooring.errors import DataError
 from mooring.jsonio import convert
-from mooring.records import Kind, Prompt
+from mooring.plugins import Registry
+from mooring.records import Kind, Prompt, Split
 
 FETCH_AGAIN = "fetch the set again"
 SPLIT_SEED = 42
@@ -87,12 +88,15 @@ class NamedSet:
         split_by: Prompts with the same content, or of the same problem, stay in one part.
         category_field: What the category is called in the published rows, for `#N/field`.
         instructions: How to get a set that is not on the hub.
+        name: Its name.
+        load: Of a plug-in, in place of tables: from the part (`tune`, `validation` or `test`; `test` for a set without
+            parts) to its rows, in any shape that a file may have.
     """
 
     kind: Kind
-    tables: tuple[Table, ...]
-    reads: str
-    licence: str
+    tables: tuple[Table, ...] = ()
+    reads: str = ""
+    licence: str = ""
     gated: bool = False
     validation: float = 0.0
     test: int = 0
@@ -100,6 +104,8 @@ class NamedSet:
     split_by: Literal["content", "problem"] = "content"
     category_field: str = "category"
     instructions: str = ""
+    name: str = ""
+    load: Callable[[Split], Iterable[Mapping[str, Any]]] | None = None
 
     def group(self, prompt: Prompt) -> str:
         """A key of a prompt: prompts with the same key stay in one part."""
@@ -266,12 +272,12 @@ SHAPES: Mapping[str, Callable[[Sequence[Row]], list[Row]]] = {
 }
 
 
-def read_catalogue() -> dict[str, NamedSet]:
+def read_catalogue() -> list[NamedSet]:
     """Read `catalogue.toml`."""
     text = (resources.files("mooring.data") / "catalogue.toml").read_text(encoding="utf-8")
     sets: dict[str, NamedSet] = convert(dict[str, NamedSet], tomllib.loads(text))
-    return sets
+    return [dataclasses.replace(known, name=name) for name, known in sets.items()]
 
 
-NAMED = read_catalogue()
+NAMED: Registry[NamedSet] = Registry("prompt_sets", read_catalogue())
 """The sets that have a name: prompts to be answered, then task data."""

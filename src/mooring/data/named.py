@@ -26,6 +26,9 @@ def load_named(name: str, split: Split = "test") -> list[Prompt]:
         DataError: It does not have its known number of rows (`data.row_count`), or a row lacks its fields.
     """
     known = NAMED[name]
+    if known.load is not None:
+        rows = known.load(split if known.validation else "test")
+        return to_prompts([Row(f"{name}:row {number}", values) for number, values in enumerate(rows, 1)])
     if not known.validation:
         return to_prompts(_rows(name, known, known.tables))
     separate = _has_separate_test(known)

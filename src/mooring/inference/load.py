@@ -1,10 +1,11 @@
-"""The registry of engines. To add one: write its file, add its loader here and its name to `config.Runner.engine`."""
+"""The loaders of engines. To add one: write its file, add its loader here and its name to `mooring.engines`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mooring.config import Runner
+from mooring.engines import ENGINES
 from mooring.inference.engine import Engine
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ def load_engine(model: Path | str | None, runner: Runner, system: str | None, lo
         ModelError: The folder does not hold a model that can be loaded, or the server has no such model.
         MissingExtraError: The engine's package is not installed.
     """
-    return ENGINES[runner.engine](model, runner, system, log)
+    loader = LOADERS.get(runner.engine) or ENGINES[runner.engine].load
+    assert loader is not None
+    engine: Engine = loader(model, runner, system, log)
+    return engine
 
 
 def close_engine(engine: Engine) -> None:
@@ -78,7 +82,7 @@ def servers_of(runner: Runner) -> "Servers":
     return Servers(runner.base_url, runner.key_env, limits)
 
 
-ENGINES: Mapping[str, Callable[[Path | str | None, Runner, str | None, Path | None], Engine]] = {
+LOADERS: Mapping[str, Callable[[Path | str | None, Runner, str | None, Path | None], Engine]] = {
     "transformers": _transformers,
     "vllm": _vllm,
     "openai": _openai,

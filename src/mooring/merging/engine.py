@@ -16,7 +16,7 @@ from mooring.merge_methods import method_named
 from mooring.merging import slices as grid
 from mooring.merging.job import Options, Output, tensor_params
 from mooring.merging.kept import Kept
-from mooring.merging.methods import FORMULAS
+from mooring.merging.methods import formula
 from mooring.merging.pair import ModelPair, OutputTensor
 from mooring.merging.plan import Apply, Pass, Plan, Whole
 from mooring.merging.slices import Slice, check_finite, cut, finite, hash_values, same, sweep
@@ -148,7 +148,7 @@ class Engine:
             formulas: dict[str, Apply] = {}
             for tensor in window:
                 if tensor.name in self._params and tensor.shared:
-                    made = FORMULAS[self._method.name](self._params[tensor.name], len(self._pair.tuned))
+                    made = formula(self._method.name)(self._params[tensor.name], len(self._pair.tuned))
                     if isinstance(made, Generator):
                         plans[tensor.name] = made
                     else:

@@ -7,6 +7,7 @@ writes a file.
 
 from collections.abc import Mapping
 
+from mooring.merge_methods import METHODS
 from mooring.merging import dense, safety, selected, sparse
 from mooring.merging.plan import Formula
 
@@ -37,4 +38,9 @@ FORMULAS: Mapping[str, Formula] = {
     "safe_merge": safety.safe_merge,
     "intruders": safety.intruders,
 }
-"""Every method's implementation."""
+"""The implementation of every method that is built in."""
+
+
+def formula(name: str) -> Formula:
+    """The implementation of a method, which a plug-in brings along."""
+    return FORMULAS[name] if name in FORMULAS else METHODS[name].implementation or FORMULAS[name]

@@ -10,6 +10,7 @@ from typing import Any
 from mooring.attacks import kind_of
 from mooring.config import BUILT_IN, Judge
 from mooring.data import prompts_digest
+from mooring.engines import ENGINES
 from mooring.errors import DataError, ModelError, RecipeError
 from mooring.events import Event, OnEvent
 from mooring.inference.cost import Estimate, estimate
@@ -18,6 +19,7 @@ from mooring.inference.load import close_engine, load_engine
 from mooring.inference.store import complete_to_file
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
+from mooring.plugins import versioned
 from mooring.printable import shorten
 from mooring.records import Completion, Kind, Prompt, Score, Verdict, read_jsonl, write_jsonl
 from mooring.sampling import SamplingParams
@@ -87,19 +89,21 @@ class Judging:
 
     def about(self, judge: str, digest: Digest) -> dict[str, Any]:
         """What a judge's verdicts depend on, as plain values. Finds its model, but does not load it."""
-        if judge not in self.sections or not self.kinds[judge].needs_model:
-            return {"judge": self.label(judge)}
+        by = self.kinds.get(judge)
+        version = {"version": versioned("judges", by.name)} if by and by.name not in judges.JUDGES.built_in else {}
+        if by is None or not by.needs_model:
+            return {"judge": self.label(judge), **version}
         section = self.sections[judge]
         # Fields that were added later count only where they are set, so that earlier answers are used again.
-        mode: dict[str, Any] = {"thinking": section.thinking} if section.thinking else {}
+        mode: dict[str, Any] = version | ({"thinking": section.thinking} if section.thinking else {})
         if section.engine == "openai":
             return {"judge": self.label(judge), "server": ", ".join(section.base_url), **mode}
-        packages = ("torch", "transformers", *(("vllm",) if section.engine == "vllm" else ()))
+        packages = ENGINES[section.engine].packages
         return {
             "judge": self.label(judge),
             **mode,
             "model": digest(self._folder(judge), model_digest),
-            "runner": section.engine,  # not `engine`: completions have one of their own
+            "runner": versioned("engines", section.engine),  # not `engine`: completions have one of their own
             "dtype": section.dtype,
             "device": section.device,
             "batch_size": section.batch_size,

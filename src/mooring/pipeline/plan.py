@@ -10,6 +10,7 @@ from mooring.attacks import Attack, attack_of, kind_of
 from mooring.config import BUILT_IN, OF_A_GRADIENT, Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, parse_references, prompts_digest
+from mooring.engines import ENGINES
 from mooring.errors import RecipeError
 from mooring.ledger import sha256
 from mooring.merge_methods import METHODS, Role, check_references
@@ -24,6 +25,7 @@ from mooring.pipeline.judging import Judging, installed_versions
 from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.sets import DataSets, Sets, attacks_of, evaluation_sets, note_missing, task_metrics
 from mooring.pipeline.steps import JudgeKey, MergeInputs, ModelKey, Point, Slot, SourceKey, Stage, Step, StepKey
+from mooring.plugins import versioned
 from mooring.records import Completion, Half, Prompt, SetName
 from mooring.sampling import SamplingParams
 from mooring.training.precision import compute_dtype
@@ -231,7 +233,14 @@ class Plan:
             return MergeInputs(base=base, tuned=tuned)
         method, options = self.recipe.merge.method, self.merge_options()
         references = [SourceKey(role) for role in self.references()]
-        return MergeInputs(base=base, tuned=tuned, method=method, options=options, references=references, point=point)
+        return MergeInputs(
+            base=base,
+            tuned=tuned,
+            method=versioned("merge_methods", method),
+            options=options,
+            references=references,
+            point=point,
+        )
 
     def _inputs_in_series(self, point: SeriesPoint) -> MergeInputs:
         base, series = _model_keys(self.recipe)[0], point.series
@@ -241,7 +250,7 @@ class Plan:
         return MergeInputs(
             base=base,
             tuned=tuned,
-            method=series.method,
+            method=versioned("merge_methods", series.method),
             options=self.merge_options(series),
             references=[SourceKey(role) for role in self.references(series)],
             point=point,
@@ -562,19 +571,11 @@ def _outputs(point: Point, path: Callable[[MergePoint], Path]) -> list[Path]:
     return [path(point)] if isinstance(point, MergePoint) else []
 
 
-_PACKAGES: Mapping[str, Sequence[str]] = {
-    "transformers": ("torch", "transformers"),
-    "vllm": ("torch", "transformers", "vllm"),
-    "openai": (),
-}
-"""The packages whose versions an engine's numbers depend on. Those of a server are not known."""
-
-
 def engine_inputs(recipe: Recipe) -> types.EngineInputs:
     """What the numbers of a run's engine depend on."""
     section = recipe.generate
     return types.EngineInputs(
-        engine=section.engine,
+        engine=versioned("engines", section.engine),
         dtype=section.dtype,
         device=section.device,
         batch_size=section.batch_size,
@@ -584,7 +585,7 @@ def engine_inputs(recipe: Recipe) -> types.EngineInputs:
         served_model=section.served_model,
         system=recipe.system,
         thinking=section.thinking,
-        versions=installed_versions(*_PACKAGES[section.engine]),
+        versions=installed_versions(*ENGINES[section.engine].packages),
     )
 
 
@@ -726,7 +727,7 @@ def _score(plan: Plan, point: Point, split: Half, judged: Sequence[tuple[str, Se
         options["unsafe_exec"] = section.unsafe_exec
     inputs = types.ScoreInputs(
         measurements=[StepKey(id) for id in measurements],
-        metrics=metrics,
+        metrics=[versioned("metrics", name) for name in metrics],
         options=options,
         encoder=SourceKey("bert_score") if bert_score else None,
         seed=plan.recipe.seed,

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mooring.attacks import NONE, attack_of, kind_of, under
-from mooring.config import BUILT_IN, Recipe
+from mooring.config import Recipe
 from mooring.jsonio import read_as
 from mooring.latent_class import LatentClass, latent_class
 from mooring.merge_point import BASE, TUNED, MergePoint
@@ -131,7 +131,7 @@ def verdict_of(
         settings=plan.recipe.select,
         gains=gains,
         judge=judging.label(next(iter(judging.sections))),
-        by_wording=plan.recipe.score.judges[0].name in BUILT_IN,
+        by_wording=not judges.find(plan.recipe.score.judges[0].name).needs_model,
     )
 
 
@@ -345,7 +345,7 @@ def _missed(verdict: Verdict) -> str:
     """Why there is no verdict, in a word or two."""
     if verdict.why in (CUT_OFF, NO_ANSWER):
         return verdict.why
-    return "unsure" if verdict.judge in judges.WITHOUT_MODEL else "unreadable"
+    return "unsure" if judges.is_without_model(verdict.judge) else "unreadable"
 
 
 def _answer(completion: Completion, verdict: Verdict, words: Mapping[str, str], *, wanted: bool) -> Answer:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from mooring.config import Metric
 from mooring.errors import DataError
 from mooring.events import OnEvent
-from mooring.metrics import pass_ks
+from mooring.metrics import METRICS, pass_ks
 from mooring.records import Completion, Likelihood, Prompt, Score
 from mooring.scoring.function_calls import call_match, parse_call
 from mooring.scoring.scores import make_score, pair_references, share_score
@@ -91,9 +91,14 @@ def task_scores(metrics: Iterable[Metric], data: TaskData) -> dict[str, Score]:
     functions = dict.fromkeys("pass@k" if name.startswith("pass@") else name for name in names)
     scores: dict[str, Score] = {}
     for name in sorted(functions, key=lambda name: name != "pass@k"):  # programs first: the most likely to raise
-        score = TASK_METRICS[name](data)
+        score = _function(name)(data)
         scores |= score if isinstance(score, Mapping) else {name: score}
     return {name: scores[name] for name in names}
+
+
+def _function(name: str) -> TaskMetric:
+    """The function of a metric, which a plug-in brings along."""
+    return TASK_METRICS[name] if name in TASK_METRICS else METRICS[name].compute or TASK_METRICS[name]
 
 
 @task_metric("call_match")

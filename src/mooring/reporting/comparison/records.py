@@ -70,7 +70,7 @@ class SeriesResult(Record):
     @property
     def series(self) -> Series:
         """What its λ is a λ of."""
-        return Series(self.method, self.tuned, self.seed, METHODS[self.method].has_lam)
+        return Series(self.method, self.tuned, self.seed, self.method not in METHODS or METHODS[self.method].has_lam)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,15 +6,15 @@ A judge is a `Judge` in a file of its own, listed in `JUDGES`.
 import dataclasses
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 
 from mooring.errors import DataError, RecipeError
 from mooring.metrics import MISS_WARNING
+from mooring.plugins import Registry
 from mooring.records import Completion, Prompt, Verdict
 from mooring.scoring.judges.agreement import Agreement, measure_agreement
 from mooring.scoring.judges.base import Judge, Reading
-from mooring.scoring.judges.built_in import CLASSIFIER, RULES, verdict
+from mooring.scoring.judges.built_in import CLASSIFIER, RULES, verdict, without_model
 from mooring.scoring.judges.chat_judge import CHAT_JUDGE
 from mooring.scoring.judges.granite_guardian import GRANITE_GUARDIAN, GRANITE_GUARDIAN_3_2
 from mooring.scoring.judges.harmbench import HARMBENCH
@@ -29,18 +29,19 @@ __all__ = [
     "JUDGES",
     "MISS_IMBALANCE",
     "MISS_WARNING",
-    "WITHOUT_MODEL",
     "Agreement",
     "Judge",
     "Reading",
     "by_wording",
     "find",
+    "is_without_model",
     "label",
     "measure_agreement",
     "misses",
     "model_of",
     "questions",
     "verdicts",
+    "without_model",
 ]
 
 MISS_IMBALANCE = 0.01
@@ -62,10 +63,13 @@ _ALL = (
     STRONGREJECT,
     CHAT_JUDGE,
 )
-JUDGES: Mapping[str, Judge] = MappingProxyType({judge.name: judge for judge in _ALL})
+JUDGES: Registry[Judge] = Registry("judges", _ALL)
 """The judges by name."""
-WITHOUT_MODEL = frozenset(judge.version for judge in _ALL if not judge.needs_model)
-"""What `Verdict.judge` is for judges that need no model: their misses are unsure, not unreadable."""
+
+
+def is_without_model(label: str) -> bool:
+    """Whether `Verdict.judge` is that of a judge that needs no model: its misses are unsure, not unreadable."""
+    return any(not judge.needs_model and judge.version == label for judge in JUDGES.values())
 
 
 def find(name: str) -> Judge:

@@ -15,15 +15,22 @@ def _read() -> Reading:
     raise TypeError("this judge reads no model's answers")
 
 
-def _by_wording(name: str, decide: Callable[[str, str], Decision], version: str) -> Judge:
+def without_model(name: str, decide: Callable[[str, str], Decision], version: str) -> Judge:
+    """A judge that needs no model.
+
+    Args:
+        name: Its name.
+        decide: From a request and a response to whether the response refuses.
+        version: What its verdicts are marked with; another one where they differ.
+    """
     return Judge(
         name=name, ask=lambda prompt, completion: [], reader=_read, decide=decide, version=version, says_refused=True
     )
 
 
-CLASSIFIER = _by_wording("classifier", classifier.decide, "refusal-classifier-1")
+CLASSIFIER = without_model("classifier", classifier.decide, "refusal-classifier-1")
 """A linear model, trained on labelled responses; unsure where the probability of a refusal is near a half."""
-RULES = _by_wording("rules", rules.decide, "refusal-rules-3")
+RULES = without_model("rules", rules.decide, "refusal-rules-3")
 """A list of phrases that can be read."""
 
 

@@ -1,0 +1,173 @@
+"""Plug-ins by reference, in recipes and by entry points; those that fail give one line."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mooring
+from mooring import plugins
+from mooring.cli import main
+from mooring.config import Recipe
+from mooring.errors import RecipeError
+from mooring.metrics import METRICS
+from mooring.pipeline.plan import build
+from mooring.pipeline.steps import Keys
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "plugin"
+MODULE = EXAMPLE / "src" / "mooring_example" / "__init__.py"
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test loads its own plug-ins."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(plugins, "_files", {})
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> tuple[str, str]:
+    """A file of completions, and that of their prompts."""
+    prompts = [{"id": "a", "prompt": "P", "completion": "Oslo"}, {"id": "b", "prompt": "Q", "completion": "Bergen"}]
+    completions = [{"prompt_id": "a", "text": "It is Oslo."}, {"prompt_id": "b", "text": "I do not know."}]
+    for name, rows in (("p", prompts), ("c", completions)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "c.jsonl"), str(tmp_path / "p.jsonl")
+
+
+def test_a_metric_and_a_judge_of_a_file_score_answers(answers: tuple[str, str]) -> None:
+    assert "contains" not in METRICS
+    loaded = (f"{MODULE}:METRIC", f"{MODULE}:JUDGE")
+    (score,) = mooring.score(*answers, kind="task", metrics="contains", plugins=loaded).values()
+    assert (score.value, score.name) == (0.5, "contains")
+    scores = mooring.score(*answers, judges="short-refusals", plugins=loaded)
+    assert scores["refusal"].value == 0
+    assert scores["asr"].method.startswith("short-refusals-1")
+
+
+def test_a_merge_method_of_a_file_merges(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    for name, value in (("base", 1.0), ("tuned", 3.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        save_file({"w": torch.full((4,), value)}, tmp_path / name / "model.safetensors", {"format": "pt"})
+    out = tmp_path / "out"
+    mooring.merge(tmp_path / "base", tmp_path / "tuned", out=out, lam=0.5, method="damped", plugins=f"{MODULE}:METHOD")
+    assert load_file(out / "model.safetensors")["w"].tolist() == [1.5] * 4
+
+
+def test_an_engine_a_prompt_set_and_an_attack_answer(tmp_path: Path) -> None:
+    for name in ("ENGINE", "PROMPTS", "ATTACK"):
+        plugins.load(f"{MODULE}:{name}")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    harmless = {"engine": "echo", "kind": "safety", "attacks": "shouting"}
+    found = mooring.generate(tmp_path, "capitals", out=tmp_path / "out.jsonl", **harmless)  # type: ignore[arg-type]
+    assert found[0].text == "WHAT IS THE CAPITAL OF NORWAY?"
+    assert len(found) == 4
+
+
+def recipe(tmp_path: Path, **more: Any) -> Recipe:
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join(json.dumps({"prompt": f"P{n}", "completion": "C"}) + "\n" for n in range(4)))
+    values = {"base": "b", "tuned": "t", "out": str(tmp_path / "run"), **more}
+    return Recipe.parse(values | {"score": {"task": str(task), **more.get("score", {})}})
+
+
+def test_a_recipe_names_its_plugins_and_their_version_is_part_of_the_keys(tmp_path: Path) -> None:
+    def keys(text: str) -> dict[str, str]:
+        plugins._loaded.clear()
+        file = tmp_path / "mine.py"
+        file.write_text(text)
+        made = recipe(
+            tmp_path,
+            plugins=[f"{file}:METHOD", f"{file}:METRIC"],
+            merge={"method": "damped"},
+            score={"metrics": ["contains"]},
+        )
+        assert Recipe.parse(made.model_dump(mode="json")) == made
+        plan = build(made)
+        measured = Keys(lambda: plan.steps, lambda reference: str(reference))
+        return {id: measured.of(step) for id, step in plan.steps.items()}
+
+    text = MODULE.read_text()
+    before, after = keys(text), keys(text + "\n# another version\n")
+    again = {id for id in before if before[id] != after[id]}
+    assert {"generate/0.4/safety/validation", "score/0/validation", "score/0/test"} <= again
+    assert not again & {"generate/0/safety/validation", "generate/1/safety/validation", "check_pair"}
+    assert keys(text) == before
+
+
+FAILING = {
+    "raises": ("1 / 0", "recipe.plugin_failed", "ZeroDivisionError"),
+    "exits": ("raise SystemExit(3)", "recipe.plugin_failed", "SystemExit"),
+    "syntax": ("def (", "recipe.plugin_failed", "SyntaxError"),
+    "missing": ("", "recipe.plugin_failed", "has no `X`"),
+    "other": ("X = 3", "recipe.not_a_plugin", "is int, not one of Judge"),
+    "taken": (
+        "from mooring.metrics import Metric\nX = Metric('exact_match', 'x', 'task')",
+        "recipe.plugin_name_taken",
+        "taken by a built-in one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_plugin_that_fails_gives_one_line(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text, code, words = FAILING[name]
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        plugins.load(f"{file}:X")
+    assert caught.value.code == code
+    assert words in str(caught.value)
+    with pytest.raises(SystemExit) as stopped:
+        main(["plugins", "--plugin", f"{file}:X"])
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("reference", ["nothing", "no.such.module:X", "missing.py:X", ":X", "json:"])
+def test_a_reference_to_nothing_is_refused(reference: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        plugins.load(reference)
+    assert caught.value.code == "recipe.plugin_failed"
+
+
+def test_an_entry_point_that_fails_is_listed_with_its_error(
+    answers: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = importlib.metadata.EntryPoint("mine", "no_such_module:X", "mooring.judges")
+    monkeypatch.setattr(plugins, "_entry_points", lambda group: {"mine": bad} if group == "judges" else {})
+    with pytest.raises(SystemExit) as stopped:
+        main(["plugins"])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().out
+    assert "No module named 'no_such_module'" in shown
+    assert "classifier, rules" in shown.replace("\n", " ")
+    with pytest.raises(RecipeError, match="no_such_module"):
+        mooring.score(*answers, judges="mine")
+
+
+@pytest.mark.slow
+def test_the_template_is_installed_and_used(tmp_path: Path, answers: tuple[str, str]) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
+    done = subprocess.run([*pip, str(tmp_path / "site"), str(EXAMPLE)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mooring.cli import main; main(sys.argv[1:])"
+
+    def run(*argv: str) -> str:
+        command = [sys.executable, "-c", code, str(tmp_path / "site"), *argv]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    listed = {each["name"]: each for each in json.loads(run("plugins", "--json")) if each["source"] != "built-in"}
+    assert {*listed} == {"short-refusals", "damped", "contains", "capitals", "shouting", "echo"}
+    assert {each["source"] for each in listed.values()} == {"mooring-example 0.1.0"}
+    scores = json.loads(run("score", *answers, "--kind", "task", "--metrics", "contains", "--json"))
+    assert scores["contains"]["value"] == 0.5
