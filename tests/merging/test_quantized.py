@@ -187,7 +187,7 @@ def qlora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("qlora")
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=40, num_key_value_heads=1, tie_word_embeddings=False))
     model.to(torch.bfloat16).save_pretrained(folder / "base")

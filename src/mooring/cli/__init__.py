@@ -1,6 +1,7 @@
 """The command line: thin commands over `mooring.api`."""
 
 import errno
+import logging
 import os
 import sys
 import textwrap
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and some CPUs lack a kernel
     from mooring.cli.terminal import safe_output
 
     with safe_output():
