@@ -227,11 +227,11 @@ _SETS = ("task", "safety", "over_refusal", "ordinary")
 def option_types() -> str:
     """The source of `mooring/options.py`."""
     methods = "".join(f"    {json.dumps(name)},\n" for name in METHODS.built_in)
-    types = (
-        f'Method: TypeAlias = Literal[\n{methods}] | str\n"""A merge method; any other name is that of a plug-in."""\n'
-    )
-    types += f"Engine: TypeAlias = Literal[{', '.join(map(json.dumps, ENGINES.built_in))}] | str\n"
-    types += '"""An engine; any other name is that of a plug-in."""\n'
+    types = f"BuiltInMethod: TypeAlias = Literal[\n{methods}]\n"
+    types += 'Method: TypeAlias = BuiltInMethod | str\n"""A merge method; any other name is that of a plug-in."""\n'
+    engines = ", ".join(map(json.dumps, ENGINES.built_in))
+    types += f"BuiltInEngine: TypeAlias = Literal[{engines}]\n"
+    types += 'Engine: TypeAlias = BuiltInEngine | str\n"""An engine; any other name is that of a plug-in."""\n'
     parts = [OPTIONS_INTRO.replace("METHODS\n", types)]
     for verb in VERBS:
         if verb in ("run", "merge"):

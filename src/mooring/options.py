@@ -14,38 +14,37 @@ if TYPE_CHECKING:
 
     from mooring.config import Judge
 
-Method: TypeAlias = (
-    Literal[
-        "linear",
-        "task_arithmetic",
-        "lines",
-        "slerp",
-        "model_stock",
-        "karcher",
-        "ties",
-        "dare_linear",
-        "dare_ties",
-        "della",
-        "della_linear",
-        "breadcrumbs",
-        "breadcrumbs_ties",
-        "nuslerp",
-        "multislerp",
-        "nearswap",
-        "sce",
-        "arcee_fusion",
-        "chat_vector",
-        "resta",
-        "lox",
-        "lssf",
-        "safe_lora",
-        "safe_merge",
-        "intruders",
-    ]
-    | str
-)
+BuiltInMethod: TypeAlias = Literal[
+    "linear",
+    "task_arithmetic",
+    "lines",
+    "slerp",
+    "model_stock",
+    "karcher",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "nuslerp",
+    "multislerp",
+    "nearswap",
+    "sce",
+    "arcee_fusion",
+    "chat_vector",
+    "resta",
+    "lox",
+    "lssf",
+    "safe_lora",
+    "safe_merge",
+    "intruders",
+]
+Method: TypeAlias = BuiltInMethod | str
 """A merge method; any other name is that of a plug-in."""
-Engine: TypeAlias = Literal["transformers", "vllm", "openai"] | str
+BuiltInEngine: TypeAlias = Literal["transformers", "vllm", "openai"]
+Engine: TypeAlias = BuiltInEngine | str
 """An engine; any other name is that of a plug-in."""
 JudgeLike: TypeAlias = "str | Mapping[str, Any] | Judge"
 """A judge by its name, or with its fields."""
