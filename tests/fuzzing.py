@@ -1,6 +1,7 @@
 """What all fuzzers share: values, damaged files, and limits of each input."""
 
 import contextlib
+import copy
 import json
 import random
 import resource
@@ -10,26 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hypothesis import strategies as st
-
 SECONDS = 20
 """Of the processor, for each input."""
 MEMORY = 2**30
 """Bytes that all inputs together may add to the peak."""
 
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([10**400, -(2**63), float("inf"), float("nan"), 1e308, -1])
-    | st.floats()
-    | st.text(st.characters(), max_size=20)
-    | st.sampled_from(["", "../x", "\x1b[31m", "\ud800", "a" * 300, "null", "1e999", "0.2..0.8", "{}", "<<"])
+HOSTILE = (
+    *("", "../x", "../..", "/proc/self/mem", "a" * 300, "x" * 5000, "\0", "null", "1e999", "{}", "<<", "0.2..0.8"),
+    *("\x1b[31m", "\x1b]0;t\x07", "\x9b31m", "\ud800", "\u202e", "\u2028", "(a+)+$", "(", "[", "\\", "NaN", "-", "~"),
+    *("a.b", "lm_head.weight", "model.layers.0.self_attn.q_proj.weight", "{{ 1/0 }}", "{% for x in x %}", "\r\n"),
 )
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+NUMBERS = (0, 1, -1, 2, 7, 8, 9, 10**9, 2**31, 2**63, -(2**63), 10**300, 10**400, 0.5, -0.0, 1e308, 1e-320)
+_TEXTS = (
+    *(b"", b"null", b"{}", b"[]", b"1", b"{", b"\xff\xfe", b"\xef\xbb\xbf{}", b"[" * 5000, b'{"a":' * 2000),
+    *(b"1" * 5000, b'{"a": 1e999}', b'{"a": NaN}', b'{"a": 1, "a": 2}', b'"\\ud800"'),
 )
-_TEXTS = [b"", b"null", b"{}", b"[]", b"{", b"\xff\xfe", b"\xef\xbb\xbf{}", b"[" * 5000, b'{"a":' * 2000, b"1" * 5000]
+_BINARY_NUMBERS = (0, 1, 2, 8, 9, 255, 2**16, 2**31, 2**32 - 1, 2**40, 2**61, 2**63, 2**64 - 1)
 
 
 @contextlib.contextmanager
@@ -55,30 +52,83 @@ def listing(root: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_size for path in root.rglob("*")}
 
 
-def damaged_json(original: Any) -> st.SearchStrategy[bytes]:
-    """The text of a JSON value in which one to three values, at any depth, are gone, moved, or anything; or a text."""
-    text = json.dumps(original)
+# Each input follows from one number: drawing every value by Hypothesis takes ten times as long as reading the file.
 
-    def damage(number: int, values: list[Any]) -> bytes:
-        chance, data = random.Random(number), json.loads(text)
-        for value in values:
-            place = data
-            while (inner := _within(chance, place)) and chance.random() < 0.8:
-                place = inner
-            if isinstance(place, dict) and place:
-                key = chance.choice(sorted(place))
-                if chance.random() < 0.2:
-                    place[chance.choice((key.upper(), "a" * 300, "\x1b[2J"))] = place.pop(key)
-                elif chance.random() < 0.2:
-                    del place[key]
-                else:
-                    place[key] = value
-            elif isinstance(place, list) and place:
-                place[chance.randrange(len(place))] = value
-        return json.dumps(data).encode()
 
-    seeds = st.integers(0, 2**32)
-    return st.builds(damage, seeds, st.lists(VALUES, min_size=1, max_size=3)) | st.sampled_from(_TEXTS)
+def anything(chance: random.Random, depth: int = 3) -> Any:
+    """A JSON value: mostly small, and of the kinds that readers tend not to expect."""
+    match chance.randrange(10 if depth else 7):
+        case 0:
+            return chance.choice((None, True, False))
+        case 1:
+            return chance.choice(NUMBERS)
+        case 2:
+            return chance.choice((float("inf"), float("nan"), chance.randint(-(2**70), 2**70), chance.random()))
+        case 3 | 4:
+            return chance.choice(HOSTILE)
+        case 5:
+            return noise(chance, 8)
+        case 6:
+            return chance.randrange(10)
+        case 7:
+            return [anything(chance, depth - 1) for _ in range(chance.randrange(4))]
+        case _:
+            return {key(chance): anything(chance, depth - 1) for _ in range(chance.randrange(4))}
+
+
+def key(chance: random.Random) -> str:
+    """A key of a mapping."""
+    return chance.choice(HOSTILE) if chance.random() < 0.5 else noise(chance, 6)
+
+
+def noise(chance: random.Random, longest: int, alphabet: str = "") -> str:
+    """Some characters: of an alphabet, or any."""
+    length = chance.randrange(longest + 1)
+    if alphabet:
+        return "".join(chance.choices(alphabet, k=length))
+    return "".join(chr(chance.randrange(chance.choice((128, 0x3000, 0x110000)))) for _ in range(length))
+
+
+def damaged_value(chance: random.Random, original: Any) -> Any:
+    """A JSON value in which one to three values, at any depth, are gone, moved, doubled, or anything."""
+    data = copy.deepcopy(original)
+    for _ in range(chance.randint(1, 3)):
+        place = data
+        while (inner := _within(chance, place)) and chance.random() < 0.7:
+            place = inner
+        if isinstance(place, dict) and place:
+            name = chance.choice(sorted(place))
+            match chance.randrange(6):
+                case 0:
+                    del place[name]
+                case 1:
+                    place[key(chance)] = place.pop(name)
+                case 2:
+                    place[name] = copy.deepcopy(place[chance.choice(sorted(place))])
+                case 3:
+                    place[key(chance)] = anything(chance)
+                case _:
+                    place[name] = anything(chance)
+        elif isinstance(place, list) and place:
+            at = chance.randrange(len(place))
+            if chance.random() < 0.3:
+                del place[at]
+            else:
+                place[at] = anything(chance)
+    return data if chance.random() < 0.97 else anything(chance)
+
+
+def damaged_json(chance: random.Random, original: bytes) -> bytes:
+    """The text of a damaged JSON value; now and then a text of its own, or damaged as text."""
+    if (kind := chance.random()) < 0.03:
+        return chance.choice(_TEXTS)
+    if kind < 0.08:
+        return damaged_bytes(chance, original)
+    try:
+        value = json.loads(original)
+    except ValueError:  # it was damaged before
+        return damaged_bytes(chance, original)
+    return json.dumps(damaged_value(chance, value)).encode()
 
 
 def _within(chance: random.Random, place: Any) -> Any:
@@ -88,28 +138,21 @@ def _within(chance: random.Random, place: Any) -> Any:
     return chance.choice(found) if found else None
 
 
-_NUMBERS = (0, 1, 2, 8, 9, 255, 2**16, 2**31, 2**32 - 1, 2**40, 2**61, 2**63, 2**64 - 1)
-
-
-def damaged_bytes(original: bytes, head: int) -> st.SearchStrategy[bytes]:
+def damaged_bytes(chance: random.Random, original: bytes, head: int = 600) -> bytes:
     """Bytes with some bits, numbers and pieces changed, mostly among the first `head`, or cut off."""
-
-    def damage(number: int) -> bytes:
-        chance, data = random.Random(number), bytearray(original)
-        for _ in range(chance.randint(1, 4)):
-            at = chance.randrange(min(head, len(data)) if chance.random() < 0.9 else len(data))
-            match chance.randrange(5):
-                case 0:
-                    data[at] ^= 1 << chance.randrange(8)
-                case 1:
-                    width = chance.choice((4, 8))
-                    data[at : at + width] = (chance.choice(_NUMBERS) % 2 ** (8 * width)).to_bytes(width, "little")
-                case 2:
-                    data[at : at + chance.randrange(40)] = data[(other := chance.randrange(len(data))) : other + 40]
-                case 3 if chance.random() < 0.3:
-                    del data[max(1, at) :]
-                case _:
-                    data[at : at + 1] = chance.randbytes(chance.randrange(9))
-        return bytes(data)
-
-    return st.builds(damage, st.integers(0, 2**32))
+    data = bytearray(original) or bytearray(1)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(min(head, len(data)) if chance.random() < 0.9 else len(data))
+        match chance.randrange(5):
+            case 0:
+                data[at] ^= 1 << chance.randrange(8)
+            case 1:
+                width = chance.choice((4, 8))
+                data[at : at + width] = (chance.choice(_BINARY_NUMBERS) % 2 ** (8 * width)).to_bytes(width, "little")
+            case 2:
+                data[at : at + chance.randrange(40)] = data[(other := chance.randrange(len(data))) : other + 40]
+            case 3 if chance.random() < 0.3:
+                del data[max(1, at) :]
+            case _:
+                data[at : at + 1] = chance.randbytes(chance.randrange(9))
+    return bytes(data)

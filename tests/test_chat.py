@@ -55,6 +55,26 @@ def test_a_template_that_refuses_is_a_user_error(gemma: Any) -> None:
     assert caught.value.code == "model.conversation_refused"
 
 
+@pytest.mark.parametrize(
+    ("template", "code"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "model.endless_template"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "model.conversation_refused"),
+        ("{{ 1 / 0 }}", "model.conversation_refused"),
+        ("{{ messages.foo.bar }}", "model.conversation_refused"),
+        ("{{ cycler.__init__.__globals__ }}", "model.conversation_refused"),
+    ],
+)
+def test_a_hostile_template_is_refused_in_time(
+    monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any, template: str, code: str
+) -> None:
+    monkeypatch.setattr("mooring.chat._SECONDS", 0.2)
+    with pytest.raises(ModelError) as caught:
+        render(copy_of(tiny_tokenizer, template), [Message("user", "a")])
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+
+
 def test_no_template_is_a_user_error(tiny_tokenizer: Any) -> None:
     with pytest.raises(ModelError) as caught:
         render(copy_of(tiny_tokenizer, None), PROMPT.messages)

@@ -1,220 +1,357 @@
-"""Files and answers that are anything at all: a value, or the documented error in one line, soon, in little memory."""
+"""Files and answers that are anything at all, through the commands: a result, or one line, soon, in little memory."""
 
 import contextlib
+import dataclasses
+import io
 import json
 import os
+import random
+import shutil
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 # `--import-mode=importlib` puts no test folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent / "reporting"))
+sys.path.insert(1, str(Path(__file__).parent / "inference"))
+sys.path.insert(1, str(Path(__file__).parent / "models"))
 
+from fake_server import Handler, fake_server
 from report_sample import results
+from test_gguf import write_tiny
 
-import mooring
-from fuzzing import VALUES, damaged_bytes, damaged_json, limited, listing
-from mooring.bounded import RECORD, parse_json
+from fuzzing import anything, damaged_bytes, damaged_json, damaged_value, limited, listing, noise
+from mooring.cli import main
 from mooring.config import Recipe
 from mooring.errors import UserError
-from mooring.inference.dialect import parse_completion
-from mooring.inference.server import TransientError
-from mooring.ledger import LEDGER, read_ledger
-from mooring.models.classes import load_tokenizer
-from mooring.models.gguf_header import check_header
-from mooring.models.safetensors_file import read_header
-from mooring.models.vocabulary import adds_tokens, chat_template, ids_by_token, special_tokens, vocabulary
-from mooring.printable import as_json
-from mooring.reporting.results import dumps, load
+from mooring.inference.openai import OpenAIEngine
+from mooring.inference.retry import RequestLimits
+from mooring.printable import visible
+from mooring.records import Message, Prompt
+from mooring.reporting.results import dumps
+from mooring.sampling import SamplingParams
 
-EXAMPLES = int(os.environ.get("MOORING_FUZZ", "60"))
+pytestmark = pytest.mark.slow
+
+EXAMPLES = int(os.environ.get("MOORING_FUZZ", "150"))
 """How many inputs of each kind; `make fuzz` tries 10,000."""
 
+numbered = given(st.integers(0, 2**64 - 1))
 fuzzed = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate],  # an input follows from a number, which does not shrink
+    suppress_health_check=list(HealthCheck),
     database=None,
 )
 
-
-def one_line(error: UserError) -> None:
-    """Check that an error is one line with a code."""
-    assert "\n" not in str(error)
-    assert error.code.count(".") == 1
-
-
-def edited(original: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """A mapping of which some values, at the top or one level below, are anything."""
-    inner = {key: edited(value) | VALUES for key, value in original.items() if isinstance(value, dict) and value}
-    return st.fixed_dictionaries(
-        {}, optional={**{key: st.just(value) | VALUES for key, value in original.items()}, **inner}
-    )
+NEEDED = ("base", "tuned", "out", "merge_method", "base_model")
+"""Fields of a recipe, or of mergekit's."""
+Damage = Callable[[random.Random, bytes], bytes]
+Command = tuple[str, ...]
 
 
-RECIPE = Recipe.parse({"base": "b", "tuned": "t", "score": {"safety": "bundled:harmful"}}).model_dump(mode="json")
-STEP = {"label": "l", "key": "k", "done": True, "seconds": 1.0, "files": {"a.json": "0"}}
+def damaged_yaml(chance: random.Random, original: bytes) -> bytes:
+    """A recipe in which values are gone, moved, or anything; or a text that is hardly YAML."""
+    if chance.random() < 0.2:
+        return noise(chance, 200, "[]{}&*<: -,\n!?|>%@`'\"#ab1.e").encode()
+    if chance.random() < 0.2:
+        return damaged_bytes(chance, original)
+    whole = json.loads(original)
+    few = chance.random() < 0.8  # sections, which are parsed sooner
+    chosen = {key: value for key, value in whole.items() if key in NEEDED or chance.random() < 0.3} if few else whole
+    return json.dumps(damaged_value(chance, chosen)).encode()
+
+
+def damaged_lines(chance: random.Random, original: bytes) -> bytes:
+    """JSON Lines of which some are damaged."""
+    lines = original.splitlines()
+    for _ in range(chance.randint(1, 2)):
+        at = chance.randrange(len(lines))
+        lines[at] = damaged_json(chance, lines[at])
+    return b"\n".join(lines)
+
+
+def damaged_text(chance: random.Random, original: bytes) -> bytes:
+    """A text of which pieces are gone, moved, or anything."""
+    return damaged_bytes(chance, original, len(original))
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Files of one kind, how they are damaged, and the commands that read them; `OUT` is where one writes."""
+
+    files: tuple[str, ...]
+    damage: Damage
+    commands: tuple[Command, ...]
+
+
+MERGE = ("merge", "base", "tuned", "--lam", "0.5", "--out", "out")
+INSPECT = ("inspect", "base", "tuned", "--quick", "--json")
+OF_ADAPTER = tuple(tuple("adapter" if part == "tuned" else part for part in command) for command in (INSPECT, MERGE))
+OF_GGUF = tuple(f"{part}.gguf" if part in ("base", "tuned") else part for part in INSPECT)
+OF_ANSWERS = ("score", "answers.jsonl", "set.jsonl", "--kind")
+READERS = (("select", "run"), ("gate", "run"), ("select", "run", "--margin", "0.1", "--json"))
+TOKENIZERS = (
+    ("data", "set.jsonl", "--model", "tuned"),
+    (*MERGE, "--tokenizer", "tuned"),
+    (*MERGE, "--tokenizer", "base"),
+)
+TARGETS = {
+    "recipes": Target(("r.yaml",), damaged_yaml, (("run", "r.yaml", "--dry-run"),)),
+    "mergekit configurations": Target(("m.yaml",), damaged_yaml, (("mergekit", "run", "m.yaml", "--out", "out"),)),
+    "ledgers": Target(("run/ledger.json",), damaged_json, READERS),
+    "results": Target(("run/report/results.json",), damaged_json, READERS),
+    "reports": Target(("run/report/results.json",), damaged_json, (("report", "run"),)),
+    "configurations": Target(("base/config.json", "tuned/config.json"), damaged_json, (INSPECT, MERGE, MERGE, MERGE)),
+    "configurations of adapters": Target(("adapter/adapter_config.json",), damaged_json, OF_ADAPTER),
+    "indexes": Target(("tuned/model.safetensors.index.json",), damaged_json, (INSPECT, MERGE)),
+    "tokenizers": Target(
+        ("tuned/tokenizer.json", "tuned/tokenizer_config.json", "base/tokenizer_config.json"), damaged_json, TOKENIZERS
+    ),
+    "templates": Target(("tuned/chat_template.jinja",), damaged_text, TOKENIZERS),
+    "headers of safetensors": Target(("base/model.safetensors",), damaged_bytes, (INSPECT, MERGE)),
+    "headers of adapters": Target(("adapter/adapter_model.safetensors",), damaged_bytes, OF_ADAPTER),
+    "headers of GGUF": Target(("base.gguf",), damaged_bytes, (OF_GGUF,)),
+    "data": Target(("set.jsonl",), damaged_lines, (("data", "set.jsonl"), (*OF_ANSWERS, "task"))),
+    "answers": Target(("answers.jsonl",), damaged_lines, ((*OF_ANSWERS, "safety"),)),
+}
+VERDICTS = "verdicts-answers-classifier.jsonl"
+"""What `score` writes."""
+FEWER = ("mergekit configurations", "indexes", "templates", "data", "answers", "headers of GGUF")
+SHARES = {"reports": 0.02, **dict.fromkeys(FEWER, 0.2)}
+"""Of kinds of which fewer are tried: they take longer, or are read by what reads another kind."""
+
+
+def sharded(folder: Path) -> None:
+    """Write the weights of a model in two shards with an index."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
+    for file, held in shards.items():
+        save_file({name: weights[name] for name in held}, folder / file, {"format": "pt"})
+    size = sum(value.nbytes for value in weights.values())
+    index = {"metadata": {"total_size": size}, "weight_map": {n: file for file, held in shards.items() for n in held}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any, tiny_tokenizer: Any) -> Path:
+    """Models, an adapter, a finished run, recipes and data, as the commands of `TARGETS` name them."""
+    root = tmp_path_factory.mktemp("fuzz")
+    small = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "max_position_embeddings": 2048}
+    save_tiny_model(root / "base", **small)
+    save_tiny_model(root / "tuned", seed=1, **small)
+    sharded(root / "tuned")
+    (root / "adapter").mkdir()
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{module}.lora_A.weight": torch.ones(2, 16), f"{module}.lora_B.weight": torch.ones(16, 2)}
+    save_file(factors, root / "adapter" / "adapter_model.safetensors")
+    (root / "adapter" / "adapter_config.json").write_text(json.dumps(ADAPTER))
+    for name in ("base.gguf", "tuned.gguf"):
+        write_tiny(root / name, tiny_tokenizer, "Q8_0")
+    with (root / "tuned.gguf").open("r+b") as file:  # another weight
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    rows = [{"prompt": f"Call {n}", "completion": f"call({n})", "category": "a"} for n in range(4)]
+    (root / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = [{"prompt_id": str(n), "response": "call(1)", "prompt": f"Call {n}"} for n in range(4)]
+    (root / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    sets = dict.fromkeys(("task", "safety", "over_refusal", "ordinary"), "set.jsonl")
+    sections = {"score": sets, "select": {"confidence": None}}
+    recipe = Recipe.parse({"base": "base", "tuned": "tuned", **sections})
+    plain = recipe.model_dump(mode="json")
+    (root / "r.yaml").write_text(json.dumps({**plain, "out": "new"}))  # JSON is YAML
+    (root / "m.yaml").write_text(json.dumps(MERGEKIT))
+    (root / "run" / "report").mkdir(parents=True)
+    (root / "run" / "recipe.yaml").write_text(recipe.dump())
+    (root / "run" / "report" / "results.json").write_text(dumps(results(recipe=plain)))
+    step = {"label": "l", "key": "k", "done": True, "seconds": 1.0, "files": {}}
+    ledger = {"steps": {"a": step, "b": step}, "digests": {"m": {"stats": "s", "digest": "d"}}}
+    (root / "run" / "ledger.json").write_text(json.dumps(ledger))
+    return root
+
+
+ADAPTER: dict[str, Any] = {
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 4,
+    "target_modules": ["q_proj"],
+    "base_model_name_or_path": "base",
+    "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {"q_proj": 8},
+    "modules_to_save": None,
+    "use_rslora": False,
+    "use_dora": False,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+}
+MERGEKIT: dict[str, Any] = {
+    "merge_method": "ties",
+    "base_model": "base",
+    "models": [{"model": "tuned", "parameters": {"weight": 0.5, "density": [0.2, 0.8]}}, {"model": "base"}],
+    "parameters": {"normalize": True, "lambda": 0.5, "weight": [{"filter": "mlp", "value": 0.1}, {"value": 1}]},
+    "dtype": "float32",
+    "tokenizer_source": "base",
+}
+
+
+@contextlib.contextmanager
+def within(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def attempt(folder: Path, command: Command) -> int:
+    """Run a command within the limits: the documented codes, at most one line of error, nothing that acts, no rest."""
+    out, err, before = io.StringIO(), io.StringIO(), listing(folder)
+    with within(folder), limited(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(list(command))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    print(out.getvalue(), err.getvalue())  # shown if an assertion fails
+    assert code in (0, 2, 3)
+    for text in (out.getvalue(), err.getvalue()):
+        assert visible(text) == text
+    lines = [line for line in err.getvalue().splitlines() if not line.startswith("mooring: warning: ")]
+    assert len(lines) <= 1
+    assert all(line.startswith("mooring: ") for line in lines)
+    assert code != 2 or lines or '"problems": ["' in out.getvalue().replace("\n", "").replace("  ", "")
+    shutil.rmtree(os.environ["MOORING_CACHE"], ignore_errors=True)
+    if code == 0:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        (folder / VERDICTS).unlink(missing_ok=True)
+    assert listing(folder) == before or (code == 0 and command[0] == "report")
+    return code
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_files(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOORING_CACHE", str(folder.parent / "cache"))
+    target = TARGETS[kind]
+    originals = {name: (folder / name).read_bytes() for name in target.files}
+    whole = [attempt(folder, command) for command in target.commands]  # and loads what is needed, before the limits
+    assert set(whole) <= {0, 3}
+
+    @seed(0)
+    @settings(fuzzed, max_examples=max(3, round(EXAMPLES * SHARES.get(kind, 1))))
+    @numbered
+    def check(number: int) -> None:
+        chance = random.Random(number)
+        name = chance.choice(target.files)
+        (folder / name).write_bytes(target.damage(chance, originals[name]))
+        try:
+            attempt(folder, chance.choice(target.commands))
+        finally:
+            (folder / name).write_bytes(originals[name])
+
+    check()
+
+
+def test_headers_of_gguf(folder: Path, tmp_path: Path) -> None:
+    """What passes the check, the library reads, and each tensor lies in the file."""
+    from gguf import GGUFReader
+
+    from mooring.models.gguf_header import check_header
+
+    original, file = (folder / "base.gguf").read_bytes(), tmp_path / "x.gguf"
+
+    @seed(0)
+    @fuzzed
+    @numbered
+    def check(number: int) -> None:
+        file.write_bytes(damaged_bytes(random.Random(number), original))
+        with limited(), contextlib.suppress(UserError):
+            check_header(file)
+            for tensor in GGUFReader(file).tensors:
+                assert tensor.data_offset + tensor.n_bytes <= file.stat().st_size
+
+    check()
+
+
 ANSWER = {
     "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hi"}}],
     "usage": {"completion_tokens": 1},
 }
-
-
-@seed(0)
-@fuzzed
-@given(data=edited(RECIPE) | VALUES)
-def test_recipes(data: Any, tmp_path: Path) -> None:
-    path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump(data, allow_unicode=False), encoding="utf-8", errors="surrogatepass")
-    try:
-        Recipe.load(path)
-    except UserError as error:
-        one_line(error)
-    assert [each.name for each in tmp_path.iterdir()] == ["r.yaml"]
-
-
-@seed(0)
-@fuzzed
-@given(data=st.binary(max_size=200) | st.text("[]{}&*<: -,\n!?|>%@`'\"#ab1.e", max_size=200).map(str.encode))
-def test_recipes_that_are_hardly_yaml(data: bytes, tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_bytes(data)
-    with pytest.raises(UserError) as caught:
-        Recipe.load(tmp_path / "r.yaml")
-    one_line(caught.value)
-
-
-@seed(0)
-@fuzzed
-@given(data=edited({"steps": {"a": STEP}, "digests": {"m": {"stats": "s", "digest": "d"}}}) | VALUES)
-def test_ledgers(data: Any, tmp_path: Path) -> None:
-    (tmp_path / LEDGER).write_text(json.dumps(data))
-    try:
-        read_ledger(tmp_path)
-    except UserError as error:
-        one_line(error)
-
-
-@seed(0)
-@fuzzed
-@given(
-    data=edited(ANSWER)
-    | st.fixed_dictionaries(
-        {"choices": st.lists(edited(ANSWER["choices"][0]), min_size=1, max_size=1), "usage": VALUES}
-    )
-    | VALUES
+MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 4096}]}
+HEADS = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n",
+    b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: %d\r\n\r\n",
+    b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n",
 )
-def test_answers_of_servers(data: Any) -> None:
-    try:
-        found = parse_completion(parse_json(json.dumps(data, default=str), RECORD), "p")
-    except (TransientError, ValueError):
-        return
-    assert isinstance(found.text, str)
-    assert 0 <= found.tokens < 2**31
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    """A folder with a run's `results.json`, and files of a model: a tokenizer's, safetensors and GGUF."""
-    import gguf
-
-    root = tmp_path_factory.mktemp("fuzz")
-    found = results(recipe=Recipe.parse({"base": "b", "tuned": "t", "score": {"task": "bundled:tools"}}).model_dump())
-    (root / "run" / "report").mkdir(parents=True)
-    (root / "run" / "report" / "results.json").write_text(dumps(found))
-    tiny_tokenizer.save_pretrained(root / "tokenizer")
-    tiny_tokenizer.save_pretrained(root / "other")
-    save_file({"a": torch.ones(4, 2), "b": torch.ones(3, dtype=torch.bfloat16)}, root / "model.safetensors")
-    writer = gguf.GGUFWriter(root / "model.gguf", "llama")
-    writer.add_block_count(1)
-    writer.add_token_list(["a", "b", "c"])
-    writer.add_token_scores([0.5, 1.0, 2.0])
-    for name in ("token_embd.weight", "blk.0.attn_q.weight"):
-        writer.add_tensor(name, torch.ones(4, 32).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return root
+def response(chance: random.Random, value: Any) -> bytes:
+    """The bytes of a response, of which the body, the headers or both are damaged."""
+    where = chance.randrange(4)
+    error = {"error": {"message": anything(chance), "code": anything(chance), "type": "t"}}
+    body = json.dumps(damaged_value(chance, chance.choice((value, value, error))) if where else value).encode()
+    head = HEADS[0] if chance.random() < 0.6 else chance.choice(HEADS)
+    head %= len(body)
+    end = b"\r\n0\r\n\r\n" if b"chunked" in head else b""
+    return damaged_bytes(chance, head, len(head)) + body + end if where in (0, 3) else head + body + end
 
 
-@contextlib.contextmanager
-def replaced(folder: Path, name: str, data: bytes) -> Iterator[None]:
-    """Other bytes in a file of a folder, in which nothing else is written meanwhile, and an error is one line."""
-    path = folder / name
-    original = path.read_bytes()
-    path.write_bytes(data)
-    before = listing(folder)
-    try:
-        with limited():
-            yield
-    except UserError as error:
-        one_line(error)
-    finally:
-        after = listing(folder)
-        path.write_bytes(original)
-    assert after == before
+def test_servers() -> None:
+    """Whatever a server says to a request for its models, and for an answer."""
+    sent = b""
 
+    def act(handler: Handler, body: dict[str, Any]) -> None:
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            handler.connection.sendall(sent)
+            handler.connection.shutdown(socket.SHUT_WR)
 
-@pytest.fixture(scope="module")
-def inputs(folder: Path) -> dict[str, st.SearchStrategy[bytes]]:
-    """Damaged files, by their names."""
-    texts = {name: json.loads((folder / name).read_text()) for name in JSON_FILES}
-    binary = {name: damaged_bytes((folder / name).read_bytes(), 600) for name in ("model.safetensors", "model.gguf")}
-    return {name: damaged_json(value) for name, value in texts.items()} | binary
+    prompt = Prompt(id="p", messages=(Message("user", "Hello"),), origin="set.jsonl:1")
+    with fake_server(lambda number, body: act) as server:
+        server.answer_get = lambda handler: act(handler, {})
+        limits = RequestLimits(retries=1, timeout=10, patience=5)
 
+        @seed(0)
+        @fuzzed
+        @numbered
+        def check(number: int) -> None:
+            nonlocal sent
+            server.seen.clear()
+            server.times.clear()
+            chance = random.Random(number)
+            lists = chance.random() < 0.3
+            sent = response(chance, MODELS if lists else ANSWER)
+            engine = OpenAIEngine(server.url, None if lists else "m", limits=limits, clock=server.clock, system=None)
+            said = ""
+            with limited():
+                try:
+                    if lists:
+                        assert all(isinstance(each, (str, tuple, type(None))) for each in engine.served)
+                    else:
+                        (batch,) = engine.complete([prompt], SamplingParams(max_tokens=8))
+                        assert [(type(each.text), 0 <= each.tokens < 2**31) for each in batch] == [(str, True)]
+                except UserError as error:
+                    said = str(error)
+            assert "\n" not in said
+            assert visible(said) == said
 
-JSON_FILES = ("run/report/results.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
-
-
-@seed(0)
-@fuzzed
-@given(data=st.data())
-def test_results(folder: Path, inputs: Any, data: Any) -> None:
-    with replaced(folder, JSON_FILES[0], data.draw(inputs[JSON_FILES[0]])):
-        load(folder / JSON_FILES[0])
-        mooring.select(folder / "run")
-
-
-@seed(0)
-@fuzzed
-@given(data=st.data(), name=st.sampled_from(JSON_FILES[1:]))
-def test_tokenizers(folder: Path, inputs: Any, data: Any, name: str) -> None:
-    with replaced(folder, name, data.draw(inputs[name])):
-        one = folder / "tokenizer"
-        for value in (special_tokens(one), chat_template(one), ids_by_token(vocabulary(one))):
-            as_json(value)
-        adds_tokens(folder / "other", one, 10**6)
-        load_tokenizer(one)
-
-
-@seed(0)
-@fuzzed
-@given(data=st.data())
-def test_headers_of_safetensors(folder: Path, inputs: Any, data: Any) -> None:
-    file = folder / "model.safetensors"
-    with replaced(folder, file.name, data.draw(inputs[file.name])):
-        for info in read_header(file):
-            assert 0 < info.offset <= info.offset + info.nbytes <= file.stat().st_size
-
-
-@seed(0)
-@fuzzed
-@given(data=st.data())
-def test_headers_of_gguf(folder: Path, inputs: Any, data: Any) -> None:
-    """What passes the check, the library reads; each tensor lies in the file."""
-    import gguf
-
-    file = folder / "model.gguf"
-    with replaced(folder, file.name, data.draw(inputs[file.name])):
-        check_header(file)
-        for tensor in gguf.GGUFReader(file).tensors:
-            assert tensor.data_offset + tensor.n_bytes <= file.stat().st_size
+        check()

@@ -76,6 +76,7 @@ def _is_regular(found: os.stat_result) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_dev not in _made_up()
 
 
+@functools.cache
 def _made_up() -> set[int]:
     """The devices of the file systems whose files are made up by the kernel."""
     found = set()

@@ -2,6 +2,8 @@
 
 import datetime
 import re
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -98,9 +100,8 @@ def _render(
         if tools or any("tool_calls" in turn for turn in turns):
             _check_calls(tokenizer, turns, text, answer, thinking, tools)
         return text
-    except _refusals() as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        problem = f"{name}: the chat template refuses the conversation ({reason})"
+    except _RefusedError as error:
+        problem = f"{name}: the chat template refuses the conversation ({error})"
         raise ModelError(problem, "check the order of its roles", code="model.conversation_refused") from None
 
 
@@ -130,7 +131,7 @@ def has_system_role(tokenizer: Any) -> bool:
     try:
         turns = [as_turn(Message("system", PROBE)), as_turn(Message("user", "a"))]
         return PROBE in _apply(tokenizer, turns, True, None)
-    except _refusals():
+    except _RefusedError:
         return False
 
 
@@ -139,11 +140,9 @@ def has_thinking_mode(tokenizer: Any) -> bool:
     turns = [as_turn(Message("user", "a"))]
     try:
         return bool(tokenizer.chat_template) and reads_mode(
-            lambda arguments: str(
-                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
-            )
+            lambda arguments: str(_rendered(tokenizer, turns, add_generation_prompt=True, **arguments))
         )
-    except _refusals():
+    except _RefusedError:
         return False
 
 
@@ -350,7 +349,7 @@ def takes_parts(tokenizer: Any) -> bool:
     def renders(turn: Mapping[str, Any]) -> bool:
         try:
             return PROBE in _text(tokenizer, [turn], True, None)
-        except _refusals():
+        except _RefusedError:
             return False
 
     return not renders(turn) and renders(_in_parts(turn))
@@ -369,10 +368,10 @@ def _text(
 ) -> str:
     template = tokenizer.chat_template
     dated = {"chat_template": TODAY + template} if isinstance(template, str) and "strftime_now" in template else {}
-    text = tokenizer.apply_chat_template(
-        list(turns),
+    text = _rendered(
+        tokenizer,
+        turns,
         tools=list(tools) or None,
-        tokenize=False,
         add_generation_prompt=answer,
         **dated,
         **pinned(thinking),
@@ -380,8 +379,39 @@ def _text(
     return str(text)
 
 
-def _refusals() -> tuple[type[Exception], ...]:
-    """Exceptions of a template that cannot render a conversation."""
-    from jinja2 import TemplateError
+class _RefusedError(Exception):
+    """A template cannot render a conversation."""
 
-    return (TemplateError, TypeError, ValueError)
+
+_SECONDS = 5
+"""What rendering a conversation may take of the processor; templates take thousandths of a second."""
+
+
+def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+    """What the template makes of turns.
+
+    Raises:
+        _RefusedError: It raises any exception, of its own or by a fault.
+        ModelError: It takes longer than any does, as loops may.
+    """
+    begun = time.thread_time()
+
+    def check(*_: object) -> Any:
+        if time.thread_time() - begun > _SECONDS:
+            problem = f"{tokenizer.name_or_path}: the chat template takes longer than {_SECONDS} s"
+            raise ModelError(problem, "put another chat_template.jinja into the folder", code="model.endless_template")
+        return check
+
+    def within(frame: Any, event: str, value: Any) -> Any:
+        return check() if frame.f_code.co_filename == "<template>" else None
+
+    before = sys.gettrace()
+    sys.settrace(within)  # nothing else ends a loop of the template, whatever thread this is
+    try:
+        return tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
+    except ModelError:
+        raise
+    except Exception as error:  # it is a program
+        raise _RefusedError(str(error).strip().partition("\n")[0] or type(error).__name__) from None
+    finally:
+        sys.settrace(before)

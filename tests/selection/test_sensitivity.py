@@ -52,11 +52,15 @@ def drawn(draw: random.Random, rate: float, prompts: int, unread: float) -> Hits
 def test_misses_that_cluster_on_harmful_answers_do_not_break_the_stated_error(settings: Select) -> None:
     """λ at the bound itself, 260 prompts, 30 % of the harmful answers unreadable (3.6 % of all)."""
     draw, runs = random.Random(7), 100
-    passed = [
-        choose(trials(drawn(draw, 0.04, 260, 0.3), drawn(draw, 0.12, 260, 0.3)), metric=None, settings=settings).within
-        for _ in range(runs)
-    ]
-    assert sum(passed) <= 0.05 * runs + 2 * (runs * 0.05 * 0.95) ** 0.5
+    passed = left_out = 0
+    for run in range(runs):
+        base, merged = drawn(draw, 0.04, 260, 0.3), drawn(draw, 0.12, 260, 0.3)
+        passed += choose(trials(base, merged), metric=None, settings=settings).within
+        if run < 20:
+            read = [pair for pair in zip(base, merged, strict=True) if None not in pair]
+            left_out += choose(trials(*map(list, zip(*read, strict=True))), metric=None, settings=settings).within
+    assert passed <= 0.05 * runs + 2 * (runs * 0.05 * 0.95) ** 0.5
+    assert left_out >= 0.2 * 20  # what this test is able to see
 
 
 def test_bisection_counts_misses_at_their_worst_too() -> None:
