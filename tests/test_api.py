@@ -37,7 +37,7 @@ def other(key: str) -> Any:
         "served_model": "name", "check": False, "too_long": "skip", "threshold": 0.5, "unaligned": "m",
         "safety_adapter": "m", "attacks": ("none", "base64"), "prompt_field": "a", "completion_field": "b",
         "plugins": (f"{PLUGIN}:ENGINE",),
-        "messages_field": "c",
+        "messages_field": "c", "on": "ray", "gpus": 2,
         "forgetting": ("alpaca-eval",), "groups": "tensors",
         "search_safety": ("advbench",), "search_ordinary": ("alpaca-eval",),
         "bound_on": ("none", "base64"), "methods": ("linear", "slerp"), "seeds": (1, 2),

@@ -653,6 +653,42 @@ class DataFields(Section):
         return self
 
 
+class Resources(Section):
+    """Where a run does its work (docs/clusters.md). It changes no result."""
+
+    on: str = "local"
+    """`local`: this process. `ray`: the Ray cluster of this machine, or all of its GPUs if there is none.
+    `ray://HOST:PORT`: a Ray cluster elsewhere."""
+    gpus: Literal["all"] | int = "all"
+    """How many GPUs of the cluster are used, or `all` (ray)."""
+    gpus_per_engine: int | None = Field(None, ge=1)
+    """GPUs that share one model; defaults to `generate.tensor_parallel` (ray)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, data: Any) -> Any:
+        return {"on" if key is True else key: value for key, value in data.items()} if isinstance(data, dict) else data
+
+    @field_validator("on")
+    @classmethod
+    def _a_known_place(cls, value: str) -> str:
+        if value not in ("local", "ray") and not re.fullmatch(r"ray://[^/:\s]+:\d+", value):
+            raise ValueError("write `local`, `ray` or `ray://HOST:PORT`")
+        return value
+
+    @field_validator("gpus")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("give at least 1, or `all`")
+        return value
+
+    @property
+    def local(self) -> bool:
+        """Whether all work is done in this process."""
+        return self.on == "local"
+
+
 class Report(Section):
     """Title and notes of the report."""
 
@@ -691,6 +727,7 @@ class Recipe(Section):
     generate: Generate = Generate()
     score: Score = Score()
     select: Select = Select()
+    resources: Resources = Resources()
     report: Report = Report()
 
     @model_validator(mode="before")
@@ -706,7 +743,7 @@ class Recipe(Section):
         """Where this recipe differs from the paper's settings for its task; empty without a task."""
         if self.task is None:
             return []
-        same = {"name", "out", "base", "report"}
+        same = {"name", "out", "base", "resources", "report"}
         bare = {key: getattr(self, key) for key in ("base", "task", "tuned") if getattr(self, key) is not None}
         paper = type(self).model_validate(bare).model_dump(mode="json", exclude=same)
         return list(departures(self.model_dump(mode="json", exclude=same), paper))
@@ -722,6 +759,25 @@ class Recipe(Section):
         if self.align is not None:
             raise ValueError(f"no server has the base that `align` will make: {other}")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_distributed(self) -> "Recipe":
+        if self.resources.local:
+            return self
+        if self.generate.engine == "openai":
+            raise ValueError("a server has devices of its own: `resources.on` must be `local`")
+        if self.score.lm_eval:
+            raise ValueError("lm-evaluation-harness runs in one process: `resources.on` must be `local`")
+        parallel, gpus = self.generate.tensor_parallel, self.resources.gpus_per_engine
+        if self.generate.engine == "vllm" and gpus not in (None, parallel):
+            raise ValueError(f"`resources.gpus_per_engine` is {gpus}, and `generate.tensor_parallel` is {parallel}")
+        return self
+
+    @property
+    def drafts(self) -> bool:
+        """Whether responses are drafted by those of the nearest λ. They would make each λ wait for another, and so
+        workers of a cluster do without."""
+        return self.generate.drafts and self.resources.local
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Recipe":
@@ -898,6 +954,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "judge": Judge,  # an item of `score.judges`
     "select": Select,
     "data": DataFields,
+    "resources": Resources,
 }
 
 
@@ -927,8 +984,9 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_DATA,
         *_fields("generate", "max_tokens"),
         *ENGINE,
+        *_fields("resources"),
     ),
-    "run": ("plugins", "out", "score.attacks", *_fields("select"), *_DATA, *ENGINE),
+    "run": ("plugins", "out", "score.attacks", *_fields("select"), *_DATA, *ENGINE, *_fields("resources")),
     "merge": ("plugins", *_fields("merge", but=NOT_OF_ONE_MERGE), "seed"),
     "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed")), *_DATA),
     "generate": (

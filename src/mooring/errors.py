@@ -8,6 +8,7 @@
         ├── DataError             data.*      a data set that is missing, empty or malformed
         │   └── FetchError        data.*      not on this machine, and the hub did not provide it
         ├── OutputError           output.*    a folder or file that cannot be written
+        ├── ClusterError          cluster.*   a Ray cluster that is not there, too small, or not the same everywhere
         └── MissingExtraError     extra.*     an optional package that is not installed
 
 Any other exception that escapes is a bug and keeps its traceback (exit code 1).
@@ -83,6 +84,12 @@ class OutputError(UserError):
     """The output cannot be written: the folder holds something else, is in use, or the disk is full."""
 
     domain = "output"
+
+
+class ClusterError(UserError):
+    """A Ray cluster is not there, is too small for the run, or its nodes differ."""
+
+    domain = "cluster"
 
 
 class MissingExtraError(UserError):

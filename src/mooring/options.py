@@ -164,6 +164,9 @@ class SafeguardOptions(TypedDict, total=False):
     thinking: Literal["on", "off", "minimal", "low", "medium", "high", "xhigh"] | None
     thinking_tokens: int
     served_model: str | None
+    on: str
+    gpus: Literal["all"] | int
+    gpus_per_engine: int | None
 
 
 class TuneOptions(TypedDict, total=False):

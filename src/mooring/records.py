@@ -108,7 +108,8 @@ class Completion(Record):
         prompt_id: The prompt's `id`.
         text: The answer, special tokens removed and without the model's thoughts; empty if it never came to one.
         tokens: Tokens generated, thoughts and the end-of-turn token included.
-        finish: `stop` where the model ended its turn, `length` where the limit did.
+        finish: `stop` where the model ended its turn, `length` where the limit did, and `lost` where there is no
+            answer, since three workers of a cluster died of it.
         made_by: Model digest, engine, versions and settings.
         sample: Which of several answers to the same prompt, from 0.
         thoughts: What the model thought before it answered, without its marks; None if it did not think.
@@ -118,7 +119,7 @@ class Completion(Record):
     prompt_id: str
     text: str
     tokens: int
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "lost"]
     made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sample: int = 0
     thoughts: str | None = None
@@ -131,8 +132,8 @@ class Completion(Record):
 
     @property
     def unanswered(self) -> bool:
-        """Whether the model thought and gave no answer, mostly because the limit of tokens came first."""
-        return self.thoughts is not None and not self.text.strip()
+        """Whether the model thought and gave no answer, mostly because the limit of tokens came first; or was lost."""
+        return self.finish == "lost" or (self.thoughts is not None and not self.text.strip())
 
     @property
     def key(self) -> str:

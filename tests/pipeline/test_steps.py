@@ -258,6 +258,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "select.bound": (0.2, END),
     "select.confidence": (0.9, END),
     "select.over_refusal_margin": (0.2, END),
+    "resources.gpus": (2, WRITTEN),
+    "resources.gpus_per_engine": (2, WRITTEN),
     "report.title": ("Other", {"Report"}),
     "report.notes": (["A note."], {"Report"}),
 }
@@ -273,6 +275,7 @@ UNUSED = {
     **{f"merge.{field}": "no model of the method; see the test of other weights" for field in REFERENCES},
     "select.corrected": "needs labels and `search: grid`, and has a test of its own",
     "select.bound_on": "needs `score.attacks`, and has a test of its own",
+    "resources.on": "refused with lm-evaluation-harness, and has a test of its own",
     "score.too_long": "opens the models, which this recipe does not have",
     **dict.fromkeys(
         ["data.prompt_field", "data.completion_field", "data.messages_field"],
@@ -309,6 +312,12 @@ def test_every_field_of_a_recipe_is_in_the_table() -> None:
 def test_a_changed_field_does_exactly_these_steps_again(data: Path, field: str) -> None:
     value, expected = CHANGES[field]
     assert changed(data, {field: value}) == expected
+
+
+def test_a_cluster_does_without_drafts_and_changes_nothing_else(data: Path) -> None:
+    without = {"score.lm_eval": []}
+    assert changed(data, {"resources.on": "ray"}, without) == GENERATED
+    assert changed(data, {"resources.on": "ray"}, without | {"generate.drafts": False}) == WRITTEN
 
 
 def test_another_policy_chooses_again(data: Path) -> None:

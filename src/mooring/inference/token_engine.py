@@ -13,6 +13,8 @@ from mooring.thinking import Thinking
 
 Encoded = tuple[list[int], int]
 """The tokens of an example, and how many of them belong to the prompt."""
+Sample = tuple[Prompt, int]
+"""A prompt, and which of its responses is meant, from 0."""
 
 
 class TokenEngine(abc.ABC):
@@ -65,27 +67,60 @@ class TokenEngine(abc.ABC):
         drafts: Mapping[str, str] | None = None,
     ) -> Iterator[list[Completion]]:
         """See `Engine.complete`; drafts are ignored."""
+        for batch in self.batches(prompts, params, done):
+            yield self.complete_batch(batch, params)
+
+    def batches(
+        self, prompts: Sequence[Prompt], params: SamplingParams, done: Collection[str] = ()
+    ) -> list[list[Sample]]:
+        """The batches of `complete`, without those that are finished. They can be completed in any order, anywhere.
+
+        Raises:
+            DataError: A prompt and `max_tokens` do not fit the model's context.
+        """
         rows = self._encode(prompts, params)
         samples = sample_indices(prompts, params)
         keys = [sample_key(prompts[i].id, sample) for i, sample in samples]
-        for batch in unfinished(plan_batches([len(rows[i]) for i, _ in samples], self.batch_size), keys, done):
-            asked = [rows[samples[n][0]] for n in batch]
-            made = self._generate(asked, [keys[n] for n in batch], params)
-            yield [
-                self._decode(prompts[samples[n][0]], row, tokens, samples[n][1])
-                for n, tokens, row in zip(batch, made, asked, strict=True)
-            ]
+        planned = plan_batches([len(rows[i]) for i, _ in samples], self.batch_size)
+        return [[(prompts[samples[n][0]], samples[n][1]) for n in batch] for batch in unfinished(planned, keys, done)]
+
+    def complete_batch(self, batch: Sequence[Sample], params: SamplingParams) -> list[Completion]:
+        """The completions of one batch, in its order."""
+        prompts = {prompt.id: prompt for prompt, _ in batch}
+        rows = dict(zip(prompts, self._encode([*prompts.values()], params), strict=True))
+        asked = [rows[prompt.id] for prompt, _ in batch]
+        made = self._generate(asked, [sample_key(prompt.id, sample) for prompt, sample in batch], params)
+        return [
+            self._decode(prompt, row, tokens, sample)
+            for (prompt, sample), tokens, row in zip(batch, made, asked, strict=True)
+        ]
 
     def likelihood(self, examples: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Likelihood]]:
         """See `Engine.likelihood`."""
-        encoded = encode_examples(self.tokenizer, examples, self.system, self.context, self.reserve, self.thinking)
-        batches = plan_batches([len(row) for row, _ in encoded], self._score_batch_size(encoded))
-        for batch in unfinished(batches, [example.id for example in examples], done):
-            sums = self._score([encoded[i] for i in batch])
-            yield [
-                Likelihood(prompt_id=examples[i].id, nll=nll, tokens=len(encoded[i][0]) - encoded[i][1])
-                for i, nll in zip(batch, sums, strict=True)
-            ]
+        for batch in self.likelihood_batches(examples, done):
+            yield self.likelihood_batch(batch)
+
+    def likelihood_batches(self, examples: Sequence[Prompt], done: Collection[str] = ()) -> list[list[Prompt]]:
+        """The batches of `likelihood`, as `batches` gives those of `complete`.
+
+        Raises:
+            DataError: A prompt has no reference or does not fit the context.
+        """
+        encoded = self._encode_examples(examples)
+        planned = plan_batches([len(row) for row, _ in encoded], self._score_batch_size(encoded))
+        keys = [example.id for example in examples]
+        return [[examples[i] for i in batch] for batch in unfinished(planned, keys, done)]
+
+    def likelihood_batch(self, batch: Sequence[Prompt]) -> list[Likelihood]:
+        """The likelihoods of one batch, in its order."""
+        encoded = self._encode_examples(batch)
+        return [
+            Likelihood(prompt_id=example.id, nll=nll, tokens=len(row) - start)
+            for example, nll, (row, start) in zip(batch, self._score(encoded), encoded, strict=True)
+        ]
+
+    def _encode_examples(self, examples: Sequence[Prompt]) -> list[Encoded]:
+        return encode_examples(self.tokenizer, examples, self.system, self.context, self.reserve, self.thinking)
 
     def _encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
         return encode_prompts(self.tokenizer, prompts, self.system, params.max_tokens, self.context, self.thinking)

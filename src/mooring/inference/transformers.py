@@ -220,10 +220,16 @@ class TransformersEngine(TokenEngine):
         return response_nll(self.model, examples, self.pad)
 
     def _score_batch_size(self, encoded: Sequence[Encoded]) -> int:
-        # Logits take the most memory; they are computed for the longest response of a batch, in each row.
-        longest = max(len(row) - start for row, start in encoded)
-        fit: int = MAX_LOGITS // (vocab_size(self.model.config) * (longest + 1))
-        return min(self.batch_size, max(1, fit))
+        return score_batch_size(encoded, self.batch_size, vocab_size(self.model.config))
+
+
+def score_batch_size(encoded: Sequence[Encoded], batch_size: int, vocabulary: int) -> int:
+    """The number of examples per batch whose logits fit the memory.
+
+    Logits take the most memory; they are computed for the longest response of a batch, in each row.
+    """
+    longest = max(len(row) - start for row, start in encoded)
+    return min(batch_size, max(1, MAX_LOGITS // (vocabulary * (longest + 1))))
 
 
 @torch.inference_mode()

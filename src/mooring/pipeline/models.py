@@ -1,6 +1,6 @@
 """The models of a run: its pair, open, and the sweep that answers for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mooring.inference.engine import Engine
@@ -15,10 +15,12 @@ class Models:
     Args:
         spec: The models, and how they are merged and run.
         scratch: A folder for what is written temporarily.
+        opener: Opens the sweep, if that of the recipe's engine is not to be used.
     """
 
-    def __init__(self, spec: SweepSpec, scratch: Path) -> None:
-        self.spec, self._scratch = spec, scratch
+    def __init__(self, spec: SweepSpec, scratch: Path, opener: Callable[[SweepSpec], Sweep] | None = None) -> None:
+        self.spec = spec
+        self._opener = opener or (lambda spec: open_sweep(spec, scratch))
         self._sweep: Sweep | None = None
 
     @property
@@ -30,7 +32,7 @@ class Models:
     def sweep(self) -> Sweep:
         """The sweep; no model is loaded before its first use."""
         if self._sweep is None:
-            self._sweep = open_sweep(self.spec, self._scratch)
+            self._sweep = self._opener(self.spec)
         return self._sweep
 
     @property

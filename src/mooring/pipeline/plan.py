@@ -424,7 +424,7 @@ def _steps(plan: Plan) -> Iterator[Step]:
             *_scores(validation, "validation"),
             *_scores(test, "test"),
         ],
-        recipe=recipe.model_dump(mode="json", exclude={"out"}),
+        recipe=recipe.model_dump(mode="json", exclude={"out", "resources"}),
         versions=installed_versions("mooring", "torch", "transformers", "peft", "trl"),
         labels=sha256(paths.labels),
     )
@@ -451,7 +451,7 @@ def _compare_series(plan: Plan) -> Iterator[Step]:
             StepKey("check_pair"),
             *(key for half in HALVES for key in _scores(plan.points(half), half)),
         ],
-        recipe=plan.recipe.model_dump(mode="json", exclude={"out"}),
+        recipe=plan.recipe.model_dump(mode="json", exclude={"out", "resources"}),
         versions=installed_versions("mooring", "torch", "transformers", "peft", "trl"),
     )
     yield _stage(Stage.REPORT, "report", report, paths.results)
@@ -621,7 +621,7 @@ def generate_step(
             model=plan.model_inputs(point),
             prompts=plan.digest(split, name) if prompts is None else prompts_digest(prompts),
             sampling=sampling,
-            drafts=plan.recipe.generate.drafts,
+            drafts=plan.recipe.drafts,
             engine=engine_inputs(plan.recipe),
             answers=StepKey(answers) if answers else None,
         ),

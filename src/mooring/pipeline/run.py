@@ -18,19 +18,21 @@ from mooring.export import Record
 from mooring.files import atomic_text
 from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.folder import open_folder
-from mooring.inference.retry import in_parallel
+from mooring.inference.retry import StoppedError, in_parallel
 from mooring.inference.store import complete_to_file, likelihood_to_file
 from mooring.inference.transformers import TransformersEngine
 from mooring.merge_methods import Role
 from mooring.merge_point import BASE, MergePoint, Series, SeriesPoint, plain
 from mooring.merging.merge import merge
-from mooring.merging.pair import ModelPair, open_pair, resolved
+from mooring.merging.pair import resolved
 from mooring.models import model_digest, open_checkpoint, refuse_quantized, text_digest
 from mooring.models.resolve import hub_name, resolve_model
 from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
 from mooring.pipeline.attacked import begun_with, continued
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
+from mooring.pipeline.cluster.sources import ModelsSource, SeriesSource
+from mooring.pipeline.cluster.workers import Workers
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
 from mooring.pipeline.forgetting import measure_forgetting
 from mooring.pipeline.gradient import not_searched, search_gradient
@@ -45,8 +47,7 @@ from mooring.pipeline.preflight import check_measures, check_models, check_room,
 from mooring.pipeline.results import assemble, rows
 from mooring.pipeline.run_folder import RunFolder, check_place, remove
 from mooring.pipeline.search import bisection, bisection_notes, search_modules, try_gradient
-from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step
-from mooring.pipeline.sweeps.sweep import SeriesSpec, SweepSpec
+from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step, built_on
 from mooring.records import (
     ByModule,
     Choice,
@@ -177,6 +178,11 @@ class _Execution:
         self._drafted: list[Completion] = []
         self._stopped = threading.Event()
         """Set when the run was interrupted while several steps were done at the same time."""
+        self._at_work: dict[str, threading.Event] = {}
+        """The steps that are done at the same time, each with what is set when it is done."""
+        self._scoring = threading.Lock()
+        self._workers = None if self.recipe.resources.local else Workers(self.recipe, folder.paths, folder.emit)
+        self.judging.elsewhere = None if self._workers is None else self._workers.judge
 
     @property
     def plan(self) -> planning.Plan:
@@ -193,17 +199,25 @@ class _Execution:
             check_room(self.plan, self._named_base)
         if self.run.engine is None and not self.paths.results.exists():
             check_models(self.plan, self._named_base, self._named_tuned, self._references)
+        try:
+            return self._execute()
+        finally:
+            self._free(None)
+            if self._workers is not None:
+                self._workers.close()
+
+    def _execute(self) -> Outcome:
+        """All steps, after the checks of the recipe and the models."""
+        if self._workers is not None and not self.paths.results.exists():
+            self._workers.check([self._named_base, *self._named_tuned.values(), *self._references.values()])
         if self.plan.skipped:
             self.folder.emit(Event(step="prompts", kind="warning", message=describe(self.plan.skipped)))
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing
         if not self.paths.results.exists():
             for note in (*self.plan.notes, *(self._template_notes() if self.recipe.align is None else ())):
                 self.folder.emit(Event(step="plan", kind="info", message=note))
-        try:
-            while remaining := [step for id, step in self.plan.steps.items() if id not in self._done]:
-                self._do(next(self._in_groups(remaining)))
-        finally:
-            self._free(None)
+        while remaining := [step for id, step in self.plan.steps.items() if id not in self._done]:
+            self._do(next(self._in_groups(remaining)))
         folder, paths = self.folder, self.paths
         if self.plan.series:
             found = comparison.load(paths.report).series
@@ -221,7 +235,7 @@ class _Execution:
         return Outcome(folder.folder, paths.model, self._choice(), paths.report, folder.worked, verdict)
 
     def _in_groups(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
-        """Group consecutive steps that generate, if the engine may do them concurrently; others form groups of one."""
+        """Group consecutive steps that may be done concurrently; others form groups of one."""
         for together, group in itertools.groupby(steps, self._may_be_together):
             if together:
                 yield list(group)
@@ -231,7 +245,11 @@ class _Execution:
 
     def _may_be_together(self, step: Step) -> bool:
         """Whether a step generates with an engine that may serve several models concurrently, and needs no response
-        of another step that has not been done."""
+        of another step that has not been done. On a cluster, whether it is part of measuring a model."""
+        if self._workers is not None:
+            measures = types.Generate | types.Likelihood | types.Judge | types.Score
+            known = isinstance(step.work, measures) and isinstance(step.work.point, MergePoint)
+            return known and self.run.engine is None
         generates = isinstance(step.work, types.Generate | types.Likelihood) and isinstance(step.work.point, MergePoint)
         answers = step.inputs.answers if isinstance(step.inputs, types.GenerateInputs) else None
         ready = answers is None or answers.id in self._done
@@ -246,10 +264,10 @@ class _Execution:
             self._once(steps[0])
             return
         pending = [step for step in steps if not self.folder.is_done(step, self.keys.of(step))]
+        self._at_work = {step.id: threading.Event() for step in pending}
         for step in pending:
-            assert isinstance(step.work, types.Generate | types.Likelihood)
-            assert isinstance(step.work.point, MergePoint)
-            if self._open_models().sweep.concurrent:
+            if isinstance(step.work, types.Generate | types.Likelihood) and self._open_models().sweep.concurrent:
+                assert isinstance(step.work.point, MergePoint)
                 self._engine(step.work.point)  # in this thread: what a sweep starts must outlive the others
         if pending and self._open_models().sweep.concurrent:
             try:
@@ -266,8 +284,13 @@ class _Execution:
 
     def _one_of_several(self, step: Step, failed: threading.Event) -> None:
         """Do a step while others are done in other threads; `failed` is set once one of them has failed."""
+        for id in built_on(step.inputs) & self._at_work.keys():
+            while not self._at_work[id].wait(1):
+                if failed.is_set() or self._stopped.is_set():
+                    raise StoppedError
         try:
             self._once(step)
+            self._at_work[step.id].set()
         except UserError as error:
             if not failed.is_set():
                 message = f"{step.label} failed: {error}; what else is in progress is finished first"
@@ -353,7 +376,8 @@ class _Execution:
             case types.Judge() as work:
                 self._judge(step, work)
             case types.Score(point=MergePoint() as point, split=split):
-                trial = self.run.score(self.plan, point, split)
+                with self._scoring:
+                    trial = self.run.score(self.plan, point, split)
                 _write(out, dataclasses.replace(trial, point=plain(trial.point)))
             case Stage.SELECT:
                 _write(out, self._choose(self._validation()))
@@ -405,42 +429,41 @@ class _Execution:
     def _open_models(self) -> Models:
         """The models of the run. They are opened, and checked, once."""
         if self._models is None:
-            first, series = self._open_series()
-            spec = SweepSpec(
-                pair=first.pair,
-                method=first.method,
-                options=first.options,
-                series=series,
-                runner=self.recipe.generate,
-                system=self.recipe.system,
-                log=self.paths.logs / "models.log",
-                on_event=self.folder.emit,
-                batch_size_file=self.paths.batch_size,
-            )
-            self._models = Models(spec, self.paths.scratch)
+            source, workers = self._source(), self._workers
+            opener = None if workers is None else functools.partial(workers.sweep, source=source)
+            self._models = Models(source.open(self.folder.emit), self.paths.scratch, opener)
         if self.paths.model.exists() and "write_model" in self._done and isinstance(self.plan.chosen, MergePoint):
             self._models.spec.written[self.plan.chosen] = self.paths.model
         return self._models
 
-    def _open_series(self) -> tuple[SeriesSpec, Mapping[Series, SeriesSpec]]:
-        """The models of a run of one method; or the first of a comparison, and all, the tuned models included."""
-        base, folders = self._base_folder, self._tuned_folders
+    def _source(self) -> ModelsSource:
+        """The models of the run by their folders; of a comparison, those of every series, and the tuned models."""
+        folders = self._tuned_folders
+        source = functools.partial(
+            ModelsSource,
+            base=self._base_folder.absolute(),
+            runner=self.recipe.generate,
+            system=self.recipe.system,
+            log=(self.paths.logs / "models.log").absolute(),
+            batch_size_file=self.paths.batch_size.absolute(),
+        )
         if not self.plan.series:
-            (tuned,) = folders.values()
-            pair = open_pair(base, tuned, references=self._references)
-            return SeriesSpec(pair=pair, method=self.recipe.merge.method, options=self.plan.merge_options()), {}
+            method, options = self.recipe.merge.method, self.plan.merge_options()
+            tuned = tuple(each.absolute() for each in folders.values())
+            return source(own=SeriesSource(tuned=tuned, references=self._references, method=method, options=options))
         tuned_points = (point for point in self.plan.tuned_points if isinstance(point, SeriesPoint))
-        pairs: dict[tuple[str | None, frozenset[Role]], ModelPair] = {}
-        found: dict[Series, SeriesSpec] = {}
+        found: dict[Series, SeriesSource] = {}
         for series in (*self.plan.series, *(point.series for point in tuned_points)):
-            which = series.tuned if series.has_lam else None
-            further = {role: self._references[role] for role in self.plan.references(series)} if series.method else {}
-            if (key := (which, frozenset(further))) not in pairs:
-                several = [folders[which]] if which else [*folders.values()]
-                pairs[key] = open_pair(base, several, references=further)
+            several = [folders[series.tuned]] if series.has_lam and series.tuned else [*folders.values()]
             rule = (series.method, self.plan.merge_options(series)) if series.method else ("linear", {})
-            found[series] = SeriesSpec(pair=pairs[key], method=rule[0], options=rule[1])
-        return next(iter(found.values())), found
+            further = self.plan.references(series) if series.method else {}
+            found[series] = SeriesSource(
+                tuned=tuple(each.absolute() for each in several),
+                references={role: self._references[role] for role in further},
+                method=rule[0],
+                options=rule[1],
+            )
+        return source(own=next(iter(found.values())), series=found)
 
     def _engine(self, point: MergePoint) -> Engine:
         return self.run.engine(point) if self.run.engine else self._open_models().at(point)
@@ -492,7 +515,7 @@ class _Execution:
         assert isinstance(inputs, types.GenerateInputs)
         part = self._prompts.get(step.id)
         known = self._known(source) if part is None else {}
-        uses_drafts = section.drafts and section.engine == "transformers" and inputs.sampling.temperature == 0
+        uses_drafts = self.recipe.drafts and section.engine == "transformers" and inputs.sampling.temperature == 0
         near = self._nearest(source) if uses_drafts else None
         drafts = {} if near is None else {key: joined(c.thoughts, c.text) for key, c in self._known(near).items()}
         made_by = {"model": self._model_key(source.point)} | ({} if near is None else {"drafts": near.point.key})

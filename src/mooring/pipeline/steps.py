@@ -364,6 +364,17 @@ class Step:
     pace: str = ""
 
 
+def built_on(inputs: Any) -> set[str]:
+    """The ids of the steps whose keys are among some inputs."""
+    if isinstance(inputs, StepKey):
+        return {inputs.id}
+    if dataclasses.is_dataclass(inputs):
+        parts: Any = [getattr(inputs, field.name) for field in dataclasses.fields(inputs)]
+    else:
+        parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else ()
+    return {id for part in parts for id in built_on(part)}
+
+
 def digest_of(value: Any) -> str:
     """The SHA-256 of plain JSON values, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -162,6 +162,10 @@ class UnitQueue:
         """The names of the workers, or of those of a kind, those that are being started included."""
         return [name for name, worker in self._workers.items() if kind in (None, worker.kind)]
 
+    def held(self, worker: str) -> Unit | None:
+        """The unit that a worker has."""
+        return self._workers[worker].unit
+
     def kind(self, worker: str) -> str:
         """The kind of work that a worker can do."""
         return self._workers[worker].kind
