@@ -124,6 +124,7 @@ def test_every_verb_is_a_function_of_the_package() -> None:
         "label": ["label_page", "label_server", "import_labels", "judge_error"],
         "data": ["preview_data"],
         "plugins": ["list_plugins"],
+        "export": ["export_run"],
     }
     for verb in top.commands:
         for name in several.get(verb, [verb.replace("-", "_")]):

@@ -43,11 +43,11 @@ Ref = str | Path
 """A model or a data set."""
 
 __all__ = [
-    "check_merge", "compare", "compare_evals", "doctor", "extract_lora", "gate", "generate", "import_labels",
-    "inspect", "judge_error", "label_page", "label_server", "list_plugins", "lm_eval", "load_comparison",
-    "load_results", "merge", "mergekit_export", "mergekit_run", "open_comparison", "paper", "plan", "prefer",
-    "preview_data", "push", "quickstart", "rejudge", "report", "run", "safeguard", "safeguard_recipe", "score",
-    "select", "to_gguf", "tune", "verify", "verify_served",
+    "check_merge", "compare", "compare_evals", "doctor", "export_run", "extract_lora", "gate", "generate",
+    "import_labels", "inspect", "judge_error", "label_page", "label_server", "list_plugins", "lm_eval",
+    "load_comparison", "load_results", "merge", "mergekit_export", "mergekit_run", "open_comparison", "paper", "plan",
+    "prefer", "preview_data", "push", "quickstart", "rejudge", "report", "run", "safeguard", "safeguard_recipe",
+    "score", "select", "to_gguf", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -959,6 +959,34 @@ def report(run: Ref, *, redact: bool = False) -> Path:
         results = load_run(Path(run))
         write(results, out, redact=redact, record=redact, error=estimate_if_labelled(results, Path(run)))
     return out
+
+
+def export_run(
+    run: Ref,
+    *,
+    format: Literal["inspect", "lm-eval", "harmbench", "csv", "parquet", "every-eval-ever"],
+    out: Ref,
+) -> list[Path]:
+    """Write the answers and scores of a run for other tools: of every model and set, both halves.
+
+    Args:
+        run: A run folder.
+        format: `inspect`, logs for `inspect view`; `lm-eval`, samples and results; `harmbench`, completions with
+            labels, of harmful requests alone; `csv` or `parquet`, a table of answers and one of scores;
+            `every-eval-ever`, scores (docs/formats.md).
+        out: Folder for the files; it must be empty or absent.
+
+    Returns:
+        The files.
+
+    Raises:
+        DataError: It is not a run folder, has no answers, or its records were edited since.
+        MissingExtraError: `inspect_ai` is not installed (`extra.inspect`).
+        OutputError: `out` is not empty, or cannot be written.
+    """
+    from mooring.pipeline.exporting import export
+
+    return export(Path(run), format, Path(out))
 
 
 def paper(runs: Ref, out: Ref, *, published: Ref | None = None, main: str | None = None) -> Paper:

@@ -285,6 +285,33 @@ def report(run: str, redact: bool, as_json: bool) -> None:
     render.result({"report": str(page)}, f"The report is {page}.", as_json=as_json)
 
 
+@verb(top, "export")
+@click.argument("run", help="A run folder.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["inspect", "lm-eval", "harmbench", "csv", "parquet", "every-eval-ever"]),
+    required=True,
+    help="inspect: logs; lm-eval: samples; harmbench: completions; csv, parquet: tables; every-eval-ever: scores.",
+)
+@click.option("--out", "-o", required=True, help="Folder for the files.")
+@json_option
+def export(run: str, form: Any, out: str, as_json: bool) -> None:
+    """Write a run's answers and scores for other tools.
+
+    Of every model and set, both halves; docs/formats.md describes the files.
+
+    \b
+    Examples:
+      mooring export runs/mine --format inspect --out logs && inspect view --log-dir logs
+      mooring export runs/mine --format csv -o tables
+      mooring export runs/mine --format harmbench -o completions
+    """
+    files = mooring.export_run(run, format=form, out=out)
+    text = f"{len(files)} files are in {out}."
+    render.result({"files": [str(path) for path in files]}, text, as_json=as_json)
+
+
 @verb(top, "paper")
 @click.argument("runs", help="A folder of run folders.")
 @click.option("--out", required=True, help="Folder for the tables and figures.")

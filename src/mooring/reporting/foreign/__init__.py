@@ -1,0 +1,1 @@
+"""The answers and scores of a run in the formats of other tools."""
