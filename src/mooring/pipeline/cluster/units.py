@@ -7,7 +7,7 @@ from typing import Any
 
 DEATHS = 3
 """A unit that this many workers died of is given up."""
-SLOW = 2.0
+SLOW = 1.5
 """A unit that takes this many times as long as the median of its kind is started a second time on an idle worker."""
 COPIES = 2
 """The most workers that do one unit at the same time."""
