@@ -387,7 +387,7 @@ class Runner(Section):
     batch_size: int | None = Field(None, ge=1)
     """Prompts per batch; defaults to 32 on the CPU, and to what fits, up to 256, on a GPU (transformers)."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Type of the weights in memory; `auto` is the checkpoint's own."""
+    """Type of the weights in memory; `auto` is the checkpoint's, or float32 on a CPU without instructions for it."""
     device: str = "auto"
     """A torch device; `auto` is the first GPU, all if one is too small, or the CPU if there is none (transformers)."""
     tensor_parallel: int = Field(1, ge=1)

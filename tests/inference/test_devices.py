@@ -1,14 +1,20 @@
 """Where a model goes, for GPUs that are not there; and a model that accelerate has spread out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from mooring.config import Generate
 from mooring.errors import ModelError
-from mooring.inference.devices import SEVERAL, choose_device, load_options, weights_size
+from mooring.inference.devices import SEVERAL, choose_device, load_options, memory_dtype, weights_size
 from mooring.inference.placement import Placement, locate
 from mooring.inference.transformers import TransformersEngine
+from mooring.merging.pair import open_pair
+from mooring.models.classes import load_model
+from mooring.pipeline.sweeps.sweep import SweepSpec
+from mooring.pipeline.sweeps.transformers import MergedModel
 
 GB = 10**9
 
@@ -64,3 +70,37 @@ def test_weights_are_found_on_any_device_but_not_offloaded(tiny_model_folder: Pa
     assert isinstance(locate(spread, tensors), Placement)
     model, tensors = load()
     assert locate(cpu_offload(model, torch.device("cpu")), tensors) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "device", "native", "want"),
+    [
+        ("auto", "bfloat16", "cpu", False, "float32"),
+        ("auto", "float16", "cpu", False, "float32"),
+        ("auto", "bfloat16", "cpu", True, "auto"),
+        ("auto", "bfloat16", "cuda", False, "auto"),
+        ("auto", "float32", "cpu", False, "auto"),
+        ("auto", None, "cpu", False, "auto"),
+        ("bfloat16", "bfloat16", "cpu", False, "bfloat16"),
+    ],
+)
+def test_a_type_that_the_cpu_would_emulate_is_widened(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, stored: str | None, device: str, native: bool, want: str
+) -> None:
+    monkeypatch.setattr("mooring.inference.devices.cpu_computes", lambda dtype: native)
+    assert memory_dtype(dtype, stored, device) == want
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_model_in_16_bits_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, save_tiny_model: Any, native: bool
+) -> None:
+    """The engine on a folder and that of a sweep load it in the same type."""
+    monkeypatch.setattr("mooring.inference.devices.cpu_computes", lambda dtype: native)
+    folders = [save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate("bt")]
+    for folder in folders:
+        load_model(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    want = "bfloat16" if native else "float32"
+    assert TransformersEngine.load(folders[0], device="cpu").about["dtype"] == want
+    with open_pair(*folders) as pair, MergedModel(SweepSpec(pair=pair, runner=Generate(device="cpu"))) as merged:
+        assert merged.at(0.5).about["dtype"] == want

@@ -8,7 +8,8 @@ import torch
 
 from mooring.errors import ModelError
 from mooring.files import gibibytes
-from mooring.models.device import AUTO, check_device
+from mooring.inference.folder import Dtype
+from mooring.models.device import AUTO, check_device, cpu_computes
 
 SHARE = 0.8
 """Share of a GPU's free memory up to which weights stay on it alone; the cache and logits need the rest."""
@@ -46,6 +47,22 @@ def choose_device(device: str, size: int, free: Sequence[int] | None = None) -> 
     what = f"the weights take {gibibytes(size)}, and {len(free)} GPU(s) have {gibibytes(sum(free))} free"
     hint = "set `dtype: bfloat16` if it is wider, use more GPUs, or set `device: cpu`"
     raise ModelError(what, hint, code="model.too_large")
+
+
+def memory_dtype(dtype: Dtype, stored: str | None, device: str) -> Dtype:
+    """The type of a model's weights in memory.
+
+    Args:
+        dtype: What the recipe says; anything but `auto` is taken as it is.
+        stored: Type of the stored weights, as torch names it; None if it is not known.
+        device: Where the model goes, as from `choose_device`.
+
+    Returns:
+        `float32` for `auto`, if the weights are in 16 bits and the CPU would have to emulate their type.
+    """
+    if dtype == "auto" and device == "cpu" and stored in ("bfloat16", "float16") and not cpu_computes(stored):
+        return "float32"
+    return dtype
 
 
 def put(model: Any, device: str) -> Any:

@@ -6,7 +6,8 @@ import torch
 
 from mooring.errors import ModelError
 from mooring.files import gibibytes
-from mooring.inference.folder import Dtype
+from mooring.inference.devices import memory_dtype
+from mooring.inference.folder import Dtype, stored_dtype
 from mooring.memory import total_memory
 from mooring.models import Checkpoint, open_checkpoint
 
@@ -69,4 +70,8 @@ def check_fits(folder: Path, dtype: Dtype, memory: int, *, gpus: int | None = No
 def check_fits_cpu(folder: Path, dtype: Dtype, device: str) -> None:
     """Check that weights fit into this machine's memory, if they go there; see `check_fits`."""
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        try:
+            dtype = memory_dtype(dtype, stored_dtype(folder), "cpu")
+        except ModelError:  # broken, which its loader explains
+            return
         check_fits(folder, dtype, total_memory())

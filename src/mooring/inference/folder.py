@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from mooring.errors import ModelError, UserError
 from mooring.models import ADAPTER_CONFIG, is_adapter, read_config, read_json
-from mooring.models.classes import load_tokenizer
+from mooring.models.classes import load_tokenizer, text_fields
 from mooring.models.resolve import hub_name, resolve_model
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-"""Type of the weights in memory; `auto` is the checkpoint's own."""
+"""Type of the weights in memory; see `devices.memory_dtype` for `auto`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,3 +67,10 @@ def _base_of(path: Path, config: Mapping[str, Any]) -> Path:
         what = f"{path}: its base model is not here ({error.message})"
         hint = f"set `base_model_name_or_path` in {ADAPTER_CONFIG} to its folder"
         raise ModelError(what, hint, code="model.base_not_found") from None
+
+
+def stored_dtype(folder: Path) -> Dtype:
+    """The type of a checkpoint's weights according to its configuration; `auto` if it names none."""
+    config = text_fields(read_config(folder))
+    dtype: Any = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return dtype if dtype in ("bfloat16", "float16", "float32") else "auto"

@@ -13,7 +13,7 @@ from mooring.chat import DEFAULT_SYSTEM
 from mooring.errors import ModelError
 from mooring.files import atomic_text
 from mooring.inference.decode import MAX_LOGITS, decode, pad_left
-from mooring.inference.devices import choose_device, load_options, put, weights_size
+from mooring.inference.devices import choose_device, load_options, memory_dtype, put, weights_size
 from mooring.inference.drafts import decode_drafted, supported
 from mooring.inference.encode import opens_block, stop_tokens
 from mooring.inference.engine import SmallerBatchesError, plan_batches, unfinished
@@ -87,7 +87,7 @@ class TransformersEngine(TokenEngine):
             folder: Where the model is.
             system: System prompt for prompts that have none.
             batch_size: Maximum number of prompts per batch; None as in the class.
-            dtype: Type of the weights in memory.
+            dtype: Type of the weights in memory; `auto` as in `memory_dtype`.
             device: `auto` is a GPU if there is one, or all of them if the model does not fit on the first.
             thinking: Whether the chat template asks the model to think.
 
@@ -99,6 +99,7 @@ class TransformersEngine(TokenEngine):
         config = text_fields(read_config(opened.base))
         stored = config.get("dtype") or config.get("torch_dtype")
         device = choose_device(device, weights_size(opened.base, stored, dtype))
+        dtype = memory_dtype(dtype, stored, device)
         with quiet("transformers"):
             model = load_model(opened.base, dtype=dtype, **load_options(device))
             if opened.adapter is not None:

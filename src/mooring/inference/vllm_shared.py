@@ -12,9 +12,7 @@ from typing import Any
 from mooring.config import GPU_MEMORY, Runner
 from mooring.errors import MissingExtraError
 from mooring.inference.fit import check_fits
-from mooring.inference.folder import Dtype
-from mooring.models import read_config
-from mooring.models.classes import text_fields
+from mooring.inference.folder import Dtype, stored_dtype
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM supports (`MaxLoRARanks` in its configuration)."""
@@ -232,10 +230,3 @@ def device_memory() -> int:
         return int(current_platform.get_device_total_memory(0))
     except Exception:  # a platform of vLLM that does not tell
         return 0
-
-
-def stored_dtype(folder: Path) -> Dtype:
-    """The type of a checkpoint's weights according to its configuration; `auto` if it names none."""
-    config = text_fields(read_config(folder))
-    dtype: Any = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
-    return dtype if dtype in ("bfloat16", "float16", "float32") else "auto"

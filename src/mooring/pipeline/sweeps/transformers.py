@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mooring.errors import ModelError
 from mooring.events import Event
-from mooring.inference.devices import choose_device, load_options, put
+from mooring.inference.devices import choose_device, load_options, memory_dtype, put
 from mooring.inference.engine import Engine
 from mooring.inference.placement import Placement, locate
 from mooring.inference.transformers import TransformersEngine
@@ -149,8 +149,9 @@ class MergedModel:
             tensors = self._merge.tensors(lam, as_linear=plain)
             self._merge.write_side_files(Path(folder))
             device = choose_device(runner.device, sum(_size(tensor, runner.dtype) for tensor in tensors.values()))
+            dtype = memory_dtype(runner.dtype, _stored(tensors), device)
             try:
-                model, tokenizer = load_tensors(Path(folder), tensors, runner.dtype, load_options(device))
+                model, tokenizer = load_tensors(Path(folder), tensors, dtype, load_options(device))
             except ModelError:
                 raise
             except Exception as error:  # loaders raise errors of any type for a broken folder
@@ -172,6 +173,16 @@ class MergedModel:
 def _size(tensor: Tensor, dtype: str) -> int:
     """Bytes of a tensor in the model's memory."""
     return tensor.nbytes if dtype == "auto" else tensor.numel() * int(getattr(torch, dtype).itemsize)
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> str | None:
+    """The type of most values, as torch names it; None if no tensor is of floating point."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            name = str(tensor.dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + tensor.numel()
+    return max(sizes, key=sizes.__getitem__, default=None)
 
 
 def load_tensors(
