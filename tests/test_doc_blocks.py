@@ -24,8 +24,9 @@ from mooring.config import Recipe
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks/README.md"]
 BLOCK = re.compile(r"^( *)```([\w+-]*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
-OTHER_YAML = ("ci.md", "plugins.md")
-"""Pages whose YAML is not of recipes (tests/cli/test_gate.py reads it), or names plug-ins that are not there."""
+OTHER_YAML = ("ci.md", "clusters.md", "plugins.md")
+"""Pages whose YAML is not of recipes (tests/cli/test_gate.py and tests/test_clusters_page.py read it), or names plug-ins
+that are not there."""
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class Judging:
             questions, settings = judges.questions(by, prompts, completions), self._settings(judge)
             if on_event and (cost := self.cost(judge, prompts, completions, kind)):
                 on_event(Event(step="judge", kind="info", message=cost_line(self.label(judge), [cost])))
-            kept = out.with_name(out.name.replace("verdicts-", "answers-", 1))
+            kept = answers_path(out)
             made_by = {**self.about(judge, digest), "questions": prompts_digest(questions)}
             answers: list[Completion] = []
             if questions:
@@ -234,6 +234,11 @@ class Judging:
         return self._open[1]
 
 
+def answers_path(verdicts: Path) -> Path:
+    """Where a judge's own answers are kept, beside its verdicts."""
+    return verdicts.with_name(verdicts.name.replace("verdicts-", "answers-", 1))
+
+
 def _existing(path: Path, made_by: Mapping[str, Any], questions: Sequence[Prompt]) -> list[Completion]:
     """A judge's answers from an earlier call with the same inputs; an empty list if there are none."""
     if not path.is_file():
@@ -243,6 +248,7 @@ def _existing(path: Path, made_by: Mapping[str, Any], questions: Sequence[Prompt
     except DataError:
         return []
     same = all({key: answer.made_by.get(key) for key in made_by} == made_by for answer in answers)
+    same = same and not any(answer.finish == "lost" for answer in answers)
     return answers if same and [a.prompt_id for a in answers] == [q.id for q in questions] else []
 
 

@@ -36,6 +36,7 @@ from mooring.pipeline.cluster.workers import Workers
 from mooring.pipeline.evaluation import score_trial, verdicts_by_point, write_lm_eval
 from mooring.pipeline.forgetting import measure_forgetting
 from mooring.pipeline.gradient import not_searched, search_gradient
+from mooring.pipeline.incomplete import lost_answers, resting_on, sentence
 from mooring.pipeline.labelling import corrections_from, estimate_if_labelled
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.lm_eval.evaluate import TaskRun, run_tasks
@@ -218,6 +219,8 @@ class _Execution:
                 self.folder.emit(Event(step="plan", kind="info", message=note))
         while remaining := [step for id, step in self.plan.steps.items() if id not in self._done]:
             self._do(next(self._in_groups(remaining)))
+        if lost := lost_answers(self.plan.steps.values()):
+            self.folder.reopen(resting_on(self.plan.steps, lost))
         folder, paths = self.folder, self.paths
         if self.plan.series:
             found = comparison.load(paths.report).series
@@ -745,6 +748,11 @@ class _Execution:
         note = thinking_note(tokenizer, self.recipe.generate.thinking)
         return [f"{note[0].upper()}{note[1:]}."] if note else []
 
+    def _missing(self) -> list[str]:
+        """That the run is incomplete, if it is."""
+        lost = lost_answers(self.plan.steps.values())
+        return [sentence(lost)] if lost else []
+
     def _report(self) -> None:
         if self.plan.series:
             self._report_comparison()
@@ -765,7 +773,7 @@ class _Execution:
             role: {"source": source, "digest": self.folder.digest(folder, model_digest)}
             for role, (source, folder) in named.items()
         }
-        warnings = [*read_warnings(self.paths.pair), *self._template_notes()]
+        warnings = [*read_warnings(self.paths.pair), *self._template_notes(), *self._missing()]
         if self.recipe.merge.check:
             warnings.append(read_record(self.paths.check, MergeCheck).sentence)
         forgetting = read_record(self.paths.forgetting, Forgetting) if self.plan.forgetting else None
@@ -796,7 +804,7 @@ class _Execution:
         tested = with_flips(self._trials("test", points["test"]), verdicts_by_point(self.plan, points["test"], "test"))
         trials = [*self._validation(points["validation"]), *tested]
         choices = {series: read_record(self.paths.choice_of(series), Choice) for series in self.plan.series}
-        warnings = [*read_warnings(self.paths.pair), *self._template_notes()]
+        warnings = [*read_warnings(self.paths.pair), *self._template_notes(), *self._missing()]
         base = self._about(self._base_name, self._base_folder)
         found = assemble_comparison(self.plan, base, models, trials, choices, warnings)
         costs = [measure_cost(self.plan, point, self.folder.seconds) for point in points["test"]]

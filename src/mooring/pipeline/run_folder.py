@@ -147,6 +147,14 @@ class RunFolder:
             self._save()
         self.emit(Event(step=step.id, kind="finished", label=step.label, message=f"{seconds:.0f} s"))
 
+    def reopen(self, steps: Iterable[str]) -> None:
+        """Have steps that were done be done again by the next run."""
+        with self._lock:
+            for id in steps:
+                if id in self._steps:
+                    self._steps[id] = dataclasses.replace(self._steps[id], done=False)
+            self._save()
+
     def emit(self, event: Event) -> None:
         """Pass an event on; events of several threads one after the other."""
         with self._lock:
