@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks/README.md"]
 BLOCK = re.compile(r"^( *)```([\w+-]*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 OTHER_YAML = ("ci.md", "clusters.md", "plugins.md")
-"""Pages whose YAML is not of recipes (tests/cli/test_gate.py and tests/test_clusters_page.py read it), or names plug-ins
-that are not there."""
+"""Pages whose YAML is not of recipes (tests/cli/test_gate.py and tests/test_clusters_page.py read it), or names
+plug-ins that are not there."""
 
 
 @dataclass(frozen=True)
