@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.preview import DataPreview
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
+    from mooring.pipeline.run_server import RunServer
     from mooring.pipeline.verify_served import ServedVerdict
     from mooring.records import Choice, Completion, ExtractedLora, Kind, MergeCheck, Prompt, RunVerdict, Score, Split
     from mooring.reporting.comparison.records import MethodComparison
@@ -47,7 +48,7 @@ __all__ = [
     "import_labels", "inspect", "judge_error", "label_page", "label_server", "list_plugins", "lm_eval",
     "load_comparison", "load_results", "merge", "mergekit_export", "mergekit_run", "open_comparison", "paper", "plan",
     "prefer", "preview_data", "push", "quickstart", "rejudge", "report", "run", "safeguard", "safeguard_recipe",
-    "score", "select", "to_gguf", "tune", "verify", "verify_served",
+    "score", "select", "serve", "to_gguf", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -959,6 +960,27 @@ def report(run: Ref, *, redact: bool = False) -> Path:
         results = load_run(Path(run))
         write(results, out, redact=redact, record=redact, error=estimate_if_labelled(results, Path(run)))
     return out
+
+
+def serve(run: Ref, *, host: str = "127.0.0.1", port: int = 0) -> RunServer:
+    """A server of a run's page: its progress and the curve as it fills, and the report when it is done.
+
+    It reads the run folder alone, so that it can be started and stopped while the run is at work. Its `serve` blocks,
+    `url` is the address with a token, without which nothing is shown.
+
+    Args:
+        run: A run folder.
+        host: An address of this machine's loopback interface.
+        port: A port; 0 takes a free one.
+
+    Raises:
+        DataError: It is not a run folder.
+        UserError: `host` is not a loopback address.
+        OutputError: The port is in use.
+    """
+    from mooring.pipeline.run_server import RunServer
+
+    return RunServer(Path(run), host=host, port=port)
 
 
 def export_run(

@@ -1,7 +1,9 @@
 """The commands, each with its options, its help with examples, and one call."""
 
+import contextlib
 import os
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +285,31 @@ def report(run: str, redact: bool, as_json: bool) -> None:
     """
     page = mooring.report(run, redact=redact) / "index.html"
     render.result({"report": str(page)}, f"The report is {page}.", as_json=as_json)
+
+
+@verb(top, "serve")
+@click.argument("run", help="A run folder.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on: of this machine alone.")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port to serve on; by default a free one.")
+@click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
+def serve(run: str, host: str, port: int, browser: bool) -> None:
+    """Watch a run in a browser: its progress, the curve as it fills, and the report when it is done.
+
+    The page is served on this machine alone, until Ctrl-C; the run is neither changed nor stopped.
+
+    \b
+    Examples:
+      mooring serve runs/mine
+      mooring serve runs/mine --port 8080 --no-browser
+    """
+    server = mooring.serve(run, host=host, port=port)
+    click.echo(f"mooring: the run is at {server.url}", err=True)
+    click.echo("mooring: Ctrl-C ends this; the run goes on", err=True)
+    if browser:
+        with contextlib.suppress(webbrowser.Error):
+            webbrowser.open(server.url)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve()
 
 
 @verb(top, "export")

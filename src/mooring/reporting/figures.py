@@ -10,7 +10,7 @@ from typing import Any
 from mooring.attacks import NONE
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.printable import one_line
-from mooring.records import Score
+from mooring.records import Score, Trial
 from mooring.reporting.results import Results, is_harmful
 from mooring.reporting.tables import bounded_rate
 from mooring.text import ARROWS, is_rate, name_of
@@ -100,6 +100,29 @@ def tradeoff(results: Results, attack: str = NONE) -> Any:
         entries = list(zip(*panels[-1].get_legend_handles_labels(), strict=True))
         entries.sort(key=lambda entry: isinstance(entry[0], Line2D))  # first what has intervals: the scores
         figure.legend(*zip(*entries, strict=True), loc="outside lower center", ncols=2)
+    return figure
+
+
+def over_lambda(trials: Sequence[Trial], names: Sequence[str]) -> Any | None:
+    """Scores over λ as far as they are known, a panel for each name; None if none of them is."""
+    from matplotlib.figure import Figure
+
+    panels = {
+        name: sorted((dot for t in trials if (dot := _dot(t.point, t.scores.get(name)))), key=lambda dot: dot.point)
+        for name in names
+    }
+    known = {name: dots for name, dots in panels.items() if dots}
+    if not known:
+        return None
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.6 + 2.1 * len(known)), layout="constrained")
+        drawn = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, dots) in zip(drawn, known.items(), strict=True):
+            colour, marker = (VERMILION, "o") if is_harmful(name) else (BLUE, "s")
+            _series(axes, dots, color=colour, marker=marker, markersize=5)
+            axes.set_ylabel(f"{name_of(name).replace(' (', chr(10) + '(')}{_unit(name)}")
+            axes.margins(y=0.12)
+        _label_ends(drawn[-1])
     return figure
 
 
