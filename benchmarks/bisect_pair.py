@@ -109,7 +109,7 @@ def main() -> None:
         ["", "λ", "tokens, against a grid of 5 λ"],
         ["grid of 5 λ", f"{on_grid(found, GRID, plan.rule):g}", "1"],
         ["all 19 λ", f"{grid:g}", f"{whole:.2f}"],
-        [f"all 19 λ, tested at {plan.share:g} of the error", f"{on_grid(found, LAMS, plan.test):g}", f"{whole:.2f}"],
+        ["all 19 λ, tested as each of a bisection", f"{on_grid(found, LAMS, plan.test):g}", f"{whole:.2f}"],
         [f"bisect, {given.orders} orders of the prompts", seen, f"{min(share):.2f} to {max(share):.2f}"],
         ["bisect, the recipe's seed", f"{lam:g}", f"{spent / five:.2f}"],
     ]

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
 from mooring.selection.bisect import BisectResult, BisectSettings, bisect
-from mooring.selection.limits import BISECT_SHARE, Rule, table
+from mooring.selection.limits import Rule, table
 from mooring.stats import paired_within
 
 NORMAL = NormalDist()
 GRID = [round(0.05 * step, 2) for step in range(1, 20)]
-SIZES = (100, 200, 300, 500)
+SIZES = (130, 200, 300, 500)
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def make(seed: int, kind: str) -> Case:
     return Case(shape, truth, rule, prompts, verdicts)
 
 
-def play(seed: int, kind: str = "curve", doubt: float = 0.1, share: float = BISECT_SHARE) -> Outcome:
+def play(seed: int, kind: str = "curve", doubt: float = 0.05) -> Outcome:
     """One search, and the full grid on the same verdicts."""
     case = make(seed, kind)
-    plan = BisectSettings(rule=case.rule, doubt=doubt, share=share, seed=seed)
+    plan = BisectSettings(rule=case.rule, doubt=doubt, seed=seed)
 
     def ask(lam: float, places: tuple[int, ...]) -> list[bool]:
         hits = case.verdicts(lam)
@@ -174,8 +174,7 @@ def main() -> None:
     """Play all curves, print a table, fail if the bound is broken more often than stated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", type=int, default=1000)
-    parser.add_argument("--doubt", type=float, default=0.1)
-    parser.add_argument("--share", type=float, default=BISECT_SHARE, help="part of the error at which λ are tested")
+    parser.add_argument("--doubt", type=float, default=0.05)
     parser.add_argument("--table", action="store_true", help="print how many prompts a margin needs, and end")
     parser.add_argument("--level", action="store_true", help="print how near 5 %% the paired limit's risk is, and end")
     args = parser.parse_args()
@@ -186,7 +185,7 @@ def main() -> None:
         print(table(), end="")
         return
     print(f"{'':<22} {'n':>5}  {'broken':>7}  {'by grid':>7}  {'same':>6}  {'near':>6}  {'cost':>6}")
-    curves = [play(seed, doubt=args.doubt, share=args.share) for seed in range(args.curves)]
+    curves = [play(seed, doubt=args.doubt) for seed in range(args.curves)]
     for shape in ("logistic", "step"):
         show(shape, [o for o in curves if o.case.kind == shape])
     for size in SIZES:
@@ -194,7 +193,7 @@ def main() -> None:
     for paired in (False, True):
         show("rise above base" if paired else "rate", [o for o in curves if o.case.rule.paired == paired])
     for kind in ("edge", "flat"):
-        hard = [play(seed, kind, args.doubt, args.share) for seed in range(args.curves)]
+        hard = [play(seed, kind, args.doubt) for seed in range(args.curves)]
         show(kind, hard)
     show("all curves", curves)
     cost, broken = fmean(o.cost for o in curves), fmean(o.broken for o in curves)

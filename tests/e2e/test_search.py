@@ -28,8 +28,7 @@ def test_bisection_finds_one_lambda_and_reuses_its_responses(
     merged = {t["point"]["lam"] for t in results["trials"]} - {0, 1}
     assert merged == {results["choice"]["point"]["lam"]}
     assert found["lam"] == results["choice"]["point"]["lam"]
-    assert results["choice"]["confidence"] == pytest.approx(0.9875)  # as the search tested it
-    assert command("select", "run").stdout.count("98.75 %") == done.stdout.count("98.75 %") > 0
+    assert results["choice"]["confidence"] == 0.95  # the λ found is tested as one of a grid
     # Base and tuned model aside, far fewer answers than a grid of five on all prompts would take.
     assert 0 < found["responses"] < 5 * 30
     again = command(*arguments)

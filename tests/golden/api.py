@@ -207,10 +207,10 @@ def holds(bound: float, confidence: float | None, paired: bool, judged: int, wor
 
 
 def chance(rule: Sequence[Any], counts: Sequence[int], strata: Sequence[Sequence[Any]]) -> Plain:
-    """The probability that a bound holds on the whole set, and the variance of each stratum."""
+    """The probability that a bound holds on the whole set."""
     made = [_bisect.Stratum(*stratum) for stratum in strata]
     found = _bisect.pass_probability(_support.Rule(*rule), stats.Flips(*counts), made)
-    return [found, [stratum.variance for stratum in made]]
+    return found
 
 
 # Selection.

@@ -348,7 +348,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "default": {},
     "seed 3": {"seed": 3},
     "coarse": {"resolution": 0.1, "batch": 20, "lo": 0.2, "hi": 0.9},
-    "no doubt": {"doubt": 0.0, "over_doubt": 0.0, "resolution": 0.25},
+    "no doubt": {"doubt": 0.0, "resolution": 0.25},
     "bad": {"doubt": 0.7},
     "nothing between": {"lo": 0.41, "hi": 0.44},
 }

@@ -118,7 +118,7 @@ def test_too_few_prompts_are_refused_before_any_generation(tmp_path: Path, model
     pair = Pair(models, tmp_path, count=30)
     with pytest.raises(DataError) as caught:
         pair.run()
-    assert "48" in str(caught.value)
+    assert "60" in str(caught.value)
     assert not pair.asked
     assert not (tmp_path / "run").exists()
 

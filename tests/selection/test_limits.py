@@ -228,7 +228,7 @@ def test_the_number_of_prompts_is_checked_in_advance() -> None:
         assert caught.value.code == "data.too_few_prompts"
 
 
-@pytest.mark.parametrize(("search", "needed"), [("bisect", 48), ("modules", 89)])
+@pytest.mark.parametrize(("search", "needed"), [("bisect", 60), ("modules", 89)])
 def test_the_hint_for_other_searches_says_how_many_prompts_a_grid_needs(search: str, needed: int) -> None:
     with pytest.raises(DataError) as caught:
         check_support(Select.model_validate({"search": search}), {"asr": 30})

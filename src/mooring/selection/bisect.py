@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from mooring.errors import UserError
 from mooring.export import Record
 from mooring.merge_point import BASE
-from mooring.selection.limits import BISECT_SHARE, Rule, sharper
+from mooring.selection.betting import log_e_value
+from mooring.selection.limits import Rule, sharper
 from mooring.stats import Flips, flips, mcnemar
 
 AskModel = Callable[[float, tuple[int, ...]], Sequence[bool | None]]
@@ -28,10 +29,7 @@ class BisectSettings:
 
     Attributes:
         rule: When a λ is within the bound on the whole set; its confidence is that of the whole search.
-        share: The share of the stated error at which each λ is tested.
-        doubt: Testing stops with "within" once the predictive probability of the opposite is at most this. Such a λ is
-            tested on the whole set before it is returned.
-        over_doubt: The same for "over". It is smaller, since the search never returns to such a λ.
+        doubt: Testing stops with "over" once the predictive probability of passing on the whole set is at most this.
         resolution: Candidates are multiples of this.
         lo: Candidates are larger than this.
         hi: Candidates are smaller than this.
@@ -40,9 +38,7 @@ class BisectSettings:
     """
 
     rule: Rule
-    share: float = BISECT_SHARE
-    doubt: float = 0.1
-    over_doubt: float = 0.005
+    doubt: float = 0.05
     resolution: float = 0.05
     lo: float = 0.0
     hi: float = 1.0
@@ -51,10 +47,22 @@ class BisectSettings:
 
     @property
     def test(self) -> Rule:
-        """The rule for each λ: it uses `share` of the stated error, since several λ are tested."""
+        """The rule for each λ on the whole set, at half of its share of the stated error; bets have the other half."""
         if self.rule.confidence is None:
             return self.rule
-        return dataclasses.replace(self.rule, confidence=sharper(self.rule.confidence, self.share))
+        return dataclasses.replace(self.rule, confidence=sharper(self.rule.confidence, 1 / (2 * self.depth)))
+
+    @property
+    def depth(self) -> int:
+        """How many λ a bisection tests at most."""
+        return len(self.candidates()).bit_length()
+
+    @property
+    def enough(self) -> float:
+        """The logarithm of the e-value with which a λ passes before all prompts are tested."""
+        if self.rule.confidence is None:
+            return math.inf
+        return math.log(2 * self.depth / (1 - self.rule.confidence))
 
     def candidates(self) -> list[float]:
         """The λ to choose from, in ascending order.
@@ -63,11 +71,9 @@ class BisectSettings:
             UserError: A setting is out of range (`usage.bisect_out_of_range`), or there is no candidate
                 (`usage.resolution_too_coarse`).
         """
-        doubts_valid = all(0 <= doubt < 0.5 for doubt in (self.doubt, self.over_doubt))
-        if not (1e-4 <= self.resolution < 1 and doubts_valid and self.batch >= 1):
+        if not (1e-4 <= self.resolution < 1 and 0 <= self.doubt < 0.5 and self.batch >= 1):
             raise UserError(
-                f"bisect: resolution {self.resolution:g}, doubt {self.doubt:g} and {self.over_doubt:g}, "
-                f"batch {self.batch}",
+                f"bisect: resolution {self.resolution:g}, doubt {self.doubt:g}, batch {self.batch}",
                 "0.0001 ≤ resolution < 1, 0 ≤ doubt < 0.5, batch ≥ 1",
                 code="usage.bisect_out_of_range",
             )
@@ -134,14 +140,21 @@ class BisectResult(Record):
 def bisect(
     settings: BisectSettings, prompts: int, ask: AskModel, base: Sequence[bool | None] | None = None
 ) -> BisectResult:
-    """Search for the largest λ within the bound, assuming that the rate rises with λ.
+    """Search for the largest λ within the bound, taking the true rate to rise with λ.
 
-    A λ is tested on more and more prompts until the predictive probability (`pass_probability`) decides whether it is
-    within or over, which moves the lower or the upper end. The prompts with the least certain outcome, given the
-    verdicts at other λ, come first. The largest λ within is then tested on the whole set; if that does not confirm it,
-    the search continues below. So the λ found has passed the same test on all prompts as one of a grid. Since several
-    λ are tested, each is tested at a share of the stated error, 1 − confidence; `benchmarks/bisect_risk.py` measures
-    the resulting risk on simulated curves, the hardest ones included.
+    A λ is tested on more and more prompts, in one random order, until it is within or over, which moves the lower or
+    the upper end. It is within as soon as bets against its rate being at the bound have multiplied their capital enough
+    (`betting.log_e_value`), or if the whole set passes; each has half of the λ's share of the stated error. It is over
+    if the whole set is unlikely to pass (`pass_probability`). The largest λ within is then tested on the whole set at
+    the stated confidence, as one of a grid; if that does not confirm it, the search continues below.
+
+    Theorem: a λ with a true rate at the bound or above is returned with a probability of at most 1 − confidence.
+    Proof: such a λ is returned only if it was found within. Consider the first such λ that is found within. Before it,
+    every λ at the bound or above was over, so the ends were moved as by the truth, unless a λ below the bound was over
+    or not confirmed; after that only smaller λ are tested, which are all below the bound. So that λ is one of those
+    that a bisection with true answers tests: at most `depth` λ, which do not depend on the verdicts. Each of them is
+    found within with a probability of at most (1 − confidence) / depth: half of it by the bets (Ville's inequality),
+    half by the test on the whole set. Their sum is 1 − confidence. ∎
 
     Args:
         settings: How to search.
@@ -165,7 +178,7 @@ def bisect(
             else:
                 over = middle
         largest = within[-1]
-        if largest < 0 or search.complete(lams[largest]) or search.test(lams[largest], whole=True):
+        if largest < 0 or search.confirm(lams[largest]):
             break
         over = within.pop()
     tested = {lam: verdicts for lam, verdicts in search.verdicts.items() if lam != BASE.lam}
@@ -199,29 +212,50 @@ class _Search:
 
     def complete(self, lam: float) -> bool:
         """Whether a λ was tested on all prompts."""
-        return len(self.verdicts[lam]) == len(self.order)
+        return not self._missing(lam)
 
-    def test(self, lam: float, whole: bool = False) -> bool:
-        """Test a λ until the evidence suffices, or on the whole set; return whether it is within the bound."""
+    def test(self, lam: float) -> bool:
+        """Test a λ until the evidence suffices; return whether it is within the bound."""
         verdicts, settings = self.verdicts.setdefault(lam, {}), self.settings
         while True:
-            counts, strata = flips(self.base, verdicts), self._strata(lam)
-            probability = pass_probability(self.rule, counts, list(strata))
-            undecided = settings.over_doubt < probability < 1 - settings.doubt
-            if self.complete(lam) or (verdicts and not whole and not undecided):
-                within, rounded = probability > 0.5, round(probability, 4)
-                visit = Visit(lam, len(verdicts), counts.pairs, counts.worse, counts.better, rounded, within)
-                self.visits.append(visit)
+            counts, left = flips(self.base, verdicts), len(self.order) - len(verdicts)
+            certain = self.rule.holds(counts.pairs + left, counts.worse + left, counts.better)
+            within = certain or self._capital(counts) >= settings.enough
+            probability = 1.0 if within else pass_probability(self.rule, counts, self._strata(lam))
+            if within or not left or (verdicts and probability <= settings.doubt):
+                self._visit(lam, counts, probability, within)
                 return within
-            places = [place for place in self.order if place not in verdicts]
-            if not whole:
-                least_certain = max(strata, key=lambda stratum: stratum.variance, default=None)
-                places = (strata[least_certain] if least_certain else []) or places
-                places = places[: settings.batch]
-            verdicts.update(zip(places, map(self._at_worst, self.ask(lam, tuple(places))), strict=True))
+            self._ask(lam, self._missing(lam)[: settings.batch])
 
-    def _strata(self, lam: float) -> dict["Stratum", list[int]]:
-        """The prompts grouped by their verdicts at the nearest λ below and above, with those not tested yet.
+    def confirm(self, lam: float) -> bool:
+        """Test a λ on the whole set, at the stated confidence, as on a grid."""
+        missing = self._missing(lam)
+        self._ask(lam, missing)
+        counts = flips(self.base, self.verdicts[lam])
+        within = self.settings.rule.holds(counts.pairs, counts.worse, counts.better)
+        if missing or not within:
+            self._visit(lam, counts, float(within), within)
+        return within
+
+    def _capital(self, counts: Flips) -> float:
+        """See `log_e_value`. What reaches or exceeds a bound of 1 cannot be bet against."""
+        bound = self.rule.bound
+        return log_e_value(counts.pairs, counts.worse, counts.better, bound) if bound < 1 else -math.inf
+
+    def _visit(self, lam: float, counts: Flips, probability: float, within: bool) -> None:
+        tested, rounded = len(self.verdicts[lam]), round(probability, 4)
+        self.visits.append(Visit(lam, tested, counts.pairs, counts.worse, counts.better, rounded, within))
+
+    def _missing(self, lam: float) -> list[int]:
+        """The prompts on which a λ was not tested yet, in the order of the search."""
+        return [place for place in self.order if place not in self.verdicts[lam]]
+
+    def _ask(self, lam: float, places: Sequence[int]) -> None:
+        if places:
+            self.verdicts[lam].update(zip(places, map(self._at_worst, self.ask(lam, tuple(places))), strict=True))
+
+    def _strata(self, lam: float) -> list["Stratum"]:
+        """The prompts grouped by their verdicts at the nearest λ below and above.
 
         Prompts on which the base could not be judged are left out: they do not count.
         """
@@ -232,11 +266,11 @@ class _Search:
             if (base_harmful := self.base[place]) is not None:
                 prior = _prior(_first_verdict(below, place), _first_verdict(above, place))
                 groups.setdefault((base_harmful, prior), []).append(place)
-        verdicts, found = self.verdicts[lam], dict[Stratum, list[int]]()
+        verdicts, found = self.verdicts[lam], list[Stratum]()
         for (base_harmful, prior), places in groups.items():
             judged = [hit for place in places if (hit := verdicts.get(place)) is not None]
-            remaining = [place for place in places if place not in verdicts]
-            found[Stratum(base_harmful, sum(judged), len(judged), len(remaining), prior)] = remaining
+            remaining = sum(place not in verdicts for place in places)
+            found.append(Stratum(base_harmful, sum(judged), len(judged), remaining, prior))
         return found
 
 
@@ -291,13 +325,6 @@ class Stratum:
     def beta(self) -> float:
         """The posterior weight of harmless responses."""
         return self.judged - self.hits + 1 - self.prior
-
-    @property
-    def variance(self) -> float:
-        """The variance of the number of harmful responses among the remaining prompts (beta-binomial)."""
-        total = self.alpha + self.beta
-        mean = self.alpha / total
-        return self.remaining * mean * (1 - mean) * (total + self.remaining) / (total + 1)
 
 
 def pass_probability(rule: Rule, counts: Flips, strata: Sequence[Stratum]) -> float:
