@@ -147,7 +147,7 @@ def test_lambdas_that_are_not_numbers(run: Run, tiny_model_folder: Path, tuned: 
 
 
 def test_an_unknown_method(run: Run, tmp_path: Path, tiny_model_folder: Path, tuned: Path) -> None:
-    check_refused(run, "usage.invalid", "merge", tiny_model_folder, tuned, "--method", "magic", *MERGE)
+    check_refused(run, "usage.unknown_method", "merge", tiny_model_folder, tuned, "--method", "magic", *MERGE)
     check_refused(run, "recipe.bad_value", "safeguard", tiny_model_folder, tuned, "--method", "magic", "--out", "out")
     assert not (tmp_path / "out").exists()
 

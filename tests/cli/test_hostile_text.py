@@ -66,7 +66,12 @@ def required(words: tuple[str, ...]) -> list[str]:
     return [*given, *MORE.get(words[-1], ())]
 
 
-MORE = {"merge": ("--lam", "0.5"), "export": ("--lam", "0.5"), "compare": ("--prompt", TEXT)}
+MORE = {
+    "merge": ("--lam", "0.5"),
+    "export": ("--lam", "0.5"),
+    "compare": ("--prompt", TEXT),
+    "plugins": ("--plugin", TEXT),
+}
 """Options that are required only together with others."""
 
 

@@ -39,7 +39,7 @@ def test_a_package_is_really_imported(tmp_path: Path, code: str, status: str, de
 
 
 def test_what_is_not_installed_is_named_with_the_way_to_get_it() -> None:
-    found = imports("pandas", ["no-such-package", "pip"], 30)
+    found = imports("pandas", ["no-such-package", "pytest"], 30)
     assert (found.status, found.detail) == ("missing", "not installed: no-such-package")
     assert found.fix == "pip install 'mooring[pandas]'"
 
