@@ -2,21 +2,39 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tiny_adapters
-from mooring.config import Recipe
+from mooring.config import Recipe, Resources
 from mooring.events import Event
+from mooring.inference.engine import Engine
+from mooring.inference.token_engine import Encoded, Sample, TokenEngine
+from mooring.merge_point import BASE, MergePoint
+from mooring.pipeline.cluster.connect import connect
+from mooring.pipeline.cluster.dispatch import Dispatcher
+from mooring.pipeline.cluster.units import Unit
+from mooring.pipeline.cluster.work import Answer
 from mooring.pipeline.run import run
+from mooring.records import Completion, Message, Prompt
+from mooring.sampling import SamplingParams
 
-from .conftest import lines  # type: ignore[import-not-found]
+from .conftest import environment, lines  # type: ignore[import-not-found]
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("MOORING_KILLS", "2"))
 
 
 @dataclasses.dataclass
@@ -32,6 +50,11 @@ class Place:
         """The recipe, with a run folder of its own."""
         plain = json.loads((self.folder / "recipe.json").read_text())
         return Recipe.parse({**plain, "out": str(self.folder / out), "resources": resources})
+
+    def other(self) -> int:
+        """Which of the nodes is not the one that this process is connected to."""
+        ours = ray._private.worker.global_worker.node._raylet_socket_name
+        return next(at for at, node in enumerate(self.nodes) if node._raylet_socket_name != ours)
 
     def node(self) -> Any:
         """Add a node with one CPU."""
@@ -92,3 +115,122 @@ def test_two_workers_give_the_results_of_one_process(place: Place) -> None:
     ]
     assert made[0]["made_by"]["engine"]["device"] == "cpu"
     assert not [*place.folder.joinpath("two").rglob(".probe-*")]
+
+
+class Deadly(TokenEngine):
+    """Answers, but for one prompt, of which its process dies."""
+
+    def __init__(self) -> None:
+        super().__init__(None, (), batch_size=1)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See `Engine.about`."""
+        return {"process": os.getpid()}
+
+    @property
+    def context(self) -> int | None:
+        """See `TokenEngine.context`."""
+        return None
+
+    def complete_batch(self, batch: Sequence[Sample], params: SamplingParams) -> list[Completion]:
+        """See `TokenEngine.complete_batch`."""
+        if batch[0][0].id == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [Completion(prompt_id=prompt.id, text="", tokens=0, finish="stop", sample=n) for prompt, n in batch]
+
+    def _generate(self, rows: list[list[int]], keys: list[str], params: SamplingParams) -> list[list[int]]:
+        raise NotImplementedError
+
+    def _score(self, examples: list[Encoded]) -> list[float]:
+        raise NotImplementedError
+
+
+class Loads:
+    """What a worker loads: the engine above."""
+
+    def load(self, scratch: Path) -> "Loads":
+        """See `Source.load`."""
+        return self
+
+    def at(self, point: MergePoint) -> Engine:
+        """See `Loaded.at`."""
+        return Deadly()
+
+
+def test_a_unit_that_kills_three_workers_is_given_up_and_judges_have_workers_of_their_own(place: Place) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    events: list[Event] = []
+    dispatcher = Dispatcher(connect(Resources(on="ray"), 1), events.append)
+    kinds = {"models": ["deadly", *"abcdef"], "judge": [*"ghij"]}
+    units = []
+    for kind, ids in kinds.items():
+        dispatcher.offer(kind, Loads())
+        for id in ids:
+            batch = [(Prompt(id=id, messages=(Message("user", "Hello."),)), 0)]
+            work = Answer(point=BASE, batch=batch, params=SamplingParams())
+            units.append(Unit(key=f"{kind}/{id}", kind=kind, prompts=(id,), work=work))
+    made = {unit.prompts[0]: result for unit, result in dispatcher.submit(units)}
+    dispatcher.close()
+    assert made.keys() == {*kinds["models"], *kinds["judge"]}
+    assert [id for id, result in made.items() if result is None] == ["deadly"]
+    processes = {
+        kind: {made[id][0].made_by["engine"]["process"] for id in ids if id != "deadly"} for kind, ids in kinds.items()
+    }
+    assert processes["models"].isdisjoint(processes["judge"])
+    (warning,) = [event.message for event in events if event.kind == "warning"]
+    assert "deadly" in warning
+    assert sum("died" in event.message for event in events) == 4  # three workers, and what was lost with them
+
+
+def test_a_node_that_is_removed_and_one_that_is_added(place: Place) -> None:
+    """While units are being done, so that one is lost with its worker."""
+    begun, failed = threading.Event(), list[BaseException]()
+
+    def watch(event: Event) -> None:
+        if event.kind == "progress" and event.done > 0:
+            begun.set()
+
+    def work() -> None:
+        try:
+            run(place.recipe("moved", on="ray"), on_event=watch)
+        except BaseException as error:
+            failed.append(error)
+            begun.set()
+
+    thread = threading.Thread(target=work)  # nodes can only be added by the main thread
+    thread.start()
+    begun.wait()
+    place.cluster.remove_node(place.nodes.pop(place.other()), allow_graceful=False)
+    assert thread.is_alive()
+    place.node()
+    thread.join()
+    assert not failed
+    assert results(place.folder / "moved") == place.expected
+    for path in (place.folder / "moved").rglob("safety-*.jsonl"):
+        keys = [json.loads(line)["prompt_id"] for line in path.read_text().splitlines()]
+        assert len(keys) == len({*keys}) == 8
+
+
+def test_a_driver_that_is_killed_and_started_again_goes_on(place: Place) -> None:
+    recipe = place.recipe("killed", on="ray")
+    (place.folder / "killed.yaml").write_text(recipe.dump())
+    done, draw = place.folder / "killed" / "completions", random.Random(20260101)
+    whole = sum(path.stat().st_size for path in (place.folder / "local" / "completions").rglob("*.jsonl"))
+    command = [sys.executable, "-m", "mooring", "run", str(place.folder / "killed.yaml")]
+    for number in range(KILLS):
+        # Up to a share of what a whole run writes, and then at any moment.
+        target = whole * number / (KILLS + 1)
+        with subprocess.Popen(
+            command,
+            env=environment() | {"RAY_ADDRESS": place.cluster.address},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as driver:
+            while driver.poll() is None and sum(p.stat().st_size for p in done.rglob("*.jsonl*")) <= target:
+                time.sleep(0.05)
+            time.sleep(draw.uniform(0, 0.5))
+            assert driver.poll() is None, f"the run ended after {number} kills"
+            driver.send_signal(signal.SIGKILL)
+    run(recipe)
+    assert results(place.folder / "killed") == place.expected
