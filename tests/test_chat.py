@@ -61,6 +61,7 @@ def test_a_template_that_refuses_is_a_user_error(gemma: Any) -> None:
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "model.endless_template"),
         ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "model.conversation_refused"),
         ("{{ 1 / 0 }}", "model.conversation_refused"),
+        ("{{ messages[0].content[99] }}", "model.empty_template"),
         ("{{ messages.foo.bar }}", "model.conversation_refused"),
         ("{{ cycler.__init__.__globals__ }}", "model.conversation_refused"),
     ],

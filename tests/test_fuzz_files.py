@@ -230,12 +230,11 @@ def attempt(folder: Path, command: Command) -> int:
             main(list(command))
         except SystemExit as stop:
             code = int(stop.code or 0)
-    print(out.getvalue(), err.getvalue())  # shown if an assertion fails
-    assert code in (0, 2, 3)
+    assert code in (0, 2, 3), err.getvalue()
     for text in (out.getvalue(), err.getvalue()):
         assert visible(text) == text
     lines = [line for line in err.getvalue().splitlines() if not line.startswith("mooring: warning: ")]
-    assert len(lines) <= 1
+    assert len(lines) <= 1, lines
     assert all(line.startswith("mooring: ") for line in lines)
     assert code != 2 or lines or '"problems": ["' in out.getvalue().replace("\n", "").replace("  ", "")
     shutil.rmtree(os.environ["MOORING_CACHE"], ignore_errors=True)

@@ -99,10 +99,12 @@ def _render(
         text = _apply(tokenizer, turns, answer, thinking, tools)
         if tools or any("tool_calls" in turn for turn in turns):
             _check_calls(tokenizer, turns, text, answer, thinking, tools)
-        return text
     except _RefusedError as error:
         problem = f"{name}: the chat template refuses the conversation ({error})"
         raise ModelError(problem, "check the order of its roles", code="model.conversation_refused") from None
+    if not text:
+        raise ModelError(f"{name}: the chat template renders nothing", _OTHER, code="model.empty_template")
+    return text
 
 
 def _check_calls(
@@ -383,6 +385,7 @@ class _RefusedError(Exception):
     """A template cannot render a conversation."""
 
 
+_OTHER = "put another chat_template.jinja into the folder"
 _SECONDS = 5
 """What rendering a conversation may take of the processor; templates take thousandths of a second."""
 
@@ -399,7 +402,7 @@ def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any
     def check(*_: object) -> Any:
         if time.thread_time() - begun > _SECONDS:
             problem = f"{tokenizer.name_or_path}: the chat template takes longer than {_SECONDS} s"
-            raise ModelError(problem, "put another chat_template.jinja into the folder", code="model.endless_template")
+            raise ModelError(problem, _OTHER, code="model.endless_template")
         return check
 
     def within(frame: Any, event: str, value: Any) -> Any:

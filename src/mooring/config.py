@@ -31,6 +31,7 @@ from mooring.bounded import YAML, UnusableError, YAMLError, parse_yaml, read_byt
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.engines import ENGINES
 from mooring.errors import RecipeError, UserError
+from mooring.files import expanded
 from mooring.merge_methods import METHODS, ROLES, Role, as_references
 from mooring.merge_point import Series
 from mooring.metrics import TASK_METRICS, is_task_metric
@@ -852,7 +853,7 @@ class Recipe(Section):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.out or f"runs/{self.name}").expanduser()
+        return expanded(self.out or f"runs/{self.name}")
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
@@ -883,6 +884,7 @@ class Recipe(Section):
         if not isinstance(data, dict):
             hint = "begin with `base: …`"
             raise RecipeError(f"{where}: is not a mapping of keys to values", hint, code="recipe.not_a_mapping")
+        _check_text(data, where)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -1143,6 +1145,24 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 # --- Errors of validation, in one line ---
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Raise RecipeError for a text that names no file and has no form in UTF-8, in a value or a key at any depth."""
+    if isinstance(value, str) and ("\0" in value or not value.isprintable()):
+        try:
+            usable = b"\0" not in value.encode()
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise RecipeError(f"{where}: {value[:80]!a} is not text", "write it again", code="recipe.not_text")
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_text(key, where)
+            _check_text(each, where)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_text(each, where)
 
 
 def _near(name: str, known: Collection[str], what: str = "known here") -> str:

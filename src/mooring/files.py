@@ -34,6 +34,14 @@ _NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems that cannot lock a folder (NFS, some in user space)."""
 
 
+def expanded(text: str | Path) -> Path:
+    """A path in which `~` is a home folder; as it is, if there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn OS errors while `path` is written, such as a full disk or a vanished input, into an OutputError."""
@@ -50,6 +58,10 @@ def explained(path: Path) -> Iterator[None]:
         if error.errno in _FORBIDDEN:
             problem = f"{path}: may not be written ({error.strerror})"
             raise OutputError(problem, "choose another folder", code="output.forbidden") from None
+        if error.errno == errno.ENOENT and Path(str(error.filename)).name.startswith(PARTIAL):  # as in /proc
+            raise OutputError(
+                f"{path}: files cannot be made there", "choose another folder", code="output.forbidden"
+            ) from None
         raise
 
 

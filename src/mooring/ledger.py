@@ -66,10 +66,16 @@ def read_ledger(folder: Path) -> Ledger:
     Raises:
         DataError: It cannot be read, or holds something else.
     """
+    hint = "restore it, or name another run folder"
     try:
         found: Ledger = read_as(folder / LEDGER, Ledger, "a ledger")
     except DataError as error:
-        raise DataError(error.message, "restore it, or name another run folder", code="data.bad_ledger") from None
+        raise DataError(error.message, hint, code="data.bad_ledger") from None
+    for name in (name for step in found.steps.values() for name in step.files):
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+            problem = f"{folder / LEDGER}: names {name!a}, which is no file in the run folder"
+            raise DataError(problem, hint, code="data.bad_ledger")
     return found
 
 

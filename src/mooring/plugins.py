@@ -18,6 +18,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, Protocol, TypeVar
 
 from mooring.errors import RecipeError
+from mooring.files import expanded
 
 TYPES: Mapping[str, str] = {
     "judges": "mooring.scoring.judges.base.Judge",
@@ -182,7 +183,7 @@ def _group(value: object) -> str | None:
 
 
 def _imported(where: str, reference: str) -> ModuleType:
-    path = Path(where).expanduser()
+    path = expanded(where)
     try:
         if path.suffix == ".py":
             return _from_file(path)

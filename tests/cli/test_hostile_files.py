@@ -217,6 +217,15 @@ def test_a_hostile_file_of_a_run(run: Run, tmp_path: Path, made: Path, name: str
         assert code != 2 or listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["/proc/self/mem", "../made/recipe.yaml", "", ".", "a\0b", "x" * 300, "\ud800"])
+def test_a_ledger_that_names_a_file_elsewhere(run: Run, tmp_path: Path, made: Path, name: str) -> None:
+    step = {"label": "l", "key": "k", "done": True, "seconds": 1.0, "files": {name: "0"}}
+    (made / "ledger.json").write_text(json.dumps({"steps": {"a": step}}))
+    for command in READERS[:4]:
+        code, _, err = run(*command)
+        assert (code, err.count("\n")) in ((2, 1), (0, 0)), err
+
+
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
 def test_a_lock_of_a_run_that_is_no_file(run: Run, tmp_path: Path, kind: str, tiny_model_folder: Path) -> None:
     """The lock of a run folder from elsewhere neither blocks nor empties another file."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mooring.attacks.attack import Option, Technique, asking, request_of
 from mooring.bounded import RECORD, parse_json, read_bytes
+from mooring.files import expanded
 from mooring.records import Prompt
 
 FORMS = (
@@ -43,7 +44,7 @@ def read_artifacts(text: str) -> Artifacts:
     Raises:
         ValueError: The file cannot be read, or has another form.
     """
-    path = Path(text).expanduser()
+    path = expanded(text)
     try:
         data = read_bytes(path, RECORD)
         if path.suffix == ".txt":

@@ -1,12 +1,12 @@
 """Commands whose options are fields of a recipe: name, type, default, bounds and help come from `mooring.config`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
 import click
 
 from mooring.errors import UserError
+from mooring.files import expanded
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -262,6 +262,6 @@ def floats(text: str, option: str) -> list[float]:
 
 def words(text: str) -> list[str]:
     """Words separated by commas; the name of an existing file is one, even if it contains commas."""
-    if Path(text).expanduser().is_file():
+    if expanded(text).is_file():
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -11,6 +11,7 @@ from mooring.data.hub import load_hub_files, load_hub_rows
 from mooring.data.rows import Row, to_prompts
 from mooring.data.splits import draw, hold_out
 from mooring.errors import DataError, FetchError
+from mooring.files import expanded
 from mooring.records import Prompt, Split
 
 
@@ -109,7 +110,7 @@ def _local_files(tables: Sequence[Table]) -> tuple[Table, list[Path]] | None:
     if not folder:
         return None
     for table in tables:
-        files = [path for path in Path(folder).expanduser().glob(table.path) if path.is_file()] if table.path else []
+        files = [path for path in expanded(folder).glob(table.path) if path.is_file()] if table.path else []
         if files:
             return table, sorted(files, key=lambda path: [part.zfill(9) for part in re.split(r"(\d+)", path.name)])
     return None

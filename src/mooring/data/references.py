@@ -11,6 +11,7 @@ from mooring.data.bundled import BUNDLED
 from mooring.data.catalogue import NAMED
 from mooring.data.rows import is_data_file
 from mooring.errors import DataError
+from mooring.files import expanded
 from mooring.records import Kind, Split
 
 PARTS: dict[str, Split] = {"train": "tune", "validation": "validation", "test": "test"}
@@ -64,7 +65,7 @@ class Reference:
         """The set and its part, without a number of rows; equal for two references to the same rows."""
         part = self.part or self.hub_split
         if self.source == "file":
-            return str(Path(self.name).expanduser().resolve())
+            return str(expanded(self.name).resolve())
         name = f"bundled:{self.name}" if self.source == "bundled" else self.name
         return name + (f"@{self.config}" if self.config else "") + (f":{part}" if part else "")
 
@@ -79,7 +80,7 @@ def parse_reference(text: str) -> Reference:
             (`data.bad_count`), or the set has no such part (`data.unknown_split`).
     """
     name, mark, end = text.rpartition("#")
-    if not mark or Path(text).expanduser().exists() or ("/" in end and is_data_file(end)):
+    if not mark or expanded(text).exists() or ("/" in end and is_data_file(end)):
         return _source(text, text)
     match = _COUNT.fullmatch(end)
     if match is None or int(match["count"]) == 0:
@@ -100,7 +101,7 @@ References = str | Reference | Iterable[str | Reference]
 
 
 def _source(text: str, name: str) -> Reference:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return Reference(text=text, source="file", name=name)
     if name.startswith("bundled:"):

@@ -3,7 +3,6 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from mooring.config import DataFields
 from mooring.data.bundled import load_bundled
@@ -14,6 +13,7 @@ from mooring.data.references import Reference, References, parse_reference, pars
 from mooring.data.rows import Row, read_rows, to_prompts
 from mooring.data.splits import draw, draw_evenly, split_prompts
 from mooring.errors import DataError
+from mooring.files import expanded
 from mooring.records import Half, Prompt, Split
 
 OnNote = Callable[[str], object]
@@ -141,10 +141,8 @@ def _load_all(
         return load_named(ref.name, ref.part or split), None
     if ref.source == "bundled":
         return load_bundled(ref.name, split), None
-    if ref.source == "file":
-        rows = read_rows(Path(ref.name).expanduser())
-    else:
-        rows = load_hub_rows(ref.name, ref.config, ref.hub_split)
+    is_file = ref.source == "file"
+    rows = read_rows(expanded(ref.name)) if is_file else load_hub_rows(ref.name, ref.config, ref.hub_split)
     return to_prompts(rows, on_note, fields), rows
 
 

@@ -4,12 +4,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mooring.files import atomic_folder, explained
+from mooring.files import atomic_folder, expanded, explained
 
 
 def cache_folder() -> Path:
     """The folder of converted models: `$MOORING_CACHE`, or `~/.cache/mooring`."""
-    return Path(os.environ.get("MOORING_CACHE") or "~/.cache/mooring").expanduser()
+    return expanded(os.environ.get("MOORING_CACHE") or "~/.cache/mooring")
 
 
 def cached_model(name: str, write: Callable[[Path], object]) -> Path:

@@ -4,12 +4,15 @@ import re
 from pathlib import Path
 
 from mooring.errors import ModelError
+from mooring.files import expanded
 from mooring.hub import download_errors, explain
 from mooring.models.bundled import bundled_model, converted_gguf
 from mooring.models.checkpoint import is_adapter, open_checkpoint
 
-HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 """`owner/name`, optionally with `@revision` (a branch, a tag or a commit)."""
+_NO_ID = re.compile(r"(?:^|/)[-.]|[-.](?:/|$)|--|\.\.|\.git$|[^/]{97}")
+"""What the hub refuses in an id."""
 MODEL_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model", "vocab*", "merges.txt"]
 PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]
 """Weights in PyTorch's format, downloaded only if there are no others; no pickled code is run."""
@@ -34,7 +37,7 @@ def resolve_model(ref: str) -> Path:
         raise ModelError("the model's name is empty", hint, code="model.empty_name")
     if ref.startswith("bundled:"):
         return bundled_model(ref)
-    path = Path(ref).expanduser()
+    path = expanded(ref)
     if path.is_dir():
         return path
     if path.is_file():
@@ -45,7 +48,7 @@ def resolve_model(ref: str) -> Path:
     if path.suffix.lower() == ".gguf":
         raise ModelError(f"{path}: no such file", "check the path", code="model.not_found")
     match = HUB_ID.fullmatch(ref)
-    if not match or ref.startswith((".", "~", "/")):
+    if not match or _NO_ID.search(match["id"]):
         hint = "check the path, or name a model on the hub as owner/name"
         raise ModelError(f"{path}: no such folder", hint, code="model.not_found")
     return _downloaded(match["id"], match["revision"])
@@ -83,9 +86,10 @@ def _is_whole(folder: Path) -> bool:
 
 def hub_name(ref: str) -> str | None:
     """The id on the hub that a model reference names, without its revision; `None` for something local."""
-    if ref.startswith((".", "~", "/")) or Path(ref).exists() or not HUB_ID.fullmatch(ref):
+    match = HUB_ID.fullmatch(ref)
+    if not match or _NO_ID.search(match["id"]) or Path(ref).exists():
         return None
-    return ref.partition("@")[0]
+    return match["id"]
 
 
 def _downloaded(repo: str, revision: str | None) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mooring.config import BUILT_IN, Recipe, Score
 from mooring.errors import MissingExtraError, ModelError, RecipeError, UserError
-from mooring.files import need_room
+from mooring.files import expanded, need_room
 from mooring.inference.fit import check_fits_cpu
 from mooring.merge_methods import Role
 from mooring.merging.compatibility import check_pair
@@ -171,10 +171,10 @@ def _check_servable(plan: Plan) -> None:
         hint = "use the engine transformers or vllm, or other `score.metrics`"
         raise RecipeError(what, hint, code="recipe.server_likelihood")
     for tuned in plan.recipe.tuned_models.values():
-        if Path(tuned).expanduser().is_dir():
+        if expanded(tuned).is_dir():
             from mooring.pipeline.sweeps.server import check_tuned
 
-            check_tuned(Path(tuned).expanduser())
+            check_tuned(expanded(tuned))
 
 
 def _requirements(plan: Plan, *, download: bool) -> Iterator[tuple[str, Callable[[], object]]]:

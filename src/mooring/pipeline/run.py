@@ -15,7 +15,7 @@ from mooring.config import Recipe
 from mooring.errors import UserError
 from mooring.events import Event, OnEvent
 from mooring.export import Record
-from mooring.files import atomic_text
+from mooring.files import atomic_text, expanded
 from mooring.inference.engine import Engine, accepted_share
 from mooring.inference.folder import open_folder
 from mooring.inference.retry import StoppedError, in_parallel
@@ -480,7 +480,7 @@ class _Execution:
             return self.judging.about(reference.judge, self.folder.digest)
         if reference.role == "bert_score":
             model = self.recipe.score.bertscore_model
-            folder = Path(model).expanduser()
+            folder = expanded(model)
             return self.folder.digest(folder, model_digest) if folder.is_dir() and not hub_name(model) else model
         if reference.role == "lm_eval":
             return score_dependencies(self.recipe.score.lm_eval)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mooring.errors import DataError, OutputError
 from mooring.events import Event, OnEvent, ignore
-from mooring.files import PARTIAL, atomic_text, explained, open_lock
+from mooring.files import PARTIAL, atomic_text, expanded, explained, open_lock
 from mooring.ledger import (
     LEDGER,
     MODIFIED,
@@ -48,7 +48,7 @@ def check_place(folder: Path, models: Iterable[str]) -> None:
     with explained(folder):
         RunFolder(folder)
         for model in models:
-            source = Path(model).expanduser()
+            source = expanded(model)
             if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
                 problem = f"{folder}: lies in the folder of the model {model}, which a run leaves as it is"
                 raise OutputError(problem, "name a folder outside of it (out, --out)", code="output.in_model")
