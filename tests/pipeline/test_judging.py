@@ -1,5 +1,6 @@
 """Which judges need the room of the models, and when their engines are closed."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,3 +49,25 @@ def test_a_judge_that_runs_beside_the_models_is_closed_at_the_end_only(
     assert engine.closed is not stays
     judges.close()
     assert engine.closed
+
+
+def test_judges_elsewhere_need_no_room_here_and_name_the_folders_that_have_to_be_seen(tmp_path: Path) -> None:
+    sections = [
+        Judge(name="rules"),
+        Judge(name="llm", model=str(tmp_path)),
+        Judge.model_validate({"name": "llm", "model": "served", **SERVER}),
+    ]
+    judges, opened = Judging(sections), list[tuple[str, Path]]()
+    assert judges.folders() == [tmp_path]
+    engine: Any = Closable()
+
+    def open_elsewhere(name: str, folder: Path, section: Judge) -> Any:
+        opened.append((name, folder))
+        return engine
+
+    judges.elsewhere = open_elsewhere
+    assert not any(judges.needs_room(name) for name in judges.sections)
+    assert judges._engine("llm-1") is engine
+    judges.close()
+    assert not engine.closed
+    assert opened == [("llm-1", tmp_path)]

@@ -78,6 +78,12 @@ def test_the_device_of_a_judge_is_checked_too(tmp_path: Path, tiny_model_folder:
     refused(recipe(tmp_path, tiny_model_folder, {"tuned": tuned, "score": {"judges": [judge]}}), "recipe.no_device")
 
 
+def test_devices_of_a_cluster_are_not_this_machines(tmp_path: Path, tiny_model_folder: Path, tuned: str) -> None:
+    given = recipe(tmp_path, tiny_model_folder, {"tuned": tuned, "generate": {"device": "cuda:7"}})
+    refused(given, "recipe.no_device")
+    forecast(given.override({"resources.on": "ray"}))
+
+
 def test_models_that_do_not_belong_together(tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any) -> None:
     other = save_tiny_model(tmp_path / "other", num_hidden_layers=3)
     for changed, code in ((other, "model.architecture_mismatch"), (tiny_model_folder, "model.equal")):

@@ -115,6 +115,11 @@ class Judging:
             "versions": installed_versions(*packages),
         }
 
+    def folders(self) -> list[Path]:
+        """The folders of the judges' models that are run from one; downloads them if need be."""
+        run = [name for name, section in self.sections.items() if section.engine != "openai"]
+        return [self._folder(name) for name in run if self.kinds[name].needs_model]
+
     def check(self, judge: str) -> None:
         """Check that a judge's model is available; downloads it if need be."""
         self.about(judge, lambda folder, measure: "")

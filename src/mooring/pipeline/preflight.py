@@ -68,7 +68,7 @@ def check_models(plan: Plan, base: Path, tuned: Mapping[str, Path], references: 
     """
     recipe = plan.recipe
     for runner in (recipe.generate, *(judge for judge in recipe.score.judges if judge.name not in BUILT_IN)):
-        if runner.engine == "transformers":
+        if runner.engine == "transformers" and recipe.resources.local:
             check_device(runner.device)
     if recipe.generate.engine == "transformers":
         model_class(load_config(base))
@@ -96,7 +96,7 @@ def check_room(plan: Plan, base: Path) -> None:
     recipe = plan.recipe
     with open_checkpoint(base) as checkpoint:
         need_room(recipe.folder, disk_bytes(recipe, checkpoint.nbytes))
-    if recipe.generate.engine == "transformers":  # vLLM checks its own device when it starts
+    if recipe.generate.engine == "transformers" and recipe.resources.local:  # others check their own devices
         check_fits_cpu(base, recipe.generate.dtype, recipe.generate.device)
 
 

@@ -210,7 +210,8 @@ class _Execution:
     def _execute(self) -> Outcome:
         """All steps, after the checks of the recipe and the models."""
         if self._workers is not None and not self.paths.results.exists():
-            self._workers.check([self._named_base, *self._named_tuned.values(), *self._references.values()])
+            models = [self._named_base, *self._named_tuned.values(), *self._references.values()]
+            self._workers.check([*models, *self.judging.folders()])
         if self.plan.skipped:
             self.folder.emit(Event(step="prompts", kind="warning", message=describe(self.plan.skipped)))
         atomic_text(self.paths.recipe, self.recipe.dump())  # not before the checks: a refused recipe changes nothing

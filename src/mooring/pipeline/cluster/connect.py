@@ -14,8 +14,8 @@ from typing import Any
 from mooring.config import Resources
 from mooring.errors import ClusterError, MissingExtraError
 
-PACKAGES = ("torch", "transformers", "mooring")
-"""Packages whose versions are the same on every node."""
+PACKAGES = ("torch", "transformers", "peft", "vllm", "mooring")
+"""Packages that have to have the versions of this machine on every node, if they are here."""
 _ANSWER = 120
 """Seconds in which every node has to answer."""
 
