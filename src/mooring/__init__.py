@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from mooring.pipeline.extensions import PluginInfo
     from mooring.pipeline.forecast import Forecast
     from mooring.pipeline.preview import DataPreview, Lengths
+    from mooring.pipeline.progress_bars import ProgressBars
     from mooring.pipeline.rejudge import Rejudged
     from mooring.pipeline.run import Outcome
     from mooring.pipeline.verify_served import ServedMeasure, ServedVerdict
@@ -74,6 +75,7 @@ _LAZY = {
     "mooring.pipeline.extensions": ("PluginInfo",),
     "mooring.pipeline.forecast": ("Forecast",),
     "mooring.pipeline.preview": ("DataPreview", "Lengths"),
+    "mooring.pipeline.progress_bars": ("ProgressBars",),
     "mooring.pipeline.rejudge": ("Rejudged",),
     "mooring.pipeline.run": ("Outcome",),
     "mooring.pipeline.verify_served": ("ServedMeasure", "ServedVerdict"),
@@ -90,9 +92,9 @@ __all__ = [
     "Event", "Exported", "ExtractedLora", "FetchError", "Finding", "Forecast", "Gain", "Inspection", "Judge",
     "JudgeError", "Lengths", "LogitComparison", "MergeCheck", "MergePoint", "Message", "MethodComparison",
     "MismatchError", "MissingExtraError", "ModelError", "MooringError", "OnEvent", "Outcome", "OutputError", "Paper",
-    "PluginInfo", "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "RunVerdict", "SamplingParams",
-    "Score", "ServedMeasure", "ServedVerdict", "Trial", "UserError", "Verdict", "VerdictCheck", "__version__", "api",
-    "load_examples", "load_prompts", "to_pandas",
+    "PluginInfo", "ProgressBars", "Prompt", "Recipe", "RecipeError", "Rejudged", "Reply", "Results", "RunVerdict",
+    "SamplingParams", "Score", "ServedMeasure", "ServedVerdict", "Trial", "UserError", "Verdict", "VerdictCheck",
+    "__version__", "api", "load_examples", "load_prompts", "to_pandas",
 ]  # fmt: skip
 __all__ += api.__all__
 

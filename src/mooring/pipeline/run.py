@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mooring import jsonio
 from mooring.attacks import kind_of
@@ -68,7 +69,8 @@ from mooring.records import (
 from mooring.reporting import model_card
 from mooring.reporting.comparison import records as comparison
 from mooring.reporting.comparison.write import write_comparison
-from mooring.reporting.results import load
+from mooring.reporting.notebook import Trials, as_html
+from mooring.reporting.results import Results, load, load_run
 from mooring.reporting.write import write
 from mooring.selection.bisect import bisect
 from mooring.selection.corrected import Corrections
@@ -102,6 +104,30 @@ class Outcome(Record):
     verdict: RunVerdict | None
     choices: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
     verdicts: Mapping[str, RunVerdict] = dataclasses.field(default_factory=dict)
+
+    @property
+    def results(self) -> Results:
+        """The results of the run, read from its folder.
+
+        Raises:
+            DataError: The run compares several methods or tuned models (`data.comparison`), or was edited since.
+        """
+        return load_run(self.folder)
+
+    @property
+    def trials(self) -> Trials:
+        """All scores of each model on each half; `to_pandas()` is a table of them. Errors as those of `results`."""
+        return Trials(self.results.trials)
+
+    def plot(self) -> Any:
+        """The figure of the report, a `matplotlib.figure.Figure`. Errors as those of `results`."""
+        from mooring.reporting.figures import tradeoff
+
+        return tradeoff(self.results)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the verdict, the figure and the table; of a comparison, nothing of its own."""
+        return as_html(self.results) if self.choice is not None else None
 
     @property
     def acceptable(self) -> bool:
