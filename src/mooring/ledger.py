@@ -75,7 +75,7 @@ def read_ledger(folder: Path) -> Ledger:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
             problem = f"{folder / LEDGER}: names {name!a}, which is no file in the run folder"
-            raise DataError(problem, hint, code="data.bad_ledger")
+            raise DataError(problem, hint, code="data.ledger_outside")
     return found
 
 
