@@ -218,6 +218,8 @@ def test_data_and_answers(run: Run, tmp_path: Path, tiny_model_folder: Path, tun
             "".join(json.dumps({"id": f"{n}", TEXT: n % 2, "score": n % 2, "prompt": "x"}) + "\n" for n in range(3))
         )
     shown(run, "compare-evals", "one.jsonl", "two.jsonl")
+    (tmp_path / "published.csv").write_text(TEXT * 10_000)
+    assert "published.csv" in shown(run, "paper", ".", "--out", "out", "--published", "published.csv")
     (tmp_path / "set.jsonl").write_text(TEXT)
     assert shown(run, "data", "set.jsonl")
 

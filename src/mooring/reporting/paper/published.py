@@ -60,9 +60,9 @@ def _number(said: object, where: str) -> float:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text))
-    if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
-        raise DataError(f"{path}:1: has no column `{missing[0]}`", COLUMNS_HINT, code="data.missing_field")
     try:
+        if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
+            raise DataError(f"{path}:1: has no column `{missing[0]}`", COLUMNS_HINT, code="data.missing_field")
         for row in reader:
             yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
