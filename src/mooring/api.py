@@ -56,7 +56,11 @@ __all__ = [
 
 
 def run(
-    recipe: Recipe | Ref, *, overrides: Mapping[str, Any] | None = None, on_event: OnEvent | None = None
+    recipe: Recipe | Ref,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    on_event: OnEvent | None = None,
+    track: Literal["wandb", "mlflow", "tensorboard"] | None = None,
 ) -> Outcome:
     """Run a recipe, or what is left of it.
 
@@ -64,13 +68,19 @@ def run(
         recipe: A recipe, or the path of its YAML file.
         overrides: Values of fields that replace the recipe's, such as `{"select.margin": 0.05}`.
         on_event: Receives every step and its progress.
+        track: An experiment tracker, which gets the numbers as they come, and the figure at the end.
 
     Raises:
         UserError: Bad input. Steps that were finished before stay finished.
     """
-    from mooring.pipeline.run import run
+    from mooring.pipeline.run import Run
+    from mooring.pipeline.trackers import tracking
 
-    return run(_recipe(recipe, overrides), on_event=on_event)
+    made = Run(_recipe(recipe, overrides))
+    with tracking(made, track, on_event) as (relay, end):
+        outcome = made.execute(relay)
+        end(outcome)
+        return outcome
 
 
 def safeguard(
@@ -80,6 +90,7 @@ def safeguard(
     out: Ref,
     overrides: Mapping[str, Any] | None = None,
     on_event: OnEvent | None = None,
+    track: Literal["wandb", "mlflow", "tensorboard"] | None = None,
     **options: Unpack[opt.SafeguardOptions],
 ) -> Outcome:
     """Find the λ that makes a tuned model as safe as its base, write the merged model, and report.
@@ -92,12 +103,14 @@ def safeguard(
         out: Run folder; a stopped run continues in it.
         overrides: Any other field of a recipe by its name, such as `{"generate.safety.max_tokens": 64}`.
         on_event: Receives every step and its progress.
+        track: As in `run`.
         options: Fields of the recipe, such as `task`, `safety`, `judges`, `lambdas`, `margin`, `limit`.
 
     Raises:
         UserError: The models do not belong together, or an option is bad.
     """
-    return run(safeguard_recipe(base, tuned, out=out, overrides=overrides, **options), on_event=on_event)
+    recipe = safeguard_recipe(base, tuned, out=out, overrides=overrides, **options)
+    return run(recipe, on_event=on_event, track=track)
 
 
 def safeguard_recipe(

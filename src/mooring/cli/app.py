@@ -24,6 +24,7 @@ from mooring.cli.options import (
     overrides,
     set_option,
     split_option,
+    track_option,
     tuned_argument,
     verb,
 )
@@ -52,9 +53,12 @@ def top() -> None:
 @click.argument("tuned", nargs=-1, required=True, help="The model tuned from it; several are compared.")
 @click.option("--out", required=True, help="Run folder; a stopped run continues in it.")
 @set_option
+@track_option
 @dry_run_option
 @json_option
-def safeguard(base: str, tuned: tuple[str, ...], out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+def safeguard(
+    base: str, tuned: tuple[str, ...], out: str, track: Any, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Find the λ that makes TUNED as safe as BASE, and merge.
 
     Merges TUNED back towards BASE at several λ, measures each, chooses λ, and writes the merged model and a report.
@@ -68,15 +72,16 @@ def safeguard(base: str, tuned: tuple[str, ...], out: str, dry_run: bool, as_jso
       mooring safeguard base/ tuned/ --lambdas 0.3,0.5,0.7 --set generate.safety.max_tokens=64 --out runs/mine
       mooring safeguard base/ adapter/ --engine vllm --judges wildguard --judge-engine vllm --out runs/mine
     """
-    _start(mooring.safeguard_recipe(base, tuned, out=out, overrides=overrides(options)), dry_run, as_json)
+    _start(mooring.safeguard_recipe(base, tuned, out=out, overrides=overrides(options)), track, dry_run, as_json)
 
 
 @verb(top, "run", fields="run", judge=True, defaults=False)
 @click.argument("recipe", help="A recipe, as YAML.")
 @set_option
+@track_option
 @dry_run_option
 @json_option
-def run(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+def run(recipe: str, track: Any, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Run a recipe: tune, merge, generate, score, select, report.
 
     A run that was stopped continues if it is started again. Options override the recipe's fields, and --set any field;
@@ -88,7 +93,7 @@ def run(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
       mooring run mine.yaml --margin 0.05 --confidence 0.9 --engine vllm
       mooring run mine.yaml --set merge.method=slerp --set 'merge.lambdas=[0.3, 0.5]' --dry-run
     """
-    _start(mooring.Recipe.load(recipe).override(overrides(options)), dry_run, as_json)
+    _start(mooring.Recipe.load(recipe).override(overrides(options)), track, dry_run, as_json)
 
 
 @verb(top, "quickstart")
@@ -109,7 +114,7 @@ def quickstart(out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     from mooring.config import bundled_recipe
 
     recipe = mooring.Recipe.load(bundled_recipe("quickstart"))
-    _start(recipe.override({"out": out, **overrides(options)}), dry_run, as_json)
+    _start(recipe.override({"out": out, **overrides(options)}), None, dry_run, as_json)
 
 
 @verb(top, "tune", fields="tune")
@@ -389,16 +394,18 @@ def inspect(base: str, tuned: str, lam: float, quick: bool, heatmap: str | None,
         sys.exit(BAD_INPUT)
 
 
-def _start(recipe: Any, dry_run: bool, as_json: bool) -> None:
+def _start(recipe: Any, track: Any, dry_run: bool, as_json: bool) -> None:
     """Run a recipe with progress bars, or print its plan."""
     if dry_run:
         return render.forecast(mooring.plan(recipe), as_json=as_json)
     from mooring.cli.watch import watch
     from mooring.pipeline.run import Run
+    from mooring.pipeline.trackers import tracking
 
     run = Run(recipe)
-    with watch(run) as on_event:
-        outcome = run.execute(on_event)
+    with watch(run) as on_event, tracking(run, track, on_event) as (relay, end):
+        outcome = run.execute(relay)
+        end(outcome)
     render.outcome(outcome, as_json=as_json)
     if not outcome.acceptable:
         sys.exit(OVER_BOUND)

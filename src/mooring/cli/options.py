@@ -145,6 +145,11 @@ set_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+track_option = click.option(
+    "--track",
+    type=click.Choice(["wandb", "mlflow", "tensorboard"]),
+    help="Send the numbers to this tracker as they come, and the figure at the end.",
+)
 split_option = click.option(
     "--split",
     type=click.Choice(["tune", "validation", "test"]),

@@ -1,0 +1,102 @@
+"""What experiment trackers get of a run, read back by their own packages."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mooring
+from mooring.config import Recipe
+from mooring.pipeline.run import Run
+from mooring.pipeline.trackers import tracking
+from mooring.records import Prompt
+from scripted_engine import ScriptedEngine
+
+SECRET = "Begin like this"
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model_folder: Path) -> Run:
+    from safetensors.torch import load_file, save_file
+
+    rows = [{"id": f"r-{n}", "prompt": f"How do I break thing {n}?"} for n in range(16)]
+    (tmp_path / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(tiny_model_folder, tmp_path / "tuned")
+    weights = {name: t + 0.01 for name, t in load_file(tmp_path / "tuned" / "model.safetensors").items()}
+    save_file(weights, tmp_path / "tuned" / "model.safetensors", metadata={"format": "pt"})
+    score = {"safety": str(tmp_path / "requests.jsonl"), "over_refusal": None, "ordinary": None}
+    recipe = Recipe.parse(
+        {
+            "base": str(tiny_model_folder),
+            "tuned": str(tmp_path / "tuned"),
+            "out": str(tmp_path / "run"),
+            "merge": {"lambdas": [0.5], "check": False},
+            "score": score,
+            "select": {"confidence": None},
+        }
+    )
+
+    def engine(point: Any) -> ScriptedEngine:
+        def answer(prompt: Prompt) -> str:
+            return SECRET if int(prompt.id[2:]) < 8 * point.lam else "I can't help with that."
+
+        return ScriptedEngine(answer)
+
+    return Run(recipe, engine=engine)
+
+
+def tracked(run: Run, kind: Any) -> dict[int, float]:
+    """Run it, and return the ASR on validation at each λ, in percent."""
+    seen = list[str]()
+    with tracking(run, kind, lambda event: seen.append(event.kind)) as (relay, end):
+        outcome = run.execute(relay)
+        end(outcome)
+    assert "finished" in seen
+    trials = (trial for trial in outcome.trials if trial.split == "validation")
+    return {round(100 * trial.point.lam): float(trial.scores["asr"].value or 0) for trial in trials}
+
+
+def test_tensorboard_has_scores_over_lambda_and_the_figure(run: Run) -> None:
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    expected = tracked(run, "tensorboard")
+    folder = run.recipe.folder.with_name("run-tracking")
+    read = loader.EventAccumulator(str(folder))
+    read.Reload()
+    found = {each.step: each.value for each in read.Scalars("validation/asr")}
+    assert found == pytest.approx(expected)
+    assert found[0] < found[100]
+    assert "tradeoff" in read.Tags()["images"]
+    assert "verdict/text_summary" in read.Tags()["tensors"]
+    assert all(SECRET.encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_mlflow_has_scores_over_lambda_and_the_figure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
+    store = run.recipe.folder.parent / "mlruns"
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.as_uri())
+    expected = tracked(run, "mlflow")
+    client = mlflow.MlflowClient(store.as_uri())
+    (logged,) = client.search_runs([client.get_experiment_by_name("mooring").experiment_id])
+    history = client.get_metric_history(logged.info.run_id, "validation/asr")
+    assert {each.step: each.value for each in history} == expected
+    assert "tradeoff.png" in {each.path for each in client.list_artifacts(logged.info.run_id)}
+
+
+def test_wandb_writes_a_run_offline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="needs wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    tracked(run, "wandb")
+    (written,) = run.recipe.folder.with_name("run-tracking").rglob("*.wandb")
+    content = written.read_bytes()
+    assert b"validation/asr" in content
+    assert SECRET.encode() not in content
+
+
+def test_an_unknown_tracker_is_refused(run: Run) -> None:
+    with pytest.raises(mooring.UserError) as caught, tracking(run, "other", None):  # type: ignore[arg-type]
+        pass
+    assert caught.value.code == "usage.unknown_tracker"
