@@ -63,12 +63,12 @@ def required(words: tuple[str, ...]) -> list[str]:
             given.append(f"{TEXT}{len(given)}")
         elif param.required:
             given += [param.opts[0], "1" if param.name == "rank" else TEXT]
-    return [*given, *MORE.get(words[-1], ())]
+    return [*given, *MORE.get(" ".join(words), ())]
 
 
 MORE = {
     "merge": ("--lam", "0.5"),
-    "export": ("--lam", "0.5"),
+    "mergekit export": ("--lam", "0.5"),
     "compare": ("--prompt", TEXT),
     "plugins": ("--plugin", TEXT),
 }
