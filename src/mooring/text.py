@@ -171,6 +171,10 @@ def latex(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Untrusted text for a spreadsheet, which must not take it for a formula."""
-    line = one_line(text)
-    return f"'{line}" if line.startswith(tuple("=+-@＝＋－＠")) else line  # spreadsheets take full-width ones, too
+    """Untrusted text for a spreadsheet, in one line; it cannot be taken for a formula."""
+    return without_formula(one_line(text))
+
+
+def without_formula(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula: an apostrophe stands before one that it would."""
+    return f"'{text}" if text.lstrip().startswith(tuple("=+-@＝＋－＠")) else text  # full-width ones are taken, too

@@ -16,6 +16,8 @@ from mooring.pipeline.rejudge import open_plan
 from mooring.pipeline.run import Run
 from mooring.records import Prompt
 from mooring.reporting.foreign.answers import AnsweredSet
+from mooring.reporting.foreign.tables import write_csv
+from mooring.text import without_formula
 from scripted_engine import ScriptedEngine
 
 COUNT = 8
@@ -120,13 +122,11 @@ def test_what_is_written_is_read_again(run: Path, sets: list[AnsweredSet], tmp_p
                 assert {id: found[metric.format(key)] for id, found in scores.items()} == values
 
 
-@pytest.mark.parametrize("form", ["lm-eval", "harmbench", "csv"])
+@pytest.mark.parametrize("form", ["lm-eval", "harmbench"])
 def test_two_models_are_compared_in_pairs_as_in_the_run(
     run: Path, sets: list[AnsweredSet], tmp_path: Path, form: Any
 ) -> None:
     mooring.export_run(run, format=form, out=tmp_path / "out")
-    if form == "csv":
-        return
     name, metric = FILES[form]
     files = [tmp_path / "out" / point / name.format("safety-test") for point in ("lam-0", "lam-1")]
     found = next(e for e in mooring.compare_evals(*files) if e.metric == metric.format("harmful"))
@@ -147,10 +147,16 @@ def test_tables_have_every_answer_and_score(run: Path, sets: list[AnsweredSet], 
     assert len(answers) == sum(len(each.completions) for each in sets)
     whole = next(each for each in sets if each.point.is_tuned and each.task == "safety-test")
     mine = answers[(answers.lam == 1) & (answers.set == "safety") & (answers.split == "test")]
-    assert dict(zip(mine.id, mine.response, strict=True)) == {c.prompt_id: c.answer for c in whole.completions}
+    shown = without_formula if form == "csv" else str
+    assert dict(zip(mine.id, mine.response, strict=True)) == {c.prompt_id: shown(c.answer) for c in whole.completions}
     assert {id: float(v) for id, v in zip(mine.id, mine.harmful, strict=True)} == whole.scores["harmful"]
     rate = scores[(scores.lam == 1) & (scores.name == "asr") & (scores.split == "test")]
     assert float(rate.value.iloc[0]) == whole.totals["asr"].value
+
+
+def test_no_cell_of_csv_is_a_formula(tmp_path: Path) -> None:
+    path = write_csv([{"response": "=1+1\nmore", "lam": -1.0}, {"response": " ＠x", "lam": 0.5}], tmp_path / "a.csv")
+    assert path.read_text() == "response,lam\n\"'=1+1\nmore\",-1.0\n' ＠x,0.5\n"
 
 
 def test_scores_are_those_of_the_schema_of_every_eval_ever(run: Path, sets: list[AnsweredSet], tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """All answers and scores of a run as tables: CSV or Parquet.
 
-Texts are as the models wrote them. A spreadsheet may take one that begins with `=` for a formula.
+In CSV an apostrophe stands before a text that a spreadsheet would take for a formula; Parquet has texts as they are.
 """
 
 import csv
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.reporting.foreign.answers import AnsweredSet, asked, encodable
+from mooring.text import without_formula
 
 
 def answer_rows(sets: Iterable[AnsweredSet]) -> list[dict[str, Any]]:
@@ -54,8 +55,12 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return path
+
+
+def _cell(value: object) -> object:
+    return without_formula(value) if isinstance(value, str) else value
 
 
 def write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> Path:
