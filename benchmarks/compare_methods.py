@@ -109,7 +109,7 @@ def main() -> None:
         common = {
             "base": str(base),
             "score": write_prompts(work, given.prompts),
-            "generate": {"max_tokens": given.tokens, "dtype": "float32", "device": "cpu"},
+            "generate": {"max_tokens": given.tokens, "device": "cpu"},
             "select": {"confidence": None},
         }
         timed({**common, "tuned": str(tuned[0]), "out": str(work / "warm")})  # imports and caches

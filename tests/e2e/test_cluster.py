@@ -34,7 +34,7 @@ from .conftest import environment, lines  # type: ignore[import-not-found]
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("MOORING_KILLS", "2"))
+KILLS = int(os.environ.get("MOORING_KILLS", "1"))
 
 
 @dataclasses.dataclass
@@ -220,7 +220,7 @@ def test_a_driver_that_is_killed_and_started_again_goes_on(place: Place) -> None
     command = [sys.executable, "-m", "mooring", "run", str(place.folder / "killed.yaml")]
     for number in range(KILLS):
         # Up to a share of what a whole run writes, and then at any moment.
-        target = whole * number / (KILLS + 1)
+        target = whole * (number + 0.5) / (KILLS + 1)
         with subprocess.Popen(
             command,
             env=environment() | {"RAY_ADDRESS": place.cluster.address},
