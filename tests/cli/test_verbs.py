@@ -72,7 +72,7 @@ def test_a_run_takes_the_options_of_its_engine_and_of_its_judges(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     recipes: list[Recipe] = []
-    monkeypatch.setattr("mooring.cli.app._start", lambda recipe, dry_run, as_json: recipes.append(recipe))
+    monkeypatch.setattr("mooring.cli.app._start", lambda recipe, *_: recipes.append(recipe))
     (tmp_path / "mine.yaml").write_text("base: b\ntuned: t\n")
     models = ("b", "t", "--out", "out") if verb == "safeguard" else ("mine.yaml", "--set", "score.judges=wildguard")
     code, _, err = run(verb, *models, *ENGINE, "--dtype", "bfloat16", *(JUDGE if verb == "safeguard" else JUDGE[2:]))
