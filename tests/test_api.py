@@ -3,11 +3,13 @@
 import ast
 import dataclasses
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mooring
@@ -172,3 +174,13 @@ def test_merge_takes_torchs_type_and_a_size_as_text(
             tiny_model_folder, tuned, lam=0.5, out=tmp_path / name, dtype=torch.bfloat16, max_shard_size=size
         )
         assert len(list(out.glob("*.safetensors"))) > 1
+
+
+def test_merge_takes_a_number_of_numpy(tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Any) -> None:
+    tuned = save_tiny_model(tmp_path / "tuned", seed=1)
+    lams = {"numpy": np.float32(0.5), "python": 0.5}
+    numpy, python = (
+        mooring.merge(tiny_model_folder, tuned, lam=lam, out=tmp_path / name) for name, lam in lams.items()
+    )
+    assert (numpy / "model.safetensors").read_bytes() == (python / "model.safetensors").read_bytes()
+    assert json.loads((numpy / "mooring.json").read_text())["lambda"] == 0.5
