@@ -1,5 +1,6 @@
 """Ask real llama.cpp, in this process, through xllamacpp."""
 
+import ctypes
 import json
 import math
 import urllib.request
@@ -28,6 +29,8 @@ class LlamaCpp:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Its destructor sometimes waits forever for its HTTP thread, with Python's lock held: it is never called.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
         self._server = None
 
     @property
