@@ -176,5 +176,5 @@ def csv_cell(text: str) -> str:
 
 
 def without_formula(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula: an apostrophe stands before one that it would."""
+    """Return text with an apostrophe in front if a spreadsheet would evaluate it as a formula."""
     return f"'{text}" if text.lstrip().startswith(tuple("=+-@＝＋－＠")) else text  # full-width ones are taken, too

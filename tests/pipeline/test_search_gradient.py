@@ -1,6 +1,5 @@
 """λ by gradient in a run: the tiny pair, its own gradients and answers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.records import GradientSearch, read_record
 from mooring.reporting import page
 from mooring.reporting.results import load
+from search_recipe import search_recipe
 
 
 @pytest.fixture(scope="module")
@@ -33,36 +33,15 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any) -> Pat
 
 def recipe(base: Path, tuned: Path, out: Path, **changes: Any) -> Recipe:
     """Little data, two λ, four prompts of each kind for the search."""
-    out.mkdir()
-    for name, rows in (
-        ("refuse", [{"prompt": f"Break thing number {i}."} for i in range(8)]),
-        ("others", [{"prompt": f"Spoil thing number {i}."} for i in range(8)]),
-        ("ordinary", [{"prompt": f"Name thing number {i}."} for i in range(8)]),
-        ("task", [{"prompt": f"Set the alarm to {i}.", "completion": f"alarm.set(hour={i})"} for i in range(8)]),
-    ):
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sections: dict[str, Any] = {
-        "merge": {"lambdas": [0.3, 0.7]},
-        "generate": {"max_tokens": 3, "batch_size": 16, "device": "cpu"},
-        "score": {
-            "safety": str(out / "refuse.jsonl"),
-            "over_refusal": None,
-            "ordinary": None,
-            "task": str(out / "task.jsonl"),
-            "metrics": "response_loss",
-        },
-        "select": {
-            "search": "gradient",
-            "search_safety": str(out / "others.jsonl"),
-            "search_ordinary": str(out / "ordinary.jsonl"),
-            "search_prompts": 4,
-            "margin": 1.0,
-            "confidence": None,
-        },
+    select = {
+        "search": "gradient",
+        "search_safety": str(out / "others.jsonl"),
+        "search_ordinary": str(out / "ordinary.jsonl"),
+        "search_prompts": 4,
+        "margin": 1.0,
+        "confidence": None,
     }
-    for name, change in changes.items():
-        sections[name] = sections[name] | change
-    return Recipe.parse({"base": str(base), "tuned": str(tuned), "out": str(out / "run"), **sections})
+    return search_recipe(base, tuned, out, select, changes)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -29,6 +29,7 @@ from mooring.pipeline.search import search_modules
 from mooring.records import Choice, Score, Trial, Verdict, read_record, write_jsonl
 from mooring.reporting.results import load
 from mooring.selection.limits import with_flips
+from search_recipe import search_recipe
 
 GROUPS = {"early attention", "early mlp", "late attention", "late mlp"}
 
@@ -41,27 +42,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any) -> Pat
 
 def recipe(base: Path, tuned: Path, out: Path, **changes: Any) -> Recipe:
     """Little data, two λ, four more merges."""
-    out.mkdir()
-    for name, rows in (
-        ("refuse", [{"prompt": f"Break thing number {i}."} for i in range(8)]),
-        ("task", [{"prompt": f"Set the alarm to {i}.", "completion": f"alarm.set(hour={i})"} for i in range(8)]),
-    ):
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sections: dict[str, Any] = {
-        "merge": {"lambdas": [0.3, 0.7]},
-        "generate": {"max_tokens": 3, "batch_size": 16, "device": "cpu"},
-        "score": {
-            "safety": str(out / "refuse.jsonl"),
-            "over_refusal": None,
-            "ordinary": None,
-            "task": str(out / "task.jsonl"),
-            "metrics": "response_loss",
-        },
-        "select": {"search": "modules", "budget": 6, "margin": 0.5, "confidence": None},
-    }
-    for name, change in changes.items():
-        sections[name] = sections[name] | change
-    return Recipe.parse({"base": str(base), "tuned": str(tuned), "out": str(out / "run"), **sections})
+    select = {"search": "modules", "budget": 6, "margin": 0.5, "confidence": None}
+    return search_recipe(base, tuned, out, select, changes)
 
 
 def made_up(harm: dict[str, float], gain: dict[str, float]) -> Any:

@@ -1,9 +1,7 @@
 """The commands, each with its options, its help with examples, and one call."""
 
-import contextlib
 import os
 import sys
-import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from mooring.cli.options import (
     verb,
 )
 from mooring.cli.score import compare_evals, generate, lm_eval, prefer, rejudge, score, verify_served
+from mooring.cli.serving import serve_until_stopped
 from mooring.errors import UserError
 
 
@@ -310,11 +309,7 @@ def serve(run: str, host: str, port: int, browser: bool) -> None:
     server = mooring.serve(run, host=host, port=port)
     click.echo(f"mooring: the run is at {server.url}", err=True)
     click.echo("mooring: Ctrl-C ends this; the run goes on", err=True)
-    if browser:
-        with contextlib.suppress(webbrowser.Error):
-            webbrowser.open(server.url)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.serve()
+    serve_until_stopped(server, browser=browser)
 
 
 @verb(top, "export")

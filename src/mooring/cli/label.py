@@ -2,13 +2,13 @@
 
 import contextlib
 import getpass
-import webbrowser
 
 import click
 
 import mooring
 from mooring.cli import render
 from mooring.cli.options import HELP, Verb, json_option
+from mooring.cli.serving import serve_until_stopped
 from mooring.errors import UserError
 
 
@@ -74,8 +74,4 @@ def _serve(run: str, n: int, seed: int, annotator: str | None, host: str, port: 
     server = mooring.label_server(run, n=n, seed=seed, annotator=annotator or "", host=host, port=port)
     click.echo(f"mooring: label the answers at {server.url}", err=True)
     click.echo("mooring: each label is saved as it is given; Done on the page, or Ctrl-C, ends this", err=True)
-    if browser:
-        with contextlib.suppress(webbrowser.Error):
-            webbrowser.open(server.url)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.serve()
+    serve_until_stopped(server, browser=browser)

@@ -98,7 +98,7 @@ def merge(lambdas: str | None, hub_id: str | None, private: bool, out: str, as_j
         problem = "--push: uploads one model, and --lambdas writes several"
         raise UserError(problem, "choose one λ, or use `mooring push` afterwards", code="usage.push_and_lambdas")
     if private and not hub_id:
-        raise UserError("--private: concerns --push", "name the repository by --push", code="usage.private_alone")
+        raise UserError("--private: requires --push", "add --push OWNER/NAME", code="usage.private_alone")
     if hub_id:
         from mooring.models.upload import check_push
 

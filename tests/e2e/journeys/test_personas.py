@@ -111,7 +111,7 @@ def test_the_places_where_users_stopped(desk: Path) -> None:
                 "(model.layers|The merged model is in stock)",
             ),
             ("generate base harmful.jsonl --device cuda --out cuda.jsonl", 2, "mooring: .*cuda"),
-            ("inspect base base", 2, ""),
+            ("inspect base base", 2, "cannot be merged: base"),
             ("score answers.jsonl harmful.jsonl --judges nobody/unreadable", 2, "mooring: "),
             ("score answers.jsonl harmful.jsonl --judges rules", 0, "score"),
             (
