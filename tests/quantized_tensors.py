@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -194,8 +195,23 @@ def words(codes: Tensor, bits: int, order: list[int] | None = None) -> Tensor:
     return torch.where(found >= 2**31, found - 2**32, found).to(torch.int32)
 
 
-def gptq(bits: int = 4, *, version: str = "gptq", reordered: bool = False) -> Callable[[], Case]:
-    """GPTQ by its formula, scale · (code − zero point), in float16."""
+def stream(codes: Tensor, bits: int, planes: tuple[int, ...] = ()) -> Tensor:
+    """Codes packed along the last axis into int32 words as one stream of bits, the lowest first.
+
+    With `planes`, the bits of 32 codes follow each other plane by plane; the widths are given from the lowest bits.
+    """
+    blocks = codes.unflatten(-1, (-1, 32))[..., None] >> torch.arange(bits) & 1
+    parts = blocks.split(list(planes) or [bits], dim=-1)
+    run = torch.cat([part.flatten(-2) for part in parts], dim=-1).flatten(-2)
+    packed = np.packbits(run.numpy().astype(np.uint8), axis=-1, bitorder="little")
+    return torch.from_numpy(packed.view(np.int32).copy())
+
+
+PLANES = {3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
+
+
+def gptq(bits: int = 4, *, version: str = "gptq", reordered: bool = False, plain: bool = False) -> Callable[[], Case]:
+    """GPTQ by its formula, scale · (code − zero point), in float16; `plain` leaves out the group of each input."""
 
     def make() -> Case:
         inputs, outputs, groups, random = 96, 64, 3, torch.Generator().manual_seed(4)
@@ -207,12 +223,15 @@ def gptq(bits: int = 4, *, version: str = "gptq", reordered: bool = False) -> Ca
             group = group[torch.randperm(inputs, generator=random)]
         values = (scales[group] * (codes - zeros[group])).T
         minus = 1 if version == "gptq" else 0
+        planes = PLANES[bits] if version == "gptq_p" else ()
         stored = {
-            f"{STEM}.qweight": words(codes.T.contiguous(), bits).T,
-            f"{STEM}.qzeros": words(zeros - minus, bits),
+            f"{STEM}.qweight": stream(codes.T.contiguous(), bits, planes).T,
+            f"{STEM}.qzeros": stream(zeros - minus, bits, planes),
             f"{STEM}.scales": scales,
             f"{STEM}.g_idx": group.to(torch.int32),
         }
+        if plain:
+            del stored[f"{STEM}.g_idx"]
         return Case(stored, {"quant_method": "gptq", "bits": bits, "checkpoint_format": version}, values)
 
     return make
@@ -269,6 +288,14 @@ CASES: dict[str, Callable[[], Case]] = {
     "gptq": gptq(),
     "gptq, 8 bits": gptq(8),
     "gptq, 2 bits": gptq(2),
+    "gptq, 3 bits": gptq(3),
+    "gptq, 3 bits, v2, reordered": gptq(3, version="gptq_v2", reordered=True),
+    "gptq, 3 bits, without groups of inputs": gptq(3, plain=True),
+    "gptq, 3 bits in planes": gptq(3, version="gptq_p"),
+    "gptq, 4 bits in planes": gptq(4, version="gptq_p"),
+    "gptq, 5 bits": gptq(5, version="gptq_p"),
+    "gptq, 6 bits": gptq(6, version="gptq_p", reordered=True),
+    "gptq, 7 bits": gptq(7, version="gptq_p"),
     "gptq, v2": gptq(version="gptq_v2"),
     "gptq, reordered": gptq(reordered=True),
     "awq": awq,

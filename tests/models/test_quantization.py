@@ -91,10 +91,19 @@ def test_scales_that_do_not_fit_are_refused(tmp_path: Path, change, code: str) -
     assert error.value.code == code
 
 
+def test_bits_of_a_module_of_its_own(tmp_path: Path) -> None:
+    """GPTQModel's `dynamic` gives modules bits of their own: the group of each input tells them."""
+    case = gptq(8)()
+    write(tmp_path, case._replace(settings={**case.settings, "bits": 4}))
+    with open_checkpoint(tmp_path) as model:
+        assert torch.equal(model.tensor(case.name), case.values)
+
+
 def test_unknown_formats_are_refused(tmp_path: Path) -> None:
-    case = gptq()()
+    case, without = gptq()(), gptq(plain=True)()
     for settings, stored in (
-        ({"quant_method": "gptq", "bits": 3}, case.stored),
+        ({"quant_method": "gptq", "bits": 9}, without.stored),
+        ({"quant_method": "gptq", "bits": "4"}, without.stored),
         ({"quant_method": "hqq"}, {f"{NAME}_q": torch.ones(2, 2, dtype=torch.uint8)}),
         ({"quant_method": "awq", "version": "gemv"}, case.stored),
     ):
