@@ -190,7 +190,7 @@ def tune(
     from mooring.config import settings
     from mooring.data import load_examples
     from mooring.events import Event
-    from mooring.models.resolve import hub_name, resolve_model
+    from mooring.models.resolve import lasting_name, resolve_model
     from mooring.training.lora import tune
 
     refs = [data] if isinstance(data, str) else list(data)
@@ -209,7 +209,7 @@ def tune(
         Path(out),
         system=recipe.system,
         seed=recipe.seed,
-        base_name=hub_name(str(base)),
+        base_name=lasting_name(str(base)),
         on_event=on_event,
     )
 
@@ -299,10 +299,10 @@ def extract_lora(
             written.
     """
     from mooring.merging.extract import extract_lora
-    from mooring.models.resolve import hub_name, resolve_model
+    from mooring.models.resolve import lasting_name, resolve_model
 
     folders = resolve_model(str(base)), resolve_model(str(tuned))
-    name = hub_name(str(base))
+    name = lasting_name(str(base))
     return extract_lora(*folders, Path(out), rank=rank, dtype=dtype, base_name=name, on_event=on_event)
 
 

@@ -106,6 +106,20 @@ def test_swapped(tmp_path: Path, tiny_model_folder: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_that_names_a_bundled_model(
+    tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = tune(tiny_model_folder, tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    named = {"base_model_name_or_path": "bundled:smollm2-135m-instruct"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    monkeypatch.setattr("mooring.models.resolve.bundled_model", lambda ref: tiny_model_folder)
+    assert check_pair(open_pair(tiny_model_folder, adapter)) == []
+    with pytest.raises(MismatchError) as caught:
+        open_pair(save_tiny_model(tmp_path / "other", 7), adapter)
+    assert caught.value.code == "model.base_mismatch"
+
+
 def test_adapter_of_another_base(tmp_path: Path, tiny_model_folder: Path, save_tiny_model: Save) -> None:
     other = save_tiny_model(tmp_path / "other", seed=5)
     adapter = tune(other, tmp_path / "adapter")

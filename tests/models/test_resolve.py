@@ -20,7 +20,7 @@ from lora_models import tune
 from mooring.errors import MissingExtraError, ModelError, OutputError
 from mooring.models import bundled, open_adapter
 from mooring.models.bundled import ALIGNED, INSTRUCT, packaged_file
-from mooring.models.resolve import hub_name, resolve_model
+from mooring.models.resolve import hub_name, lasting_name, named_folder, resolve_model
 
 
 @pytest.fixture
@@ -192,6 +192,12 @@ def test_the_aligned_model_is_the_packaged_one_with_the_adapter_added(monkeypatc
     tuned = PeftModel.from_pretrained(base, adapter)(tokens).logits
     torch.testing.assert_close(written, tuned, rtol=1e-4, atol=1e-4)
     assert (folder / "tokenizer.json").is_file()
+
+
+def test_names_that_hold_on_any_machine(monkeypatch, tmp_path):
+    assert [lasting_name(ref) for ref in (INSTRUCT, "org/model@main", str(tmp_path))] == [INSTRUCT, "org/model", None]
+    monkeypatch.setattr("mooring.models.resolve.bundled_model", lambda ref: tmp_path)
+    assert (named_folder(INSTRUCT), named_folder(str(tmp_path)), named_folder("org/model")) == (tmp_path, tmp_path, None)
 
 
 def test_the_adapter_that_ships_names_its_base_and_is_small():

@@ -106,6 +106,9 @@ def test_turns_are_framed_as_the_chat_template_does(name: str, tiny_tokenizer: A
     assert turns is not None
     talk = [Message("user", "One?"), Message("assistant", "Two."), Message("user", "Three?")]
     assert turns.render(talk) == render(tokenizer, talk)
+    talk = [Message("system", "Be kind."), *talk]
+    assert turns.render(talk) == render(tokenizer, talk)
+    assert ("(index $.Messages 0).Content" in turns.template()) is (name == "gemma")  # which has no system role
 
 
 def test_a_template_that_rewrites_turns_is_left_to_ollama(tiny_tokenizer: Any) -> None:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mooring.errors import MismatchError
@@ -11,6 +10,7 @@ from mooring.merging.slices import same
 from mooring.models import Adapter, Checkpoint
 from mooring.models.adapter_config import unknown_options
 from mooring.models.classes import text_fields
+from mooring.models.resolve import named_folder
 from mooring.models.vocabulary import chat_template, ids_by_token, special_tokens, vocabulary
 from mooring.printable import shorten, visible
 from mooring.text import without_folders
@@ -132,7 +132,8 @@ def _other_base(base: Checkpoint, adapter: Adapter) -> list[str]:
     # in a hub cache, the id is part of the path
     names += [part.removeprefix("models--") for part in base.folder.absolute().parts if part.startswith("models--")]
     same_name = any(_normalized(named) == _normalized(name) for name in names)
-    if not named or same_name or Path(named).resolve() == base.folder.resolve():
+    folder = named_folder(named)
+    if not named or same_name or (folder and folder.resolve() == base.folder.resolve()):
         return []
     return [f"the adapter names {shorten(without_folders(named))} as its base, not {base.folder.resolve().name}"]
 

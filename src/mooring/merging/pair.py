@@ -18,7 +18,7 @@ from mooring.models import Adapter, Checkpoint, TensorInfo, is_adapter, open_ada
 from mooring.models.classes import text_fields
 from mooring.models.matching import Matched, layer_count, match, other_architecture
 from mooring.models.relaid import RelaidCheckpoint
-from mooring.models.resolve import resolve_model
+from mooring.models.resolve import named_folder, resolve_model
 from mooring.models.vocabulary import adds_tokens
 from mooring.printable import shorten
 
@@ -270,14 +270,15 @@ def _check_named_base(base: Checkpoint, adapter: Adapter) -> None:
     weights in different ways, only the other tensors are; if one of the two alone is quantized (QLoRA), it is remarked.
     """
     named = adapter.base_name
-    if not named or (Path(named).is_dir() and Path(named).resolve() == base.folder.resolve()):
+    folder = named_folder(named) if named else None
+    if not named or (folder and folder.resolve() == base.folder.resolve()):
         return
-    if not Path(named).is_dir():
+    if not folder:
         if not base.quantized and QUANTIZED_NAME.search(named):
             adapter.remarks.append(_trained_on(adapter, named, base))
         return
     try:
-        other = open_checkpoint(named)
+        other = open_checkpoint(folder)
     except ModelError:
         return
     with other:

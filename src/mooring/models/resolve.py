@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mooring.errors import ModelError
+from mooring.errors import ModelError, UserError
 from mooring.files import expanded
 from mooring.hub import download_errors, explain
 from mooring.models.bundled import bundled_model, converted_gguf
@@ -90,6 +90,21 @@ def hub_name(ref: str) -> str | None:
     if not match or _NO_ID.search(match["id"]) or Path(ref).exists():
         return None
     return match["id"]
+
+
+def lasting_name(ref: str) -> str | None:
+    """What names a model on any machine: its id on the hub, or that of a bundled model; `None` for a folder or file."""
+    return ref if ref.startswith("bundled:") else hub_name(ref)
+
+
+def named_folder(name: str) -> Path | None:
+    """The folder of the base that an adapter names, if that is a folder on this machine or a bundled model."""
+    if not name.startswith("bundled:"):
+        return Path(name) if name and Path(name).is_dir() else None
+    try:
+        return bundled_model(name)
+    except UserError:  # its package is not installed
+        return None
 
 
 def _downloaded(repo: str, revision: str | None) -> Path:

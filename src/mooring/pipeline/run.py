@@ -27,7 +27,7 @@ from mooring.merge_point import BASE, MergePoint, Series, SeriesPoint, plain
 from mooring.merging.merge import merge
 from mooring.merging.pair import resolved
 from mooring.models import model_digest, open_checkpoint, refuse_quantized, text_digest
-from mooring.models.resolve import hub_name, resolve_model
+from mooring.models.resolve import hub_name, lasting_name, resolve_model
 from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
 from mooring.pipeline.attacked import begun_with, continued
@@ -533,7 +533,7 @@ class _Execution:
             step.outputs[0],
             system=inputs.system,
             seed=inputs.seed,
-            base_name=hub_name(self.recipe.base) if published else None,
+            base_name=lasting_name(self.recipe.base) if published else None,
             on_event=self._relay(step),
         )
 

@@ -56,7 +56,7 @@ def tune(
         out: Folder for the adapter: PEFT's files and `loss.json`.
         system: System prompt of examples that have none.
         seed: Seed of data order, split, initialization and dropout.
-        base_name: What the adapter names as its base, such as a hub id; defaults to the folder.
+        base_name: What the adapter names as its base, such as a hub id (`lasting_name`); defaults to the folder.
         on_event: Receives a progress event (`tune`, in steps, with `loss` in its metrics) after every step.
 
     Raises:

@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mooring.chat import end_of_turn, has_system_role, render, turn_tail
+from mooring.chat import end_of_turn, fold_system, has_system_role, render, turn_tail
 from mooring.errors import ModelError
 from mooring.records import Message
 
@@ -22,27 +22,37 @@ class Turns:
         before: What comes before a message, by role.
         after: What comes after it, by role.
         answer: What begins the answer.
+        folds: Whether a system message goes, with a space, before the first user message: there is no system role.
     """
 
     opening: str
     before: dict[str, str]
     after: dict[str, str]
     answer: str
+    folds: bool = False
 
     def render(self, messages: list[Message]) -> str:
         """A conversation up to the beginning of the answer."""
+        if self.folds and messages[0].role == "system":
+            messages = fold_system(messages)
         opening = "" if messages[0].role == "system" else self.opening
         turns = (f"{self.before[m.role]}{m.content}{self.after[m.role]}" for m in messages)
         return f"{opening}{''.join(turns)}{self.answer}"
 
     def template(self) -> str:
         """The same as a template of Ollama."""
-        opening = f"{{{{ if not .System }}}}{self.opening}{{{{ end }}}}" if self.opening else ""
+        opening = self.opening
+        if opening and not self.folds:
+            opening = f"{{{{ if not .System }}}}{opening}{{{{ end }}}}"
         roles = []
         for number, role in enumerate(self.before):
             test = "if" if number == 0 else "else if"
-            roles.append(f'{{{{ {test} eq .Role "{role}" }}}}{self.before[role]}{{{{ .Content }}}}{self.after[role]}')
-        return f"{opening}{{{{ range .Messages }}}}{''.join(roles)}{{{{ end }}}}{{{{ end }}}}{self.answer}"
+            content = f"{_FOLDED if self.folds and role == 'user' else ''}{{{{ .Content }}}}"
+            roles.append(f'{{{{ {test} eq .Role "{role}" }}}}{self.before[role]}{content}{self.after[role]}')
+        return f"{opening}{{{{ range $i, $_ := .Messages }}}}{''.join(roles)}{{{{ end }}}}{{{{ end }}}}{self.answer}"
+
+
+_FOLDED = '{{ if and (eq $i 1) (eq (index $.Messages 0).Role "system") }}{{ (index $.Messages 0).Content }} {{ end }}'
 
 
 def find_turns(tokenizer: Any) -> Turns | None:
@@ -74,14 +84,14 @@ def find_turns(tokenizer: Any) -> Turns | None:
         return None
     before = {"user": before_user, "assistant": before_assistant}
     after = {"user": after_user, "assistant": after_assistant}
-    if has_system_role(tokenizer):
+    has_system = has_system_role(tokenizer)
+    if has_system:
         front_system, _, rest = rendered(system, user, answer=False).partition(system.content)
         before["system"] = front_system
         after["system"] = rest.removesuffix(f"{before_user}{user.content}{after_user}")
     opening, answer = front.removesuffix(before_user), whole.removeprefix(three)
-    turns = Turns(opening, before, after, answer)
-    trials = [[user], [user, assistant, again]]
-    trials += [[system, user], [system, user, assistant, again]] if "system" in before else []
+    turns = Turns(opening, before, after, answer, folds=not has_system)
+    trials = [[user], [user, assistant, again], [system, user], [system, user, assistant, again]]
     same = all(turns.render(trial) == rendered(*trial, answer=True) for trial in trials)
     braces = any("{{" in text or '"""' in text for text in (opening, answer, *before.values(), *after.values()))
     return turns if same and not braces else None
