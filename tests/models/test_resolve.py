@@ -197,7 +197,8 @@ def test_the_aligned_model_is_the_packaged_one_with_the_adapter_added(monkeypatc
 def test_names_that_hold_on_any_machine(monkeypatch, tmp_path):
     assert [lasting_name(ref) for ref in (INSTRUCT, "org/model@main", str(tmp_path))] == [INSTRUCT, "org/model", None]
     monkeypatch.setattr("mooring.models.resolve.bundled_model", lambda ref: tmp_path)
-    assert (named_folder(INSTRUCT), named_folder(str(tmp_path)), named_folder("org/model")) == (tmp_path, tmp_path, None)
+    names = (INSTRUCT, str(tmp_path), "org/model")
+    assert [named_folder(name) for name in names] == [tmp_path, tmp_path, None]
 
 
 def test_the_adapter_that_ships_names_its_base_and_is_small():
