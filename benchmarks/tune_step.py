@@ -21,7 +21,7 @@ from trl import SFTTrainer
 from mooring.config import Tune
 from mooring.models.resolve import resolve_model
 from mooring.quiet import quiet
-from mooring.training.lora import ResponseTrainer, sft_config
+from mooring.training.trainer import ResponseTrainer, sft_config
 
 STEPS = 6
 

@@ -251,7 +251,10 @@ class Tune(Section):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Fraction of the steps over which the learning rate rises."""
     per_device_train_batch_size: int = Field(8, ge=1)
-    """Examples per step, on each device."""
+    """Examples of a forward pass, on each device."""
+    batch_size: int | None = Field(None, ge=1)
+    """Examples per step, of all devices together, whatever their number: gradients are accumulated over as many forward
+    passes as that takes. Defaults to `per_device_train_batch_size`."""
     num_train_epochs: float = Field(3, gt=0)
     """Passes over the data."""
     max_steps: int | None = Field(None, ge=1)
@@ -270,6 +273,15 @@ class Tune(Section):
     """System prompt for this data; defaults to the recipe's."""
     seed: Seed | None = None
     """Seed of data order, initialization and dropout; defaults to the recipe's."""
+    nproc: int = Field(1, ge=1)
+    """Processes that tune together, one per GPU of this machine. The steps stay the same, and so does the loss but for
+    rounding (and dropout)."""
+    fsdp: bool = False
+    """Divide the model's weights among the processes (FSDP2), for a base that does not fit one GPU."""
+
+
+PROCESSES = ("nproc", "fsdp")
+"""Fields of `Tune` that say where the work is done, not what the work is."""
 
 
 class Merge(Section):
@@ -831,6 +843,12 @@ class Recipe(Section):
                 "`select.corrected` needs labels, which the answers of a comparison cannot get: run one method alone"
             )
         return self
+
+    def without_places(self) -> dict[str, Any]:
+        """The recipe as JSON, without where the work is done and written, which changes no result."""
+        tuning = dict.fromkeys(PROCESSES, True)
+        places: dict[str, Any] = {"out": True, "resources": True, "align": tuning, "tune": tuning}
+        return self.model_dump(mode="json", exclude=places)
 
     @property
     def tuned_models(self) -> Mapping[str, str]:

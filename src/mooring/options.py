@@ -182,6 +182,7 @@ class TuneOptions(TypedDict, total=False):
     lr_scheduler_type: Literal["cosine", "linear", "constant"]
     warmup_ratio: float
     per_device_train_batch_size: int
+    batch_size: int | None
     num_train_epochs: float
     max_steps: int | None
     max_length: int
@@ -189,6 +190,8 @@ class TuneOptions(TypedDict, total=False):
     val_set_size: float
     save_steps: int
     checkpoint_step: int | None
+    nproc: int
+    fsdp: bool
     prompt_field: str | None
     completion_field: str | None
     messages_field: str | None

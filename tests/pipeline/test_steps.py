@@ -162,6 +162,7 @@ TUNING = {
     "lr_scheduler_type": "linear",
     "warmup_ratio": 0.2,
     "per_device_train_batch_size": 4,
+    "batch_size": 16,
     "num_train_epochs": 1,
     "max_steps": 3,
     "max_length": 64,
@@ -172,6 +173,7 @@ TUNING = {
     "system": "Be brief.",
     "seed": 7,
 }
+SHARED = {"nproc": 2, "fsdp": True}
 SAMPLING = {"max_tokens": 64, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "n": 3, "repetition_penalty": 1.5}
 CHANGES: dict[str, tuple[Any, set[str]]] = {
     "name": ("other", {"Report"}),
@@ -258,6 +260,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "select.bound": (0.2, END),
     "select.confidence": (0.9, END),
     "select.over_refusal_margin": (0.2, END),
+    **{f"{stage}.{field}": (value, WRITTEN) for stage in ("align", "tune") for field, value in SHARED.items()},
     "resources.gpus": (2, WRITTEN),
     "resources.gpus_per_engine": (2, WRITTEN),
     "report.title": ("Other", {"Report"}),

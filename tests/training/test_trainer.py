@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from mooring.config import Tune
-from mooring.training.lora import ResponseTrainer, sft_config
+from mooring.training.trainer import ResponseTrainer, sft_config
 
 
 @pytest.mark.parametrize("items", [None, 7])

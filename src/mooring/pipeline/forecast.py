@@ -152,7 +152,7 @@ def _tuning(plan: Plan, stage: str, section: TuneConfig) -> str:
         return f"LoRA r={section.r} on {', '.join(section.data)}"
     count = len(plan.examples[stage])
     kept = count - round(count * section.val_set_size)
-    batch = section.per_device_train_batch_size
+    batch = section.batch_size or section.per_device_train_batch_size
     steps = section.max_steps or math.ceil(kept / batch * section.num_train_epochs)
     last = section.checkpoint_step
     taken = f", taken at step {last}" if last and last < steps else ""

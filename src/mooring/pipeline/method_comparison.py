@@ -64,7 +64,7 @@ def assemble_comparison(
 
     return MethodComparison(
         title=title_of(recipe),
-        recipe=recipe.model_dump(mode="json", exclude={"out", "resources"}),
+        recipe=recipe.without_places(),
         base=base,
         base_trials=of(lambda point: point.is_base),
         tuned=[

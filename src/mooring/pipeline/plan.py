@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.attacks import Attack, attack_of, kind_of
-from mooring.config import BUILT_IN, OF_A_GRADIENT, Metric, Recipe
+from mooring.config import BUILT_IN, OF_A_GRADIENT, PROCESSES, Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, parse_references, prompts_digest
 from mooring.engines import ENGINES
@@ -424,7 +424,7 @@ def _steps(plan: Plan) -> Iterator[Step]:
             *_scores(validation, "validation"),
             *_scores(test, "test"),
         ],
-        recipe=recipe.model_dump(mode="json", exclude={"out", "resources"}),
+        recipe=recipe.without_places(),
         versions=installed_versions("mooring", "torch", "transformers", "peft", "trl"),
         labels=sha256(paths.labels),
     )
@@ -451,7 +451,7 @@ def _compare_series(plan: Plan) -> Iterator[Step]:
             StepKey("check_pair"),
             *(key for half in HALVES for key in _scores(plan.points(half), half)),
         ],
-        recipe=plan.recipe.model_dump(mode="json", exclude={"out", "resources"}),
+        recipe=plan.recipe.without_places(),
         versions=installed_versions("mooring", "torch", "transformers", "peft", "trl"),
     )
     yield _stage(Stage.REPORT, "report", report, paths.results)
@@ -479,7 +479,7 @@ def _tune(plan: Plan, stage: types.TuneStage, section: TuneConfig, base: ModelKe
     inputs = types.TuneInputs(
         base=base,
         examples=prompts_digest(plan.examples[stage]) if stage in plan.examples else "",
-        config=section.model_dump(mode="json", exclude={"system", "seed"}),
+        config=section.model_dump(mode="json", exclude={"system", "seed", *PROCESSES}),
         system=plan.recipe.system if section.system is None else section.system,
         seed=_seed(plan.recipe, section),
         dtype=compute_dtype(),

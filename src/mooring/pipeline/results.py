@@ -93,7 +93,7 @@ def assemble(
     return Results(
         verdict=verdict_of(plan, whole, choice.point, choice, gains),
         title=title_of(recipe),
-        recipe=recipe.model_dump(mode="json", exclude={"out", "resources"}),
+        recipe=recipe.without_places(),
         models=models,
         trials=trials,
         choice=choice,

@@ -14,6 +14,8 @@ from mooring.models import open_adapter, open_checkpoint, refuse_quantized
 from mooring.models.classes import empty_model, text_config
 from mooring.models.safetensors_file import lay_out
 from mooring.quiet import quiet
+from mooring.training.batches import batches
+from mooring.training.processes import check_devices
 
 
 def lora_config(config: Tune, model: Any) -> LoraConfig:
@@ -57,9 +59,11 @@ def check_tunable(config: Tune, base: Path) -> None:
         base: Folder of the model to tune.
 
     Raises:
-        UserError: transformers has no class for the model, PEFT finds no module to change, or merging does not take
-            the adapter.
+        UserError: The processes cannot share the steps, there are fewer GPUs than processes, transformers has no class
+            for the model, PEFT finds no module to change, or merging does not take the adapter.
     """
+    batches(config)
+    check_devices(config)
     with tempfile.TemporaryDirectory() as scratch, open_checkpoint(base) as checkpoint:
         refuse_quantized(checkpoint)
         with quiet("transformers"):
