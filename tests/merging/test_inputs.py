@@ -458,7 +458,13 @@ def test_too_few_threads_are_a_usage_error(tmp_path: Path, write: Write) -> None
     assert caught.value.code == "usage.bad_threads"
 
 
-@pytest.mark.parametrize(("size", "count"), [(1, 1), ("1", 1), ("1.5 KB", 1500), ("2MiB", 2 << 20), (10**12, 10**12)])
+SIZES = [
+    *((1, 1), ("1", 1), (10**12, 10**12), ("7B", 7), ("7 b", 7), ("1.5 KB", 1500), ("1.5MB", 1_500_000)),
+    *(("5GB", 5 * 10**9), ("1KiB", 1 << 10), ("2MiB", 2 << 20), ("3GiB", 3 << 30)),
+]
+
+
+@pytest.mark.parametrize(("size", "count"), SIZES)
 def test_the_smallest_and_largest_sizes(size: int | str, count: int) -> None:
     assert bytes_of(size) == count
 

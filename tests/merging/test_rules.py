@@ -272,6 +272,11 @@ OUT, LAMBDA, UNMATCHED = "usage.option_out_of_range", "usage.lambda_out_of_range
         ("karcher", 2, {"weights": [2, -1]}, OUT),
         ("karcher", 1, {"base_weight": -0.5}, OUT),
         ("linear", 1, {"normalize": False}, OUT),
+        ("sce", 2, {"density": [0.5, 0.6]}, OUT),
+        ("nearswap", 1, {"threshold": -0.001}, OUT),
+        ("nearswap", 1, {"threshold": 1.001}, OUT),
+        ("intruders", 1, {"rank": -1}, OUT),
+        ("intruders", 1, {"threshold": -1.001}, OUT),
         ("ties", 1, {"density": {"layers.{0-9}.mpl.*": 0.5, "*": 1}}, UNMATCHED),
         ("linear", 1, {"lam": {"visual.*": 0.5, "*": 0.1}}, UNMATCHED),
         ("linear", 1, {"base_weight": {"visual.*": 1, "*": 1}}, UNMATCHED),
@@ -301,6 +306,13 @@ def test_what_is_not_refused() -> None:
     made_sites("della", 0.5, density=0.5, epsilon=0.0)
     made_sites("karcher", 0.5, weights=[0], base_weight=1)
     made_sites("linear", 0.5, 2, weights=[2, -1])
+    made_sites("linear", 0.5, 2, weights=[1, -1], base_weight=1, normalize=False)  # nothing is divided by the sum
+    made_sites("task_arithmetic", 0.5, 2, weights=[1, -1])
+    made_sites("sce", 0.5, 2, density=[0.5, 0.5])
+    made_sites("nearswap", 0.5, threshold=0)
+    made_sites("intruders", 0.5, rank=0, threshold=-1)
+    made_sites("intruders", 0.5, rank=1, threshold=1)
+    made_sites("breadcrumbs", 0.5, density=[0.0], gamma=[1.0])
 
 
 def test_sites_have_their_own_numbers() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,6 +176,23 @@ def test_values_that_are_not_numbers_are_refused(value: object) -> None:
     if not isinstance(value, dict):
         with pytest.raises(UserError):
             TensorValue.of(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_numbers_and_arrays_of_numpy_are_taken(kind: type) -> None:
+    assert TensorValue.of(kind(1)) == TensorValue.of(1.0)
+    assert TensorValue.of(np.array([0, 1], dtype=kind)) == TensorValue.of((0.0, 1.0))
+    assert TensorValue.of({"mlp.*": kind(1), "*": 0.5}).at(MLP.format(0), 0) == 1.0
+    with pytest.raises(UserError):
+        TensorValue.of(np.ones((2, 2), dtype=kind))  # type: ignore[arg-type]
+
+
+def test_a_range_has_at_most_ten_thousand_numbers() -> None:
+    assert TensorValue.of({"layers.{5-10004}.*": 0.1, "*": 0.2}).at("layers.10004.x", 0) == 0.1
+    assert TensorValue.of({"layers.{7-7}.*": 0.1, "*": 0.2}).at("layers.7.x", 0) == 0.1
+    with pytest.raises(UserError) as caught:
+        TensorValue.of({"layers.{5-10005}.*": 0.1})
+    assert caught.value.code == "usage.bad_pattern"
 
 
 def test_the_keys_of_a_mapping_must_be_patterns() -> None:

@@ -130,7 +130,8 @@ def test_a_rate_that_rises_with_lambda_is_not_reported() -> None:
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"resolution": 0.0}, "bisect_out_of_range"),
+        ({"resolution": 0.00009}, "bisect_out_of_range"),
+        ({"resolution": 1.0}, "bisect_out_of_range"),
         ({"doubt": 0.5}, "bisect_out_of_range"),
         ({"doubt": -0.1}, "bisect_out_of_range"),
         ({"batch": 0}, "bisect_out_of_range"),
@@ -141,6 +142,13 @@ def test_settings_out_of_range_are_refused(options: dict[str, float], code: str)
     with pytest.raises(UserError) as caught:
         run(RATE, [2.0] * 100, **options)
     assert caught.value.code == f"usage.{code}"
+
+
+def test_the_ends_of_each_range_are_settings() -> None:
+    finest = BisectSettings(rule=RATE, resolution=0.0001, doubt=0.0, batch=1).candidates()
+    assert (finest[0], finest[-1], len(finest)) == (0.0001, 0.9999, 9999)
+    assert BisectSettings(rule=RATE, resolution=0.5, doubt=0.499).candidates() == [0.5]
+    assert BisectSettings(rule=RATE, lo=0.2, hi=0.4, resolution=0.1).candidates() == [0.3]  # between, without the ends
 
 
 @pytest.mark.parametrize(("rule", "prompts", "needed"), [(RATE, 1, 51), (RISE, 20, 60)])

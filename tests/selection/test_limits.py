@@ -17,7 +17,16 @@ from mooring.config import Select
 from mooring.errors import DataError
 from mooring.merge_point import MergePoint
 from mooring.records import Choice, Score, Trial, from_dict
-from mooring.selection.limits import check_support, enough_pairs, enough_prompts, prompts_for, rise, smallest_set, table
+from mooring.selection.limits import (
+    Rule,
+    check_support,
+    enough_pairs,
+    enough_prompts,
+    prompts_for,
+    rise,
+    smallest_set,
+    table,
+)
 from mooring.selection.policies import choose
 from mooring.stats import EXACT_BELOW, binomial_upper, paired_upper, paired_within, quantile, tango, wilson
 
@@ -384,3 +393,17 @@ def test_a_tuned_model_within_the_bound_by_its_estimate_alone_has_no_verdict() -
 @pytest.mark.parametrize("policy", ["paper", "knee"])
 def test_a_policy_without_a_bound_gives_no_verdict(policy: Any) -> None:
     assert choose(sweep(), metric="call_match", settings=Select(policy=policy)).keeps == {}
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("confidence", [None, 0.95])
+def test_a_rule_does_not_hold_of_no_verdicts(paired: bool, confidence: float | None) -> None:
+    assert not Rule(0.9, confidence, paired).holds(0, 0, 0)
+    assert Rule(0.9, confidence, paired).holds(100, 0, 0)
+
+
+def test_an_estimate_at_the_bound_is_within_it() -> None:
+    assert Rule(0.1, None).holds(10, 1, 0)
+    assert not Rule(0.1, None).holds(10, 2, 0)
+    assert Rule(0.1, None, paired=True).holds(10, 3, 2)
+    assert not Rule(0.1, None, paired=True).holds(10, 4, 2)
