@@ -39,6 +39,7 @@ GROUND = {
     "plugins",
     "printable",
     "quiet",
+    "template_limits",
     "thinking",
 }
 FIRST = {"models", "data"}

@@ -58,12 +58,36 @@ def test_a_template_that_refuses_is_a_user_error(gemma: Any) -> None:
 @pytest.mark.parametrize(
     ("template", "code"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "model.endless_template"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "model.costly_template"),
         ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "model.conversation_refused"),
         ("{{ 1 / 0 }}", "model.conversation_refused"),
         ("{{ messages[0].content[99] }}", "model.empty_template"),
         ("{{ messages.foo.bar }}", "model.conversation_refused"),
         ("{{ cycler.__init__.__globals__ }}", "model.conversation_refused"),
+        ("{{ 'a' * 999999999 }}", "model.costly_template"),
+        ("{{ [1] * 999999999 }}", "model.costly_template"),
+        ("{{ '%999999999d' % 1 }}", "model.costly_template"),
+        ("{{ '%*d' % (999999999, 1) }}", "model.costly_template"),
+        ("{{ '{:999999999}'.format(1) }}", "model.costly_template"),
+        ("{{ '{:{}}'.format(1, 999999999) }}", "model.costly_template"),
+        ("{{ 9 ** (9 ** 9) }}", "model.costly_template"),
+        ("{{ 'a'.ljust(999999999) }}", "model.costly_template"),
+        ("{{ (5).to_bytes(999999999) }}", "model.costly_template"),
+        ("{{ 'a' | center(999999999) }}", "model.costly_template"),
+        ("{{ 'a' | indent(999999999, true) }}", "model.costly_template"),
+        ("{{ messages | tojson(indent=999999999) }}", "model.costly_template"),
+        ("{{ [1] | batch(999999999, 0) | list }}", "model.costly_template"),
+        ("{% set a = 'a' * 9999999 %}{{ a.replace('', a) }}", "model.costly_template"),
+        ("{% set a = 'a' * 9999999 %}{{ a | replace('a', a) }}", "model.costly_template"),
+        ("{% set a = 'a' * 9999999 %}{{ a.join(a) }}", "model.costly_template"),
+        ("{% set a = 'a' * 9999999 %}{{ ([a] * 99999) | join }}", "model.costly_template"),
+        ("{% set a = 'a' * 9999999 %}{{ [a, a] | map('upper') | join }}", "model.costly_template"),
+        ("{% set a = 'a' * 9999999 %}{{ a ~ a }}", "model.costly_template"),
+        ("{% set a = 'a' * 9999999 %}{{ a + a }}", "model.costly_template"),
+        ("{% set a = 'a' * 9999999 %}{{ a }}{{ a }}", "model.costly_template"),
+        ("{% set a = 'a' * 9999999 %}{% macro f() %}{{ a }}{{ a }}{% endmacro %}{{ f() }}", "model.costly_template"),
+        ("{% set a = '\t' * 9999999 %}{{ a.expandtabs(99999) }}", "model.costly_template"),
+        ("{{ lipsum(9999) }}", "model.conversation_refused"),
     ],
 )
 def test_a_hostile_template_is_refused_in_time(
@@ -74,6 +98,28 @@ def test_a_hostile_template_is_refused_in_time(
         render(copy_of(tiny_tokenizer, template), [Message("user", "a")])
     assert caught.value.code == code
     assert "\n" not in str(caught.value)
+
+
+def test_memory_that_a_template_gathers_is_limited(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
+    monkeypatch.setattr("mooring.chat._MEMORY", 200 << 20)
+    template = "{% set n = namespace(l=[]) %}{% for i in range(999) %}{% set n.l = n.l + ['a' * 9999999] %}{% endfor %}"
+    with pytest.raises(ModelError) as caught:
+        render(copy_of(tiny_tokenizer, template), [Message("user", "a")])
+    assert caught.value.code == "model.costly_template"
+    assert "memory" in caught.value.message
+
+
+def test_a_template_within_the_limits_renders_as_by_transformers(tiny_tokenizer: Any) -> None:
+    template = (
+        "{% for m in messages %}{{ '%-8s|' % m.role }}{{ m.content.replace('a', 'bb') ~ 2 ** 10 ~ '=' * 3 }}\n"
+        "{{ [m.role, 1 + 1] | join(', ') }}{{ m | tojson(indent=2) }}{{ '{:>5}'.format(7 % 4) }}{{ 'x'.center(5) }}"
+        "{{ m.content | indent(2, true) | replace('b', '') }}{{ ('a,b').split(',') | join }}{% endfor %}"
+    )
+    tokenizer = copy_of(tiny_tokenizer, template)
+    turns = [{"role": "user", "content": "a\nb"}, {"role": "assistant", "content": "ä"}]
+    plain = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    messages = [Message("user", "a\nb"), Message("assistant", "ä")]
+    assert render(tokenizer, messages) == plain
 
 
 def test_no_template_is_a_user_error(tiny_tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from mooring.calls import as_turn, called
 from mooring.errors import ModelError
+from mooring.memory import resident_memory
 from mooring.records import Message, Prompt
 from mooring.thinking import (
     Parts,
@@ -368,16 +369,8 @@ def _in_parts(turn: Mapping[str, Any]) -> dict[str, Any]:
 def _text(
     tokenizer: Any, turns: Sequence[Mapping[str, Any]], answer: bool, thinking: Thinking | None, tools: Tools = ()
 ) -> str:
-    template = tokenizer.chat_template
-    dated = {"chat_template": TODAY + template} if isinstance(template, str) and "strftime_now" in template else {}
-    text = _rendered(
-        tokenizer,
-        turns,
-        tools=list(tools) or None,
-        add_generation_prompt=answer,
-        **dated,
-        **pinned(thinking),
-    )
+    functions = list(tools) or None
+    text = _rendered(tokenizer, turns, tools=functions, add_generation_prompt=answer, **pinned(thinking))
     return str(text)
 
 
@@ -388,6 +381,10 @@ class _RefusedError(Exception):
 _OTHER = "put another chat_template.jinja into the folder"
 _SECONDS = 5
 """What rendering a conversation may take of the processor; templates take thousandths of a second."""
+_MEMORY = 1 << 30
+"""By how many bytes the memory of this process may grow while a conversation is rendered."""
+_SHORT = 0.05
+"""Seconds within which templates render; memory that grows meanwhile is that of other threads."""
 
 
 def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any) -> Any:
@@ -395,14 +392,21 @@ def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any
 
     Raises:
         _RefusedError: It raises any exception, of its own or by a fault.
-        ModelError: It takes longer than any does, as loops may.
+        ModelError: It takes longer, or more memory, than any does.
     """
-    begun = time.thread_time()
+    from mooring.template_limits import TooLargeError, limited  # Jinja takes long to import
+
+    begun, memory = time.thread_time(), resident_memory()
+
+    def costly(what: str) -> ModelError:
+        return ModelError(f"{tokenizer.name_or_path}: the chat template {what}", _OTHER, code="model.costly_template")
 
     def check(*_: object) -> Any:
-        if time.thread_time() - begun > _SECONDS:
-            problem = f"{tokenizer.name_or_path}: the chat template takes longer than {_SECONDS} s"
-            raise ModelError(problem, _OTHER, code="model.endless_template")
+        taken = time.thread_time() - begun
+        if taken > _SECONDS:
+            raise costly(f"takes longer than {_SECONDS} s")
+        if taken > _SHORT and resident_memory() - memory > _MEMORY:
+            raise costly(f"takes more than {_MEMORY >> 30} GiB of memory")
         return check
 
     def within(frame: Any, event: str, value: Any) -> Any:
@@ -411,10 +415,18 @@ def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any
     before = sys.gettrace()
     sys.settrace(within)  # nothing else ends a loop of the template, whatever thread this is
     try:
-        return tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
+        template = limited(_dated(tokenizer.get_chat_template(tools=options.get("tools"))))
+        return tokenizer.apply_chat_template(list(turns), tokenize=False, chat_template=template, **options)
     except ModelError:
         raise
+    except TooLargeError as error:
+        raise costly(f"takes too much memory: {error}") from None
     except Exception as error:  # it is a program
         raise _RefusedError(str(error).strip().partition("\n")[0] or type(error).__name__) from None
     finally:
         sys.settrace(before)
+
+
+def _dated(template: str) -> str:
+    """The template with a fixed date, if it asks for today's."""
+    return TODAY + template if "strftime_now" in template else template

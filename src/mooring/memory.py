@@ -25,6 +25,13 @@ def total_memory() -> int:
     return max(0, min(limits, default=0))
 
 
+def resident_memory() -> int:
+    """Bytes of memory that this process occupies; 0 if the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def _of_the_machine() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
