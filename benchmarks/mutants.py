@@ -10,6 +10,7 @@ mutant that survives these counts as not detected. The last line is the share de
 
 import argparse
 import ast
+import functools
 import importlib.machinery
 import json
 import os
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -135,19 +136,19 @@ def mutants(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 class Callers:
-    """A pytest plugin that records which tests call each function of a file.
+    """A pytest plugin that records which tests call each function of some files.
 
     What is called while a test is set up counts for all tests of its file, because fixtures are shared.
     """
 
-    def __init__(self, path: Path, out: Path) -> None:
-        self.path, self.out, self.current = str(path), out, ""
-        self.tests: dict[str, set[str]] = defaultdict(set)
+    def __init__(self, paths: list[Path], out: Path) -> None:
+        self.tests: dict[str, dict[str, set[str]]] = {str(path): defaultdict(set) for path in paths}
+        self.out, self.current = out, ""
         sys.setprofile(self.record)
 
     def record(self, frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and self.current and frame.f_code.co_filename == self.path:
-            self.tests[frame.f_code.co_qualname].add(self.current)
+        if event == "call" and self.current and (found := self.tests.get(frame.f_code.co_filename)) is not None:
+            found[frame.f_code.co_qualname].add(self.current)
 
     def pytest_runtest_setup(self, item: Any) -> None:
         self.current = item.nodeid.partition("::")[0]
@@ -157,14 +158,15 @@ class Callers:
 
     def pytest_sessionfinish(self) -> None:
         sys.setprofile(None)
-        self.out.write_text(json.dumps({name: sorted(tests) for name, tests in self.tests.items()}))
+        self.out.write_text(
+            json.dumps({path: {name: sorted(tests) for name, tests in by.items()} for path, by in self.tests.items()})
+        )
 
 
-def passes(path: Path, source: str, arguments: list[str], seconds: int, out: Path | None = None) -> bool:
-    """Return whether pytest passes with this source in place of the file. A timeout counts as a failure.
-
-    If `out` is given, the tests that call each function are written to it.
-    """
+def passes(
+    arguments: list[str], seconds: int, sources: Mapping[Path, str], plugins: Sequence[Callable[[], object]] = ()
+) -> bool:
+    """Return whether pytest passes with these sources in place of the files. A timeout counts as a failure."""
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -175,15 +177,14 @@ def passes(path: Path, source: str, arguments: list[str], seconds: int, out: Pat
         original = loader.get_code
 
         def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> object:
-            if Path(self.path).resolve() == path:
-                return compile(source, str(path), "exec")
-            return original(self, name)
+            path = Path(self.path).resolve()
+            return compile(sources[path], str(path), "exec") if path in sources else original(self, name)
 
         loader.get_code = get_code  # type: ignore[method-assign,assignment]
         import pytest
 
-        plugins = [Callers(path, out)] if out else []
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments], plugins)))
+        made = [plugin() for plugin in plugins]
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments], made)))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -195,13 +196,16 @@ def passes(path: Path, source: str, arguments: list[str], seconds: int, out: Pat
     return False
 
 
-def callers(path: Path, tests: list[str], expression: str, seconds: int) -> dict[str, list[str]]:
-    """Return the tests that call each function of a file, "" standing for code outside of functions."""
+def callers(paths: list[Path], tests: str, expression: str, seconds: int) -> dict[Path, dict[str, list[str]]]:
+    """Return the tests that call each function of the files, "" standing for code outside of functions."""
+    listed = tests.split(",")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "callers.json"
-        if not passes(path, path.read_text(encoding="utf-8"), ["-k", expression, *tests], 10 * seconds, out):
-            sys.exit(f"{path}: its tests fail, or take more than {10 * seconds} s, without a mutation")
-        return {"": tests, **json.loads(out.read_text())}
+        sources = {path: path.read_text(encoding="utf-8") for path in paths}  # compiled with resolved paths
+        record = functools.partial(Callers, paths, out)
+        if not passes(["-k", expression, *listed], seconds, sources, [record]):
+            sys.exit(f"{tests}: they fail, or take more than {seconds} s, without a mutation")
+        return {Path(path): {"": listed, **found} for path, found in json.loads(out.read_text()).items()}
 
 
 def main() -> None:
@@ -232,16 +236,20 @@ def main() -> None:
         path = Path(name).resolve()
         population += [(path, tests, *each) for each in mutants(path)]
     sample = random.Random(options.seed).sample(population, min(options.mutants, len(population)))
+    covered = defaultdict(set)
+    for path, tests, *_ in sample:
+        covered[tests].add(path)
     chosen = {
-        (path, tests): callers(path, tests.split(","), options.k, options.seconds)
-        for path, tests in sorted({(path, tests) for path, tests, *_ in sample})
+        path: found
+        for tests, paths in covered.items()
+        for path, found in callers(sorted(paths), tests, options.k, 20 * options.seconds).items()
     }
     detected = 0
-    for number, (path, tests, change, function, source) in enumerate(sample, 1):
-        called_by = chosen[path, tests].get(function, [])
+    for number, (path, _, change, function, source) in enumerate(sample, 1):
+        called_by = chosen[path].get(function, [])
         if not called_by:
             print(f"not called: {change}", flush=True)
-        elif passes(path, source, ["-k", options.k, *called_by], options.seconds):
+        elif passes(["-k", options.k, *called_by], options.seconds, {path: source}):
             print(f"survived: {change}", flush=True)
         else:
             detected += 1
