@@ -2,9 +2,9 @@
 
     MOORING_DATA=PATH python benchmarks/train_judge.py DATA [--former SRC] [--write]
 
-DATA holds the folders of `judge_data.SOURCES`. Takes some minutes; needs scikit-learn. `--former` is a checkout's `src`
-with the rules of an earlier version, measured beside. `--write` replaces the weights in the package and the numbers of
-docs/judges.md (`judge_results.json`); then run `python docs/build.py`.
+DATA holds the folders of `judge_data.SOURCES`. Takes some minutes; needs scikit-learn (extra `dev`). `--former` is the
+`src` of a checkout with earlier rules, measured beside. `--write` replaces the weights in the package and
+the numbers of docs/judges.md (`judge_results.json`); then run `python docs/build.py`.
 """
 
 import argparse

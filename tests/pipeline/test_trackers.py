@@ -1,7 +1,10 @@
 """What experiment trackers get of a run, read back by their own packages."""
 
+import importlib
 import json
 import shutil
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,7 @@ def test_tensorboard_has_scores_over_lambda_and_the_figure(run: Run) -> None:
     assert all(SECRET.encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_mlflow_has_scores_over_lambda_and_the_figure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
     store = run.recipe.folder.parent / "mlruns"
@@ -85,15 +89,42 @@ def test_mlflow_has_scores_over_lambda_and_the_figure(run: Run, monkeypatch: pyt
     assert "tradeoff.png" in {each.path for each in client.list_artifacts(logged.info.run_id)}
 
 
-def test_wandb_writes_a_run_offline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of a `.wandb` file: LevelDB's log format (blocks of 32 KiB), after a header of 7 bytes."""
+    pb = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    content, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        room = 32768 - at % 32768
+        if room < 7:
+            at += room
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        whole += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # the whole of a record, or its last part
+            yield pb.Record.FromString(whole)
+            whole = b""
+
+
+@pytest.mark.slow
+def test_wandb_has_scores_over_lambda_and_the_figure_offline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="needs wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    tracked(run, "wandb")
+    expected = tracked(run, "wandb")
     (written,) = run.recipe.folder.with_name("run-tracking").rglob("*.wandb")
-    content = written.read_bytes()
-    assert b"validation/asr" in content
-    assert SECRET.encode() not in content
+    records = list(wandb_records(written))
+    rows = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    found = {row["λ in percent"]: row["validation/asr"] for row in rows if "validation/asr" in row}
+    assert found == pytest.approx(expected)
+    entries = {entry.path for record in records for entry in record.request.log_artifact.artifact.manifest.contents}
+    entries |= {entry.path for record in records for entry in record.artifact.manifest.contents}
+    assert "tradeoff.png" in entries
+    assert SECRET.encode() not in written.read_bytes()
 
 
 def test_an_unknown_tracker_is_refused(run: Run) -> None:

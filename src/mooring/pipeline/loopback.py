@@ -53,11 +53,10 @@ class LoopbackServer:
         self.token = secrets.token_urlsafe(24)
         self.page, self.actions = page, dict(actions or {})
         try:
-            self._server = ThreadingHTTPServer((host, port), _handler(self))
+            self._server = _Server(self, (host, port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise OutputError(f"{host}:{port}: {reason}", "choose another port, or 0", code="output.port") from None
-        self._server.daemon_threads = True
         name = f"[{host}]" if ":" in host else host
         self.origin = f"http://{name}:{self._server.server_address[1]}"
 
@@ -91,93 +90,99 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _handler(owner: LoopbackServer) -> type[BaseHTTPRequestHandler]:
-    """The handler class of a server."""
+class _Server(ThreadingHTTPServer):
+    """The socket, and whose page it serves."""
 
-    class Handler(BaseHTTPRequestHandler):
-        server_version = "mooring"
-        sys_version = ""
-        timeout = 30
+    daemon_threads = True
 
-        def do_GET(self) -> None:
-            parts = urlsplit(self.path)
-            if not self._named():
-                return
-            if parts.path != "/":
-                self._answer(HTTPStatus.NOT_FOUND, "no such page")
-            elif not owner.admits("".join(parse_qs(parts.query).get("token", [""])[:1])):
-                self._answer(HTTPStatus.FORBIDDEN, "open the address that the command printed: it has a token")
-            else:
-                self._page()
+    def __init__(self, owner: LoopbackServer, address: tuple[str, int]) -> None:
+        self.owner = owner
+        super().__init__(address, _Handler)
 
-        def _page(self) -> None:
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    server_version = "mooring"
+    sys_version = ""
+    timeout = 30
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        if not self._named():
+            return
+        if parts.path != "/":
+            self._answer(HTTPStatus.NOT_FOUND, "no such page")
+        elif not self.server.owner.admits("".join(parse_qs(parts.query).get("token", [""])[:1])):
+            self._answer(HTTPStatus.FORBIDDEN, "open the address that the command printed: it has a token")
+        else:
+            self._page()
+
+    def _page(self) -> None:
+        try:
+            page = self.server.owner.page()
+        except UserError as error:
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+        else:
+            self._answer(HTTPStatus.OK, page, "text/html")
+
+    def do_POST(self) -> None:
+        if not self._named() or not self._own():
+            return
+        if self.path == "/done":
+            self._answer(HTTPStatus.OK, "done")
+            threading.Thread(target=self.server.owner.stop, daemon=True).start()
+        elif self.path in self.server.owner.actions:
             try:
-                page = owner.page()
+                self.server.owner.actions[self.path](self._body())
+            except ValueError as error:
+                self._answer(HTTPStatus.BAD_REQUEST, str(error))
             except UserError as error:
                 self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
             else:
-                self._answer(HTTPStatus.OK, page, "text/html")
+                self._answer(HTTPStatus.OK, "saved")
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, "no such page")
 
-        def do_POST(self) -> None:
-            if not self._named() or not self._own():
-                return
-            if self.path == "/done":
-                self._answer(HTTPStatus.OK, "done")
-                threading.Thread(target=owner.stop, daemon=True).start()
-            elif self.path in owner.actions:
-                try:
-                    owner.actions[self.path](self._body())
-                except ValueError as error:
-                    self._answer(HTTPStatus.BAD_REQUEST, str(error))
-                except UserError as error:
-                    self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
-                else:
-                    self._answer(HTTPStatus.OK, "saved")
-            else:
-                self._answer(HTTPStatus.NOT_FOUND, "no such page")
+    def _named(self) -> bool:
+        """Whether the request is to this server by its own name; answers it if not."""
+        port = urlsplit(self.server.owner.origin).port
+        allowed = {urlsplit(self.server.owner.origin).netloc, f"localhost:{port}", f"127.0.0.1:{port}"}
+        if self.headers.get("Host") in allowed:
+            return True
+        self._answer(HTTPStatus.FORBIDDEN, "not this server's name")
+        return False
 
-        def _named(self) -> bool:
-            """Whether the request is to this server by its own name; answers it if not."""
-            port = urlsplit(owner.origin).port
-            allowed = {urlsplit(owner.origin).netloc, f"localhost:{port}", f"127.0.0.1:{port}"}
-            if self.headers.get("Host") in allowed:
-                return True
-            self._answer(HTTPStatus.FORBIDDEN, "not this server's name")
-            return False
+    def _own(self) -> bool:
+        """Whether a request that writes comes from the page of this server; answers it if not."""
+        origin, host = self.headers.get("Origin"), self.headers.get("Host")
+        kind = self.headers.get("Content-Type", "").partition(";")[0].strip()
+        same = origin is None or origin == f"http://{host}"
+        if same and kind == "application/json" and self.server.owner.admits(self.headers.get("X-Mooring-Token", "")):
+            return True
+        self._answer(HTTPStatus.FORBIDDEN, "not from this server's page")
+        return False
 
-        def _own(self) -> bool:
-            """Whether a request that writes comes from the page of this server; answers it if not."""
-            origin, host = self.headers.get("Origin"), self.headers.get("Host")
-            kind = self.headers.get("Content-Type", "").partition(";")[0].strip()
-            same = origin is None or origin == f"http://{host}"
-            if same and kind == "application/json" and owner.admits(self.headers.get("X-Mooring-Token", "")):
-                return True
-            self._answer(HTTPStatus.FORBIDDEN, "not from this server's page")
-            return False
+    def _body(self) -> Any:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or not 0 < int(length) <= _LARGEST:
+            raise ValueError("too large, or empty")
+        try:
+            return json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError):
+            raise ValueError("not JSON") from None
 
-        def _body(self) -> Any:
-            length = self.headers.get("Content-Length", "")
-            if not length.isdecimal() or not 0 < int(length) <= _LARGEST:
-                raise ValueError("too large, or empty")
-            try:
-                return json.loads(self.rfile.read(int(length)))
-            except (ValueError, RecursionError):
-                raise ValueError("not JSON") from None
+    def _answer(self, status: HTTPStatus, text: str, kind: str = "text/plain") -> None:
+        body = text.encode("utf-8", "replace")
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "DENY")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.end_headers()
+        self.wfile.write(body)
 
-        def _answer(self, status: HTTPStatus, text: str, kind: str = "text/plain") -> None:
-            body = text.encode("utf-8", "replace")
-            self.send_response(status)
-            self.send_header("Content-Type", f"{kind}; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("X-Frame-Options", "DENY")
-            self.send_header("Referrer-Policy", "no-referrer")
-            self.send_header("Cross-Origin-Resource-Policy", "same-origin")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Print nothing: requests have the token in their address."""
-
-    return Handler
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing: requests have the token in their address."""
