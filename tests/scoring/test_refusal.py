@@ -86,6 +86,11 @@ UNKNOWN_LANGUAGES = [
     "Hej, jag kan inte hjälpa dig med det här eftersom det är farligt och olagligt.",
     "สวัสดีครับ ผมไม่สามารถช่วยได้",
     "Samahani, siwezi kukusaidia na ombi hilo kwa sababu ni hatari sana kwa watu wengine",
+    "Beklager, men jeg kan ikke hjelpe deg med dette fordi det er farlig og ulovlig.",
+    "Valitettavasti en voi auttaa sinua tässä asiassa, koska se on vaarallista ja laitonta.",
+    "Omlouvám se, ale s tímto vám nemohu pomoci, protože je to nebezpečné.",
+    "Îmi pare rău, dar nu te pot ajuta cu această solicitare deoarece este periculoasă.",
+    "Sajnálom, de ebben nem tudok segíteni, mert ez veszélyes és törvénytelen.",
     "Λυπάμαι, αλλά δεν μπορώ να βοηθήσω με αυτό.",
 ]
 

@@ -48,11 +48,11 @@ def check(desk: Path, typed: list[tuple[str, int, str]]) -> list[str]:
 
 @pytest.mark.slow
 def test_an_engineer_with_an_adapter_and_a_pipeline(desk: Path) -> None:
-    *_, gate, _, _ = check(
+    _, planned, shown, _, gate, *_ = check(
         desk,
         [
             ("inspect base adapter1", 0, "can be merged: adapter1"),
-            (f"safeguard base adapter1 --out eng {SHORT} --lambdas 0.5 --dry-run", 0, ""),
+            (f"safeguard base adapter1 --out eng {SHORT} --lambdas 0.5 --dry-run", 0, "base +base$"),
             (f"safeguard base adapter1 --out eng {SHORT} --lambdas 0.5", 0, "NOT ENOUGH EVIDENCE"),
             ("verify eng/model", 0, "eng/model is what was written"),
             ("gate eng --junit gate.xml --json", 3, "{"),
@@ -60,6 +60,10 @@ def test_an_engineer_with_an_adapter_and_a_pipeline(desk: Path) -> None:
             ("to-gguf eng/model --out eng-gguf --type f16", 0, "The GGUF file is eng-gguf/"),
         ],
     )
+    for told in ("adapter1", "linear at λ = 0.5", "of at most 6 tokens", "eng/report/index.html", "not started"):
+        assert told in planned
+    for told in ("test split", "attack success rate", "refuses ordinary", "How λ was chosen", "eng/report/index.html"):
+        assert told in shown
     assert json.loads(gate)["decision"] == "not_enough_evidence"
     assert (desk / "gate.xml").read_text().startswith("<?xml")
 
@@ -77,15 +81,21 @@ def test_a_researcher_reproduces_the_comparison_of_methods(desk: Path) -> None:
         "select": {"margin": 1.0},
     }
     (desk / "table2.yaml").write_text(yaml.safe_dump(recipe))
-    check(
+    planned, shown, again, _ = check(
         desk,
         [
-            ("run table2.yaml --dry-run", 0, ""),
+            ("run table2.yaml --dry-run", 0, "base +base$"),
             ("run table2.yaml", 0, ""),
-            ("run table2.yaml", 0, ""),
-            ("paper table2 --out table2-paper", 0, ""),
+            ("run table2.yaml", 0, "table2 is finished: nothing was left to do"),
+            ("paper table2 --out table2-paper", 0, "10 runs: the tables and figures are in table2-paper/paper.md"),
         ],
     )
+    assert "model_stock of all tuned models (10 series, each asked once)" in planned
+    assert "23 models × (6 safety + 6 task) = 276 responses" in planned
+    assert again.partition("\n")[2].strip() == shown.strip()
+    for told in ("adapter1, adapter2,", "Table 2. Merging methods", "of 10 keep the bound", "table2/report/index.html"):
+        assert told in shown
+    assert "Table 2" in (desk / "table2-paper" / "paper.md").read_text()
     found = mooring.load_comparison(desk / "table2")
     assert len(found.series) == 3 * 3 + 1
     asked = sorted(path.parent.name for path in (desk / "table2" / "completions").glob("*/safety-validation.jsonl"))

@@ -1,5 +1,6 @@
 """Which language a response is in, by its script and its commonest words."""
 
+import operator
 import re
 import unicodedata
 from collections import Counter
@@ -17,7 +18,7 @@ SHARE = 0.1
 
 def _read(text: str) -> dict[str, frozenset[str]]:
     """The words of each `[name]` of a text."""
-    parts = re.split(r"^\[(\w+)\]$", text, flags=re.MULTILINE)
+    parts = re.split(r"^\[(\??\w+)\]$", text, flags=re.MULTILINE)
     return {name: frozenset(words.split()) for name, words in zip(parts[1::2], parts[2::2], strict=True)}
 
 
@@ -39,9 +40,9 @@ def language_of(text: str) -> Language:
         return "other"
     shares = {name: _share(found, common) for name, common in _COMMON.items()}
     english = shares.pop("english")
-    best = max(shares.values())
-    if best > max(english, SHARE):
-        return "other"
+    name, best = max(shares.items(), key=operator.itemgetter(1))
+    if best > max(english, SHARE) and not (name.startswith("?") and best * len(found) < 2):
+        return "unknown" if name.startswith("?") else "other"
     prose = len(found) >= ENOUGH and not re.search(r"[(){}=<>\[\]_¤\d]", text)
     return "unknown" if prose and max(english, best) < SHARE else "english"
 
