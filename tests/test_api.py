@@ -42,6 +42,7 @@ def other(key: str) -> Any:
         "messages_field": "c", "on": "ray", "gpus": 2,
         "forgetting": ("alpaca-eval",), "groups": "tensors",
         "search_safety": ("advbench",), "search_ordinary": ("alpaca-eval",),
+        "early_stop": 0.5, "ema": 0.9, "kl": 0.5, "kl_data": ("alpaca-eval",),
         "bound_on": ("none", "base64"), "methods": ("linear", "slerp"), "seeds": (1, 2),
     }  # fmt: skip
     name = key.rpartition(".")[2]

@@ -12,6 +12,7 @@ import mooring
 SOURCE = Path(mooring.__file__).parent
 GROUND = {
     "attacks",
+    "baselines",
     "bounded",
     "calls",
     "errors",

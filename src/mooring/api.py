@@ -202,6 +202,11 @@ def tune(
             on_event(Event(step="tune", kind="info", message=message))
 
     examples = load_examples(refs, split="tune", seed=recipe.seed, on_note=note, fields=recipe.data)
+    ordinary = (
+        load_examples(list(recipe.tune.kl_data), seed=recipe.seed, on_note=note, fields=recipe.data)
+        if recipe.tune.kl
+        else []
+    )
     return tune(
         recipe.tune,
         resolve_model(str(base)),
@@ -210,6 +215,7 @@ def tune(
         system=recipe.system,
         seed=recipe.seed,
         base_name=lasting_name(str(base)),
+        ordinary=ordinary,
         on_event=on_event,
     )
 

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from mooring import attacks, plugins
+from mooring.baselines import Baseline
 from mooring.bounded import YAML, UnusableError, YAMLError, parse_yaml, read_bytes
 from mooring.chat import DEFAULT_SYSTEM
 from mooring.engines import ENGINES
@@ -205,6 +206,14 @@ Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_several)]
 AttackName = Annotated[str, AfterValidator(_attack)]
 """`none`, or an attack with its option, such as `prefill:8`."""
 Attacks = Annotated[tuple[AttackName, ...], BeforeValidator(_several)]
+
+
+def _baseline(value: str) -> str:
+    return Baseline.parse(value).text
+
+
+Baselines = Annotated[tuple[Annotated[str, AfterValidator(_baseline)], ...], BeforeValidator(_several)]
+"""Gentler tunings, each with its number, such as `gentle-lr:3`."""
 Refs = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy, torch and transformers all accept as a seed."""
@@ -278,6 +287,20 @@ class Tune(Section):
     rounding (and dropout)."""
     fsdp: bool = False
     """Divide the model's weights among the processes (FSDP2), for a base that does not fit one GPU."""
+    early_stop: float | None = Field(None, gt=0, lt=1)
+    """Keep the adapter after this share of the steps; the learning rate schedule still spans all steps."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Keep the exponential moving average of the adapter's weights over the steps, with this decay."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of KL(base ‖ tuned), in nats per token, on the answers of `kl_data`, which is added to the loss."""
+    kl_data: Refs = Field(("bundled:ordinary",), min_length=1)
+    """Ordinary requests with answers, for `kl`; of bundled sets, the part for tuning."""
+
+    @model_validator(mode="after")
+    def _whole_weights(self) -> "Tune":
+        if self.fsdp and (self.ema is not None or self.kl):
+            raise ValueError("`ema` and `kl` need whole weights, which `fsdp` divides among processes")
+        return self
 
 
 PROCESSES = ("nproc", "fsdp")
@@ -735,6 +758,9 @@ class Recipe(Section):
     """One of the paper's tasks: its data, prompts, metrics and judge become the defaults."""
     tune: Tune | None = None
     """Tune the base on a task."""
+    compare_with: Baselines = ()
+    """Gentler tunings that the merge must beat, tuned besides `tune` and scored on the same prompts: `gentle-lr:3`,
+    `low-rank:4`, `early-stop:0.5`, `ema:0.99`, `kl:1` (docs/comparing.md)."""
     data: DataFields = DataFields()
     merge: Merge = Merge()
     generate: Generate = Generate()
@@ -849,6 +875,30 @@ class Recipe(Section):
         tuning = dict.fromkeys(PROCESSES, True)
         places: dict[str, Any] = {"out": True, "resources": True, "align": tuning, "tune": tuning}
         return self.model_dump(mode="json", exclude=places)
+
+    @model_validator(mode="after")
+    def _baselines_can_be_tuned(self) -> "Recipe":
+        if not self.compare_with:
+            return self
+        if self.tune is None:
+            raise ValueError("`compare_with` tunes more gently than `tune`, which this recipe does not have: add it")
+        if self.series:
+            raise ValueError("`compare_with` is of one method, not of a comparison: leave one of them out")
+        if self.select.corrected:
+            raise ValueError("`select.corrected` needs labels of every model, which those of `compare_with` lack")
+        if self.tune.fsdp and (whole := [each.text for each in self.baselines if each.kind in ("ema", "kl")]):
+            raise ValueError(f"`compare_with`: {whole[0]} needs whole weights, which `tune.fsdp` divides")
+        if len({*self.compare_with}) < len(self.compare_with):
+            raise ValueError("`compare_with`: name each gentler tuning once")
+        return self
+
+    @property
+    def baselines(self) -> Mapping[Baseline, Tune]:
+        """The gentler tunings that the merge is compared with, and their settings."""
+        if self.tune is None:
+            return {}
+        parsed = map(Baseline.parse, self.compare_with)
+        return {each: self.tune.model_copy(update=dict(each.changes(self.tune.model_dump()))) for each in parsed}
 
     @property
     def tuned_models(self) -> Mapping[str, str]:
@@ -1006,7 +1056,16 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *ENGINE,
         *_fields("resources"),
     ),
-    "run": ("plugins", "out", "score.attacks", *_fields("select"), *_DATA, *ENGINE, *_fields("resources")),
+    "run": (
+        "plugins",
+        "out",
+        "compare_with",
+        "score.attacks",
+        *_fields("select"),
+        *_DATA,
+        *ENGINE,
+        *_fields("resources"),
+    ),
     "merge": ("plugins", *_fields("merge", but=NOT_OF_ONE_MERGE), "seed"),
     "tune": ("system", "seed", *_fields("tune", but=("data", "system", "seed")), *_DATA),
     "generate": (

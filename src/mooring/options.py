@@ -192,6 +192,10 @@ class TuneOptions(TypedDict, total=False):
     checkpoint_step: int | None
     nproc: int
     fsdp: bool
+    early_stop: float | None
+    ema: float | None
+    kl: float
+    kl_data: str | Sequence[str]
     prompt_field: str | None
     completion_field: str | None
     messages_field: str | None

@@ -12,6 +12,7 @@ from mooring.export import Record
 from mooring.files import atomic_text
 from mooring.jsonio import EDITED, convert, loads, read_as, read_lines
 from mooring.merge_point import MergePoint
+from mooring.stats import Difference
 
 Role = Literal["system", "user", "assistant", "tool"]
 Kind = Literal["safety", "over_refusal", "ordinary", "task", "quality"]
@@ -578,6 +579,50 @@ class ByModule(Record):
     def __post_init__(self) -> None:
         if self.chosen is not None and not 0 <= self.chosen < len(self.tried):
             raise ValueError("`chosen` is none of those that were tried")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineResult(Record):
+    """A gentler tuning beside the merge.
+
+    Attributes:
+        name: Its kind and its number, such as `gentle-lr:3`.
+        settings: What it changes in the tuning, in words.
+        digest: That of its adapter's weights.
+        trials: Its scores on both halves; its point is λ = 1, since it is not merged.
+        within: Whether it keeps the bounds on validation, by the same test as a λ. `None` where the policy has none.
+        upper: The upper confidence limit of its ASR on validation; its estimate where no confidence is asked for.
+        differences: By score of the test half, by how much the merge's is above its own, on the same prompts.
+    """
+
+    name: str
+    settings: str
+    digest: str
+    trials: Sequence[Trial]
+    within: bool | None
+    upper: float | None
+    differences: Mapping[str, Difference]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Baselines(Record):
+    """The gentler tunings that a merge was compared with.
+
+    Attributes:
+        tried: Each of them.
+        best: Which of them has the best task score on validation among those that keep the bounds; `None` if none does.
+        metric: The task score of the test half that is compared; empty without a task.
+        sentence: Whether the merge beats it, for people.
+    """
+
+    tried: Sequence[BaselineResult]
+    best: int | None
+    metric: str
+    sentence: str
+
+    def __post_init__(self) -> None:
+        if self.best is not None and not 0 <= self.best < len(self.tried):
+            raise ValueError("`best` is none of those that were tried")
 
 
 T = TypeVar("T")

@@ -170,11 +170,15 @@ TUNING = {
     "val_set_size": 0.2,
     "save_steps": 3,
     "checkpoint_step": 2,
+    "early_stop": 0.5,
+    "ema": 0.9,
+    "kl": 0.5,
     "system": "Be brief.",
     "seed": 7,
 }
 SHARED = {"nproc": 2, "fsdp": True}
 SAMPLING = {"max_tokens": 64, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "n": 3, "repetition_penalty": 1.5}
+BASELINES = {"Tune tune", "Report"} | each(*MEASURED, roles=("tuned",))
 CHANGES: dict[str, tuple[Any, set[str]]] = {
     "name": ("other", {"Report"}),
     "out": ("DATA/elsewhere", WRITTEN),
@@ -185,6 +189,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     **{f"align.{field}": (value, EVERYTHING) for field, value in TUNING.items()},
     "tune.data": (["DATA/other-task.jsonl"], AFTER_TUNE),
     **{f"tune.{field}": (value, AFTER_TUNE) for field, value in TUNING.items()},
+    "compare_with": (["gentle-lr", "ema"], BASELINES),
     "merge.method": ("della_linear", MERGES | each("Score")),
     "merge.methods": (["della_linear"], MERGES | each("Score")),
     "merge.seeds": ([7], MERGES),
@@ -276,6 +281,8 @@ UNUSED = {
     "select.policy": "needs `search: grid`, and has a test of its own",
     **{f"merge.{field}": "no option of the method" for field in ("gamma", "rank", "threshold")},
     **{f"merge.{field}": "no model of the method; see the test of other weights" for field in REFERENCES},
+    "align.kl_data": "needs `kl`, and has a test of its own",
+    "tune.kl_data": "needs `kl`, and has a test of its own",
     "select.corrected": "needs labels and `search: grid`, and has a test of its own",
     "select.bound_on": "needs `score.attacks`, and has a test of its own",
     "resources.on": "refused with lm-evaluation-harness, and has a test of its own",
@@ -305,6 +312,16 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def test_bounds_under_an_attack_choose_again(data: Path) -> None:
     assert changed(data, {"select.bound_on": ["none", "base64"]}, {"score.attacks": ["base64"]}) == END
+
+
+def test_baselines_are_tuned_and_scored_by_themselves(data: Path) -> None:
+    rows = [{"prompt": f"Name thing number {i}.", "completion": f"{i}."} for i in range(4)]
+    (data / "ordinary.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert changed(data, {"compare_with": ["kl", "ema"]}, {"compare_with": "kl"}) == BASELINES
+    with_kl = {"tune.kl": 1}
+    assert changed(data, {"tune.kl_data": [f"{data}/ordinary.jsonl"]}, with_kl) == AFTER_TUNE
+    assert changed(data, {"tune.kl_data": [f"{data}/ordinary.jsonl"]}, {"compare_with": "kl"}) == BASELINES
+    assert changed(data, {"tune.kl_data": [f"{data}/ordinary.jsonl"]}, {"compare_with": "ema"}) == {"Report"}
 
 
 def test_every_field_of_a_recipe_is_in_the_table() -> None:

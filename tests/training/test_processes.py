@@ -80,19 +80,33 @@ def test_an_epoch_is_filled_up_to_whole_steps(count: int, multiple: int, epoch: 
 
 def test_a_job_reads_as_it_was_written(tmp_path: Path) -> None:
     for checkpoint in (None, tmp_path / "checkpoint-2"):
-        job = Job(settings(), tmp_path, tuple(examples(3)), tmp_path, tmp_path, checkpoint, None, 7, "owner/model")
+        job = Job(
+            config=settings(),
+            base=tmp_path,
+            examples=tuple(examples(3)),
+            ordinary=tuple(examples(1)),
+            out=tmp_path,
+            also={tmp_path / "ema": settings(ema=0.9)},
+            work=tmp_path,
+            checkpoint=checkpoint,
+            system=None,
+            seed=7,
+            base_name="owner/model",
+        )
         assert Job.from_json(job.to_json()) == job
 
 
+@pytest.mark.parametrize("kl", [0.0, 2.0])
 def test_accumulated_steps_have_the_loss_of_whole_ones(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kl: float
 ) -> None:
     for module in ("lora", "trainer"):  # in 16 bits, gradients are rounded before they are added
         monkeypatch.setattr(f"mooring.training.{module}.compute_dtype", lambda: "float32")
     made = []
     for each in (1, 4):
-        section = settings(per_device_train_batch_size=each)
-        made.append(tune(section, tiny_model_folder, examples(21), tmp_path / str(each), **OPTIONS))
+        section, ordinary = settings(per_device_train_batch_size=each, kl=kl), examples(5)
+        out = tmp_path / str(each)
+        made.append(tune(section, tiny_model_folder, examples(21), out, ordinary=ordinary, **OPTIONS))
     close(*made)
 
 

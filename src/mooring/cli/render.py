@@ -168,6 +168,8 @@ def outcome(done: "Outcome", *, as_json: bool = False) -> None:
     out.print(escape(f"How λ was chosen: {done.choice.reason}"))
     if done.choice.sensitivity:
         out.print(f"[dim]{escape(done.choice.sensitivity)}[/dim]")
+    if results.baselines:
+        out.print(escape(results.baselines.sentence))
     if results.forgetting:
         out.print(escape(results.forgetting.sentence))
     for note in results.notes:

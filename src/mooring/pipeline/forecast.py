@@ -14,6 +14,7 @@ from mooring.merge_methods import METHODS
 from mooring.models import open_checkpoint, refuse_quantized
 from mooring.models.classes import text_fields
 from mooring.models.resolve import local_model
+from mooring.pipeline.baselines import in_words
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.plan import HALVES, Plan, build
 from mooring.pipeline.preflight import check_models, check_room, check_selection, disk_bytes, downloads, unavailable
@@ -89,6 +90,7 @@ def _stages(plan: Plan) -> list[tuple[str, str]]:
         ("tune", _tuning(plan, "tune", recipe.tune))
         if recipe.tune
         else ("tuned", ", ".join(recipe.tuned_models.values())),
+        *([("compare with", _baselines(recipe))] if recipe.compare_with else []),
         ("merge", _merging(plan, lams)),
         *(("generate", _generation(plan, split)) for split in HALVES),
         ("judge", ", ".join(plan.judging.label(judge) for judge in plan.judging.sections)),
@@ -157,6 +159,15 @@ def _tuning(plan: Plan, stage: str, section: TuneConfig) -> str:
     last = section.checkpoint_step
     taken = f", taken at step {last}" if last and last < steps else ""
     return f"LoRA r={section.r}, {steps} steps of {batch}{taken} on {', '.join(section.data)} ({count} rows)"
+
+
+def _baselines(recipe: Recipe) -> str:
+    """The gentler tunings, and which of them cost a training of their own."""
+    found = [
+        f"{each.text} ({in_words(recipe, each)}{'; from the same training' * each.same_run})"
+        for each in recipe.baselines
+    ]
+    return "; ".join(found)
 
 
 def _size(folder: Path) -> tuple[int, dict[str, Any]]:

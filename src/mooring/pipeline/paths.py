@@ -15,6 +15,7 @@ class RunPaths:
         self.align = folder / "align"  # the LoRA adapter that makes the base refuse
         self.base = folder / "base"  # the base that was aligned by the run
         self.tuned = folder / "tuned"  # the LoRA adapter of the task
+        self.baselines = folder / "baselines"  # the adapters of gentler tunings
         self.pair = folder / "pair.json"  # warnings about base and tuned model
         self.changes = folder / "changes.json"  # how far tuning moved each layer and module
         self.search = folder / "search.json"  # the trace of the bisection
@@ -31,6 +32,14 @@ class RunPaths:
         self.scratch = folder / "scratch"  # merged models that are written temporarily
         self.batch_size = folder / "batch_size.json"  # only if one was found by halving
         self.logs = folder / "logs"  # what the engines print: `models.log`, and a file for each judge
+
+    def baseline(self, key: str) -> Path:
+        """The LoRA adapter of a gentler tuning."""
+        return self.baselines / key
+
+    def by_product(self, step_key: str) -> Path:
+        """An adapter that another training made on the way, until the step with this key takes it."""
+        return self.baselines / f".made-{step_key[:16]}"
 
     def choice_of(self, series: Series) -> Path:
         """The chosen λ of one series of a comparison, and why."""

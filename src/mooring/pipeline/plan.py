@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.attacks import Attack, attack_of, kind_of
+from mooring.baselines import Baseline
 from mooring.config import BUILT_IN, OF_A_GRADIENT, PROCESSES, Metric, Recipe
 from mooring.config import Tune as TuneConfig
 from mooring.data import load_examples, parse_references, prompts_digest
@@ -20,7 +21,7 @@ from mooring.models.resolve import local_model, resolve_model
 from mooring.pipeline import lengths
 from mooring.pipeline import steps as types
 from mooring.pipeline.attacked import requests, sampled
-from mooring.pipeline.further_sets import SearchSets, forgetting_prompts, search_sets
+from mooring.pipeline.further_sets import SearchSets, forgetting_prompts, kl_examples, search_sets
 from mooring.pipeline.judging import Judging, installed_versions
 from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.sets import DataSets, Sets, attacks_of, evaluation_sets, note_missing, task_metrics
@@ -67,6 +68,7 @@ class Plan:
         bound: The models that a run has learned of, by the slots that stood for them; None for an unused slot.
         search_sets: The prompts of a search by gradient.
         forgetting: The requests on which forgetting is measured.
+        ordinary: The ordinary requests with answers of a tuning's `kl`, by stage.
     """
 
     recipe: Recipe
@@ -80,6 +82,7 @@ class Plan:
     bound: Mapping[Slot, MergePoint | None] = dataclasses.field(default_factory=dict)
     search_sets: SearchSets = dataclasses.field(default_factory=dict)
     forgetting: Sequence[Prompt] = ()
+    ordinary: Mapping[str, Sequence[Prompt]] = dataclasses.field(default_factory=dict)
 
     def bind(self, points: Mapping[Slot, MergePoint | None]) -> "Plan":
         """The plan with slots replaced by the models that they turned out to be."""
@@ -178,6 +181,16 @@ class Plan:
         return [Series(tuned=series.tuned).at(TUNED)] if series.tuned and several else self.tuned_points
 
     @property
+    def baselines(self) -> Mapping[Baseline, SeriesPoint]:
+        """The gentler tunings that the merge is compared with, and their models."""
+        found = {}
+        for each in self.recipe.baselines:
+            point = Series(tuned=each.key).at(TUNED)
+            assert isinstance(point, SeriesPoint)
+            found[each] = point
+        return found
+
+    @property
     def chosen(self) -> Point:
         """The model that the run ends with."""
         return self.at(TAKEN if self.recipe.select.by_module else SINGLE)
@@ -271,9 +284,11 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
     skipped: Mapping[tuple[SetName, Half], int] = {}
     if recipe.score.too_long == "skip":
         sets, skipped = _fitting(recipe, sets, download=not skip_missing)
-    examples = {}
+    examples, ordinary = {}, {}
     for stage, section in (("align", recipe.align), ("tune", recipe.tune)):
         if section:
+            with note_missing(parse_references(section.kl_data), missing):
+                ordinary[stage] = kl_examples(recipe, stage, section, sets)
             with note_missing(data.examples[stage], missing):
                 examples[stage] = load_examples(
                     data.examples[stage],
@@ -285,11 +300,11 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
     paths = RunPaths(recipe.folder)
     judging = Judging(recipe.score.judges, paths.logs, thoughts=recipe.score.judge_thoughts)
     searched: SearchSets = {}
-    ordinary: Sequence[Prompt] = ()
+    asked: Sequence[Prompt] = ()
     with note_missing(parse_references(recipe.select.search_safety), missing):
         searched = search_sets(recipe, sets)
     with note_missing(parse_references(recipe.score.forgetting or ()), missing):
-        ordinary = forgetting_prompts(recipe)
+        asked = forgetting_prompts(recipe)
     return Plan(
         recipe=recipe,
         paths=paths,
@@ -300,7 +315,8 @@ def build(recipe: Recipe, *, skip_missing: bool = False) -> Plan:
         skipped=skipped,
         notes=list(notes),
         search_sets=searched,
-        forgetting=ordinary,
+        forgetting=asked,
+        ordinary=ordinary,
     )
 
 
@@ -369,6 +385,8 @@ def _model_keys(recipe: Recipe) -> tuple[ModelKey, ModelKey]:
 
 def _tuned_keys(recipe: Recipe, series: Series | None = None) -> ModelKey | Sequence[ModelKey]:
     """The tuned models of a series, or of all."""
+    if recipe.tune and series and series.tuned:
+        return StepKey(f"tune/{series.tuned}")
     if recipe.tune or len(recipe.tuned_models) == 1:
         return _model_keys(recipe)[1]
     if series and series.tuned:
@@ -385,6 +403,8 @@ def _steps(plan: Plan) -> Iterator[Step]:
         yield _stage(Stage.MERGE_ALIGNED, "align: merge", inputs, paths.base)
     if recipe.tune:
         yield _tune(plan, "tune", recipe.tune, base)
+    for baseline, section in recipe.baselines.items():
+        yield _tune(plan, "tune", section, base, baseline)
     pair = types.PairInputs(base=base, tuned=tuned)
     yield _stage(Stage.CHECK_PAIR, "check the pair", pair, paths.pair)
     if plan.series:
@@ -416,6 +436,9 @@ def _steps(plan: Plan) -> Iterator[Step]:
     if plan.forgetting:
         yield _forgetting(plan)
     yield from _trials(plan, "test", test)
+    baselines = [*plan.baselines.values()]
+    for half in HALVES:
+        yield from _trials(plan, half, baselines)
     last = ["select", *(["search_modules"] if recipe.select.by_module else []), "check_pair", "measure_change"]
     report = types.ReportInputs(
         steps=[
@@ -423,6 +446,7 @@ def _steps(plan: Plan) -> Iterator[Step]:
             *([StepKey("forgetting")] if plan.forgetting else []),
             *_scores(validation, "validation"),
             *_scores(test, "test"),
+            *(key for half in HALVES for key in _scores(baselines, half)),
         ],
         recipe=recipe.without_places(),
         versions=installed_versions("mooring", "torch", "transformers", "peft", "trl"),
@@ -475,18 +499,31 @@ def _scores(points: Sequence[Point], split: Half) -> list[StepKey]:
     return [StepKey(f"score/{point.key}/{split}") for point in points]
 
 
-def _tune(plan: Plan, stage: types.TuneStage, section: TuneConfig, base: ModelKey) -> Step:
+def _tune(
+    plan: Plan, stage: types.TuneStage, section: TuneConfig, base: ModelKey, baseline: Baseline | None = None
+) -> Step:
     inputs = types.TuneInputs(
         base=base,
         examples=prompts_digest(plan.examples[stage]) if stage in plan.examples else "",
-        config=section.model_dump(mode="json", exclude={"system", "seed", *PROCESSES}),
+        ordinary=prompts_digest(plan.ordinary[stage]) if section.kl and stage in plan.ordinary else "",
+        config=section.model_dump(mode="json", exclude={"system", "seed", "kl_data", *PROCESSES}),
         system=plan.recipe.system if section.system is None else section.system,
         seed=_seed(plan.recipe, section),
         dtype=compute_dtype(),
         versions=installed_versions("torch", "transformers", "peft", "trl", "accelerate"),
     )
     out = plan.paths.align if stage == "align" else plan.paths.tuned
-    return Step(id=stage, label=stage, work=types.Tune(stage), inputs=inputs, outputs=[out], units=None, pace="tune")
+    if baseline:
+        out = plan.paths.baseline(baseline.key)
+    return Step(
+        id=f"{stage}/{baseline.key}" if baseline else stage,
+        label=f"{stage} ({baseline.text})" if baseline else stage,
+        work=types.Tune(stage, baseline),
+        inputs=inputs,
+        outputs=[out],
+        units=None,
+        pace="tune",
+    )
 
 
 def _bisect(plan: Plan, pair: types.PairInputs) -> Step:

@@ -16,6 +16,7 @@ from mooring.pipeline.changes import read_changes
 from mooring.pipeline.lengths import describe
 from mooring.pipeline.plan import HALVES, Plan
 from mooring.records import (
+    Baselines,
     ByModule,
     Choice,
     Completion,
@@ -69,6 +70,7 @@ def assemble(
     found: ByModule | None,
     warnings: Sequence[str],
     forgetting: Forgetting | None = None,
+    baselines: Baselines | None = None,
 ) -> Results:
     """Everything that the report shows, read from the run folder; no dates, timings or paths of this machine.
 
@@ -109,6 +111,7 @@ def assemble(
         versions=versions(),
         by_module=found,
         forgetting=forgetting,
+        baselines=baselines,
     )
 
 

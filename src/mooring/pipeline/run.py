@@ -11,8 +11,9 @@ from typing import Any
 
 from mooring import jsonio
 from mooring.attacks import kind_of
+from mooring.baselines import Baseline
 from mooring.chat import thinking_note
-from mooring.config import Recipe
+from mooring.config import Recipe, Tune
 from mooring.errors import UserError
 from mooring.events import Event, OnEvent
 from mooring.export import Record
@@ -31,6 +32,7 @@ from mooring.models.resolve import hub_name, lasting_name, resolve_model
 from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
 from mooring.pipeline.attacked import begun_with, continued
+from mooring.pipeline.baselines import compare_baselines
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.cluster.sources import ModelsSource, SeriesSource
 from mooring.pipeline.cluster.workers import Workers
@@ -51,6 +53,7 @@ from mooring.pipeline.run_folder import RunFolder, check_place, remove
 from mooring.pipeline.search import bisection, bisection_notes, search_modules, try_gradient
 from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step, built_on
 from mooring.records import (
+    Baselines,
     ByModule,
     Choice,
     Completion,
@@ -480,7 +483,12 @@ class _Execution:
         if not self.plan.series:
             method, options = self.recipe.merge.method, self.plan.merge_options()
             tuned = tuple(each.absolute() for each in folders.values())
-            return source(own=SeriesSource(tuned=tuned, references=self._references, method=method, options=options))
+            own = SeriesSource(tuned=tuned, references=self._references, method=method, options=options)
+            baselines = {
+                point.series: SeriesSource(tuned=(self.paths.baseline(each.key).absolute(),))
+                for each, point in self.plan.baselines.items()
+            }
+            return source(own=own, series=baselines)
         tuned_points = (point for point in self.plan.tuned_points if isinstance(point, SeriesPoint))
         found: dict[Series, SeriesSource] = {}
         for series in (*self.plan.series, *(point.series for point in tuned_points)):
@@ -521,9 +529,12 @@ class _Execution:
         return types.digest_of([self.folder.digest(folder, model_digest), text_digest(folder)])
 
     def _tune(self, step: Step, work: types.Tune) -> None:
-        section = self.recipe.align if work.stage == "align" else self.recipe.tune
+        """Tune an adapter, unless another training made it on the way; and those that this one makes on the way."""
+        if (made := self.paths.by_product(self.keys.of(step))).is_dir():
+            made.rename(step.outputs[0])
+            return
+        section = self._tuning(work)
         inputs = step.inputs
-        assert section is not None
         assert isinstance(inputs, types.TuneInputs)
         published = work.stage == "align" or not self.recipe.align
         tune(
@@ -534,8 +545,31 @@ class _Execution:
             system=inputs.system,
             seed=inputs.seed,
             base_name=lasting_name(self.recipe.base) if published else None,
+            ordinary=self.plan.ordinary.get(work.stage, ()),
+            also=self._by_products(step, work),
             on_event=self._relay(step),
         )
+
+    def _tuning(self, work: types.Tune) -> Tune:
+        """The settings of a tuning."""
+        own = self.recipe.align if work.stage == "align" else self.recipe.tune
+        section = self.recipe.baselines[work.baseline] if work.baseline else own
+        assert section is not None
+        return section
+
+    def _by_products(self, step: Step, work: types.Tune) -> dict[Path, Tune]:
+        """The settings of the baselines that come out of the same training and are not done, by their folders."""
+        found: dict[Path, Tune] = {}
+        if work.stage == "align" or self._tuning(work).fsdp or (work.baseline and not work.baseline.same_run):
+            return found
+        for other in self.plan.steps.values():
+            baseline = other.work.baseline if isinstance(other.work, types.Tune) else None
+            key = self.keys.of(other) if baseline and baseline.same_run and other != step else ""
+            if baseline and key and not self.folder.is_done(other, key):
+                folder = self.paths.by_product(key)
+                remove(folder)
+                found[folder] = self.recipe.baselines[baseline]
+        return found
 
     # --- generating and judging -----------------------------------------------------------------------------------
 
@@ -804,11 +838,27 @@ class _Execution:
         if self.recipe.merge.check:
             warnings.append(read_record(self.paths.check, MergeCheck).sentence)
         forgetting = read_record(self.paths.forgetting, Forgetting) if self.plan.forgetting else None
-        results = assemble(self.plan, models, self._validation() + tested, choice, found, warnings, forgetting)
+        trials = self._validation() + tested
+        baselines = self._baselines(choice, [*trials, *([found.test] if found and found.test else [])])
+        results = assemble(self.plan, models, trials, choice, found, warnings, forgetting, baselines)
         write(results, self.paths.report, error=estimate_if_labelled(results, self.paths.folder))
         card = model_card.run_card(results, terms=model_card.license_of(base))
         atomic_text(self.paths.report / model_card.NAME, card)
         atomic_text(self.paths.model_card, card)
+
+    def _baselines(self, choice: Choice, trials: Sequence[Trial]) -> Baselines | None:
+        """The gentler tunings beside the chosen merge, if there are any; `trials` are those of the report."""
+        points = self.plan.baselines
+        if not points:
+            return None
+        scored: dict[Baseline, dict[Half, Trial]] = {each: {} for each in points}
+        for half in planning.HALVES:
+            hits = verdicts_by_point(self.plan, [BASE, *points.values()], half)
+            for each, trial in zip(points, with_flips(self._trials(half, [*points.values()]), hits), strict=True):
+                scored[each][half] = dataclasses.replace(trial, point=plain(trial.point))
+        tested = verdicts_by_point(self.plan, [choice.point, *points.values()], "test")
+        digests = {each: self.folder.digest(self.paths.baseline(each.key), model_digest) for each in points}
+        return compare_baselines(self.plan, choice, trials, scored, digests, tested)
 
     @property
     def _base_name(self) -> str:

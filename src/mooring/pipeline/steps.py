@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from mooring.baselines import Baseline
 from mooring.merge_point import MergePoint, Series, plain
 from mooring.records import Half, SetName
 from mooring.sampling import SamplingParams
@@ -56,9 +57,10 @@ class Stage(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tune:
-    """Tune a LoRA adapter: `align` makes the base refuse, `tune` teaches the task."""
+    """Tune a LoRA adapter: `align` makes the base refuse, `tune` teaches the task; a baseline does so more gently."""
 
     stage: TuneStage
+    baseline: Baseline | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class TuneInputs(Inputs):
 
     base: ModelKey
     examples: str
+    ordinary: str
     config: Mapping[str, Any]
     system: str | None
     seed: int

@@ -229,6 +229,33 @@ def _plane_dots(results: Results) -> list[tuple[Dot, Dot]]:
     return [(asr[dot.point], dot) for dot in _dots(results, results.choice.metric, "validation") if dot.point in asr]
 
 
+def forgetting(results: Results) -> Any | None:
+    """How far the models have moved from the base on ordinary requests, over λ, with 95 % intervals; `None` if it was
+    not measured. A λ by module is a star at its single λ."""
+    from matplotlib.figure import Figure
+
+    found = results.forgetting
+    if found is None:
+        return None
+    with style():
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+        axes = figure.subplots()
+        for shift, part, colour, marker in ((0.0, "whole", BLUE, "s"), (0.02, "first", VERMILION, "o")):
+            label = "whole answers" if part == "whole" else f"first {found.first_tokens} tokens"
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5}
+            scores = [(each.point, getattr(each, part)) for each in found.points]
+            dots = [Dot(point, score.value, score.low, score.high) for point, score in scores]
+            single = sorted((dot for dot in dots if not dot.point.by_module), key=lambda dot: dot.point)
+            _series(axes, [Dot(BASE, 0.0, None, None), *single], shift, label=label, **look)
+            if by_module := [dot for dot in dots if dot.point.by_module]:
+                _series(axes, by_module, shift + 0.02, **{**STAR, "color": colour, "markerfacecolor": colour})
+        _label_ends(axes)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("KL(base ‖ model)\n(nats per token)")
+        axes.legend()
+    return figure
+
+
 def loss_curve(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Any | None:
     """The training loss of each tuning stage, and its loss on held-out examples, over steps; `None` without a log."""
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from mooring.latent_class import LatentClass
 from mooring.ledger import LEDGER, check_all_unmodified, read_ledger
 from mooring.merge_point import BASE, TUNED, MergePoint, Role
 from mooring.metrics import find_metric
-from mooring.records import ByModule, Choice, Forgetting, Gain, Half, RunVerdict, Score, Trial
+from mooring.records import Baselines, ByModule, Choice, Forgetting, Gain, Half, RunVerdict, Score, Trial
 
 FORMAT = 5
 """Version of `results.json`: raised when an older reader could misread a newer file."""
@@ -140,6 +140,7 @@ class Results(Record):
         redacted: Whether the texts of harmful prompts and the responses to them were left out.
         by_module: The result of a search for λ by module, if there was one.
         forgetting: How far the models have moved from the base on ordinary requests, if it was measured.
+        baselines: The gentler tunings that the merge was compared with, if there were any.
     """
 
     verdict: RunVerdict
@@ -161,6 +162,7 @@ class Results(Record):
     prompts: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     by_module: ByModule | None = None
     forgetting: Forgetting | None = None
+    baselines: Baselines | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `results.json`."""

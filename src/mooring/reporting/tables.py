@@ -415,6 +415,47 @@ def tried_table(results: Results) -> Table | None:
     return Table(caption, [*heads, Column("within the bound"), Column(better)], rows)
 
 
+def baseline_table(results: Results) -> Table | None:
+    """The chosen merge and the gentler tunings on the test split, with their differences in pairs; `None` if there are
+    none."""
+    found = results.baselines
+    if found is None:
+        return None
+    merged = results.trial("merged")
+    assert merged is not None
+    names = in_order(
+        name
+        for name in merged.scores
+        if is_whole(name) and (name == found.metric or name.startswith("asr") or name == "over_refusal")
+    )
+    differing = [name for name in names if any(name in each.differences for each in found.tried)]
+    chosen = BY_MODULE if results.choice.point.by_module else results.choice.point.label
+    kept = {True: "yes", False: "no", None: MISSING}
+    ours: list[Cell] = [
+        f"merged ({chosen})",
+        kept[results.choice.within],
+        *(score_number(merged.scores[n]) for n in names),
+    ]
+    rows: list[list[Cell]] = [[*ours, *(None for _ in differing)]]
+    for place, each in enumerate(found.tried):
+        tested = next(trial for trial in each.trials if trial.split == "test")
+        rows.append(
+            [
+                each.name + (", the best within the bound" if place == found.best else ""),
+                kept[each.within],
+                *(score_number(tested.scores.get(name)) for name in names),
+                *(difference_number(each.differences.get(name), name, " points") for name in differing),
+            ]
+        )
+    heads = [*columns(["model"]), Column("within the bound on validation")]
+    heads += columns([], [*map(name_of, names), *(f"{name_of(name)}: merged − it" for name in differing)])
+    caption = (
+        "Test split, 95 % intervals in brackets; differences on the same prompts. Each gentler tuning is tested on "
+        "validation as one λ is, by itself."
+    )
+    return Table(caption, heads, rows, notes=[f"{each.name}: {each.settings}." for each in found.tried])
+
+
 def forgetting_table(results: Results) -> Table | None:
     """How far each model has moved from the base on ordinary requests, over λ; `None` if it was not measured."""
     found = results.forgetting
@@ -432,6 +473,30 @@ def forgetting_table(results: Results) -> Table | None:
         f"({found.tokens} tokens), 95 % intervals in brackets. The base itself is 0."
     )
     heads = columns(["model"], [f"first {found.first_tokens} tokens", "whole answers"])
+    return Table(caption, heads, rows)
+
+
+def benchmark_table(results: Results) -> Table | None:
+    """The scores of lm-evaluation-harness, and by how much the tuned model and the merge differ from the base, on the
+    same questions; `None` if none was run."""
+    tested = {model: results.trial(model) for model in COLUMNS}
+    scores = {model: trial.scores if trial else {} for model, trial in tested.items()}
+    names = [name for name in scores["base"] if name.startswith("lm_eval:") and is_whole(name)]
+    rows: list[list[Cell]] = [
+        [
+            _with_arrow(name, scores["base"][name]),
+            *(score_number(scores[model].get(name)) for model in COLUMNS),
+            *(
+                difference_number(difference_of_scores(scores[one].get(name), scores[other].get(name)), name, " points")
+                for one, other in itertools.combinations(COLUMNS, 2)
+            ),
+        ]
+        for name in names
+    ]
+    if not rows:
+        return None
+    caption = "Benchmarks, 95 % intervals in brackets; differences on the same questions."
+    heads = columns(["benchmark"], [*COLUMNS, "tuned − base", "merged − base", "merged − tuned"])
     return Table(caption, heads, rows)
 
 

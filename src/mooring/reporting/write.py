@@ -15,7 +15,8 @@ def write(
     results: Results, folder: Path, redact: bool = False, *, record: bool = True, error: JudgeError | None = None
 ) -> Path:
     """Write `results.json`, `tradeoff.svg`, `tradeoff.png`, `report.md` and `index.html`, each in one step; and the
-    figures under each attack, such as `tradeoff-prefill-8.png`.
+    figures under each attack, such as `tradeoff-prefill-8.png`; `forgetting.svg` and
+    `.png` if that was measured; and `baselines.tex` if there are gentler tunings.
 
     The same results give the same bytes. Files of an older report are replaced.
 
@@ -35,8 +36,9 @@ def write(
         OutputError: The disk is full, or the folder may not be written.
     """
     from mooring.reporting import figures, page
+    from mooring.reporting.render import as_latex
     from mooring.reporting.results import redact as without_harm
-    from mooring.reporting.tables import attacks_in
+    from mooring.reporting.tables import attacks_in, baseline_table
 
     if redact:
         results = without_harm(results)
@@ -46,6 +48,11 @@ def write(
         drawing, name = figures.tradeoff(results, attack), page.figure_name(attack)
         atomic_bytes(folder / f"{name}.svg", figures.svg(drawing))
         atomic_bytes(folder / f"{name}.png", figures.png(drawing))
+    if drawn := figures.forgetting(results):
+        atomic_bytes(folder / "forgetting.svg", figures.svg(drawn))
+        atomic_bytes(folder / "forgetting.png", figures.png(drawn))
+    if table := baseline_table(results):
+        atomic_text(folder / "baselines.tex", as_latex(table, "mooring-baselines"))
     atomic_text(folder / "report.md", page.as_markdown(results, error))
     atomic_text(folder / "index.html", page.as_html(results, error))
     if error is None:

@@ -6,8 +6,9 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from mooring.quiet import quiet
 from mooring.records import Prompt
 from mooring.training.adapter import check_tunable, lora_config
 from mooring.training.batches import batches
+from mooring.training.kept import KeepCallback, KeptAdapter
 from mooring.training.precision import compute_dtype
 from mooring.training.processes import Job, in_processes
 from mooring.training.trainer import COMPLETE, IGNORED, NOTHING, ResponseTrainer, StepCallback, sft_config
@@ -42,12 +44,15 @@ def tune(
     system: str | None,
     seed: int,
     base_name: str | None = None,
+    ordinary: Sequence[Prompt] = (),
+    also: Mapping[Path, Tune] = MappingProxyType({}),
     on_event: OnEvent | None = None,
 ) -> Path:
     """Tune a LoRA adapter on the responses of `examples`, and write it to `out`.
 
-    The loss is −log p(y|x), on the response only. A run that was killed resumes from its last complete checkpoint if
-    it is started again with the same arguments, and ends with the same weights.
+    The loss is −log p(y|x), on the response only, plus `config.kl` times KL(base ‖ tuned) on the responses of
+    `ordinary`. A run that was killed resumes from its last complete checkpoint if it is started again with the same
+    arguments, and ends with the same weights.
 
     Args:
         config: The hyperparameters; `data`, `system` and `seed` in it are ignored.
@@ -57,23 +62,39 @@ def tune(
         system: System prompt of examples that have none.
         seed: Seed of data order, split, initialization and dropout.
         base_name: What the adapter names as its base, such as a hub id (`lasting_name`); defaults to the folder.
+        ordinary: Ordinary requests with references; needed if `config.kl` is above 0.
+        also: Further adapters of the same training, by their folders: settings that differ from `config` in
+            `early_stop` and `ema` alone. Each is the same, to the bit, as if it had been tuned by itself.
         on_event: Receives a progress event (`tune`, in steps, with `loss` in its metrics) after every step.
 
     Raises:
         ModelError: `base` is not a complete model, or there are fewer GPUs than processes.
         DataError: No example has a response within `max_length`, or one has no reference.
-        OutputError: `out` is not empty.
+        OutputError: `out`, or a folder of `also`, is not empty.
         RecipeError: The steps cannot be divided among `nproc` processes (`recipe.bad_nproc`).
     """
-    free_for_output(out)
+    for folder in (out, *also):
+        free_for_output(folder)
     check_tunable(config, base)
     work = out.parent / f".work-{out.name}"
-    rows = [example.to_dict() for example in examples]
+    rows = [[example.to_dict() for example in each] for each in (examples, ordinary if config.kl else ())]
     # With FSDP, checkpoints have another form.
-    inputs = [config.model_dump(exclude={"nproc"}), model_digest(base), rows, system, seed, compute_dtype()]
+    plain = [each.model_dump(exclude={"nproc"}) for each in (config, *also.values())]
+    inputs = [plain, model_digest(base), rows, system, seed, compute_dtype()]
     _discard_unless_same(work, json.dumps(inputs, sort_keys=True))
-    checkpoint = last_complete_checkpoint(work)
-    job = Job(config, base, tuple(examples), out, work, checkpoint, system, seed, base_name or str(base.absolute()))
+    job = Job(
+        config=config,
+        base=base,
+        examples=tuple(examples),
+        ordinary=tuple(ordinary) if config.kl else (),
+        out=out,
+        also=also,
+        work=work,
+        checkpoint=last_complete_checkpoint(work),
+        system=system,
+        seed=seed,
+        base_name=base_name or str(base.absolute()),
+    )
     if config.nproc == 1 and not config.fsdp:
         train(job, on_event or ignore)
     else:
@@ -89,7 +110,7 @@ def train(job: Job, on_event: OnEvent) -> None:
         DataError: See `encode`.
     """
     with quiet("transformers", "datasets"):
-        trainer = _trainer(job, on_event)
+        trainer, kept = _trainer(job, on_event)
         trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():
@@ -100,10 +121,12 @@ def train(job: Job, on_event: OnEvent) -> None:
         if "loss" in entry or "eval_loss" in entry
     ]
     trainer.model.peft_config["default"].base_model_name_or_path = job.base_name
-    with atomic_folder(job.out) as folder:
-        trainer.model.save_pretrained(folder, state_dict=weights)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card template
-        (folder / CURVE).write_text(json.dumps(curve, indent=1) + "\n")
+    for path, adapter in reversed([*kept.items()]):  # `out` last: a run that has it has them all
+        with atomic_folder(path) as folder, adapter.weights_of(trainer.model):
+            trainer.model.save_pretrained(folder, state_dict=weights)
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card template
+            own = [entry for entry in curve if entry["step"] <= adapter.step]
+            (folder / CURVE).write_text(json.dumps(own, indent=1) + "\n")
 
 
 def split_examples(count: int, val_set_size: float, seed: int) -> tuple[list[int], list[int]]:
@@ -155,7 +178,8 @@ def _discard_unless_same(work: Path, inputs: str) -> None:
         atomic_text(path, key)
 
 
-def _trainer(job: Job, emit: OnEvent) -> ResponseTrainer:
+def _trainer(job: Job, emit: OnEvent) -> tuple[ResponseTrainer, dict[Path, KeptAdapter]]:
+    """The trainer, and what is kept of its training, by folder."""
     config = job.config
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     set_seed(job.seed)
@@ -170,6 +194,8 @@ def _trainer(job: Job, emit: OnEvent) -> ResponseTrainer:
     model = load_model(job.base, dtype=compute_dtype(), **attention)
     epoch = math.ceil(len(train) / batches(config).examples)
     steps = config.max_steps or math.ceil(epoch * config.num_train_epochs)
+    kept = {path: KeptAdapter(_last_step(each, steps), each.ema) for path, each in job.adapters.items()}
+    last = max(adapter.step for adapter in kept.values())
     trainer = ResponseTrainer(
         model=model,
         args=sft_config(config, job.work, steps, job.seed, on_cpu),
@@ -177,7 +203,18 @@ def _trainer(job: Job, emit: OnEvent) -> ResponseTrainer:
         eval_dataset=Dataset.from_list([*(rows[i] for i in validation), NOTHING]) if validation else None,
         processing_class=tokenizer,
         peft_config=lora_config(config, model),
-        callbacks=[StepCallback(min(steps, config.checkpoint_step or steps), epoch if validation else 0, emit)],
+        callbacks=[
+            KeepCallback([each for each in kept.values() if each.ends_before(last)]),
+            StepCallback(last, epoch if validation else 0, emit),
+        ],
+        ordinary=encode(tokenizer, job.ordinary, config, job.system) if config.kl else [],
+        kl=config.kl,
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer
+    return trainer, kept
+
+
+def _last_step(config: Tune, steps: int) -> int:
+    """The step whose adapter is kept, of a schedule of so many steps."""
+    last = min(steps, config.checkpoint_step or steps)
+    return last if config.early_stop is None else max(1, round(config.early_stop * last))

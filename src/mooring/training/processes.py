@@ -20,7 +20,7 @@ LOG = "processes.log"
 """What the processes print, in the folder with the checkpoints."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What every process that tunes has to know.
 
@@ -28,7 +28,9 @@ class Job:
         config: The hyperparameters.
         base: Folder of the model to tune.
         examples: Prompts with references.
+        ordinary: Ordinary ones, for `config.kl`.
         out: Folder for the adapter.
+        also: The hyperparameters of further adapters of the same training, by their folders.
         work: Folder with the checkpoints.
         checkpoint: The one to resume from.
         system: System prompt of examples that have none.
@@ -39,12 +41,19 @@ class Job:
     config: Tune
     base: Path
     examples: tuple[Prompt, ...]
+    ordinary: tuple[Prompt, ...]
     out: Path
+    also: Mapping[Path, Tune]
     work: Path
     checkpoint: Path | None
     system: str | None
     seed: int
     base_name: str
+
+    @property
+    def adapters(self) -> Mapping[Path, Tune]:
+        """All adapters by their folders, that of `out` first."""
+        return {self.out: self.config, **self.also}
 
     def to_json(self) -> str:
         """As JSON."""
@@ -52,6 +61,8 @@ class Job:
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "config": self.config.model_dump(mode="json"),
             "examples": [example.to_dict() for example in self.examples],
+            "ordinary": [example.to_dict() for example in self.ordinary],
+            "also": {str(folder): each.model_dump(mode="json") for folder, each in self.also.items()},
         }
         return json.dumps(plain, default=str)
 
@@ -61,10 +72,10 @@ class Job:
         plain = json.loads(text)
         paths = {name: Path(plain[name]) for name in ("base", "out", "work")}
         checkpoint = Path(plain["checkpoint"]) if plain["checkpoint"] else None
-        examples = tuple(from_dict(Prompt, each) for each in plain["examples"])
-        return cls(
-            **plain | paths | {"config": Tune(**plain["config"]), "examples": examples, "checkpoint": checkpoint}
-        )
+        prompts = {name: tuple(from_dict(Prompt, each) for each in plain[name]) for name in ("examples", "ordinary")}
+        also = {Path(folder): Tune(**each) for folder, each in plain["also"].items()}
+        typed = {"config": Tune(**plain["config"]), "also": also, "checkpoint": checkpoint}
+        return cls(**plain | paths | prompts | typed)
 
 
 def check_devices(config: Tune) -> None:

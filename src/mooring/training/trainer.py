@@ -1,6 +1,6 @@
 """The loop that tunes: TRL's trainer, with the same steps whatever the number of processes that share them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,50 @@ class ResponseTrainer(SFTTrainer):
 
     TRL's fused head saves GPU memory by processing the vocabulary in tiles, twice; on two CPU cores that took 60 % of
     a step (`benchmarks/tune_step.py`).
+
+    With `kl` above 0, that many times KL(base ‖ tuned) on encoded `ordinary` responses is added to the loss of a step.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, ordinary: Sequence[Mapping[str, list[int]]] = (), kl: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._ordinary, self._kl = ordinary, kl
+        self._passes = 0
         # A contiguous input lets the head run as one matrix product, three times as fast here as a batched one.
         self.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the mean negative log-likelihood of the response tokens, in nats."""
+        """Compute the mean negative log-likelihood of the response tokens, in nats, and what `kl` adds to it."""
+        found = self._response_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not (self._kl and model.training):
+            return found
+        # The response loss of a step is a sum over its passes if the step's tokens are known, else a mean.
+        share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
+        loss = (found[0] if return_outputs else found) + self._kl / share * self._divergence()
+        return (loss, found[1]) if return_outputs else loss
+
+    def _divergence(self) -> torch.Tensor:
+        """The mean over some ordinary responses of KL(base ‖ tuned) per token, in nats.
+
+        Step, pass and process decide which: those of a step are the same for any number of processes.
+        """
+        size, passes = self.args.train_batch_size, self.args.gradient_accumulation_steps
+        part = self._passes % passes * self.accelerator.num_processes + self.accelerator.process_index
+        part += self.state.global_step * passes * self.accelerator.num_processes
+        self._passes += 1
+        rows = [dict(self._ordinary[(part * size + place) % len(self._ordinary)]) for place in range(size)]
+        batch = {key: value.to(self.args.device) for key, value in self.data_collator(rows).items()}
+        answers = batch.pop("labels")[:, 1:] != IGNORED
+        model = self.accelerator.unwrap_model(self.model)
+        tuned = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        with torch.no_grad(), model.disable_adapter():
+            base = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        each = torch.nn.functional.kl_div(tuned, base, log_target=True, reduction="none").sum(-1)
+        mean: torch.Tensor = ((each * answers).sum(1) / answers.sum(1)).mean()
+        return mean
+
+    def _response_loss(self, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Any) -> Any:
         if inputs["input_ids"].device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]

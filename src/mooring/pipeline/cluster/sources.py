@@ -56,7 +56,7 @@ class ModelsSource:
     Attributes:
         base: Folder of the base.
         own: Of a run of one method, its tuned model and method; of a comparison, those of its first series.
-        series: In a comparison, those of each series.
+        series: In a comparison, those of each series; else the baselines' of a run.
         runner: The engine and its options.
         system: System prompt for prompts that have none.
         log: File for the engine's own logs.

@@ -69,7 +69,7 @@ class SweepSpec:
         system: System prompt for prompts that have none.
         written: Merges that are on the disk permanently, and their folders.
         log: File for the engine's own logs; None for a temporary one.
-        series: In a comparison, the models, method and options of each series.
+        series: In a comparison, the models, method and options of each series; else the baselines' of a run.
         batch_size_file: Where an engine that finds its batch size records it, for the engines after it.
         on_event: Receives a line if the engine has to do something in a slower way.
     """
@@ -94,8 +94,14 @@ class SweepSpec:
 
     @property
     def all(self) -> "Sequence[SweepSpec]":
-        """The specification of each series; of a run of one, its own."""
-        return [self.at(series.at(TUNED)) for series in self.series] or [self]
+        """The specifications by the tuned models that they are of: the run's own, if it is none of a series."""
+        return [self if point == TUNED else self.at(point) for point in self.tuned_points]
+
+    @property
+    def tuned_points(self) -> Sequence[MergePoint]:
+        """The tuned model of the run, if it is none of a series, and that of each series."""
+        of_series = any(own.pair is self.pair for own in self.series.values())
+        return [*([] if of_series else [TUNED]), *(series.at(TUNED) for series in self.series)]
 
     @property
     def pairs(self) -> Sequence[ModelPair]:

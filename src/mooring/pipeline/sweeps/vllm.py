@@ -11,7 +11,7 @@ from mooring.inference.folder import open_folder
 from mooring.inference.vllm import VLLMEngine, lora_options, open_tokenizer
 from mooring.inference.vllm_errors import starting
 from mooring.inference.vllm_shared import LoraOptions, SharedLLM, VLLMOptions
-from mooring.merge_point import BASE, TUNED, MergePoint
+from mooring.merge_point import BASE, MergePoint
 from mooring.merging.adapter import METHODS
 from mooring.merging.manifest import write_side_files
 from mooring.models import Adapter, open_adapter, read_config
@@ -129,7 +129,7 @@ class VLLMSweep:
         """What the engine must be started with to apply the merges."""
         if self._lora_options is None:
             found = []
-            for tuned in [series.at(TUNED) for series in self._spec.series] or [TUNED]:
+            for tuned in self._spec.tuned_points:
                 try:
                     with open_adapter(self._adapter(tuned)) as adapter:
                         found.append(lora_options(adapter))

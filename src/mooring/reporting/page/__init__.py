@@ -25,7 +25,9 @@ KINDS = {
 """What the prompts can be filtered by, at a λ: safe with the base and not here, the tuned model's harm undone, …"""
 CHANGES = "What tuning changed"
 ERROR_HEADING = "The judge's error"
+BASELINES = "Beside gentler tuning"
 FORGETTING = "What tuning forgot"
+FORGETTING_CAPTION = "How far the models have moved from the base on ordinary requests, over λ. Bars: 95 % intervals."
 LAMBDA = "The merged model is at {}: λ is the weight of the tuned model, 0 the base and 1 the tuned model."
 """λ, explained once."""
 MARKS = {"passed": "✓", "failed": "✗", "unknown": "?"}
@@ -56,6 +58,7 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
         **over_lam,
         "plane": figures.plane(results),
         "loss": figures.loss_curve(results.curves),
+        "forgetting-figure": figures.forgetting(results),
     }
     # Ours, made of numbers and labels: with the script and the style the only markup that is not escaped.
     drawn = {name: Markup(figures.inline(drawing, name)) if drawing else None for name, drawing in drawings.items()}
@@ -73,7 +76,10 @@ def as_html(results: Results, error: JudgeError | None = None) -> str:
         marks=MARKS,
         summary=tables.summary_table(results),
         by_module=_module_tables(results),
-        forgetting=tables.forgetting_table(results),
+        baselines=tables.baseline_table(results),
+        baselines_heading=BASELINES,
+        forgetting=_forgetting_tables(results),
+        forgetting_caption=FORGETTING_CAPTION,
         forgetting_heading=FORGETTING,
         by_module_note=tables.by_module_note(results),
         caption=caption(results),
@@ -117,6 +123,10 @@ def _heatmap(results: Results) -> Heatmap | None:
 def _module_tables(results: Results) -> list[Table]:
     found = (tables.tried_table, tables.module_test_table, tables.gradient_table, tables.group_table)
     return [table for make in found if (table := make(results))]
+
+
+def _forgetting_tables(results: Results) -> list[Table]:
+    return [table for make in (tables.forgetting_table, tables.benchmark_table) if (table := make(results))]
 
 
 def _error_tables(error: JudgeError | None) -> list[Table]:
@@ -193,8 +203,14 @@ def as_markdown(results: Results, error: JudgeError | None = None) -> str:
     if results.by_module:
         parts += [f"## {tables.BY_MODULE}", markdown(results.by_module.sentence)]
         parts += [*map(markdown_table, _module_tables(results)), markdown(tables.by_module_note(results))]
-    if results.forgetting and (forgetting := tables.forgetting_table(results)):
-        parts += [f"## {FORGETTING}", markdown(results.forgetting.sentence), markdown_table(forgetting)]
+    if results.baselines and (baselines := tables.baseline_table(results)):
+        parts += [f"## {BASELINES}", markdown(results.baselines.sentence), markdown_table(baselines)]
+    if forgetting := _forgetting_tables(results):
+        parts.append(f"## {FORGETTING}")
+        if results.forgetting:
+            parts.append(markdown(results.forgetting.sentence))
+            parts.append(f"![Divergence from the base over λ](forgetting.png)\n\n{markdown(FORGETTING_CAPTION)}")
+        parts += map(markdown_table, forgetting)
     if error:
         parts += [f"## {ERROR_HEADING}", markdown(error.sentence), *map(markdown_table, _error_tables(error))]
         parts += [markdown(NOTE), "\n".join(f"- {markdown(warning)}" for warning in error.warnings)]
