@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from cast import LOG, PICTURE, picture
 from errors_page import SOURCE, errors
 from judges_page import judges
 from pydantic import BaseModel, BeforeValidator, TypeAdapter
@@ -451,6 +452,7 @@ def main() -> None:
         DOCS / "attacks.md": attacks(),
         DOCS / "api-types.md": api_types(),
         SOURCE / "options.py": option_types(),
+        PICTURE: picture(LOG.read_text(encoding="utf-8")),
     }
     stale = [path.name for path, text in pages.items() if not path.is_file() or path.read_text() != text]
     if "--check" in sys.argv:
