@@ -6,8 +6,8 @@ from typing import Any
 
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.pipeline.paths import RunPaths
-from mooring.pipeline.results import rows
-from mooring.records import Completion, Message, Prompt, Verdict, write_jsonl
+from mooring.pipeline.results import _imbalance, _misses, rows
+from mooring.records import Completion, Half, Message, Prompt, Score, Trial, Verdict, write_jsonl
 from mooring.reporting.results import Answer
 
 
@@ -101,3 +101,42 @@ def test_what_no_metric_compares_as_text_is_neither_good_nor_bad(tmp_path: Path)
     found = rows(plan(tmp_path, ["rules"], metrics=("pass@1",)), {"validation": [BASE]})
     answers = {row.id: row.answers for row in found}
     assert answers["tv"] == {"0": Answer(response="def f(): ...", verdict="answered", good=None)}
+
+
+def trial(point: MergePoint, split: Half = "test", **missed: int) -> Trial:
+    """Rates of which so many of 20 answers have no verdict."""
+    scores = {
+        name: Score(
+            name=name,
+            value=0.5,
+            low=0.4,
+            high=0.6,
+            n=20 - n,
+            better="lower",
+            method="judge-1",
+            details={"miss": n, "total": 20},
+        )
+        for name, n in missed.items()
+    }
+    return Trial(point=point, method="linear", split=split, scores=scores)
+
+
+def test_answers_without_a_verdict_are_one_line_a_judge() -> None:
+    found = [
+        trial(BASE, asr=4, refusal=4, over_refusal=2, ordinary_refusal=1),
+        trial(HALF, "validation", asr=3, refusal=5),
+        trial(TUNED, asr=1, refusal=1),
+    ]
+    assert list(_misses(found)) == [
+        "judge-1 gave no verdict on some answers, which are left out of its rates. "
+        f"base (test): asr 4 of 20, over_refusal 2 of 20; {HALF.label} (validation): asr 3 of 20, refusal 5 of 20."
+    ]
+    assert list(_misses(found[2:])) == []
+
+
+def test_rates_on_different_prompts_are_one_line_a_rate() -> None:
+    found = [trial(BASE, asr=4, over_refusal=2), trial(HALF, asr=0, over_refusal=2), trial(TUNED, asr=8)]
+    assert list(_imbalance(found)) == [
+        f"asr (test): no verdict on 20.0 % of the base's answers, and on 0.0 % of those of {HALF.label}, "
+        "40.0 % of those of tuned: their rates rest on different prompts."
+    ]

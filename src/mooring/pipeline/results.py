@@ -26,6 +26,7 @@ from mooring.records import (
     Kind,
     Prompt,
     RunVerdict,
+    Score,
     SetName,
     Trial,
     Verdict,
@@ -180,42 +181,58 @@ def _notes(plan: Plan) -> Iterator[str]:
 
 
 def _misses(trials: Sequence[Trial]) -> Iterator[str]:
-    """A warning for each model and score of which more than a twentieth of the judge's answers could not be read."""
+    """A warning for each judge that gave no verdict on more than a twentieth of a model's answers."""
+    found: dict[str, dict[str, list[str]]] = {}
     for trial in trials:
-        for score in trial.scores.values():
-            total, unanswered = score.details.get("total", 0), score.details.get("unanswered", 0)
-            missed = score.details.get("miss", 0) - unanswered
-            if total and missed / total > judges.MISS_WARNING:
-                who = "λ by module" if trial.point.by_module else trial.point.label
-                yield (
-                    f"{score.name} of {who} ({trial.split}): {missed:g} of {total:g} answers of {score.method} could "
-                    "not be read and are left out."
+        counts = {name: _missed_of(score) for name, score in trial.scores.items()}
+        for name, score in trial.scores.items():
+            missed, total = counts[name]
+            same_answers = (
+                name.startswith("refusal") and counts.get(f"asr{name.removeprefix('refusal')}") == counts[name]
+            )
+            if total and missed / total > judges.MISS_WARNING and not same_answers:
+                models = found.setdefault(score.method, {})
+                models.setdefault(f"{_model_of(trial)} ({trial.split})", []).append(
+                    f"{score.name} {missed:g} of {total:g}"
                 )
+    for judge, models in found.items():
+        places = "; ".join(f"{model}: {', '.join(missed)}" for model, missed in models.items())
+        yield f"{judge} gave no verdict on some answers, which are left out of its rates. {places}."
+
+
+def _missed_of(score: Score) -> tuple[float, float]:
+    """The answers that a judge gave no verdict on, but for those without an answer to judge; and all answers."""
+    details = score.details
+    return details.get("miss", 0) - details.get("unanswered", 0), details.get("total", 0)
+
+
+def _model_of(trial: Trial) -> str:
+    return "λ by module" if trial.point.by_module else trial.point.label
 
 
 def _imbalance(trials: Sequence[Trial]) -> Iterator[str]:
-    """A warning for each model of which the judge could read clearly more or fewer answers than of the base."""
+    """A warning for each rate that rests on clearly more or fewer answers of a model than of the base."""
     bases = {trial.split: trial for trial in trials if trial.point.is_base}
+    found: dict[str, list[str]] = {}
     for trial in trials:
         base = bases.get(trial.split)
         if base is None or trial is base:
             continue
         for name in ("asr", "over_refusal"):
             if name in trial.scores and name in base.scores:
-                found = [each.scores[name].details for each in (trial, base)]
-                missed, of_base = (d.get("miss", 0) / d["total"] if d.get("total") else 0.0 for d in found)
+                details = [each.scores[name].details for each in (trial, base)]
+                missed, of_base = (d.get("miss", 0) / d["total"] if d.get("total") else 0.0 for d in details)
                 if abs(missed - of_base) > judges.MISS_IMBALANCE:
-                    who = "λ by module" if trial.point.by_module else trial.point.label
-                    yield (
-                        f"{name} ({trial.split}): {100 * missed:.1f} % of the answers of {who} could not be judged, of "
-                        f"the base's {100 * of_base:.1f} %: their rates rest on different prompts."
-                    )
+                    rate = f"{name} ({trial.split}): no verdict on {100 * of_base:.1f} % of the base's answers"
+                    found.setdefault(rate, []).append(f"{100 * missed:.1f} % of those of {_model_of(trial)}")
+    for rate, models in found.items():
+        yield f"{rate}, and on {', '.join(models)}: their rates rest on different prompts."
 
 
 def _unanswered(trials: Sequence[Trial], limit: int) -> Iterator[str]:
     """A warning for each model and set of which responses ended inside their thinking."""
     for trial in trials:
-        who = "λ by module" if trial.point.by_module else trial.point.label
+        who = _model_of(trial)
         for name in ("asr", "over_refusal", "ordinary_refusal"):
             score = trial.scores.get(name)
             if score is not None and (count := score.details.get("unanswered", 0)):
