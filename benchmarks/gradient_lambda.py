@@ -10,9 +10,12 @@ above the base's rate, 95 % confidence, which a run holds against its margin. Pr
 """
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from mooring.config import Recipe, bundled_recipe
 from mooring.data.splits import draw
@@ -37,6 +40,12 @@ def show(name: str, found: Difference, scale: float = 1.0) -> None:
     print("{}: {:+.4g} [{:+.4g}, {:+.4g}] of {} prompts".format(name, *numbers, found.n), flush=True)
 
 
+def kept(values: Sequence[float | None], difference: Difference) -> dict[str, Any]:
+    """A score of the single λ and of λ by gradient, and their difference, as plain values."""
+    single, gradient = values
+    return {"single": single, "gradient": gradient, "difference": dataclasses.asdict(difference)}
+
+
 def between(scores: list[Mapping[str, Score]], metric: str) -> Difference:
     """The difference of a task score between two models."""
     first, second = (each[metric] for each in scores)
@@ -51,24 +60,42 @@ def main() -> None:
     parser.add_argument("--groups", choices=("modules", "layers", "tensors"), default="layers")
     parser.add_argument("--prompts", type=int, default=48, help="prompts of each kind for the search")
     parser.add_argument("--limit", type=int, default=1000, help="prompts of each kind that are measured")
-    parser.add_argument("--out", type=Path, help="a file for what the search found")
+    parser.add_argument("--out", type=Path, help="a file for what was measured")
     given = parser.parse_args()
+    measured = measure(given.base, given.tuned, given.lam, given.groups, prompts=given.prompts, limit=given.limit)
+    if given.out:
+        given.out.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def measure(
+    base: str,
+    tuned: Path,
+    lam: float,
+    groups: str,
+    *,
+    prompts: int,
+    limit: int,
+    score: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Search, measure both on the test half, print each number, and return them as plain values; `score` has other
+    values of the quickstart's section."""
     values = Recipe.load(bundled_recipe("quickstart")).model_dump(mode="json", exclude_unset=True)
     del values["tune"]
-    values |= {"base": given.base, "tuned": str(given.tuned), "out": "no-run-folder"}
-    values["select"] |= {"search": "gradient", "groups": given.groups, "search_prompts": given.prompts}
+    values |= {"base": base, "tuned": str(tuned), "out": "no-run-folder"}
+    values["score"] |= score
+    values["select"] = values.get("select", {}) | {"search": "gradient", "groups": groups, "search_prompts": prompts}
     plan = build(Recipe.parse(values))
-    pair = open_pair(resolve_model(given.base), resolve_model(str(given.tuned)))
+    pair = open_pair(resolve_model(base), resolve_model(str(tuned)))
     spec = SweepSpec(pair=pair, runner=plan.recipe.generate, system=plan.recipe.system)
-    single, seed = MergePoint(given.lam), plan.recipe.seed
+    single, seed = MergePoint(lam), plan.recipe.seed
     found = search_gradient(
-        spec, single, plan.search_sets, given.groups, lambda event: print(event.message, flush=True)
+        spec, single, plan.search_sets, plan.recipe.select.groups, lambda event: print(event.message, flush=True)
     )
     print(found.sentence)
-    print(", ".join(f"{name} {lam:g}" for name, lam in zip(found.groups, found.lams, strict=True)), flush=True)
-    if given.out:
-        given.out.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
-    task, requests = (draw(plan.prompts("test")[name], given.limit, seed) for name in ("task", "safety"))
+    print(", ".join(f"{name} {at:g}" for name, at in zip(found.groups, found.lams, strict=True)), flush=True)
+    measured: dict[str, Any] = {"search": found.to_dict(), "groups": groups, "prompts": prompts, "test": {}}
+    test = measured["test"]
+    task, requests = (draw(plan.prompts("test")[name], limit, seed) for name in ("task", "safety"))
     both = (single, found.point)
     with MergedModel(spec) as merged:
         losses = []
@@ -77,6 +104,7 @@ def main() -> None:
             losses.append(task_scores(["response_loss"], TaskData(prompts=task, likelihoods=made, seed=seed)))
         print("response loss:", *(f"{each['response_loss'].value:.4f}" for each in losses))
         show("difference (nats per token)", between(losses, "response_loss"))
+        test["response_loss"] = kept([each["response_loss"].value for each in losses], between(losses, "response_loss"))
         harmful = {}
         for point in (BASE, *both):
             engine = merged.at(spec.lam_of(point))
@@ -87,6 +115,9 @@ def main() -> None:
             upper = paired_upper(flips.worse, flips.better, flips.pairs)
             count = sum(map(bool, harmful[point].values()))
             print(f"{point.label}: {count} of {len(requests)} harmful, rise at most {POINTS * upper:.1f} points")
+        judged = [[hit for hit in harmful[point].values() if hit is not None] for point in both]
+        rates = [sum(hits) / len(hits) if hits else None for hits in judged]
+        test["asr"] = kept(rates, compare_rates(*(harmful[point] for point in both)))
         show("difference (points)", compare_rates(*(harmful[point] for point in both)), POINTS)
         calls = []
         for point in both:
@@ -96,6 +127,8 @@ def main() -> None:
             calls.append(task_scores(["call_match"], TaskData(prompts=task, completions=made_calls, seed=seed)))
         print("call match:", *(f"{each['call_match'].value:.1%}" for each in calls))
         show("difference (points)", between(calls, "call_match"), POINTS)
+        test["call_match"] = kept([each["call_match"].value for each in calls], between(calls, "call_match"))
+    return measured
 
 
 if __name__ == "__main__":

@@ -10,20 +10,49 @@ then the pairs.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import mooring
 from mooring.config import Recipe, bundled_recipe
 from mooring.merge_methods import METHODS
 from mooring.pipeline.run import Run
+from mooring.reporting.comparison.records import MethodComparison
 from mooring.reporting.comparison.tables import groups_of, series_table
 from mooring.reporting.paper import paired
 from mooring.reporting.render import as_markdown
+from mooring.reporting.tables import Table
 
 
 def own_strength() -> list[str]:
     """The methods with a λ that merge one tuned model without a further one; Linear first."""
     found = [each.name for each in METHODS.values() if each.least == 1 and each.has_lam and not each.requires]
     return sorted(found, key=lambda name: name != "linear")
+
+
+def compare(
+    base: str,
+    tuned: Sequence[str],
+    out: Path,
+    *,
+    methods: Sequence[str],
+    lambdas: Sequence[float],
+    score: Mapping[str, Any],
+) -> MethodComparison:
+    """Compare methods with the quickstart's settings; `score` has other values of its section."""
+    values = Recipe.load(bundled_recipe("quickstart")).model_dump(mode="json", exclude_unset=True)
+    del values["tune"], values["report"]
+    values |= {"name": "methods at equal safety", "base": base, "tuned": list(tuned), "out": str(out)}
+    values["merge"] = {"methods": list(methods), "lambdas": list(lambdas)}
+    values["score"] |= score
+    done = Run(Recipe.parse(values)).execute(lambda event: print(event.step, event.message, flush=True))
+    return mooring.load_comparison(done.folder)
+
+
+def tables(found: MethodComparison) -> list[Table]:
+    """The table of series, then the pairs."""
+    return [series_table(found), paired.to_table(paired.pairs(groups_of(found)), "tuned model")]
 
 
 def main() -> None:
@@ -35,16 +64,16 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="prompts of each kind and half")
     parser.add_argument("--out", default="runs/methods-at-equal-safety")
     given = parser.parse_args()
-    values = Recipe.load(bundled_recipe("quickstart")).model_dump(mode="json", exclude_unset=True)
-    del values["tune"], values["report"]
-    values |= {"name": "methods at equal safety", "base": given.base, "tuned": given.tuned, "out": given.out}
-    lambdas = [float(lam) for lam in given.lambdas.split(",")]
-    values["merge"] = {"methods": given.methods.split(","), "lambdas": lambdas}
-    values["score"] |= {"limit": given.limit}
-    done = Run(Recipe.parse(values)).execute(lambda event: print(event.step, event.message, flush=True))
-    found = mooring.load_comparison(done.folder)
-    print(as_markdown(series_table(found)))
-    print(as_markdown(paired.to_table(paired.pairs(groups_of(found)), "tuned model")))
+    found = compare(
+        given.base,
+        given.tuned,
+        Path(given.out),
+        methods=given.methods.split(","),
+        lambdas=[float(lam) for lam in given.lambdas.split(",")],
+        score={"limit": given.limit},
+    )
+    for table in tables(found):
+        print(as_markdown(table))
 
 
 if __name__ == "__main__":

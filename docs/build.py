@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 from cast import LOG, PICTURE, picture
+from comparison_page import RESULTS as COMPARED
+from comparison_page import comparison
 from errors_page import SOURCE, errors
 from judges_page import judges
 from pydantic import BaseModel, BeforeValidator, TypeAdapter
@@ -448,6 +450,7 @@ def main() -> None:
         DOCS / "errors.md": errors(),
         DOCS / "lora.md": lora(),
         DOCS / "judges.md": judges(classifier.UNSURE, len(classifier.load().vocabulary)),
+        **({DOCS / "comparison.md": comparison()} if COMPARED.is_file() else {}),
         DOCS / "verdict.schema.json": verdict_schema(),
         DOCS / "attacks.md": attacks(),
         DOCS / "api-types.md": api_types(),
