@@ -39,7 +39,8 @@ TARGETS = {
     "src/mooring/pipeline/plan.py": "tests/pipeline/test_checks.py,tests/test_recipe.py,tests/pipeline/test_steps.py,"
     "tests/pipeline/test_comparison.py,tests/pipeline/test_groups.py",
     "src/mooring/pipeline/preflight.py": "tests/pipeline/test_checks.py,tests/pipeline/test_preflight.py",
-    "src/mooring/pipeline/sets.py": "tests/pipeline/test_sets.py,tests/pipeline/test_checks.py",
+    "src/mooring/pipeline/sets.py": "tests/pipeline/test_sets.py,tests/pipeline/test_checks.py,"
+    "tests/pipeline/test_attacked_run.py",
     "src/mooring/merging/tensor_value.py": "tests/merging/test_tensor_value.py,tests/merging/test_rules.py",
     "src/mooring/merging/job.py": "tests/merging/test_rules.py,tests/merging/test_inputs.py,"
     "tests/merging/test_further_methods.py,tests/merging/test_tensor_value.py",

@@ -383,6 +383,20 @@ def test_answers_that_do_not_resemble_each_other_count_nearly_all() -> None:
     assert (low, high) == pytest.approx((all_low, all_high), abs=0.002)
 
 
+@pytest.mark.parametrize(("hits", "sizes"), [([3, 4], [10, 10]), ([0, 4, 2], [5, 8, 2]), ([1, 1, 9], [12, 3, 10])])
+def test_the_effective_number_of_clustered_trials_is_that_of_the_formula(hits: list[int], sizes: list[int]) -> None:
+    import numpy as np
+    from scipy.stats import norm, t
+
+    taken, n, m = np.array(hits), np.array(sizes), len(sizes)
+    rate = taken.sum() / n.sum()
+    variance = m / (m - 1) * ((taken - rate * n) ** 2).sum() / n.sum() ** 2
+    fewer = (norm.ppf(0.975) / t.ppf(0.975, m - 1)) ** 2
+    count = min(n.sum(), fewer * rate * (1 - rate) / variance)
+    centre = (rate + norm.ppf(0.975) ** 2 / (2 * count)) / (1 + norm.ppf(0.975) ** 2 / count)
+    assert sum(clustered(hits, sizes)) / 2 == pytest.approx(centre, abs=1e-6)
+
+
 @pytest.mark.slow
 def test_the_interval_covers_where_that_of_independent_answers_does_not() -> None:
     import numpy as np
