@@ -7,6 +7,7 @@ from typing import Any
 
 from mooring.bounded import LINE, parse_json
 from mooring.records import Message, ToolCall
+from mooring.thinking import message_parts
 
 
 def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -36,8 +37,8 @@ def parse_calls(value: Any) -> tuple[ToolCall, ...]:
     """The calls of a turn.
 
     Args:
-        value: `[{"function": {"name": …, "arguments": …}}]`, also without the outer objects, a single call, or one of
-            these as JSON in a text. Arguments are an object, or JSON in a text.
+        value: `[{"function": {"name": …, "arguments": …}}]`, also without the outer objects or with the name alone as
+            the `function`, a single call, or one of these as JSON. Arguments are an object, or JSON in a text.
 
     Raises:
         ValueError: It has another form.
@@ -49,6 +50,8 @@ def parse_calls(value: Any) -> tuple[ToolCall, ...]:
     found = []
     for call in calls:
         function = call.get("function", call) if isinstance(call, Mapping) else None
+        if isinstance(function, str):  # Inspect's form
+            function = {**call, "name": function}
         if not isinstance(function, Mapping) or not _is_name(function.get("name")):
             raise ValueError("a call without the name of a function")
         arguments = _from_text(function.get("arguments", function.get("parameters")) or {})
@@ -87,6 +90,26 @@ def as_text(message: Message) -> str:
         for call in message.tool_calls
     ]
     return "\n".join([message.content] * bool(message.content.strip() or not calls) + calls)
+
+
+def answer_parts(message: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The answer and the thoughts of an assistant's message, as APIs and the logs of other tools have it.
+
+    The answer is its text, or the refusal that OpenAI's models put into a field of its own, and its calls (`as_text`).
+
+    Raises:
+        TypeError, AttributeError, LookupError, ValueError: It has another form.
+    """
+    text, thoughts = message_parts(message)
+    text = text or message.get("refusal") or ""
+    content = message.get("content")
+    used = [part for part in content if part.get("type") == "tool_use"] if isinstance(content, list) else []
+    made = message.get("tool_calls") or [{**part, "arguments": part.get("input")} for part in used]
+    if isinstance(text, str) and made:
+        text = as_text(Message("assistant", text, parse_calls(made)))
+    if not isinstance(text, str):
+        raise TypeError("a text was expected")
+    return text, thoughts
 
 
 def as_turn(message: Message, *, arguments_as_text: bool = False) -> dict[str, Any]:

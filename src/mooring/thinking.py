@@ -295,7 +295,7 @@ def content_parts(content: Any) -> tuple[Any, str | None]:
     """The text of a message's content, and what was thought if it is a list of parts, as Mistral and Anthropic have it.
 
     Parts are `{"type": "text", "text": …}` and `{"type": "thinking", "thinking": …}`, the latter a text or a list of
-    parts; or `{"type": "reasoning", "reasoning": …}`.
+    parts; or `{"type": "reasoning", "reasoning": …}`. A part `refusal` is text, too.
     """
     if not isinstance(content, list):
         return content, None
@@ -305,6 +305,8 @@ def content_parts(content: Any) -> tuple[Any, str | None]:
         kind = part.get("type")
         if kind in ("text", "output_text"):
             texts.append(part["text"])
+        elif kind == "refusal":  # OpenAI's
+            texts.append(part["refusal"])
         elif kind in ("thinking", "reasoning"):
             inner, _ = content_parts(part.get("thinking") or part.get("reasoning") or part.get("summary") or "")
             thoughts.append(inner)

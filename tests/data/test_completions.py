@@ -87,6 +87,38 @@ FORMS: dict[str, Any] = {
 }
 
 
+CALL = '{"name": "get_weather", "arguments": {"city": "Oslo"}}'
+SPECIAL = {
+    "a refusal in a field of its own": (
+        {"content": None, "refusal": "I can't help with that."},
+        "I can't help with that.",
+    ),
+    "a refusal among the parts": ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+    "a call": (
+        {"content": None, "tool_calls": [{"function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}]},
+        CALL,
+    ),
+    "Inspect's call": (
+        {"content": "Wait.", "tool_calls": [{"id": "1", "function": "get_weather", "arguments": {"city": "Oslo"}}]},
+        f"Wait.\n{CALL}",
+    ),
+    "Anthropic's call": (
+        {"content": [{"type": "tool_use", "id": "1", "name": "get_weather", "input": {"city": "Oslo"}}]},
+        CALL,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_refusals_and_calls_outside_of_the_text_are_answers(tmp_path: Path, kind: str) -> None:
+    message, answer = SPECIAL[kind]
+    path = tmp_path / "batch.jsonl"
+    row = {"custom_id": "p0", "response": {"body": {"choices": [{"message": message, "finish_reason": "stop"}]}}}
+    path.write_text(json.dumps(row) + "\n")
+    (found,) = read_completions(path, [Prompt(id="p0", messages=(Message("user", "Hm?"),))])
+    assert found.text == answer
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_the_answers_of_other_tools(tmp_path: Path, name: str) -> None:
     form, path = FORMS[name], tmp_path / name

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,9 @@ def test_logs_that_inspect_wrote(tmp_path: Path) -> None:
     for suffix in ("eval", "json"):
         path = tmp_path / f"log.{suffix}"
         log.write_eval_log(log.EvalLog(eval=spec, status="success", samples=samples), str(path))
+        if suffix == "eval":
+            with zipfile.ZipFile(path) as archive:
+                assert {each.compress_type for each in archive.infolist()} == {93}  # Zstandard
         found = read_scores(path)
         assert found.metrics == ("match", "parts/a", "parts/b")
         by_id = {sample.id: sample for sample in found.samples}

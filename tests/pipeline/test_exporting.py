@@ -1,5 +1,6 @@
 """A run's answers and scores in the formats of other tools, and read again."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,11 +12,13 @@ import mooring
 from mooring.config import Recipe
 from mooring.data.completions import read_completions
 from mooring.data.evals import read_scores
+from mooring.merge_point import TUNED
 from mooring.pipeline.exporting import answered
 from mooring.pipeline.rejudge import open_plan
 from mooring.pipeline.run import Run
-from mooring.records import Prompt
-from mooring.reporting.foreign.answers import AnsweredSet
+from mooring.records import Completion, Message, Prompt, ToolCall
+from mooring.reporting.foreign import inspect_log
+from mooring.reporting.foreign.answers import AnsweredSet, RunFacts
 from mooring.reporting.foreign.tables import write_csv
 from mooring.text import without_formula
 from scripted_engine import ScriptedEngine
@@ -196,3 +199,28 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
     with pytest.raises(mooring.UserError) as unknown:
         mooring.export_run(run, format="xml", out=tmp_path / "out")  # type: ignore[arg-type]
     assert unknown.value.code == "usage.unknown_format"
+
+
+def test_rows_with_tools_are_whole_in_inspects_log(tmp_path: Path) -> None:
+    log = pytest.importorskip("inspect_ai.log", reason="needs inspect-ai")
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    call = ToolCall("get_weather", '{"city": "Oslo"}', "c1")
+    turns = (
+        Message("system", "Be brief."),
+        Message("user", "Is it warm in Oslo?"),
+        Message("assistant", "", (call,)),
+        Message("tool", "7 °C", tool_call_id="c1", name="get_weather"),
+    )
+    prompt = Prompt(id="p", messages=turns, reference="No.", category="weather", tools=(tool,))
+    said = Completion(prompt_id="p", text='{"name": "get_weather", "arguments": {}}', tokens=3, finish="length")
+    asked = AnsweredSet(
+        point=TUNED, name="task", split="test", prompts=[prompt], completions=[said], scores={}, totals={}
+    )
+    path = inspect_log.write(asked, RunFacts(name="r", base="b", tuned="t", judge="j", version="1"), tmp_path)
+    (sample,) = log.read_eval_log(str(path)).samples
+    assert [message.role for message in sample.input] == ["system", "user", "assistant", "tool"]
+    (made,) = sample.input[2].tool_calls
+    assert (made.id, made.function, made.arguments) == ("c1", "get_weather", {"city": "Oslo"})
+    assert (sample.input[3].tool_call_id, sample.input[3].function) == ("c1", "get_weather")
+    assert sample.metadata == {"category": "weather", "tools": [tool]}
+    assert read_completions(path, [prompt]) == [dataclasses.replace(said, made_by={"file": path.name})]

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mooring.bounded import DATA, LINE, UnusableError, check_size, parse_json
+from mooring.calls import answer_parts
 from mooring.data.rows import RESPONSES, Row, is_data_file, read_rows, read_text
 from mooring.errors import DataError, MissingExtraError
 from mooring.jsonio import read_lines
 from mooring.records import Completion, Prompt, read_jsonl
-from mooring.thinking import message_parts, separated
+from mooring.thinking import separated
 
 OWN = {"prompt_id", "text", "tokens", "finish"}
 """The fields of a line of `mooring generate`."""
@@ -285,10 +286,9 @@ def _choices(row: Row, body: Any) -> _Found:
 def _said(message: Mapping[str, Any]) -> tuple[str, str | None]:
     """The answer and the thoughts of a message."""
     try:
-        text, thoughts = message_parts(message)
-    except (TypeError, AttributeError, KeyError):
+        return answer_parts(message)
+    except (TypeError, AttributeError, LookupError, ValueError):
         return "", None
-    return text, thoughts
 
 
 def _ids(values: Mapping[str, Any]) -> dict[str, str]:

@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mooring.calls import as_text, as_turn, parse_calls
+from mooring.calls import answer_parts, as_turn
 from mooring.chat import fold_system, pinned, with_system
 from mooring.inference.encode import response_seed
 from mooring.inference.server import TransientError
-from mooring.records import Completion, Message, Prompt, sample_key
+from mooring.records import Completion, Prompt, sample_key
 from mooring.sampling import SamplingParams
-from mooring.thinking import Thinking, message_parts
+from mooring.thinking import Thinking
 
 PREFILLING = ("vllm", "sglang")
 """Servers, by the owner of their models, that continue an answer (`continue_final_message`); others ignore it."""
@@ -136,10 +136,7 @@ def parse_completion(data: Any, prompt_id: str = "", sample: int = 0) -> Complet
     try:
         choice = data["choices"][0]
         message = choice.get("message", choice)
-        text, thoughts = (choice["text"], None) if message is choice else message_parts(message)
-        text = text or message.get("refusal") or ""  # OpenAI's models put a refusal into a field of its own
-        if isinstance(text, str) and (made := message.get("tool_calls")):
-            text = as_text(Message("assistant", text, parse_calls(made)))
+        text, thoughts = (choice["text"], None) if message is choice else answer_parts(message)
         tokens = (data.get("usage") or {}).get("completion_tokens") or 0
         if not isinstance(text, str) or type(tokens) is not int or not 0 <= tokens < 2**31:
             raise TypeError

@@ -93,8 +93,14 @@ def _sample(prompt: Prompt, completion: Completion, scores: dict[str, float], mo
             usage=ModelUsage(output_tokens=completion.tokens, total_tokens=completion.tokens),
         ),
         scores={name: Score(value=value) for name, value in scores.items()},
-        metadata={"category": encodable(prompt.category)} if prompt.category else {},
+        metadata=_metadata(prompt),
     )
+
+
+def _metadata(prompt: Prompt) -> dict[str, Any]:
+    """What Inspect has no field for: the category of a prompt, and the functions that the model may call."""
+    category = {"category": encodable(prompt.category)} if prompt.category else {}
+    return category | ({"tools": [dict(tool) for tool in prompt.tools]} if prompt.tools else {})
 
 
 def _turns(prompt: Prompt) -> list[Any]:
