@@ -1,6 +1,8 @@
 """What a run returns in a notebook, and the example notebook, executed."""
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,26 @@ def pair(tmp_path: Path, tiny_model_folder: Path) -> Path:
     rows = [{"id": f"r-{n}", "prompt": f"How do I break thing {n}? {HOSTILE}"} for n in range(8)]
     (tmp_path / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
+
+
+def kinds(outputs: Any) -> list[list[str]]:
+    """What kinds of data a cell shows, but for progress."""
+    shown = (each for each in outputs if each["output_type"] in ("execute_result", "display_data"))
+    return [sorted(each["data"]) for each in shown if "application/vnd.jupyter.widget-view+json" not in each["data"]]
+
+
+def test_the_stored_outputs_are_those_of_the_notebook() -> None:
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    said = "\0".join("".join(cell["source"]) for cell in notebook["cells"])
+    assert notebook["metadata"]["sources"] == hashlib.sha256(said.encode()).hexdigest(), "run examples/execute.py"
+    code = {cell["id"]: cell for cell in notebook["cells"] if cell["cell_type"] == "code"}
+    assert [cell["execution_count"] for cell in code.values()] == [*range(1, len(code) + 1)]
+    (run,), (verdict,) = code["run"]["outputs"], code["verdict"]["outputs"]
+    decision = re.match(r"\('(\w+)'", "".join(verdict["data"]["text/plain"]))
+    assert decision
+    words = decision[1].replace("_", " ")
+    assert f'<strong style="font-size: 1.3em">{words.capitalize()}</strong>' in "".join(run["data"]["text/html"])
+    assert not re.search(r"/(?:home|root|tmp|usr|work|Users)/", NOTEBOOK.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
@@ -55,6 +77,8 @@ def test_the_example_notebook_runs(pair: Path, tiny_model_folder: Path) -> None:
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": pair}}
     ).execute()
     outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    stored = {cell["id"]: cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]}
+    assert {id: kinds(each) for id, each in outputs.items()} == {id: kinds(stored[id]["outputs"]) for id in outputs}
 
     def data(cell: str) -> dict[str, str]:
         return {kind: text for each in outputs[cell] for kind, text in each.get("data", {}).items()}
