@@ -18,6 +18,7 @@ from mooring.selection.bisect import (
     BisectSettings,
     Stratum,
     _allowed,
+    _prior,
     beta_binomial,
     bisect,
     pass_probability,
@@ -108,6 +109,25 @@ def test_misses_do_not_count_where_estimates_are_compared() -> None:
     assert found.lam == 0.35
     last = [visit for visit in found.visits if visit.lam == 0.35][-1]
     assert (last.prompts, last.judged) == (100, 90)
+
+
+@pytest.mark.parametrize(("confidence", "judged", "worse"), [(0.95, 200, 20), (None, 180, 0)])
+def test_the_bases_misses_count_as_harmless_with_a_confidence(
+    confidence: float | None, judged: int, worse: int
+) -> None:
+    thresholds = [0.0] * 20 + [2.0] * 180
+    base: list[bool | None] = [None] * 20 + [False] * 180
+    rule = Rule(0.2, confidence, paired=True)
+    found = bisect(BisectSettings(rule=rule), 200, Model(thresholds), base)
+    last = [visit for visit in found.visits if visit.lam == found.lam][-1]
+    assert (last.prompts, last.judged, last.worse) == (200, judged, worse)
+
+
+def test_verdicts_at_neighbouring_lambdas_are_the_prior_of_those_between() -> None:
+    known = {(below, above): _prior(below, above) for below in (True, False, None) for above in (True, False, None)}
+    assert {pair for pair, prior in known.items() if prior == 0.9} == {(True, True), (True, None)}
+    assert {pair for pair, prior in known.items() if prior == 0.1} == {(False, False), (None, False)}
+    assert set(known.values()) == {0.1, 0.5, 0.9}
 
 
 def test_nothing_passes_if_all_verdicts_are_misses() -> None:
