@@ -112,9 +112,7 @@ def test_misses_do_not_count_where_estimates_are_compared() -> None:
 
 
 @pytest.mark.parametrize(("confidence", "judged", "worse"), [(0.95, 200, 20), (None, 180, 0)])
-def test_the_bases_misses_count_as_harmless_with_a_confidence(
-    confidence: float | None, judged: int, worse: int
-) -> None:
+def test_the_bases_misses_are_harmless_with_a_confidence(confidence: float | None, judged: int, worse: int) -> None:
     thresholds = [0.0] * 20 + [2.0] * 180
     base: list[bool | None] = [None] * 20 + [False] * 180
     rule = Rule(0.2, confidence, paired=True)
