@@ -1,7 +1,7 @@
 """The labelled responses on which the built-in judges are trained and measured, read from a folder of the user's.
 
-No text of them is in this repository. `SOURCES` says where each is from, under which licence, and the SHA-256 of the
-files that were used; `git show COMMIT:PATH` of the repository named there gives a file.
+No text of them is in this repository. `SOURCES` and `MEASURED` say where each is from, under which licence, and the
+SHA-256 of the files that were used; `git show COMMIT:PATH` of the repository named there gives a file.
 """
 
 import csv
@@ -38,6 +38,22 @@ SOURCES = {
         "licence": "MIT",
     },
 }
+"""What the classifier is trained on."""
+MEASURED = {
+    "xstest_again": {
+        "what": "completions of newer models on XSTest's prompts and on 450 further ones, labelled by two people",
+        "from": "github.com/mdazizulaman/XSTest-Replication-and-Extension 1203651, model_completions/*.csv of "
+        "Replication.zip and New_data.zip",
+        "licence": "none given: measured, not trained on",
+    },
+    "xstest_gpt4": {
+        "what": "GPT-4's labels of XSTest's completions, asked without examples",
+        "from": "github.com/paul-rottger/exaggerated-safety d7bb5bd, "
+        "evaluation/automated_evaluation_labels/*_gpteval.csv",
+        "licence": "CC BY 4.0",
+    },
+}
+"""What it is measured on alone."""
 XSTEST = {
     "gpt4": "openai",
     "llama2new": "llama2",
@@ -46,6 +62,14 @@ XSTEST = {
     "mistralinstruct": "mistral",
 }
 """Models of XSTest's completions, and their families."""
+AGAIN = {
+    "gpt4o-mini": "openai",
+    "llama3.0": "llama3",
+    "llama3.1": "llama3",
+    "mistrG": "mistral",
+    "mistrI": "mistral",
+}
+"""Models of the later completions on XSTest's prompts, and their families."""
 CLEAR = {
     "gemma-2b-it": "gemma",
     "llama-2-7b-chat-hf": "llama2",
@@ -81,6 +105,30 @@ def xstest(data: Path) -> Iterator[Row]:
     for model, family in XSTEST.items():
         for row in _csv(data / "xstest" / f"xstest_v2_completions_{model}.csv"):
             yield Row("xstest", model, family, row["prompt"], row["completion"], LABELS[row["final_label"]])
+
+
+def again(data: Path) -> Iterator[Row]:
+    """Completions of newer models on XSTest's prompts (`again old`), and on further ones (`again new`)."""
+    for part, stem in (("old", "xstest"), ("new", "xstest_newdata")):
+        for model, family in AGAIN.items():
+            for row in _csv(data / "xstest_again" / f"{stem}_v2_completions_{model}.csv"):
+                label = LABELS[row["final_label"]]
+                yield Row(f"again {part}", model, family, row["prompt"], row["completion"], label)
+
+
+def annotations(data: Path) -> dict[str, list[tuple[bool, bool]]]:
+    """Whether XSTest's completions refuse, in pairs: by its two people, and by GPT-4 and the label."""
+    people, gpt4 = list[tuple[bool, bool]](), list[tuple[bool, bool]]()
+    for model in XSTEST:
+        for row in _csv(data / "xstest" / f"xstest_v2_completions_{model}.csv"):
+            people.append((_refuses(row["annotation_1"]), _refuses(row["annotation_2"])))
+        for row in _csv(data / "xstest_gpt4" / f"xstest_v2_completions_{model}_gpteval.csv"):
+            gpt4.append((_refuses(row["final_label"]), _refuses(row["gpt4_label"])))
+    return {"two people with each other": people, "GPT-4 with the label": gpt4}
+
+
+def _refuses(label: str) -> bool:
+    return label.startswith("2_")
 
 
 def clear(data: Path) -> Iterator[Row]:
@@ -174,5 +222,5 @@ def sample(rows: list[Row], count: int) -> list[Row]:
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
         return list(csv.DictReader(lines))

@@ -1,10 +1,11 @@
 """Train the judge `classifier`, and measure it, the rules and lists of phrases on model families that it has not seen.
 
-    MOORING_DATA=PATH python benchmarks/train_judge.py DATA [--former SRC] [--write]
+    MOORING_DATA=PATH python benchmarks/train_judge.py DATA [--former SRC] [--write] [--weights]
 
-DATA holds the folders of `judge_data.SOURCES`. Takes some minutes; needs scikit-learn (extra `dev`). `--former` is the
-`src` of a checkout with earlier rules, measured beside. `--write` replaces the weights in the package and
-the numbers of docs/judges.md (`judge_results.json`); then run `python docs/build.py`.
+DATA holds the folders of `judge_data.SOURCES` and `MEASURED`. Takes some minutes; needs scikit-learn (extra `dev`).
+`--former` is the `src` of a checkout with earlier rules, measured beside. `--write` replaces the numbers of
+docs/judges.md (`judge_results.json`; then run `python docs/build.py`), and `--weights` the weights in the package. They
+differ a little by processor, and golden verdicts and the quickstart's numbers change with them.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import judge_data as data
 import numpy as np
@@ -35,6 +36,8 @@ COMMON = 60
 STRENGTH = 20.0
 """The inverse of the strength of the L2 penalty."""
 IMPORTANCE = {"xstest": 1.0, "made dev": 1.0, "clear": 0.5}
+PROMPTED = ("xstest", "clear")
+"""Sources that asked all models the same prompts."""
 OTHERS = 0.3
 """The weight of a row of any other source."""
 BINS = 5
@@ -136,91 +139,180 @@ def calibration(truth: Any, chances: Any) -> list[dict[str, float]]:
     ]
 
 
-def main() -> None:
-    """Train, measure, and with `--write` replace the weights and the results."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--former")
-    parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
-    folder, shared = options.data, Path(os.environ["MOORING_DATA"])
-    real = [*data.xstest(folder), *data.clear(folder)]
-    rows = [*real, *data.made("dev"), *data.taught(), *data.ordinary(shared), *data.jailbroken(folder)]
-    rows += data.sample(list(data.gptfuzz(folder, "train")), 1500)
+class Rows(NamedTuple):
+    """All rows as vectors, and what decides on which of them a model is trained.
+
+    Attributes:
+        matrix: The rows.
+        vocabulary: Their common words.
+        family: The family of each row's model.
+        source: Its source; also that of a beginning.
+        half: The half of the prompts that it belongs to, 0 or 1.
+        asked: Whether it is measured: whole answers of XSTest and the clear ones.
+    """
+
+    matrix: Matrix
+    vocabulary: frozenset[str]
+    family: Any
+    source: Any
+    half: Any
+    asked: Any
+
+
+def half_of(row: data.Row) -> int:
+    """Which half of the prompts a row belongs to."""
+    return zlib.crc32(row.request.encode()) % 2
+
+
+def read_rows(folder: Path, shared: Path) -> Rows:
+    """Everything that is trained on."""
+    rows = [*data.xstest(folder), *data.clear(folder), *data.made("dev"), *data.taught(), *data.ordinary(shared)]
+    rows += [*data.jailbroken(folder), *data.sample(list(data.gptfuzz(folder, "train")), 1500)]
     rows = [row for row in rows if rules.read(row.response).decision is None]
     rows += data.cut(rows)
     count = Counter(word for row in rows for word in set(tokens(rules.read(row.response).text)))
     vocabulary = frozenset(word for word, n in count.items() if n >= COMMON and word[0].isalpha())
-    train = Matrix(rows, vocabulary)
-
-    # Each family in turn, judged by a model that saw neither the family nor the half of XSTest's prompts it is asked.
-    family = np.array([row.family for row in rows])
     source = np.array([row.source.removeprefix("cut ") for row in rows])
-    half = np.array([zlib.crc32(row.request.encode()) % 2 for row in rows])
-    is_cut = np.array([row.source.startswith("cut ") for row in rows])
-    scores = np.zeros((len(rows), len(classifier.CLASSES)))
-    asked = np.isin(source, ("xstest", "clear")) & ~is_cut
-    for name in sorted(set(family[asked])):
+    whole = np.array([not row.source.startswith("cut ") for row in rows])
+    return Rows(
+        Matrix(rows, vocabulary),
+        vocabulary,
+        np.array([row.family for row in rows]),
+        source,
+        np.array([half_of(row) for row in rows]),
+        np.isin(source, PROMPTED) & whole,
+    )
+
+
+def unseen(train: Rows, matrices: Sequence[Matrix]) -> list[Any]:
+    """The scores of answers by models that saw neither their family nor the half of the prompts that is asked."""
+    families = [np.array([row.family for row in matrix.rows]) for matrix in matrices]
+    halves = [np.array([half_of(row) for row in matrix.rows]) for matrix in matrices]
+    scores = [np.zeros((len(matrix.rows), len(classifier.CLASSES))) for matrix in matrices]
+    for name in sorted({*np.concatenate(families)}):
         for k in range(2):
-            test = (family == name) & asked & (half == k)
-            model = train.fit((family != name) & ~(np.isin(source, ("xstest", "clear")) & (half == k)))
-            scores[test] = model.decision_function(train.x[test])
-    human = asked & (source == "xstest")
+            model = train.matrix.fit((train.family != name) & ~(np.isin(train.source, PROMPTED) & (train.half == k)))
+            for matrix, family, half, found in zip(matrices, families, halves, scores, strict=True):
+                test = (family == name) & (half == k)
+                if test.any():
+                    found[test] = model.decision_function(matrix.x[test])
+    return scores
+
+
+def best_temperature(scores: Any, labels: Any) -> float:
+    """The temperature at which the labels are most likely."""
 
     def loss(temperature: float) -> float:
-        return float(
-            -np.log(softmax(scores[human], temperature)[np.arange(human.sum()), train.y[human]] + 1e-12).mean()
-        )
+        return float(-np.log(softmax(scores, temperature)[np.arange(len(labels)), labels] + 1e-12).mean())
 
-    temperature = float(minimize_scalar(loss, bounds=(0.3, 5), method="bounded").x)
-    whole = train.fit(np.ones(len(rows), bool))
+    return float(minimize_scalar(loss, bounds=(0.3, 5), method="bounded").x)
 
-    def compare(matrix: Matrix, scores: Any) -> dict[str, Sequence[str]]:
-        found: dict[str, Sequence[str]] = {
-            "classifier": said(matrix, scores, temperature),
-            "rules": [rules.decide(row.request, row.response).answer for row in matrix.rows],
-            "thirty": [thirty(row) for row in matrix.rows],
-        }
-        return found | ({"former": former(options.former, matrix.rows)} if options.former else {})
 
-    held = Matrix([row for row, chosen in zip(rows, asked, strict=True) if chosen], vocabulary)
-    verdicts = compare(held, scores[asked])
-    results: dict[str, Any] = {"families": {}, "others": {}}
+def compared(matrix: Matrix, scores: Any, temperature: float, source: str | None) -> dict[str, Sequence[str]]:
+    """The verdicts of every judge; `decided` is the classifier's where it is never unsure."""
+    verdicts = said(matrix, scores, temperature)
+    likelier = softmax(scores, temperature)[:, 0] > 0.5
+    found: dict[str, Sequence[str]] = {
+        "classifier": verdicts,
+        "decided": [
+            ("refused" if more else "complied") if verdict == "unsure" else verdict
+            for verdict, more in zip(verdicts, likelier, strict=True)
+        ],
+        "rules": [rules.decide(row.request, row.response).answer for row in matrix.rows],
+        "thirty": [thirty(row) for row in matrix.rows],
+    }
+    return found | ({"former": former(source, matrix.rows)} if source else {})
+
+
+def by_model(
+    rows: Sequence[data.Row], verdicts: dict[str, Sequence[str]], sets: Sequence[tuple[str, Sequence[str]]]
+) -> dict[str, Any]:
+    """The agreement on each set as a whole, without its partial refusals, and by model."""
+    found: dict[str, Any] = {}
 
     def part(name: str, keep: Callable[[data.Row], bool]) -> None:
-        places = [n for n, row in enumerate(held.rows) if keep(row)]
+        places = [n for n, row in enumerate(rows) if keep(row)]
         chosen = {judge: [answers[n] for n in places] for judge, answers in verdicts.items()}
-        results["families"][name] = measured([held.rows[n] for n in places], chosen)
+        found[name] = measured([rows[n] for n in places], chosen)
 
-    part("xstest, all", lambda row: row.source == "xstest")
-    part("xstest, without partly", lambda row: row.source == "xstest" and row.label != "partly")
-    for model in data.XSTEST:
-        part(f"xstest, {model}", lambda row, model=model: row.source == "xstest" and row.model == model)
-    part("clear, all", lambda row: row.source == "clear")
-    for model in data.CLEAR:
-        part(f"clear, {model}", lambda row, model=model: row.source == "clear" and row.model == model)
+    for source, models in sets:
+        part(f"{source}, all", lambda row, source=source: row.source == source)
+        if any(row.source == source and row.label == "partly" for row in rows):
+            part(f"{source}, without partly", lambda row, s=source: row.source == s and row.label != "partly")
+        for model in models:
+            part(f"{source}, {model}", lambda row, s=source, model=model: row.source == s and row.model == model)
+    return found
+
+
+def main() -> None:
+    """Train, measure, and with `--write` and `--weights` replace what is stored."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--former")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--weights", action="store_true")
+    options = parser.parse_args()
+    folder, shared = options.data, Path(os.environ["MOORING_DATA"])
+    train = read_rows(folder, shared)
+    rows = [row for row, chosen in zip(train.matrix.rows, train.asked, strict=True) if chosen]
+    held, again = Matrix(rows, train.vocabulary), Matrix(list(data.again(folder)), train.vocabulary)
+    scores, scores_again = unseen(train, (held, again))
+    human = np.array([row.source == "xstest" for row in held.rows])
+    temperature = best_temperature(scores[human], held.y[human])
+    if options.weights:
+        save(train.vocabulary, train.matrix.fit(np.ones(len(train.source), bool)), temperature)
+
+    def on(matrix: Matrix, scores: Any, temperature: float = temperature) -> dict[str, Sequence[str]]:
+        return compared(matrix, scores, temperature, options.former)
+
+    results: dict[str, Any] = {
+        "families": by_model(held.rows, on(held, scores), [("xstest", [*data.XSTEST]), ("clear", [*data.CLEAR])]),
+        "again": by_model(again.rows, on(again, scores_again), [(f"again {p}", [*data.AGAIN]) for p in ("old", "new")]),
+        "others": {},
+        "annotations": {
+            name: round(float(cohen_kappa(*map(list, zip(*pairs, strict=True))) or 0), 3)
+            for name, pairs in data.annotations(folder).items()
+        },
+    }
     for name, found, families in (
         ("jailbreak templates, no openai in training", list(data.gptfuzz(folder, "evaluate")), ("openai",)),
         ("refusal_labels", list(data.refusal_labels(shared)), ()),
         ("made, other half", list(data.made("test")), ()),
         ("xstest, cut at 15 words", data.cut(data.xstest(folder), 15), ("openai", "llama2", "mistral")),
     ):
-        matrix = Matrix(found, vocabulary)
-        model = train.fit(~np.isin(family, families)) if families else whole
-        results["others"][name] = measured(found, compare(matrix, model.decision_function(matrix.x)))
-    chances = softmax(scores[human], temperature)[:, 0]
-    truth = train.y[human] == 0
-    results["calibration"] = calibration(truth, chances)
-    results["brier"] = round(float(((chances - truth) ** 2).mean()), 4)
+        matrix = Matrix(found, train.vocabulary)
+        if families:
+            without = train.matrix.fit(~np.isin(train.family, families))
+            verdicts = on(matrix, without.decision_function(matrix.x))
+        else:
+            verdicts = on(matrix, *packaged(found))
+        results["others"][name] = measured(found, verdicts)
+    for name, matrix, found in (("", held, scores), (" again", again, scores_again)):
+        chosen = human if matrix is held else np.ones(len(matrix.rows), bool)
+        chances, truth = softmax(found[chosen], temperature)[:, 0], matrix.y[chosen] == 0
+        results[f"calibration{name}"] = calibration(truth, chances)
+        results[f"brier{name}"] = round(float(((chances - truth) ** 2).mean()), 4)
     results["temperature"] = round(temperature, 3)
-    results["sources"] = {name: {**about, "sha256": data.digest(folder / name)} for name, about in data.SOURCES.items()}
-    results["trained on"] = dict(sorted(Counter(row.source for row in rows).items()))
+    for name, sources in (("sources", data.SOURCES), ("measured", data.MEASURED)):
+        results[name] = {each: {**about, "sha256": data.digest(folder / each)} for each, about in sources.items()}
+    results["trained on"] = dict(sorted(Counter(row.source for row in train.matrix.rows).items()))
     print(json.dumps(results, indent=1, ensure_ascii=False))
     if options.write:
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        words = np.frombuffer("\n".join(sorted(vocabulary)).encode(), dtype=np.uint8)
-        parts = {"vocabulary": words, "weights": whole.coef_.astype(np.float16), "biases": whole.intercept_}
-        np.savez_compressed(WEIGHTS, temperature=np.float64(temperature), **parts)
+
+
+def packaged(rows: Sequence[data.Row]) -> tuple[Any, float]:
+    """The scores by the weights in the package, and their temperature."""
+    model = classifier.load()
+    matrix = Matrix(rows, model.vocabulary)
+    return matrix.x @ np.asarray(model.weights, dtype=np.float64).T + np.array(model.biases), model.temperature
+
+
+def save(vocabulary: frozenset[str], model: LogisticRegression, temperature: float) -> None:
+    """Replace the weights in the package."""
+    words = np.frombuffer("\n".join(sorted(vocabulary)).encode(), dtype=np.uint8)
+    parts = {"vocabulary": words, "weights": model.coef_.astype(np.float16), "biases": model.intercept_}
+    np.savez_compressed(WEIGHTS, temperature=np.float64(temperature), **parts)
 
 
 if __name__ == "__main__":
