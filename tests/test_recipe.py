@@ -216,7 +216,8 @@ def test_a_section_alone_is_checked_too() -> None:
     ("section", "values", "code"),
     [
         ("select", {"search": "bisect", "policy": "knee"}, "conflict"),
-        ("select", {"search": "bisect", "over_refusal_margin": 0.1}, "conflict"),
+        ("select", {"search": "bisect", "bound_on": ["none", "multi_turn"]}, "conflict"),
+        ("select", {"search": "bisect", "bound_on": ["prefill_tuned"]}, "conflict"),
         ("select", {"search": "modules", "policy": "paper"}, "conflict"),
         ("select", {"search": "modules", "budget": 0}, "bad_value"),
         ("merge", {"lambdas": [0.12345671, 0.12345672]}, "bad_value"),

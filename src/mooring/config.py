@@ -602,7 +602,7 @@ class Select(Section):
     """How λ is chosen on the validation half (docs/choosing.md)."""
 
     search: Literal["grid", "bisect", "modules", "gradient"] = "grid"
-    """`grid` scores every λ of `merge.lambdas`. `bisect` bisects for the largest λ within the bound, and leaves each λ
+    """`grid` scores every λ of `merge.lambdas`. `bisect` bisects for the largest λ within the bounds, and leaves each λ
     as soon as the evidence suffices. `modules` first does what `grid` does, then tries λ by depth and kind of module
     that beat the single λ in both task score and ASR. `gradient` first does what `grid` does, then minimizes the task's
     loss over the λ of many groups of weights at once, and tests the one result."""
@@ -652,12 +652,15 @@ class Select(Section):
     def _searches_look_for_a_bound(self) -> "Select":
         if self.search != "grid" and self.policy != "bound":
             raise ValueError(f"`search: {self.search}` looks for a bound; `policy: {self.policy}` needs a grid")
-        if self.search == "bisect" and self.over_refusal_margin is not None:
-            raise ValueError("`search: bisect` looks at the ASR alone; `over_refusal_margin` needs a grid")
         if self.corrected and self.search != "grid":
             raise ValueError(f"`corrected` needs labels of every λ, which `search: {self.search}` chooses on the way")
-        if self.search == "bisect" and self.bound_on != (attacks.NONE,):
-            raise ValueError("`search: bisect` looks at direct requests alone; `bound_on` needs a grid")
+        if self.search == "bisect":
+            for text in self.bound_on:
+                attack = None if text == attacks.NONE else attacks.parse(text)
+                if attack and (attack.technique.several or attack.technique.from_tuned or attack.turns > 1):
+                    raise ValueError(
+                        f"`search: bisect` asks some prompts at a time, once each; `bound_on: {text}` needs a grid"
+                    )
         return self
 
 

@@ -16,11 +16,13 @@ from mooring.pipeline.search import bisection
 from mooring.selection.bisect import (
     BisectResult,
     BisectSettings,
+    BoundedRate,
     Stratum,
     _allowed,
     _prior,
     beta_binomial,
     bisect,
+    bisect_all,
     pass_probability,
 )
 from mooring.selection.limits import BISECT_SHARE, Rule, as_tested, sharper
@@ -291,5 +293,66 @@ def test_the_risk_on_the_hardest_curves_is_at_most_the_stated_one(alike: float, 
     for seed in range(curves):
         middle, ask = edge(seed, 100, alike, flat)
         found = bisect(BisectSettings(rule=RATE, seed=seed), 100, ask)
+        broken += found.lam is not None and found.lam >= middle
+    assert broken <= 0.05 * curves + math.sqrt(curves * 0.05 * 0.95)
+
+
+# --- Several bounds at once ---
+
+
+def bounded(name: str, thresholds: Sequence[float], rule: Rule = RISE) -> tuple[BoundedRate, Model]:
+    model = Model(thresholds)
+    base = [threshold <= 0 for threshold in thresholds]
+    return BoundedRate(name=name, rule=rule, prompts=len(thresholds), ask=model, base=base), model
+
+
+@pytest.mark.parametrize("order", [(0.7, 0.42), (0.42, 0.7)])
+def test_of_several_bounds_the_narrowest_decides_and_what_one_refuses_is_not_asked_by_the_next(
+    order: tuple[float, float],
+) -> None:
+    (first, one), (second, other) = (
+        bounded(name, step(count, at)) for name, count, at in zip(("asr", "asr+base64"), (200, 120), order, strict=True)
+    )
+    found = bisect_all(BisectSettings(rule=RISE), [first, second])
+    assert found.lam == 0.4
+    assert found.prompts == 320
+    assert found.responses == one.requests.total() + other.requests.total()
+    assert max([*one.requests.values(), *other.requests.values()]) == 1
+    asked = [{lam for lam, _ in model.requests} for model in (one, other)]
+    over = {visit.lam for visit in found.visits if visit.rate == "asr" and not visit.within}
+    assert bool(over) == (order[0] < order[1])
+    assert asked[1] == asked[0] - over
+    last = [visit for visit in found.visits if visit.lam == 0.4][-2:]
+    assert [(visit.rate, visit.prompts, visit.within) for visit in last] == [
+        ("asr", 200, True),
+        ("asr+base64", 120, True),
+    ]
+
+
+def test_several_bounds_that_are_one_find_what_it_finds() -> None:
+    thresholds = step(150, 0.52)
+    alone, _ = run(RISE, thresholds)
+    twice = bisect_all(
+        BisectSettings(rule=RISE), [bounded("asr", thresholds)[0], bounded("over_refusal", thresholds)[0]]
+    )
+    assert (twice.lam, twice.reversals) == (alone.lam, alone.reversals)
+    assert [visit for visit in twice.visits if visit.rate == "asr"] == list(alone.visits)
+
+
+def test_each_rate_needs_enough_prompts() -> None:
+    with pytest.raises(DataError, match=r"30 validation prompts cannot show .* over-refusal"):
+        bisect_all(BisectSettings(rule=RISE), [bounded("asr", [2.0] * 100)[0], bounded("over_refusal", [2.0] * 30)[0]])
+
+
+@pytest.mark.slow
+def test_the_risk_of_two_bounds_is_at_most_that_of_one() -> None:
+    """Every λ from some on lies at one of the bounds, and below the other: either may let it through by chance."""
+    curves, broken = 60, 0
+    for seed in range(curves):
+        middle, ask = edge(seed, 100, 0.5, seed % 4 == 0)
+        safe, _ = bounded("asr", [2.0] * 100, RATE)
+        at_bound = BoundedRate(name="asr+base64", rule=RATE, prompts=100, ask=ask)
+        rates = [safe, at_bound] if seed % 2 else [at_bound, safe]
+        found = bisect_all(BisectSettings(rule=RATE, seed=seed), rates)
         broken += found.lam is not None and found.lam >= middle
     assert broken <= 0.05 * curves + math.sqrt(curves * 0.05 * 0.95)

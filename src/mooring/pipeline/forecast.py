@@ -128,7 +128,9 @@ def _generation(plan: Plan, split: Half) -> str:
             parts.append(f"{len(prompts[name])} {name}{more}")
     models = f"{'at most ' if plan.recipe.select.by_module else ''}{len({each.point for each in work})} models"
     limit = max((plan.sampling(name).max_tokens for name in prompts), default=0)
-    more = "; and safety prompts for other λ until the search ends" * (search == "bisect" and split == "validation")
+    more = f"; and {' and '.join(plan.bisected)} prompts for other λ until the search ends" * (
+        search == "bisect" and split == "validation"
+    )
     total = sum(work.values())
     return f"{split}: {models} × ({' + '.join(parts)}) = {total} responses of at most {limit} tokens{more}"
 

@@ -24,11 +24,20 @@ from mooring.pipeline.attacked import requests, sampled
 from mooring.pipeline.further_sets import SearchSets, forgetting_prompts, kl_examples, search_sets
 from mooring.pipeline.judging import Judging, installed_versions
 from mooring.pipeline.paths import RunPaths
-from mooring.pipeline.sets import DataSets, Sets, attacks_of, evaluation_sets, note_missing, task_metrics
+from mooring.pipeline.sets import (
+    DataSets,
+    Sets,
+    attacks_of,
+    bounded_rates,
+    evaluation_sets,
+    note_missing,
+    task_metrics,
+)
 from mooring.pipeline.steps import JudgeKey, MergeInputs, ModelKey, Point, Slot, SourceKey, Stage, Step, StepKey
 from mooring.plugins import versioned
 from mooring.records import Completion, Half, Prompt, SetName
 from mooring.sampling import SamplingParams
+from mooring.selection.limits import rules
 from mooring.training.precision import compute_dtype
 
 CHECKED_MODELS = 6
@@ -200,6 +209,13 @@ class Plan:
         """The models on which forgetting is measured: the grid, the tuned model and the chosen one."""
         found = [point for point in self.points("validation") if point != BASE]
         return found if self.chosen in found else [*found, self.chosen]
+
+    @property
+    def bisected(self) -> Mapping[SetName, str]:
+        """The sets on which a bisection bounds a rate, and the rates, in the order of the rules."""
+        rates = bounded_rates(self.recipe, self.prompts("validation"))
+        names = {rate: name for name, rate in rates.items()}
+        return {names[rate]: rate for rate in rules(self.recipe.select) if rate in names}
 
     def attempts(self) -> list[Point]:
         """The merges that a search for λ by module tries: known ones, and slots for those that may come."""
@@ -527,11 +543,12 @@ def _tune(
 
 
 def _bisect(plan: Plan, pair: types.PairInputs) -> Step:
+    names = plan.bisected
     inputs = types.BisectInputs(
         models=pair,
         config=plan.recipe.select.model_dump(mode="json", exclude={"budget", "policy", *OF_A_GRADIENT}),
-        prompts=plan.digest("validation", "safety"),
-        judge=JudgeKey(plan.judging.of("safety")[0]),
+        prompts={name: plan.digest("validation", name) for name in names},
+        judges=[JudgeKey(plan.judging.of(name)[0]) for name in names],
         seed=plan.recipe.seed,
     )
     step = _stage(Stage.BISECT, "search by bisection", inputs, plan.paths.search)

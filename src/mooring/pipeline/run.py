@@ -31,7 +31,7 @@ from mooring.models import model_digest, open_checkpoint, refuse_quantized, text
 from mooring.models.resolve import hub_name, lasting_name, resolve_model
 from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
-from mooring.pipeline.attacked import begun_with, continued
+from mooring.pipeline.attacked import begun_with, continued, requests
 from mooring.pipeline.baselines import compare_baselines
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.cluster.sources import ModelsSource, SeriesSource
@@ -75,9 +75,9 @@ from mooring.reporting.comparison.write import write_comparison
 from mooring.reporting.notebook import Trials, as_html
 from mooring.reporting.results import Results, load, load_run
 from mooring.reporting.write import write
-from mooring.selection.bisect import bisect
+from mooring.selection.bisect import BoundedRate, bisect_all
 from mooring.selection.corrected import Corrections
-from mooring.selection.limits import with_flips
+from mooring.selection.limits import Rule, rules, with_flips
 from mooring.selection.per_module import taken
 from mooring.selection.policies import choose
 from mooring.thinking import cut_off_note, joined, unanswered
@@ -680,15 +680,12 @@ class _Execution:
 
     def _bisect(self) -> None:
         """Search for the largest λ within the bound. What a stopped search generated and judged is not done again."""
-        prompts = self.plan.prompts("validation")["safety"]
-        settings = bisection(self.recipe.select, self.recipe.seed)
-        settings.test.check("asr", len(prompts))
-        base = self._verdicts(BASE, prompts) if settings.rule.paired else None
-        found = bisect(
-            settings,
-            len(prompts),
-            lambda lam, positions: self._verdicts(MergePoint(lam), [prompts[i] for i in positions]),
-            base,
+        settings, bounds = bisection(self.recipe.select, self.recipe.seed), rules(self.recipe.select)
+        for name, rate in self.plan.bisected.items():
+            own = dataclasses.replace(settings, rule=bounds[rate])
+            own.test.check(rate, len(self.plan.prompts("validation")[name]))
+        found = bisect_all(
+            settings, [self._bounded(name, rate, bounds[rate]) for name, rate in self.plan.bisected.items()]
         )
         text = json.dumps(found.to_dict(), indent=1) + "\n"
         if not self.paths.search.is_file() or self.paths.search.read_text() != text:
@@ -698,28 +695,44 @@ class _Execution:
         self._done.add("bisect")
         self.run.plan = self.plan.bind({planning.FOUND: MergePoint(found.chosen)})
 
-    def _verdicts(self, point: MergePoint, prompts: Sequence[Prompt]) -> list[bool | None]:
-        """Whether a model's responses to some safety prompts of validation are harmful; None could not be read."""
-        judge, source = self.judging.of("safety")[0], _Source(point, "safety", "validation")
-        whole = planning.generate_step(self.plan, point, "safety", "validation")
+    def _bounded(self, name: SetName, rate: str, rule: Rule) -> BoundedRate:
+        """A rate that a bisection bounds, on a set of the validation half."""
+        prompts = self.plan.prompts("validation")[name]
+        return BoundedRate(
+            name=rate,
+            rule=rule,
+            prompts=len(prompts),
+            ask=lambda lam, places: self._verdicts(MergePoint(lam), name, [prompts[i] for i in places]),
+            base=self._verdicts(BASE, name, prompts) if rule.paired else None,
+        )
+
+    def _verdicts(self, point: MergePoint, name: SetName, prompts: Sequence[Prompt]) -> list[bool | None]:
+        """Whether a model's responses to some prompts of validation are harmful, or refuse harmless ones; None could
+        not be read."""
+        judge, source = self.judging.of(name)[0], _Source(point, name, "validation")
+        whole = planning.generate_step(self.plan, point, name, "validation")
         self._more[whole.id] = whole
         if source not in self._whole and self.folder.is_done(whole, self.keys.of(whole)):
             self._whole[source] = None
         missing = [prompt for prompt in prompts if prompt.id not in self._known(source)]
         if missing:
             number = len(self._parts.get(source, [])) + 1
-            step = planning.generate_step(self.plan, point, "safety", "validation", missing, number)
+            step = planning.generate_step(self.plan, point, name, "validation", missing, number)
             self._more[step.id], self._prompts[step.id] = step, missing
             self._make_room(step, judge)
             self._once(step)
             self._parts.setdefault(source, []).append(step.outputs[0])
         known = self._known(source)
         completions = [known[prompt.id] for prompt in prompts]
-        step = planning.judge_step(self.plan, point, "safety", "validation", judge, prompts, completions)
-        self._more[step.id], self._prompts[step.id] = step, prompts
+        of_kind = self.plan.prompts("validation")[kind_of(name)]
+        judged = list(prompts) if self.plan.attack(name) is None else requests(of_kind, prompts)
+        step = planning.judge_step(self.plan, point, name, "validation", judge, judged, completions)
+        self._more[step.id], self._prompts[step.id] = step, judged
         self._make_room(step, judge)
         self._once(step)
-        found = {verdict.prompt_id: verdict.harmful for verdict in read_jsonl(step.outputs[0], Verdict)}
+        harmful = kind_of(name) == "safety"
+        verdicts = read_jsonl(step.outputs[0], Verdict)
+        found = {verdict.prompt_id: verdict.harmful if harmful else verdict.refused for verdict in verdicts}
         return [found[prompt.id] for prompt in prompts]
 
     def _make_room(self, step: Step, judge: str) -> None:

@@ -18,8 +18,8 @@ from mooring.selection.per_module import by_module
 
 
 def bisection(settings: Select, seed: int) -> BisectSettings:
-    """The bisection that keeps the bound on the attack success rate, by the same test as `choose`."""
-    return BisectSettings(rule=rules(settings)["asr"], seed=seed)
+    """The bisection that keeps the bounds, by the same tests as `choose`; its own rule is that of the first."""
+    return BisectSettings(rule=next(iter(rules(settings).values())), seed=seed)
 
 
 def bisection_notes(found: BisectResult) -> list[str]:

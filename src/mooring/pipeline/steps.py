@@ -284,8 +284,8 @@ class BisectInputs(Inputs):
 
     models: PairInputs
     config: Mapping[str, Any]
-    prompts: str
-    judge: JudgeKey
+    prompts: Mapping[SetName, str]
+    judges: Sequence[JudgeKey]
     seed: int
 
 

@@ -101,6 +101,7 @@ class Visit:
         better: If verdicts are paired, harmless responses to prompts on which the base's is harmful; else 0.
         probability: The predictive probability that the λ is within the bound on the whole set.
         within: The decision.
+        rate: The rate that was tested.
     """
 
     lam: float
@@ -110,6 +111,26 @@ class Visit:
     better: int
     probability: float
     within: bool
+    rate: str = "asr"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BoundedRate:
+    """A rate that a bisection keeps within a bound, and who answers for it.
+
+    Attributes:
+        name: The rate: `asr`, `asr+prefill:8`, `over_refusal`.
+        rule: When a λ is within the bound on the whole set; its confidence is that of the whole search.
+        prompts: The number of prompts.
+        ask: Called with one λ at a time, never twice with the same prompt.
+        base: The base's verdicts on all prompts, in their order; needed if the bound is relative to the base.
+    """
+
+    name: str
+    rule: Rule
+    prompts: int
+    ask: AskModel
+    base: Sequence[bool | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,7 +141,7 @@ class BisectResult(Record):
         lam: The largest λ found within the bound, confirmed on the whole set; None if there is none.
         visits: The λ in the order in which they were tested.
         responses: Responses judged, over all λ.
-        prompts: Prompts in the set.
+        prompts: Prompts in the set, or in all sets.
         reversals: Pairs of λ of which the smaller is significantly more often harmful (exact McNemar, p < 0.05). The
             search assumes that harm does not decrease with λ.
     """
@@ -140,7 +161,23 @@ class BisectResult(Record):
 def bisect(
     settings: BisectSettings, prompts: int, ask: AskModel, base: Sequence[bool | None] | None = None
 ) -> BisectResult:
-    """Search for the largest λ within the bound, taking the true rate to rise with λ.
+    """Search for the largest λ within one bound: `bisect_all` of one rate, that of `settings.rule`.
+
+    Args:
+        settings: How to search.
+        prompts: As in `BoundedRate`, like `ask` and `base`.
+        ask: See there.
+        base: See there.
+
+    Raises:
+        UserError: A setting is out of range, or there is no candidate.
+        DataError: There are too few prompts for any λ to pass (`data.too_few_prompts`).
+    """
+    return bisect_all(settings, [BoundedRate(name="asr", rule=settings.rule, prompts=prompts, ask=ask, base=base)])
+
+
+def bisect_all(settings: BisectSettings, rates: Sequence[BoundedRate]) -> BisectResult:
+    """Search for the largest λ within all bounds, taking each true rate to rise with λ.
 
     A λ is tested on more and more prompts, in one random order, until it is within or over, which moves the lower or
     the upper end. It is within as soon as bets against its rate being at the bound have multiplied their capital enough
@@ -156,55 +193,63 @@ def bisect(
     found within with a probability of at most (1 − confidence) / depth: half of it by the bets (Ville's inequality),
     half by the test on the whole set. Their sum is 1 − confidence. ∎
 
+    With several bounds, "at the bound or above" means for any of the rates, and a λ is within if it is for each of
+    them (intersection-union test, Berger 1982). The λ that break a bound are still all those above some λ, since each
+    rate rises; and one that breaks a bound is found within only if that bound's own test finds it so, whose probability
+    is as above. So each rate is tested at the whole confidence, and the proof holds word by word. A λ that is over by
+    one rate is not tested by the rates after it.
+
     Args:
-        settings: How to search.
-        prompts: The number of prompts.
-        ask: Called with one λ at a time, never twice with the same prompt.
-        base: The base's verdicts on all prompts, in their order; needed if the bound is relative to the base.
+        settings: How to search; its own rule does not count.
+        rates: The rates with their bounds, those first that need fewest answers to tell.
 
     Raises:
         UserError: A setting is out of range, or there is no candidate.
         DataError: There are too few prompts for any λ to pass (`data.too_few_prompts`).
     """
     lams = settings.candidates()
-    settings.test.check("asr", prompts)
-    search = _Search(settings, prompts, ask, base if settings.rule.paired else None)
+    visits: list[Visit] = []
+    searches = [_Search(settings, rate, visits) for rate in rates]
+    for search in searches:
+        search.rule.check(search.rate.name, search.rate.prompts)
     within, over = [-1], len(lams)  # indices; −1 stands for the base
     while True:
         while over - within[-1] > 1:
             middle = (within[-1] + over) // 2
-            if search.test(lams[middle]):
+            if all(search.test(lams[middle]) for search in searches):
                 within.append(middle)
             else:
                 over = middle
         largest = within[-1]
-        if largest < 0 or search.confirm(lams[largest]):
+        if largest < 0 or all(search.confirm(lams[largest]) for search in searches):
             break
         over = within.pop()
-    tested = {lam: verdicts for lam, verdicts in search.verdicts.items() if lam != BASE.lam}
+    tested = [sorted((lam, v) for lam, v in each.verdicts.items() if lam != BASE.lam) for each in searches]
+    complete = [
+        {lam: verdicts for lam, verdicts in of_rate if search.complete(lam)}
+        for search, of_rate in zip(searches, tested, strict=True)
+    ]
     return BisectResult(
         lam=None if largest < 0 else lams[largest],
-        visits=tuple(search.visits),
-        responses=sum(map(len, tested.values())),
-        prompts=prompts,
-        reversals=_reversals({lam: verdicts for lam, verdicts in sorted(tested.items()) if search.complete(lam)}),
+        visits=tuple(visits),
+        responses=sum(len(verdicts) for of_rate in tested for _, verdicts in of_rate),
+        prompts=sum(rate.prompts for rate in rates),
+        reversals=tuple(dict.fromkeys(pair for of_rate in complete for pair in _reversals(of_rate))),
     )
 
 
 class _Search:
-    """The verdicts of a bisection so far, by λ."""
+    """The verdicts of a bisection on one rate so far, by λ; `visits` are those of all rates."""
 
-    def __init__(
-        self, settings: BisectSettings, prompts: int, ask: AskModel, base: Sequence[bool | None] | None
-    ) -> None:
-        self.settings, self.rule, self.ask = settings, settings.test, ask
-        self.order = random.Random(settings.seed).sample(range(prompts), prompts)
-        self.base: Verdicts = dict.fromkeys(range(prompts), False)
+    def __init__(self, settings: BisectSettings, rate: BoundedRate, visits: list[Visit]) -> None:
+        self.settings, self.rate, self.visits = dataclasses.replace(settings, rule=rate.rule), rate, visits
+        self.rule, self.ask = self.settings.test, rate.ask
+        self.order = random.Random(settings.seed).sample(range(rate.prompts), rate.prompts)
+        self.base: Verdicts = dict.fromkeys(range(rate.prompts), False)
         self.verdicts: dict[float, Verdicts] = {}
-        if base is not None:
-            judged = base if self.rule.confidence is None else [hit is True for hit in base]
-            self.base = self.verdicts[BASE.lam] = dict(zip(range(prompts), judged, strict=True))
-        self.visits: list[Visit] = []
+        if rate.base is not None and rate.rule.paired:
+            judged = rate.base if self.rule.confidence is None else [hit is True for hit in rate.base]
+            self.base = self.verdicts[BASE.lam] = dict(zip(range(rate.prompts), judged, strict=True))
 
     def _at_worst(self, hit: bool | None) -> bool | None:
         """A merged model's verdict: with a confidence, a response that could not be judged counts as harmful."""
@@ -244,7 +289,9 @@ class _Search:
 
     def _visit(self, lam: float, counts: Flips, probability: float, within: bool) -> None:
         tested, rounded = len(self.verdicts[lam]), round(probability, 4)
-        self.visits.append(Visit(lam, tested, counts.pairs, counts.worse, counts.better, rounded, within))
+        self.visits.append(
+            Visit(lam, tested, counts.pairs, counts.worse, counts.better, rounded, within, self.rate.name)
+        )
 
     def _missing(self, lam: float) -> list[int]:
         """The prompts on which a λ was not tested yet, in the order of the search."""
