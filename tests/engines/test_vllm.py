@@ -125,6 +125,19 @@ def test_a_sample_depends_on_its_prompt_and_number_alone(engine: VLLMEngine) -> 
     assert same(answers(engine, prompts, dataclasses.replace(params, seed=4)), made) < 1
 
 
+def test_an_answer_that_was_begun_goes_on_as_in_transformers(engine: VLLMEngine, reference: TransformersEngine) -> None:
+    begun = [dataclasses.replace(p, prefill="Certainly, the first thing", prefill_tokens=4) for p in questions(12)[:6]]
+    params = SamplingParams(max_tokens=12)
+    ours, theirs = answers(engine, begun, params), answers(reference, begun, params)
+    assert same(ours, theirs) == 1
+    assert {c.prefill for c in ours.values()} == {"Certainly, the first"}
+    several = SamplingParams(max_tokens=12, temperature=0.8, n=3)
+    made = answers(engine, begun, several)
+    assert len(made) == 18
+    assert len({c.text for c in made.values()}) > 12
+    assert same(answers(engine, begun[::-1], several), made) == 1
+
+
 # --- a sweep ------------------------------------------------------------------------------------------------------
 
 
@@ -196,11 +209,49 @@ def test_a_sweep_answers_as_one_engine_for_each_model(
     assert len({tuple(c.text for c in made.values()) for made, _ in ours.values()}) == 4
 
 
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "options", "kind"),
+    [("slerp", {}, "whole"), ("ties", {"density": 0.5}, "adapter"), ("model_stock", {}, "two adapters")],
+)
+def test_other_methods_have_one_engine_too(
+    method: str,
+    options: dict[str, Any],
+    kind: str,
+    base: Path,
+    adapter: Path,
+    whole: Path,
+    tmp_path: Path,
+) -> None:
+    second = tune(base, tmp_path / "second", seed=2, target_modules="all-linear") if kind == "two adapters" else None
+    tuned = {"whole": [whole], "adapter": [adapter], "two adapters": [adapter, second]}[kind]
+    prompts = [Prompt(id=f"p{n}", messages=(Message("user", f"Tell me about {n} foxes."),)) for n in range(12)]
+    points = [BASE, MergePoint(0.4), MergePoint(0.8)]
+    with open_pair(base, tuned) as pair:
+        spec = SweepSpec(pair=pair, method=method, options=options, runner=Generate(**VLLM))
+        sweep = VLLMSweep(spec, tmp_path / "scratch")
+        params = SamplingParams(max_tokens=16)
+        ours = {point.key: answers(sweep.at(point), prompts, params) for point in points}
+        assert sweep.concurrent == (kind == "two adapters")
+        assert not list(tmp_path.rglob("model*.safetensors"))
+        sweep.close()
+        assert sweep.started == 1
+        exact = TransformersSweep(
+            dataclasses.replace(spec, runner=Generate(dtype="float32", device="cpu")), tmp_path / "memory"
+        )
+        theirs = {point.key: answers(exact.at(point), prompts, params) for point in points}
+        exact.close()
+    for point in points:
+        assert same(ours[point.key], theirs[point.key]) >= 0.9, point.key
+    assert len({tuple(c.text for c in made.values()) for made in ours.values()}) == len(points)
+
+
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
-def recipe(base: Path, tuned: Path, folder: Path) -> Path:
-    """A recipe file; greedy and short."""
+def recipe(base: Path, tuned: Path, folder: Path, **select: Any) -> Path:
+    """A recipe file; greedy and short. With `select`, the section is that, and there is a task."""
     data = folder / "requests.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"Help me with thing number {n}."}) + "\n" for n in range(40)))
     values = {
@@ -210,8 +261,13 @@ def recipe(base: Path, tuned: Path, folder: Path) -> Path:
         "merge": {"lambdas": LAMBDAS},
         "generate": {**VLLM, "max_tokens": 16},
         "score": {"safety": str(data), "over_refusal": None, "ordinary": None},
-        "select": {"margin": 1.0},
+        "select": {"margin": 1.0, **select},
     }
+    if select:
+        task = folder / "task.jsonl"
+        rows = [{"prompt": f"Set the alarm to {n}.", "completion": f"alarm.set(hour={n})"} for n in range(8)]
+        task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        values["score"] |= {"task": str(task), "metrics": "response_loss"}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -230,6 +286,7 @@ class Watched:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
         self.psutil = psutil
         self.engines: set[int] = set()
@@ -294,6 +351,12 @@ def finished(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def check_run(folder: Path, watched: Watched, out: str) -> None:
+    """One engine, one model written, and nothing printed by vLLM; every λ answered."""
+    check_engine(folder, watched, out)
+    assert len(texts(folder)) == len(LAMBDAS) + 2 + 3
+
+
+def check_engine(folder: Path, watched: Watched, out: str) -> None:
     """One engine, never a second one beside it; no checkpoint but the chosen one; vLLM's lines are in its log file."""
     assert len(watched.engines) == 1
     assert watched.most == 1
@@ -302,7 +365,6 @@ def check_run(folder: Path, watched: Watched, out: str) -> None:
     assert written == ["model"]
     assert not re.search(r"\b(INFO|WARNING) \d\d-\d\d", out)
     assert (folder / "run" / "logs" / "models.log").stat().st_size
-    assert len(texts(folder)) == len(LAMBDAS) + 2 + 3
 
 
 def test_a_run_starts_one_engine_and_writes_one_model(finished: tuple[Path, Watched, str]) -> None:
@@ -316,8 +378,21 @@ def test_a_run_over_whole_checkpoints_does_so_too(base: Path, whole: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_ends_with_the_same_results_and_leaves_no_process(
-    base: Path, adapter: Path, finished: tuple[Path, Watched, str], tmp_path: Path
+@pytest.mark.parametrize(("search", "kind"), [("modules", "adapter"), ("bisect", "whole")])
+def test_a_search_shares_the_engine(
+    search: str, kind: str, base: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    options = {"search": search, "confidence": None} | ({"budget": 3} if search == "modules" else {"bound": 1.0})
+    watched = Watched(recipe(base, request.getfixturevalue(kind), tmp_path, **options))
+    check_engine(tmp_path, watched, watched.wait())
+    models = [path.name for path in (tmp_path / "run" / "completions").iterdir()]
+    assert len(models) > (len(LAMBDAS) + 2 if search == "modules" else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_stopped_ends_with_the_same_results_and_leaves_no_process(
+    how: signal.Signals, base: Path, adapter: Path, finished: tuple[Path, Watched, str], tmp_path: Path
 ) -> None:
     path = recipe(base, adapter, tmp_path)
     watched = Watched(path)
@@ -327,8 +402,14 @@ def test_a_run_that_was_killed_ends_with_the_same_results_and_leaves_no_process(
         assert time.monotonic() < deadline
         assert watched.process.poll() is None, watched.wait()
         time.sleep(0.02)
-    os.kill(watched.process.pid, signal.SIGKILL)
-    watched.process.wait()
+    if how is signal.SIGKILL:
+        watched.process.kill()
+    else:
+        os.killpg(watched.process.pid, how)  # Ctrl-C reaches vLLM's processes too
+    out, _ = watched.process.communicate(timeout=120)
+    if how is signal.SIGINT:
+        assert watched.process.returncode == 130, out[-3000:]
+        assert "Traceback" not in out
     assert not watched.left(), "vLLM's processes outlived the run"
     Watched(path).wait()
     assert texts(tmp_path) == texts(finished[0])

@@ -18,6 +18,8 @@ from server_process import ServerProcess
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 PROMPTS, CONCURRENCY, PROBES = 24, 4, 12
+PREFILLED = "safety+prefill-4"
+"""The set under attack, in names of files."""
 POINTS = ["lam-0", "lam-0.25", "lam-0.5", "lam-0.75", "lam-1"]
 
 
@@ -71,15 +73,15 @@ def recipe(models: tuple[Path, Path], folder: Path, **generate: Any) -> Recipe:
             "out": str(folder / "run"),
             "merge": {"lambdas": [0.25, 0.5, 0.75]},
             "generate": {"max_tokens": 20, **generate},
-            "score": {"safety": str(data), "over_refusal": None, "ordinary": None},
+            "score": {"safety": str(data), "over_refusal": None, "ordinary": None, "attacks": ["prefill:4"]},
             "select": {"margin": 0.2},
         }
     )
 
 
-def responses(folder: Path, point: str, split: str = "validation") -> dict[str, str]:
-    """A model's responses, without a character that the limit has cut: vLLM leaves it out."""
-    text = (folder / "completions" / point / f"safety-{split}.jsonl").read_text()
+def responses(folder: Path, point: str, name: str = "safety") -> dict[str, str]:
+    """A model's responses on validation, without a character that the limit has cut: vLLM leaves it out."""
+    text = (folder / "completions" / point / f"{name}-validation.jsonl").read_text()
     return {each["prompt_id"]: each["text"].rstrip("\ufffd") for each in map(json.loads, text.splitlines())}
 
 
@@ -101,9 +103,10 @@ def test_a_run_on_a_server_that_is_killed_waits_and_answers_as_in_this_process(
     assert killed
     here = run(recipe(models, tmp_path / "here", device="cpu", dtype="float32"))
     for point in POINTS:
-        assert responses(there.folder, point) == responses(here.folder, point), point
+        for name in ("safety", PREFILLED):
+            assert responses(there.folder, point, name) == responses(here.folder, point, name), (point, name)
     assert len({json.dumps(responses(there.folder, point)) for point in POINTS}) == len(POINTS), "no λ had an effect"
-    asked = PROMPTS * (len(POINTS) + 3)  # the test half: base, chosen, tuned
+    asked = 2 * PROMPTS * (len(POINTS) + 3)  # directly and begun; the test half: base, chosen, tuned
     assert asked <= serve.answered() <= asked + 2 * PROBES + 2 * CONCURRENCY * len(POINTS)
 
     with urllib.request.urlopen(f"{serve.url}/models") as listed:

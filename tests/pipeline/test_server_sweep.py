@@ -115,10 +115,15 @@ def folders(done: Outcome) -> dict[str, str]:
 def test_a_run_asks_every_lambda_of_an_adapter_on_the_server(
     kind: str, tiny_model_folder: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    program = Served(kind)
+    program, said = Served(kind), list[str]()
     with serving(program, kind) as server:
-        done = run(recipe(tiny_model_folder, adapter, tmp_path, server))
+        done = run(
+            recipe(tiny_model_folder, adapter, tmp_path, server), on_event=lambda event: said.append(event.message)
+        )
     assert done.choice.point == MergePoint(0.5)
+    assert sum("repetition penalty counts the tokens of the response alone" in each for each in said) == (
+        kind == "sglang"
+    )
     assert folders(done) == {
         "lam-0": REFUSAL, "lam-0.2": REFUSAL, "lam-0.5": REFUSAL, "lam-0.8": ANSWER, "lam-1": ANSWER
     }  # fmt: skip

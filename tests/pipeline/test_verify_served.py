@@ -109,8 +109,8 @@ class Artifact:
         return Counter({text: n for text, n in self.asked.items() if text.startswith(("Say", "Help me"))})
 
 
-def served(artifact: Artifact) -> Any:
-    return fake_server(artifact, [{"id": "org/mine:q4", "owned_by": "vllm"}])
+def served(artifact: Artifact, owner: str = "vllm") -> Any:
+    return fake_server(artifact, [{"id": "org/mine:q4", "owned_by": owner}])
 
 
 def check(run: Path, server: FakeServer, **options: Any) -> mooring.ServedVerdict:
@@ -136,6 +136,12 @@ def test_it_holds_for_a_model_that_answers_as_the_runs_own(run: Path) -> None:
     assert artifact.requests == asked, "a finished check asked again"
     assert found.answers == run / "served" / "org-mine-q4"
     assert json.loads((found.answers / "verdict.json").read_text())["holds"]
+
+
+def test_a_setting_that_the_server_follows_in_another_way_is_a_note(run: Path) -> None:
+    with served(Artifact(lambda n: REFUSAL), "sglang") as server:
+        found = check(run, server)
+    assert any("SGLang's repetition penalty" in note for note in found.notes)
 
 
 def test_it_does_not_hold_for_a_model_that_lost_its_refusals(run: Path) -> None:

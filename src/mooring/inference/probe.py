@@ -54,6 +54,20 @@ def ignored_settings(engine: OpenAIEngine, used: Collection[SamplingParams]) -> 
     return found
 
 
+def differing_settings(engine: OpenAIEngine, used: Collection[SamplingParams]) -> list[str]:
+    """The settings that a server follows in another way than transformers, each in a sentence.
+
+    Raises:
+        ModelError: The server is unreachable.
+    """
+    if engine.served[1] == "sglang" and any(params.repetition_penalty != 1 for params in used):
+        return [
+            f"{engine.servers.base}: SGLang's repetition penalty counts the tokens of the response alone, and that of "
+            "the other engines those of the prompt too, so that its responses differ from theirs"
+        ]
+    return []
+
+
 def _ignores_penalty(ask: Callable[..., Completion]) -> bool:
     """Whether a response that repeats itself stays the same under a high penalty; False if none repeats itself."""
     for text in (WORDS, STORY):

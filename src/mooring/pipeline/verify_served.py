@@ -16,7 +16,7 @@ from mooring.export import Record
 from mooring.files import atomic_text
 from mooring.inference.load import servers_of
 from mooring.inference.openai import OpenAIEngine
-from mooring.inference.probe import ignored_settings
+from mooring.inference.probe import differing_settings, ignored_settings
 from mooring.inference.store import complete_to_file
 from mooring.jsonio import loads
 from mooring.ledger import LEDGER, check_unmodified, read_ledger
@@ -207,13 +207,15 @@ def _askable(plan: Plan) -> Plan:
 
 
 def _check_server(engine: OpenAIEngine, plan: Plan, allow_ignored: bool) -> list[str]:
-    """Notes on the settings that the server ignores; an error unless they are allowed."""
-    found = ignored_settings(engine, [plan.sampling(name) for name in _asked(plan)])
+    """Notes on the settings that the server ignores, which is an error unless allowed, or follows in another way."""
+    used = [plan.sampling(name) for name in _asked(plan)]
+    found = ignored_settings(engine, used)
     if found and not allow_ignored:
         what = f"{engine.servers.base}: ignores {' and '.join(found)}"
         hint = "set it where the model is served and add --allow-ignored, or use a server that follows it"
         raise ModelError(what, hint, code="model.server_ignores_setting")
-    return [f"the server ignores {each}: its responses are not sampled as the run's" for each in found]
+    notes = [f"the server ignores {each}: its responses are not sampled as the run's" for each in found]
+    return notes + differing_settings(engine, used)
 
 
 def _asked(plan: Plan) -> dict[SetName, list[Prompt]]:

@@ -8,11 +8,12 @@ from typing import Any
 
 from mooring.config import Generate
 from mooring.errors import ModelError, RecipeError, UserError
+from mooring.events import Event
 from mooring.inference.adapters import AdapterServers, LoadedAdapter, ScaledAdapter, ServedBase
 from mooring.inference.engine import Engine
 from mooring.inference.load import servers_of
 from mooring.inference.openai import OpenAIEngine, ServedModel, unavailable
-from mooring.inference.probe import check_settings, check_tokenizer
+from mooring.inference.probe import check_settings, check_tokenizer, differing_settings
 from mooring.inference.retry import RequestLimits
 from mooring.inference.server import Server, TransientError
 from mooring.inference.servers import Servers
@@ -97,7 +98,10 @@ class ServerSweep:
         if (tokenizer := self._base_tokenizer) is not None:
             check_tokenizer(engine, lambda text: len(tokenizer(text)["input_ids"]))
         if isinstance(self._spec.runner, Generate):
-            check_settings(engine, [self._spec.runner.sampling(kind, 0) for kind in ("safety", "task")])
+            used = [self._spec.runner.sampling(kind, 0) for kind in ("safety", "task")]
+            check_settings(engine, used)
+            for sentence in differing_settings(engine, used):
+                self._spec.on_event(Event(step="server", kind="info", message=sentence))
 
     def _select(self, point: MergePoint, kind: str) -> ServedModel:
         if kind == "llamacpp":
