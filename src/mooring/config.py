@@ -634,6 +634,9 @@ class Select(Section):
     base's ASR under the same attack."""
     over_refusal_margin: float | None = Field(None, ge=0, le=1)
     """How far the over-refusal rate may be above the base's, with the same confidence; by default it is not bounded."""
+    task_margin: float | None = Field(None, ge=0)
+    """How far the merged model's task score may be behind the tuned model's, with the same confidence: a condition of
+    the verdict, on the test half. Of a rate 0.05 is 5 points, of a loss 0.05 nats; by default it is not bounded."""
     corrected: bool = False
     """Bound the ASR that people's labels of answers (`mooring label`) correct for the judge's error, in place of the
     judge's own; the limit then includes the error of the correction."""

@@ -144,6 +144,7 @@ class SafeguardOptions(TypedDict, total=False):
     confidence: float | None
     bound_on: str | Sequence[str]
     over_refusal_margin: float | None
+    task_margin: float | None
     corrected: bool
     prompt_field: str | None
     completion_field: str | None
@@ -367,4 +368,5 @@ class SelectOptions(TypedDict, total=False):
     confidence: float | None
     bound_on: str | Sequence[str]
     over_refusal_margin: float | None
+    task_margin: float | None
     corrected: bool

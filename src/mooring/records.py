@@ -439,7 +439,7 @@ class VerdictCheck(Record):
     """One of the conditions of a verdict.
 
     Attributes:
-        name: `base`, `asr`, `over_refusal`, `judge`, `validation` or `task`.
+        name: `base`, `asr`, `over_refusal`, `judge`, `validation`, `task` or `task_margin`.
         outcome: `passed`, `failed`, or `unknown` where the prompts do not tell.
         sentence: The result for people.
         value: What was measured: of a rate bounded above the base's, the difference.

@@ -265,6 +265,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "select.bound": (0.2, END),
     "select.confidence": (0.9, END),
     "select.over_refusal_margin": (0.2, END),
+    "select.task_margin": (0.2, {"Report"}),
     **{f"{stage}.{field}": (value, WRITTEN) for stage in ("align", "tune") for field, value in SHARED.items()},
     "resources.gpus": (2, WRITTEN),
     "resources.gpus_per_engine": (2, WRITTEN),

@@ -9,9 +9,10 @@ from mooring.config import Select
 from mooring.merge_point import BASE, TUNED, MergePoint
 from mooring.records import Choice, RunVerdict, Score, Trial
 from mooring.scoring.scores import share_score
-from mooring.selection.gains import clear_difference, kept_gain, kept_gains
+from mooring.selection.gains import behind, clear_difference, kept_gain, kept_gains
 from mooring.selection.limits import with_flips
 from mooring.selection.verdict import _missed, _task, decide
+from mooring.stats import paired_upper
 
 POINT = MergePoint(0.4)
 CHOICE = Choice(point=POINT, within=True, bound=0.13, metric="call_match", reason="So.", prompts=100)
@@ -250,3 +251,55 @@ def test_the_task_is_the_choices_or_the_first_of_the_test_half_that_is_no_share_
 def test_a_score_without_a_count_of_misses_has_none() -> None:
     score = dataclasses.replace(task(3), details={"yes": 3, "total": 80})
     assert _missed(score) == 0
+
+
+# --- The task, beside the tuned model ---
+
+
+def beside(rights: int, tuned: int, margin: float, n: int = 200) -> RunVerdict:
+    tested = trials({BASE: 3, POINT: 4})
+    scores = {model: {**tested[model].scores, "call_match": task(right, n)} for model, right in (("merged", rights),)}
+    tested["merged"] = dataclasses.replace(tested["merged"], scores=scores["merged"])
+    base = {**tested["base"].scores, "call_match": task(0, n)}
+    tested["base"] = dataclasses.replace(tested["base"], scores=base)
+    tested["tuned"] = Trial(point=TUNED, method="linear", split="test", scores={"call_match": task(tuned, n)})
+    return decide(
+        tested,
+        trials({BASE: 3, POINT: 5}),
+        choice=CHOICE,
+        settings=Select(task_margin=margin),
+        gains={},
+        judge="rules",
+        by_wording=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("rights", "margin", "outcome", "decision"),
+    [(150, 0.1, "passed", "ship"), (145, 0.05, "unknown", "not_enough_evidence"), (120, 0.1, "failed", "do_not_ship")],
+)
+def test_a_task_margin_asks_for_the_upper_limit_of_how_far_it_is_behind_the_tuned_model(
+    rights: int, margin: float, outcome: str, decision: str
+) -> None:
+    found = beside(rights, 152, margin)
+    assert outcomes(found)["task_margin"] == outcome
+    assert found.decision == decision
+    (check,) = [each for each in found.checks if each.name == "task_margin"]
+    assert check.value == pytest.approx((152 - rights) / 200)
+    assert check.upper == pytest.approx(paired_upper(152 - rights, 0, 200))
+    assert f"{100 * (152 - rights) / 200:.1f} points behind the tuned model on 200 held-out prompts" in check.sentence
+
+
+def test_a_lower_loss_is_not_behind_and_other_prompts_tell_nothing() -> None:
+    def losses(each: list[float]) -> Score:
+        values = {f"t{i}": value for i, value in enumerate(each)}
+        return Score(
+            name="response_loss", value=sum(each) / len(each), low=None, high=None, n=len(each), better="lower",
+            method="m", each=values, weights=dict.fromkeys(values, 1.0),
+        )  # fmt: skip
+
+    tuned, worse = losses([1.0] * 40), losses([1.5, 1.1] * 20)
+    assert behind(tuned, worse, 0.95) == (pytest.approx(0.3), pytest.approx(0.35, abs=0.06))
+    assert behind(worse, tuned, 0.95) == (pytest.approx(-0.3), pytest.approx(-0.25, abs=0.06))
+    assert behind(tuned, losses([1.0] * 39), 0.95) is None
+    assert outcomes(verdict(3, 4, select={"task_margin": 0.1}))["task_margin"] == "unknown"

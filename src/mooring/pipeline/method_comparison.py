@@ -58,7 +58,7 @@ def assemble_comparison(
             options=plan.merge_options(series),
             trials=of(lambda point: isinstance(point, SeriesPoint) and point.series == series),
             choice=choice,
-            verdict=verdict_of(plan, trials, merged, choice, gains),
+            verdict=verdict_of(plan, trials, merged, choice, gains, plan.ends_of(series)[0]),
             gains=gains,
         )
 

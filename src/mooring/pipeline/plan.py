@@ -501,7 +501,7 @@ def _select_inputs(plan: Plan, models: Sequence[Point]) -> types.SelectInputs:
     metrics = plan.metrics["validation"]
     return types.SelectInputs(
         scores=_scores(models, "validation"),
-        config=plan.recipe.select.model_dump(mode="json", exclude={"budget", *OF_A_GRADIENT}),
+        config=plan.recipe.select.model_dump(mode="json", exclude={"budget", "task_margin", *OF_A_GRADIENT}),
         metric=metrics[0] if metrics else None,
         labels=sha256(plan.paths.labels) if plan.recipe.select.corrected else "",
     )
@@ -546,7 +546,7 @@ def _bisect(plan: Plan, pair: types.PairInputs) -> Step:
     names = plan.bisected
     inputs = types.BisectInputs(
         models=pair,
-        config=plan.recipe.select.model_dump(mode="json", exclude={"budget", "policy", *OF_A_GRADIENT}),
+        config=plan.recipe.select.model_dump(mode="json", exclude={"budget", "policy", "task_margin", *OF_A_GRADIENT}),
         prompts={name: plan.digest("validation", name) for name in names},
         judges=[JudgeKey(plan.judging.of(name)[0]) for name in names],
         seed=plan.recipe.seed,
@@ -585,7 +585,7 @@ def search_modules(plan: Plan, tried: Sequence[MergePoint]) -> Step:
         choice=StepKey("select"),
         changes=StepKey("measure_change"),
         lambdas=plan.recipe.merge.lambdas,
-        config=plan.recipe.select.model_dump(mode="json", exclude={*OF_A_GRADIENT}),
+        config=plan.recipe.select.model_dump(mode="json", exclude={"task_margin", *OF_A_GRADIENT}),
         tried=_scores(tried, "validation"),
         gradient=StepKey("search_gradient") if plan.recipe.select.search == "gradient" else None,
     )

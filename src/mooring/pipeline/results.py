@@ -124,12 +124,18 @@ def gains_of(trials: Sequence[Trial], tuned: MergePoint, merged: MergePoint) -> 
 
 
 def verdict_of(
-    plan: Plan, trials: Sequence[Trial], merged: MergePoint, choice: Choice, gains: Mapping[str, Gain]
+    plan: Plan,
+    trials: Sequence[Trial],
+    merged: MergePoint,
+    choice: Choice,
+    gains: Mapping[str, Gain],
+    tuned: MergePoint = TUNED,
 ) -> RunVerdict:
     """Whether a merged model can be shipped, from the trials of both halves, with flips against the base."""
     judging, found = plan.judging, {(trial.split, trial.point): trial for trial in trials}
     return decide(
-        {"base": found["test", BASE], "merged": found["test", merged]},
+        {"base": found["test", BASE], "merged": found["test", merged]}
+        | ({"tuned": found["test", tuned]} if ("test", tuned) in found else {}),
         {"base": found["validation", BASE], "merged": found["validation", merged]},
         choice=choice,
         settings=plan.recipe.select,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from mooring.errors import DataError
 from mooring.records import Gain, Score, Trial
-from mooring.stats import bootstrap_ratio, compare_rates, compare_scores
+from mooring.stats import bootstrap_difference, bootstrap_ratio, compare_rates, compare_scores, flips, paired_upper
 
 CHANCE = 0.05
 """The two-sided error at which a gain differs from zero."""
@@ -47,6 +47,26 @@ def kept_gain(base: Score, tuned: Score, merged: Score) -> Gain:
     interval = bootstrap_ratio(kept, gained)
     assert interval is not None  # the sum of `gained` is above zero
     return Gain(value=sum(kept) / sum(gained), low=interval[0], high=interval[1], n=n)
+
+
+def behind(tuned: Score, merged: Score, confidence: float) -> tuple[float, float] | None:
+    """How far a merged model's score is behind the tuned model's on the same prompts, and its one-sided upper limit.
+
+    Of scores of 0 and 1 the limit is that of paired rates (`paired_upper`), of others the percentile of a paired
+    bootstrap over prompts. None if the scores are not known by prompt, or the prompts differ.
+    """
+    if not tuned.each or tuned.each.keys() != merged.each.keys():
+        return None
+    first, second = (merged, tuned) if tuned.better == "higher" else (tuned, merged)
+    if _is_binary(first.each.values()) and _is_binary(second.each.values()):
+        found = flips(_hits(first.each), _hits(second.each))
+        value = (found.worse - found.better) / found.pairs
+        return value, paired_upper(found.worse, found.better, found.pairs, confidence)
+    keys = sorted(first.each)
+    below = [first.weights.get(key, 1.0) for key in keys]
+    tops = [[score.each[key] for key in keys] for score in (second, first)]
+    interval = bootstrap_difference((tops[0], below), (tops[1], below), level=2 * confidence - 1)
+    return None if interval is None else ((sum(tops[0]) - sum(tops[1])) / sum(below), interval[1])
 
 
 def clear_difference(first: Score, second: Score) -> int:

@@ -8,7 +8,7 @@ from mooring.config import Select
 from mooring.metrics import MISS_WARNING, find_metric
 from mooring.records import Choice, Decision, Gain, Outcome, RunVerdict, Score, Trial, VerdictCheck
 from mooring.selection.explain import label, percent
-from mooring.selection.gains import clear_difference
+from mooring.selection.gains import behind, clear_difference
 from mooring.selection.limits import TOLERANCE, Rule, enough_pairs, enough_prompts, rise, rules, smallest_set
 from mooring.stats import binomial_upper
 
@@ -35,7 +35,8 @@ def decide(
     only the limit exceeds is not shown.
 
     Args:
-        tested: By `base` and `merged`, the trials of the test half, with the flips of the rates (`with_flips`).
+        tested: By `base`, `merged` and `tuned`, the trials of the test half, with the flips of the rates
+            (`with_flips`). That of the tuned model is only for `settings.task_margin`.
         validated: The same of the validation half.
         choice: The chosen λ.
         settings: The recipe's `select` section.
@@ -52,6 +53,7 @@ def decide(
         *_judge_check(tested),
         *_choice_check(validated, choice, rules(settings)),
         *_task_check(tested, metric),
+        *_task_margin_check(tested, metric, settings.task_margin, stated),
     ]
     outcomes = {check.outcome for check in checks}
     decision: Decision = "ship"
@@ -234,6 +236,36 @@ def _task_check(tested: Mapping[str, Trial], metric: str | None) -> Iterator[Ver
     sentence = f"{words} at the task ({label(metric)}) on {merged.n} held-out prompts"
     yield VerdictCheck(
         name="task", outcome="failed" if found < 0 else "passed", sentence=sentence, value=merged.value, n=merged.n
+    )
+
+
+def _task_margin_check(
+    tested: Mapping[str, Trial], metric: str | None, margin: float | None, stated: float
+) -> Iterator[VerdictCheck]:
+    """Whether the merged model's task score is shown to be at most a margin behind the tuned model's.
+
+    It is one more condition of which all have to hold: tested once, at the whole confidence (intersection-union test).
+    """
+    if margin is None:
+        return
+    scores = [tested[model].scores.get(metric or "") if model in tested else None for model in ("tuned", "merged")]
+    found = behind(scores[0], scores[1], stated) if scores[0] and scores[1] else None
+    if found is None or metric is None or scores[1] is None:
+        sentence = "How far the task score is behind the tuned model's was not measured on the same held-out prompts"
+        yield VerdictCheck(name="task_margin", outcome="unknown", sentence=sentence, allowed=margin)
+        return
+    (value, upper), n = found, scores[1].n
+    outcome: Outcome = "passed" if upper <= margin + TOLERANCE else "failed" if value > margin else "unknown"
+    known = find_metric(metric)
+    nats = known is not None and known.unit == "nats"
+    shown = [f"{each:.3f} nats" if nats else f"{100 * each:.1f} points" for each in (value, upper, margin)]
+    own, most, allowed = (text.replace("-", "−") for text in shown)
+    sentence = (
+        f"At the task ({label(metric)}) {own} behind the tuned model on {n} held-out prompts, at most {most} with "
+        f"{100 * stated:g} % confidence; {allowed} are allowed"
+    )
+    yield VerdictCheck(
+        name="task_margin", outcome=outcome, sentence=sentence, value=value, upper=upper, allowed=margin, n=n
     )
 
 
