@@ -358,6 +358,12 @@ def test_a_model_at_the_margin_itself_passes_tangos_limit_about_once_in_twenty(n
     assert 0.03 < chance < 0.07
 
 
+def test_a_limit_at_the_bound_is_within_it() -> None:
+    limit = paired_upper(3, 1, 100)
+    assert paired_within(3, 1, 100, limit)
+    assert not paired_within(3, 1, 100, limit - 1e-9)
+
+
 # Answers in clusters
 
 
