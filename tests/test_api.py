@@ -63,6 +63,7 @@ def test_the_typed_options_of_a_verb_are_its_fields(verb: str) -> None:
             *ROLES,
             "plugins",
             "max_shard_size",
+            "on",
             "as_adapter",
             "allow_nonfinite",
             "threads",

@@ -47,8 +47,8 @@ __all__ = [
     "check_merge", "compare", "compare_evals", "doctor", "export_run", "extract_lora", "gate", "generate",
     "import_labels", "inspect", "judge_error", "label_page", "label_server", "list_plugins", "lm_eval",
     "load_comparison", "load_results", "merge", "mergekit_export", "mergekit_run", "open_comparison", "paper", "plan",
-    "prefer", "preview_data", "push", "quickstart", "rejudge", "report", "run", "safeguard", "safeguard_recipe",
-    "score", "select", "serve", "to_gguf", "tune", "verify", "verify_served",
+    "plan_merge", "prefer", "preview_data", "push", "quickstart", "rejudge", "report", "run", "safeguard",
+    "safeguard_recipe", "score", "select", "serve", "to_gguf", "tune", "verify", "verify_served",
 ]  # fmt: skip
 
 
@@ -246,7 +246,8 @@ def merge(
             `base`'s, the `tuned` model's, or the `larger` (default), which is the base's unless another has more
             tokens; `max_shard_size`, such as `"5GB"` (by default as the base's files);
             `as_adapter`, write a LoRA adapter, not a whole model, from inputs that are adapters; `allow_nonfinite`,
-            allow NaN and Inf; `threads` (by default one per core); `check`, compare what it computes with what it
+            allow NaN and Inf; `threads` (by default one per core); `on`, a Ray cluster that does it (`ray`,
+            `ray://HOST:PORT`; docs/clusters.md); `check`, compare what it computes with what it
             should, as `check_merge` does, and record the result in the manifest; `gguf`, write the merged model as GGUF
             too, beside its other files, as in `to_gguf`; `qlora_base`, add a QLoRA adapter's change to the base as
             `given` (default) or to the `dequantized` weights that it was trained on; `keep_quantization`, write
@@ -263,19 +264,47 @@ def merge(
     from mooring.pipeline.merged import make
 
     given: dict[str, Any] = dict(options)
+    plugins = _load_plugins(given)
+    output = {name: given.pop(name) for name in opt.OutputOptions.__annotations__ if name in given}
+    job = make_job(base, tuned, lambdas[0] if lambdas else lam, **given)
+    return make(job, Path(out), lambdas=lambdas, plugins=plugins, on_event=on_event, **output)
+
+
+def plan_merge(
+    base: Ref,
+    tuned: Ref | Sequence[Ref],
+    *,
+    out: Ref,
+    lam: opt.Lam | None = None,
+    lambdas: Sequence[float] = (),
+    **options: Unpack[opt.MergeOptions],
+) -> Forecast:
+    """What a merge would read and write, and how long it would take, measured here on a part of it.
+
+    Arguments as in `merge`. It takes seconds, and leaves nothing on the disk.
+
+    Raises:
+        UserError: The merge would be refused; or it is one on a cluster or of adapters, for which there is no estimate.
+    """
+    from mooring.merging.run_job import make_job
+    from mooring.pipeline.merge_forecast import forecast_merge
+
+    given: dict[str, Any] = dict(options)
     _load_plugins(given)
     output = {name: given.pop(name) for name in opt.OutputOptions.__annotations__ if name in given}
     job = make_job(base, tuned, lambdas[0] if lambdas else lam, **given)
-    return make(job, Path(out), lambdas=lambdas, on_event=on_event, **output)
+    return forecast_merge(job, Path(out), lambdas=lambdas, **output)
 
 
-def _load_plugins(options: dict[str, Any]) -> None:
-    """Load the plug-ins among options, and take them out."""
+def _load_plugins(options: dict[str, Any]) -> list[str]:
+    """Load the plug-ins among options, take them out, and name them."""
     from mooring.plugins import load
 
     refs = options.pop("plugins", ())
-    for reference in [refs] if isinstance(refs, str) else refs:
+    named = [refs] if isinstance(refs, str) else list(refs)
+    for reference in named:
         load(reference)
+    return named
 
 
 def extract_lora(

@@ -725,6 +725,19 @@ class Resources(Section):
             raise ValueError("give at least 1, or `all`")
         return value
 
+    @classmethod
+    def parse(cls, on: str) -> "Resources":
+        """From the place alone, as `--on` gives it.
+
+        Raises:
+            RecipeError: It is none (`recipe.bad_value`).
+        """
+        try:
+            return cls(on=on)
+        except ValidationError:
+            hint = "write `local`, `ray` or `ray://HOST:PORT`"
+            raise RecipeError(f"on: {on!r} is no place to work", hint, code="recipe.bad_value") from None
+
     @property
     def local(self) -> bool:
         """Whether all work is done in this process."""

@@ -14,6 +14,7 @@
 Any other exception that escapes is a bug and keeps its traceback (exit code 1).
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from mooring.printable import visible
@@ -50,6 +51,17 @@ class UserError(MooringError):
         self.message = message
         self.hint = hint
         self.code = code or f"{self.domain}.invalid"
+
+    def __reduce__(self) -> tuple[Callable[..., "UserError"], tuple[str, ...]]:
+        """What another process needs to raise it."""
+        return _restored, (type(self).__name__, self.message, self.hint, self.code)
+
+
+def _restored(kind: str, message: str, hint: str, code: str) -> UserError:
+    found: type[UserError] = globals()[kind]
+    error = found.__new__(found)
+    UserError.__init__(error, message, hint, code=code)
+    return error
 
 
 class RecipeError(UserError):

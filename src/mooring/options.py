@@ -84,6 +84,7 @@ class OutputOptions(TypedDict, total=False):
     qlora_base: Literal["given", "dequantized"]
     keep_quantization: bool
     threads: int | None
+    on: str
     check: bool
     gguf: Literal["q8_0", "f16", "bf16"] | None
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+import mooring
 import tiny_adapters
 from mooring.config import Recipe, Resources
+from mooring.errors import UserError
 from mooring.events import Event
 from mooring.inference.engine import Engine
 from mooring.inference.token_engine import Encoded, Sample, TokenEngine
@@ -115,6 +117,21 @@ def test_two_workers_give_the_results_of_one_process(place: Place) -> None:
     ]
     assert made[0]["made_by"]["engine"]["device"] == "cpu"
     assert not [*place.folder.joinpath("two").rglob(".probe-*")]
+
+
+def test_a_merge_has_the_bytes_of_one_in_this_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mooring.merging.engine.WINDOW", 2**16)  # several tasks
+    plain = json.loads((place.folder / "recipe.json").read_text())
+    made = []
+    for on in ("local", "ray"):
+        out = place.folder / f"merged-{on}"
+        made.append(mooring.merge(plain["base"], plain["tuned"], out=out, lam=0.4, method="slerp", on=on))
+    local, ray_ = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in made)
+    assert local == ray_
+    with pytest.raises(UserError) as caught:
+        mooring.merge(plain["base"], plain["base"], out=place.folder / "same", lam=0.4, on="ray")
+    assert caught.value.code == "model.equal"
+    assert not (place.folder / "same").exists()
 
 
 class Deadly(TokenEngine):

@@ -53,7 +53,10 @@ _OUTPUT = (
         help="Add a QLoRA adapter to BASE, or to the dequantized weights that it was trained on.",
     ),
     click.option("--keep-quantization", is_flag=True, help="Write quantized weights in BASE's format, not in 16 bits."),
-    click.option("--threads", type=click.IntRange(min=1), help="Number of threads; by default one per core."),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="Number of threads or processes; by default one per core."
+    ),
+    click.option("--on", default="local", show_default=True, help="A Ray cluster that does it: ray, ray://HOST:PORT."),
     click.option(
         "--check/--no-check", default=False, help="Compare what it computes with BASE and TUNED, by transformers."
     ),
@@ -72,9 +75,12 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     click.option("--lambdas", help="Several λ in one pass, a folder each: 0.2,0.4,0.6,0.8."),
     click.option("--push", "hub_id", metavar="OWNER/NAME", help="Upload it with its card, as `mooring push` does."),
     click.option("--private", is_flag=True, help="Make the hub repository of --push private."),
+    click.option("--dry-run", is_flag=True, help="Measure the storage, say how long it will take, and stop."),
     *_OUTPUT,
 )
-def merge(lambdas: str | None, hub_id: str | None, private: bool, out: str, as_json: bool, **options: Any) -> None:
+def merge(
+    lambdas: str | None, hub_id: str | None, private: bool, dry_run: bool, out: str, as_json: bool, **options: Any
+) -> None:
     """Merge tuned models into their base.
 
     The default method gives (1−λ)·BASE + λ·TUNED.
@@ -105,6 +111,9 @@ def merge(lambdas: str | None, hub_id: str | None, private: bool, out: str, as_j
         check_push(hub_id, private=private)
     base, tuned, job = _job(options)
     output = {name: options[name] for name in OutputOptions.__annotations__}
+    if dry_run:
+        found = mooring.plan_merge(base, tuned, out=out, lambdas=several, **job, **output)
+        return render.forecast(found, as_json=as_json)
     with render.bar("merge", resumes=False) as on_event:
         folder = mooring.merge(base, tuned, out=out, lambdas=several, on_event=on_event, **job, **output)
     url = mooring.push(folder, hub_id, base=base, tuned=tuned, private=private) if hub_id else None

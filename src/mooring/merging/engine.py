@@ -1,4 +1,4 @@
-"""Run a method's plans over all tensors, slice by slice, on a few threads, in bounded memory."""
+"""Run a method's plans over all tensors, slice by slice, on a few threads or processes, in bounded memory."""
 
 import contextlib
 import dataclasses
@@ -45,12 +45,29 @@ class Sink(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Merged:
+class Merged:
     """The result for a slice: which tuned models differ from the base in it; digests of what was read and written."""
 
     differs: tuple[bool, ...]
     read: tuple[Part | None, ...]
     written: tuple[Part, ...]
+
+
+Window = Sequence[OutputTensor]
+"""Tensors whose passes run together."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Done:
+    """What was made of a window: little beside the window itself, so that it may come from another process.
+
+    Attributes:
+        merged: The result of every slice, in order.
+        notes: Tensors' names and decisions about them.
+    """
+
+    merged: Sequence[tuple[Slice, Merged]]
+    notes: Sequence[tuple[str, str]]
 
 
 class Engine:
@@ -100,8 +117,9 @@ class Engine:
         self._dtype, self._check = output.torch_dtype, not output.allow_nonfinite
         takes = tuple(role for role in pair.references if self._method.accepts)
         self._used = len(pair.tuned) + len(takes)  # models after the base that the method sees
+        self._note, self._noted = note, list[tuple[str, str]]()
         self._params = tensor_params(
-            method, options, pair.tensors, len(pair.tuned), lams, note, self._dtype, references=takes
+            method, options, pair.tensors, len(pair.tuned), lams, self._keep_note, self._dtype, references=takes
         )
         self._requantized = pair.base.quantized.keys() if output.keep_quantization else frozenset[str]()
         for name in self._params.keys() & self._requantized:
@@ -127,41 +145,116 @@ class Engine:
         """Bytes of the tensors of one output."""
         return sum(t.numel * self.dtype(t).itemsize for t in self._pair.tensors.values())
 
-    def run(self, writers: Sequence[Sink]) -> None:
+    def run(self, writers: Sequence[Sink], elsewhere: Callable[[], Iterator[tuple[int, Done]]] | None = None) -> None:
         """Fill the outputs, one for each λ.
+
+        Args:
+            writers: The outputs.
+            elsewhere: Fills them instead, and yields the number of each window with what was made of it, in any order.
 
         Raises:
             ModelError: An input holds NaN or Inf, or is truncated.
             MismatchError: Integers or booleans differ, or no tuned model differs from the base.
             OutputError: The disk is full.
         """
-        for _ in self.run_windows(writers):
-            pass
+        if elsewhere is None:
+            for _ in self.run_windows(writers):
+                pass
+            return
+        self._begin(writers)
+        done: dict[int, Done] = {}
+        for number, made in elsewhere():
+            done[number] = made
+            for piece, _ in made.merged:
+                self._advance(piece, len(writers))
+        for number, window in enumerate(self.windows()):
+            for piece, merged in done[number].merged:
+                self._record(self._pair.tensors[piece.name], merged)
+            self._noted += done[number].notes
+            self._end(window)
+        self._check_changed()
 
-    def run_windows(self, writers: Sequence[Sink]) -> Iterator[Sequence[OutputTensor]]:
+    def run_windows(self, writers: Sequence[Sink]) -> Iterator[Window]:
         """Fill the outputs; yield some tensors at a time, when they are written. Errors as in `run`."""
+        self._begin(writers)
+        for window in self.windows(whole=self._method.passes == 1):
+            with contextlib.closing(self._merge_window(window, writers)) as results:
+                for piece, merged in results:
+                    self._record(self._pair.tensors[piece.name], merged)
+                    self._advance(piece, len(writers))
+            self._end(window)
+            yield window
+        self._check_changed()
+
+    def windows(self, *, whole: bool = False) -> list[Window]:
+        """The tensors, in groups whose passes run together; `whole`: in a single one."""
+        most = 1 if self._method.matrices else _TENSORS_IN_A_WINDOW
+        return list(_windows(self._pair.tensors.values(), most, whole=whole))
+
+    def order(self) -> list[int]:
+        """The numbers of the windows, the largest first, so that workers end at about the same time."""
+        sizes = [sum(tensor.numel * tensor.dtype.itemsize for tensor in window) for window in self.windows()]
+        return sorted(range(len(sizes)), key=lambda number: -sizes[number])
+
+    def do(self, window: Window, writers: Sequence[Sink]) -> Done:
+        """Fill a window of the outputs. Errors as in `run`."""
+        self._noted.clear()
+        return Done(list(self._merge_window(window, writers)), list(self._noted))
+
+    @property
+    def whole_tensors(self) -> bool:
+        """Whether the method has whole tensors in memory."""
+        return self._method.matrices
+
+    def use_threads(self, threads: int) -> None:
+        """Set the number of worker threads."""
+        self._threads = threads
+
+    def _begin(self, writers: Sequence[Sink]) -> None:
+        self._flush_notes()
         self.written = [{} for _ in writers] if self._kept is None else []
         self._total = self.nbytes * len(writers)
-        most = 1 if self._method.matrices else _TENSORS_IN_A_WINDOW
-        for window in _windows(self._pair.tensors.values(), most, whole=self._method.passes == 1):
-            plans: dict[str, Plan] = {}
-            formulas: dict[str, Apply] = {}
-            for tensor in window:
-                if tensor.name in self._params and tensor.shared:
-                    made = formula(self._method.name)(self._params[tensor.name], len(self._pair.tuned))
-                    if isinstance(made, Generator):
-                        plans[tensor.name] = made
-                    else:
-                        formulas[tensor.name] = made
-            self._apply(window, formulas | self._settle(window, plans), writers)
-            yield window
+
+    def _end(self, window: Window) -> None:
+        for tensor in window:
+            for digests in self.written:
+                digests.setdefault(tensor.name, TensorDigest())  # a tensor without entries
+        self._flush_notes()
+
+    def _advance(self, piece: Slice, outputs: int) -> None:
+        self._done += (piece.stop - piece.start) * self.dtype(self._pair.tensors[piece.name]).itemsize * outputs
+        if self._on_event:
+            self._on_event(Event(step="merge", kind="progress", done=self._done, total=self._total, unit="bytes"))
+
+    def _keep_note(self, name: str, sentence: str) -> None:
+        self._noted.append((name, sentence))
+
+    def _flush_notes(self) -> None:
+        for name, sentence in self._noted:
+            self._note(name, sentence)
+        self._noted.clear()
+
+    def _check_changed(self) -> None:
         if all(self.equal):
             names = " and ".join(str(model.folder) for model in self._pair.tuned)
             verb = "equal" if len(self._pair.tuned) > 1 else "equals"
             what = f"{names}: {verb} {self._pair.base.folder}, so the merge would change nothing"
             raise MismatchError(what, "name a tuned model", code="model.equal")
 
-    def _settle(self, window: Sequence[OutputTensor], plans: Mapping[str, Plan]) -> dict[str, Apply]:
+    def _merge_window(self, window: Window, writers: Sequence[Sink]) -> Generator[tuple[Slice, Merged], None, None]:
+        """Run the passes of some tensors, merge and write them; yield every slice's result, in order."""
+        plans: dict[str, Plan] = {}
+        formulas: dict[str, Apply] = {}
+        for tensor in window:
+            if tensor.name in self._params and tensor.shared:
+                made = formula(self._method.name)(self._params[tensor.name], len(self._pair.tuned))
+                if isinstance(made, Generator):
+                    plans[tensor.name] = made
+                else:
+                    formulas[tensor.name] = made
+        yield from self._apply(window, formulas | self._settle(window, plans), writers)
+
+    def _settle(self, window: Window, plans: Mapping[str, Plan]) -> dict[str, Apply]:
         """Run the passes of some tensors until every plan has returned its formula."""
         settled: dict[str, Apply] = {}
         requested: dict[str, Pass | Whole] = {}
@@ -229,10 +322,12 @@ class Engine:
                 pass
         return request.work(*inputs)
 
-    def _apply(self, window: Sequence[OutputTensor], formulas: Mapping[str, Apply], writers: Sequence[Sink]) -> None:
+    def _apply(
+        self, window: Window, formulas: Mapping[str, Apply], writers: Sequence[Sink]
+    ) -> Generator[tuple[Slice, Merged], None, None]:
         """Merge some tensors and write them."""
 
-        def work(piece: Slice) -> _Merged:
+        def work(piece: Slice) -> Merged:
             if piece.start >= self._pair.tensors[piece.name].shared:
                 return self._copy_rest(piece, writers)
             return self._merge(piece, formulas.get(piece.name), writers)
@@ -240,21 +335,12 @@ class Engine:
         pieces = (piece for t in window for piece in (*self._cut(t), *self._cut_rest(t)))
         # closing: no worker may outlive the writers
         with contextlib.closing(sweep(pieces, work, self._threads, batch=_BATCH)) as results:
-            for piece, merged in results:
-                tensor = self._pair.tensors[piece.name]
-                self._record(tensor, merged)
-                self._done += (piece.stop - piece.start) * self.dtype(tensor).itemsize * len(writers)
-                if self._on_event:
-                    progress = Event(step="merge", kind="progress", done=self._done, total=self._total, unit="bytes")
-                    self._on_event(progress)
-        for tensor in window:
-            for digests in self.written:
-                digests.setdefault(tensor.name, TensorDigest())  # a tensor without entries
+            yield from results
 
-    def _merge(self, piece: Slice, formula: Apply | None, writers: Sequence[Sink]) -> _Merged:
+    def _merge(self, piece: Slice, formula: Apply | None, writers: Sequence[Sink]) -> Merged:
         """Merge a slice and write it."""
         if self._is_final(piece):
-            return _Merged(self._kept.differs[piece] if self._kept else (), (), ())
+            return Merged(self._kept.differs[piece] if self._kept else (), (), ())
         known = self._kept.inputs(piece) if self._kept else None
         if self._kept and known:
             tensor, base, tuned, differs = (
@@ -297,7 +383,7 @@ class Engine:
             writer.write(tensor.name, piece.start, values)
             if self._kept is None:
                 written.append(hash_values(piece.start, values))
-        return _Merged(differs, read, tuple(written))
+        return Merged(differs, read, tuple(written))
 
     def _is_final(self, piece: Slice) -> bool:
         """Whether the outputs hold a slice already, since no tuned model changes it."""
@@ -305,10 +391,10 @@ class Engine:
             return False
         return not any(self._kept.differs.get(piece, (True,)))
 
-    def _copy_rest(self, piece: Slice, writers: Sequence[Sink]) -> _Merged:
+    def _copy_rest(self, piece: Slice, writers: Sequence[Sink]) -> Merged:
         """Copy entries that only some models have."""
         if piece.name in self._filled:
-            return _Merged((), (), ())
+            return Merged((), (), ())
         tensor = self._pair.tensors[piece.name]
         values = self._pair.read_rest(tensor, piece.start, piece.stop)
         where = self._pair.models[tensor.rest].folder
@@ -320,7 +406,7 @@ class Engine:
         for writer in writers:
             writer.write(tensor.name, piece.start, values)
         written = () if self._kept else (hash_values(piece.start, values),) * len(writers)
-        return _Merged((), (), written)
+        return Merged((), (), written)
 
     def _propagates(self, tensor: OutputTensor) -> bool:
         """Whether NaN or Inf in any input propagates to every result, so that it is enough to check those."""
@@ -335,7 +421,7 @@ class Engine:
             if values is not base:
                 check_finite(values, model.folder, tensor.name)
 
-    def _record(self, tensor: OutputTensor, merged: _Merged) -> None:
+    def _record(self, tensor: OutputTensor, merged: Merged) -> None:
         if any(merged.differs):
             self.changed[tensor.name] = None
         for m, differs in enumerate(merged.differs[: len(self.equal)]):

@@ -1,6 +1,7 @@
 """Merge models from folder to folder: open, check, write, verify."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,15 +26,14 @@ from mooring.merging.manifest import (
     write_side_files,
 )
 from mooring.merging.pair import ModelPair, OutputTensor, open_pair
+from mooring.merging.parts import Elsewhere, Parts, Shards
+from mooring.merging.processes import in_processes, processes
 from mooring.merging.requantize import RequantizingSink, check_kept, stored_tensors
 from mooring.merging.slices import SLICE
 from mooring.merging.verify import compare
 from mooring.models import Writer, open_checkpoint
 
 ROOM_FOR_SIDE_FILES = 64 * 2**20
-
-Shards = dict[str, list[tuple[str, torch.dtype, tuple[int, ...]]]]
-"""File name to (name, dtype, shape) of its tensors, in the order of their bytes."""
 
 
 def merge(
@@ -69,7 +69,8 @@ def merge(
         references: Folders of further models that the method needs, by role.
         output: The form of the result.
         slice_bytes: Bytes of the base that a thread holds at a time, at least one cell of the grid.
-        threads: Number of worker threads; defaults to the number of cores, up to 4.
+        threads: Number of workers: processes where the models are large, else threads. Defaults to the number of cores
+            (threads: up to 4).
         on_event: Receives progress in bytes written.
         settings: The other fields of `job.Options`: `weights`, `density`, `gamma`, `epsilon`, `normalize`, `rescale`,
             `seed`, `base_weight`, `rank`, `threshold`.
@@ -114,9 +115,16 @@ def merge_pair(
     slice_bytes: int = SLICE,
     threads: int | None = None,
     on_event: OnEvent | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Path:
-    """Merge models that are open already, with all options as one value; otherwise as `merge`."""
+    """Merge models that are open already, with all options as one value; otherwise as `merge`.
+
+    `elsewhere` fills the output instead of this process; the inputs and `out` have to be there as well.
+    """
     out = Path(out)
+    if elsewhere and output.keep_quantization:
+        what = "on: quantized weights are written in the base's format in one process only"
+        raise UserError(what, "leave out `on` or `keep_quantization`", code="usage.on_quantized")
     if threads is not None and threads < 1:
         raise UserError(f"threads: {threads} is too few", "give 1 or more, or leave it out", code="usage.bad_threads")
     values = values_by_folder(method, lambdas) or {"": options.lam}
@@ -151,7 +159,19 @@ def merge_pair(
             changed = [lam.constant != 0 for lam in values.values()]
             written, survival = _write_requantized(engine, pair, folders, layout, changed)
         else:
-            _write_tensors(engine, folders, layout)
+            parts = Parts(
+                base=pair.base.folder,
+                tuned=[model.folder for model in pair.tuned],
+                references={role: model.folder for role, model in pair.references.items()},
+                method=method,
+                options=options,
+                lams=list(values.values()),
+                output=output,
+                slice_bytes=slice_bytes,
+                folders=folders,
+                shards=layout,
+            )
+            _write_tensors(engine, parts, threads, elsewhere)
             written, survival = engine.written, [{} for _ in folders]
         for model, equal in zip(pair.tuned, engine.equal, strict=True):
             if equal:
@@ -180,11 +200,19 @@ def merge_pair(
     return out
 
 
-def _write_tensors(engine: Engine, folders: Sequence[Path], layout: Shards) -> None:
+def _write_tensors(engine: Engine, parts: Parts, threads: int | None, elsewhere: Elsewhere | None) -> None:
     with contextlib.ExitStack() as stack:
-        for folder in folders:
+        for folder in parts.folders:
             folder.mkdir(exist_ok=True)
-        engine.run([stack.enter_context(Writer(folder, layout)) for folder in folders])
+        writers = [stack.enter_context(Writer(folder, parts.shards)) for folder in parts.folders]
+        if elsewhere:
+            windows = engine.windows()
+            names = {number: [tensor.name for tensor in windows[number]] for number in engine.order()}
+            engine.run(writers, functools.partial(elsewhere, parts, names))
+        elif (count := processes(engine, threads)) > 1:
+            engine.run(writers, functools.partial(in_processes, engine, writers, count))
+        else:
+            engine.run(writers)
 
 
 def _write_requantized(

@@ -428,20 +428,27 @@ class Writer(_OpenFiles):
         folder: An existing folder.
         shards: File name to (name, dtype, shape) of its tensors, in the order of their bytes. With more than one
             file, an index is written too.
+        existing: The files were made by another process, and are filled by several.
 
     Raises:
         OutputError: The disk is full, or may not be written.
     """
 
-    def __init__(self, folder: Path, shards: Mapping[str, Sequence[tuple[str, torch.dtype, tuple[int, ...]]]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shards: Mapping[str, Sequence[tuple[str, torch.dtype, tuple[int, ...]]]],
+        *,
+        existing: bool = False,
+    ) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self._existing = folder, existing
         self.tensors: dict[str, TensorInfo] = {}
         try:
             with explained(folder):
                 for name, tensors in shards.items():
                     self._begin(folder / name, tensors)
-                if len(shards) > 1:
+                if len(shards) > 1 and not existing:
                     self._write_index()
         except BaseException:
             self.close()
@@ -450,9 +457,11 @@ class Writer(_OpenFiles):
     def _begin(self, file: Path, tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
         """Create a file at its full size, so that a full disk is noticed now."""
         head, infos = lay_out(file, tensors)
-        self._handles[file] = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        os.posix_fallocate(self._handles[file], 0, len(head) + sum(info.nbytes for info in infos))
-        _write_all(self._handles[file], memoryview(head), 0)
+        make = 0 if self._existing else os.O_CREAT | os.O_EXCL
+        self._handles[file] = os.open(file, os.O_WRONLY | os.O_CLOEXEC | make, 0o644)
+        if not self._existing:
+            os.posix_fallocate(self._handles[file], 0, len(head) + sum(info.nbytes for info in infos))
+            _write_all(self._handles[file], memoryview(head), 0)
         self.tensors.update((info.name, info) for info in infos)
 
     def _write_index(self) -> None:

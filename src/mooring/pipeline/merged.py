@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring import bounded
+from mooring.config import Resources
 from mooring.errors import ModelError, UserError
 from mooring.events import OnEvent
 from mooring.merge_methods import Role
@@ -28,10 +29,19 @@ def make(
     as_adapter: bool = False,
     check: bool = False,
     gguf: GgufType | None = None,
+    on: str = "local",
+    plugins: Sequence[str] = (),
     on_event: OnEvent | None = None,
     **options: Any,
 ) -> Path:
-    """Do a merge, check it, and write it as GGUF too; arguments and errors as in `mooring.merge`."""
+    """Do a merge, check it, and write it as GGUF too; arguments and errors as in `mooring.merge`.
+
+    `plugins` are loaded already here, and are loaded by the tasks of a cluster.
+    """
+    if on != "local":
+        from mooring.pipeline.cluster.merging import on_cluster
+
+        options["elsewhere"] = on_cluster(Resources.parse(on), plugins)
     if gguf is not None:
         base = resolve_model(job.base)
         _check_type(gguf)
