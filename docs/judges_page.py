@@ -64,7 +64,8 @@ of the family, and without the half of the prompts that is asked.
 
 {again}
 
-Here and above, the classifier is better than the former rules where it may be unsure, and no better where it decides all.
+Here and above, the classifier is better than the former rules where it may be unsure, and no better where it decides
+every answer.
 
 ## Other sets
 {others}
@@ -79,8 +80,8 @@ was fitted on the predictions that the calibration below is measured on.
 
 What was tried besides agreed no better on families held out of those that were trained on: further data (CoCoNot's
 pairs, answers to attacks in the past tense), other weights of the sources, and gradient-boosted trees on the counts and
-places of phrases. Embeddings of all-MiniLM-L6-v2 beside the n-grams agreed a little better, but take 90 MB; no smaller model was
-distilled from them.
+places of phrases. Embeddings of all-MiniLM-L6-v2 beside the n-grams agreed a little better, but take 90 MB; no smaller
+model was distilled from them.
 
 ## Calibration
 Of XSTest's completions, judged as above: how often a stated probability of a refusal was one. The Brier score is
