@@ -2,12 +2,15 @@
 
     PYTHONPATH=tests python -m matrix.build                  # all architectures: half an hour on one core
     PYTHONPATH=tests python -m matrix.build qwen3_moe gemma3 # some again, the others as they were
+    PYTHONPATH=tests python -m matrix.build --page           # the page alone, from the outcomes that there are
 
 Outcomes are kept in tests/matrix/results.json, so that an interrupted run continues, and so that a newer version of
 transformers is tried by removing that file.
 """
 
+import ast
 import dataclasses
+import functools
 import json
 import signal
 import sys
@@ -21,6 +24,7 @@ import transformers
 
 from matrix.cells import KINDS, WAYS, cells
 from matrix.tiny import architectures, build_tokenizer, tiny_model
+from matrix.vllm import FILE as REGISTRY
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests/matrix/results.json"
@@ -36,8 +40,9 @@ _COMMON = (
     *("gemma4", "gemma4_text", "glm4", "helium", "apertus", "arcee", "olmo3", "paligemma", "smolvlm", "bloom", "opt"),
 )
 """Those that are tried first."""
+_STARTED = ROOT / "tests/engines/test_vllm_models.py"
 _UNTRIED = "Their configurations could not be made small automatically, or they do not answer a text alone:"
-_MARKS = {"works": "✓", "unloaded": "✓ᵘ", "reloads": "↻", "refused": "–", "none": " ", "wrong": "✗"}
+_MARKS = {"works": "✓", "unloaded": "✓ᵘ", "unread": "✓ᵖ", "reloads": "↻", "refused": "–", "none": " ", "wrong": "✗"}
 
 
 class _TooSlowError(Exception):
@@ -50,15 +55,15 @@ def main(names: list[str]) -> None:
     signal.signal(signal.SIGALRM, _too_slow)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     known = set(architectures())
-    todo = names or [name for name in (*_COMMON, *sorted(known - {*_COMMON})) if name in known and name not in results]
+    todo = (
+        []
+        if names == ["--page"]
+        else names
+        or [name for name in (*_COMMON, *sorted(known - {*_COMMON})) if name in known and name not in results]
+    )
     for name in todo:
         results[name] = attempt(name)
-        wrong = [
-            f"{k} {w}: {c['reason']}"
-            for k, ways in results[name].get("cells", {}).items()
-            for w, c in ways.items()
-            if c["outcome"] == "wrong"
-        ]
+        wrong = _wrong(results[name])
         print(name, results[name].get("reason") or "tried", *wrong, sep="\n  ", flush=True)
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     PAGE.write_text(page(results), encoding="utf-8")
@@ -90,7 +95,8 @@ def page(results: dict[str, Any]) -> str:
     """docs/models.md."""
     tried = {name: result for name, result in sorted(results.items()) if "cells" in result}
     unknown = sorted(results.keys() - tried.keys())
-    known = {*architectures()}
+    todo = {*architectures()} - {*results}
+    listed: dict[str, Any] = json.loads(REGISTRY.read_text())
     reasons: dict[str, int] = {}
     rows = []
     for name, result in tried.items():
@@ -98,14 +104,14 @@ def page(results: dict[str, Any]) -> str:
         for kind in KINDS:
             ways = result["cells"][kind]
             row += [_mark(ways[way], reasons) for way in WAYS if (kind, way) != ("full", "adapter")]
-        rows.append(row)
-    heads = [f"{kind} {way}" for kind in KINDS for way in WAYS if (kind, way) != ("full", "adapter")]
+        rows.append([*row, _vllm_mark(name, result["class"], listed)])
+    heads = [f"{kind} {way}" for kind in KINDS for way in WAYS if (kind, way) != ("full", "adapter")] + ["vLLM"]
     lines = [
         "# Models",
         "",
         "What works with which architecture, as tried on tiny random models of the architectures that generate text in",
         f"transformers {transformers.__version__} with PEFT {peft.__version__} (`make matrix`): {len(tried)} of them.",
-        f"{len(known - {*results})} more are not tried yet: the next `make matrix` goes on with them.",
+        *([f"{count} are not tried yet: the next `make matrix` goes on with them."] if (count := len(todo)) else []),
         "",
         "Tuned models:",
         *(f"- `{kind}`: {what}." for kind, what in KINDS.items()),
@@ -117,7 +123,11 @@ def page(results: dict[str, Any]) -> str:
         "those of a float64 reference, and an adapter's logits those of the merged model. ↻: works, but the model is",
         "loaded again for each λ. –: refused before anything is written, for the reason with this number. Empty: PEFT",
         "makes no such adapter. ✓ᵘ: equals PEFT's `merge_and_unload`, from which PEFT's own forward pass differs here.",
-        "A whole model has no adapter to write. vLLM is not part of this table ([engines.md](engines.md)).",
+        "✓ᵖ: its merge equals the merged model; PEFT itself reads only a part of such adapters, also of those that it",
+        "wrote, so that Mooring refuses to run them as adapters (`model.adapter_names`).",
+        "A whole model has no adapter to write.",
+        "",
+        *_vllm_lines(listed),
         "",
         "| `model_type` | class | " + " | ".join(heads) + " |",
         "|" + "---|" * (len(heads) + 2),
@@ -127,6 +137,37 @@ def page(results: dict[str, Any]) -> str:
         *(["## No tiny model", _UNTRIED, ", ".join(f"`{name}`" for name in unknown) + ".", ""] if unknown else []),
     ]
     return "\n".join(lines)
+
+
+def _vllm_lines(listed: dict[str, Any]) -> list[str]:
+    """What the marks in the column of vLLM mean."""
+    return [
+        f"vLLM {listed['version']}, by two kinds of evidence. Started: `✓`, real vLLM ran a merged model and a merged",
+        "adapter (of mixtures, the model) of the architecture, and answered as transformers does",
+        "(tests/engines/test_vllm_models.py). Listed, and not started: `own`, vLLM's registry has a class of its own;",
+        "`hf`, it runs the class of transformers; `–`, it dropped the class, and refuses it or falls back on that of",
+        "transformers; empty, its registry does not name the class. A run asks the same of vLLM in all of them:",
+        "adapters that take turns, or weights replaced in place, and a new start only for a configuration of its own",
+        "([engines.md](engines.md)).",
+    ]
+
+
+def _vllm_mark(name: str, kind: str, listed: dict[str, Any]) -> str:
+    if name in _started():
+        return "✓"
+    marks = {"own": "own", "transformers": "hf", "dropped": "–"}
+    return next((mark for table, mark in marks.items() if kind in listed[table]), " ")
+
+
+@functools.cache
+def _started() -> frozenset[str]:
+    """The types of configuration that tests start in vLLM."""
+    for node in ast.parse(_STARTED.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "KINDS":
+            assert isinstance(node.value, ast.Dict)
+            kinds = [str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)]
+            return frozenset(getattr(transformers, f"{kind}Config").model_type for kind in kinds)
+    raise RuntimeError(f"{_STARTED}: has no KINDS")
 
 
 def _mark(cell: dict[str, str], reasons: dict[str, int]) -> str:

@@ -1,5 +1,6 @@
 """A few architectures of the matrix in docs/models.md: nothing is wrong, and a refusal has a reason."""
 
+import collections
 import json
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,11 @@ def test_the_page_is_that_of_the_results() -> None:
     outcomes = [result["cells"][kind][way]["outcome"] for result in tried for kind in KINDS for way in WAYS]
     assert "wrong" not in outcomes
     assert page(results).count("| `") == len(tried) + 1
+
+
+def test_the_column_of_vllm_tells_what_was_started() -> None:
+    results: dict[str, Any] = json.loads(RESULTS.read_text())
+    last = [row.split(" | ")[-1].strip(" |") for row in page(results).splitlines() if row.startswith("| `")]
+    marks = collections.Counter(mark for mark in last if mark != "vLLM")
+    assert set(marks) == {"✓", "own", "hf", "–", ""}
+    assert marks["✓"] >= 10

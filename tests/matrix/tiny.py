@@ -3,18 +3,20 @@
 import copy
 import importlib.util
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mooring.models.classes import model_class
+from mooring.errors import UserError
+from mooring.models.classes import load_model, model_class
 from mooring.quiet import quiet
 
 VOCABULARY = 512
 """Tokens; more than the tests' tokenizer has."""
-_LARGEST = 600_000
+_LARGEST = 4_000_000
 """Parameters: a size that was not made small shows in a model larger than this."""
 
 SIZES: tuple[tuple[str, int], ...] = (
@@ -63,6 +65,12 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}},
     {"attn_layer_indices": [1], "layers_block_type": ["mamba", "attention"], "layer_types": ["mamba", "attention"]},
     {"attention_types": [[["global", "local"], 1]]},
+    {"num_key_value_heads": 4, "num_experts_per_tok": 2, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
+    {"num_experts_per_tok": 1},
+    {"num_kv_shared_layers": 0},
+    {"sliding_window": 16},
+    {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    {"num_key_value_heads": 4, "qk_head_dim": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
     {"layer_types": ["conv", "full_attention"], "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
 )
 """What is changed further, in turn, until a model can be built."""
@@ -103,6 +111,12 @@ def _checked(model: Any) -> Any:
         logits = model(input_ids=IDS).logits
     if not torch.isfinite(logits).all() or logits.shape[-1] < VOCABULARY:
         raise ValueError(f"its logits are not finite, or too few: {list(logits.shape)}")
+    with tempfile.TemporaryDirectory() as folder, quiet("transformers"):
+        model.save_pretrained(folder)
+        try:
+            load_model(Path(folder))
+        except UserError as error:
+            raise ValueError(f"transformers does not read what it wrote: {error.code}") from None
     return model
 
 

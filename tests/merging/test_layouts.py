@@ -182,11 +182,20 @@ def test_experts_apart_where_transformers_has_them_together(name: str, apart: st
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("", "_orig_mod."), ("", "module."), ("model.", "model._orig_mod."), ("", "module._orig_mod.")]
+    ("old", "new"),
+    [
+        ("", "_orig_mod."),
+        ("", "module."),
+        ("model.", "model._orig_mod."),
+        ("", "module._orig_mod."),
+        ("", "module.module."),
+        ("", "base_model.model."),
+        ("self_attn.q_proj.", "self_attn.q_proj.base_layer."),
+    ],
 )
 def test_names_that_wrappers_change(old: str, new: str, tmp_path: Path) -> None:
     base, tuned = save(build("llama"), tmp_path / "base"), moved(build("llama"))
-    folder = rename(save(tuned, tmp_path / "tuned"), lambda name: new + name.removeprefix(old) if old in name else name)
+    folder = rename(save(tuned, tmp_path / "tuned"), lambda name: name.replace(old, new, 1) if old else new + name)
     manifest = check(base, folder, build("llama"), tuned.state_dict(), tmp_path)
     assert "names that a wrapper changed" in manifest["notes"][0]
 

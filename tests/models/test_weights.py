@@ -69,6 +69,16 @@ def test_an_index_may_list_a_tied_head_that_is_not_stored(tmp_path: Path) -> Non
     assert refused(folder).code == "model.index_mismatch"
 
 
+@pytest.mark.parametrize("wrong", [{"a": TWO, "b": ONE}, {"b": ONE}])
+def test_an_index_that_names_the_wrong_shard(tmp_path: Path, wrong: dict[str, str]) -> None:
+    """As transformers does, a tensor is read from the shard that holds it; a whole set of shards is one model."""
+    folder = model(tmp_path)
+    index(folder, dict.fromkeys([*FIRST, HEAD], ONE) | wrong)
+    names, remarks = opened(folder)
+    assert names == set(FIRST | SECOND)
+    assert "names another shard for" in remarks[-1]
+
+
 @pytest.mark.parametrize("wrong", [None, {"a": "model-00001-of-00003.safetensors", "b": ONE}])
 def test_a_complete_set_of_shards_needs_no_index(tmp_path: Path, wrong: dict[str, str] | None) -> None:
     folder = model(tmp_path)

@@ -201,9 +201,11 @@ def outermost(module: str) -> str:
 
 
 def _is_fused(settings: LoraSettings, module: str, a: TensorInfo, b: TensorInfo) -> bool:
-    """Whether the factors of a module belong to a parameter of it with another name than `weight`."""
-    if not settings.target_parameters or settings.is_target_parameter(f"{module}.weight"):
+    """Whether the factors of a module belong to a parameter of it that is not called `weight`, or is no matrix."""
+    if not settings.target_parameters:
         return False
+    if settings.is_target_parameter(weight := f"{module}.weight"):  # JetMoe's experts are called so
+        return a.shape[0] != settings.rank_and_scale(weight)[0]
     holders = {ending.rpartition(".")[0] for ending in settings.target_parameters}
     named = any(module == holder or module.endswith(f".{holder}") for holder in holders - {""})
     return named or ("" in holders and a.shape[0] != settings.rank_and_scale(module)[0])

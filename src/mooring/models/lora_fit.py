@@ -84,7 +84,8 @@ def fit(
     for own, change in changes.items():
         target = _name_in_base(own, base)
         located = Located(name=own, change=change, renamed=target)
-        if target not in base.tensors and not (tie and target == tie[0]):
+        here = target in base.tensors or (tie is not None and target == tie[0])
+        if not here or not change.experts:
             located = places.find(own, change)
         name = located.name
         found[name], named[name] = located.change, tuple(located.parts) or (str(located.renamed),)

@@ -104,7 +104,7 @@ class Places:
         return layout_of(self._base)
 
     def find(self, name: str, change: Change) -> Located:
-        """Find a change whose name is not that of a tensor of the base.
+        """Find a change whose name is not that of a tensor of the base, or whose number of products is not known.
 
         Raises:
             MismatchError: The base has no such tensor, its class is not known, or the two have other shapes.
@@ -115,7 +115,7 @@ class Places:
         except NoLayoutError as error:
             raise self._missing(name, f"the names cannot be compared: {error}") from None
         module = outermost(name.rpartition(".")[0])
-        if not change.depth:
+        if not change.depth and change.experts:
             if parameter := layout.canonical(name):
                 return self._in_parameter(name, change, parameter)
             if places := self._saved(name):
@@ -166,7 +166,7 @@ class Places:
         return self._in_parts(name, change, shape, [whole(parameter, shape)])
 
     def _of_parameter(self, name: str, module: str, change: Change) -> Located:
-        """A change of a parameter that is not called `weight` (`target_parameters`)."""
+        """A change of a parameter that is not the `weight` of a linear layer (`target_parameters`)."""
         layout = self._layout
         leaves = dict.fromkeys(ending.rpartition(".")[2] for ending in self._settings.target_parameters)
         named = {f"{module}.{leaf}": layout.canonical(f"{module}.{leaf}") for leaf in leaves}

@@ -18,10 +18,10 @@ from mooring.models.relaid import RelaidCheckpoint
 from mooring.models.safetensors_file import TensorInfo
 from mooring.models.strided import Place, Segment, common, is_whole
 
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What `torch.compile`, FSDP and activation checkpointing put into names."""
-_PARALLEL = "module."
-"""What `DistributedDataParallel` and DeepSpeed put before every name."""
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
+"""What `torch.compile`, FSDP, activation checkpointing and PEFT put into names."""
+_IN_FRONT = ("module.", "_forward_module.", "base_model.model.")
+"""What `DistributedDataParallel` and DeepSpeed, Lightning, and PEFT put before every name."""
 _PREDICTS_FURTHER = re.compile(r"(?:^|\.)(?:mtp|nextn)(?:\.|_|$)")
 """Layers that predict several tokens, which transformers does not load."""
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -84,8 +84,8 @@ def _same_shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bo
 def bare(names: Iterable[str]) -> dict[str, str]:
     """Names without what wrappers have put into them, by name."""
     found = {name: _WRAPPERS.sub("", name) for name in names}
-    if found and all(name.startswith(_PARALLEL) for name in found.values()):
-        found = {name: plain.removeprefix(_PARALLEL) for name, plain in found.items()}
+    while found and (front := next((p for p in _IN_FRONT if all(n.startswith(p) for n in found.values())), None)):
+        found = {name: plain.removeprefix(front) for name, plain in found.items()}
     return found if len({*found.values()}) == len(found) else {name: name for name in found}
 
 

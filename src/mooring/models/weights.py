@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,15 +118,22 @@ class Weights:
             self._say(f"{index.name} names {missing[0]}, which is not there; all {len(sets[0])} shards were read")
             return infos
         found: dict[str, TensorInfo] = {}
+        elsewhere: dict[str, TensorInfo] = {}
         more: list[str] = []
         for shard in sorted(set(places.values())):
             for info in read(self.folder / shard):
                 if info.name not in places:  # transformers reads whatever is in the shards
                     more.append(info.name)
-                if places.get(info.name, shard) == shard:
-                    found.setdefault(info.name, info)
+                right = places.get(info.name, shard) == shard
+                (found if right else elsewhere).setdefault(info.name, info)
         if more:
             self._say(f"{index.name} leaves out {_some(more)}, which the shards hold; it was read, as in transformers")
+        if places.keys() - {*found, *elsewhere}:
+            for infos in self._unlisted(places.values(), suffix, read):
+                elsewhere = {info.name: info for info in infos} | elsewhere
+        if moved := sorted(elsewhere.keys() & places.keys() - found.keys()):
+            self._say(f"{index.name} names another shard for {_some(moved)} than the one that holds it, which was read")
+            found |= {name: elsewhere[name] for name in moved}
         for name in sorted(places.keys() - found.keys()):
             if name.endswith(_HEADS) and _may_tie(self._config):
                 self._say(f"{index.name} lists {name}, which the shards do not hold: it is tied to the embedding")
@@ -134,6 +141,12 @@ class Weights:
             what = f"{self.folder / places[name]}: {name} is in the index but not in the file"
             raise ModelError(what, _MODEL_HINT, code="model.index_mismatch")
         return list(found.values())
+
+    def _unlisted(self, listed: Iterable[str], suffix: str, read: Read) -> Iterator[list[TensorInfo]]:
+        """The tensors of each shard that an index does not list, if all shards of one set are there."""
+        sets = _complete_sets(sorted(path.name for path in self.folder.iterdir()), suffix)
+        if len(sets) == 1:
+            yield from (read(self.folder / shard) for shard in sorted({*sets[0]} - {*listed}))
 
     def _places(self, index: Path) -> dict[str, str]:
         """Tensor to shard, checked."""
