@@ -117,6 +117,26 @@ def test_a_model_that_generates_nothing_is_named(tmp_path: Path, tiny_tokenizer:
     assert caught.value.code == "model.other_class"
 
 
+@pytest.mark.parametrize("cap", [5.0, None])
+def test_attention_logits_are_capped_as_the_configuration_says(
+    cap: float | None, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    import transformers
+
+    sizes = {"vocab_size": len(tiny_tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 1}
+    config = transformers.Gemma2Config(**sizes, **heads, attn_logit_softcapping=cap, attn_implementation="eager")
+    torch.manual_seed(0)
+    exact = transformers.Gemma2ForCausalLM(config).eval()
+    with torch.no_grad():
+        for value in exact.parameters():
+            value.normal_(std=0.5)
+    exact.save_pretrained(tmp_path)
+    tokens = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.allclose(load_model(tmp_path)(tokens).logits, exact(tokens).logits, atol=1e-3)
+
+
 def test_a_processor_brings_the_chat_template(tmp_path: Path, tiny_tokenizer: Any) -> None:
     tiny_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()

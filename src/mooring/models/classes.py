@@ -150,11 +150,25 @@ def load_model(folder: Path, *, dtype: Any = "auto", **options: Any) -> Any:
     kind, part = model_class(config)
     with loading(folder, "transformers"):
         model, info = kind.from_pretrained(  # type: ignore[attr-defined]
-            folder, config=part, dtype=dtype, local_files_only=True, output_loading_info=True, **options
+            folder,
+            config=part,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            **{**attention_options(part), **options},
         )
     if missing := sorted(info["missing_keys"]):
         raise missing_tensors(str(folder), config, kind, missing)
     return model
+
+
+def attention_options(config: Any) -> dict[str, Any]:
+    """Options of `from_pretrained` by which attention is computed as a configuration says.
+
+    PyTorch's own has no cap for the logits, as Gemma 2 needs; some versions of transformers use it all the same (5.19).
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return {"attn_implementation": "eager"} if capped else {}
 
 
 def empty_model(folder: Path) -> Any:

@@ -20,7 +20,14 @@ from mooring.merge_point import MergePoint
 from mooring.merging.in_memory import OpenMerge
 from mooring.merging.job import options_of
 from mooring.merging.tensor_value import Given as Lam
-from mooring.models.classes import load_config, load_tokenizer, missing_tensors, model_class, why_unloadable
+from mooring.models.classes import (
+    attention_options,
+    load_config,
+    load_tokenizer,
+    missing_tensors,
+    model_class,
+    why_unloadable,
+)
 from mooring.pipeline.sweeps.folders import FolderSweep
 from mooring.pipeline.sweeps.sweep import SweepSpec
 from mooring.quiet import quiet
@@ -208,7 +215,7 @@ def load_tensors(
         state_dict=dict(tensors),
         dtype=dtype,
         output_loading_info=True,
-        **options,
+        **{**attention_options(part), **options},
     )
     if missing := sorted(info["missing_keys"]):
         raise missing_tensors("the merge", config, kind, missing)
