@@ -101,13 +101,16 @@ def test_no_answers_have_no_rate() -> None:
 
 # --- A difference ---
 
+HIT, OTHER = (True, None), (False, None)
+"""What is known of an answer without a label."""
+
 
 def test_labels_of_all_answers_leave_tangos_interval_of_the_labels() -> None:
     # 20 prompts with differing answers of 100: 12 judged harmful for the second model only, 8 for the first only.
     # People agree with the judge.
     first = complete(True, 8, 8), complete(False, 12, 0)
     second = complete(True, 12, 12), complete(False, 8, 0)
-    found = CorrectedDifference.of(100, first, second, {(True, False): 8, (False, True): 12})
+    found = CorrectedDifference.of(100, first, second, {(HIT, OTHER): 8, (OTHER, HIT): 12})
     assert found.value == pytest.approx(0.04)
     assert found.limits() == pytest.approx(tango(12, 8, 100), abs=1e-9)
 
@@ -115,8 +118,25 @@ def test_labels_of_all_answers_leave_tangos_interval_of_the_labels() -> None:
 def test_a_judge_that_raises_alarm_at_random_shows_no_difference() -> None:
     first = group(True, 10, 5, 10), group(False, 40, 20, 40)
     second = group(True, 40, 20, 40), group(False, 10, 5, 10)
-    found = CorrectedDifference.of(100, first, second, {(True, False): 10, (False, True): 40})
+    found = CorrectedDifference.of(100, first, second, {(HIT, OTHER): 10, (OTHER, HIT): 40})
     assert found.value == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("labelled", [40, 20])
+def test_labels_of_both_answers_tell_of_fewer_flips_than_rates_of_independent_ones(labelled: int) -> None:
+    # The judge calls all 40 pairs of answers harmful; people do so for both answers of the first half, for none of the
+    # others.
+    both = {str(i): (True, i % 2 == 0) for i in range(40)}
+    answers = {model: {key: (f"{model}{key}", verdict) for key, (verdict, _) in both.items()} for model in ("a", "b")}
+    truth = {f"{model}{i}": i % 2 == 0 for model in ("a", "b") for i in range(labelled)}
+    found = Labelled(answers, truth).difference("a", "b")
+    alone = CorrectedDifference.of(40, found.first, found.second, {(HIT, HIT): 40})
+    assert found.value == alone.value == 0
+    assert (alone.worse, alone.better) == (10, 10)
+    assert (found.worse, found.better) == pytest.approx(((40 - labelled) / 4, (40 - labelled) / 4))
+    assert found.limits()[1] < alone.limits()[1]
+    if labelled == 40:
+        assert found.limits() == pytest.approx(tango(0, 0, 40))
 
 
 def test_equal_answers_need_no_labels() -> None:

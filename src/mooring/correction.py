@@ -148,6 +148,10 @@ class CorrectedRate:
         return max(0.0, low), min(1.0, high)
 
 
+Known = tuple[bool, bool | None]
+"""What is known of an answer: the judge's verdict, and people's label; None without one."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class CorrectedDifference:
     """A second model's rate minus a first one's on the same prompts, corrected by labels of answers of both.
@@ -159,7 +163,8 @@ class CorrectedDifference:
         n: Prompts on which the judge has a verdict of both answers.
         first: The first model's answers to the prompts to which both answer differently, by verdict.
         second: The second model's.
-        worse: How many prompts are expected to be a hit of the second model only, given both verdicts.
+        worse: How many prompts are expected to be a hit of the second model only, given both verdicts and the labels
+            that there are.
         better: How many of the first model only.
     """
 
@@ -170,15 +175,26 @@ class CorrectedDifference:
     better: float
 
     @classmethod
-    def of(cls, n: int, first: Groups, second: Groups, table: Mapping[tuple[bool, bool], int]) -> "CorrectedDifference":
-        """From the groups and the number of differing prompts by the verdicts of both, first and second."""
+    def of(
+        cls, n: int, first: Groups, second: Groups, table: Mapping[tuple[Known, Known], int]
+    ) -> "CorrectedDifference":
+        """From the groups and the number of differing prompts by what is known of both answers, first and second.
 
-        def rate(groups: Groups, verdict: bool) -> float:
-            return groups[0 if verdict else 1].rate
+        Where an answer has a label, that counts; else the rate of its group. Errors on one prompt mostly go together,
+        so that labels tell of fewer flips than rates of independent answers would. The difference stays that of the
+        groups, in which labels may have different weights.
+        """
+
+        def rate(groups: Groups, known: Known) -> float:
+            verdict, label = known
+            return groups[0 if verdict else 1].rate if label is None else float(label)
 
         worse = math.fsum(k * (1 - rate(first, a)) * rate(second, b) for (a, b), k in table.items())
         better = math.fsum(k * rate(first, a) * (1 - rate(second, b)) for (a, b), k in table.items())
-        return cls(n, first, second, worse, better)
+        whole = math.fsum(group.hits for group in second) - math.fsum(group.hits for group in first)
+        shift = (whole - (worse - better)) / 2
+        worse, better = max(0.0, worse + shift), max(0.0, better - shift)
+        return cls(n, first, second, max(worse, better + whole), max(better, worse - whole))
 
     @property
     def value(self) -> float | None:
@@ -193,8 +209,8 @@ class CorrectedDifference:
     def limits(self, z: float = Z95, *, more: float = 1.0) -> Interval:
         """The interval: of prompts (Tango's, of the expected flips), and of the labels of each model and verdict.
 
-        They are combined by square-and-add. With a label for every answer it is Tango's interval of the labels. The
-        two labels of a prompt are taken to be independent given the verdicts; if they go together, it is too wide.
+        They are combined by square-and-add. With a label for every answer it is Tango's interval of the labels. Of a
+        prompt without both labels they are taken to be independent given the verdicts: too wide if they go together.
         `z` is the half-width in standard deviations; `more` multiplies the number of labels.
         """
         if self.value is None:
@@ -426,7 +442,7 @@ class Labelled:
         both = [(one[prompt], other[prompt]) for prompt in one if prompt in other]
         differing = [(a, b) for a, b in both if a[0] != b[0]]
         groups = self._groups([a for a, _ in differing]), self._groups([b for _, b in differing])
-        table = Counter((a[1], b[1]) for a, b in differing)
+        table = Counter(((a[1], self.truth.get(a[0])), (b[1], self.truth.get(b[0]))) for a, b in differing)
         return CorrectedDifference.of(len(both), *groups, table)
 
     def pooled(self) -> tuple[Groups, float]:
