@@ -312,7 +312,7 @@ class Watched:
 
     def wait(self) -> str:
         out, _ = self.process.communicate(timeout=900)
-        assert self.process.returncode == 0, out[-3000:]
+        assert self.process.returncode in (0, 3), out[-3000:]  # 3: random models need not be fit to ship
         return out
 
     def left(self, seconds: float = 30) -> list[int]:
