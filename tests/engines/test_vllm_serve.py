@@ -118,7 +118,7 @@ def test_a_run_on_a_server_that_is_killed_waits_and_answers_as_in_this_process(
         found = mooring.verify_served(there.folder, base_url=serve.url, model="shipped")
     finally:
         post(serve, "unload_lora_adapter", {"lora_name": "shipped"})
-    assert found.holds
+    assert found.holds, found.reason
     (asr,) = (each for each in found.measures if each.name == "asr")
     assert asr.difference is not None
     assert (asr.difference.worse, asr.difference.better, asr.difference.n) == (0, 0, PROMPTS)
