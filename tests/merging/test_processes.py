@@ -3,6 +3,9 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,3 +127,40 @@ def test_there_are_as_many_processes_as_cores_and_windows_allow(
         monkeypatch.setattr(processes, "LEAST", 1)
         assert processes.processes(engine, threads) == min(count, len(engine.windows()))
         assert processes.processes(build("sce", merging.options_of("sce", 0.4)), threads) == 1  # whole tensors
+
+
+SLEEPER = """
+import os, sys, time
+from pathlib import Path
+from mooring.merging import engine, merge
+
+def do(self, window, writers):
+    (Path(sys.argv[3]) / str(os.getpid())).touch()
+    time.sleep(600)
+
+engine.Engine.do, engine.WINDOW, merge.processes = do, 2**14, lambda engine, threads: 2
+merge.merge(sys.argv[1], sys.argv[2], sys.argv[2] + "-out", lam=0.5)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_was_killed(tmp_path: Path, write: Write) -> None:
+    base, tuned, begun = write(tmp_path / "base", tensors(1)), write(tmp_path / "tuned", tensors(2)), tmp_path / "begun"
+    begun.mkdir()
+    with subprocess.Popen([sys.executable, "-c", SLEEPER, str(base), str(tuned), str(begun)]) as owner:
+        while len(workers := [*begun.iterdir()]) < 2:
+            assert owner.poll() is None
+            time.sleep(0.05)
+        owner.kill()
+    for _ in range(600):
+        if not any(_is_alive(int(process.name)) for process in workers):
+            return
+        time.sleep(0.05)
+    pytest.fail("a process of the merge goes on")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

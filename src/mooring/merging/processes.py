@@ -1,5 +1,6 @@
 """Merge in several processes on this machine: threads would wait for Python's lock between their passes over slices."""
 
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -19,6 +20,8 @@ from mooring.merging.slices import default_threads
 
 LEAST = 2**28
 """Bytes of an output from which on processes are worth starting."""
+_PARENT_DEATH = 1
+"""prctl(2): the signal that a process gets when its parent has died."""
 
 
 def processes(engine: Engine, threads: int | None) -> int:
@@ -87,12 +90,13 @@ def in_processes(engine: Engine, writers: Sequence[Sink], count: int) -> Iterato
 
 
 def _work(engine: Engine, writers: Sequence[Sink], order: Sequence[int], taken: Any, end: Connection) -> None:
-    """Fill one window after the other, until there is none, or the process that began the merge is gone."""
+    """Fill one window after the other, until there is none. It ends with the process that began the merge."""
+    ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which ends that process, and it this one
     torch.set_num_threads(1)
     engine.use_threads(1)
-    windows, owner = engine.windows(), os.getppid()
-    while os.getppid() == owner:
+    windows = engine.windows()
+    while True:
         with taken.get_lock():
             at, taken.value = taken.value, taken.value + 1
         if at >= len(order):
