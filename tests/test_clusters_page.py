@@ -40,9 +40,12 @@ def by_kind(key: str) -> Any:
     return found
 
 
-def test_the_section_of_a_recipe_is_one() -> None:
-    (section,) = [each for each in YAML if len(each) == 1]
-    assert Recipe.parse({"base": "b", "tuned": "t", **section}).resources.on == "ray"
+def test_the_sections_of_a_recipe_are_read() -> None:
+    resources, tune = (each for each in YAML if len(each) == 1)
+    assert Recipe.parse({"base": "b", "tuned": "t", **resources}).resources.on == "ray"
+    tuned = Recipe.parse({"base": "b", **tune}).tune
+    assert tuned is not None
+    assert (tuned.nproc, tuned.batch_size, tuned.fsdp) == (8, 32, True)
 
 
 @pytest.mark.parametrize("text", BASH)

@@ -730,13 +730,13 @@ class Resources(Section):
         """From the place alone, as `--on` gives it.
 
         Raises:
-            RecipeError: It is none (`recipe.bad_value`).
+            RecipeError: It is none (`recipe.unknown_place`).
         """
         try:
             return cls(on=on)
         except ValidationError:
             hint = "write `local`, `ray` or `ray://HOST:PORT`"
-            raise RecipeError(f"on: {on!r} is no place to work", hint, code="recipe.bad_value") from None
+            raise RecipeError(f"on: {on!r} is no place to work", hint, code="recipe.unknown_place") from None
 
     @property
     def local(self) -> bool:

@@ -73,7 +73,13 @@ def recipe(models: tuple[Path, Path], folder: Path, **generate: Any) -> Recipe:
             "out": str(folder / "run"),
             "merge": {"lambdas": [0.25, 0.5, 0.75]},
             "generate": {"max_tokens": 20, **generate},
-            "score": {"safety": str(data), "over_refusal": None, "ordinary": None, "attacks": ["prefill:4"]},
+            "score": {
+                "safety": str(data),
+                "over_refusal": None,
+                "ordinary": None,
+                "attacks": ["prefill:4"],
+                "judges": ["rules"],  # the classifier is unsure of a random model's words, which counts at its worst
+            },
             "select": {"margin": 0.2},
         }
     )

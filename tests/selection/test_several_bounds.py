@@ -74,7 +74,8 @@ def test_a_bound_that_excludes_nothing_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"), [({"search": "bisect"}, "needs a grid"), ({"bound_on": []}, "at least one")]
+    ("changes", "why"),
+    [({"search": "bisect", "bound_on": ["none", "best_of_n:5"]}, "needs a grid"), ({"bound_on": []}, "at least one")],
 )
 def test_bounds_that_make_no_sense_are_refused(changes: dict[str, Any], why: str) -> None:
     from mooring.config import section
