@@ -165,6 +165,7 @@ def edit(file: Path, **fields: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
+@pytest.mark.slow
 def test_configurations_of_models(run: Run, tmp_path: Path, save_tiny_model: Any, tuned: Path) -> None:
     base = save_tiny_model(tmp_path / "base")
     shown(run, "merge", base, tuned, "--lam", 0.5, "--out", "merged")

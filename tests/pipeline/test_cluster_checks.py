@@ -42,6 +42,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert "mooring[ray]" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_ray_is_imported_only_for_a_cluster() -> None:
     code = "import sys, mooring.pipeline.run\nassert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

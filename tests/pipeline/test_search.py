@@ -114,6 +114,7 @@ def test_an_absolute_bound_needs_no_base(tmp_path: Path, models: tuple[Path, Pat
     assert not order[0].startswith("generate/0/")
 
 
+@pytest.mark.slow
 def test_several_bounds_are_kept_at_once(tmp_path: Path, models: tuple[Path, Path]) -> None:
     """Under an attack the model answers from a smaller λ on, and harmless requests are refused at every λ."""
     pair = Pair(models, tmp_path)

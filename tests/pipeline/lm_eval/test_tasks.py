@@ -127,7 +127,7 @@ def test_the_record_of_truncation_and_system_prompt(save_tiny_model: Any, data: 
     ("names", "code", "hint"),
     [
         ([], "usage.no_tasks", "bbh"),
-        (["bhb"], "usage.unknown_task", "did you mean"),
+        pytest.param(["bhb"], "usage.unknown_task", "did you mean", marks=pytest.mark.slow),  # lists all tasks
         ([NAVIGATE, NAVIGATE], "usage.repeated_task", "once"),
         (["humaneval"], "usage.unsafe_task", "mooring generate MODEL humaneval"),
     ],
