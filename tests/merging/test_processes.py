@@ -99,14 +99,14 @@ def test_parts_that_others_fill_give_the_bytes_of_a_merge(
     whole = merge(base, tuned, tmp_path / "whole", method="slerp", lam=0.4)
     numbers: list[int] = []
 
-    def elsewhere(parts: Any, given: Any) -> Iterator[Any]:
+    def fill_windows(parts: Any, given: Any) -> Iterator[Any]:
         for number, names in given.items():
             numbers.append(number)
             yield number, parts.fill(names)
 
     with merging.open_pair(base, tuned) as pair:
         options = merging.options_of("slerp", 0.4)
-        out = merging.merge_pair(pair, tmp_path / "out", method="slerp", options=options, elsewhere=elsewhere)
+        out = merging.merge_pair(pair, tmp_path / "out", method="slerp", options=options, fill_windows=fill_windows)
     assert content(out) == content(whole)
     assert len(numbers) > 2
 

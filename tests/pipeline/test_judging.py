@@ -65,7 +65,7 @@ def test_judges_elsewhere_need_no_room_here_and_name_the_folders_that_have_to_be
         opened.append((name, folder))
         return engine
 
-    judges.elsewhere = open_elsewhere
+    judges.open_remote = open_elsewhere
     assert not any(judges.needs_room(name) for name in judges.sections)
     assert judges._engine("llm-1") is engine
     judges.close()

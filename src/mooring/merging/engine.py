@@ -59,7 +59,7 @@ Window = Sequence[OutputTensor]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Done:
-    """What was made of a window: little beside the window itself, so that it may come from another process.
+    """What was made of a window: small enough to be sent from another process.
 
     Attributes:
         merged: The result of every slice, in order.
@@ -145,25 +145,27 @@ class Engine:
         """Bytes of the tensors of one output."""
         return sum(t.numel * self.dtype(t).itemsize for t in self._pair.tensors.values())
 
-    def run(self, writers: Sequence[Sink], elsewhere: Callable[[], Iterator[tuple[int, Done]]] | None = None) -> None:
+    def run(
+        self, writers: Sequence[Sink], fill_windows: Callable[[], Iterator[tuple[int, Done]]] | None = None
+    ) -> None:
         """Fill the outputs, one for each λ.
 
         Args:
             writers: The outputs.
-            elsewhere: Fills them instead, and yields the number of each window with what was made of it, in any order.
+            fill_windows: Called instead; yields the number of each window and what was made of it, in any order.
 
         Raises:
             ModelError: An input holds NaN or Inf, or is truncated.
             MismatchError: Integers or booleans differ, or no tuned model differs from the base.
             OutputError: The disk is full.
         """
-        if elsewhere is None:
+        if fill_windows is None:
             for _ in self.run_windows(writers):
                 pass
             return
         self._begin(writers)
         done: dict[int, Done] = {}
-        for number, made in elsewhere():
+        for number, made in fill_windows():
             done[number] = made
             for piece, _ in made.merged:
                 self._advance(piece, len(writers))

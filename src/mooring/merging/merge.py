@@ -26,7 +26,7 @@ from mooring.merging.manifest import (
     write_side_files,
 )
 from mooring.merging.pair import ModelPair, OutputTensor, open_pair
-from mooring.merging.parts import Elsewhere, Parts, Shards
+from mooring.merging.parts import FillWindows, Parts, Shards
 from mooring.merging.processes import in_processes, processes
 from mooring.merging.requantize import RequantizingSink, check_kept, stored_tensors
 from mooring.merging.slices import SLICE
@@ -115,14 +115,14 @@ def merge_pair(
     slice_bytes: int = SLICE,
     threads: int | None = None,
     on_event: OnEvent | None = None,
-    elsewhere: Elsewhere | None = None,
+    fill_windows: FillWindows | None = None,
 ) -> Path:
     """Merge models that are open already, with all options as one value; otherwise as `merge`.
 
-    `elsewhere` fills the output instead of this process; the inputs and `out` have to be there as well.
+    `fill_windows` fills the output instead of this process; the inputs and `out` have to be there as well.
     """
     out = Path(out)
-    if elsewhere and output.keep_quantization:
+    if fill_windows and output.keep_quantization:
         what = "on: quantized weights are written in the base's format in one process only"
         raise UserError(what, "leave out `on` or `keep_quantization`", code="usage.on_quantized")
     if threads is not None and threads < 1:
@@ -171,7 +171,7 @@ def merge_pair(
                 folders=folders,
                 shards=layout,
             )
-            _write_tensors(engine, parts, threads, elsewhere)
+            _write_tensors(engine, parts, threads, fill_windows)
             written, survival = engine.written, [{} for _ in folders]
         for model, equal in zip(pair.tuned, engine.equal, strict=True):
             if equal:
@@ -200,15 +200,15 @@ def merge_pair(
     return out
 
 
-def _write_tensors(engine: Engine, parts: Parts, threads: int | None, elsewhere: Elsewhere | None) -> None:
+def _write_tensors(engine: Engine, parts: Parts, threads: int | None, fill_windows: FillWindows | None) -> None:
     with contextlib.ExitStack() as stack:
         for folder in parts.folders:
             folder.mkdir(exist_ok=True)
         writers = [stack.enter_context(Writer(folder, parts.shards)) for folder in parts.folders]
-        if elsewhere:
+        if fill_windows:
             windows = engine.windows()
             names = {number: [tensor.name for tensor in windows[number]] for number in engine.order()}
-            engine.run(writers, functools.partial(elsewhere, parts, names))
+            engine.run(writers, functools.partial(fill_windows, parts, names))
         elif (count := processes(engine, threads)) > 1:
             engine.run(writers, functools.partial(in_processes, engine, writers, count))
         else:

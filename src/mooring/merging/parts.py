@@ -68,6 +68,6 @@ class Parts:
             return engine.do([pair.tensors[name] for name in names], writers)
 
 
-Elsewhere: TypeAlias = Callable[[Parts, Mapping[int, Sequence[str]]], Iterator[tuple[int, Done]]]
+FillWindows: TypeAlias = Callable[[Parts, Mapping[int, Sequence[str]]], Iterator[tuple[int, Done]]]
 """Fills windows, given by their numbers and the names of their tensors; yields each number with what was made of it, in
 any order."""

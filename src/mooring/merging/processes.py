@@ -74,7 +74,7 @@ def in_processes(engine: Engine, writers: Sequence[Sink], count: int) -> Iterato
                     continue
                 if isinstance(found, BaseException):
                     failed = failed or found
-                    taken.value = len(order)  # no other window is begun
+                    taken.value = len(order)  # starts no further window
                 else:
                     left.discard(found[0])
                     yield found
@@ -90,9 +90,9 @@ def in_processes(engine: Engine, writers: Sequence[Sink], count: int) -> Iterato
 
 
 def _work(engine: Engine, writers: Sequence[Sink], order: Sequence[int], taken: Any, end: Connection) -> None:
-    """Fill one window after the other, until there is none. It ends with the process that began the merge."""
+    """Fill windows until none is left. The process ends when its parent does."""
     ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which ends that process, and it this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends this process
     torch.set_num_threads(1)
     engine.use_threads(1)
     windows = engine.windows()

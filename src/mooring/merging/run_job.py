@@ -15,7 +15,7 @@ from mooring.merging.job import Job, Output, dtype_named, options_of
 from mooring.merging.merge import check_output, merge_pair
 from mooring.merging.pair import QloraBase, Tokenizer, open_pair, resolved
 from mooring.merging.pair import qlora_base as quantized_base
-from mooring.merging.parts import Elsewhere
+from mooring.merging.parts import FillWindows
 from mooring.models.resolve import resolve_model
 
 
@@ -62,9 +62,9 @@ def run_job(
     keep_quantization: bool = False,
     threads: int | None = None,
     on_event: OnEvent | None = None,
-    elsewhere: Elsewhere | None = None,
+    fill_windows: FillWindows | None = None,
 ) -> Path:
-    """Do a merge; arguments and errors as in `mooring.merge`, and `elsewhere` as in `merge_pair`."""
+    """Do a merge; arguments and errors as in `mooring.merge`, and `fill_windows` as in `merge_pair`."""
     output = Output(
         dtype=job.dtype,
         max_shard_size=max_shard_size,
@@ -82,7 +82,7 @@ def run_job(
     if qlora_base == "dequantized":
         base = quantized_base(base, tuned)
     if as_adapter:
-        if elsewhere:
+        if fill_windows:
             what = "on: an adapter is merged in one process, in seconds"
             raise UserError(what, "leave out `on`", code="usage.on_adapter")
         return merge_adapters(base, tuned, out, job, lambdas)
@@ -98,5 +98,5 @@ def run_job(
             output=output,
             threads=threads,
             on_event=on_event,
-            elsewhere=elsewhere,
+            fill_windows=fill_windows,
         )

@@ -64,7 +64,7 @@ class Judging:
         self.sections = dict(zip(ids(sections), sections, strict=True))
         self.kinds = {name: judges.find(section.name) for name, section in self.sections.items()}
         self._open: tuple[str, Engine] | None = None
-        self.elsewhere: Callable[[str, Path, Judge], Engine] | None = None
+        self.open_remote: Callable[[str, Path, Judge], Engine] | None = None
         """Opens a judge's model, by its name here, folder and section, where it is not run in this process."""
         self._read: set[str] = set()
         """Judges of which an answer could be read."""
@@ -214,7 +214,7 @@ class Judging:
         With vLLM and a share of the memory of its own (`gpu_memory`), it runs beside them.
         """
         section = self.sections.get(judge)
-        here = self.elsewhere is None
+        here = self.open_remote is None
         return here and section is not None and self.kinds[judge].needs_model and not _runs_beside(section)
 
     def close(self, *, beside: bool = True) -> None:
@@ -227,8 +227,8 @@ class Judging:
         return resolve_model(str(judges.model_of(self.kinds[judge], self.sections[judge].model)))
 
     def _engine(self, judge: str) -> Engine:
-        if self.elsewhere is not None and self.sections[judge].engine != "openai":
-            return self.elsewhere(judge, self._folder(judge), self.sections[judge])
+        if self.open_remote is not None and self.sections[judge].engine != "openai":
+            return self.open_remote(judge, self._folder(judge), self.sections[judge])
         if self._open is None or self._open[0] != judge:
             self.close()  # before the next one is loaded
             section = self.sections[judge]

@@ -41,7 +41,7 @@ def make(
     if on != "local":
         from mooring.pipeline.cluster.merging import on_cluster
 
-        options["elsewhere"] = on_cluster(Resources.parse(on), plugins)
+        options["fill_windows"] = on_cluster(Resources.parse(on), plugins)
     if gguf is not None:
         base = resolve_model(job.base)
         _check_type(gguf)

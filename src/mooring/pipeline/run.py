@@ -212,7 +212,7 @@ class _Execution:
         """The steps that are done at the same time, each with what is set when it is done."""
         self._scoring = threading.Lock()
         self._workers = None if self.recipe.resources.local else Workers(self.recipe, folder.paths, folder.emit)
-        self.judging.elsewhere = None if self._workers is None else self._workers.judge
+        self.judging.open_remote = None if self._workers is None else self._workers.judge
 
     @property
     def plan(self) -> planning.Plan:

@@ -1,4 +1,4 @@
-"""Tuning in several processes on this machine: started by torchrun, heard through a pipe."""
+"""Tuning in several processes on this machine: torchrun starts them, and they report through a pipe."""
 
 import contextlib
 import dataclasses
@@ -96,7 +96,7 @@ def check_devices(config: Tune) -> None:
 
 
 def in_processes(job: Job, on_event: OnEvent) -> None:
-    """Train in `job.config.nproc` processes. They end with this one, however it ends.
+    """Train in `job.config.nproc` processes, which end when this one does, also if it is killed.
 
     Raises:
         UserError: One of them raised it.
@@ -128,7 +128,7 @@ def in_processes(job: Job, on_event: OnEvent) -> None:
 
 @contextlib.contextmanager
 def _running(command: list[str], log: Any, env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a command until it ends, or the block is left; the other end of its stdin tells it that we are alive."""
+    """Run a command within a block. Its stdin is closed when this process ends, so that it ends too."""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env, start_new_session=True
     ) as started:

@@ -7,14 +7,14 @@ from typing import Any
 from mooring.config import Resources
 from mooring.errors import ClusterError
 from mooring.merging.engine import Done
-from mooring.merging.parts import Elsewhere, Parts
+from mooring.merging.parts import FillWindows, Parts
 from mooring.pipeline.cluster.connect import Cluster, check_nodes, connect
 
 RETRIES = 3
 """How often a task is begun again after its worker or node was lost."""
 
 
-def on_cluster(resources: Resources, plugins: Sequence[str] = ()) -> Elsewhere:
+def on_cluster(resources: Resources, plugins: Sequence[str] = ()) -> FillWindows:
     """What fills a merge's output on a cluster, with a task for each window of tensors.
 
     Args:
