@@ -58,7 +58,6 @@ def test_a_template_that_refuses_is_a_user_error(gemma: Any) -> None:
 @pytest.mark.parametrize(
     ("template", "code"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "model.costly_template"),
         ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "model.conversation_refused"),
         ("{{ 1 / 0 }}", "model.conversation_refused"),
         ("{{ messages[0].content[99] }}", "model.empty_template"),
@@ -90,14 +89,20 @@ def test_a_template_that_refuses_is_a_user_error(gemma: Any) -> None:
         ("{{ lipsum(9999) }}", "model.conversation_refused"),
     ],
 )
-def test_a_hostile_template_is_refused_in_time(
-    monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any, template: str, code: str
-) -> None:
-    monkeypatch.setattr("mooring.chat._SECONDS", 0.2)
+def test_a_hostile_template_is_refused(tiny_tokenizer: Any, template: str, code: str) -> None:
     with pytest.raises(ModelError) as caught:
         render(copy_of(tiny_tokenizer, template), [Message("user", "a")])
     assert caught.value.code == code
     assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_loops_is_ended(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
+    monkeypatch.setattr("mooring.chat._SECONDS", 0.2)
+    template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ModelError) as caught:
+        render(copy_of(tiny_tokenizer, template), [Message("user", "a")])
+    assert caught.value.code == "model.costly_template"
+    assert "takes longer" in caught.value.message
 
 
 def test_memory_that_a_template_gathers_is_limited(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
