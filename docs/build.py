@@ -174,13 +174,9 @@ Lam: TypeAlias = Value | Mapping[str, Value]
 """λ: a number, a ramp, or patterns of tensors' names to either."""
 
 
-class JobOptions(TypedDict, total=False):
-    """A merge: the method and its options (docs/methods.md), which are one value, or one per tuned model."""
+class MethodOptions(TypedDict, total=False):
+    """The options of a merge method besides λ (docs/methods.md), which are one value, or one per tuned model."""
 
-    plugins: str | Sequence[str]
-    method: Method
-    dtype: str | torch.dtype | None
-    tokenizer: Literal["base", "larger"]
     weights: Lam | Sequence[Lam] | None
     density: Lam | Sequence[Lam] | None
     gamma: Lam | Sequence[Lam] | None
@@ -191,6 +187,15 @@ class JobOptions(TypedDict, total=False):
     seed: int | None
     rank: Value | None
     threshold: Lam | None
+
+
+class JobOptions(MethodOptions, total=False):
+    """A merge: the method and its options."""
+
+    plugins: str | Sequence[str]
+    method: Method
+    dtype: str | torch.dtype | None
+    tokenizer: Literal["base", "larger"]
     unaligned: str | Path | None
     safety_adapter: str | Path | None
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from mooring.merging.job import DEFAULT_OUTPUT, Output, options_of
 from mooring.merging.kept import Kept
 from mooring.merging.manifest import write_side_files
 from mooring.merging.pair import ModelPair
+from mooring.merging.tensor_value import Given
 from mooring.models import refuse_quantized
+from mooring.options import MethodOptions
 
 
 class Memory:
@@ -72,7 +74,7 @@ class OpenMerge:
         method: A name in `merge_methods.METHODS`.
         output: Its `dtype`, `tokenizer` and `allow_nonfinite` are used.
         threads: Number of worker threads; defaults to the number of cores, up to 4.
-        settings: Fields of `job.Options` other than `lam`.
+        settings: The method's options besides λ.
 
     Raises:
         UserError: The method is unknown, or requires a further model that the pair lacks.
@@ -86,7 +88,7 @@ class OpenMerge:
         method: str = "linear",
         output: Output = DEFAULT_OUTPUT,
         threads: int | None = None,
-        **settings: Any,
+        **settings: Unpack[MethodOptions],
     ) -> None:
         check_references(method, pair.references)
         refuse_quantized(pair.base)
@@ -113,7 +115,12 @@ class OpenMerge:
         return not self.pair.config and not self.pair.tokenizer(self._output.tokenizer)
 
     def fill(
-        self, lam: Any, places: Mapping[str, Tensor] | Sink, *, as_linear: bool = False, filled: Collection[str] = ()
+        self,
+        lam: Given | None,
+        places: Mapping[str, Tensor] | Sink,
+        *,
+        as_linear: bool = False,
+        filled: Collection[str] = (),
     ) -> None:
         """Write the merge at λ into existing tensors, bit for bit what `merge` writes.
 
@@ -137,14 +144,14 @@ class OpenMerge:
         engine.run([Memory(places) if isinstance(places, Mapping) else places])
         self._changed = frozenset(engine.changed)
 
-    def tensors(self, lam: Any, *, as_linear: bool = False) -> dict[str, Tensor]:
+    def tensors(self, lam: Given | None, *, as_linear: bool = False) -> dict[str, Tensor]:
         """The merge at λ as new tensors by name, in the base's order, on the CPU, in the type that would be stored."""
         dtype = self._engine(lam, as_linear).dtype
         tensors = {name: torch.empty(t.shape, dtype=dtype(t)) for name, t in self.pair.tensors.items()}
         self.fill(lam, tensors, as_linear=as_linear)
         return tensors
 
-    def stream(self, lam: Any, *, as_linear: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def stream(self, lam: Given | None, *, as_linear: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of the merge at λ with their names, in bounded memory; otherwise as `tensors`.
 
         A few tensors, or one large one, are in memory at a time.
@@ -163,7 +170,7 @@ class OpenMerge:
         """
         write_side_files(folder, self.pair, self.pair.tokenizer(self._output.tokenizer), self._output.torch_dtype)
 
-    def _engine(self, lam: Any, as_linear: bool, filled: Collection[str] = ()) -> Engine:
+    def _engine(self, lam: Given | None, as_linear: bool, filled: Collection[str] = ()) -> Engine:
         method, options = self._method, options_of(self._method, lam, **self._settings)
         if not keeps_unchanged(method, options):
             filled = ()

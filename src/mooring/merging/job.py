@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 import torch
 
@@ -13,7 +13,8 @@ from mooring.merge_methods import Method, Role, method_named
 from mooring.merging.layers import depths
 from mooring.merging.pair import OutputTensor, Tokenizer
 from mooring.merging.plan import Rescale, TensorParams
-from mooring.merging.tensor_value import TensorValue
+from mooring.merging.tensor_value import Given, TensorValue
+from mooring.options import MethodOptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ _NUMBERS = ("base_weight", "rank", "threshold")
 """Options that are one number for every tensor."""
 
 
-def options_of(method: str, lam: Any = None, **given: Any) -> Options:
+def options_of(method: str, lam: Given | None = None, **given: Unpack[MethodOptions]) -> Options:
     """Build options from numbers, as a caller in Python or a recipe gives them.
 
     Args:

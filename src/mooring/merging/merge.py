@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -30,8 +30,10 @@ from mooring.merging.parts import FillWindows, Parts, Shards
 from mooring.merging.processes import in_processes, processes
 from mooring.merging.requantize import RequantizingSink, check_kept, stored_tensors
 from mooring.merging.slices import SLICE
+from mooring.merging.tensor_value import Given
 from mooring.merging.verify import compare
 from mooring.models import Writer, open_checkpoint
+from mooring.options import MethodOptions
 
 ROOM_FOR_SIDE_FILES = 64 * 2**20
 
@@ -41,7 +43,7 @@ def merge(
     tuned: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    lam: Any = None,
+    lam: Given | None = None,
     method: str = "linear",
     lambdas: Sequence[float] = (),
     references: Mapping[Role, str | Path] | None = None,
@@ -49,7 +51,7 @@ def merge(
     slice_bytes: int = SLICE,
     threads: int | None = None,
     on_event: OnEvent | None = None,
-    **settings: Any,
+    **settings: Unpack[MethodOptions],
 ) -> Path:
     """Merge tuned models into their base and write the result as an ordinary model folder.
 
@@ -72,8 +74,7 @@ def merge(
         threads: Number of workers: processes where the models are large, else threads. Defaults to the number of cores
             (threads: up to 4).
         on_event: Receives progress in bytes written.
-        settings: The other fields of `job.Options`: `weights`, `density`, `gamma`, `epsilon`, `normalize`, `rescale`,
-            `seed`, `base_weight`, `rank`, `threshold`.
+        settings: The method's other options (`options.MethodOptions`).
 
     Returns:
         The output folder.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Unpack, get_args
 
 import torch
 
@@ -16,20 +16,22 @@ from mooring.merging.merge import check_output, merge_pair
 from mooring.merging.pair import QloraBase, Tokenizer, open_pair, resolved
 from mooring.merging.pair import qlora_base as quantized_base
 from mooring.merging.parts import FillWindows
+from mooring.merging.tensor_value import Given
 from mooring.models.resolve import resolve_model
+from mooring.options import MethodOptions
 
 
 def make_job(
     base: str | Path,
     tuned: str | Path | Sequence[str | Path],
-    lam: Any = None,
+    lam: Given | None = None,
     *,
     method: str | None = None,
     dtype: str | torch.dtype | None = None,
     tokenizer: Tokenizer = "larger",
     unaligned: str | Path | None = None,
     safety_adapter: str | Path | None = None,
-    **options: Any,
+    **options: Unpack[MethodOptions],
 ) -> Job:
     """Describe a merge; arguments and errors as in `mooring.merge`."""
     method = method or Merge().method
