@@ -116,7 +116,7 @@ class OpenMerge:
 
     def fill(
         self,
-        lam: Given | None,
+        lam: "Given | None",
         places: Mapping[str, Tensor] | Sink,
         *,
         as_linear: bool = False,
@@ -144,14 +144,14 @@ class OpenMerge:
         engine.run([Memory(places) if isinstance(places, Mapping) else places])
         self._changed = frozenset(engine.changed)
 
-    def tensors(self, lam: Given | None, *, as_linear: bool = False) -> dict[str, Tensor]:
+    def tensors(self, lam: "Given | None", *, as_linear: bool = False) -> dict[str, Tensor]:
         """The merge at λ as new tensors by name, in the base's order, on the CPU, in the type that would be stored."""
         dtype = self._engine(lam, as_linear).dtype
         tensors = {name: torch.empty(t.shape, dtype=dtype(t)) for name, t in self.pair.tensors.items()}
         self.fill(lam, tensors, as_linear=as_linear)
         return tensors
 
-    def stream(self, lam: Given | None, *, as_linear: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def stream(self, lam: "Given | None", *, as_linear: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of the merge at λ with their names, in bounded memory; otherwise as `tensors`.
 
         A few tensors, or one large one, are in memory at a time.
@@ -170,7 +170,7 @@ class OpenMerge:
         """
         write_side_files(folder, self.pair, self.pair.tokenizer(self._output.tokenizer), self._output.torch_dtype)
 
-    def _engine(self, lam: Given | None, as_linear: bool, filled: Collection[str] = ()) -> Engine:
+    def _engine(self, lam: "Given | None", as_linear: bool, filled: Collection[str] = ()) -> Engine:
         method, options = self._method, options_of(self._method, lam, **self._settings)
         if not keeps_unchanged(method, options):
             filled = ()

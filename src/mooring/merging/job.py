@@ -79,7 +79,7 @@ _NUMBERS = ("base_weight", "rank", "threshold")
 """Options that are one number for every tensor."""
 
 
-def options_of(method: str, lam: Given | None = None, **given: Unpack[MethodOptions]) -> Options:
+def options_of(method: str, lam: "Given | None" = None, **given: Unpack[MethodOptions]) -> Options:
     """Build options from numbers, as a caller in Python or a recipe gives them.
 
     Args:

@@ -43,7 +43,7 @@ def merge(
     tuned: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    lam: Given | None = None,
+    lam: "Given | None" = None,
     method: str = "linear",
     lambdas: Sequence[float] = (),
     references: Mapping[Role, str | Path] | None = None,

@@ -24,7 +24,7 @@ from mooring.options import MethodOptions
 def make_job(
     base: str | Path,
     tuned: str | Path | Sequence[str | Path],
-    lam: Given | None = None,
+    lam: "Given | None" = None,
     *,
     method: str | None = None,
     dtype: str | torch.dtype | None = None,
