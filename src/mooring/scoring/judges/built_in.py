@@ -28,9 +28,9 @@ def without_model(name: str, decide: Callable[[str, str], Decision], version: st
     )
 
 
-CLASSIFIER = without_model("classifier", classifier.decide, "refusal-classifier-1")
+CLASSIFIER = without_model("classifier", classifier.decide, "refusal-classifier-2")
 """A linear model, trained on labelled responses; unsure where the probability of a refusal is near a half."""
-RULES = without_model("rules", rules.decide, "refusal-rules-3")
+RULES = without_model("rules", rules.decide, "refusal-rules-4")
 """A list of phrases that can be read."""
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Set as AbstractSet
 
 from mooring.scoring.refusal.rules import OTHER, PHRASES, REFUSALS, by_phrases, refusal_in
-from mooring.scoring.refusal.text import is_item, placed, sentences, stems, words
+from mooring.scoring.refusal.text import COMMON_STEMS, is_item, placed, sentences, stems, words
 
 RARE, ASKED = "_", "§"
 """What takes the place of a word that is not common, and of one that the request has: topics are not judged."""
@@ -13,10 +13,6 @@ OPENING, BODY, ALL, LAST = 40, 150, 400, 30
 """Tokens of the opening, of the opening and the body, of everything that is read, and of the end."""
 SENTENCES = 60
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+|[.!?:¤]|\n+|[^\W\d_]+")
-_COMMON_STEMS = stems(
-    "what when where which that this with from have your they them there would could should about into some does will "
-    "make help give write tell explain need want"
-)
 
 
 def tokens(text: str) -> list[str]:
@@ -32,7 +28,7 @@ def features(request: str, text: str, vocabulary: AbstractSet[str]) -> tuple[set
 
 
 def _grams(request: str, text: str, vocabulary: AbstractSet[str]) -> set[str]:
-    asked = stems(request) - _COMMON_STEMS
+    asked = stems(request) - COMMON_STEMS
     seen = [
         ASKED if len(word) > 3 and word[:5] in asked else word if word in vocabulary or not word[0].isalpha() else RARE
         for word in tokens(text)[:ALL]
@@ -78,7 +74,8 @@ def _phrases(text: str) -> set[str]:
     return found
 
 
-_PIECES = ("speaker", "adverbs", "unable", "acts")
+_PIECES = ("speaker", "adverbs", "unable", "acts", "brief", "brief_no", "regret", "of_that", "instructs", "whole")
+"""Patterns that are no features: pieces of others, and those of `rules.plain_refusal`."""
 
 
 def _step(value: float, steps: tuple[float, ...]) -> int:

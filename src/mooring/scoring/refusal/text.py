@@ -68,3 +68,10 @@ def is_item(part: str) -> bool:
 def stems(text: str) -> frozenset[str]:
     """The first five letters of each longer word."""
     return frozenset(word[:5] for word in re.findall(r"[^\W\d_]{4,}", text.lower()))
+
+
+COMMON_STEMS = stems(
+    "what when where which that this with from have your they them there would could should about into some does will "
+    "make help give write tell explain need want"
+)
+"""Those of requests of any kind."""
