@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _MARKS = ("[", "{", ",", ":")
 _DEEPEST = 100
@@ -99,10 +99,38 @@ def read_bytes(path: Path, limit: Limit) -> bytes:
     return data
 
 
+class ShortReads:
+    """A binary stream that refuses large reads, so that no ZIP archive can claim a directory that fills the memory.
+
+    Args:
+        stream: The stream.
+        most: Bytes of the largest read.
+    """
+
+    def __init__(self, stream: BinaryIO, most: int) -> None:
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+        self._read, self._most = stream.read, most
+
+    def read(self, size: int = -1) -> bytes:
+        """As `BinaryIO.read`; UnusableError if there is more than may be read at once."""
+        data = self._read(size if 0 <= size <= self._most else self._most + 1)
+        if len(data) > self._most:
+            raise UnusableError("its directory is far too large")
+        return data
+
+
 def check_size(size: int, limit: Limit) -> None:
     """Raise UnusableError if a number of bytes is over a limit."""
     if size > limit.size:
         raise UnusableError(f"is larger than {limit.size // 2**20 or limit.size / 2**20:g} MiB, the most that is read")
+
+
+def expanded_limit(size: int) -> Limit:
+    """How large the content of a compressed file of data may be, given the bytes of the file.
+
+    Text is rarely compressed to less than a hundredth; a few MiB that claim to be gigabytes are made to fill memory.
+    """
+    return Limit(min(DATA.size, max(2**28, 100 * size)), DATA.marks)
 
 
 def parse_json(data: bytes | str, limit: Limit, **options: Any) -> Any:
@@ -114,7 +142,7 @@ def parse_json(data: bytes | str, limit: Limit, **options: Any) -> Any:
     """
     check_size(len(data), limit)
     text = data if isinstance(data, str) else _text(data)
-    if sum(map(text.count, _MARKS)) > limit.marks:
+    if count_marks(text) > limit.marks:
         raise UnusableError(f"holds more than {limit.marks:,} values, the most that is read")
     try:
         value = json.loads(text, **{"parse_int": _integer, **options})
@@ -122,6 +150,11 @@ def parse_json(data: bytes | str, limit: Limit, **options: Any) -> Any:
         raise ValueError("nests too deeply") from None
     _check_depth(value)
     return value
+
+
+def count_marks(text: str) -> int:
+    """The marks of a JSON text (`Limit.marks`), also of those in strings."""
+    return sum(map(text.count, _MARKS))
 
 
 def _text(data: bytes) -> str:

@@ -6,18 +6,31 @@ LLaMA-Factory, EvalPlus and others write them.
 """
 
 import dataclasses
+import os
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from mooring.bounded import DATA, LINE, UnusableError, check_size, parse_json
+from mooring.bounded import (
+    DATA,
+    LINE,
+    Limit,
+    ShortReads,
+    UnusableError,
+    check_size,
+    count_marks,
+    expanded_limit,
+    open_regular,
+    parse_json,
+)
 from mooring.calls import answer_parts
 from mooring.data.rows import RESPONSES, Row, is_data_file, read_rows, read_text
 from mooring.errors import DataError, MissingExtraError
 from mooring.jsonio import read_lines
+from mooring.printable import shorten
 from mooring.records import Completion, Prompt, read_jsonl
 from mooring.thinking import separated
 
@@ -161,25 +174,61 @@ def inspect_samples(path: Path) -> list[Row] | None:
 
 
 def _eval_samples(path: Path) -> list[Row]:
-    hint = f"convert it: inspect log convert {path.name} --to json --output-dir ."
     try:
-        with zipfile.ZipFile(path) as archive:
-            files = [each for each in archive.infolist() if each.filename.startswith("samples/") and not each.is_dir()]
-            for each in files:
-                check_size(each.file_size, DATA)
-            if any(each.compress_type == _ZSTANDARD for each in files):
-                return _read_by_inspect(path)
-            return [
-                Row(f"{path}:{each.filename}", parse_json(archive.read(each).decode("utf-8"), DATA))
-                for each in sorted(files, key=lambda each: each.filename)
-            ]
-    except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError, ValueError) as error:
-        message = f"{path}: is not a readable log of Inspect ({error})"
+        with os.fdopen(open_regular(path), "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            check_size(size, DATA)
+            with zipfile.ZipFile(ShortReads(stream, _LARGEST_DIRECTORY)) as archive:
+                files = [
+                    each for each in archive.infolist() if each.filename.startswith("samples/") and not each.is_dir()
+                ]
+                if any(each.compress_type == _ZSTANDARD for each in files):
+                    return _read_by_inspect(path)
+                files.sort(key=lambda each: each.filename)
+                return _members(path, archive, files, expanded_limit(size))
+    except MissingExtraError:
+        raise
+    except Exception as error:  # of a damaged archive, the libraries raise nearly anything
+        message = f"{path}: is not a readable log of Inspect ({shorten(str(error) or type(error).__name__)})"
+        hint = f"convert it: inspect log convert {path.name} --to json --output-dir ."
         raise DataError(message, hint, code="data.unreadable") from None
 
 
 _ZSTANDARD = 93
 """The method of compression in a ZIP archive (APPNOTE 6.3.8)."""
+_LARGEST_DIRECTORY = 2**25
+"""Bytes of an archive's directory; enough for 300,000 samples."""
+_CHUNK = 2**20
+
+
+def _members(path: Path, archive: zipfile.ZipFile, files: Sequence[zipfile.ZipInfo], limit: Limit) -> list[Row]:
+    """The samples of an archive, all of which together are within a limit."""
+    rows: list[Row] = []
+    size = marks = 0
+    for each in files:
+        data = _decompressed(archive, each, Limit(limit.size - size, limit.marks))
+        text = data.decode("utf-8")
+        size, marks = size + len(data), marks + count_marks(text)
+        if marks > limit.marks:
+            raise UnusableError(f"its samples hold more than {limit.marks:,} values, the most that is read")
+        value = parse_json(text, limit)
+        if not isinstance(value, dict):
+            raise ValueError(f"{each.filename} is not a sample")
+        rows.append(Row(f"{path}:{each.filename}", value))
+    return rows
+
+
+def _decompressed(archive: zipfile.ZipFile, file: zipfile.ZipInfo, limit: Limit) -> bytes:
+    """The content of a file, of which no more is decompressed than may be kept, whatever size it states."""
+    parts: list[bytes] = []
+    size = 0
+    with archive.open(file) as stream:
+        while part := stream.read(_CHUNK):
+            parts.append(part)
+            size += len(part)
+            if size > limit.size:
+                raise UnusableError("its samples are far larger than the file")
+    return b"".join(parts)
 
 
 def _read_by_inspect(path: Path) -> list[Row]:
@@ -198,9 +247,10 @@ def _read_by_inspect(path: Path) -> list[Row]:
 def _inspect(row: Row) -> _Found:
     """A sample of Inspect: `input` is a text or messages, `output.choices` have the answer."""
     values = row.values
-    if values.get("error") and not (values.get("output") or {}).get("choices"):
-        raise _failed(row, f"sample {values.get('id')!r}")
-    found = _choices(row, values.get("output"))
+    output = values.get("output")
+    if values.get("error") and not (isinstance(output, dict) and output.get("choices")):
+        raise _failed(row, f"sample {shorten(repr(values.get('id')))}")
+    found = _choices(row, output)
     return dataclasses.replace(found, ids=_ids(values), asked=request_text(values.get("input")))
 
 
@@ -259,7 +309,7 @@ def _batch(row: Row, values: Mapping[str, Any]) -> _Found:
     response = values.get("response")
     body = response.get("body", response) if isinstance(response, dict) else None
     if values.get("error") or not isinstance(body, dict) or not body.get("choices"):
-        raise _failed(row, f"request {values.get('custom_id')!r}")
+        raise _failed(row, f"request {shorten(repr(values.get('custom_id')))}")
     return _choices(row, body)
 
 
@@ -275,12 +325,17 @@ def _choices(row: Row, body: Any) -> _Found:
         raise DataError(f"{row.origin}: has no answer of a model", WANTED, code="data.not_completions")
     ended = choices[0].get("finish_reason") or choices[0].get("stop_reason")
     usage = body.get("usage")
-    tokens = (usage.get("completion_tokens") or usage.get("output_tokens") or 0) if isinstance(usage, dict) else 0
+    tokens = (usage.get("completion_tokens") or usage.get("output_tokens")) if isinstance(usage, dict) else 0
     texts = [
         _said(choice["message"]) if isinstance(choice.get("message"), dict) else _said(choice) for choice in choices
     ]
     finish = "length" if ended in ("length", "max_tokens", "model_length") else "stop"
-    return _Found(row.origin, texts, finish=finish, tokens=tokens if isinstance(tokens, int) else 0)
+    return _Found(row.origin, texts, finish=finish, tokens=tokens if _is_count(tokens) else 0)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value is a number of tokens that an answer can have."""
+    return type(value) is int and 0 < value < 2**31
 
 
 def _said(message: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -400,11 +455,19 @@ def _by_text(found: Sequence[_Found], prompts: Sequence[Prompt]) -> list[str] | 
 def _by_number(found: Sequence[_Found], prompts: Sequence[Prompt]) -> list[str] | None:
     """The prompts by the numbers in a field such as `doc_id` or `custom_id` (`request-0`)."""
     for name in IDS:
-        numbers = [re.search(r"(\d+)$", each.ids.get(name, "")) for each in found]
-        values = [int(number[1]) for number in numbers if number]
+        values = [number for each in found if (number := _last_number(each.ids.get(name, ""))) is not None]
         if len(values) == len(found) and set(values) in (set(range(len(prompts))), set(range(1, len(prompts) + 1))):
             return [prompts[value - min(values)].id for value in values]
     return None
+
+
+def _last_number(text: str) -> int | None:
+    """The number at the end of an id; None if there is none, or it is longer than that of any prompt."""
+    digits = re.search(r"(?<![0-9])[0-9]+$", text[-_DIGITS - 1 :])
+    return int(digits[0]) if digits and len(digits[0]) <= _DIGITS else None
+
+
+_DIGITS = 12
 
 
 def _plain(text: str) -> str:

@@ -5,7 +5,6 @@ JailbreakBench, verdicts of Mooring, and rows of any file of data with an id and
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,8 @@ def _inspect(row: Row) -> Sample:
     """A sample of Inspect: `scores` by scorer, each with a value that may have parts."""
     values = row.values
     scores: dict[str, float | None] = {}
-    for scorer, score in (values.get("scores") or {}).items():
+    scored = values.get("scores")
+    for scorer, score in scored.items() if isinstance(scored, dict) else ():
         value = score.get("value") if isinstance(score, dict) else score
         parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
         if parts is None:
@@ -115,11 +115,15 @@ def _inspect(row: Row) -> Sample:
 
 def _lm_eval(values: Mapping[str, Any], name: str) -> Sample:
     """A row of lm-evaluation-harness: a document's scores by the metrics that it names, under one filter of answers."""
-    names = [metric for metric in values.get("metrics") or () if isinstance(metric, str)]
+    names = [metric for metric in _listed(values.get("metrics")) if isinstance(metric, str)]
     found = {f"{metric},{name}": values.get(metric.casefold()) for metric in names}
     digest = values.get("doc_hash")
     scores = {metric: number(value) for metric, value in found.items() if not isinstance(value, list | dict)}
     return Sample(str(values["doc_id"]), digest if isinstance(digest, str) else None, scores)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _row(row: Row, values: Mapping[str, Any], metrics: frozenset[str]) -> Sample:
@@ -132,8 +136,12 @@ def _row(row: Row, values: Mapping[str, Any], metrics: frozenset[str]) -> Sample
     return Sample(id_, asked, {shown[name]: number(value) for name, value in values.items() if name in shown})
 
 
+LARGEST = 1e100
+"""The largest score; sums of squares of larger ones are not finite."""
+
+
 def number(value: Any) -> float | None:
-    """A score as a number, read as Inspect does; None if it is none, or not finite."""
+    """A score as a number, read as Inspect does; None if it is none, or beyond `LARGEST`."""
     if isinstance(value, str):
         if value in LETTERS:
             return LETTERS[value]
@@ -143,6 +151,4 @@ def number(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    if isinstance(value, bool | int | float) and math.isfinite(value):
-        return float(value)
-    return None
+    return float(value) if isinstance(value, bool | int | float) and abs(value) <= LARGEST else None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mooring import calls
-from mooring.bounded import DATA, LINE, Limit, UnusableError, check_size, parse_json, read_bytes
+from mooring.bounded import DATA, LINE, Limit, UnusableError, check_size, expanded_limit, parse_json, read_bytes
 from mooring.config import DataFields
 from mooring.errors import DataError
 from mooring.records import Message, Prompt, Role, ToolCall
@@ -177,9 +177,10 @@ def read_text(path: Path) -> str:
     try:
         data = read_bytes(path, DATA)
         if path.suffix.lower() == ".gz":
+            limit = expanded_limit(len(data))
             with gzip.open(io.BytesIO(data)) as stream:
-                data = stream.read(DATA.size + 1)
-            check_size(len(data), DATA)
+                data = stream.read(limit.size + 1)
+            check_size(len(data), limit)
     except UnusableError as error:
         raise DataError(f"{path}: {error}", "split it into several files", code="data.too_large") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -275,13 +276,9 @@ def _csv(path: Path, text: str, delimiter: str = ",") -> list[Row]:
 
 def _parquet(path: Path) -> list[Row]:
     import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
-        about = pq.ParquetFile(path).metadata
-        size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-        check_size(max(size, about.num_rows * about.num_columns), DATA)
-        values = pq.read_table(path).to_pylist()
+        values = _parquet_values(path)
     except UnusableError as error:
         raise DataError(f"{path}: {error}", "split it into several files", code="data.too_large") from None
     except (pa.ArrowException, OSError) as error:
@@ -289,6 +286,50 @@ def _parquet(path: Path) -> list[Row]:
         what = f"{path}: not a readable Parquet file ({reason})"
         raise DataError(what, "fetch it again", code="data.bad_parquet") from None
     return [Row(f"{path}:row {number}", value) for number, value in enumerate(values, 1)]
+
+
+def _parquet_values(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, read in parts: a value that is repeated takes no room in the file."""
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    with pq.ParquetFile(path) as file:
+        about = file.metadata
+    groups = (about.row_group(number) for number in range(about.num_row_groups))
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    stored = path.stat().st_size
+    limit, most = expanded_limit(stored), max(DATA.marks, stored)
+    check_size(sum(column.total_uncompressed_size for column in columns), limit)
+    if max(sum(column.num_values for column in columns), about.num_rows) > most:
+        raise UnusableError(f"holds more than {most:,} values, the most that is read")
+    schema = (about.schema.column(number) for number in range(about.num_columns))
+    texts = [each.path for each in schema if each.physical_type == "BYTE_ARRAY" and each.logical_type.type != "DECIMAL"]
+    values: list[dict[str, Any]] = []
+    size = 0
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
+        for batch in file.iter_batches(_BATCH):
+            size += sum(map(_decoded_size, batch.columns))
+            check_size(size, limit)
+            values += batch.to_pylist()
+    return values
+
+
+_BATCH = 1024
+
+
+def _decoded_size(array: Any) -> int:
+    """Bytes of an Arrow array, each repetition of a text counted."""
+    import pyarrow as pa
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(map(_decoded_size, array.flatten()))
+    if pa.types.is_map(kind):
+        return _decoded_size(array.keys) + _decoded_size(array.items)
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return _decoded_size(array.flatten()) if lists else array.nbytes
 
 
 _TEXT_READERS: dict[str, Callable[[Path, str], list[Row]]] = {

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from mooring.bounded import ShortReads, UnusableError
 from mooring.errors import ModelError
 from mooring.models.safetensors_file import NAMES, TensorInfo, check_name, open_regular, refuse_pointer, unreadable
 
@@ -58,7 +59,7 @@ def read_pickled(file: Path) -> list[TensorInfo]:
             infos = _infos(_load(stream), file, records)
     except OSError as error:
         raise unreadable(file, error) from None
-    except _RejectedError as error:
+    except (_RejectedError, UnusableError) as error:
         what = f"{file}: is not a state dict: {error}"
         raise ModelError(what, "get the model as safetensors", code="model.not_state_dict") from None
     except _ARCHIVE_ERRORS:
@@ -77,25 +78,9 @@ def _check_form(file: Path, head: bytes) -> None:
         raise ModelError(what, "fetch the file again", code="model.corrupt")
 
 
-class _Bounded:
-    """A stream that refuses large reads, so that no archive can claim a directory that fills the memory."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
-        self._read = stream.read
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _LARGEST_DIRECTORY:
-            size = _LARGEST_DIRECTORY + 1
-        data = self._read(size)
-        if len(data) > _LARGEST_DIRECTORY:
-            raise _RejectedError("its directory is far too large")
-        return data
-
-
 def _records(file: Path, stream: BinaryIO) -> dict[int, int]:
     """First byte to size, for every member of the archive; raises for an archive that torch.load must not see."""
-    with zipfile.ZipFile(_Bounded(stream)) as archive:
+    with zipfile.ZipFile(ShortReads(stream, _LARGEST_DIRECTORY)) as archive:
         members = {entry.orig_filename: entry for entry in archive.infolist()}
         if len(members) != len(archive.infolist()):
             raise _RejectedError("a file is in it twice")

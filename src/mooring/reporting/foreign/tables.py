@@ -54,7 +54,7 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)
-        writer.writeheader()
+        writer.writerow({name: _cell(name) for name in columns})
         writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return path
 
