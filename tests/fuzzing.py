@@ -1,13 +1,16 @@
-"""What all fuzzers share: values, damaged files, and limits of each input."""
+"""What all fuzzers share: values, damaged files, limits of each input, and a process that tries inputs."""
 
 import contextlib
 import copy
 import json
+import multiprocessing
 import random
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ SECONDS = 20
 """Of the processor, for each input."""
 MEMORY = 2**30
 """Bytes that all inputs together may add to the peak."""
+PATIENCE = 120
+"""Seconds in which a process has to answer, also if it hangs where Python's signals do not reach it."""
 
 HOSTILE = (
     *("", "../x", "../..", "/proc/self/mem", "a" * 300, "x" * 5000, "\0", "null", "1e999", "{}", "<<", "0.2..0.8"),
@@ -45,6 +50,63 @@ def limited() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
     if sys.platform == "linux":  # in KiB
         assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 < MEMORY
+
+
+class Worker:
+    """A copy of this process that tries inputs one after the other; after one that ended it, there is a new one.
+
+    Args:
+        attempt: Tries the input of a number; raises if a property does not hold.
+    """
+
+    def __init__(self, attempt: Callable[[int], object]) -> None:
+        self._attempt = attempt
+        self._process: Any = None
+        self._end: Connection | None = None
+
+    def __call__(self, number: int) -> None:
+        """Try the input of a number.
+
+        Raises:
+            AssertionError: A property does not hold, or the process crashed or hung.
+        """
+        end = self._end or self._started()
+        end.send(number)
+        said: str | None = f"no answer in {PATIENCE} s"
+        try:
+            if end.poll(PATIENCE):
+                said = end.recv()
+            else:
+                self.close()
+        except EOFError:
+            self._process.join()
+            said = f"the process ended with {self._process.exitcode}"
+            self._end = None
+        assert said is None, f"input {number}: {said}"
+
+    def close(self) -> None:
+        """End the process."""
+        if self._end is not None:
+            self._process.kill()
+            self._process.join()
+            self._end = None
+
+    def _started(self) -> Connection:
+        context = multiprocessing.get_context("fork")
+        self._end, theirs = context.Pipe()
+        self._process = context.Process(target=self._work, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        return self._end
+
+    def _work(self, end: Connection) -> None:
+        while True:
+            number = end.recv()
+            try:
+                self._attempt(number)
+                end.send(None)
+            except BaseException:
+                end.send(traceback.format_exc())
 
 
 def listing(root: Path) -> dict[str, int]:

@@ -29,7 +29,7 @@ from fake_server import Handler, fake_server
 from report_sample import results
 from test_gguf import write_tiny
 
-from fuzzing import anything, damaged_bytes, damaged_json, damaged_value, limited, listing, noise
+from fuzzing import Worker, anything, damaged_bytes, damaged_json, damaged_value, limited, listing, noise
 from mooring.cli import main
 from mooring.config import Recipe
 from mooring.errors import UserError
@@ -254,19 +254,26 @@ def test_files(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None
     whole = [attempt(folder, command) for command in target.commands]  # and loads what is needed, before the limits
     assert set(whole) <= {0, 3}
 
+    def damaged(number: int) -> None:
+        chance = random.Random(number)
+        name = chance.choice(target.files)
+        (folder / name).write_bytes(target.damage(chance, originals[name]))
+        attempt(folder, chance.choice(target.commands))
+
+    worker = Worker(damaged)
+
     @seed(0)
     @settings(fuzzed, max_examples=max(3, round(EXAMPLES * SHARES.get(kind, 1))))
     @numbered
     def check(number: int) -> None:
-        chance = random.Random(number)
-        name = chance.choice(target.files)
-        (folder / name).write_bytes(target.damage(chance, originals[name]))
         try:
-            attempt(folder, chance.choice(target.commands))
+            worker(number)
         finally:
-            (folder / name).write_bytes(originals[name])
+            for name, original in originals.items():
+                (folder / name).write_bytes(original)
 
-    check()
+    with contextlib.closing(worker):
+        check()
 
 
 def test_headers_of_gguf(folder: Path, tmp_path: Path) -> None:
