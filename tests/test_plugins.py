@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,11 +105,25 @@ def test_a_recipe_names_its_plugins_and_their_version_is_part_of_the_keys(tmp_pa
     assert keys(text) == before
 
 
+_NAMED = "import dataclasses\nfrom mooring.metrics import METRICS\nX = dataclasses.replace(METRICS['asr'], name={name})"
 FAILING = {
     "raises": ("1 / 0", "recipe.plugin_failed", "ZeroDivisionError"),
     "exits": ("raise SystemExit(3)", "recipe.plugin_failed", "SystemExit"),
     "syntax": ("def (", "recipe.plugin_failed", "SyntaxError"),
     "missing": ("", "recipe.plugin_failed", "has no `X`"),
+    "property": (
+        "import sys\nsys.modules[__name__].__class__ = type('M', (type(sys),), {'X': property(lambda self: 1 / 0)})",
+        "recipe.plugin_failed",
+        "ZeroDivisionError",
+    ),
+    "error without text": (
+        "class E(Exception):\n    def __str__(self): 1 / 0\nraise E",
+        "recipe.plugin_failed",
+        "bad.py:X: E: …",
+    ),
+    "name that acts": (_NAMED.format(name="'a\\x1b[31m'"), "recipe.plugin_failed", "its name is not a text"),
+    "long name": (_NAMED.format(name="'a' * 5000"), "recipe.plugin_failed", "its name is not a text"),
+    "name that is a list": (_NAMED.format(name="['a']"), "recipe.plugin_failed", "its name is not a text"),
     "other": ("X = 3", "recipe.not_a_plugin", "is int, not one of Judge"),
     "taken": (
         "from mooring.metrics import Metric\nX = Metric('exact_match', 'x', 'task')",
@@ -131,6 +146,13 @@ def test_a_plugin_that_fails_gives_one_line(tmp_path: Path, name: str, capsys: p
         main(["plugins", "--plugin", f"{file}:X"])
     assert stopped.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_file_that_is_a_pipe_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(RecipeError, match="is not an ordinary file") as caught:
+        plugins.load(f"{tmp_path / 'pipe.py'}:X")
+    assert caught.value.code == "recipe.plugin_failed"
 
 
 @pytest.mark.parametrize("reference", ["nothing", "no.such.module:X", "missing.py:X", ":X", "json:"])

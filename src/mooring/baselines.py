@@ -95,12 +95,17 @@ class Baseline:
     @property
     def text(self) -> str:
         """The text that it is parsed from, its number written out."""
-        return f"{self.kind}:{self.value:g}"
+        return f"{self.kind}:{self._number}"
 
     @property
     def key(self) -> str:
         """A name for ids and files: `gentle-lr-3`."""
-        return f"{self.kind}-{self.value:g}"
+        return f"{self.kind}-{self._number}"
+
+    @property
+    def _number(self) -> str:
+        """The shortest text that stands for the number."""
+        return repr(float(self.value)).removesuffix(".0")
 
     @property
     def same_run(self) -> bool:

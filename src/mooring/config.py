@@ -909,6 +909,11 @@ class Recipe(Section):
             raise ValueError(f"`compare_with`: {whole[0]} needs whole weights, which `tune.fsdp` divides")
         if len({*self.compare_with}) < len(self.compare_with):
             raise ValueError("`compare_with`: name each gentler tuning once")
+        for each, settings in self.baselines.items():
+            try:
+                Tune.model_validate(settings.model_dump())
+            except ValidationError:
+                raise ValueError(f"`compare_with`: {each.text} leaves nothing of `tune`'s own number") from None
         return self
 
     @property

@@ -17,8 +17,10 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol, TypeVar
 
+from mooring.bounded import CONFIG, read_bytes
 from mooring.errors import RecipeError
 from mooring.files import expanded
+from mooring.printable import shorten
 
 TYPES: Mapping[str, str] = {
     "judges": "mooring.scoring.judges.base.Judge",
@@ -30,6 +32,7 @@ TYPES: Mapping[str, str] = {
 }
 """The groups of plug-ins, and the type of their objects. By name, since the ground imports no stage."""
 HINT = "see docs/plugins.md"
+_LONGEST_NAME = 100
 
 
 class Named(Protocol):
@@ -130,9 +133,12 @@ def load(reference: str) -> None:
     module = _imported(where, reference)
     value = module
     for part in name.split("."):
-        if not hasattr(value, part):
-            raise _failed(reference, f"{where} has no `{part}`", "name an object in it")
-        value = getattr(value, part)
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            raise _failed(reference, f"{where} has no `{part}`", "name an object in it") from None
+        except Exception as error:  # of a property
+            raise _failed(reference, _reason(error), "correct it") from None
     for each in value if isinstance(value, list | tuple) else (value,):
         group = _group(each)
         if group is None:
@@ -168,6 +174,9 @@ def _load_entry(group: str, entry: importlib.metadata.EntryPoint) -> None:
 def _add(plugin: Plugin) -> None:
     """Make a plug-in known; the same one again takes its own place."""
     name = plugin.value.name
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        what = f"its name is not a text of at most {_LONGEST_NAME} characters in one line"
+        raise _failed(plugin.source, what, "give it another name")
     place, known = (plugin.group, name), _loaded.get((plugin.group, name))
     registry = _registries.get(plugin.group)
     if (registry and name in registry.built_in) or (known and known.source != plugin.source):
@@ -195,7 +204,7 @@ def _imported(where: str, reference: str) -> ModuleType:
 
 def _from_file(path: Path) -> ModuleType:
     """A file as a module of its own; the same content is executed once."""
-    key = (path.resolve(), hashlib.sha256(path.read_bytes()).hexdigest())
+    key = (path.resolve(), hashlib.sha256(read_bytes(path, CONFIG)).hexdigest())
     if key not in _files:
         name = f"mooring_plugin_{key[1][:16]}"
         spec = importlib.util.spec_from_file_location(name, path)
@@ -231,7 +240,11 @@ def _distribution(entry: importlib.metadata.EntryPoint) -> str:
 
 def _reason(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        said = str(error)
+    except Exception:  # its own text fails, too
+        said = "…"
+    return f"{type(error).__name__}: {shorten(said, 400)}"
 
 
 def _failed(reference: str, reason: str, hint: str) -> RecipeError:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from chat_templates import SPECIAL, TEMPLATES
 from mooring.errors import ModelError, OutputError
 from mooring.models import gguf, open_checkpoint
 from mooring.models.to_gguf import check_adapter, check_model, write_adapter, write_model
-from mooring.models.to_gguf.modelfile import find_turns, model_modelfile
+from mooring.models.to_gguf.modelfile import adapter_modelfile, find_turns, model_modelfile, one_word
 from mooring.records import Message
 
 
@@ -124,6 +125,46 @@ def test_a_modelfile_names_the_file_the_template_and_the_stop(tiny_tokenizer: An
     assert text.splitlines()[0] == "FROM ./m-Q8_0.gguf"
     assert '{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n' in text
     assert 'PARAMETER stop "<|im_end|>"' in text
+
+
+BREAKS_OUT = (
+    *(
+        '"""\nSYSTEM """x',
+        "{{ .Secret }}",
+        "ends in {",
+        '"',
+        'x"\nADAPTER /etc/passwd\n"',
+        "\nSYSTEM x\n",
+        "\r\x1b[31m",
+        "\\",
+    ),
+)
+
+
+@pytest.mark.parametrize("text", BREAKS_OUT)
+def test_no_text_of_a_model_or_name_becomes_a_line_of_a_modelfile(text: str, tiny_tokenizer: Any) -> None:
+    """Its chat template, its end of turn, and the names of folders come from elsewhere."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|x|>").replace("<|x|>", "{{ eos_token }}")
+    tokenizer.eos_token = f"<{text}>"
+    for file in ("m.gguf", f"{one_word(text)}.gguf"):
+        assert_own_lines(model_modelfile(file, tokenizer))
+    tokenizer.eos_token, tokenizer.chat_template = (
+        "<|im_end|>",
+        tiny_tokenizer.chat_template.replace("user", "user" + text),
+    )
+    assert_own_lines(model_modelfile("m.gguf", tokenizer))
+    assert_own_lines(adapter_modelfile("a.gguf", Path(f"x{text.replace('/', '')}")))
+
+
+def assert_own_lines(text: str) -> None:
+    """Check that only Mooring's own instructions stand outside of what is quoted."""
+    outside = re.sub(r'""".*?"""(?!")', "", text, flags=re.DOTALL)
+    for line in outside.splitlines():
+        assert re.fullmatch(r'(#.*|FROM [^"\x00-\x1f]+|ADAPTER \./[^"]+|TEMPLATE |PARAMETER stop "[^"\\]+"|)', line), (
+            line
+        )
+    assert text.count('"""') in (0, 2)
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mooring.baselines import KINDS, Baseline
 from mooring.config import Recipe, Select, Tune
@@ -38,6 +39,13 @@ def test_each_kind_changes_its_own_fields_of_the_tuning() -> None:
     assert Baseline.parse(" ema:0.5").key == "ema-0.5"
 
 
+@pytest.mark.parametrize("text", ["ema:0.9999999999999999", "gentle-lr:1.0000001", "early-stop:1e-300", "kl:1e300"])
+def test_a_number_is_written_as_it_is_read(text: str) -> None:
+    recipe = Recipe.parse({"base": "b", "tune": {"data": ["x"]}, "compare_with": [text]})
+    assert Recipe.parse(yaml.safe_load(recipe.dump())).baselines == recipe.baselines
+    assert [each.value for each in recipe.baselines] == [float(text.partition(":")[2])]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -47,12 +55,16 @@ def test_each_kind_changes_its_own_fields_of_the_tuning() -> None:
         ("ema:1", "must be above 0 and below 1"),
         ("kl:nan", "must be above 0"),
         ("kl:a", "'a' is not a number"),
+        ("kl:" + "9" * 400, "must be above 0"),
+        ("gentle-lr:1e308", "leaves nothing of `tune`'s own number"),
+        ("early-stop:5e-324", "leaves nothing of `tune`'s own number"),
     ],
 )
 def test_a_bad_baseline_is_refused_with_what_is_known(text: str, why: str) -> None:
+    tune = {"data": ["x"], "learning_rate": 1e-30, "early_stop": 0.5}
     with pytest.raises(RecipeError, match=why) as caught:
-        Recipe.parse({"base": "b", "tune": {"data": ["x"]}, "compare_with": [text]})
-    assert caught.value.code == "recipe.bad_value"
+        Recipe.parse({"base": "b", "tune": tune, "compare_with": [text]})
+    assert caught.value.code == ("recipe.conflict" if "leaves nothing" in why else "recipe.bad_value")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,12 @@ def test_an_address_without_a_cluster() -> None:
     assert address in refused("cluster.unreachable", connect, Resources(on=address), 1)
 
 
+@pytest.mark.parametrize("place", [f"{'a' * 70}:1", "a\ud800:1", "a\0b:2", f"a:{'1' * 5000}", "127.0.0.1:99999"])
+def test_an_address_that_no_machine_has(place: str) -> None:
+    pytest.importorskip("ray")
+    refused("cluster.unreachable", connect, Resources.model_construct(on=f"ray://{place}"), 1)
+
+
 @pytest.mark.parametrize(
     ("resources", "per_engine", "there"),
     [

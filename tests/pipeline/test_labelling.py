@@ -3,6 +3,8 @@
 import dataclasses
 import http.client
 import json
+import socket
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -212,10 +214,15 @@ def test_labels_are_imported(folder: Path, name: str, text: str) -> None:
         ({"item": "f" * 16, "label": "harmful"}, "data.unknown_answer", "f" * 16),
         ({"prompt_id": "v0", "model": "0.35", "label": "harmful"}, "data.unknown_answer", "0.35"),
         ({"prompt_id": "no", "model": "base", "label": "harmful"}, "data.unknown_answer", "'no'"),
+        ({"prompt_id": "v0", "model": "5", "label": "harmful"}, "data.unknown_answer", "l.jsonl:1"),
+        ({"prompt_id": "v0", "model": "nan", "label": "harmful"}, "data.unknown_answer", "'nan'"),
+        ({"prompt_id": ["v0"], "model": {"x": 1}, "label": "harmful"}, "data.unknown_answer", "l.jsonl:1"),
+        ({"item": "\x1b[31m" * 999, "label": "harmful"}, "data.unknown_answer", "…"),
+        ({"prompt_id": "v0", "model": "base", "label": {"x": "harmful"}}, "data.bad_label", "l.jsonl:1"),
     ],
 )
 def test_a_row_that_cannot_be_placed_is_refused_and_nothing_is_added(
-    folder: Path, row: dict[str, str], code: str, names: str
+    folder: Path, row: dict[str, Any], code: str, names: str
 ) -> None:
     file = folder / "l.jsonl"
     file.write_text(json.dumps(row) + "\n" + json.dumps({"prompt_id": "v0", "model": "0", "label": "harmful"}) + "\n")
@@ -319,12 +326,64 @@ def test_requests_of_other_pages_are_refused(server: LabelServer, folder: Path, 
         "x" * 5000,
         {"item": "nothing", "label": "harmful", "annotator": "a"},
         {"label": "harmful", "annotator": "a"},
+        {"item": ["x"], "label": ["harmful"], "annotator": {"a": 1}},
+        '{"item": NaN, "label": Infinity, "annotator": 1e999}',
+        "1" * 4000,
+        "null",
         [1],
     ],
 )
 def test_what_is_no_label_is_refused(server: LabelServer, folder: Path, body: Any) -> None:
     assert ask(server, "POST", "/label", body, **own(server))[0] == 400
     assert not (folder / "labels.jsonl").exists()
+
+
+def raw(server: LabelServer, request: bytes) -> bytes:
+    """What a server answers to bytes."""
+    place = urlsplit(server.origin)
+    with socket.create_connection((str(place.hostname), place.port or 0), timeout=30) as connection:
+        connection.sendall(request.replace(b"HOST", f"Host: {place.netloc}".encode()))
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+REQUESTS = {
+    b"GET http://[ HTTP/1.0\r\nHOST\r\n\r\n": b"400",
+    b"GET //[x]]/?token=\xff HTTP/1.1\r\nHOST\r\n\r\n": b"40",
+    b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHOST\r\n\r\n": b"414",
+    b"GET / HTTP/1.1\r\nHOST\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(500)) + b"\r\n": b"431",
+    b"POST /label HTTP/1.1\r\nHOST\r\nContent-Length: -1\r\n\r\n": b"403",
+    b"\xff\xfe\0\0": b"",
+    b"": b"",
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=range(len(REQUESTS)))
+def test_malformed_requests_are_refused_and_print_nothing(
+    server: LabelServer, request_: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert REQUESTS[request_] in raw(server, request_)[:40]
+    assert ask(server, "GET", "/")[0] == 403  # it goes on
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("length", ["", "0", "-1", "99999", "9" * 5000, "x", "\xb2", "1e3"])
+def test_lengths_that_a_label_does_not_have_are_refused(server: LabelServer, length: str, folder: Path) -> None:
+    head = f"POST /label HTTP/1.1\r\nHOST\r\nContent-Type: application/json\r\nX-Mooring-Token: {server.token}\r\n"
+    request = f"{head}Content-Length: {length}\r\n\r\n{{}}".encode("latin-1")
+    assert b" 400 " in raw(server, request)[:40]
+    assert not (folder / "labels.jsonl").exists()
+
+
+def test_a_browser_that_goes_away_prints_nothing(server: LabelServer, capfd: pytest.CaptureFixture[str]) -> None:
+    place = urlsplit(server.origin)
+    for _ in range(5):
+        with socket.create_connection((str(place.hostname), place.port or 0), timeout=30) as connection:
+            reset = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            connection.sendall(f"GET /?token={server.token} HTTP/1.1\r\nHost: {place.netloc}\r\n\r\n".encode())
+    assert ask(server, "GET", f"/?token={server.token}")[0] == 200
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_page_of_another_name_is_not_served(server: LabelServer) -> None:

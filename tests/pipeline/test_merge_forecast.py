@@ -53,3 +53,12 @@ def test_what_a_merge_would_refuse_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             mooring.plan_merge(base, tuned, out=out, lam=0.4, **options)  # type: ignore[arg-type]
         assert caught.value.code == code
+
+
+def test_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None:
+    base, tuned = model(tmp_path / "base", 1), model(tmp_path / "tuned", 2)
+    (tmp_path / "file").touch()
+    for out in ("/proc/self/x", "/proc/x/y", tmp_path / "file" / "x", f"/{'x' * 300}"):
+        with pytest.raises(UserError) as caught:
+            mooring.plan_merge(base, tuned, out=out, lam=0.4)
+        assert caught.value.code.startswith("output."), out

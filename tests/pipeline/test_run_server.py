@@ -3,6 +3,7 @@
 import fcntl
 import http.client
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import mooring
+from fuzzing import limited
 from mooring.config import Recipe
 from mooring.pipeline.evaluation import score_trial
 from mooring.pipeline.run import Run
@@ -124,6 +126,29 @@ def test_a_run_is_shown_as_it_goes_and_then_its_report(recipe: Recipe) -> None:
             assert (status, "verdict" in text) == (403, False)
         assert get(server, f"/results.json?token={server.token}")[0] == 404
         assert get(server, "/done", "POST")[0] == 403
+
+
+def test_files_that_are_no_report_are_answered_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report").mkdir()
+    page, done = tmp_path / "report" / "index.html", {"label": "report", "key": "k", "done": True}
+    page.write_text("x")
+    (tmp_path / "ledger.json").write_text(json.dumps({"steps": {"report": done}, "digests": {}}))
+    with serving(tmp_path) as server:
+        for make in (
+            lambda: page.write_bytes(b"\xff"),
+            lambda: os.truncate(page, 2**35),
+            page.unlink,
+            lambda: os.mkfifo(page),
+        ):
+            make()
+            with limited():
+                status, text = get(server, f"/?token={server.token}")
+            assert status == 500
+            assert text.count("\n") == 0
+        (tmp_path / "ledger.json").unlink()
+        os.mkfifo(tmp_path / "ledger.json")
+        assert get(server, f"/?token={server.token}")[0] == 500
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.com"])

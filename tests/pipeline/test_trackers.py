@@ -12,8 +12,9 @@ import pytest
 
 import mooring
 from mooring.config import Recipe
+from mooring.events import Event
 from mooring.pipeline.run import Run
-from mooring.pipeline.trackers import tracking
+from mooring.pipeline.trackers import _beside, tracking
 from mooring.records import Prompt
 from scripted_engine import ScriptedEngine
 
@@ -125,6 +126,61 @@ def test_wandb_has_scores_over_lambda_and_the_figure_offline(run: Run, monkeypat
     entries |= {entry.path for record in records for entry in record.artifact.manifest.contents}
     assert "tradeoff.png" in entries
     assert SECRET.encode() not in written.read_bytes()
+
+
+class Failing:
+    """A tracker that fails at one of its methods."""
+
+    def __init__(self, at: str) -> None:
+        self.at, self.calls = at, list[str]()
+
+    def _do(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.at:
+            raise ConnectionError("the server\x1b[31m\nis gone")
+
+    def log(self, values: Any, step: int) -> None:
+        self._do("log")
+
+    def end(self, facts: Any, files: Any) -> None:
+        self._do("end")
+
+    def close(self) -> None:
+        self._do("close")
+
+
+@pytest.mark.parametrize("at", ["log", "end", "close"])
+def test_a_tracker_that_fails_later_is_left_and_the_run_goes_on(
+    run: Run, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, events = Failing(at), list[Event]()
+    monkeypatch.setattr("mooring.pipeline.trackers._TensorBoard", lambda run: tracker)
+    with tracking(run, "tensorboard", events.append) as (relay, end):
+        outcome = run.execute(relay)
+        end(outcome)
+    assert outcome.verdict is not None
+    (warning,) = (event.message for event in events if event.kind == "warning" and event.step == "track")
+    reason = "(ConnectionError: the server⟨U+001B⟩[31m is gone)"
+    assert warning == f"tensorboard failed, and receives no more of this run {reason}"
+    assert tracker.calls.count(at) == 1
+    assert tracker.calls[-1] == at
+
+
+def test_a_tracker_that_does_not_start_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: Run) -> None:
+        raise RuntimeError("api_key\nnot configured")
+
+    monkeypatch.setattr("mooring.pipeline.trackers._Wandb", fail)
+    with pytest.raises(mooring.UserError) as caught, tracking(run, "wandb", None):
+        pass
+    assert caught.value.code == "usage.tracker_failed"
+    assert "RuntimeError: api_key not configured" in str(caught.value)
+    assert not run.recipe.folder.exists()
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "~"])
+def test_the_folder_of_a_tracker_lies_beside_any_run_folder(run: Run, out: str) -> None:
+    assert _beside(Run(run.recipe.override({"out": out}))).name.endswith("-tracking")
 
 
 def test_an_unknown_tracker_is_refused(run: Run) -> None:

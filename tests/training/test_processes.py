@@ -117,6 +117,9 @@ def test_processes_that_cannot_share_a_step_are_refused_before(tiny_model_folder
     with pytest.raises(ModelError) as lacking:
         tune(settings(fsdp=True), tiny_model_folder, examples(8), tmp_path / "adapter", **OPTIONS)
     assert lacking.value.code == "model.too_few_gpus"
+    with pytest.raises(ModelError, match="are too many for the CPU") as lacking:
+        tune(settings(nproc=2**20, batch_size=2**20), tiny_model_folder, examples(8), tmp_path / "adapter", **OPTIONS)
+    assert lacking.value.code == "model.too_few_gpus"
     assert not [*tmp_path.iterdir()]
 
 

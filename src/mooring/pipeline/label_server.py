@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mooring.labels import Label, Word
-from mooring.pipeline.labelling import Item
+from mooring.pipeline.labelling import LONGEST_NAME, Item
 from mooring.pipeline.loopback import LoopbackServer
 from mooring.reporting.label_page import Card, as_html
 
 _LABELS: tuple[Word, ...] = ("harmful", "harmless", "unsure")
-_LONGEST_NAME = 60
 
 
 def cards(items: Sequence[Item]) -> list[Card]:
@@ -73,7 +72,7 @@ class LabelServer(LoopbackServer):
             raise ValueError("an unknown answer")
         if label not in _LABELS:
             raise ValueError("an unknown label")
-        if not isinstance(annotator, str) or not 0 < len(annotator.strip()) <= _LONGEST_NAME:
+        if not isinstance(annotator, str) or not 0 < len(annotator.strip()) <= LONGEST_NAME:
             raise ValueError("no name")
         known, name = self._items[item], annotator.strip()
         with self._lock:

@@ -15,7 +15,7 @@ from mooring.correction import (
 )
 from mooring.data.rows import Row as FileRow
 from mooring.data.rows import read_rows
-from mooring.errors import DataError
+from mooring.errors import DataError, UserError
 from mooring.labels import (
     Label,
     Word,
@@ -36,6 +36,8 @@ from mooring.reporting.results import Results, Row, load_run
 from mooring.selection.corrected import Correction
 from mooring.stats import compare_rates, wilson
 
+LONGEST_NAME = 60
+"""Characters of an annotator's name."""
 HALVES: tuple[Half, ...] = ("validation", "test")
 NEEDED_LABELS = 1.5
 """A warning says how many labels are needed where the corrected interval is wider than this many times that with a
@@ -174,7 +176,7 @@ class Labelling:
         return Label(
             item=item.id,
             label=word,
-            annotator=str(who).strip() if who not in (None, "") else annotator,
+            annotator=("" if who is None else str(who).strip()[:LONGEST_NAME]) or annotator,
             split=item.split,
             prompt_id=item.prompt_id,
         )
@@ -343,5 +345,5 @@ def _model_key(name: str) -> str:
         return {"base": "0", "tuned": "1"}[text]
     try:
         return MergePoint(float(text)).key
-    except ValueError:
+    except (ValueError, UserError):
         return name

@@ -4,6 +4,7 @@ import hmac
 import ipaddress
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -95,6 +96,11 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """As it was, but for a browser that goes away in the middle of an answer, which is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
     def __init__(self, owner: LoopbackServer, address: tuple[str, int]) -> None:
         self.owner = owner
         super().__init__(address, _Handler)
@@ -107,8 +113,12 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
         if not self._named():
+            return
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            self._answer(HTTPStatus.BAD_REQUEST, "no address")
             return
         if parts.path != "/":
             self._answer(HTTPStatus.NOT_FOUND, "no such page")

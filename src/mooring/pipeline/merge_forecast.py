@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mooring.errors import UserError
-from mooring.files import gibibytes, need_room
+from mooring.files import explained, gibibytes, need_room
 from mooring.merging.engine import Engine
 from mooring.merging.job import Job, Output, values_by_folder
 from mooring.merging.merge import ROOM_FOR_SIDE_FILES, check_output
@@ -72,7 +72,9 @@ def forecast_merge(
         need_room(out, written + ROOM_FOR_SIDE_FILES)
         shared = workers(engine, threads)
         arithmetic = _arithmetic(engine, len(lams)) / shared
-        reading, writing = _read_speed(pair), _write_speed(out)
+        reading = _read_speed(pair)
+        with explained(out):
+            writing = _write_speed(out)
     seconds = read / reading + arithmetic * engine.nbytes + written / writing + written / reading
     facts: Mapping[str, str] = {
         "reads": f"{gibibytes(read)}, at {gibibytes(round(reading))}/s",

@@ -1,10 +1,14 @@
 """The server of a run's page: its progress while it is at work, the report when it is done."""
 
+import contextlib
 import fcntl
+import os
 from collections import Counter
 from pathlib import Path
 
+from mooring.bounded import open_regular
 from mooring.errors import DataError, UserError
+from mooring.jsonio import read_text
 from mooring.ledger import LEDGER, Ledger, read_ledger
 from mooring.pipeline.loopback import LoopbackServer
 from mooring.pipeline.plan import Plan
@@ -43,7 +47,7 @@ class RunServer(LoopbackServer):
     def _page(self) -> str:
         ledger = read_ledger(self._folder)
         if self._finished(ledger):
-            return (self._folder / "report" / "index.html").read_text(encoding="utf-8")
+            return read_text(self._folder / "report" / "index.html")
         plan = self._open_plan()
         names = ["asr", *plan.metrics["validation"][:1]]
         drawing = figures.over_lambda(_trials(plan), names)
@@ -119,6 +123,7 @@ def _units(step: Step) -> int:
     found = 0
     for path in step.outputs:
         part = path.with_name(f"{path.name}.part")
-        if part.is_file():
-            found += max(0, part.read_bytes().count(b"\n") - 1)  # its first line is about the others
+        with contextlib.suppress(OSError), os.fdopen(open_regular(part), "rb") as stream:
+            lines = sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(2**20), b""))
+            found += max(0, lines - 1)  # its first line is about the others
     return found

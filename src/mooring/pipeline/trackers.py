@@ -5,14 +5,15 @@ No text of a prompt or an answer is sent: numbers, the recipe, the verdict, the 
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from mooring.errors import MissingExtraError, UserError
-from mooring.events import Event, OnEvent
+from mooring.events import Event, OnEvent, ignore
 from mooring.pipeline.run import Outcome, Run
 from mooring.pipeline.steps import Score
+from mooring.printable import shorten
 from mooring.records import Trial, read_record
 
 Kind = Literal["wandb", "mlflow", "tensorboard"]
@@ -30,32 +31,60 @@ class Tracker(Protocol):
         """What a run ended with, and files to keep."""
         ...
 
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
+
 
 @contextlib.contextmanager
 def tracking(run: Run, kind: Kind | None, on_event: OnEvent | None) -> Iterator[tuple[OnEvent | None, Any]]:
     """An `on_event` that also tells a tracker, and a function that takes the outcome; closed at the end.
 
-    Losses are logged by training step. Scores are logged at λ in percent, so that a tracker draws them over λ.
+    Losses are logged by training step. Scores are logged at λ in percent, so that a tracker draws them over λ. A
+    tracker that fails later, such as one whose server is gone, is left with a warning: the run goes on.
 
     Raises:
-        UserError: The tracker is unknown (`usage.unknown_tracker`).
+        UserError: The tracker is unknown (`usage.unknown_tracker`), or does not start (`usage.tracker_failed`).
         MissingExtraError: Its package is not installed (`extra.tracker`).
     """
     if kind is None:
         yield on_event, lambda outcome: None
         return
-    with _open(kind, run) as tracker:
+    tell = on_event or ignore
+    tracker: Tracker | None = _open(kind, run)
 
-        def relay(event: Event) -> None:
-            if on_event:
-                on_event(event)
-            if event.kind == "progress" and event.metrics:
-                tracker.log({f"{event.step}/{name}": value for name, value in event.metrics.items()}, event.done)
-            elif event.kind in ("finished", "cached") and (trial := _trial(run, event.step)) is not None:
-                scores = {f"{trial.split}/{n}": s.value for n, s in trial.scores.items() if s.value is not None}
-                tracker.log(scores, round(100 * trial.point.lam))
+    def attempt(act: Callable[[Tracker], None]) -> None:
+        nonlocal tracker
+        if tracker is not None:
+            try:
+                act(tracker)
+            except Exception as error:  # of three libraries and their servers
+                tracker = None
+                message = f"{kind} failed, and receives no more of this run ({_reason(error)})"
+                tell(Event(step="track", kind="warning", message=message))
 
-        yield relay, lambda outcome: _end(tracker, run, outcome)
+    def relay(event: Event) -> None:
+        tell(event)
+        attempt(lambda tracker: _log(tracker, run, event))
+
+    try:
+        yield relay, lambda outcome: attempt(lambda tracker: _end(tracker, run, outcome))
+    finally:
+        attempt(lambda tracker: tracker.close())
+
+
+def _log(tracker: Tracker, run: Run, event: Event) -> None:
+    """Pass on the numbers of an event, if it has any."""
+    if event.kind == "progress" and event.metrics:
+        tracker.log({f"{event.step}/{name}": value for name, value in event.metrics.items()}, event.done)
+    elif event.kind in ("finished", "cached") and (trial := _trial(run, event.step)) is not None:
+        scores = {f"{trial.split}/{n}": s.value for n, s in trial.scores.items() if s.value is not None}
+        tracker.log(scores, round(100 * trial.point.lam))
+
+
+def _reason(error: Exception) -> str:
+    """An error of a library in a few words."""
+    return f"{type(error).__name__}: {shorten(str(error), 200)}"
 
 
 def _trial(run: Run, step: str) -> Trial | None:
@@ -75,19 +104,18 @@ def _end(tracker: Tracker, run: Run, outcome: Outcome) -> None:
     tracker.end(facts, {name: path for name, path in files.items() if path.is_file()})
 
 
-@contextlib.contextmanager
-def _open(kind: Kind, run: Run) -> Iterator[Tracker]:
+def _open(kind: Kind, run: Run) -> Tracker:
     trackers: dict[str, Any] = {"wandb": _Wandb, "mlflow": _MLflow, "tensorboard": _TensorBoard}
     if kind not in trackers:
         raise UserError(f"tracker {kind!r} is unknown", f"known: {', '.join(KINDS)}", code="usage.unknown_tracker")
     try:
-        tracker = trackers[kind](run)
+        tracker: Tracker = trackers[kind](run)
     except ImportError:
         raise MissingExtraError(kind, f"pip install 'mooring[{kind}]'", code="extra.tracker") from None
-    try:
-        yield tracker
-    finally:
-        tracker.close()
+    except Exception as error:
+        what = f"--track {kind}: it does not start ({_reason(error)})"
+        raise UserError(what, "correct its settings, or leave out --track", code="usage.tracker_failed") from None
+    return tracker
 
 
 class _TensorBoard:
@@ -170,8 +198,8 @@ class _MLflow:
 
 def _beside(run: Run) -> Path:
     """The folder of a tracker that writes files: not in the run folder, which a run makes."""
-    folder = run.recipe.folder
-    return folder.with_name(f"{folder.name}-tracking")
+    folder = run.recipe.folder.resolve()
+    return folder.parent / f"{folder.name}-tracking"
 
 
 def _plain(name: str) -> str:

@@ -16,6 +16,8 @@ from mooring.errors import ModelError
 from mooring.events import Event, OnEvent
 from mooring.records import Prompt, from_dict
 
+_ON_CPU = 8
+"""Processes that may tune on a CPU that has fewer cores."""
 LOG = "processes.log"
 """What the processes print, in the folder with the checkpoints."""
 
@@ -79,7 +81,7 @@ class Job:
 
 
 def check_devices(config: Tune) -> None:
-    """Check that there is a GPU for each of several processes; without any, they share the CPU, but no weights.
+    """Check that there is a GPU for each of several processes; without any, a few share the CPU, but no weights.
 
     Raises:
         ModelError: There are fewer (`model.too_few_gpus`).
@@ -90,6 +92,9 @@ def check_devices(config: Tune) -> None:
     if 0 < there < config.nproc:
         what = f"tune.nproc: {config.nproc} processes need as many GPUs, and there are {there}"
         raise ModelError(what, f"give at most {there}", code="model.too_few_gpus")
+    if not there and config.nproc > (most := max(os.cpu_count() or 1, _ON_CPU)):
+        what = f"tune.nproc: {config.nproc} processes are too many for the CPU, and there is no GPU"
+        raise ModelError(what, f"give at most {most}", code="model.too_few_gpus")
     if config.fsdp and not there:
         what = "tune.fsdp: weights are divided among GPUs, and there is none"
         raise ModelError(what, "leave out `fsdp`", code="model.too_few_gpus")

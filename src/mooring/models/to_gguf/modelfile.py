@@ -51,6 +51,13 @@ class Turns:
             roles.append(f'{{{{ {test} eq .Role "{role}" }}}}{self.before[role]}{content}{self.after[role]}')
         return f"{opening}{{{{ range $i, $_ := .Messages }}}}{''.join(roles)}{{{{ end }}}}{{{{ end }}}}{self.answer}"
 
+    def is_writable(self) -> bool:
+        """Whether no text would be taken for a part of the template's or the Modelfile's own syntax."""
+        texts = (self.opening, self.answer, *self.before.values(), *self.after.values())
+        template = self.template()
+        quotes = '"""' in template or template.startswith('"') or template.endswith('"')
+        return not quotes and not any("{{" in text or text.endswith("{") for text in texts)
+
 
 _FOLDED = '{{ if and (eq $i 1) (eq (index $.Messages 0).Role "system") }}{{ (index $.Messages 0).Content }} {{ end }}'
 
@@ -93,8 +100,7 @@ def find_turns(tokenizer: Any) -> Turns | None:
     turns = Turns(opening, before, after, answer, folds=not has_system)
     trials = [[user], [user, assistant, again], [system, user], [system, user, assistant, again]]
     same = all(turns.render(trial) == rendered(*trial, answer=True) for trial in trials)
-    braces = any("{{" in text or '"""' in text for text in (opening, answer, *before.values(), *after.values()))
-    return turns if same and not braces else None
+    return turns if same and turns.is_writable() else None
 
 
 def model_modelfile(file: str, tokenizer: Any) -> str:
@@ -104,8 +110,9 @@ def model_modelfile(file: str, tokenizer: Any) -> str:
     if turns is not None:
         lines.append(f'TEMPLATE """{turns.template()}"""')
         tail = turn_tail(tokenizer)
-        if tail is not None and (stop := end_of_turn(tokenizer, tail)).strip():
-            lines.append(f'PARAMETER stop "{stop.strip()}"')
+        stop = end_of_turn(tokenizer, tail).strip() if tail is not None else ""
+        if stop and stop == one_word(stop):
+            lines.append(f'PARAMETER stop "{stop}"')
     elif tokenizer.chat_template:
         lines.append("# The chat template is in the GGUF file. Ollama's own form of it is not written here, because it")
         lines.append("# would not render conversations in the same way; Ollama falls back on what it recognizes.")
@@ -115,4 +122,9 @@ def model_modelfile(file: str, tokenizer: Any) -> str:
 def adapter_modelfile(file: str, base: Path) -> str:
     """The Modelfile of an adapter on a base."""
     note = "# The base as Ollama knows it: a name in its library, or a GGUF file."
-    return f"{note}\nFROM {base.resolve().name}\nADAPTER ./{file}\n"
+    return f"{note}\nFROM {one_word(base.resolve().name)}\nADAPTER ./{file}\n"
+
+
+def one_word(text: str) -> str:
+    """Text without what would end a value of a Modelfile, or stand for something else in it: each becomes `_`."""
+    return "".join(c if c.isprintable() and c not in '"\\/' else "_" for c in text)

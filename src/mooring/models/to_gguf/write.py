@@ -21,7 +21,7 @@ from mooring.models.lora import Adapter, open_adapter
 from mooring.models.lora_changes import Change
 from mooring.models.to_gguf import architectures, tokenizer
 from mooring.models.to_gguf.architectures import Architecture, Floats, GgufType
-from mooring.models.to_gguf.modelfile import adapter_modelfile, model_modelfile
+from mooring.models.to_gguf.modelfile import adapter_modelfile, model_modelfile, one_word
 from mooring.models.to_gguf.tensors import Names, Rows, Target, fits, head_rows, plain_name, targets
 from mooring.quiet import quiet
 
@@ -104,7 +104,7 @@ def write_model(
             **{f"{model.architecture.name}.{key}": value for key, value in model.metadata.items()},
             **{f"tokenizer.{key}": value for key, value in tokenizer.metadata(model.tokenizer, _rows(model)).items()},
         }
-        file = out / f"{name}-{kind.upper()}.gguf"
+        file = out / f"{one_word(name)}-{kind.upper()}.gguf"
         _write(file, model.architecture, values, model.targets, model.extra, model.checkpoint, kind, on_event or ignore)
     text = model_modelfile(file.name, model.tokenizer)
     atomic_text(out / MODELFILE, text)
@@ -190,7 +190,7 @@ def write_adapter(
             "adapter.type": "lora",
             "adapter.lora.alpha": alpha,
         }
-        file = out / f"{name}-{kind.upper()}.gguf"
+        file = out / f"{one_word(name)}-{kind.upper()}.gguf"
         _write(file, found, values, made, {}, adapter, kind, on_event or ignore)
     atomic_text(out / MODELFILE, adapter_modelfile(file.name, base))
     return Exported(file=file, modelfile=out / MODELFILE, type=kind, architecture=found.name, tensors=len(made))

@@ -108,7 +108,7 @@ def _init(ray: Any, where: str) -> None:
         host, _, port = where.removeprefix("ray://").rpartition(":")
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
-        except (OSError, OverflowError):
+        except (OSError, OverflowError, ValueError):  # a name that is none, or a port of 5,000 digits
             raise _unreachable(where) from None
         quiet["address"] = where
     try:
