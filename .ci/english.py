@@ -21,6 +21,9 @@ WORDS = {
     r"rubbish": "leftovers",
     r"hold_that\w*": "check_…",
     r"Hold that": "Check that, Raise if",
+    r"begun": "started; prefilled",
+    r"parted": "separated, split",
+    r"told from (?:zero|none)": "distinguished from zero",
     r"nats a token": "nats per token",
     r"Likewise\.": "say it again, or refer to the name",
 }

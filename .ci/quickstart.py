@@ -12,7 +12,7 @@ RUN = Path("runs/quickstart")
 
 def main() -> None:
     """Run it, print every claim with what was seen, and fail if one does not hold."""
-    begun = time.monotonic()
+    started = time.monotonic()
     lines = []
     with subprocess.Popen(["make", "quickstart"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -46,7 +46,7 @@ def main() -> None:
         ("prints where the report is", None, str(RUN / "report" / "index.html") in printed),
         *((f"wrote {name}", None, (RUN / "report" / name).stat().st_size > 0) for name in _FILES),
     ]
-    print(f"\nquickstart, set-up included: {time.monotonic() - begun:.0f} s")
+    print(f"\nquickstart, set-up included: {time.monotonic() - started:.0f} s")
     for claim, seen, holds in claims:
         print(f"{'holds' if holds else 'FAILS'}  {claim}" + (f": {seen:.3g}" if isinstance(seen, float) else ""))
     sys.exit(not all(holds for _, _, holds in claims))

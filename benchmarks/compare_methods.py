@@ -87,9 +87,9 @@ def recipes(common: Mapping[str, Any], tuned: Sequence[Path], out: Path) -> Iter
 
 def timed(recipe: Mapping[str, Any]) -> tuple[float, int]:
     """Seconds of a run, and how many responses it generated."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     outcome = mooring.run(mooring.Recipe.parse(dict(recipe)))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     names = ("safety", "task")
     files = [path for name in names for path in (outcome.folder / "completions").glob(f"*/{name}-*.jsonl")]
     return seconds, sum(len(path.read_text().splitlines()) for path in files)

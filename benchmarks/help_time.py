@@ -18,9 +18,9 @@ def seconds(command: list[str]) -> float:
     """The median time of a command."""
     times = []
     for _ in range(RUNS):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 

@@ -68,11 +68,11 @@ def main() -> None:
         spec = SweepSpec(pair=open_pair(*pair(given.run, Path(scratch))), runner=Runner(batch_size=64, dtype="float32"))
         with MergedModel(spec) as model:
             for number, lam in enumerate(GRID[: given.lambdas]):
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 engine = model.at(lam)
                 changed = time.perf_counter()
                 drafts = answer(engine, asked, drafts)
-                change, answers = changed - begun, (time.perf_counter() - changed) / share
+                change, answers = changed - started, (time.perf_counter() - changed) / share
                 if number:
                     changes.append(change)
                     times.append(answers)

@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=None, help="folder for the models, kept; a temporary one without")
     parser.add_argument("--mergekit", default=None, help="path of mergekit-yaml; left out without")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", default=",".join(METHODS), help="methods, parted by commas")
+    parser.add_argument("--only", default=",".join(METHODS), help="methods, separated by commas")
     parser.add_argument("--big", action="store_true", help="one 4 GiB tensor: peak memory of every method, once each")
     parser.add_argument("--hidden", type=int, default=2048, help="width of the models; smaller for a first look")
     parser.add_argument("--layers", type=int, default=None, help="16, or 1 with --big")

@@ -45,9 +45,9 @@ def main() -> None:
     """Import first, then time."""
     job = json.loads(sys.argv[1])
     importlib.import_module("mooring.merging.merge")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     ours(job)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     status = Path("/proc/self/status").read_text()
     peak = re.search(r"VmHWM:\s*(\d+) kB", status)
     assert peak

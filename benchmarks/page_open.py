@@ -35,17 +35,17 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=7, help="how often the page is opened")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         path = write(results(rows=_rows(given.characters)), Path(folder))
-        print(f"written in {time.perf_counter() - begun:.1f} s")
+        print(f"written in {time.perf_counter() - started:.1f} s")
         size = path.stat().st_size
         seconds = []
         with launched() as browser, browser.new_page(viewport={"width": 1280, "height": 900}) as page:
             for _ in range(given.times):
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 page.goto(path.absolute().as_uri())
                 page.evaluate(DRAWN)
-                seconds.append(time.perf_counter() - begun)
+                seconds.append(time.perf_counter() - started)
     middle = statistics.median(seconds)
     print(f"{PROMPTS} prompts × 6 λ, answers of {given.characters} characters: {size:,} bytes")
     print(f"open in {middle:.2f} s (median of {given.times}; slowest {max(seconds):.2f} s)")

@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit", default="mergekit-yaml", help="path of mergekit-yaml")
     parser.add_argument("--work", type=Path, default=None, help="folder for the models, kept; a temporary one without")
-    parser.add_argument("--only", default=None, help="methods, parted by commas")
+    parser.add_argument("--only", default=None, help="methods, separated by commas")
     parser.add_argument("--write", action="store_true", help="write docs/parity.md")
     args = parser.parse_args()
     program = mergekit_env.executable(args.mergekit)

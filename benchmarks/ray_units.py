@@ -97,9 +97,9 @@ def measure(ray: Any, workers: int, units: int, seconds: float) -> float:
 
     def do(name: str, count: int) -> tuple[float, int]:
         """How long some units take, and how many processes did them."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         made = [*dispatcher.submit([Unit(key=f"{name}/{n}", kind="models", work=work) for n in range(count)])]
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         assert len(made) == count
         return seconds, len({completions[0].made_by["engine"]["process"] for _, completions in made})
 

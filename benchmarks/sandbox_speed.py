@@ -33,9 +33,9 @@ def main() -> None:
         prompt = Prompt(id=row["task_id"], messages=(Message("user", row["prompt"]),), extra=row)
         programs.append(to_program(prompt, row["canonical_solution"]))
     programs *= given.samples
-    begun = time.perf_counter()
+    started = time.perf_counter()
     outcomes = run_programs(programs, workers=given.workers)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     passed = sum(outcome.status == "passed" for outcome in outcomes)
     print(f"{len(programs)} programs, {passed} passed, {given.workers} at once")
     print(f"{seconds:.1f} s, {1000 * seconds / len(programs):.0f} ms each")

@@ -44,22 +44,22 @@ def work(units: int) -> dict[str, Any]:
         prompts = load_splits("bundled:harmful", 0.5, 42, None)["validation"][: SIZE * units]
         asked, answers = {prompt.id: prompt for prompt in prompts}, []
         for number in range(units):
-            begun = time.process_time()
+            started = time.process_time()
             engine = model.at(GRID[number % len(GRID)])
-            changes.append(time.process_time() - begun)
+            changes.append(time.process_time() - started)
             params = SamplingParams(max_tokens=128, repetition_penalty=1.2)
             of_unit = list(asked.values())[number * SIZE : (number + 1) * SIZE]
-            begun = time.process_time()
+            started = time.process_time()
             (made,) = engine.complete(of_unit, params)
-            answering.append(time.process_time() - begun)
+            answering.append(time.process_time() - started)
             answers.append(made)
             print(f"unit {number + 1} of {units}: {answering[-1]:.1f} s", file=sys.stderr)
         judge = judges.find("wildguard")
         for made in answers:
             questions = judges.questions(judge, [asked[completion.prompt_id] for completion in made], made)
-            begun = time.process_time()
+            started = time.process_time()
             (_,) = engine.complete(questions, SamplingParams(max_tokens=32))
-            judging.append(time.process_time() - begun)
+            judging.append(time.process_time() - started)
     rounded = {
         "answering": [round(each, 2) for each in answering],
         "judging": [round(each, 2) for each in judging],

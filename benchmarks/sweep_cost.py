@@ -153,7 +153,7 @@ def main() -> None:
             stamps.append(time.perf_counter())
             last = in_memory(model, lam, asked, last)
             stamps.append(time.perf_counter())
-            taken = [end - begun for begun, end in itertools.pairwise(stamps)]
+            taken = [end - start for start, end in itertools.pairwise(stamps)]
             totals = [total + seconds for total, seconds in zip(totals, taken, strict=True)]
             same = [sum(last[key].text == other[key].text for key in other) for other in (hand, theirs)]
             saved = accepted_share(last.values())

@@ -38,10 +38,10 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> tu
         SystemExit: It failed; its last words are printed.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         child = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **(environment or {})})
         _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         child.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         if child.returncode:

@@ -67,7 +67,7 @@ def ask(engine: Engine, asked: Asked) -> dict[str, Completion]:
 
 def in_one_engine(spec: SweepSpec, points: Sequence[MergePoint], asked: Asked, scratch: Path) -> Way:
     """As a run does it: one engine, and all models at the same time if they are adapters of the base."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     sweep = open_sweep(spec, scratch)
     sweep.at(BASE)
     started = time.perf_counter()
@@ -80,7 +80,7 @@ def in_one_engine(spec: SweepSpec, points: Sequence[MergePoint], asked: Asked, s
     answered = time.perf_counter()
     sweep.close()
     ended = time.perf_counter()
-    return Way(answers, 1, (started - begun) + (ended - answered), answered - started)
+    return Way(answers, 1, (started - start) + (ended - answered), answered - started)
 
 
 def plainly(spec: SweepSpec, points: Sequence[MergePoint], asked: Asked, scratch: Path, output: Output) -> Way:

@@ -411,7 +411,7 @@ always among them. `mooring generate` and `mooring score` take one attack.
 - **Seeded**: what is asked is a function of the prompt, the attack and the recipe's seed, so that all models are asked
   alike, and again in the same way.
 - **Prefill** works with the engines transformers and vllm, and with servers of vLLM and SGLang; other servers are
-  refused, since they may ignore it. Where a chat template opens the model's thoughts, an answer cannot be begun.
+  refused, since they may ignore it. Where a chat template opens the model's thoughts, an answer cannot be prefilled.
 - None searches for an attack that works on a given model: who does will find more than these show.
 
 """

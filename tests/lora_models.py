@@ -57,10 +57,10 @@ def tuned_tensors(adapter: Any, base: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def logits_of(base: Path, weights: Mapping[str, torch.Tensor], rows: int, parted: bool) -> torch.Tensor:
-    """What a model with these weights says; `parted` if its head is not the embedding."""
+def logits_of(base: Path, weights: Mapping[str, torch.Tensor], rows: int, untied: bool) -> torch.Tensor:
+    """What a model with these weights says; `untied` if its head is not the embedding."""
     model = load(base, rows)
-    if parted:
+    if untied:
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     with torch.no_grad():

@@ -383,9 +383,9 @@ def test_functions_and_calls_are_in_the_form_of_the_family(tiny_tokenizer: Any, 
     start, response = example_texts(tokenizer, CALLING, None)
     assert "The weather." in start
     assert response.startswith(call)
-    begun, answered = example_texts(tokenizer, RESULT, None)
-    assert call.removesuffix("<|im_end|>") in begun
-    assert "It rains." in begun
+    asked, answered = example_texts(tokenizer, RESULT, None)
+    assert call.removesuffix("<|im_end|>") in asked
+    assert "It rains." in asked
     assert answered.startswith("Yes.")
 
 

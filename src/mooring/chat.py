@@ -191,14 +191,14 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, system: str | None, thinking: 
     """Tokens of a prompt, up to the beginning of the answer or to the end of its prefill.
 
     Raises:
-        ModelError: The template opens the model's thoughts, where an answer cannot be begun, or it renders no prompt.
+        ModelError: The template opens the model's thoughts, so an answer cannot be prefilled, or it renders no prompt.
     """
     if prompt.rendered is not None:
         text = prompt.rendered
     else:
         text = render(tokenizer, with_system(prompt, system), thinking=thinking, tools=prompt.tools)
     if prompt.prefill and is_open(text):
-        problem = f"{prompt.place}: the answer cannot be begun, since the chat template opens the model's thoughts"
+        problem = f"{prompt.place}: the answer cannot be prefilled, since the chat template opens the model's thoughts"
         raise ModelError(problem, "turn thinking off, or leave out `prefill`", code="model.prefill_in_thoughts")
     return tokenize(tokenizer, text) + prefill_tokens(tokenizer, prompt)
 
@@ -396,13 +396,13 @@ def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **options: Any
     """
     from mooring.template_limits import TooLargeError, limited  # Jinja takes long to import
 
-    begun, memory = time.thread_time(), resident_memory()
+    started, memory = time.thread_time(), resident_memory()
 
     def costly(what: str) -> ModelError:
         return ModelError(f"{tokenizer.name_or_path}: the chat template {what}", _OTHER, code="model.costly_template")
 
     def check(*_: object) -> Any:
-        taken = time.thread_time() - begun
+        taken = time.thread_time() - started
         if taken > _SECONDS:
             raise costly(f"takes longer than {_SECONDS} s")
         if taken > _SHORT and resident_memory() - memory > _MEMORY:

@@ -420,7 +420,7 @@ class Gain(Record):
     1 keeps all of it, above 1 is better than the tuned model, below 0 worse than the base.
 
     Attributes:
-        value: The share; `None` where it is not shown, since the gain itself cannot be told from zero.
+        value: The share; `None` where it is not shown, since the gain itself cannot be distinguished from zero.
         low: Lower end of its 95 % interval, from a paired bootstrap over prompts.
         high: Upper end.
         n: How many prompts it rests on.

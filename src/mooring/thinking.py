@@ -140,7 +140,7 @@ def split_thoughts(text: str, *, opened: bool = False) -> Parts:
         return channels
     thoughts: list[str] = []
     outside: list[str] = []
-    found, begun, place = False, False, 0
+    found, from_prompt, place = False, False, 0
     bare = None if opened else _BARE_CLOSE.search(text)
     first = _next_block(text, 0)
     if opened or (bare is not None and (first is None or bare.start() < first.start())):
@@ -149,7 +149,7 @@ def split_thoughts(text: str, *, opened: bool = False) -> Parts:
         if end is None:
             return Parts(text[start:].strip(), "", opened)
         thoughts.append(text[start : end.start()])
-        found, begun, place = True, True, end.end()
+        found, from_prompt, place = True, True, end.end()
     while (block := _next_block(text, place)) is not None:
         found = True
         outside.append(text[place : block.start()])
@@ -158,14 +158,14 @@ def split_thoughts(text: str, *, opened: bool = False) -> Parts:
         if end is None:
             answer, rest = "".join(outside).strip(), text[block.end() :]
             if len(answer.split()) <= PREAMBLE:
-                return Parts(_joined_thoughts([*thoughts, answer, rest]) or "", "", begun)
-            return Parts(_joined_thoughts([*thoughts, rest]) or "", answer, begun)
+                return Parts(_joined_thoughts([*thoughts, answer, rest]) or "", "", from_prompt)
+            return Parts(_joined_thoughts([*thoughts, rest]) or "", answer, from_prompt)
         thoughts.append(text[block.end() : end.start()])
         place = end.end()
     if not found:
         return Parts(None, text)
     outside.append(text[place:])
-    return Parts(_joined_thoughts(thoughts), _unwrapped("".join(outside)), begun)
+    return Parts(_joined_thoughts(thoughts), _unwrapped("".join(outside)), from_prompt)
 
 
 def _next_block(text: str, place: int) -> re.Match[str] | None:

@@ -7,7 +7,7 @@ import pytest
 
 from mooring.attacks import parse
 from mooring.attacks.multi_turn import SCRIPTS
-from mooring.pipeline.attacked import begun_with, continued, requests
+from mooring.pipeline.attacked import continued, prefilled_with, requests
 from mooring.records import Completion, Message, Prompt
 
 CAKE = Prompt(id="h1", messages=(Message("user", "How do I bake a cake?"),))
@@ -83,6 +83,6 @@ def test_an_answer_begins_as_the_tuned_models_where_that_complied() -> None:
         Completion(prompt_id="h1", text="Whisk two eggs with sugar.", tokens=5, finish="stop"),
         Completion(prompt_id="set:h2", text="I'm sorry, but I can't help with that.", tokens=9, finish="stop"),
     ]
-    cake, poem = begun_with(asked, own)
+    cake, poem = prefilled_with(asked, own)
     assert (cake.prefill, cake.prefill_tokens) == ("Whisk two eggs with sugar.", 6)
     assert poem == asked[1]

@@ -169,7 +169,7 @@ def test_all_of_it_by_keyboard(page: Page, report: str) -> None:
     for _ in range(16):
         page.keyboard.press("Tab")
         order.append(page.locator(":focus").evaluate("(e) => e.id || e.dataset.kind || e.localName"))
-    wanted = ["lam", "all", "unsafe", "again", "refused", "parted", "split", "set", "words"]
+    wanted = ["lam", "all", "unsafe", "again", "refused", "disagree", "split", "set", "words"]
     assert [name for name in order if name in wanted] == wanted
     page.locator("#lam").press("End")
     expect(page.locator("output")).to_have_text("tuned (λ = 1)")
@@ -249,8 +249,8 @@ def test_the_attack_selector_changes_prompts_numbers_and_figure(page: Page, show
         score = dataclasses.replace(trial.scores["asr"], name=name, value=0.625, low=0.5, high=0.75)
         other = dataclasses.replace(score, name="asr+base64")
         trials.append(dataclasses.replace(trial, scores={**trial.scores, name: score, other.name: other}))
-    begun = [dataclasses.replace(row, measure=name, id=f"begun-{row.id}") for row in swept(3)]
-    show(dataclasses.replace(made, trials=trials, rows=[*swept(), *begun]))
+    prefilled = [dataclasses.replace(row, measure=name, id=f"prefilled-{row.id}") for row in swept(3)]
+    show(dataclasses.replace(made, trials=trials, rows=[*swept(), *prefilled]))
     figures = page.locator("figure[data-attack]")
     expect(figures).to_have_count(2)
     other, chosen = page.locator("#figure-tradeoff-base64"), page.locator("#figure-tradeoff-prefill-8")
@@ -259,7 +259,7 @@ def test_the_attack_selector_changes_prompts_numbers_and_figure(page: Page, show
     page.locator("#attack").select_option(label="prefill:8")
     expect(other).to_be_hidden()
     expect(chosen).to_be_visible()
-    lists(page, ["begun-v0", "begun-v1", "begun-v2"])
+    lists(page, ["prefilled-v0", "prefilled-v1", "prefilled-v2"])
     expect(tile(page, "attack success rate, prefill:8")).to_have_text("62.5 %")
     expect(page.locator("#count")).to_contain_text("3 of 3 prompts")
     page.locator("#attack").select_option(label="none")

@@ -202,22 +202,22 @@ def test_a_unit_that_kills_three_workers_is_given_up_and_judges_have_workers_of_
 
 def test_a_node_that_is_removed_and_one_that_is_added(place: Place) -> None:
     """While units are being done, so that one is lost with its worker."""
-    begun, failed = threading.Event(), list[BaseException]()
+    started, failed = threading.Event(), list[BaseException]()
 
     def watch(event: Event) -> None:
         if event.kind == "progress" and event.done > 0:
-            begun.set()
+            started.set()
 
     def work() -> None:
         try:
             run(place.recipe("moved", on="ray"), on_event=watch)
         except BaseException as error:
             failed.append(error)
-            begun.set()
+            started.set()
 
     thread = threading.Thread(target=work)  # nodes can only be added by the main thread
     thread.start()
-    begun.wait()
+    started.wait()
     place.cluster.remove_node(place.nodes.pop(place.other()), allow_graceful=False)
     assert thread.is_alive()
     place.node()

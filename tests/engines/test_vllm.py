@@ -125,17 +125,19 @@ def test_a_sample_depends_on_its_prompt_and_number_alone(engine: VLLMEngine) -> 
     assert same(answers(engine, prompts, dataclasses.replace(params, seed=4)), made) < 1
 
 
-def test_an_answer_that_was_begun_goes_on_as_in_transformers(engine: VLLMEngine, reference: TransformersEngine) -> None:
-    begun = [dataclasses.replace(p, prefill="Certainly, the first thing", prefill_tokens=4) for p in questions(12)[:6]]
+def test_a_prefilled_answer_continues_as_in_transformers(engine: VLLMEngine, reference: TransformersEngine) -> None:
+    prefilled = [
+        dataclasses.replace(p, prefill="Certainly, the first thing", prefill_tokens=4) for p in questions(12)[:6]
+    ]
     params = SamplingParams(max_tokens=12)
-    ours, theirs = answers(engine, begun, params), answers(reference, begun, params)
+    ours, theirs = answers(engine, prefilled, params), answers(reference, prefilled, params)
     assert same(ours, theirs) == 1
     assert {c.prefill for c in ours.values()} == {"Certainly, the first"}
     several = SamplingParams(max_tokens=12, temperature=0.8, n=3)
-    made = answers(engine, begun, several)
+    made = answers(engine, prefilled, several)
     assert len(made) == 18
     assert len({c.text for c in made.values()}) > 12
-    assert same(answers(engine, begun[::-1], several), made) == 1
+    assert same(answers(engine, prefilled[::-1], several), made) == 1
 
 
 # --- a sweep ------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_a_run_on_a_server_that_is_killed_waits_and_answers_as_in_this_process(
         for name in ("safety", PREFILLED):
             assert responses(there.folder, point, name) == responses(here.folder, point, name), (point, name)
     assert len({json.dumps(responses(there.folder, point)) for point in POINTS}) == len(POINTS), "no λ had an effect"
-    asked = 2 * PROMPTS * (len(POINTS) + 3)  # directly and begun; the test half: base, chosen, tuned
+    asked = 2 * PROMPTS * (len(POINTS) + 3)  # directly and prefilled; the test half: base, chosen, tuned
     assert asked <= serve.answered() <= asked + 2 * PROBES + 2 * CONCURRENCY * len(POINTS)
 
     with urllib.request.urlopen(f"{serve.url}/models") as listed:

@@ -653,20 +653,22 @@ def test_a_server_that_can_continues_as_many_tokens_as_the_prompt_says(owner: st
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
-    begun = [Prompt(id="p", messages=(Message("user", "Hi"),), prefill="Sure, here is all of it.", prefill_tokens=3)]
+    prefilled = [
+        Prompt(id="p", messages=(Message("user", "Hi"),), prefill="Sure, here is all of it.", prefill_tokens=3)
+    ]
     with fake_server(lambda n, body: answer(" it goes on"), models=[{"id": "m", "owned_by": owner}]) as server:
-        made = answers(engine(server, tokenizer=tokenizer), begun)["p"]
+        made = answers(engine(server, tokenizer=tokenizer), prefilled)["p"]
         cut = tokenizer.decode(tokenizer("Sure, here is all of it.", add_special_tokens=False)["input_ids"][:3])
         assert bodies(server)[0]["messages"][-1] == {"role": "assistant", "content": cut}
         assert made.answer == f"{cut} it goes on"
         with fails(ModelError, "model.prefill_without_tokenizer"):
-            answers(engine(server), begun)
+            answers(engine(server), prefilled)
 
 
 def test_a_server_that_may_ignore_a_prefill_is_refused() -> None:
-    begun = [Prompt(id="p", messages=(Message("user", "Hi"),), prefill="Sure")]
+    prefilled = [Prompt(id="p", messages=(Message("user", "Hi"),), prefill="Sure")]
     with (
         fake_server(lambda n, body: answer("Hello"), models=[{"id": "m", "owned_by": "llamacpp"}]) as server,
         fails(ModelError, "model.prefill_unsupported", "llamacpp"),
     ):
-        answers(engine(server), begun)
+        answers(engine(server), prefilled)

@@ -42,15 +42,15 @@ def test_the_model_continues_the_first_tokens_of_the_prefill(engine: Transformer
 
 def test_an_answer_that_begins_with_the_models_own_words_is_the_models_own(engine: TransformersEngine) -> None:
     own = answer(engine, PLAIN, 16)
-    begun = dataclasses.replace(PLAIN, prefill=own.text, prefill_tokens=6)
+    prefilled = dataclasses.replace(PLAIN, prefill=own.text, prefill_tokens=6)
     ids = engine.tokenizer(own.text, add_special_tokens=False)["input_ids"]
-    continued = answer(engine, begun, 10)
+    continued = answer(engine, prefilled, 10)
     if engine.tokenizer.decode(ids) == own.text and len(ids) == 16:  # the text has one tokenization
         assert continued.answer == own.text
     assert continued.answer.startswith(engine.tokenizer.decode(ids[:6]))
 
 
-def test_drafts_change_no_answer_that_was_begun(engine: TransformersEngine) -> None:
+def test_drafts_change_no_prefilled_answer(engine: TransformersEngine) -> None:
     alone = answer(engine, BEGUN, 16)
     drafted = answer(engine, BEGUN, 16, {"p": alone.text})
     assert (drafted.text, drafted.prefill) == (alone.text, alone.prefill)
@@ -63,7 +63,7 @@ def test_prefilled_tokens_count_towards_the_context(engine: TransformersEngine) 
         encode_prompts(engine.tokenizer, [BEGUN], None, 8, len(row) + 7)
 
 
-def test_an_answer_cannot_be_begun_where_the_template_opens_thoughts(engine: TransformersEngine) -> None:
+def test_an_answer_cannot_be_prefilled_where_the_template_opens_thoughts(engine: TransformersEngine) -> None:
     opened = dataclasses.replace(BEGUN, rendered="user: Hi\nassistant: <think>\n")
     with pytest.raises(ModelError) as caught:
         encode_prompt(engine.tokenizer, opened, None)
@@ -71,8 +71,8 @@ def test_an_answer_cannot_be_begun_where_the_template_opens_thoughts(engine: Tra
 
 
 def test_the_fields_of_servers_that_continue_an_answer() -> None:
-    begun = dataclasses.replace(PLAIN, prefill="Sure, here")
-    path, body = request_body(begun, 0, SamplingParams(), model="m", system=None, dialect=Dialect())
+    prefilled = dataclasses.replace(PLAIN, prefill="Sure, here")
+    path, body = request_body(prefilled, 0, SamplingParams(), model="m", system=None, dialect=Dialect())
     assert path == "chat/completions"
     assert body["messages"][-1] == {"role": "assistant", "content": "Sure, here"}
     assert (body["add_generation_prompt"], body["continue_final_message"]) == (False, True)

@@ -145,10 +145,14 @@ merge.merge(sys.argv[1], sys.argv[2], sys.argv[2] + "-out", lam=0.5)
 
 @pytest.mark.slow
 def test_processes_end_with_the_one_that_was_killed(tmp_path: Path, write: Write) -> None:
-    base, tuned, begun = write(tmp_path / "base", tensors(1)), write(tmp_path / "tuned", tensors(2)), tmp_path / "begun"
-    begun.mkdir()
-    with subprocess.Popen([sys.executable, "-c", SLEEPER, str(base), str(tuned), str(begun)]) as owner:
-        while len(workers := [*begun.iterdir()]) < 2:
+    base, tuned, started = (
+        write(tmp_path / "base", tensors(1)),
+        write(tmp_path / "tuned", tensors(2)),
+        tmp_path / "started",
+    )
+    started.mkdir()
+    with subprocess.Popen([sys.executable, "-c", SLEEPER, str(base), str(tuned), str(started)]) as owner:
+        while len(workers := [*started.iterdir()]) < 2:
             assert owner.poll() is None
             time.sleep(0.05)
         owner.kill()

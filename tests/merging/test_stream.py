@@ -310,7 +310,7 @@ def test_short_reads_and_writes(pair: tuple[Path, Path], tmp_path: Path, monkeyp
 
 
 def test_threads_are_given_back(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """A merge leaves torch's threads as they were, for threads begun later too."""
+    """A merge leaves torch's threads as they were, for threads started later too."""
     own = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

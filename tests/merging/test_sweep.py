@@ -29,14 +29,14 @@ def test_order(threads: int) -> None:
 
 
 def test_failure_stops_the_rest() -> None:
-    begun: list[int] = []
+    started: list[int] = []
 
     def work(piece: Slice) -> None:
-        begun.append(piece.start)
+        started.append(piece.start)
         if piece.start == 3:
             raise ValueError("three")
 
     with pytest.raises(ValueError, match="three"):
         list(sweep((Slice("x", n, n + 1) for n in range(10_000)), work, 2))
-    assert len(begun) < 100
+    assert len(started) < 100
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]

@@ -73,16 +73,16 @@ def test_tuned_weights_are_those_that_peft_merges(
     assert touched
 
 
-@pytest.mark.parametrize(("parted", "config"), TIED)
+@pytest.mark.parametrize(("untied", "config"), TIED)
 def test_a_tied_head_is_untied_as_in_pefts_forward_pass(
-    bases: Mapping[str, Path], tmp_path: Path, parted: bool, config: dict[str, Any]
+    bases: Mapping[str, Path], tmp_path: Path, untied: bool, config: dict[str, Any]
 ) -> None:
     folder = tune(bases["tied"], tmp_path / "a", **config)
     with open_adapter(folder) as adapter, open_checkpoint(bases["tied"]) as base:
         adapter.bind(base)
-        assert adapter.unties == ({"lm_head.weight": "model.embed_tokens.weight"} if parted else {})
-        assert adapter.breaks_tie == parted
-        found = logits(bases["tied"], tuned(adapter, base), 0, parted)
+        assert adapter.unties == ({"lm_head.weight": "model.embed_tokens.weight"} if untied else {})
+        assert adapter.breaks_tie == untied
+        found = logits(bases["tied"], tuned(adapter, base), 0, untied)
     torch.testing.assert_close(found, say(peft(bases["tied"], folder)), rtol=1e-5, atol=1e-4)
 
 

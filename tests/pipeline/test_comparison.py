@@ -150,12 +150,12 @@ def test_a_series_has_the_verdict_of_a_run_of_its_own(
 def test_an_attack_begins_all_answers_with_those_of_the_first_tuned_model(
     data: Path, models: Path, tmp_path: Path
 ) -> None:
-    begun: dict[MergePoint, set[str]] = {}
+    prefilled: dict[MergePoint, set[str]] = {}
 
     def engine(point: MergePoint) -> ScriptedEngine:
         def answer(prompt: Prompt) -> str:
             if prompt.prefill:
-                begun.setdefault(point, set()).add(prompt.prefill)
+                prefilled.setdefault(point, set()).add(prompt.prefill)
             return f"{getattr(point, 'series', Series()).tuned or 'base'}: {answers(point)(prompt)}"
 
         return ScriptedEngine(answer)
@@ -163,8 +163,8 @@ def test_an_attack_begins_all_answers_with_those_of_the_first_tuned_model(
     plain = recipe(data, models, tmp_path / "run", methods=["linear", "slerp"])
     plain["score"]["attacks"] = ["prefill_tuned:1"]
     outcome = Run(Recipe.parse(plain), engine=engine).execute()
-    assert len(begun) == 1 + 3 + 6 * 2
-    texts = {text for each in begun.values() for text in each}  # a template where the tuned model refused
+    assert len(prefilled) == 1 + 3 + 6 * 2
+    texts = {text for each in prefilled.values() for text in each}  # a template where the tuned model refused
     assert any(text.startswith("seed1: ") for text in texts)
     assert not any(text.startswith(("seed2: ", "seed3: ", "base: ")) for text in texts)
     names = {name for t in mooring.load_comparison(tmp_path / "run").series[0].trials for name in t.scores}

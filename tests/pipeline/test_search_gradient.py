@@ -110,9 +110,9 @@ def test_a_run_tests_what_it_found_writes_it_and_reports_it(
     assert not Run(wanted).execute(events.append).worked
     other = wanted.model_copy(update={"select": wanted.select.model_copy(update={"groups": "modules"})})
     again = Run(other).execute(events.append)
-    begun = {event.step for event in events if event.kind == "started"}
-    assert "search_gradient" in begun
-    assert "select" not in begun
+    started = {event.step for event in events if event.kind == "started"}
+    assert "search_gradient" in started
+    assert "select" not in started
     assert load(again.report).by_module.gradient.groups != gradient.groups  # type: ignore[union-attr]
 
 

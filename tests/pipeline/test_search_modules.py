@@ -202,9 +202,9 @@ def test_a_search_that_was_stopped_resumes(tiny_model_folder: Path, tuned: Path,
 
     with pytest.raises(KeyboardInterrupt):
         Run(wanted, score=score).execute(stop)
-    begun: list[str] = []
-    done = Run(wanted, score=score).execute(lambda e: begun.append(e.step) if e.kind == "started" else None)
-    assert not {*begun} & {*asked}
+    started: list[str] = []
+    done = Run(wanted, score=score).execute(lambda e: started.append(e.step) if e.kind == "started" else None)
+    assert not {*started} & {*asked}
     assert done.choice.point.by_module
     first = (done.report / "results.json").read_bytes()
     shutil.rmtree(done.folder)

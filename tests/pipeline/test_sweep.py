@@ -111,9 +111,9 @@ def test_an_adapter_and_another_type_in_memory(bases: dict[str, Path], tmp_path:
 
 
 def test_a_head_apart_and_more_rows(bases: dict[str, Path], tmp_path: Path) -> None:
-    parted = tune(bases["tied"], tmp_path / "parted", target_modules=["q_proj", "lm_head"])
+    untied = tune(bases["tied"], tmp_path / "untied", target_modules=["q_proj", "lm_head"])
     longer = tune(bases["tied"], tmp_path / "longer", rows=3, target_modules=["q_proj", "embed_tokens"])
-    for adapter in (parted, longer):
+    for adapter in (untied, longer):
         merged = open_merged(bases["tied"], adapter)
         assert merged.keeps_side_files is False
         for lam in (0.2, 0.6):

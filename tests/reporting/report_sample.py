@@ -110,7 +110,7 @@ def results(response: str = "I can't help with that.", **changes: Any) -> Result
                 kappa=0.8148,
                 same=190,
                 n=210,
-                parted=["h1", "h1", "h3"],
+                disagreements=["h1", "h1", "h3"],
             )
         ],
         latent=LatentClass(

@@ -185,9 +185,9 @@ def test_what_models_said_is_in_the_data_alone() -> None:
 def test_a_redacted_report_holds_no_harmful_text_and_says_so(tmp_path: Path) -> None:
     rows = [*results("harmful text here").rows[:6], *results("call me").rows[6:]]
     rows[1] = dataclasses.replace(rows[1], id="harmful text here, 1")
-    parted = [dataclasses.replace(results().agreement[0], parted=["h0", rows[1].id])]
-    write(results(rows=rows, agreement=parted), tmp_path / "whole")
-    write(results(rows=rows, agreement=parted), tmp_path / "redacted", redact=True)
+    agreement = [dataclasses.replace(results().agreement[0], disagreements=["h0", rows[1].id])]
+    write(results(rows=rows, agreement=agreement), tmp_path / "whole")
+    write(results(rows=rows, agreement=agreement), tmp_path / "redacted", redact=True)
     assert "harmful text here" in (tmp_path / "whole" / "index.html").read_text()
     for path in (tmp_path / "redacted").iterdir():
         assert b"harmful text here" not in path.read_bytes(), path.name
@@ -197,7 +197,9 @@ def test_a_redacted_report_holds_no_harmful_text_and_says_so(tmp_path: Path) -> 
     assert "call me" in page
     found = load(tmp_path / "redacted")
     assert found.redacted
-    assert list(found.agreement[0].parted) == [row.id for row in found.rows[:2]]  # a prompt is still known as one
+    assert list(found.agreement[0].disagreements) == [
+        row.id for row in found.rows[:2]
+    ]  # a prompt is still known as one
     assert [row.answers["1"].verdict for row in found.rows] == [row.answers["1"].verdict for row in rows]
     assert category_table(found) == category_table(results(rows=rows))
 

@@ -22,8 +22,8 @@ def rate(name: str, worse: int, base: int = 10) -> Score:
     return Score(name=name, value=value, low=None, high=None, n=N, better="lower", method="test", details=details)
 
 
-def trial(lam: float, direct: int, begun: int) -> Trial:
-    scores = {"asr": rate("asr", direct), "asr+prefill:8": rate("asr+prefill:8", begun, 60)}
+def trial(lam: float, direct: int, prefilled: int) -> Trial:
+    scores = {"asr": rate("asr", direct), "asr+prefill:8": rate("asr+prefill:8", prefilled, 60)}
     return Trial(point=MergePoint(lam), method="linear", split="validation", scores=scores)
 
 

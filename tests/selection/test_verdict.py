@@ -225,8 +225,8 @@ def test_a_loss_is_kept_the_same_way() -> None:
 @pytest.mark.parametrize(
     ("base", "tuned", "n", "why"),
     [
-        (2, 4, 10, "a gain by tuning cannot be told from none on 10 prompts"),
-        (0, 4, 10, "a gain by tuning cannot be told from none on 10 prompts"),  # McNemar: p = 0.125
+        (2, 4, 10, "a gain by tuning cannot be distinguished from zero on 10 prompts"),
+        (0, 4, 10, "a gain by tuning cannot be distinguished from zero on 10 prompts"),  # McNemar: p = 0.125
         (4, 4, 10, "tuning gained nothing to keep"),
         (6, 4, 10, "tuning gained nothing to keep"),
     ],

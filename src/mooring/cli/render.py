@@ -121,7 +121,7 @@ def bar(label: str, *, resumes: bool = True) -> Iterator[OnEvent]:
 def ticking(progress: Progress, label: str) -> Tick:
     """What moves a bar; it shows tokens per second if tokens are counted."""
     task = progress.add_task(escape(label), total=None, note="")
-    begun = last = time.monotonic()
+    started = last = time.monotonic()
 
     def tick(done: int, total: int, note: str = "", tokens: int = 0) -> None:
         nonlocal last
@@ -130,7 +130,7 @@ def ticking(progress: Progress, label: str) -> Tick:
             return
         last = now
         if tokens:
-            note = f"{tokens / max(now - begun, 1e-9):.0f} tokens/s"
+            note = f"{tokens / max(now - started, 1e-9):.0f} tokens/s"
         progress.update(task, completed=done, total=total, note=escape(note))
 
     return tick

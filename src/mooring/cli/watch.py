@@ -159,7 +159,7 @@ class Watch:
         return any(task_of(step.label) == name and not self._measured.is_done(step.id) for step in steps)
 
     def _next(self) -> str:
-        """The first task that has not begun."""
+        """The first task that has not started."""
         for step in self._run.plan.steps.values():
             if not self._measured.is_done(step.id) and step.id not in self._measured.running:
                 name = task_of(step.label)

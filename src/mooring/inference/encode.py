@@ -78,13 +78,13 @@ def decode_completion(
     stopped = bool(tokens) and tokens[-1] in stops
     body = tokens[:-1] if stopped else tokens
     thoughts, text = decode_parts(tokenizer, body, prompt)
-    begun = ""
+    prefix = ""
     if prefill:
         first = list(prompt[-prefill:])
-        begun = tokenizer.decode(first, skip_special_tokens=True)
+        prefix = tokenizer.decode(first, skip_special_tokens=True)
         whole = tokenizer.decode([*first, *body], skip_special_tokens=True)
-        if thoughts is None and whole.startswith(begun):  # decoded alone, the text may lose a blank at its beginning
-            text = whole[len(begun) :]
+        if thoughts is None and whole.startswith(prefix):  # decoded alone, the text may lose a blank at its beginning
+            text = whole[len(prefix) :]
     finish: Any = "stop" if stopped else "length"
     return Completion(
         prompt_id=prompt_id,
@@ -93,7 +93,7 @@ def decode_completion(
         finish=finish,
         sample=sample,
         thoughts=thoughts,
-        prefill=begun,
+        prefill=prefix,
     )
 
 

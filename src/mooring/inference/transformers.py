@@ -192,8 +192,10 @@ class TransformersEngine(TokenEngine):
         rows = self._encode(prompts, params)
         batches = plan_batches([len(row) for row in rows], DRAFT_BATCHES * self.batch_size)
         for batch in unfinished(batches, [prompt.id for prompt in prompts], done):
-            opened = [opens_block(self.tokenizer, rows[i]) for i in batch]
-            texts = [self._draft(drafts.get(prompts[i].id, ""), begun) for i, begun in zip(batch, opened, strict=True)]
+            in_thoughts = [opens_block(self.tokenizer, rows[i]) for i in batch]
+            texts = [
+                self._draft(drafts.get(prompts[i].id, ""), opened) for i, opened in zip(batch, in_thoughts, strict=True)
+            ]
             ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
             made = decode_drafted(
                 self.model, [rows[i] for i in batch], ids, params, self.stops, self.pad, self.batch_size

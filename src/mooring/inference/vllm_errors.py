@@ -33,17 +33,17 @@ def starting(folder: Path, log: Path | None = None) -> Iterator[Path]:
             (`__notes__`) are the last lines of the log, unless the cause is known, and where the rest is.
     """
     with engine_logs(log) as path:
-        begun = path.stat().st_size
+        offset = path.stat().st_size
         try:
             yield path
         except UserError:
             raise
         except Exception as error:  # vLLM raises exceptions of all kinds
             keep_log(path)
-            printed = log_tail(path, 400, begin=begun)
+            printed = log_tail(path, 400, begin=offset)
             found = start_error(folder, f"{printed}\n{type(error).__name__}: {error}")
             if found.code == "model.unloadable":
-                found.add_note(log_tail(path, begin=begun))
+                found.add_note(log_tail(path, begin=offset))
             found.add_note(f"vLLM's log: {path}")
             raise found from error
 

@@ -83,7 +83,7 @@ class BoundAdapters:
         Raises:
             MismatchError: The base lays it out in another way.
         """
-        if any(name in adapter.parted for adapter in self.adapters):
+        if any(name in adapter.relaid for adapter in self.adapters):
             raise _incompatible(f"{name} is saved whole, and laid out differently in {self.base.folder}")
         return self.sources(name)[0]
 

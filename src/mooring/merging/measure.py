@@ -213,9 +213,9 @@ def _measure_slice(read: Read, sketches: Mapping[str, Sketch], piece: Slice) -> 
     sketch, projected = sketches.get(piece.name), None
     count = piece.stop - piece.start
     try:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         base, tuned = read(piece, [scratch(side, 8 * count, torch.uint8) for side in ("base", "tuned")])
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         squares, delta, counts = sums(base, tuned, scratch("delta", count, torch.float32))
         if sketch and delta is not None:
             projected = sketch.project(delta, scratch("projected", sketch.size, torch.float32))

@@ -45,7 +45,7 @@ class Adapter(TensorFiles):
         changes: What the adapter says about each tensor, by its name in the model that it tuned.
         changed: The base's tensors that it changes, and a head that it unties from the embedding.
         sources: The base's tensors with the values before tuning, by name in `changes`.
-        parted: Names in `changes` of tensors that the base lays out in another way, such as one per expert.
+        relaid: Names in `changes` of tensors that the base lays out in another way, such as one per expert.
         unties: A head that the base ties and does not store, if the adapter unties it, to the base's tensor with its
             values before tuning. The output must store it.
         breaks_tie: Whether head and embedding, tied in the base, differ in the tuned model, so its config must not tie
@@ -61,7 +61,7 @@ class Adapter(TensorFiles):
         self.changes: Mapping[str, Change] = parse(folder, self.settings, self.tensors)
         self.changed: frozenset[str] = frozenset()
         self.sources: Mapping[str, tuple[str, ...]] = {}
-        self.parted: frozenset[str] = frozenset()
+        self.relaid: frozenset[str] = frozenset()
         self.unties: Mapping[str, str] = {}
         self.breaks_tie = False
         self.remarks: list[str] = []
@@ -88,7 +88,7 @@ class Adapter(TensorFiles):
         """
         found: Fit = fit(self.folder, self.config, self.settings, self, self._parsed, base)
         self.changes, self._fitted, self.sources = found.changes, found.tensors, found.sources
-        self.unties, self.breaks_tie, self.parted = found.unties, found.breaks_tie, found.parted
+        self.unties, self.breaks_tie, self.relaid = found.unties, found.breaks_tie, found.relaid
         self._base, self.changed = base, frozenset(found.tensors)
         self._norms.clear()
         self._factors.clear()

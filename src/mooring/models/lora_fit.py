@@ -47,7 +47,7 @@ class Fit:
         changes: The adapter's changes, with what only the base could tell.
         tensors: What happens to each tensor of the base that changes, and to a head that is untied.
         sources: The base's tensors with the values before tuning, by name in `changes`.
-        parted: Names in `changes` of tensors that the base lays out in another way.
+        relaid: Names in `changes` of tensors that the base lays out in another way.
         unties: A head that the base does not store and the adapter unties, to the base's tensor with its values.
         breaks_tie: Whether head and embedding, tied in the base, differ in the tuned model.
     """
@@ -55,7 +55,7 @@ class Fit:
     changes: Mapping[str, Change]
     tensors: Mapping[str, Fitted]
     sources: Mapping[str, tuple[str, ...]]
-    parted: frozenset[str]
+    relaid: frozenset[str]
     unties: Mapping[str, str]
     breaks_tie: bool
 
@@ -79,7 +79,7 @@ def fit(
     named: dict[str, tuple[str, ...]] = {}
     by_tensor: dict[str, Change] = {}
     parts: dict[str, list[Patch | Piece]] = {}
-    parted = set()
+    relaid = set()
     tie = tied.tied_pair(base, changes)
     for own, change in changes.items():
         target = _name_in_base(own, base)
@@ -91,7 +91,7 @@ def fit(
         found[name], named[name] = located.change, tuple(located.parts) or (str(located.renamed),)
         for holder, things in located.parts.items():
             parts.setdefault(holder, []).extend(things)
-            parted.add(name)
+            relaid.add(name)
         if located.renamed:
             if located.renamed in by_tensor:
                 raise malformed(f"{folder}: changes {located.renamed} of the base twice")
@@ -127,7 +127,7 @@ def fit(
         changes=found,
         tensors=tensors,
         sources=named,
-        parted=frozenset(parted),
+        relaid=frozenset(relaid),
         unties=unties,
         breaks_tie=breaks_tie,
     )

@@ -381,7 +381,7 @@ def _stacked(result: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return _catenated(result, [values.unsqueeze(dim) for values in tensors], dim)
 
 
-def _parted(result: Sequence[Tensor], values: Tensor, _: object, dim: int = 0) -> tuple[Tensor, ...]:
+def _split(result: Sequence[Tensor], values: Tensor, _: object, dim: int = 0) -> tuple[Tensor, ...]:
     """`chunk` and `split`."""
     dim %= values.ndim
     parts, at = [], 0
@@ -426,7 +426,7 @@ _FOLLOWED: dict[str, Callable[..., Any]] = {
     "permute": _permuted,
     **dict.fromkeys(("cat", "concat", "concatenate"), _catenated),
     "stack": _stacked,
-    **dict.fromkeys(("chunk", "split"), _parted),
+    **dict.fromkeys(("chunk", "split"), _split),
     "narrow": _narrowed,
     "unbind": _unbound,
     "__getitem__": _indexed,

@@ -23,14 +23,14 @@ def sampled(params: SamplingParams, attack: Attack | None) -> SamplingParams:
     return params if temperature is None else dataclasses.replace(params, temperature=temperature)
 
 
-def begun_with(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[Prompt]:
+def prefilled_with(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[Prompt]:
     """Prompts whose answers begin as another model answered the same requests.
 
     Where it refused, by the judge `rules`, or gave no answer, the prefill stays as it is.
     """
     known, judge = {answer.prompt_id: answer for answer in answers if answer.sample == 0}, judges.find("rules")
 
-    def begun(prompt: Prompt) -> Prompt:
+    def prefilled(prompt: Prompt) -> Prompt:
         answer = known.get(prompt.id)
         if answer is None or not answer.text.strip():
             return prompt
@@ -38,7 +38,7 @@ def begun_with(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list
             return prompt
         return dataclasses.replace(prompt, prefill=answer.text)
 
-    return [begun(prompt) for prompt in prompts]
+    return [prefilled(prompt) for prompt in prompts]
 
 
 def continued(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[Prompt]:

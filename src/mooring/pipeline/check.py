@@ -412,7 +412,7 @@ class _Check:
             self.faults.append(f"at {lam_label(lam)} it is not {what}{self._responsible(model, lam, tuned)}")
 
     def _responsible(self, model: Any, lam: float, tuned: Checkpoint | Adapter) -> str:
-        """The tensors in which a model differs from the one that it should be, if these can be told."""
+        """The tensors in which a model differs from the one that it should be, if they can be found."""
         other = self._load(self.pair.base.folder)
         if lam and isinstance(tuned, Checkpoint):
             other = self._load(tuned.folder)

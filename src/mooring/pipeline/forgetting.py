@@ -73,15 +73,15 @@ def _sentence(found: Sequence[Divergence], chosen: MergePoint, seed: int) -> str
     at = {each.point: each for each in found}
     tuned, merged = at[TUNED], at[chosen]
     whole, first = tuned.whole.value or 0.0, tuned.first.value or 0.0
-    begun = f"On {tuned.whole.n} ordinary requests the tuned model is {whole:.3g} nats per token away from the base"
-    begun += f" ({first:.3g} at the first {FIRST_TOKENS})"
+    sentence = f"On {tuned.whole.n} ordinary requests the tuned model is {whole:.3g} nats per token away from the base"
+    sentence += f" ({first:.3g} at the first {FIRST_TOKENS})"
     if whole < NOTHING:
-        return f"{begun}: it has hardly moved, and there is nothing to bring back."
+        return f"{sentence}: it has hardly moved, and there is nothing to bring back."
     back, interval = brought_back(tuned.whole, merged.whole, seed)
     near = "" if interval is None else f" [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]"
     what = "the merge brought back" if back >= 0 else "the merge brought back none of it:"
     return (
-        f"{begun}, the model at {chosen.label} {merged.whole.value or 0.0:.3g} ({merged.first.value or 0.0:.3g}): "
+        f"{sentence}, the model at {chosen.label} {merged.whole.value or 0.0:.3g} ({merged.first.value or 0.0:.3g}): "
         f"{what} {100 * back:.0f}{near} % of what tuning moved."
     )
 

@@ -104,9 +104,9 @@ def _arithmetic(engine: Engine, outputs: int) -> float:
     torch.set_num_threads(1)
     try:
         for _ in range(2):  # the first time, it may come from the disk
-            begun = time.perf_counter()
+            started = time.perf_counter()
             engine.do(windows[chosen], [Nowhere()] * outputs)
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - started
     finally:
         torch.set_num_threads(own)
     return seconds / max(1, sizes[chosen])
@@ -122,10 +122,10 @@ def _read_speed(pair: ModelPair) -> float:
     try:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(handle, start, count, os.POSIX_FADV_DONTNEED)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for offset in range(start, start + count, _CHUNK):
             os.pread(handle, min(_CHUNK, start + count - offset), offset)
-        return count / (time.perf_counter() - begun)
+        return count / (time.perf_counter() - started)
     finally:
         os.close(handle)
 
@@ -137,12 +137,12 @@ def _write_speed(out: Path) -> float:
         folder = folder.parent
     chunk = os.urandom(_CHUNK)
     with tempfile.TemporaryFile(dir=folder) as file:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(SAMPLE // _CHUNK // 2):
             file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
-        return SAMPLE / 2 / (time.perf_counter() - begun)
+        return SAMPLE / 2 / (time.perf_counter() - started)
 
 
 def _duration(seconds: float) -> str:

@@ -271,7 +271,7 @@ def agreements(plan: Plan, points: Sequence[MergePoint]) -> Iterator[Agreement]:
                 kappa=found.kappa,
                 same=found.same,
                 n=found.n,
-                parted=[key.partition("\0")[2] for key in found.disagreements],
+                disagreements=[key.partition("\0")[2] for key in found.disagreements],
             )
 
 

@@ -31,7 +31,7 @@ from mooring.models import model_digest, open_checkpoint, refuse_quantized, text
 from mooring.models.resolve import hub_name, lasting_name, resolve_model
 from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
-from mooring.pipeline.attacked import begun_with, continued, requests
+from mooring.pipeline.attacked import continued, prefilled_with, requests
 from mooring.pipeline.baselines import compare_baselines
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.cluster.sources import ModelsSource, SeriesSource
@@ -605,7 +605,7 @@ class _Execution:
             return prompts
         if attack.technique.from_tuned:
             own = self.paths.completions(self.plan.attacker, kind_of(source.name), source.split)
-            return begun_with(prompts, read_jsonl(own, Completion))
+            return prefilled_with(prompts, read_jsonl(own, Completion))
         for turn in range(1, source.turn or attack.turns):
             said = self.paths.completions(source.point, source.name, source.split, turn=turn)
             prompts = continued(prompts, read_jsonl(said, Completion))

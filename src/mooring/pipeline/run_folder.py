@@ -138,9 +138,9 @@ class RunFolder:
             self._steps[step.id] = StepRecord(label=step.label, key=key, done=False)
             self._save()
         self.emit(Event(step=step.id, kind="started", label=step.label, total=step.units or 0, unit=step.unit))
-        begun = time.monotonic()
+        started = time.monotonic()
         make()
-        seconds = round(time.monotonic() - begun, 2)
+        seconds = round(time.monotonic() - started, 2)
         files = self._records(step.outputs)
         with self._lock:
             self._steps[step.id] = StepRecord(label=step.label, key=key, done=True, seconds=seconds, files=files)

@@ -81,7 +81,7 @@ class Agreement(Record):
         kappa: Cohen's κ of their verdicts; `None` where it is undefined.
         same: How many verdicts are the same.
         n: How many responses have a verdict of both.
-        parted: Ids of the prompts on which they disagree, for any model.
+        disagreements: Ids of the prompts on which they disagree, for any model.
     """
 
     measure: str
@@ -89,7 +89,7 @@ class Agreement(Record):
     kappa: float | None
     same: int
     n: int
-    parted: Sequence[str] = ()
+    disagreements: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,7 +357,9 @@ def without_texts(rows: Sequence[Row], agreement: Sequence[Agreement]) -> tuple[
     """
     bare = [_bare(row) if is_harmful(row.measure) else row for row in rows]
     unnamed = [
-        dataclasses.replace(each, parted=[_unnamed(key) for key in each.parted]) if is_harmful(each.measure) else each
+        dataclasses.replace(each, disagreements=[_unnamed(key) for key in each.disagreements])
+        if is_harmful(each.measure)
+        else each
         for each in agreement
     ]
     return bare, unnamed

@@ -272,7 +272,7 @@ def agreement_table(found: Sequence[Agreement], models: str = "all three models"
             " and ".join(each.judges),
             Number(value=each.kappa, digits=2),
             Count(each.same, each.n),
-            len(set(each.parted)),
+            len(set(each.disagreements)),
         ]
         for each in found
     ]

@@ -40,7 +40,7 @@ def kept_gain(base: Score, tuned: Score, merged: Score) -> Gain:
     if gain is None or gain[0] * sign <= 0:
         return Gain(value=None, n=n, why="tuning gained nothing to keep")
     if not gain[1]:
-        return Gain(value=None, n=n, why=f"a gain by tuning cannot be told from none on {n} prompts")
+        return Gain(value=None, n=n, why=f"a gain by tuning cannot be distinguished from zero on {n} prompts")
     keys = sorted(base.each)
     kept = [sign * (merged.each[key] - base.each[key]) for key in keys]
     gained = [sign * (tuned.each[key] - base.each[key]) for key in keys]
@@ -78,7 +78,7 @@ def clear_difference(first: Score, second: Score) -> int:
 
 
 def _difference(first: Score, second: Score) -> tuple[float, bool] | None:
-    """The second score minus the first, and whether that can be told from zero; `None` if it is undefined."""
+    """The second score minus the first, and whether that can be distinguished from zero; `None` if it is undefined."""
     try:
         found = compare_scores(first.each, second.each, weights=first.weights or None)
     except DataError:

@@ -199,8 +199,8 @@ def test_chat_template(ours: MooringLM, tiny_tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     opened = ours.apply_chat_template(turns[:1])
     assert opened == tiny_tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    begun = tiny_tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
-    assert ours.apply_chat_template(turns, add_generation_prompt=False) == begun
+    prefilled = tiny_tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+    assert ours.apply_chat_template(turns, add_generation_prompt=False) == prefilled
     assert has_system_role(ours.tokenizer)
     assert ours.tok_encode(opened).count(tiny_tokenizer.bos_token_id) == opened.count(tiny_tokenizer.bos_token)
 

@@ -266,7 +266,7 @@ def test_what_cannot_be_read_is_named_in_a_line_and_the_rest_goes_on(make_run: M
     half = tmp_path / "runs" / "half"
     half.mkdir()
     (half / "ledger.json").write_text('{"steps": {}}')
-    again = make_run("begun-again", seed=1)
+    again = make_run("started-again", seed=1)
     (again / "ledger.json").write_text('{"steps": {"report": {"label": "report", "key": "", "done": false}}}')
     for name, change in {
         "old": lambda d: d.update(format=1),
@@ -284,11 +284,11 @@ def test_what_cannot_be_read_is_named_in_a_line_and_the_rest_goes_on(make_run: M
     folder, notes = paper(tmp_path)
     said = {note.partition(":")[0]: note for note in notes}
     assert said.keys() == {
-        *("half", "begun-again", "old", "text", "outside", "counts", "no-tuned", "no-recipe", "cut"),
+        *("half", "started-again", "old", "text", "outside", "counts", "no-tuned", "no-recipe", "cut"),
     }
     for name, words in {
         "half": "`mooring run runs/half/recipe.yaml` continues it",
-        "begun-again": "begun again",
+        "started-again": "started again",
         "old": "format",
         "text": "value",
         "outside": "lies outside its own interval",

@@ -11,7 +11,7 @@ from mooring.merging.parts import FillWindows, Parts
 from mooring.pipeline.cluster.connect import Cluster, check_nodes, connect
 
 RETRIES = 3
-"""How often a task is begun again after its worker or node was lost."""
+"""How often a task is started again after its worker or node was lost."""
 
 
 def on_cluster(resources: Resources, plugins: Sequence[str] = ()) -> FillWindows:

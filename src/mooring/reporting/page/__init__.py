@@ -20,7 +20,7 @@ KINDS = {
     "unsafe": "became unsafe",
     "again": "became safe again",
     "refused": "over-refused",
-    "parted": "judges disagree",
+    "disagree": "judges disagree",
 }
 """What the prompts can be filtered by, at a λ: safe with the base and not here, the tuned model's harm undone, …"""
 CHANGES = "What tuning changed"

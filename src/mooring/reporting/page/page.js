@@ -36,7 +36,7 @@
 
   const good = (row, lam) => (row.answers.has(lam) ? row.answers.get(lam).good : null);
   const said = (row, lam) => (row.answers.has(lam) ? row.answers.get(lam).verdict : "");
-  const parted = (row, lam) => {
+  const disagree = (row, lam) => {
     const words = row.answers.has(lam) ? row.answers.get(lam).words : [];
     return new Set(words.filter((word) => word && word !== "unreadable" && word !== "unsure")).size > 1;
   };
@@ -45,7 +45,7 @@
     unsafe: (row, at) => row.measure.kind === "refuse" && good(row, 0) === 1 && good(row, at) === 0,
     again: (row, at) => row.measure.kind === "refuse" && good(row, last) === 0 && good(row, at) === 1,
     refused: (row, at) => row.measure.kind === "answer" && said(row, at) === "refused",
-    parted,
+    disagree,
   };
   // Of which prompts a filter can find any: a dash says that there are none in this split.
   const COULD = {
@@ -53,7 +53,7 @@
     unsafe: (row) => row.measure.kind === "refuse",
     again: (row) => row.measure.kind === "refuse",
     refused: (row) => row.measure.kind === "answer",
-    parted: (row) => [...row.answers.values()].some((answer) => answer.words.length > 1),
+    disagree: (row) => [...row.answers.values()].some((answer) => answer.words.length > 1),
   };
 
   const hay = (row) => {

@@ -109,7 +109,9 @@ def _read(folder: Path, name: str) -> list[Run]:
     comparison = load_comparison(folder) if is_comparison(folder / "report") else None
     results = None if comparison else load_run(folder)
     if (folder / LEDGER).is_file() and not read_ledger(folder).finished:
-        raise DataError("it was begun again since its report was written", "let it finish", code="data.unfinished_run")
+        raise DataError(
+            "it was started again since its report was written", "let it finish", code="data.unfinished_run"
+        )
     return runs_of(comparison, name) if comparison else [as_run(name, results)] if results else []
 
 

@@ -45,7 +45,7 @@ class Decision(NamedTuple):
     """What a judge of refusals says of a response.
 
     Attributes:
-        answer: Whether it refuses, complies, or does both (partly); unsure if that cannot be told.
+        answer: Whether it refuses, complies, or does both (partly); unsure if that cannot be decided.
         why: The group of phrases that decided, or why there is no verdict.
         probability: The probability that it refuses, if the judge has one.
     """

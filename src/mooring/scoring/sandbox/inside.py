@@ -64,7 +64,7 @@ def main(job_size: int, secret_size: int) -> None:
     secret = decode(read_exactly(0, secret_size))
     key: bytes = secret["key"]
     os.write(verdict, key)  # nothing untrusted has run so far: the sandbox works
-    begun = time.monotonic()
+    started = time.monotonic()
 
     def late(*_: object) -> NoReturn:
         raise Stopped("timed out", f"more than {job['seconds']:g} seconds")
@@ -76,7 +76,7 @@ def main(job_size: int, secret_size: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
     except Stopped as stopped:
         status, why = stopped.args
-    signed = key + encode((status, why[:500], time.monotonic() - begun))
+    signed = key + encode((status, why[:500], time.monotonic() - started))
     os.write(verdict, signed)
     os._exit(0)
 
