@@ -23,6 +23,7 @@ DOMAINS = {
     "data": "Data sets, completions, results of runs",
     "output": "Folders and files that are written",
     "cluster": "Ray clusters",
+    "storage": "Buckets that a run folder is copied to",
     "extra": "Packages that are not installed",
 }
 """What a code begins with, in the order of the page."""
@@ -57,6 +58,11 @@ IN_WORDS = {
     ),
     "model.bad_quantization": ("the tensors of a quantized weight do not fit together", ""),
     "model.download_failed": ("the hub did not provide the model", ""),
+    "storage.credentials": (
+        "",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`; for `gs` run "
+        "`gcloud auth application-default login`; for `az` set AZURE_STORAGE_CONNECTION_STRING",
+    ),
     "recipe.plugin_failed": ("", "correct or install the plug-in, or correct its reference"),
     "model.server_unavailable": ("the server does not answer", ""),
     "model.trainer_folder": ("", "name the folder in it that holds the model"),

@@ -39,7 +39,7 @@ def other(key: str) -> Any:
         "served_model": "name", "check": False, "too_long": "skip", "threshold": 0.5, "unaligned": "m",
         "safety_adapter": "m", "attacks": ("none", "base64"), "prompt_field": "a", "completion_field": "b",
         "plugins": (f"{PLUGIN}:ENGINE",),
-        "messages_field": "c", "on": "ray", "gpus": 2,
+        "messages_field": "c", "on": "ray", "gpus": 2, "storage": "s3://bucket/prefix",
         "forgetting": ("alpaca-eval",), "groups": "tensors",
         "search_safety": ("advbench",), "search_ordinary": ("alpaca-eval",),
         "early_stop": 0.5, "ema": 0.9, "kl": 0.5, "kl_data": ("alpaca-eval",),

@@ -28,8 +28,8 @@ def check_command(words: list[str]) -> None:
     """Check that a command gives options that a recipe takes."""
     assert words[:3] == ["mooring", "run", "recipe.yaml"]
     given = dict(zip(words[3::2], words[4::2], strict=True))
-    places = {"--on": "resources.on", "--gpus": "resources.gpus", "--engine": "generate.engine"}
-    values = {places[flag]: value for flag, value in given.items()}
+    places = {"--engine": "generate.engine"}
+    values = {places.get(flag, f"resources.{flag.removeprefix('--')}"): value for flag, value in given.items()}
     recipe = Recipe.parse({"base": "b", "tuned": "t"}).override(values)
     assert not recipe.resources.local
 

@@ -704,7 +704,10 @@ class Resources(Section):
     gpus: Literal["all"] | int = "all"
     """How many GPUs of the cluster are used, or `all` (ray)."""
     gpus_per_engine: int | None = Field(None, ge=1)
-    """GPUs that share one model; defaults to `generate.tensor_parallel` (ray)."""
+    """GPUs that share one model; defaults to `generate.tensor_parallel`, or that of a judge if it is larger (ray)."""
+    storage: str | None = None
+    """A bucket, where there is no file system that all machines share: `s3://BUCKET/PREFIX`, `gs://…` or `az://…`. The
+    run folder is copied to it as the run works, and workers fetch models from it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -716,6 +719,13 @@ class Resources(Section):
     def _a_known_place(cls, value: str) -> str:
         if value not in ("local", "ray") and not re.fullmatch(r"ray://[^/:\s]+:\d+", value):
             raise ValueError("write `local`, `ray` or `ray://HOST:PORT`")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _a_bucket(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"(s3|gs|az)://[\w.-]+(/[^\s?#]*)?", value, re.ASCII):
+            raise ValueError("write `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`")
         return value
 
     @field_validator("gpus")
@@ -1114,6 +1124,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
         *_fields("score", "attacks", "judges", "judge_thoughts", "metrics"),
         *_fields("score", "bertscore_model", "bertscore_layer", "unsafe_exec"),
         *_DATA,
+        *_fields("resources"),
     ),
     "rejudge": ("plugins", *_fields("score", "judges", "judge_thoughts")),
     "verify_served": (

@@ -9,6 +9,7 @@
         │   └── FetchError        data.*      not on this machine, and the hub did not provide it
         ├── OutputError           output.*    a folder or file that cannot be written
         ├── ClusterError          cluster.*   a Ray cluster that is not there, too small, or not the same everywhere
+        ├── StorageError          storage.*   a bucket that cannot be used, or holds another run
         └── MissingExtraError     extra.*     an optional package that is not installed
 
 Any other exception that escapes is a bug and keeps its traceback (exit code 1).
@@ -102,6 +103,12 @@ class ClusterError(UserError):
     """A Ray cluster is not there, is too small for the run, or its nodes differ."""
 
     domain = "cluster"
+
+
+class StorageError(UserError):
+    """A bucket cannot be reached or used, or holds another run."""
+
+    domain = "storage"
 
 
 class MissingExtraError(UserError):

@@ -174,6 +174,7 @@ class SafeguardOptions(TypedDict, total=False):
     on: str
     gpus: Literal["all"] | int
     gpus_per_engine: int | None
+    storage: str | None
 
 
 class TuneOptions(TypedDict, total=False):
@@ -291,6 +292,10 @@ class ScoreOptions(TypedDict, total=False):
     prompt_field: str | None
     completion_field: str | None
     messages_field: str | None
+    on: str
+    gpus: Literal["all"] | int
+    gpus_per_engine: int | None
+    storage: str | None
 
 
 class RejudgeOptions(TypedDict, total=False):

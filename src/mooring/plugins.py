@@ -148,6 +148,11 @@ def load(reference: str) -> None:
         _add(Plugin(group, each, reference, _digest(module)))
 
 
+def in_file(reference: str) -> bool:
+    """Whether a reference names a file, which only this machine has."""
+    return expanded(reference.rpartition(":")[0]).suffix == ".py"
+
+
 def entry_points() -> list[tuple[str, str, str]]:
     """(group, name, distribution) of all entry points of plug-ins, without loading them."""
     return [
@@ -192,10 +197,9 @@ def _group(value: object) -> str | None:
 
 
 def _imported(where: str, reference: str) -> ModuleType:
-    path = expanded(where)
     try:
-        if path.suffix == ".py":
-            return _from_file(path)
+        if in_file(reference):
+            return _from_file(expanded(where))
         return importlib.import_module(where)
     except (Exception, SystemExit) as error:
         hint = "install its package, or name a file" if isinstance(error, ImportError) else "correct it"

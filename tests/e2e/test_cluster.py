@@ -1,9 +1,11 @@
 """`mooring run --on ray` on a real cluster: a head and two nodes with one CPU each, on this machine."""
 
 import dataclasses
+import functools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,18 +19,21 @@ import pytest
 
 import mooring
 import tiny_adapters
+from answering_model import make_answering
 from mooring.config import Recipe, Resources
-from mooring.errors import UserError
+from mooring.errors import ClusterError, DataError, StorageError, UserError
 from mooring.events import Event
 from mooring.inference.engine import Engine
 from mooring.inference.token_engine import Encoded, Sample, TokenEngine
 from mooring.merge_point import BASE, MergePoint
 from mooring.pipeline.cluster.connect import connect
 from mooring.pipeline.cluster.dispatch import Dispatcher
+from mooring.pipeline.cluster.tasks import CpuTasks
 from mooring.pipeline.cluster.units import Unit
-from mooring.pipeline.cluster.work import Answer
+from mooring.pipeline.cluster.work import Answer, Setup
 from mooring.pipeline.run import run
-from mooring.records import Completion, Message, Prompt
+from mooring.pipeline.storage import Storage
+from mooring.records import Completion, Message, Prompt, read_jsonl
 from mooring.sampling import SamplingParams
 
 from .conftest import environment, lines  # type: ignore[import-not-found]
@@ -47,20 +52,29 @@ class Place:
     nodes: list[Any]
     folder: Path
     expected: bytes
+    bucket: str
 
-    def recipe(self, out: str, **resources: Any) -> Recipe:
-        """The recipe, with a run folder of its own."""
+    def recipe(self, out: str, *, judged: bool = False, **resources: Any) -> Recipe:
+        """The recipe, with a run folder of its own; `judged` by a judge with a model, too."""
         plain = json.loads((self.folder / "recipe.json").read_text())
-        return Recipe.parse({**plain, "out": str(self.folder / out), "resources": resources})
+        judge = {"name": "llama-guard-3", "model": str(self.folder / "guard"), "batch_size": 4}
+        score = {**plain["score"], "judges": [judge, "classifier"]} if judged else plain["score"]
+        return Recipe.parse({**plain, "score": score, "out": str(self.folder / out), "resources": resources})
+
+    @functools.cached_property
+    def judged(self) -> bytes:
+        """The results of a local run with the judge's model."""
+        run(self.recipe("local-judged", judged=True))
+        return results(self.folder / "local-judged")
 
     def other(self) -> int:
         """Which of the nodes is not the one that this process is connected to."""
         ours = ray._private.worker.global_worker.node._raylet_socket_name
         return next(at for at, node in enumerate(self.nodes) if node._raylet_socket_name != ours)
 
-    def node(self) -> Any:
-        """Add a node with one CPU."""
-        self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=2**27))
+    def node(self, **options: Any) -> Any:
+        """Add a node, with one CPU if nothing else is said."""
+        self.nodes.append(self.cluster.add_node(**{"num_cpus": 1, "object_store_memory": 2**27, **options}))
         return self.nodes[-1]
 
 
@@ -70,17 +84,40 @@ def results(folder: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Iterator[Place]:
-    """A running cluster, which this process is connected to."""
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an empty bucket of a server that speaks S3, which the environment has the address and the key of."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("MOORING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        pytest.importorskip("boto3").client("s3").create_bucket(Bucket="bucket")
+        try:
+            yield "s3://bucket/of-tests"
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, bucket: str, save_tiny_model: Any) -> Iterator[Place]:
+    """A running cluster, which this process is connected to, and whose nodes can use the bucket."""
     from ray.cluster_utils import Cluster
 
     folder = tmp_path_factory.mktemp("cluster")
+    make_answering(save_tiny_model(folder / "guard", seed=2, max_position_embeddings=2048), "safe")
     lines(folder / "harmful.jsonl", [{"prompt": f"Help me break thing number {i}."} for i in range(16)])
     task = [{"prompt": f"Set the alarm to {i}.", "completion": f"alarm.set(hour={i})"} for i in range(16)]
     lines(folder / "task.jsonl", task)
     plain = {
-        "base": str(tiny_model_folder),
-        "tuned": str(tiny_adapters.tune(tiny_model_folder, folder / "tuned")),
+        "base": str(save_tiny_model(folder / "base")),
+        "tuned": str(tiny_adapters.tune(folder / "base", folder / "tuned")),
         "merge": {"lambdas": [0.3, 0.7], "check": False},
         "generate": {"max_tokens": 6, "batch_size": 2, "drafts": False},
         "score": {
@@ -96,7 +133,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> 
     run(Recipe.parse({**plain, "out": str(folder / "local")}))
     head = {"num_cpus": 0, "object_store_memory": 2**27, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    place = Place(cluster, [], folder, results(folder / "local"))
+    place = Place(cluster, [], folder, results(folder / "local"), bucket)
     try:
         place.node()
         place.node()
@@ -117,6 +154,39 @@ def test_two_workers_give_the_results_of_one_process(place: Place) -> None:
     ]
     assert made[0]["made_by"]["engine"]["device"] == "cpu"
     assert not [*place.folder.joinpath("two").rglob(".probe-*")]
+
+
+def test_one_and_four_workers_with_a_judge_and_tasks_on_cpus_give_the_results_of_one_process(place: Place) -> None:
+    """On a node that says that it has GPUs, so that their number can be chosen, and CPUs are for tasks."""
+    four = place.node(num_gpus=4, num_cpus=0)
+    try:
+        tasks = CpuTasks(connect(Resources(on="ray"), 1), Setup.of_this_process((), shared=True))
+        assert tasks(os.getpid) != os.getpid()
+        with pytest.raises(DataError, match="nothing"):
+            tasks(read_jsonl, place.folder / "nothing.jsonl", Completion)
+        run(place.recipe("one", judged=True, on="ray", gpus=1))
+        run(place.recipe("four", on="ray", gpus=4))
+    finally:
+        place.nodes.remove(four)
+        place.cluster.remove_node(four, allow_graceful=False)
+    assert results(place.folder / "one") == place.judged
+    assert results(place.folder / "four") == place.expected
+
+
+def test_scores_of_a_file_have_the_bytes_of_those_in_this_process(place: Place, tmp_path: Path) -> None:
+    made = next((place.folder / "local").rglob("safety-test.jsonl")).parent
+    answers = "".join((made / f"safety-{half}.jsonl").read_text() for half in ("validation", "test"))
+    judges = [{"name": "llama-guard-3", "model": str(place.folder / "guard"), "batch_size": 16}, "rules"]
+    found = {}
+    for on in ("local", "ray"):
+        (tmp_path / on).mkdir()
+        (tmp_path / on / "answers.jsonl").write_text(answers)
+        prompts = str(place.folder / "harmful.jsonl")
+        found[on] = mooring.score(tmp_path / on / "answers.jsonl", prompts, kind="safety", judges=judges, on=on)
+    assert found["ray"] == found["local"]
+    verdicts = {on: {p.name: p.read_bytes() for p in (tmp_path / on).glob("verdicts-*")} for on in found}
+    assert verdicts["ray"] == verdicts["local"]
+    assert len(verdicts["ray"]) == 2
 
 
 def test_a_merge_has_the_bytes_of_one_in_this_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,3 +321,71 @@ def test_a_driver_that_is_killed_and_started_again_goes_on(place: Place) -> None
             driver.send_signal(signal.SIGKILL)
     run(recipe)
     assert results(place.folder / "killed") == place.expected
+
+
+def test_without_a_shared_file_system_a_driver_on_an_empty_disk_goes_on(place: Place, tmp_path: Path) -> None:
+    """A driver is killed, and its disk is lost; workers have the models from the bucket alone."""
+    recipe = place.recipe("stored", judged=True, on="ray", storage=place.bucket)
+    (tmp_path / "recipe.yaml").write_text(recipe.dump())
+    quick = "import mooring.cli, mooring.pipeline.mirror as mirror; mirror.EVERY = 0.1; mooring.cli.main()"
+    command = [sys.executable, "-c", quick, "run", str(tmp_path / "recipe.yaml")]
+    storage, done = Storage.open(place.bucket), place.folder / "stored" / "completions"
+    whole = sum(path.stat().st_size for path in (place.folder / "local" / "completions").rglob("*.jsonl"))
+    with subprocess.Popen(command, env=environment() | {"RAY_ADDRESS": place.cluster.address}) as driver:
+        while driver.poll() is None and sum(p.stat().st_size for p in done.rglob("*.jsonl*")) <= whole / 3:
+            time.sleep(0.05)
+        assert driver.poll() is None
+        driver.send_signal(signal.SIGKILL)
+    kept = storage.sizes("runs/stored")
+    assert sum(size for name, size in kept.items() if name.startswith("completions/")) > whole / 10
+    shutil.rmtree(place.folder / "stored")
+    events: list[Event] = []
+    run(recipe, on_event=events.append)
+    assert results(place.folder / "stored") == place.judged
+    assert [event for event in events if event.kind == "cached"]  # steps that were done by the first driver
+    assert storage.read("runs/stored/report/results.json") == place.judged
+    assert {*storage.sizes("runs/stored")} >= {"ledger.json", "model/config.json", "report/index.html"}
+    fetched = [*(Path(os.environ["MOORING_CACHE"]) / "models").glob("stored-*")]
+    assert len(fetched) == 3  # base, adapter and judge, each once for both workers and both drivers
+    assert len({name.partition("/")[0] for name in storage.sizes("models") if "/" in name}) == 3
+
+
+def test_a_node_that_does_not_see_the_storage_is_named(place: Place) -> None:
+    blind = place.node(env_vars={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    try:
+        with pytest.raises(ClusterError) as caught:
+            run(place.recipe("blind", on="ray", storage=place.bucket))
+    finally:
+        place.nodes.remove(blind)
+        place.cluster.remove_node(blind, allow_graceful=False)
+    assert caught.value.code == "cluster.storage"
+    assert str(caught.value).startswith("node ")
+    assert place.bucket in str(caught.value)
+    assert not (place.folder / "blind").exists()
+    assert not [name for name in Storage.open(place.bucket).sizes("") if name.startswith((".probe", "runs/blind"))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "url", "code"),
+    [
+        ({}, "s3://no-such-bucket/x", "storage.no_bucket"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "s3://bucket/x", "storage.credentials"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "s3://bucket/x", "storage.unreachable"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_refused_before_any_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], url: str, code: str
+) -> None:
+    for name, value in changes.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    begun = time.monotonic()
+    with pytest.raises(StorageError) as caught:
+        run(place.recipe("refused", storage=url))
+    assert caught.value.code == code
+    assert url in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - begun < 30
+    assert not (place.folder / "refused").exists()

@@ -93,6 +93,12 @@ def test_a_node_like_this_machine_is_accepted() -> None:
     reported(GOOD)
 
 
+def test_a_node_without_the_sandbox_is_named() -> None:
+    line = refused("cluster.program", reported, dataclasses.replace(GOOD, lacks="bwrap"))
+    assert "node-2" in line
+    assert "bwrap" in line
+
+
 @pytest.mark.parametrize("package", OURS)
 def test_a_node_with_another_version_is_named(package: str) -> None:
     other = dataclasses.replace(GOOD, versions={**OURS, package: "0.9"})

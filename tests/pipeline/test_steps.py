@@ -269,6 +269,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     **{f"{stage}.{field}": (value, WRITTEN) for stage in ("align", "tune") for field, value in SHARED.items()},
     "resources.gpus": (2, WRITTEN),
     "resources.gpus_per_engine": (2, WRITTEN),
+    "resources.storage": ("s3://bucket/prefix", WRITTEN),
     "report.title": ("Other", {"Report"}),
     "report.notes": (["A note."], {"Report"}),
 }

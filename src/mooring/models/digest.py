@@ -15,9 +15,11 @@ from mooring.models.checkpoint import read_json
 from mooring.models.safetensors_file import unreadable
 
 _CONFIGS = ("config.json", "adapter_config.json")
+_TEMPLATES = "additional_chat_templates"
+"""The subfolder that transformers reads."""
 _TEXT = (
     *("tokenizer*", "*.model", "*.tiktoken", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
-    *("chat_template*", "additional_chat_templates/*", "generation_config.json"),
+    *("chat_template*", f"{_TEMPLATES}/*", "generation_config.json"),
 )
 """Patterns of the files that `text_digest` is made of."""
 
@@ -58,6 +60,23 @@ def _weight_files(folder: Path) -> list[Path]:
     return next((found for found in (list(folder.glob(pattern)) for pattern in patterns) if found), [])
 
 
+def whole_digests(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of every file of a model folder, by its path in the folder; subfolders that no loader reads are left out.
+
+    Raises:
+        ModelError: A file cannot be read.
+    """
+    folder = Path(folder)
+    files = [path for path in (*folder.glob("*"), *folder.glob(f"{_TEMPLATES}/*")) if path.is_file()]
+    files = sorted(path for path in files if not path.name.startswith("."))
+    try:
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            found = pool.map(_bytes_digest, files)
+            return {path.relative_to(folder).as_posix(): digest for path, digest in zip(files, found, strict=True)}
+    except OSError as error:
+        raise unreadable(error.filename, error) from None
+
+
 def model_digest(folder: str | Path) -> str:
     """One digest for a model folder: equal for equal weights and configuration, independent of the folder's path.
 
@@ -90,6 +109,10 @@ def combine(digests: Mapping[str, str]) -> str:
 def _file_digest(path: Path) -> str:
     if path.suffix == ".json":
         return _config_digest(path)
+    return _bytes_digest(path)
+
+
+def _bytes_digest(path: Path) -> str:
     stat = path.stat()
     return _remembered(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 

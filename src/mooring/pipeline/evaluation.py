@@ -8,7 +8,8 @@ from mooring.attacks import NONE, attack_of, kind_of, under
 from mooring.files import atomic_text
 from mooring.jsonio import read_as
 from mooring.merge_point import MergePoint, SeriesPoint
-from mooring.metrics import needs_completions, needs_likelihoods
+from mooring.metrics import needs_completions, needs_likelihoods, pass_ks
+from mooring.pipeline.call import Call, here
 from mooring.pipeline.judging import Judging, renamed
 from mooring.pipeline.lm_eval.evaluate import LmEvalResult
 from mooring.pipeline.paths import RunPaths
@@ -20,10 +21,10 @@ from mooring.scoring.safety import attack_success_by, scores_in_clusters, worst_
 from mooring.scoring.task import TaskData, task_scores
 
 
-def score_trial(plan: Plan, point: MergePoint, split: Half) -> Trial:
-    """Compute all scores of a model on a split, from its responses and their verdicts."""
+def score_trial(plan: Plan, point: MergePoint, split: Half, call: Call = here) -> Trial:
+    """Compute all scores of a model on a split, from its responses and their verdicts; `call` computes the task's."""
     paths, prompts, judging = plan.paths, plan.prompts(split), plan.judging
-    scores = _task_scores(plan, point, split)
+    scores = _task_scores(plan, point, split, call)
     for name in prompts:
         if name == "task":
             continue
@@ -93,7 +94,7 @@ def scores_of(
     return scores
 
 
-def _task_scores(plan: Plan, point: MergePoint, split: Half) -> dict[str, Score]:
+def _task_scores(plan: Plan, point: MergePoint, split: Half, call: Call) -> dict[str, Score]:
     metrics, section, paths = plan.metrics[split], plan.recipe.score, plan.paths
     if not metrics:
         return {}
@@ -108,4 +109,4 @@ def _task_scores(plan: Plan, point: MergePoint, split: Half) -> dict[str, Score]
         bertscore_layer=section.bertscore_layer,
         unsafe_exec=section.unsafe_exec,
     )
-    return task_scores(metrics, data)
+    return call(task_scores, metrics, data, whole_node=bool(pass_ks(metrics)))

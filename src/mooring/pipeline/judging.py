@@ -19,6 +19,7 @@ from mooring.inference.load import close_engine, load_engine
 from mooring.inference.store import complete_to_file
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
+from mooring.pipeline.call import Call, here
 from mooring.plugins import versioned
 from mooring.printable import shorten
 from mooring.records import Completion, Kind, Prompt, Score, Verdict, read_jsonl, write_jsonl
@@ -66,6 +67,8 @@ class Judging:
         self._open: tuple[str, Engine] | None = None
         self.open_remote: Callable[[str, Path, Judge], Engine] | None = None
         """Opens a judge's model, by its name here, folder and section, where it is not run in this process."""
+        self.call: Call = here
+        """Calls what a judge without a model does."""
         self._read: set[str] = set()
         """Judges of which an answer could be read."""
         for name in self.sections:
@@ -115,10 +118,13 @@ class Judging:
             "versions": installed_versions(*packages),
         }
 
+    def of_models(self) -> list[Judge]:
+        """The judges whose model is run, and does not answer on a server."""
+        return [s for name, s in self.sections.items() if s.engine != "openai" and self.kinds[name].needs_model]
+
     def folders(self) -> list[Path]:
         """The folders of the judges' models that are run from one; downloads them if need be."""
-        run = [name for name, section in self.sections.items() if section.engine != "openai"]
-        return [self._folder(name) for name in run if self.kinds[name].needs_model]
+        return [self._folder(name) for name, section in self.sections.items() if section in self.of_models()]
 
     def check(self, judge: str) -> None:
         """Check that a judge's model is available; downloads it if need be."""
@@ -141,9 +147,9 @@ class Judging:
         server is called, an `info` event says what it costs at most.
         """
         if judge not in self.sections or not self.kinds[judge].needs_model:
-            built_in = self.kinds.get(judge) or judges.find(judge)
+            name = self.sections[judge].name if judge in self.sections else judge
             # By the words that are the model's own, without a prefill.
-            found = judges.by_wording(built_in, prompts, completions)
+            found = self.call(_by_wording, name, prompts, completions)
         else:
             by, completions = self.kinds[judge], self._judged(completions, kind)
             questions, settings = judges.questions(by, prompts, completions), self._settings(judge)
@@ -237,6 +243,11 @@ class Judging:
             log = self._logs / f"judge-{judge}.log" if self._logs else None
             self._open = (judge, load_engine(model, section, None, log))
         return self._open[1]
+
+
+def _by_wording(name: str, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Verdict]:
+    """The verdicts of a judge without a model, by its name, which means the same elsewhere."""
+    return judges.by_wording(judges.find(name), prompts, completions)
 
 
 def answers_path(verdicts: Path) -> Path:

@@ -1,29 +1,32 @@
 """Files of responses outside of a run: prompts answered into a file, and such files scored."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mooring.attacks import NONE, Attack, kind_of, parse, under
 from mooring.chat import thinking_note
-from mooring.config import DataFields, section, settings
-from mooring.config import Score as ScoreConfig
+from mooring.config import DataFields, Recipe, section, settings
 from mooring.data import load_prompts, parse_references
 from mooring.data.completions import read_completions
 from mooring.errors import RecipeError
-from mooring.events import Event, OnEvent
+from mooring.events import Event, OnEvent, ignore
 from mooring.inference.cost import estimate
 from mooring.inference.engine import Engine
 from mooring.inference.load import load_engine
 from mooring.inference.store import complete_to_file, likelihood_to_file
+from mooring.metrics import pass_ks
 from mooring.models import model_digest
 from mooring.models.resolve import resolve_model
 from mooring.pipeline.attacked import continued, requests, sampled
+from mooring.pipeline.call import Call, here
+from mooring.pipeline.cluster.workers import Workers
 from mooring.pipeline.evaluation import scores_of
 from mooring.pipeline.judging import Judging, cost_line, renamed
 from mooring.pipeline.open_model import open_model
 from mooring.pipeline.sets import attacked
-from mooring.records import Completion, Kind, Likelihood, Prompt, Score, SetName, Split, read_jsonl
+from mooring.records import Completion, Kind, Likelihood, Prompt, Score, SetName, Split, Verdict, read_jsonl
 from mooring.sampling import SamplingParams
 from mooring.scoring import pairwise
 from mooring.scoring.coherence import coherence
@@ -119,7 +122,7 @@ def score(
     _warn_of_cut_off(completions, "score", on_event)
     if kind != "task":
         name = under(kind, attack.name) if attack else kind
-        return _safety_scores(path, rows, completions, name, recipe.score, on_event)
+        return _safety_scores(path, rows, completions, name, recipe, on_event)
     losses = read_jsonl(likelihood, Likelihood) if likelihood else []
     metrics = recipe.score.metrics or [
         metric for metric in default_metrics(p.reference or "" for p in rows) if losses or metric != "response_loss"
@@ -133,7 +136,45 @@ def score(
         bertscore_layer=recipe.score.bertscore_layer,
         unsafe_exec=recipe.score.unsafe_exec,
     )
-    return task_scores(metrics, data)
+    with _workers(recipe, path.parent, on_event, metrics=metrics) as workers:
+        call: Call = here if workers is None else workers.call
+        return call(task_scores, metrics, data, whole_node=bool(pass_ks(metrics)))
+
+
+@contextlib.contextmanager
+def _workers(
+    recipe: Recipe,
+    folder: Path,
+    on_event: OnEvent | None,
+    *,
+    metrics: Collection[str] = (),
+    judging: Judging | None = None,
+) -> Iterator[Workers | None]:
+    """The workers of a cluster, checked; None if all is done in this process."""
+    resources = recipe.resources
+    if resources.local:
+        if resources.storage:
+            what = "storage: scores of a file are written beside it"
+            raise RecipeError(what, "leave it out, or add --on ray", code="recipe.storage_unused")
+        yield None
+        return
+    workers = Workers(
+        resources,
+        folder.absolute(),
+        metrics=metrics,
+        score=recipe.score,
+        plugins=recipe.plugins,
+        per_engine=max((section.tensor_parallel for section in judging.of_models()), default=1) if judging else 1,
+        logs=None,
+        on_event=on_event or ignore,
+    )
+    try:
+        workers.check(judging.folders() if judging else ())
+        if judging:
+            judging.open_remote, judging.call = workers.judge, workers.call
+        yield workers
+    finally:
+        workers.close()
 
 
 def _attack(names: Sequence[str], kind: Kind) -> Attack | None:
@@ -171,16 +212,19 @@ def _safety_scores(
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
     name: SetName,
-    config: ScoreConfig,
+    recipe: Recipe,
     on_event: OnEvent | None,
 ) -> dict[str, Score]:
     """The scores of every judge; those of all but the first carry its name."""
-    judging = Judging(config.judges, thoughts=config.judge_thoughts)
+    judging = Judging(recipe.score.judges, thoughts=recipe.score.judge_thoughts)
     kind, categories = kind_of(name), {p.id: p.category for p in prompts if p.category}
     scores: dict[str, Score] = {}
-    for number, judge in enumerate(judging.of(name)):
-        out = path.with_name(f"verdicts-{path.stem}-{judge}.jsonl")
-        verdicts = judging.judge(judge, prompts, completions, out, on_event, kind=kind)
+    by: dict[str, list[Verdict]] = {}
+    with _workers(recipe, path.parent, on_event, judging=judging):
+        for judge in judging.of(name):
+            out = path.with_name(f"verdicts-{path.stem}-{judge}.jsonl")
+            by[judge] = judging.judge(judge, prompts, completions, out, on_event, kind=kind)
+    for number, (judge, verdicts) in enumerate(by.items()):
         by_judge = scores_of(judging, judge, name, prompts, verdicts)
         if name == "safety" and len(set(categories.values())) > 1:
             by_judge |= attack_success_by(categories, verdicts)

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mooring import jsonio
 from mooring.attacks import kind_of
@@ -33,6 +33,7 @@ from mooring.pipeline import plan as planning
 from mooring.pipeline import steps as types
 from mooring.pipeline.attacked import continued, prefilled_with, requests
 from mooring.pipeline.baselines import compare_baselines
+from mooring.pipeline.call import Call, here
 from mooring.pipeline.changes import read_changes, read_warnings, write_changes, write_warnings
 from mooring.pipeline.cluster.sources import ModelsSource, SeriesSource
 from mooring.pipeline.cluster.workers import Workers
@@ -46,12 +47,14 @@ from mooring.pipeline.lm_eval.evaluate import TaskRun, run_tasks
 from mooring.pipeline.lm_eval.tasks import score_dependencies
 from mooring.pipeline.merged import check_written, require_passed
 from mooring.pipeline.method_comparison import assemble_comparison, measure_cost, without_series
+from mooring.pipeline.mirror import Mirror
 from mooring.pipeline.models import Models
 from mooring.pipeline.preflight import check_measures, check_models, check_room, check_selection
 from mooring.pipeline.results import assemble, rows
 from mooring.pipeline.run_folder import RunFolder, check_place, remove
 from mooring.pipeline.search import bisection, bisection_notes, search_modules, try_gradient
 from mooring.pipeline.steps import JudgeKey, SourceKey, Stage, Step, built_on
+from mooring.pipeline.storage import Storage
 from mooring.records import (
     Baselines,
     ByModule,
@@ -82,6 +85,8 @@ from mooring.selection.per_module import taken
 from mooring.selection.policies import choose
 from mooring.thinking import cut_off_note, joined, unanswered
 from mooring.training.lora import tune
+
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ class Run:
         recipe: Recipe,
         *,
         engine: Callable[[MergePoint], Engine] | None = None,
-        score: Callable[[planning.Plan, MergePoint, Half], Trial] = score_trial,
+        score: Callable[[planning.Plan, MergePoint, Half], Trial] | None = None,
     ) -> None:
         self.recipe, self.engine, self.score = recipe, engine, score
         self.plan = planning.build(recipe)
@@ -162,8 +167,9 @@ class Run:
     def execute(self, on_event: OnEvent | None = None) -> Outcome:
         """Do all steps that are not done yet. Stopped at any point and called again, it resumes."""
         check_place(self.recipe.folder, (self.recipe.base, *self.recipe.tuned_models.values()))
-        fresh = not self.recipe.folder.exists()
-        folder = RunFolder(self.recipe.folder, on_event)
+        fresh, storage = not self.recipe.folder.exists(), self.recipe.resources.storage
+        mirror = Mirror(Storage.open(storage), self.recipe.folder) if storage else None
+        folder = RunFolder(self.recipe.folder, on_event, mirror)
         try:
             with folder.locked():
                 return _Execution(self, folder).execute()
@@ -210,9 +216,23 @@ class _Execution:
         """Set when the run was interrupted while several steps were done at the same time."""
         self._at_work: dict[str, threading.Event] = {}
         """The steps that are done at the same time, each with what is set when it is done."""
-        self._scoring = threading.Lock()
-        self._workers = None if self.recipe.resources.local else Workers(self.recipe, folder.paths, folder.emit)
+        self._workers = None if self.recipe.resources.local else self._connect()
         self.judging.open_remote = None if self._workers is None else self._workers.judge
+        self.judging.call = self._call
+
+    def _connect(self) -> Workers:
+        """The workers of the run; they are connected when they are first needed."""
+        recipe, runners = self.recipe, (self.recipe.generate, *self.judging.of_models())
+        return Workers(
+            recipe.resources,
+            self.paths.folder,
+            metrics=self.plan.all_metrics,
+            score=recipe.score,
+            plugins=recipe.plugins,
+            per_engine=max(runner.tensor_parallel for runner in runners),
+            logs=self.paths.logs,
+            on_event=self.folder.emit,
+        )
 
     @property
     def plan(self) -> planning.Plan:
@@ -267,6 +287,11 @@ class _Execution:
         verdict = load(paths.report).verdict
         return Outcome(folder.folder, paths.model, self._choice(), paths.report, folder.worked, verdict)
 
+    def _call(self, function: Callable[..., R], *args: Any, whole_node: bool = False) -> R:
+        """See `Call`. What needs no GPU is done on the CPUs of a cluster, if there is one."""
+        call: Call = here if self._workers is None else self._workers.call
+        return call(function, *args, whole_node=whole_node)
+
     def _in_groups(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
         """Group consecutive steps that may be done concurrently; others form groups of one."""
         for together, group in itertools.groupby(steps, self._may_be_together):
@@ -302,6 +327,8 @@ class _Execution:
             if isinstance(step.work, types.Generate | types.Likelihood) and self._open_models().sweep.concurrent:
                 assert isinstance(step.work.point, MergePoint)
                 self._engine(step.work.point)  # in this thread: what a sweep starts must outlive the others
+        if pending and self._workers is not None:
+            self._workers.connect()
         if pending and self._open_models().sweep.concurrent:
             try:
                 for _ in in_parallel(self._one_of_several, pending, len(pending)):
@@ -409,8 +436,8 @@ class _Execution:
             case types.Judge() as work:
                 self._judge(step, work)
             case types.Score(point=MergePoint() as point, split=split):
-                with self._scoring:
-                    trial = self.run.score(self.plan, point, split)
+                score = self.run.score or functools.partial(score_trial, call=self._call)
+                trial = score(self.plan, point, split)
                 _write(out, dataclasses.replace(trial, point=plain(trial.point)))
             case Stage.SELECT:
                 _write(out, self._choose(self._validation()))

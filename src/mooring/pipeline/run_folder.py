@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mooring.errors import DataError, OutputError
+from mooring.errors import DataError, OutputError, UserError
 from mooring.events import Event, OnEvent, ignore
 from mooring.files import PARTIAL, atomic_text, expanded, explained, open_lock
 from mooring.ledger import (
@@ -26,6 +26,7 @@ from mooring.ledger import (
     read_ledger,
     sha256,
 )
+from mooring.pipeline.mirror import LOCK, MARK, Mirror
 from mooring.pipeline.paths import RunPaths
 from mooring.pipeline.steps import Step, digest_of
 
@@ -66,33 +67,39 @@ class RunFolder:
 
     It is created when it is locked; if it exists, it must be empty or a run folder. `worked` tells whether any step had
     to be done since the folder was opened. Steps can be done in several threads at the same time.
+
+    Args:
+        folder: The folder.
+        on_event: Receives every event.
+        mirror: Its copy in a storage. While the folder is locked, the copy is kept up to date; if it is newer, the
+            folder continues from it.
     """
 
-    def __init__(self, folder: Path, on_event: OnEvent | None = None) -> None:
+    def __init__(self, folder: Path, on_event: OnEvent | None = None, mirror: Mirror | None = None) -> None:
         self.paths = RunPaths(folder)
         self.folder = folder
         self._lock = threading.RLock()
         self._on_event: OnEvent = on_event or ignore
+        self._mirror = mirror
         self.worked = False
         if folder.is_file():
             raise OutputError(f"{folder}: is a file", "name a folder", code="output.is_a_file")
+        known = Ledger(steps={})
         if (folder / LEDGER).is_file():
             known = read_ledger(folder)
-        elif folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+        elif folder.is_dir() and any(path.name not in (LOCK, MARK) for path in folder.iterdir()):
             raise OutputError(
                 f"{folder}: holds something that is not a run",
                 "name another folder, or empty this one",
                 code="output.not_a_run",
             )
-        else:
-            known = Ledger(steps={})
         self._steps, self._digests = dict(known.steps), dict(known.digests)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder for this process, and remove what a killed process left half-written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open_lock(self.folder / ".lock") as lock:
+        with open_lock(self.folder / LOCK) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -101,8 +108,34 @@ class RunFolder:
                 ) from None
             for leftover in self.folder.rglob(f"{PARTIAL}*"):
                 remove(leftover)
-            self._save()
+            with self._mirrored():
+                self._save()
+                yield
+
+    @contextlib.contextmanager
+    def _mirrored(self) -> Iterator[None]:
+        """Continue from the copy in the storage, if there is one, and keep it up to date."""
+        mirror = self._mirror
+        if mirror is None:
             yield
+            return
+        if mirror.begin():
+            known = read_ledger(self.folder)
+            self._steps, self._digests = dict(known.steps), dict(known.digests)
+            self._report(Event(step="storage", kind="info", message=f"continues from {mirror.url}"))
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(UserError):  # the first error says more
+                self._end(mirror)
+            raise
+        self._end(mirror)
+
+    def _end(self, mirror: Mirror) -> None:
+        """Bring the copy up to date for the last time; of a run that was refused there is none."""
+        if self.worked or not self.is_untouched:
+            mirror.finish()
+            self._report(Event(step="storage", kind="info", message=f"the run is copied to {mirror.url}"))
 
     def is_done(self, step: Step, key: str) -> bool:
         """Returns whether a step was done with this key and its outputs still exist."""
@@ -137,6 +170,8 @@ class RunFolder:
                 self._digests.pop(self._name(path), None)
             self._steps[step.id] = StepRecord(label=step.label, key=key, done=False)
             self._save()
+            if self._mirror is not None:  # not before: a run that is refused leaves nothing in the storage
+                self._mirror.start(self._report)
         self.emit(Event(step=step.id, kind="started", label=step.label, total=step.units or 0, unit=step.unit))
         started = time.monotonic()
         make()
@@ -156,7 +191,16 @@ class RunFolder:
             self._save()
 
     def emit(self, event: Event) -> None:
-        """Pass an event on; events of several threads one after the other."""
+        """Pass an event on; events of several threads one after the other.
+
+        Raises:
+            StorageError: Another command has taken the run over (`storage.taken_over`).
+        """
+        if self._mirror is not None:
+            self._mirror.check()
+        self._report(event)
+
+    def _report(self, event: Event) -> None:
         with self._lock:
             self._on_event(event)
 

@@ -5,7 +5,6 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from mooring.errors import ClusterError
@@ -32,13 +31,11 @@ class Dispatcher:
     Args:
         cluster: The cluster.
         on_event: Receives a line when a worker died, and a warning when a unit was given up.
-        plugins: Plug-ins that the workers load.
+        setup: What the workers have in common with this process; by default its folder.
     """
 
-    def __init__(self, cluster: Cluster, on_event: OnEvent = ignore, *, plugins: Sequence[str] = ()) -> None:
-        import torch
-
-        self._setup = Setup(folder=str(Path.cwd()), threads=torch.get_num_threads(), plugins=tuple(plugins))
+    def __init__(self, cluster: Cluster, on_event: OnEvent = ignore, *, setup: Setup | None = None) -> None:
+        self._setup = setup or Setup.of_this_process((), shared=True)
         self._cluster, self._ray, self._emit = cluster, cluster.ray, on_event
         self._sources: dict[str, Source] = {}
         self._queue = UnitQueue()

@@ -12,7 +12,9 @@ from mooring.inference.load import load_engine
 from mooring.merge_methods import Role
 from mooring.merge_point import MergePoint, Series
 from mooring.merging.pair import ModelPair, open_pair
+from mooring.pipeline.cluster.stored import fetch
 from mooring.pipeline.models import Models
+from mooring.pipeline.storage import Storage
 from mooring.pipeline.sweeps.sweep import SeriesSpec, SweepSpec
 
 
@@ -71,6 +73,30 @@ class ModelsSource:
     log: Path | None = None
     batch_size_file: Path | None = None
 
+    def folders(self) -> set[Path]:
+        """The folders of all models."""
+        every = (self.own, *self.series.values())
+        return {self.base, *(path for each in every for path in (*each.tuned, *each.references.values()))}
+
+    def moved(self, places: Mapping[Path, Path]) -> "ModelsSource":
+        """The same models in other folders, without files on the machine that they come from."""
+
+        def series(source: SeriesSource) -> SeriesSource:
+            return dataclasses.replace(
+                source,
+                tuned=tuple(places[path] for path in source.tuned),
+                references={role: places[path] for role, path in source.references.items()},
+            )
+
+        return dataclasses.replace(
+            self,
+            base=places[self.base],
+            own=series(self.own),
+            series={name: series(source) for name, source in self.series.items()},
+            log=None,
+            batch_size_file=None,
+        )
+
     def with_runner(self, runner: Runner) -> "ModelsSource":
         """The same models in another engine."""
         return dataclasses.replace(self, runner=runner)
@@ -121,9 +147,37 @@ class JudgeSource:
     runner: Runner
     log: Path | None = None
 
+    def folders(self) -> set[Path]:
+        """The folder of the model."""
+        return {self.folder}
+
+    def moved(self, places: Mapping[Path, Path]) -> "JudgeSource":
+        """The same model in another folder, without files on the machine that it comes from."""
+        return dataclasses.replace(self, folder=places[self.folder], log=None)
+
     def load(self, scratch: Path) -> Loaded:
         """See `Source.load`."""
         return _One(load_engine(self.folder, self.runner, None, self.log))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredSource:
+    """Models that a worker fetches from a storage before it loads them.
+
+    Attributes:
+        source: The models, in the folders of the machine that sent them.
+        url: The storage.
+        digests: By which each folder is found there.
+    """
+
+    source: ModelsSource | JudgeSource
+    url: str
+    digests: Mapping[Path, str]
+
+    def load(self, scratch: Path) -> Loaded:
+        """See `Source.load`."""
+        storage = Storage.open(self.url)
+        return self.source.moved({path: fetch(storage, digest) for path, digest in self.digests.items()}).load(scratch)
 
 
 @dataclasses.dataclass(frozen=True)

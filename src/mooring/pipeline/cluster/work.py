@@ -42,14 +42,32 @@ class Setup:
     """What a worker's process has in common with the one that sends it units.
 
     Attributes:
-        folder: The folder that the recipe's paths are relative to.
+        folder: The folder that the recipe's paths are relative to; None if only that process has it.
         threads: torch's threads, on which sums depend in their last bits.
         plugins: The recipe's plug-ins.
     """
 
-    folder: str
+    folder: str | None
     threads: int
     plugins: Sequence[str] = ()
+
+    def apply(self) -> None:
+        """Make this process like it."""
+        import torch
+
+        if self.folder is not None:
+            os.chdir(self.folder)
+        for reference in self.plugins:
+            plugins.load(reference)
+        torch.set_num_threads(self.threads)
+
+    @classmethod
+    def of_this_process(cls, loaded: Sequence[str], *, shared: bool) -> "Setup":
+        """What workers should have in common with this process; `shared` is whether they see its folder."""
+        import torch
+
+        folder = str(Path.cwd()) if shared else None
+        return cls(folder=folder, threads=torch.get_num_threads(), plugins=tuple(loaded))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,24 +90,19 @@ class Worker:
     """A process that does units, with one source loaded."""
 
     def __init__(self, source: Source, setup: Setup) -> None:
-        import torch
-
-        os.chdir(setup.folder)
-        for reference in setup.plugins:
-            plugins.load(reference)
-        torch.set_num_threads(setup.threads)
+        setup.apply()
         self._source = source
         self._loaded: Loaded | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="mooring-worker-")
 
     def load(self) -> Failure | None:
         """Load the source; for models, at the base."""
-        found = _caught(lambda: self._at(BASE))
+        found = caught(lambda: self._at(BASE))
         return found if isinstance(found, Failure) else None
 
     def do(self, work: Answer | Measure) -> list[Completion] | list[Likelihood] | Failure:
         """Do the work of a unit. Completions carry what the engine says of itself."""
-        return _caught(lambda: _do(self._at(work.point), work))
+        return caught(lambda: _do(self._at(work.point), work))
 
     def _at(self, point: MergePoint) -> Engine:
         if self._loaded is None:
@@ -115,7 +128,7 @@ def _complete(engine: Engine, work: Answer) -> list[Completion]:
     return [each for part in engine.complete(prompts, work.params, done=every - wanted) for each in part]
 
 
-def _caught(work: Callable[[], R]) -> R | Failure:
+def caught(work: Callable[[], R]) -> R | Failure:
     """The result of some work, or the error that the user can do something about."""
     try:
         with _memory_named():
