@@ -125,42 +125,18 @@ def verify_served(
         ModelError: The server is unreachable, does not know the model, or ignores a setting.
     """
     emit = on_event or ignore
-    if not (folder / LEDGER).is_file():
-        raise DataError(f"{folder}: is not a run folder", "name the folder of a run", code="data.not_a_run")
-    plan, ledger = open_plan(folder), read_ledger(folder)
-    point = plan.chosen
-    if not isinstance(point, MergePoint) or not plan.paths.trial(point, "test").is_file():
-        hint = "finish it with `mooring run` first"
-        raise DataError(f"{folder}: has not measured its chosen model yet", hint, code="data.run_unfinished")
-    section = plan.recipe.override(changes).select
-    bounds = rules(section.model_copy(update={"bound_on": (NONE,)}))
-    for rate, rule in bounds.items():
-        if prompts := _prompts_of(plan, rate):
-            rule.check(rate, len(prompts))
-    for path in _inputs(plan, point):
-        check_unmodified(folder, ledger, path)
-
-    recipe = plan.recipe
-    engine = OpenAIEngine(servers_of(runner), model, system=recipe.system, thinking=recipe.generate.thinking)
+    plan, point = _open_finished(folder)
+    bounds = _bounds(plan, changes)
+    engine = OpenAIEngine(servers_of(runner), model, system=plan.recipe.system, thinking=plan.recipe.generate.thinking)
     served = engine.served[0]
     paths = _ServedPaths(folder, name or re.sub(r"[^\w.-]+", "-", served).strip("-.") or "model")
     asked = _askable(dataclasses.replace(plan, paths=paths))
-    notes = _check_server(engine, asked, allow_ignored)
-    missing = [metric for metric in plan.metrics["test"] if metric not in asked.metrics["test"]]
-    if plan.attacks:
-        notes.append(f"the served model is asked directly, not under {', '.join(plan.attacks)}")
-    notes += [f"{metric} is not compared: a server gives no likelihoods" for metric in missing]
-    notes += [f"lm-eval's {task} is not compared: it needs likelihoods" for task in plan.recipe.score.lm_eval]
+    notes = [*_check_server(engine, asked, allow_ignored), *_not_compared(plan, asked)]
     with RunFolder(folder).locked():
         trial = _measure(asked, point, engine, served, emit)
         merged = read_record(plan.paths.trial(point, "test"), Trial)
-        hits = {where: _hits(each, point) for where, each in (("merged", plan), ("served", asked))}
-        measures = [
-            ServedMeasure(score, merged.scores[score], found, _difference(score, merged.scores[score], found, hits))
-            for score, found in trial.scores.items()
-            if score in merged.scores
-        ]
         base = _hits(plan, BASE)
+        hits = {where: _hits(each, point) for where, each in (("merged", plan), ("served", asked))}
         checks = [
             _check(rate, rule, base[rate], hits["merged"][rate], hits["served"][rate])
             for rate, rule in bounds.items()
@@ -174,11 +150,49 @@ def verify_served(
             point=point,
             holds=all(kept for kept, _ in checks),
             reason=" ".join(text for _, text in checks),
-            measures=measures,
+            measures=[
+                ServedMeasure(score, merged.scores[score], found, _difference(score, merged.scores[score], found, hits))
+                for score, found in trial.scores.items()
+                if score in merged.scores
+            ],
             notes=notes,
         )
         atomic_text(paths.served / "verdict.json", jsonio.dumps(verdict.to_dict(), indent=1) + "\n")
     return verdict
+
+
+def _open_finished(folder: Path) -> tuple[Plan, MergePoint]:
+    """A finished run's plan and its chosen model; raises `DataError` if its records are not those that it wrote."""
+    if not (folder / LEDGER).is_file():
+        raise DataError(f"{folder}: is not a run folder", "name the folder of a run", code="data.not_a_run")
+    plan, ledger = open_plan(folder), read_ledger(folder)
+    point = plan.chosen
+    if not isinstance(point, MergePoint) or not plan.paths.trial(point, "test").is_file():
+        hint = "finish it with `mooring run` first"
+        raise DataError(f"{folder}: has not measured its chosen model yet", hint, code="data.run_unfinished")
+    for path in _inputs(plan, point):
+        check_unmodified(folder, ledger, path)
+    return plan, point
+
+
+def _bounds(plan: Plan, changes: Mapping[str, Any]) -> dict[str, Rule]:
+    """What bounds each rate; raises `DataError` if the run has too few test prompts to show that a bound is kept."""
+    section = plan.recipe.override(changes).select
+    bounds = rules(section.model_copy(update={"bound_on": (NONE,)}))
+    for rate, rule in bounds.items():
+        if prompts := _prompts_of(plan, rate):
+            rule.check(rate, len(prompts))
+    return bounds
+
+
+def _not_compared(plan: Plan, asked: Plan) -> list[str]:
+    """A sentence for each measure of the run that the served model cannot be compared by."""
+    notes = []
+    if plan.attacks:
+        notes.append(f"the served model is asked directly, not under {', '.join(plan.attacks)}")
+    missing = [metric for metric in plan.metrics["test"] if metric not in asked.metrics["test"]]
+    notes += [f"{metric} is not compared: a server gives no likelihoods" for metric in missing]
+    return notes + [f"lm-eval's {task} is not compared: it needs likelihoods" for task in plan.recipe.score.lm_eval]
 
 
 def _prompts_of(plan: Plan, rate: str) -> list[Prompt]:
