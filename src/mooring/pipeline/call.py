@@ -1,4 +1,4 @@
-"""How a function of plain values is called: in this process, or elsewhere."""
+"""How a function of plain values is called: in this process, or on a cluster."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -7,7 +7,7 @@ R = TypeVar("R")
 
 
 class Call(Protocol):
-    """Calls a function of plain values, here or elsewhere."""
+    """Calls a function of plain values, here or on a cluster."""
 
     def __call__(self, function: Callable[..., R], *args: Any, whole_node: bool = False) -> R:
         """Its result; errors are its own. `whole_node` is whether it uses all cores of the machine that it is on."""

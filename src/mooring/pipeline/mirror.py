@@ -92,7 +92,7 @@ class Mirror:
         return False
 
     def start(self, on_event: OnEvent) -> None:
-        """Begin to copy what changes, in a thread, unless that was begun."""
+        """Begin to copy what changes, in a thread, unless that was started already."""
         if self._thread is not None:
             return
         self._on_event = on_event

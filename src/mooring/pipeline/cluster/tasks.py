@@ -9,7 +9,7 @@ from mooring.pipeline.cluster.connect import Cluster
 from mooring.pipeline.cluster.work import Failure, Setup, caught
 
 RETRIES = 3
-"""How often a task is begun again after its node was lost."""
+"""How often a task is started again after its node was lost."""
 R = TypeVar("R")
 
 
@@ -21,13 +21,13 @@ class CpuTasks:
         setup: What the tasks have in common with this process.
 
     Attributes:
-        elsewhere: Whether they are called on the cluster.
+        remote: Whether they are called on the cluster.
     """
 
     def __init__(self, cluster: Cluster, setup: Setup) -> None:
         self._ray, self._setup = cluster.ray, setup
         have = cluster.ray.cluster_resources()
-        self.elsewhere = have.get("GPU", 0) >= 1 and have.get("CPU", 0) >= 1
+        self.remote = have.get("GPU", 0) >= 1 and have.get("CPU", 0) >= 1
         self._here = threading.Lock()
 
     def __call__(self, function: Callable[..., R], *args: Any, whole_node: bool = False) -> R:
@@ -37,7 +37,7 @@ class CpuTasks:
             ClusterError: The nodes that did it were lost (`cluster.workers_die`).
             UserError: As the function raises.
         """
-        if not self.elsewhere:
+        if not self.remote:
             with self._here:  # what tests programs takes all cores
                 return function(*args)
         ray = self._ray

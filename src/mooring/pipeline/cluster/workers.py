@@ -96,7 +96,7 @@ class Workers:
             UserError: It cannot; see `connect`, `check_nodes` and `check_nodes_of_storage`.
         """
         storage, score, call = self._storage, self._score, self.call
-        sandbox = isinstance(call, CpuTasks) and call.elsewhere and pass_ks(self._metrics) and not score.unsafe_exec
+        sandbox = isinstance(call, CpuTasks) and call.remote and pass_ks(self._metrics) and not score.unsafe_exec
         programs = ["bwrap"] if sandbox else []
         if storage is None:
             encoders = [encoder_folder(score.bertscore_model)] if "bert_score" in self._metrics else []
