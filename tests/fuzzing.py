@@ -195,7 +195,7 @@ def damaged_json(chance: random.Random, original: bytes) -> bytes:
 
 def _within(chance: random.Random, place: Any) -> Any:
     """One of the non-empty containers in a container, if any."""
-    inner = list(place.values()) if isinstance(place, dict) else place
+    inner = list(place.values()) if isinstance(place, dict) else place if isinstance(place, list) else []
     found = [each for each in inner if isinstance(each, (dict, list)) and each]
     return chance.choice(found) if found else None
 

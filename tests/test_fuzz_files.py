@@ -9,6 +9,7 @@ import random
 import shutil
 import socket
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from report_sample import results
 from test_gguf import write_tiny
 
 from fuzzing import Worker, anything, damaged_bytes, damaged_json, damaged_value, limited, listing, noise
+from mooring import import_labels
 from mooring.cli import main
 from mooring.config import Recipe
 from mooring.errors import UserError
@@ -81,6 +83,19 @@ def damaged_lines(chance: random.Random, original: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+def damaged_log(chance: random.Random, original: bytes) -> bytes:
+    """A log of Inspect, a ZIP archive, of which a sample or the archive is damaged."""
+    if chance.random() < 0.4:
+        return damaged_bytes(chance, original, len(original))
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(original)) as whole, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        damaged = chance.choice(whole.namelist())
+        for name in whole.namelist():
+            text = whole.read(name)
+            archive.writestr(name, damaged_json(chance, text) if name == damaged else text)
+    return made.getvalue()
+
+
 def damaged_text(chance: random.Random, original: bytes) -> bytes:
     """A text of which pieces are gone, moved, or anything."""
     return damaged_bytes(chance, original, len(original))
@@ -106,6 +121,14 @@ TOKENIZERS = (
     (*MERGE, "--tokenizer", "tuned"),
     (*MERGE, "--tokenizer", "base"),
 )
+
+
+def of_files(*names: str) -> tuple[Command, ...]:
+    """The commands that read answers or scores of other tools, of each file."""
+    scores = (("score", name, "set.jsonl", "--kind", "safety") for name in names)
+    return (*scores, *(("compare-evals", name, name, "--common") for name in names))
+
+
 TARGETS = {
     "recipes": Target(("r.yaml",), damaged_yaml, (("run", "r.yaml", "--dry-run"),)),
     "mergekit configurations": Target(("m.yaml",), damaged_yaml, (("mergekit", "run", "m.yaml", "--out", "out"),)),
@@ -123,11 +146,28 @@ TARGETS = {
     "headers of adapters": Target(("adapter/adapter_model.safetensors",), damaged_bytes, OF_ADAPTER),
     "headers of GGUF": Target(("base.gguf",), damaged_bytes, (OF_GGUF,)),
     "data": Target(("set.jsonl",), damaged_lines, (("data", "set.jsonl"), (*OF_ANSWERS, "task"))),
+    "logs": Target(("log.json", "behaviors.json"), damaged_json, of_files("log.json", "behaviors.json")),
+    "lines of logs": Target(("samples.jsonl", "batch.jsonl"), damaged_lines, of_files("samples.jsonl", "batch.jsonl")),
+    "archives of logs": Target(("log.eval",), damaged_log, of_files("log.eval")),
+    "labels": Target(
+        ("run/labels.jsonl", "l.jsonl"),
+        damaged_lines,
+        (("label", "run", "--show"), ("label", "run", "--import", "l.jsonl")),
+    ),
     "answers": Target(("answers.jsonl",), damaged_lines, ((*OF_ANSWERS, "safety"),)),
 }
-VERDICTS = "verdicts-answers-classifier.jsonl"
-"""What `score` writes."""
-FEWER = ("mergekit configurations", "indexes", "templates", "data", "answers", "headers of GGUF")
+FEWER = (
+    "logs",
+    "lines of logs",
+    "archives of logs",
+    "labels",
+    "mergekit configurations",
+    "indexes",
+    "templates",
+    "data",
+    "answers",
+    "headers of GGUF",
+)
 SHARES = {"reports": 0.02, **dict.fromkeys(FEWER, 0.2)}
 """Of kinds of which fewer are tried: they take longer, or are read by what reads another kind."""
 
@@ -169,6 +209,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any, tiny_
     (root / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     answers = [{"prompt_id": str(n), "response": "call(1)", "prompt": f"Call {n}"} for n in range(4)]
     (root / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    write_logs(root)
     sets = dict.fromkeys(("task", "safety", "over_refusal", "ordinary"), "set.jsonl")
     sections = {"score": sets, "select": {"confidence": None}}
     recipe = Recipe.parse({"base": "base", "tuned": "tuned", **sections})
@@ -181,7 +222,54 @@ def folder(tmp_path_factory: pytest.TempPathFactory, save_tiny_model: Any, tiny_
     step = {"label": "l", "key": "k", "done": True, "seconds": 1.0, "files": {}}
     ledger = {"steps": {"a": step, "b": step}, "digests": {"m": {"stats": "s", "digest": "d"}}}
     (root / "run" / "ledger.json").write_text(json.dumps(ledger))
+    (root / "run" / ".labels.jsonl.lock").touch()
+    given = [
+        {"prompt_id": f"h{n}", "model": model, "label": "harmful"} for n in range(6) for model in ("base", "tuned")
+    ]
+    (root / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    import_labels(root / "run", root / "l.jsonl", annotator="ana")
     return root
+
+
+def write_logs(root: Path) -> None:
+    """Answers and scores to `set.jsonl`, as other tools write them."""
+    said = [
+        {
+            "choices": [{"message": {"role": "assistant", "content": f"call({n})"}, "finish_reason": "stop"}],
+            "usage": {"completion_tokens": 3},
+        }
+        for n in range(4)
+    ]
+    samples = [
+        {
+            "id": n,
+            "epoch": 1,
+            "input": f"Call {n}",
+            "target": "x",
+            "output": body,
+            "scores": {"m": {"value": "C"}},
+            "metadata": {},
+        }
+        for n, body in enumerate(said)
+    ]
+    (root / "log.json").write_text(json.dumps({"version": 2, "eval": {"task": "t"}, "samples": samples}))
+    with zipfile.ZipFile(root / "log.eval", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("header.json", json.dumps({"version": 2, "eval": {"task": "t"}}))
+        for n, sample in enumerate(samples):
+            archive.writestr(f"samples/{n}_epoch_1.json", json.dumps(sample))
+    behaviors = {f"{n}": [{"test_case": f"Call {n}", "generation": f"call({n})", "label": n % 2}] for n in range(4)}
+    (root / "behaviors.json").write_text(json.dumps(behaviors))
+    rows: list[dict[str, Any]] = [
+        {"doc_id": n, "doc": {"question": f"Call {n}"}, "arguments": [[f"Call {n}", {}]], "resps": [[f"call({n})"]]}
+        | {"filtered_resps": ["x"], "filter": "none", "metrics": ["x"], "x": 1.0, "doc_hash": f"{n}"}
+        for n in range(4)
+    ]
+    (root / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [
+        {"custom_id": f"request-{n}", "response": {"status_code": 200, "body": body}, "score": n}
+        for n, body in enumerate(said)
+    ]
+    (root / "batch.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 ADAPTER: dict[str, Any] = {
@@ -241,8 +329,9 @@ def attempt(folder: Path, command: Command) -> int:
     shutil.rmtree(os.environ["MOORING_CACHE"], ignore_errors=True)
     if code == 0:
         shutil.rmtree(folder / "out", ignore_errors=True)
-        (folder / VERDICTS).unlink(missing_ok=True)
-    assert listing(folder) == before or (code == 0 and command[0] == "report")
+        for path in folder.glob("verdicts-*-classifier.jsonl"):
+            path.unlink()
+    assert listing(folder) == before or (code == 0 and command[0] in ("report", "label"))
     return code
 
 
@@ -258,7 +347,8 @@ def test_files(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None
         chance = random.Random(number)
         name = chance.choice(target.files)
         (folder / name).write_bytes(target.damage(chance, originals[name]))
-        attempt(folder, chance.choice(target.commands))
+        fitting = [command for command in target.commands if name in command]
+        attempt(folder, chance.choice(fitting or target.commands))
 
     worker = Worker(damaged)
 

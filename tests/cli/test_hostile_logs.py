@@ -118,6 +118,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "sparse.eval": sparse,
     "folder.eval": Path.mkdir,
     "no.eval": lambda p: p.write_text("no archive"),
+    "turns.eval": lambda p: log(p, {**SAMPLE, "input": [1.5, {"role": "user", "content": "P"}]}),
     "wrong.json": lambda p: p.write_text(json.dumps({"eval": 1, "samples": [{"error": 1, "output": []}, 1]})),
     "samples.json": lambda p: p.write_text(json.dumps({"eval": {}, "samples": [{**SAMPLE, "output": ["x"]}]})),
     "harmbench.json": lambda p: p.write_text(json.dumps({"a": [{"generation": 1, "label": "\ud800"}], "b": [{}]})),

@@ -371,7 +371,7 @@ def request_text(value: Any) -> str | None:
     """The last turn that is not the assistant's, of a text or of messages."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
         users = [turn for turn in value if turn.get("role", turn.get("from")) in ("user", "human")]
         return _said({"content": users[-1].get("content", users[-1].get("value"))})[0] if users else None
     return None
