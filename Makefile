@@ -32,7 +32,7 @@ test-vllm-slow: $(VENV_VLLM)/.ready  ## the rest in real vLLM, 20 minutes: runs 
 	$(VENV_VLLM)/bin/python -m pytest -m "vllm and slow" tests/engines
 
 fuzz: $(VENV)/.ready-dev  ## 10,000 each of recipes, ledgers, results, answers, configurations, tokenizers, headers
-	MOORING_FUZZ=10000 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow tests/test_fuzz_files.py
+	MOORING_FUZZ=10000 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout 0 -m slow tests/test_fuzz_files.py
 
 matrix: $(VENV)/.ready-dev  ## docs/models.md: every architecture of transformers, again where tests/matrix/results.json lacks it
 	PYTHONPATH=tests $(BIN)/python -m matrix.build
