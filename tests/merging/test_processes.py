@@ -17,7 +17,10 @@ from mooring.errors import ModelError
 from mooring.merging import merge as merging
 from mooring.merging import processes
 from mooring.merging.engine import Engine
+from mooring.merging.job import Output
 from mooring.merging.merge import merge
+from quantized_tensors import Case
+from quantized_tensors import write as write_case
 
 Write = Callable[..., Path]
 
@@ -57,6 +60,28 @@ def test_processes_write_the_bytes_and_notes_of_one(
     whole = seen.index(max(seen))
     assert seen[: whole + 1] == sorted(seen[: whole + 1])
     assert seen[-1] == max(seen)
+
+
+@pytest.mark.usefixtures("several")
+def test_processes_requantize_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are no multiple of what is hashed together, so that parts of a tensor are hashed across its pieces."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "tuned"):
+        stored: dict[str, torch.Tensor] = {"norm": torch.rand(640, generator=generator)}
+        for layer in range(3):
+            drawn = torch.randn(1300 + layer, 640, generator=generator) * 99
+            stored |= {f"{layer}.weight": drawn.to(torch.float8_e4m3fn)}
+            stored |= {f"{layer}.weight_scale_inv": torch.rand(11, 5, generator=generator)}
+        settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        write_case(tmp_path / name, Case(stored, settings, torch.empty(0)))
+    for name in ("two", "one"):
+        if name == "one":
+            monkeypatch.setattr(merging, "processes", lambda engine, threads: 1)
+        output = Output(keep_quantization=True)
+        merge(tmp_path / "base", tmp_path / "tuned", tmp_path / name, lambdas=[0.3, 1], output=output)
+    for lam in ("lam-0.3", "lam-1"):
+        assert content(tmp_path / "two" / lam) == content(tmp_path / "one" / lam)
+        assert '"requantized"' in (tmp_path / "two" / lam / "mooring.json").read_text()
 
 
 @pytest.mark.usefixtures("several")

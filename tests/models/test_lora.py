@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mooring.errors import MismatchError, ModelError
-from mooring.models import adapter_config, lora, open_adapter, open_checkpoint
+from mooring.models import adapter_config, lora, open_adapter, open_checkpoint, peft_patterns
 
 PREFIX = "base_model.model.model.layers.0.mlp.up_proj"
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
@@ -179,6 +179,23 @@ def test_a_catastrophic_pattern_is_given_up(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ModelError, match="too long") as caught:
         open_adapter(folder)
     assert caught.value.code == MALFORMED
+
+
+@pytest.mark.parametrize("option", ["target_modules", "exclude_modules", "modules_to_save", "layers_pattern"])
+def test_a_pattern_that_peft_would_match_forever_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(peft_patterns, "_SECONDS", 0.5)
+    modules = ["", "a", f"{'a' * 40}.layers.0.b"]
+    endless = "(a+)+c"
+    lists = option in ("modules_to_save", "layers_pattern")
+    for value in [endless, [endless]] if lists else [endless]:
+        with pytest.raises(ModelError, match="too long") as caught:
+            peft_patterns.refuse_endless_patterns(tmp_path, {option: value}, modules)
+        assert caught.value.code == MALFORMED
+    monkeypatch.setattr(peft_patterns, "_SECONDS", 60)
+    for harmless in (r".*layers\.\d+\.(b|c)", "(", None, 3, ["b"], {"a": 1}):
+        peft_patterns.refuse_endless_patterns(tmp_path, {option: harmless, "rank_pattern": {"b+": 1}}, modules)
 
 
 @pytest.mark.parametrize(

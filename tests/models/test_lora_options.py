@@ -65,7 +65,7 @@ MERGED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Options that PEFT can be given here, and that decide what is merged, or might."""
 BY_HAND = {
-    "target_parameters": "tests/models/test_mixtures.py",
+    "target_parameters": "tests/models/test_mixture_adapters.py",
     "use_qalora": "test_qalora_is_what_pefts_layer_computes",
     "qalora_group_size": "test_qalora_is_what_pefts_layer_computes",
     "peft_type": "tests/models/test_lora.py",

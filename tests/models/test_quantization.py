@@ -8,6 +8,7 @@ import torch
 
 from mooring.errors import ModelError
 from mooring.models import open_checkpoint
+from mooring.models.quantization.float8 import to_float8
 from quantized_tensors import CASES, NAME, fp8_per_tensor, gptq, write
 
 
@@ -65,6 +66,22 @@ def test_every_fp8_code_and_nan(tmp_path: Path) -> None:
         write(tmp_path, case._replace(stored={**case.stored, NAME: part}))
         with open_checkpoint(tmp_path) as model:
             assert torch.equal(model.tensor(NAME).view(torch.int16), values.view(torch.int16))
+
+
+def test_fp8_codes_are_those_that_torch_converts_to() -> None:
+    """Every value of E4M3, the middle of each two, their neighbours in float32, and values in between."""
+    for kind in (torch.float8_e4m3fn, torch.float8_e5m2):
+        every = torch.arange(256, dtype=torch.uint8).view(kind).float()
+        exact = every[every.isfinite()].sort().values
+        middle = (exact[1:] + exact[:-1]) / 2
+        points = torch.cat([exact, middle])
+        points = torch.cat([points, *(points.nextafter(torch.tensor(end)) for end in (-torch.inf, torch.inf))])
+        largest = float(exact[-1])
+        drawn = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 4, 5000)
+        values = torch.cat([points, torch.tensor([0.0, -0.0, 1e-30, -1e-45]), drawn]).clamp(-largest, largest)
+        found, expected = to_float8(values, kind), values.to(kind)
+        assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+        assert torch.equal(to_float8(values[:4].view(2, 2).T, kind).float(), values[:4].view(2, 2).T.to(kind).float())
 
 
 def test_a_left_over_configuration_is_noticed(tmp_path: Path) -> None:

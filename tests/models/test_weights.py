@@ -139,6 +139,9 @@ FOLDERS = {
         "python -m verl.model_merger merge --backend fsdp --local_dir {folder} ",
     ),
     "step": (["actor/model_world_size_2_rank_0.pt"], "--backend fsdp --local_dir {folder}/actor "),
+    "litgpt": (["lit_model.pth", "model_config.yaml"], "litgpt convert_from_litgpt {folder} {folder}-model"),
+    "litgpt-lora": (["lit_model.pth.lora", "model_config.yaml"], "litgpt merge_lora {folder}"),
+    "mlx": (["adapters.safetensors"], "mlx_lm.fuse --model BASE --adapter-path {folder} --save-path {folder}-model"),
     "mistral": (["consolidated.safetensors"], "model-*.safetensors"),
     "meta": (["consolidated.00.pth", "params.json"], "convert_llama_weights_to_hf"),
     "megatron": (["iter_0000010/mp_rank_00/x.pt", "latest_checkpointed_iteration.txt"], "Megatron Bridge"),
@@ -163,8 +166,18 @@ def test_folders_of_trainers_name_the_command(tmp_path: Path, name: str, config:
     said = error.hint.replace("'", "")
     assert hint.format(folder=folder) in said, said
     assert (
-        name in ("mistral", "meta", "megatron", "nemo", "gguf", "flax") or shlex.quote(f"{folder}-model") in error.hint
+        name in ("litgpt-lora", "mistral", "meta", "megatron", "nemo", "gguf", "flax")
+        or shlex.quote(f"{folder}-model") in error.hint
     )
+
+
+def test_an_adapter_of_mlx_names_the_command(tmp_path: Path) -> None:
+    """Its `adapter_config.json` is not PEFT's."""
+    config = {"fine_tune_type": "lora", "model": "m", "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file(FIRST, tmp_path / "adapters.safetensors")
+    error = refused(tmp_path, open_adapter)
+    assert (error.code, "mlx_lm.fuse" in error.hint) == ("model.trainer_folder", True)
 
 
 def test_models_below_a_folder_are_named_the_latest_first(tmp_path: Path) -> None:

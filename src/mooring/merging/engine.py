@@ -5,7 +5,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,19 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
+class Collecting(Sink, Protocol):
+    """A sink that collects something about what it writes, which another process that fills it has to send back."""
+
+    def take(self) -> Any:
+        """What was collected since the last call; whole tensors were written since then."""
+        ...
+
+    def add(self, taken: Any) -> None:
+        """Add what was taken from the same sink in another process."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Merged:
     """The result for a slice: which tuned models differ from the base in it; digests of what was read and written."""
@@ -64,10 +77,12 @@ class Done:
     Attributes:
         merged: The result of every slice, in order.
         notes: Tensors' names and decisions about them.
+        taken: What was collected of each output that collects something.
     """
 
     merged: Sequence[tuple[Slice, Merged]]
     notes: Sequence[tuple[str, str]]
+    taken: Sequence[Any] = ()
 
 
 class Engine:
@@ -167,6 +182,8 @@ class Engine:
         done: dict[int, Done] = {}
         for number, made in fill_windows():
             done[number] = made
+            for writer, taken in zip([w for w in writers if isinstance(w, Collecting)], made.taken, strict=True):
+                writer.add(taken)
             for piece, _ in made.merged:
                 self._advance(piece, len(writers))
         for number, window in enumerate(self.windows()):
@@ -201,7 +218,8 @@ class Engine:
     def do(self, window: Window, writers: Sequence[Sink]) -> Done:
         """Fill a window of the outputs. Errors as in `run`."""
         self._noted.clear()
-        return Done(list(self._merge_window(window, writers)), list(self._noted))
+        merged = list(self._merge_window(window, writers))
+        return Done(merged, list(self._noted), [writer.take() for writer in writers if isinstance(writer, Collecting)])
 
     @property
     def whole_tensors(self) -> bool:

@@ -158,7 +158,7 @@ def merge_pair(
         layout = lay_out(tensors, dtype, bytes_of(output.max_shard_size))
         if output.keep_quantization:
             changed = [lam.constant != 0 for lam in values.values()]
-            written, survival = _write_requantized(engine, pair, folders, layout, changed)
+            written, survival = _write_requantized(engine, pair, folders, layout, changed, threads)
         else:
             parts = Parts(
                 base=pair.base.folder,
@@ -195,7 +195,8 @@ def merge_pair(
             content = manifest(record, lam, {name: (*forms[name], digest) for name, digest in digests.items()}, left)
             write_manifest(folder, content)
             if output.verify:
-                finite = not output.allow_nonfinite
+                # of values in 16 bits or more, each was checked as it was written
+                finite = output.keep_quantization and not output.allow_nonfinite
                 with open_checkpoint(folder, as_stored=True) as model:
                     compare(model, content["digests"], finite=finite, threads=threads, slice_bytes=slice_bytes)
     return out
@@ -217,7 +218,12 @@ def _write_tensors(engine: Engine, parts: Parts, threads: int | None, fill_windo
 
 
 def _write_requantized(
-    engine: Engine, pair: ModelPair, folders: Sequence[Path], layout: Shards, changed: Sequence[bool]
+    engine: Engine,
+    pair: ModelPair,
+    folders: Sequence[Path],
+    layout: Shards,
+    changed: Sequence[bool],
+    threads: int | None,
 ) -> tuple[list[Digests], list[Mapping[str, Any]]]:
     """Write outputs in the base's quantized format: the digests of each, and what survives of its change.
 
@@ -227,7 +233,10 @@ def _write_requantized(
         for folder in folders:
             folder.mkdir(exist_ok=True)
         sinks = [RequantizingSink(pair.base, stack.enter_context(Writer(folder, layout))) for folder in folders]
-        engine.run(sinks)
+        if (count := processes(engine, threads)) > 1:
+            engine.run(sinks, functools.partial(in_processes, engine, sinks, count))
+        else:
+            engine.run(sinks)
         plain = bool(engine.changed.keys() - pair.base.quantized.keys())
         for sink, differs in zip(sinks, changed, strict=True):
             if differs:

@@ -5,12 +5,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mooring.errors import MismatchError, UserError
 from mooring.merging.pair import ModelPair, OutputTensor
-from mooring.merging.slices import SLICE, cut, hash_values
+from mooring.merging.slices import CELL, SLICE, cells, cut, hash_values, scratch, widened
 from mooring.models import Checkpoint, Part, TensorDigest, Writer
 from mooring.models.quantization import Requantizable
 
@@ -82,6 +83,41 @@ class Survival:
         }
 
 
+def _survival(wanted: Tensor, reached: Tensor) -> Survival:
+    """What is left of a change (float32, flat) as `reached`."""
+    change, left = widened("change", wanted, torch.float64), widened("left", reached, torch.float64)
+    changed, moved = (values.numpy() != 0 for values in (wanted, reached))
+    return Survival(
+        product=float(change.dot(left)),
+        square=float(change.dot(change)),
+        changed=int(np.count_nonzero(changed)),
+        moved=int(np.count_nonzero(changed & moved)),
+        equal=not moved.any(),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Made:
+    """What was written of some tensors: the digest of each stored one, and what survives in each quantized one."""
+
+    digests: Mapping[str, TensorDigest]
+    survival: Mapping[str, Survival]
+
+
+class _InOrder:
+    """A digest of parts that come in about their order; only those that came too early are kept."""
+
+    def __init__(self) -> None:
+        self.digest = TensorDigest()
+        self._early: dict[int, Part] = {}
+
+    def add(self, offset: int, part: Part) -> None:
+        """Add the part that begins at a byte."""
+        self._early[offset] = part
+        while self.digest.seen in self._early:
+            self.digest.add(self._early.pop(self.digest.seen))
+
+
 class RequantizingSink:
     """The output's files, which take merged values in float32 and hold codes and scales.
 
@@ -95,9 +131,22 @@ class RequantizingSink:
     def __init__(self, base: Checkpoint, writer: Writer) -> None:
         self._base, self._writer = base, writer
         self._pieces: dict[tuple[str, int], tuple[Tensor, int]] = {}
-        self._parts: dict[str, dict[int, Part]] = {}
+        self._open: dict[str, _InOrder] = {}
+        self._made: dict[str, TensorDigest] = {}
         self._lock = threading.Lock()
         self.survival: dict[str, Survival] = {}
+
+    def take(self) -> Made:
+        """See `Collecting.take`."""
+        assert not self._pieces
+        made = Made({name: each.digest for name, each in self._open.items()}, self.survival)
+        self._open, self.survival = {}, {}
+        return made
+
+    def add(self, made: Made) -> None:
+        """See `Collecting.add`."""
+        self._made |= made.digests
+        self.survival |= made.survival
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """See `Sink.write`."""
@@ -111,11 +160,15 @@ class RequantizingSink:
         for piece in range(start // tensor.piece, -(-(start + values.numel()) // tensor.piece)):
             first, last = piece * tensor.piece, min((piece + 1) * tensor.piece, count)
             low, high = max(start, first), min(start + values.numel(), last)
+            part = values.view(-1)[low - start : high - start]
+            if (low, high) == (first, last):
+                self._quantize(tensor, first, part)
+                continue
             with self._lock:
                 whole, missing = self._pieces.pop((name, piece), (None, last - first))
                 if whole is None:
                     whole = torch.empty(last - first, dtype=torch.float32)
-                whole[low - first : high - first] = values.view(-1)[low - start : high - start]
+                whole[low - first : high - first] = part
                 missing -= high - low
                 if missing:
                     self._pieces[name, piece] = whole, missing
@@ -124,40 +177,32 @@ class RequantizingSink:
 
     def _quantize(self, tensor: Requantizable, start: int, values: Tensor) -> None:
         stored, count = self._base.stored, len(values)
-        before = self._base.read(tensor.name, start, start + count).float()
-        runs = tensor.quantize(stored, start, values, before)
-        after = tensor.values_of(stored, start, count, runs).float()
+        before = widened("before", self._base.read(tensor.name, start, start + count), torch.float32)
+        change = torch.sub(values, before, out=scratch("wanted", count, torch.float32))
+        runs = tensor.quantize(stored, start, values, change)
+        after = widened("after", tensor.values_of(stored, start, count, runs), torch.float32)
         for part, (first, run) in runs.items():
             self._writer.write(part, first, run.contiguous())
             self._hash(part, first, run.contiguous())
-        wanted, reached = values.sub_(before), after.sub_(before)
-        changed = wanted != 0
-        found = Survival(
-            product=float(wanted.double().dot(reached.double())),
-            square=float(wanted.double().square().sum()),
-            changed=int(changed.sum()),
-            moved=int((changed & (reached != 0)).sum()),
-            equal=not bool(reached.any()),
-        )
+        found = Survival()
+        for wanted, reached in cells(CELL, change, after.sub_(before)):
+            found.add(_survival(wanted, reached))
         with self._lock:
             self.survival.setdefault(tensor.name, Survival()).add(found)
 
     def _hash(self, name: str, start: int, values: Tensor) -> None:
         part = hash_values(start, values)
         with self._lock:
-            self._parts.setdefault(name, {})[start] = part
+            self._open.setdefault(name, _InOrder()).add(start * values.dtype.itemsize, part)
 
     def finish(self) -> dict[str, TensorDigest]:
         """Copy what has no changed values from the base; returns the digest of every stored tensor."""
         for info in self._base.stored.tensors.values():
-            if info.name not in self._parts:
+            if info.name not in self._open and info.name not in self._made:
                 for piece in cut(info.name, 0, info.numel, SLICE // info.dtype.itemsize):
                     self.write_copy(info.name, piece.start, self._base.stored.read(info.name, piece.start, piece.stop))
-        digests = {name: TensorDigest() for name in self._writer.tensors}
-        for name in digests:
-            for _, part in sorted(self._parts.get(name, {}).items()):
-                digests[name].add(part)
-        return digests
+        self.add(self.take())
+        return {name: self._made.get(name) or TensorDigest() for name in self._writer.tensors}
 
     def write_copy(self, name: str, start: int, values: Tensor) -> None:
         """Write elements of a stored tensor as they are."""

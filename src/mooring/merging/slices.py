@@ -43,6 +43,7 @@ def same(base: Tensor, tuned: Tensor) -> bool:
 
 _NONFINITE = {torch.float16: (0x7C00, 0xFC00), torch.bfloat16: (0x7F80, 0xFF80)}
 _NONFINITE |= {torch.float32: (0x7F800000, 0xFF800000), torch.float64: (0x7FF << 52, 0xFFF << 52)}
+_NONFINITE |= {torch.float8_e4m3fn: (0x7F, 0xFF), torch.float8_e5m2: (0x7C, 0xFC)}
 
 
 def finite(values: Tensor) -> bool:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import ModelError
+from mooring.models.adapter_config import ADAPTER_CONFIG
 from mooring.models.checkpoint import open_checkpoint, read_config, read_json
+from mooring.models.peft_patterns import refuse_endless_patterns
 
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 """Fields of a configuration that hold the configuration of a model's language model."""
@@ -208,6 +210,7 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     """
     from peft import PeftModel
 
+    refuse_endless_patterns(folder, read_json(folder / ADAPTER_CONFIG), [name for name, _ in model.named_modules()])
     with loading(folder, "PEFT"):
         wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
         loaded = wrapped.load_adapter(str(folder), wrapped.active_adapter, is_trainable=False)  # says what does not fit

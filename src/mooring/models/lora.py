@@ -331,6 +331,8 @@ def open_adapter(folder: str | Path) -> Adapter:
     """
     folder = Path(folder)
     config = read_json(folder / ADAPTER_CONFIG)
+    if "peft_type" not in config and (found := explained(folder, f"no peft_type in its {ADAPTER_CONFIG}")):
+        raise found
     lora_settings(folder, config)  # before the weights, which may be missing
     for name, read in ((ADAPTER_WEIGHTS, read_header), (ADAPTER_PICKLE, read_pickled)):
         if (folder / name).is_file():

@@ -81,11 +81,20 @@ def _formats(folder: Path) -> Iterator[tuple[str, str]]:
     if distributed:
         command = f"accelerate merge-weights {shlex.quote(str(distributed[0]))} {out}"
         yield "FSDP's shards (PyTorch distributed checkpoint)", f"run `{command}`, {then}"
+    if "lit_model.pth" in names:
+        command = f"litgpt convert_from_litgpt {here} {out}"
+        yield "a checkpoint of LitGPT", f"run `{command}`, rename {out}/model.pth to pytorch_model.bin, {then}"
+    elif "lit_model.pth.lora" in names:
+        merged = f"litgpt merge_lora {here}"
+        yield "a LoRA checkpoint of LitGPT", f"run `{merged}`, which writes lit_model.pth, and name the folder again"
     if of(r"consolidated\.\d+\.pth") and "params.json" in names:
         script = "transformers/models/llama/convert_llama_weights_to_hf.py"
         yield "weights in Meta's own format", f"fetch the model in transformers' format, or convert it with {script}"
     if "consolidated.safetensors" in names:
         yield "weights in Mistral's own format", "fetch the repository's model-*.safetensors and their index too"
+    if "adapters.safetensors" in names:
+        command = f"mlx_lm.fuse --model BASE --adapter-path {here} --save-path {out}"
+        yield "an adapter of MLX", f"run `{command}`, with --dequantize if BASE is quantized, and name {out}"
     if of(r"iter_\d+") or "latest_checkpointed_iteration.txt" in names:
         yield "a checkpoint of Megatron", "export it to Hugging Face's format with Megatron Bridge, and name the result"
     if found := of(r".+\.nemo"):

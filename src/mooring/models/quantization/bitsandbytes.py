@@ -84,13 +84,13 @@ class FourBit(Requantizable):
         least = self.block * (self.nested.block if self.nested else 1)
         return least * max(1, PIECE // least)
 
-    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+    def quantize(self, stored: Stored, start: int, values: Tensor, change: Tensor) -> Runs:
         """See `Requantizable.quantize`: a block's scale is its largest magnitude, a code the nearest one."""
         info = stored.tensors[self.parts[0]]
         count, low = len(values), start // self.block
         padded, changed = (
             torch.nn.functional.pad(t, (0, -count % self.block)).view(-1, self.block)
-            for t in (values, (values != before).float())
+            for t in (values, (change != 0).float())
         )
         scales = padded.abs().amax(1)
         old_scales = stored.read(self.scales, low, low + len(scales))
@@ -194,7 +194,7 @@ class Int8(Requantizable):
         """See `Requantizable.piece`: whole rows."""
         return whole_rows(self.columns)
 
-    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+    def quantize(self, stored: Stored, start: int, values: Tensor, change: Tensor) -> Runs:
         """See `Requantizable.quantize`: a row's scale is its largest magnitude."""
         rows = values.view(-1, self.columns)
         low = start // self.columns
@@ -205,7 +205,7 @@ class Int8(Requantizable):
         scales = torch.where(serves, old_scales.float(), scales)
         codes = (rows * (127.0 / torch.where(scales > 0, scales, 1.0))[:, None]).round_().clamp_(-127, 127)
         codes = codes.to(torch.int8)
-        keep = (rows == before.view(rows.shape)).all(1)
+        keep = (change == 0).view(rows.shape).all(1)
         return {
             self.parts[0]: (start, torch.where(keep[:, None], old, codes).view(-1)),
             self.parts[1]: (low, torch.where(keep | serves, old_scales, scales.to(old_scales.dtype))),

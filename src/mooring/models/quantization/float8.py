@@ -31,6 +31,8 @@ from mooring.models.safetensors_file import TensorInfo
 from mooring.models.thread_memory import scratch
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_TOGETHER = 2**17
+"""Entries that are converted at a time, so that what is in between stays in a cache."""
 _SCALES = ("_scale_inv", "_scale")
 """What the name of a weight's scale adds to the weight's own."""
 _BESIDE = ("input_scale", "activation_scale", "output_scale", "weight_zero_point", "input_scale_ub", "weight_shape")
@@ -95,17 +97,17 @@ class Float8(Requantizable):
         size = whole_rows(self.columns, height) if fits else rows * self.columns
         return size if math.prod(self.shape[:-2]) == 1 or rows * self.columns % size == 0 else rows * self.columns
 
-    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+    def quantize(self, stored: Stored, start: int, values: Tensor, change: Tensor) -> Runs:
         """See `Requantizable.quantize`: a block's scale is its largest magnitude divided by the largest code."""
         (height, width), (down, across) = self.block, self.grid
         row = start // self.columns
         index = row // self.shape[-2] * down + row % self.shape[-2] // height
         old = stored.read(self.parts[0], start, start + len(values)).view(-1, self.columns)
-        blocks, unchanged = (_in_blocks(t.view(old.shape), height, width) for t in (values, (values != before).float()))
+        blocks = _in_blocks(values.view(old.shape), height, width)
         count = len(blocks)
         scales = stored.read(self.parts[1], index * across, (index + count) * across)
         kind, largest = scales.dtype, _LARGEST[old.dtype]
-        new = blocks.abs().amax((1, 3)) / largest
+        new = _largest_magnitudes(blocks) / largest
         old_scales = as_scales(scales, powers=self.powers).view(count, across)
         serves = kept_scales(old_scales, new, 0.8 if old.dtype == torch.int8 else 0.25)
         if self.powers:
@@ -115,22 +117,30 @@ class Float8(Requantizable):
             stored_scales = torch.where(new > 0, new, 1.0).to(kind)
             new = stored_scales.float()
         new = torch.where(serves, old_scales, new)
-        codes = (blocks / new[:, None, :, None]).clamp_(-largest, largest)
-        codes = codes.view(count * height, across * width)[: len(old), : self.columns]
-        codes = codes.round().to(torch.int8) if old.dtype == torch.int8 else codes.to(old.dtype)
-        keep = unchanged.amax((1, 3)) == 0
-        kept = keep.repeat_interleave(height, 0)[: len(old)].repeat_interleave(width, 1)[:, : self.columns]
-        merged = torch.where(kept, old.view(torch.uint8), codes.view(torch.uint8)).view(old.dtype)
+        scaled = scratch("float8: scaled", blocks.numel(), torch.float32).view(blocks.shape)
+        torch.div(blocks, new[:, None, :, None], out=scaled).clamp_(-largest, largest)
+        codes = scaled.view(count * height, across * width)[: len(old), : self.columns]
+        codes = codes.round().to(torch.int8) if old.dtype == torch.int8 else to_float8(codes, old.dtype)
+        keep = _largest_magnitudes(_in_blocks(change.view(old.shape), height, width)) == 0
+        if keep.any():
+            kept = keep.repeat_interleave(height, 0)[: len(old)].repeat_interleave(width, 1)[:, : self.columns]
+            codes = torch.where(kept, old.view(torch.uint8), codes.view(torch.uint8)).view(old.dtype)
         raw = torch.uint8 if self.powers else kind
         scale_run = torch.where(keep | serves, scales.view(raw).view(count, across), stored_scales.view(raw)).view(kind)
-        return {self.parts[0]: (start, merged.view(-1)), self.parts[1]: (index * across, scale_run.view(-1))}
+        return {self.parts[0]: (start, codes.reshape(-1)), self.parts[1]: (index * across, scale_run.view(-1))}
 
 
 def _in_blocks(values: Tensor, height: int, width: int) -> Tensor:
     """A matrix in blocks, filled up with zeros: (rows of blocks, height, blocks in a row, width)."""
     rows, columns = values.shape
-    padded = torch.nn.functional.pad(values, (0, -columns % width, 0, -rows % height))
-    return padded.reshape(-(-rows // height), height, -(-columns // width), width)
+    if rows % height or columns % width:
+        values = torch.nn.functional.pad(values, (0, -columns % width, 0, -rows % height))
+    return values.reshape(-(-rows // height), height, -(-columns // width), width)
+
+
+def _largest_magnitudes(blocks: Tensor) -> Tensor:
+    """The largest magnitude in each block: (rows of blocks, blocks in a row)."""
+    return torch.maximum(blocks.amax(3).amax(1), -blocks.amin(3).amin(1))
 
 
 _LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
@@ -160,6 +170,37 @@ def _widen(stored: Stored, name: str, start: int, stop: int) -> tuple[Tensor, fl
     bits = scratch("float8: bits", count, torch.int16).copy_(codes.view(torch.int8))
     bits.bitwise_left_shift_(7).bitwise_and_(~0x4000)
     return values.copy_(bits.view(torch.float16)), _E4M3_IN_FLOAT16
+
+
+_SUBNORMAL = 121 << 23
+"""float32's bits of 2⁻⁶: below it, E4M3 has the spacing that it has there."""
+_INTEGERS = 20 << 23
+"""Added to the bits of float32 with a mantissa of 0, multiplies by 2²⁰."""
+
+
+def to_float8(values: Tensor, kind: torch.dtype) -> Tensor:
+    """The nearest FP8 codes, to even in the middle, as torch converts; finite values within the type's range.
+
+    torch converts one entry at a time. E4M3 is computed here with whole vectors: a value's spacing in E4M3 is that of
+    float32 at 2²⁰ times its power of two, so that adding and subtracting that rounds to it, and float16 divided by 2⁸
+    then holds the code's bits.
+    """
+    if kind != torch.float8_e4m3fn:
+        return values.to(kind)
+    codes = torch.empty(values.shape, dtype=torch.int8)
+    entries, places = values.reshape(-1), codes.view(-1)
+    for first in range(0, len(entries), _TOGETHER):
+        part, place = entries[first : first + _TOGETHER], places[first : first + _TOGETHER]
+        count = len(part)
+        magnitude = torch.abs(part, out=scratch("float8: magnitude", count, torch.float32))
+        spacing = scratch("float8: spacing", count, torch.int32).copy_(magnitude.view(torch.int32))
+        spacing.bitwise_and_(0xFF << 23).clamp_(min=_SUBNORMAL).add_(_INTEGERS)
+        magnitude.add_(spacing.view(torch.float32)).sub_(spacing.view(torch.float32)).mul_(1 / _E4M3_IN_FLOAT16)
+        torch.copysign(magnitude, part, out=magnitude)
+        bits = scratch("float8: bits", count, torch.float16).copy_(magnitude).view(torch.int16)
+        sign = torch.bitwise_right_shift(bits, 1, out=scratch("float8: sign", count, torch.int16))
+        place.copy_(bits.bitwise_or_(sign.bitwise_and_(0x4000)).bitwise_right_shift_(7))
+    return codes.view(kind)
 
 
 def find(stored: Stored, config: Mapping[str, Any], method: str) -> Iterator[Float8]:

@@ -56,12 +56,12 @@ class Mxfp4Experts(Requantizable):
         """See `Requantizable.piece`: an expert."""
         return self.shape[1] * self.shape[2]
 
-    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+    def quantize(self, stored: Stored, start: int, values: Tensor, change: Tensor) -> Runs:
         """See `Requantizable.quantize`: the scale is the least power of 2 that no entry exceeds six times (the largest
         code), as in the Triton kernels that gpt-oss is quantized with."""
         inputs, outputs = self.shape[1:]
         expert, groups = start // self.piece, outputs * inputs // GROUP
-        now, changed = (t.view(inputs, outputs).T.reshape(groups, GROUP) for t in (values, (values != before).float()))
+        now, changed = (t.view(inputs, outputs).T.reshape(groups, GROUP) for t in (values, (change != 0).float()))
         exponent = (now.abs().amax(1) / 6).clamp(min=2.0**-127).log2().ceil().add_(127).clamp_(0, 254)
         codes = to_e2m1(now / (exponent - 127).exp2()[:, None])
         packed = codes[:, ::2] | (codes[:, 1::2] << 4)

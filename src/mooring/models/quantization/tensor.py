@@ -94,7 +94,7 @@ class Requantizable(QuantizedTensor):
         """Entries of the flattened tensor that are quantized together; the last piece may be shorter."""
 
     @abc.abstractmethod
-    def quantize(self, stored: Stored, start: int, values: Tensor, before: Tensor) -> Runs:
+    def quantize(self, stored: Stored, start: int, values: Tensor, change: Tensor) -> Runs:
         """Codes and scales of a piece: scales by the format's own rule, unless those that there are still serve.
 
         What shares a scale and did not change at all keeps its codes and its scale.
@@ -103,7 +103,7 @@ class Requantizable(QuantizedTensor):
             stored: The model that this tensor belongs to.
             start: The piece's first entry.
             values: Its values, float32, flattened.
-            before: What they are in `stored`, float32.
+            change: By how much they differ from those in `stored`.
         """
 
     def values_of(self, stored: Stored, start: int, count: int, runs: Runs) -> Tensor:
