@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+# `--import-mode=importlib` puts no test folder on the path.
+sys.path.insert(1, str(Path(__file__).parent / "reporting"))
+
+from report_sample import results
 
 import mooring
 from mooring import plugins
@@ -18,6 +24,7 @@ from mooring.errors import RecipeError
 from mooring.metrics import METRICS
 from mooring.pipeline.plan import build
 from mooring.pipeline.steps import Keys
+from mooring.reporting.results import dumps
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "plugin"
 MODULE = EXAMPLE / "src" / "mooring_example" / "__init__.py"
@@ -146,6 +153,48 @@ def test_a_plugin_that_fails_gives_one_line(tmp_path: Path, name: str, capsys: p
         main(["plugins", "--plugin", f"{file}:X"])
     assert stopped.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+READERS = (
+    ("select", "run"),
+    ("gate", "run"),
+    ("report", "run"),
+    ("label", "run", "--show"),
+    ("rejudge", "run", "--judges", "rules"),
+    ("export", "run", "--format", "csv", "--out", "tables"),
+    ("serve", "run", "--no-browser"),
+    ("verify-served", "run", "--base-url", "http://127.0.0.1:9"),
+)
+
+
+@pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])
+def test_a_run_folder_runs_no_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    """Its recipe may name a file in it, or a module; what reads a run folder loads only what its user names."""
+    monkeypatch.chdir(tmp_path)
+    reference = "run/evil.py:X"
+    recipe = Recipe.parse({"base": "b", "tuned": "t", "score": {"task": "bundled:tools"}})
+    plain = recipe.model_dump(mode="json") | {"plugins": [reference]}
+    (tmp_path / "run" / "report").mkdir(parents=True)
+    code = "open('ran', 'w').close()\n" + _NAMED.format(name="'evil'")
+    (tmp_path / "run" / "evil.py").write_text(code)
+    (tmp_path / "run" / "recipe.yaml").write_text(json.dumps({**yaml.safe_load(recipe.dump()), "plugins": [reference]}))
+    (tmp_path / "run" / "report" / "results.json").write_text(dumps(results(recipe=plain)))
+    (tmp_path / "run" / "ledger.json").write_text('{"steps": {}}')
+    with pytest.raises(SystemExit) as stopped:
+        main([*command])
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert f"if you trust it: MOORING_PLUGINS={reference}" in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+    if command[0] in ("select", "gate"):
+        monkeypatch.setenv("MOORING_PLUGINS", f"other:Y,{reference}")
+        with pytest.raises(SystemExit) as stopped:
+            main([*command])
+        assert stopped.value.code in (0, 3)
+        assert (tmp_path / "ran").exists()
 
 
 def test_a_file_that_is_a_pipe_does_not_hang(tmp_path: Path) -> None:

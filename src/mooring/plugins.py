@@ -5,12 +5,15 @@ the group `mooring.judges`, `mooring.merge_methods`, …, or after `load`. What 
 registries.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -120,13 +123,38 @@ def versioned(group: str, name: str) -> str:
         return name
 
 
+TRUSTED = "MOORING_PLUGINS"
+"""The environment variable with the references that run folders may name, separated by commas."""
+_in_run_folder = contextvars.ContextVar("_in_run_folder", default=False)
+
+
+@contextlib.contextmanager
+def of_run_folder() -> Iterator[None]:
+    """A block that reads the recipe in a run folder, which may come from someone else: it brings no code of its own.
+
+    In it, `load` takes only references that this process has loaded before, and those of `TRUSTED`.
+    """
+    token = _in_run_folder.set(True)
+    try:
+        yield
+    finally:
+        _in_run_folder.reset(token)
+
+
 def load(reference: str) -> None:
     """Load plug-ins by reference: `module:object` or `path/to/file.py:object`; an object may be a list of plug-ins.
 
     Raises:
-        RecipeError: It cannot be imported (`recipe.plugin_failed`), is not a plug-in (`recipe.not_a_plugin`), or has
-            the name of something that exists (`recipe.plugin_name_taken`).
+        RecipeError: It cannot be imported (`recipe.plugin_failed`), is not a plug-in (`recipe.not_a_plugin`), has the
+            name of something that exists (`recipe.plugin_name_taken`), or only a run folder names it
+            (`recipe.plugin_not_trusted`).
     """
+    if _in_run_folder.get() and reference not in {
+        *(plugin.source for plugin in _loaded.values()),
+        *os.environ.get(TRUSTED, "").split(","),
+    }:
+        what = f"plug-in {reference}: is code that a run folder names"
+        raise RecipeError(what, f"if you trust it: {TRUSTED}={reference}", code="recipe.plugin_not_trusted")
     where, colon, name = reference.rpartition(":")
     if not colon or not where or not name:
         raise _failed(reference, "is not module:object", "write my_package.judges:JUDGE, or path/to/judge.py:JUDGE")

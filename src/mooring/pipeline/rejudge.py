@@ -17,6 +17,7 @@ from mooring.pipeline.judging import Judging, cost_line, measure_again
 from mooring.pipeline.plan import FOUND, HALVES, SINGLE, TAKEN, Plan, build, chosen_of
 from mooring.pipeline.run_folder import RunFolder
 from mooring.pipeline.steps import digest_of
+from mooring.plugins import of_run_folder
 from mooring.records import (
     ByModule,
     Choice,
@@ -117,7 +118,8 @@ def rejudge(
 
 def open_plan(folder: Path) -> Plan:
     """The plan of a run folder, wherever it was moved to, with the models that its run has chosen so far."""
-    recipe = Recipe.load(folder / "recipe.yaml").model_copy(update={"out": str(folder)})
+    with of_run_folder():
+        recipe = Recipe.load(folder / "recipe.yaml").model_copy(update={"out": str(folder)})
     plan, ledger = build(recipe), read_ledger(folder)
     paths = plan.paths
     if recipe.select.search == "bisect" and paths.search.is_file():

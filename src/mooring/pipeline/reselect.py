@@ -7,6 +7,7 @@ from typing import Any
 
 from mooring.config import Recipe, placed
 from mooring.pipeline.labelling import corrections_from
+from mooring.plugins import of_run_folder
 from mooring.records import Choice
 from mooring.reporting.results import load_run
 from mooring.selection.policies import choose
@@ -16,7 +17,8 @@ def reselect(run: Path, options: Mapping[str, Any], *, metric: str | None = None
     """Choose a single λ again, by other options; arguments and errors as in `mooring.select`."""
     values = placed("select", options)
     results = load_run(run)
-    settings = Recipe.parse(results.recipe, "select").override(values, "select").select
+    with of_run_folder():
+        settings = Recipe.parse(results.recipe, "select").override(values, "select").select
     own = results.choice
     trials = [trial for trial in results.trials if trial.split == "validation"]
     corrections = None

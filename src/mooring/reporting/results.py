@@ -17,6 +17,7 @@ from mooring.latent_class import LatentClass
 from mooring.ledger import LEDGER, check_all_unmodified, read_ledger
 from mooring.merge_point import BASE, TUNED, MergePoint, Role
 from mooring.metrics import find_metric
+from mooring.plugins import of_run_folder
 from mooring.records import Baselines, ByModule, Choice, Forgetting, Gain, Half, RunVerdict, Score, Trial
 
 FORMAT = 5
@@ -288,9 +289,12 @@ def load_run(run: Path) -> Results:
     if ledger:
         check_all_unmodified(run, ledger)
     try:
-        Recipe.parse(dict(results.recipe))
+        with of_run_folder():
+            Recipe.parse(dict(results.recipe))
         check(results)
     except RecipeError as error:
+        if error.code == "recipe.plugin_not_trusted":
+            raise
         raise _edited(f"{report}: its recipe is not one: {error.message}") from None
     except DataError as error:
         raise _edited(f"{report}: {error.message}") from None
