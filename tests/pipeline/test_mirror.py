@@ -1,6 +1,8 @@
 """The copy of a run folder in a storage: what is copied when, who goes on from it, and what is refused. In memory."""
 
 import json
+import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -10,11 +12,12 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mooring.config import Resources
-from mooring.errors import MissingExtraError, OutputError, RecipeError, StorageError, UserError
+from mooring.config import Resources, Runner
+from mooring.errors import ClusterError, MissingExtraError, OutputError, RecipeError, StorageError, UserError
 from mooring.events import Event
 from mooring.ledger import LEDGER
 from mooring.pipeline import mirror as mirrors
+from mooring.pipeline.cluster.sources import JudgeSource, StoredSource
 from mooring.pipeline.cluster.stored import fetch, send
 from mooring.pipeline.mirror import MARK, Mirror
 from mooring.pipeline.run_folder import RunFolder
@@ -279,6 +282,19 @@ def test_a_model_that_was_changed_in_the_storage_is_refused(
         fetch(storage, digest)
     assert caught.value.code == "storage.no_model"
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_node_that_cannot_fetch_a_model_is_named(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOORING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Storage, "open", lambda url: storage)
+    judge = JudgeSource(folder=tmp_path / "model", runner=Runner())
+    source = StoredSource(source=judge, url=URL, digests={tmp_path / "model": "0" * 64})
+    with pytest.raises(ClusterError, match=re.escape(platform.node())) as caught:
+        source.load(tmp_path)
+    assert caught.value.code == "cluster.storage"
+    assert URL in str(caught.value)
 
 
 def test_a_storage_that_gives_back_something_else_is_refused(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

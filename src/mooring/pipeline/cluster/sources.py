@@ -1,11 +1,13 @@
 """What a worker loads: the models of a run, or a judge, named by their folders, so that it can be sent anywhere."""
 
 import dataclasses
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from mooring.config import Runner
+from mooring.errors import ClusterError, UserError
 from mooring.events import OnEvent, ignore
 from mooring.inference.engine import Engine
 from mooring.inference.load import load_engine
@@ -175,9 +177,18 @@ class StoredSource:
     digests: Mapping[Path, str]
 
     def load(self, scratch: Path) -> Loaded:
-        """See `Source.load`."""
-        storage = Storage.open(self.url)
-        return self.source.moved({path: fetch(storage, digest) for path, digest in self.digests.items()}).load(scratch)
+        """See `Source.load`.
+
+        Raises:
+            ClusterError: This node cannot fetch them (`cluster.storage`).
+        """
+        try:
+            storage = Storage.open(self.url)
+            places = {path: fetch(storage, digest) for path, digest in self.digests.items()}
+        except UserError as error:  # the one that reads it is at another machine
+            what = f"node {platform.node()}: cannot fetch the models ({error.message})"
+            raise ClusterError(what, error.hint, code="cluster.storage") from None
+        return self.source.moved(places).load(scratch)
 
 
 @dataclasses.dataclass(frozen=True)
