@@ -251,6 +251,20 @@ def test_does_not_fit(tmp_path: Path) -> None:
         assert str(caught.value).count(caught.value.hint) == 1
 
 
+def test_an_adapter_of_a_classifier_is_refused_with_its_class(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", task_type="SEQ_CLS")
+    head = {"base_model.model.score.weight": torch.zeros(2, 7)}
+    save_file(load_file(folder / "adapter_model.safetensors") | head, folder / "adapter_model.safetensors")
+    with (
+        open_adapter(folder) as opened,
+        open_checkpoint(base(tmp_path / "b")) as model,
+        pytest.raises(MismatchError) as caught,
+    ):
+        opened.bind(model)
+    assert caught.value.code == "model.other_class"
+    assert all(word in str(caught.value) for word in ("score.weight", "SEQ_CLS"))
+
+
 @pytest.mark.parametrize("key", ["x.weight", "x.base_layer.weight", "x.modules_to_save.weight"])
 def test_a_whole_tensor_under_any_of_its_names(tmp_path: Path, key: str) -> None:
     """As PEFT has saved them over time; it comes back in its storage type, and in the base's shape."""

@@ -148,6 +148,9 @@ FOLDERS = {
     "nemo": (["model.nemo"], "NeMo"),
     "gguf": (["m-Q4_K_M.gguf"], "{folder}/m-Q4_K_M.gguf"),
     "flax": (["flax_model.msgpack"], "safetensors"),
+    "onnx": (["model.onnx"], "safetensors"),
+    "xtuner": (["iter_500.pth"], "xtuner convert pth_to_hf CONFIG {folder}/iter_500.pth {folder}-model"),
+    "lightning": (["optimizer.pt", "z=1-step=100.ckpt"], "save_pretrained"),
 }
 
 
@@ -166,7 +169,7 @@ def test_folders_of_trainers_name_the_command(tmp_path: Path, name: str, config:
     said = error.hint.replace("'", "")
     assert hint.format(folder=folder) in said, said
     assert (
-        name in ("litgpt-lora", "mistral", "meta", "megatron", "nemo", "gguf", "flax")
+        name in ("litgpt-lora", "mistral", "meta", "megatron", "nemo", "gguf", "flax", "onnx", "lightning")
         or shlex.quote(f"{folder}-model") in error.hint
     )
 

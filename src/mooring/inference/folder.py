@@ -9,6 +9,7 @@ from mooring.errors import ModelError, UserError
 from mooring.models import ADAPTER_CONFIG, is_adapter, read_config, read_json
 from mooring.models.classes import load_tokenizer, text_fields
 from mooring.models.resolve import hub_name, resolve_model
+from mooring.models.trainers import explained
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 """Type of the weights in memory; see `devices.memory_dtype` for `auto`."""
@@ -58,7 +59,8 @@ def _base_of(path: Path, config: Mapping[str, Any]) -> Path:
     if not isinstance(name, str) or not name:
         what = f"{path}/{ADAPTER_CONFIG}: does not say what its base is (`base_model_name_or_path`)"
         hint = "merge it: mooring merge BASE ADAPTER --lam 1"
-        raise ModelError(what, hint, code="model.base_not_found")
+        found = None if "peft_type" in config else explained(path, f"no peft_type in its {ADAPTER_CONFIG}")
+        raise found or ModelError(what, hint, code="model.base_not_found")
     revision = config.get("revision")
     on_hub = hub_name(name) is not None and isinstance(revision, str) and revision
     try:

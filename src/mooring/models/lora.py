@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mooring.errors import ModelError
+from mooring.errors import MismatchError, ModelError
 from mooring.models.adapter_config import ADAPTER_CONFIG, lora_settings
 from mooring.models.checkpoint import Checkpoint, TensorFiles, read_json
 from mooring.models.lora_changes import Change, parse
@@ -27,6 +27,9 @@ ADAPTER_PICKLE = "adapter_model.bin"
 BLOCK = 2**17
 """Elements that are multiplied out together, in whole rows on a fixed grid: a matrix product may round differently
 when its shape differs, so its shape must not depend on how the caller slices."""
+
+_OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+"""PEFT's names of tasks whose models do not generate text, or by another class: they have tensors of their own."""
 
 _CACHE = 32 * 2**20
 """Bytes of factors that are cached between slices, unless a single one is larger."""
@@ -86,7 +89,13 @@ class Adapter(TensorFiles):
             MismatchError: A tensor is missing in the base, or has another shape or type there, or two changes
                 contradict each other.
         """
-        found: Fit = fit(self.folder, self.config, self.settings, self, self._parsed, base)
+        try:
+            found: Fit = fit(self.folder, self.config, self.settings, self, self._parsed, base)
+        except MismatchError as error:
+            if error.code != "model.missing_tensor" or (task := self.config.get("task_type")) not in _OTHER_TASKS:
+                raise
+            hint = f"it was tuned as another class (task_type {task}): name a base of that class, or tune for CAUSAL_LM"
+            raise MismatchError(error.message, hint, code="model.other_class") from None
         self.changes, self._fitted, self.sources = found.changes, found.tensors, found.sources
         self.unties, self.breaks_tie, self.relaid = found.unties, found.breaks_tie, found.relaid
         self._base, self.changed = base, frozenset(found.tensors)

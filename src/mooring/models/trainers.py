@@ -10,6 +10,8 @@ from mooring.errors import ModelError
 _MOST_NAMED = 4
 _MOST_LOOKED_AT = 2000
 """Entries of a folder, so that a folder such as a home directory takes no time."""
+_STATE = r"optim|scheduler|scaler|rng_state|training_args|trainer_state"
+"""What the names of files begin with that hold the state of a training, and no weights."""
 _MODELS = ("config.json", "adapter_config.json")
 
 
@@ -27,6 +29,13 @@ def explained(folder: Path, lacks: str) -> ModelError | None:
         more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
         what = f"{folder}: has {lacks}, but models below it: {names}{more}"
         return ModelError(what, f"name one of them: {found[0]}", code="model.in_subfolder")
+    loose = [path.name for path in _entries(folder) if path.suffix in (".ckpt", ".pt", ".pth")]
+    if others := [name for name in loose if not re.match(_STATE, name)]:
+        what = f"{folder}: has {lacks}, but a file that transformers does not look for ({others[0]})"
+        hint = (
+            "save the model with its own save_pretrained, or convert it with the trainer's command, and name the result"
+        )
+        return ModelError(what, hint, code="model.trainer_folder")
     return None
 
 
@@ -101,8 +110,11 @@ def _formats(folder: Path) -> Iterator[tuple[str, str]]:
         yield f"a NeMo archive ({found[0].name})", "export it to Hugging Face's format with NeMo, and name the result"
     if found := of(r".+\.gguf"):
         yield f"a GGUF file ({found[0].name})", f"name the file itself: {found[0]}"
-    if found := of(r"(?:tf_model|flax_model|rust_model)\.\w+"):
+    if found := of(r"(?:tf_model|flax_model|rust_model)\.\w+|.+\.onnx"):
         yield f"weights for another framework ({found[0].name})", "fetch the model as safetensors"
+    if found := of(r"(?:iter|epoch)_\d+\.pth"):
+        command = f"xtuner convert pth_to_hf CONFIG {shlex.quote(str(found[0]))} {out}"
+        yield "a checkpoint of XTuner", f"run `{command}` with the CONFIG that it was tuned with, and name {out}"
 
 
 def _is_distributed(path: Path) -> bool:
