@@ -160,6 +160,7 @@ def test_tables_have_every_answer_and_score(run: Path, sets: list[AnsweredSet], 
 def test_no_cell_of_csv_is_a_formula(tmp_path: Path) -> None:
     path = write_csv([{"response": "=1+1\nmore", "lam": -1.0}, {"response": " ＠x", "lam": 0.5}], tmp_path / "a.csv")
     assert path.read_text() == "response,lam\n\"'=1+1\nmore\",-1.0\n' ＠x,0.5\n"
+    assert write_csv([{"=1+1": "x"}], path).read_text() == "'=1+1\nx\n"  # a metric of a plug-in
 
 
 def test_scores_are_those_of_the_schema_of_every_eval_ever(run: Path, sets: list[AnsweredSet], tmp_path: Path) -> None:
