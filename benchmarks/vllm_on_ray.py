@@ -56,7 +56,7 @@ def made(recipe: Recipe, folder: Path, workers: int) -> Made:
     if workers:
         import ray
 
-        ray.init(num_cpus=workers, log_to_driver=False, include_dashboard=False)
+        ray.init(address="local", num_cpus=workers, log_to_driver=False, include_dashboard=False)
     try:
         run(recipe, overrides=changes)
     finally:
@@ -71,13 +71,13 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, help="a recipe with `tuned` and without `tune`")
     parser.add_argument("--engine", default="vllm", help="the engine that answers (default: %(default)s)")
     parser.add_argument("--workers", default="1,2", help="numbers of workers (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="run it in one process twice, too")
     args = parser.parse_args()
     recipe = Recipe.load(args.recipe).override({"generate.engine": args.engine, "generate.drafts": False})
     with tempfile.TemporaryDirectory(dir=".") as scratch:
         alone = made(recipe, Path(scratch) / "local", 0)
         rows = [["beside one process", "answers that differ", "verdicts that differ"]]
-        again = made(recipe, Path(scratch) / "again", 0)
-        places = {"one process, again": again}
+        places = {"one process, again": made(recipe, Path(scratch) / "again", 0)} if args.again else {}
         for workers in map(int, args.workers.split(",")):
             places[f"{workers} on Ray"] = made(recipe, Path(scratch) / f"ray-{workers}", workers)
         for place, found in places.items():
