@@ -230,3 +230,4 @@ def test_lora_bias_without_a_bias_is_refused(bases: Mapping[str, Path], tmp_path
         adapter.bind(base)
     assert caught.value.code == "model.missing_tensor"
     assert "q_proj.bias" in caught.value.message
+    assert "lora_bias" in caught.value.hint

@@ -122,7 +122,12 @@ class Places:
                 return self._in_parts(name, change, self._matrix(change), places)
         if self._settings.target_parameters and name.endswith(".weight") and not change.embedding:
             return self._of_parameter(name, module, change)
-        raise self._missing(name, f"{layout.class_name} has no such parameter")
+        why = f"{layout.class_name} has no such parameter"
+        if change.shift is not None:
+            what = f"{self._folder}: changes {name}, which {self._base.folder} does not have ({why})"
+            hint = "lora_bias trained a bias of modules that have none, which PEFT cannot merge either: tune without it"
+            raise MismatchError(what, hint, code="model.missing_tensor")
+        raise self._missing(name, why)
 
     def _missing(self, name: str, why: str) -> MismatchError:
         what = f"{self._folder}: changes {name}, which {self._base.folder} does not have ({why})"
