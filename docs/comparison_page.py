@@ -21,6 +21,7 @@ beside the chance of some tens of prompts. They cannot show which method is best
 for more reasons than the wording of a request, their changes are of lower rank beside their weights, and other tasks
 forget other things. ASR is by the wording of answers, not by a judge model. Intervals are not corrected for the
 number of rows. A method whose interval includes 0 is neither shown to be better than Linear nor to be as good.
+Models compute in bfloat16, so that a single answer may differ between two tables, whose batches differ.
 
 ## λ by gradient
 Around Linear's chosen λ, on the test half, in pairs on the same prompts. A lower loss is better.
