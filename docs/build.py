@@ -308,7 +308,8 @@ mergekit's documentation): Yu et al. 2023 (arXiv:2311.03099) find that fine-tune
 to 0.9, and the rate of Farn et al. is not published. mergekit's own default is 1, which drops nothing; a density of 1
 is refused where the result would be that of task arithmetic.
 
-[comparison.md](comparison.md) has several of them side by side on real models, each at its own strength within the same bound.
+[comparison.md](comparison.md) has several of them side by side on real models, each at its own strength within the same
+bound.
 
 Every method except Model Stock also works on a single tuned model. The manifest `mooring.json` lists exceptions
 for single tensors (no angle, a clamped ratio, more vocabulary rows) under `decisions`.
