@@ -65,7 +65,6 @@ IN_WORDS = {
     ),
     "recipe.plugin_failed": ("", "correct or install the plug-in, or correct its reference"),
     "model.server_unavailable": ("the server does not answer", ""),
-    "model.trainer_folder": ("", "name the folder in it that holds the model"),
     "output.port": ("the page cannot be served on this port", ""),
     "recipe.bad_value": ("", "give a value of the type and within the limits that the message names"),
     "recipe.conflict": ("", "change the one that the message names"),
