@@ -188,7 +188,7 @@ def damaged_json(chance: random.Random, original: bytes) -> bytes:
         return damaged_bytes(chance, original)
     try:
         value = json.loads(original)
-    except ValueError:  # it was damaged before
+    except (ValueError, RecursionError):  # it was damaged before
         return damaged_bytes(chance, original)
     return json.dumps(damaged_value(chance, value)).encode()
 

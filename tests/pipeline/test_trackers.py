@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,12 @@ def run(tmp_path: Path, tiny_model_folder: Path) -> Run:
 
 def tracked(run: Run, kind: Any) -> dict[int, float]:
     """Run it, and return the ASR on validation at each λ, in percent."""
-    seen = list[str]()
-    with tracking(run, kind, lambda event: seen.append(event.kind)) as (relay, end):
+    seen = list[Event]()
+    with tracking(run, kind, seen.append) as (relay, end):
         outcome = run.execute(relay)
         end(outcome)
-    assert "finished" in seen
+    assert "finished" in {event.kind for event in seen}
+    assert [event.message for event in seen if event.step == "track"] == []
     trials = (trial for trial in outcome.trials if trial.split == "validation")
     return {round(100 * trial.point.lam): float(trial.scores["asr"].value or 0) for trial in trials}
 
@@ -100,6 +102,8 @@ def wandb_records(path: Path) -> Iterator[Any]:
             at += room
             continue
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        if at + 7 + length > len(content):  # it is still being written
+            return
         whole += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # the whole of a record, or its last part
@@ -114,7 +118,11 @@ def test_wandb_has_scores_over_lambda_and_the_figure_offline(run: Run, monkeypat
     monkeypatch.setenv("WANDB_SILENT", "true")
     expected = tracked(run, "wandb")
     (written,) = run.recipe.folder.with_name("run-tracking").rglob("*.wandb")
-    records = list(wandb_records(written))
+    end = time.monotonic() + 60
+    records = list[Any]()
+    while not any(record.HasField("exit") for record in records):
+        assert time.monotonic() < end, "wandb's own process has not written the end of the run"
+        records = list(wandb_records(written))
     rows = [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for record in records
