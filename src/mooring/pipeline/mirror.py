@@ -17,7 +17,7 @@ from mooring.ledger import LEDGER
 from mooring.pipeline.storage import Storage
 
 MARK = ".storage.json"
-"""What a run folder knows of its copy."""
+"""The file in a run folder that records the state of its copy."""
 LOCK = ".lock"
 EVERY = 10.0
 """Seconds between two looks at what has changed."""
@@ -31,7 +31,7 @@ Stats = Mapping[str, tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """What a run folder knows of its copy.
+    """The state of the copy, as recorded in the run folder.
 
     Attributes:
         url: Where the copy is.
@@ -161,7 +161,7 @@ class Mirror:
         if owner == self._own:
             return
         if owner != self._before:
-            what, hint = f"{self.url}: another command goes on with this run", "leave the run to it"
+            what, hint = f"{self.url}: another command has continued this run", "leave the run to it"
             self._taken = StorageError(what, hint, code="storage.taken_over")
             raise self._taken
         self._storage.write(f"{self._below}/{_DRIVER}", self._own.encode())

@@ -32,16 +32,16 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish: no further calls follow."""
         ...
 
 
 @contextlib.contextmanager
 def tracking(run: Run, kind: Kind | None, on_event: OnEvent | None) -> Iterator[tuple[OnEvent | None, Any]]:
-    """An `on_event` that also tells a tracker, and a function that takes the outcome; closed at the end.
+    """An `on_event` that also reports to a tracker, and a function that takes the outcome; closed at the end.
 
     Losses are logged by training step. Scores are logged at λ in percent, so that a tracker draws them over λ. A
-    tracker that fails later, such as one whose server is gone, is left with a warning: the run goes on.
+    tracker that fails later, such as one whose server is gone, is dropped with a warning, and the run continues.
 
     Raises:
         UserError: The tracker is unknown (`usage.unknown_tracker`), or does not start (`usage.tracker_failed`).
